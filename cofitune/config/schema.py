@@ -1,0 +1,228 @@
+"""What a config may say. One frozen model a section; every field has a sentence, a unit and a sane default.
+
+The four commands share this schema; `SECTIONS_READ` says which sections each one reads, and so which changes make an
+output folder "made by another config".
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+SECTIONS_READ: dict[str, tuple[str, ...]] = {
+    "train": ("model", "data", "region", "softmask", "train", "deepspeed"),
+    "importance": ("model", "data", "importance"),
+    "eval": ("model", "data", "eval"),
+    "search": ("model", "data", "train", "deepspeed", "eval", "search"),
+}
+
+
+def _listed(value: Any) -> Any:
+    """`x` stands for `[x]`, so that one file needs no list."""
+    return value if value is None or isinstance(value, list | tuple) else [value]
+
+
+def _source(value: Any) -> Any:
+    """A path alone stands for `{path: …}`."""
+    return {"path": value} if isinstance(value, str) else value
+
+
+def _text(value: Any) -> Any:
+    """`layers: 3` is read by YAML as a number and means the text `3`."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, protected_namespaces=())
+
+
+class Model(Section):
+    name: str = Field(description="folder or hub name of the aligned model to start from")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="the one place for precision; auto: bfloat16 on a GPU, float32 on a CPU"
+    )
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = Field(
+        "sdpa", description="attention kernel, by transformers' names"
+    )
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    trust_remote_code: bool = Field(False, description="run code that the model's folder brings along")
+
+
+class Source(Section):
+    path: str = Field(description="a JSONL file, relative to the folder the command is typed in")
+    format: Literal["auto", "alpaca", "messages"] = Field(
+        "auto", description="alpaca: instruction/input/output; messages: chat turns; auto: by the item's keys"
+    )
+
+
+Sources = Annotated[tuple[Annotated[Source, BeforeValidator(_source)], ...], BeforeValidator(_listed)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+
+
+class Data(Section):
+    train: Sources = Field((), description="training items, one or more JSONL files")
+    max_length: int = Field(512, gt=1, description="tokens an item may have; a longer response is cut, and counted")
+    template: Literal["auto", "chat", "plain"] = Field(
+        "auto", description="chat: the tokenizer's chat template; plain: our own; auto: chat where there is one"
+    )
+    train_on: Literal["response", "all"] = Field("response", description="tokens that carry the loss")
+    on_bad_item: Literal["error", "drop"] = Field("error", description="stop at an unusable item, or drop and count it")
+
+
+class Region(Section):
+    layers: Annotated[str, BeforeValidator(_text)] = Field(
+        "25%-50%", description="25%-50%, 8-15 (0-based, inclusive), a name such as bottom2, or all"
+    )
+    modules: Names = Field(
+        ("up_proj", "down_proj"), min_length=1, description="q_proj … down_proj, or the groups mha, ffn, all"
+    )
+
+
+class Importance(Section):
+    data: Sources = Field((), description="general data: what the model should keep being able to do")
+    passes: Literal[2] = Field(2, description="dropout passes over each micro-batch whose KL is taken")
+    dropout: float = Field(0.003, gt=0, lt=1, description="probability, on attention weights and FFN outputs")
+    reduce: Literal["signed"] = Field("signed", description="how gate gradients add up over items")
+    normalize: Literal["zscore_tanh"] = Field("zscore_tanh", description="per layer: |tanh(z-score)|")
+    per_device_batch_size: int = Field(4, gt=0, description="items a micro-batch on one device")
+    max_items: int | None = Field(None, gt=0, description="items to read at most; null: all")
+    seed: int = Field(1234, ge=0, description="seed of the dropout masks")
+
+
+class SoftMask(Section):
+    apply_to: Literal["update", "gradient", "none"] = Field(
+        "update", description="update: scales the step itself; gradient: the paper's equation; none: no mask"
+    )
+    importance: str | None = Field(
+        None, description="folder with importance.safetensors; null: the one in this config's output_dir"
+    )
+    modules: Names | None = Field(None, description="modules to mask; null: all that are trained")
+
+
+class Train(Section):
+    learning_rate: float = Field(4e-5, gt=0, description="peak rate of AdamW")
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "cosine", description="schedule, by transformers' names"
+    )
+    warmup_ratio: float = Field(0.03, ge=0, lt=1, description="share of the steps that warm up")
+    num_train_epochs: float = Field(3.0, gt=0, description="passes over the training data")
+    max_steps: int | None = Field(None, gt=0, description="optimizer steps; overrules num_train_epochs")
+    per_device_train_batch_size: int = Field(16, gt=0, description="items a micro-batch on one device")
+    gradient_accumulation_steps: int = Field(2, gt=0, description="micro-batches an optimizer step")
+    weight_decay: float = Field(0.1, ge=0, description="decoupled weight decay of AdamW")
+    adam_betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's betas")
+    adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon")
+    max_grad_norm: float = Field(1.0, ge=0, description="clip the gradient's global norm; 0: off")
+    gradient_checkpointing: bool = Field(True, description="recompute activations from the lowest trained layer up")
+    seed: int = Field(1234, ge=0, description="order of the data, and every other random number")
+
+
+class DeepSpeed(Section):
+    zero_stage: Literal[1, 2, 3] = Field(3, description="ZeRO stage")
+    offload_optimizer: Literal["none", "cpu"] = Field("none", description="where optimizer states live")
+    offload_param: Literal["none", "cpu"] = Field("none", description="where parameter shards live (stage 3)")
+    raw: dict[str, Any] = Field(default_factory=dict, description="DeepSpeed keys, merged in last")
+
+    @model_validator(mode="after")
+    def _offload_needs_stage_3(self) -> DeepSpeed:
+        if self.offload_param == "cpu" and self.zero_stage != 3:
+            raise ValueError("offload_param: cpu needs zero_stage: 3 (lower stages keep whole parameters)")
+        return self
+
+
+class Task(Section):
+    path: str = Field(description="a JSONL file of items")
+    kind: Literal["multiple_choice", "generate", "ifeval"] = Field(description="how items are asked and scored")
+    name: str | None = Field(None, description="name in tables; null: the file's name")
+    metric: Literal["acc", "acc_norm", "exact_match", "regex", "prompt_strict"] | None = Field(
+        None,
+        description="multiple_choice: acc | acc_norm (per byte); generate: exact_match | regex; ifeval: prompt_strict",
+    )
+    pattern: str | None = Field(None, description="regex: the first group found in the answer is compared")
+    max_new_tokens: int = Field(64, gt=0, description="length limit of an answer, in tokens")
+    stop: Names = Field((), description="strings that end an answer, besides the end-of-turn token")
+    limit: int | None = Field(None, gt=0, description="items to use, from the top; null: all")
+
+    _METRICS = {
+        "multiple_choice": ("acc", "acc_norm"),
+        "generate": ("exact_match", "regex"),
+        "ifeval": ("prompt_strict",),
+    }
+
+    @property
+    def title(self) -> str:
+        """The task's name in tables and files."""
+        return self.name or Path(self.path).stem
+
+    @property
+    def scored_by(self) -> str:
+        """The metric, its kind's default filled in."""
+        return self.metric or self._METRICS[self.kind][0]
+
+    @model_validator(mode="after")
+    def _metric_fits_kind(self) -> Task:
+        accepted = self._METRICS[self.kind]
+        if self.scored_by not in accepted:
+            raise ValueError(f"metric {self.metric} does not fit kind {self.kind} (accepted: {', '.join(accepted)})")
+        if (self.scored_by == "regex") != (self.pattern is not None):
+            raise ValueError("metric: regex and pattern go together: give both or neither")
+        return self
+
+
+Tasks = Annotated[tuple[Task, ...], BeforeValidator(_listed)]
+
+
+class Versatility(Section):
+    gen_kn: Tasks = Field((), description="general knowledge")
+    gen_rs: Tasks = Field((), description="general reasoning")
+    instruct: Tasks = Field((), description="instruction following")
+
+
+class Eval(Section):
+    speciality: Tasks = Field((), description="tasks of the speciality")
+    versatility: Versatility = Field(default_factory=Versatility, description="tasks of the three general abilities")
+    speciality_weight: float = Field(0.5, ge=0, le=1, description="w in unified = w·speciality + (1 − w)·versatility")
+    batch_size: int = Field(8, gt=0, description="items a batch; keep it the same in everything that is compared")
+
+
+class Level(Section):
+    layers: Names | None = Field(None, description="layer ranges to try inside the parent's")
+    modules: tuple[Names, ...] | None = Field(None, description="module sets to try inside the parent's")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Level:
+        if (self.layers is None) == (self.modules is None):
+            raise ValueError("a level tries either layers or modules: give exactly one")
+        return self
+
+
+class Search(Section):
+    levels: Literal["paper"] | tuple[Level, ...] = Field(
+        "paper", description="paper: half-depth ranges → quarters → mha | ffn → projections; or a list of levels"
+    )
+    beam: int = Field(1, gt=0, description="regions expanded at each level")
+    train_steps: int = Field(60, gt=0, description="optimizer steps of a trial")
+    limit: int | None = Field(64, gt=0, description="items of each task in a trial's evaluation; null: all")
+    eval: Eval | None = Field(None, description="tasks of the trials, held apart from the test; null: those of eval")
+
+
+class Config(Section):
+    """The whole file. `output_dir` is the run: every artifact of the four commands lives below it."""
+
+    model: Model
+    output_dir: str = Field(description="the run's folder")
+    data: Data = Field(default_factory=Data)
+    region: Region | Literal["search"] = Field(default_factory=Region, description="what to train, or: search")
+    importance: Importance = Field(default_factory=Importance)
+    softmask: SoftMask = Field(default_factory=lambda: SoftMask(apply_to="none"))
+    train: Train = Field(default_factory=Train)
+    deepspeed: DeepSpeed = Field(default_factory=DeepSpeed)
+    eval: Eval = Field(default_factory=Eval)
+    search: Search = Field(default_factory=Search)
+
+    @property
+    def run(self) -> Path:
+        """The run's folder as a path."""
+        return Path(self.output_dir)

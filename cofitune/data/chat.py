@@ -1,0 +1,139 @@
+"""From a conversation to tokens and labels: the chat template, and which tokens carry the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from cofitune.data.read import Account, Item, bad_item
+from cofitune.errors import DataError, UserError
+
+IGNORED = -100  # the label that torch's cross-entropy skips
+PLAIN_TEMPLATE = (  # every marker ends with a line break, so that no token straddles the prompt and the response
+    "{{ bos_token if bos_token else '' }}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] }}\n\n"
+    "{% elif message['role'] == 'user' %}### User:\n{{ message['content'] }}\n\n"
+    "{% else %}### Assistant:\n{{ message['content'] }}{{ eos_token }}\n\n{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}### Assistant:\n{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of one conversation, and a label each: the id itself where it carries the loss, else -100. Both [T]."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+    @property
+    def num_supervised(self) -> int:
+        """Tokens that carry the loss. The first token of all is never predicted, so it never counts."""
+        return sum(label != IGNORED for label in self.labels[1:])
+
+
+def set_template(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
+    """Make the tokenizer speak the configured template, for training, evaluation and export alike.
+
+    Args:
+        template: chat (the model's own), plain (ours), or auto (the model's own where there is one).
+
+    Returns:
+        chat or plain, which of the two it is now.
+
+    Raises:
+        UserError: `chat` is asked of a tokenizer that has no chat template.
+    """
+    if template == "chat" and not tokenizer.chat_template:
+        raise UserError("data.template: this model's tokenizer has no chat template; use template: plain (or auto)")
+    if template == "plain" or not tokenizer.chat_template:
+        tokenizer.chat_template = PLAIN_TEMPLATE
+        return "plain"
+    return "chat"
+
+
+def encode_items(
+    items: Sequence[Item],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    train_on: str = "response",
+    on_bad_item: str = "error",
+    account: Account | None = None,
+) -> list[Example]:
+    """Tokenize every item; longer ones lose the end of their response, and the account counts them.
+
+    Raises:
+        DataError: the prompt alone fills `max_length`, or the template cannot be followed (file:line).
+    """
+    account = Account() if account is None else account
+    examples = []
+    for item in items:
+        example = encode(item, tokenizer, train_on)
+        if len(example.input_ids) > max_length:
+            tokens = len(example.input_ids)
+            example = Example(example.input_ids[:max_length], example.labels[:max_length])
+            if example.num_supervised == 0:
+                message = f"the prompt alone exceeds data.max_length {max_length} (the whole item has {tokens} tokens)"
+                bad_item(f"{item.where}: {message}", on_bad_item, account)
+                continue
+            account.truncated += 1
+        examples.append(example)
+    if not examples:
+        raise DataError("data: not one usable item is left")
+    return examples
+
+
+def encode(item: Item, tokenizer: PreTrainedTokenizerBase, train_on: str = "response") -> Example:
+    """Render an item with the tokenizer's template and label its responses, end-of-turn token included.
+
+    Raises:
+        DataError: the template rewrites earlier turns, so that responses cannot be told apart.
+    """
+    text = render(tokenizer, item.messages())
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids = list(encoded["input_ids"])
+    if train_on == "all":
+        return Example(ids, list(ids))
+    spans = _response_spans(item, tokenizer, text)
+    labels = [
+        token if any(start <= first and last <= end and last > first for start, end in spans) else IGNORED
+        for token, (first, last) in zip(ids, encoded["offset_mapping"], strict=True)
+    ]
+    return Example(ids, labels)
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], add_generation_prompt: bool = False
+) -> str:
+    """The text that the model sees for these messages."""
+    return str(
+        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    )
+
+
+def _response_spans(item: Item, tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, int]]:
+    """Character ranges of the responses in `text`: from after the generation prompt through the end-of-turn token."""
+    messages = item.messages()
+    spans = []
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        prompt = render(tokenizer, messages[:index], add_generation_prompt=True)
+        whole = render(tokenizer, messages[: index + 1])
+        if not (whole.startswith(prompt) and text.startswith(whole)):
+            raise DataError(
+                f"{item.where}: the model's chat template rewrites earlier turns, so the response in turn {index} "
+                "cannot be told apart; give single-turn items, or use data.template: plain"
+            )
+        spans.append((len(prompt), _end_of_turn(whole, len(prompt), tokenizer.eos_token)))
+    return spans
+
+
+def _end_of_turn(whole: str, start: int, eos: str | None) -> int:
+    """Leave out white space that a template writes after the end-of-turn token: a generation stops before it."""
+    stripped = whole.rstrip()
+    ends_with_token = eos is not None and stripped.endswith(eos)
+    return max(start, len(stripped)) if ends_with_token else len(whole)

@@ -1,0 +1,37 @@
+"""Errors that are the user's to mend: one clear message, exit code 2, no traceback. Anything else is our bug."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user gave is wrong: the message says what, where, and what would be right."""
+
+
+class ConfigError(UserError):
+    """One or more mistakes in a config file or an override, reported together."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        head = "" if len(problems) == 1 else f"{len(problems)} mistakes in the config:\n"
+        super().__init__(head + "\n".join(f"  - {p}" if head else p for p in problems))
+
+
+class DataError(UserError):
+    """A data file that is missing, does not parse, or holds items that cannot be used (file:line)."""
+
+
+class RegionError(UserError):
+    """A region that matches nothing, or lies outside the model."""
+
+
+class ArtifactError(UserError):
+    """A file of ours (delta, importance, store) that is missing, damaged, or belongs to another model or config."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?` for the nearest known name, or nothing when none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{near[0]}'?" if near else ""

@@ -1,0 +1,99 @@
+"""Files that are whole or absent: every write-out goes to a temporary file, is fsynced and renamed into place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cofitune.errors import ArtifactError
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it in place in one step.
+
+    A process that dies on the way leaves the old file, or none, but never half a file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)  # mkstemp gives 0600, which would lock colleagues out of a shared folder
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _fsync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    write_atomically(path, lambda temporary: _write_utf8(temporary, text))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, indented, in the order given."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file atomically (`format: pt`, so that transformers reads it)."""
+    from safetensors.torch import save_file
+
+    write_atomically(path, lambda temporary: save_file(dict(tensors), temporary, {"format": "pt", **(metadata or {})}))
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Read a JSON file of ours.
+
+    Raises:
+        ArtifactError: it is missing or does not parse; `what` names it in the message.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: no {what} here") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path}: this {what} is damaged: {error}") from None
+
+
+def read_tensors(path: Path, what: str) -> dict[str, Any]:
+    """Read a whole safetensors file of ours to the CPU.
+
+    Raises:
+        ArtifactError: it is missing, truncated or no safetensors file; `what` names it in the message.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: no {what} here") from None
+    except SafetensorError as error:
+        raise ArtifactError(f"{path}: this {what} is damaged: {error}") from None
+
+
+def sha256_file(path: Path) -> str:
+    """Hash a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_utf8(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _fsync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

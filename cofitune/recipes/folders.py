@@ -1,0 +1,84 @@
+"""A run's folders: one below `output_dir` a command, each with the resolved config that it was made by."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from cofitune import __version__
+from cofitune.config.load import dump_config, load_config
+from cofitune.config.schema import SECTIONS_READ, Config
+from cofitune.errors import UserError
+from cofitune.files import write_text
+
+PACKAGES = ("torch", "transformers", "deepspeed", "lm-eval")
+
+
+def check_folder(config: Config, command: str, overwrite: bool) -> Path:
+    """Return the command's folder; nothing is written yet.
+
+    Raises:
+        UserError: a section that this command reads differs from the one the folder was made by, or the place cannot
+            be written.
+    """
+    folder = config.run / command
+    made_by = folder / "config.yaml"
+    if made_by.is_file() and not overwrite:
+        before, now = load_config(made_by).model_dump(), config.model_dump()
+        changed = [d for section in SECTIONS_READ[command] for d in _differences(section, before[section], now[section])]
+        if changed:
+            raise UserError(
+                f"{folder} was made by another config ({'; '.join(changed[:3])}{'; …' if len(changed) > 3 else ''}); "
+                "choose another output_dir, or --overwrite it"
+            )
+    parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"output_dir: {folder} cannot be written ({parent} is not a writable folder)")
+    return folder
+
+
+def start_folder(config: Config, command: str, overwrite: bool) -> Path:
+    """Make the command's folder (emptied under `overwrite`) and write the resolved config into it."""
+    folder = check_folder(config, command, overwrite)
+    if overwrite and folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = "".join(f"# {line}\n" for line in environment()) + dump_config(config)
+    write_text(folder / "config.yaml", text)
+    write_text(config.run / "config.yaml", text)
+    return folder
+
+
+def environment() -> list[str]:
+    """What made a run: our version, the packages' versions and the state of the git checkout it was typed in."""
+    versions = [f"{name} {_version(name)}" for name in PACKAGES]
+    return [f"cofitune {__version__}; {', '.join(versions)}", f"git: {_git_state()}"]
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _git_state() -> str:
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + (" with uncommitted changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "not in a checkout"
+
+
+def _differences(place: str, before: Any, now: Any) -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [d for key in now for d in _differences(f"{place}.{key}", before.get(key), now[key])]
+    return [] if before == now else [f"{place} is {before!r} there and {now!r} here"]

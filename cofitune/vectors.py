@@ -1,0 +1,89 @@
+"""The importance file: per layer and unit kind one vector in [0, 1], beside a manifest that says whose it is.
+
+A folder holds `importance.safetensors` (normalised, what the soft mask reads), `scores.safetensors` (before
+normalisation, to merge or normalise anew) and `manifest.json`. Each safetensors file has one tensor a unit kind, of
+shape [L, units], fp32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cofitune.errors import ArtifactError
+from cofitune.files import read_json, read_tensors, sha256_file, write_json, write_tensors
+from cofitune.model.anatomy import Anatomy
+
+FORMAT = 1
+ATTENTION_HEADS = "attention_heads"
+FFN_NEURONS = "ffn_neurons"
+FFN_OUTPUTS = "ffn_outputs"
+UNIT_KINDS = (ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS)
+
+
+@dataclass(frozen=True)
+class ImportanceFile:
+    """What a folder holds: `vectors` maps each unit kind to [L, units] in [0, 1]; `sha256` names the file's bytes."""
+
+    vectors: dict[str, Tensor]
+    manifest: dict[str, Any]
+    sha256: str
+
+
+def unit_counts(anatomy: Anatomy) -> dict[str, int]:
+    """Units a layer of each kind: A attention heads, F FFN neurons, H FFN output channels."""
+    return {
+        ATTENTION_HEADS: anatomy.num_heads,
+        FFN_NEURONS: anatomy.intermediate_size,
+        FFN_OUTPUTS: anatomy.hidden_size,
+    }
+
+
+def write_importance(
+    folder: Path, vectors: dict[str, Tensor], scores: dict[str, Tensor], manifest: dict[str, Any]
+) -> None:
+    """Write the three files; the manifest last, because a folder without it counts as unfinished."""
+    write_tensors(folder / "scores.safetensors", {k: v.float().contiguous() for k, v in scores.items()})
+    path = folder / "importance.safetensors"
+    write_tensors(path, {k: v.float().contiguous() for k, v in vectors.items()})
+    write_json(folder / "manifest.json", {"format": FORMAT, "sha256": sha256_file(path), **manifest})
+
+
+def read_importance(folder: Path, anatomy: Anatomy, base_fingerprint: str) -> ImportanceFile:
+    """Read an importance folder and check that it belongs to this model.
+
+    Raises:
+        ArtifactError: a file is missing or damaged, another model's, or holds wrong shapes, NaN, or values outside
+            [0, 1].
+    """
+    manifest = read_json(folder / "manifest.json", "importance manifest")
+    path = folder / "importance.safetensors"
+    vectors = read_tensors(path, "importance file")
+    found = sha256_file(path)
+    if manifest.get("format") != FORMAT:
+        raise ArtifactError(f"{folder}: importance format {manifest.get('format')} is not {FORMAT}, which we read")
+    if manifest.get("sha256") != found:
+        raise ArtifactError(f"{path}: its bytes are not those that the manifest names; compute the importance again")
+    if manifest.get("base_fingerprint") != base_fingerprint:
+        raise ArtifactError(
+            f"{folder}: this importance was computed on another model ({manifest.get('base')}, fingerprint "
+            f"{str(manifest.get('base_fingerprint'))[:12]}; the model here has {base_fingerprint[:12]})"
+        )
+    for kind, units in unit_counts(anatomy).items():
+        if kind not in vectors:
+            raise ArtifactError(f"{path}: holds no '{kind}'")
+        _check_vector(path, kind, vectors[kind], (anatomy.num_layers, units))
+    return ImportanceFile(vectors, manifest, found)
+
+
+def _check_vector(path: Path, kind: str, vector: Tensor, shape: tuple[int, int]) -> None:
+    if tuple(vector.shape) != shape:
+        raise ArtifactError(f"{path}: '{kind}' has shape {list(vector.shape)}; this model needs {list(shape)}")
+    if not torch.isfinite(vector).all():
+        raise ArtifactError(f"{path}: '{kind}' holds NaN or infinity")
+    if vector.min() < 0 or vector.max() > 1:
+        raise ArtifactError(f"{path}: '{kind}' holds values outside [0, 1]")
