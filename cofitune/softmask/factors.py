@@ -1,0 +1,87 @@
+"""Importance → soft mask: the factor 1 − I of each unit, on the unit's own rows or columns of each weight.
+
+The published code tiles the mask along the flattened gradient, which gives 0.02 % of the elements their own unit's
+factor (METHOD.md, defect 1); here a factor is a vector over rows or columns, and tests check it unit by unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from cofitune.errors import RegionError
+from cofitune.model.anatomy import MODULE_PATHS, Anatomy
+from cofitune.model.region import Region
+from cofitune.vectors import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS
+
+UNIT_OF_MODULE = {
+    "q_proj": ATTENTION_HEADS,
+    "k_proj": ATTENTION_HEADS,
+    "v_proj": ATTENTION_HEADS,
+    "o_proj": ATTENTION_HEADS,
+    "gate_proj": FFN_NEURONS,
+    "up_proj": FFN_NEURONS,
+    "down_proj": FFN_OUTPUTS,
+}
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What multiplies a weight's update: `values` [rows] along axis 0, or [columns] along axis 1; in [0, 1], fp32."""
+
+    values: Tensor
+    axis: int
+
+    def shaped(self, tensor: Tensor) -> Tensor:
+        """`values` so that it broadcasts over a whole weight [rows, columns] or bias [rows]."""
+        return self.values if tensor.dim() == 1 else self.values[:, None] if self.axis == 0 else self.values[None, :]
+
+
+def build_factors(
+    importance: Mapping[str, Tensor], region: Region, modules: tuple[str, ...], anatomy: Anatomy
+) -> dict[str, Factor]:
+    """One factor for each masked parameter of the region, by the parameter's name.
+
+    Rows of up, gate (FFN neurons), down (FFN output channels), q, k, v (heads); columns of `o_proj`, where a head is an
+    input block. With grouped queries a key/value head takes the maximum over the heads that it serves. A bias is masked
+    with its row; `o_proj`'s bias belongs to no head and is not masked.
+
+    Args:
+        importance: unit kind → [L, units] in [0, 1].
+        modules: modules to mask, each of them trained.
+
+    Raises:
+        RegionError: a module to mask is not trained.
+    """
+    untrained = [m for m in modules if m not in region.modules]
+    if untrained:
+        raise RegionError(
+            f"softmask.modules: {', '.join(untrained)} would be masked but not trained (trained: "
+            f"{', '.join(region.modules)})"
+        )
+    factors: dict[str, Factor] = {}
+    for layer in region.layers:
+        for module in modules:
+            values = 1 - _unit_per_row(importance[UNIT_OF_MODULE[module]][layer].float(), module, anatomy)
+            axis = 1 if module == "o_proj" else 0
+            for name in anatomy.parameter_names(layer, module):
+                if not (axis == 1 and name.endswith("bias")):
+                    factors[name] = Factor(values, axis)
+    return factors
+
+
+def module_of(name: str) -> str:
+    """The module that a parameter's name belongs to."""
+    return next(module for module, path in MODULE_PATHS.items() if f".{path}." in name)
+
+
+def _unit_per_row(importance: Tensor, module: str, anatomy: Anatomy) -> Tensor:
+    """Spread a layer's importances [units] over the rows (for o_proj: columns) that each unit owns."""
+    if module in ("q_proj", "o_proj"):
+        return importance.repeat_interleave(anatomy.head_dim)
+    if module in ("k_proj", "v_proj"):
+        per_group = importance.view(anatomy.num_key_value_heads, -1).amax(dim=1)
+        return per_group.repeat_interleave(anatomy.head_dim)
+    return importance

@@ -1,0 +1,90 @@
+"""Soft mask on the update: θ ← θ_old + (1 − I)(θ_new − θ_old), weight decay included.
+
+Hooks before and after DeepSpeed's inner optimizer see its local fp32 shards before they are copied to the model's
+precision. Each shard is a stretch of a weight laid out row by row, so its first and last rows may be cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from cofitune.sharding import Shard
+from cofitune.softmask.factors import Factor
+
+
+def mask_updates(
+    optimizer: torch.optim.Optimizer, shards: Mapping[int, list[Shard]], factors: Mapping[str, Factor]
+) -> UpdateMask:
+    """Install the mask on the inner optimizer.
+
+    Args:
+        optimizer: steps on flat fp32 tensors, each a row of shards.
+        shards: id of a flat tensor → its shards (`cofitune.sharding.shards`).
+        factors: parameter name → factor; parameters without one move freely.
+    """
+    return UpdateMask(optimizer, shards, factors)
+
+
+class UpdateMask:
+    """The installed hooks. `remove()` takes them off."""
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, shards: Mapping[int, list[Shard]], factors: Mapping[str, Factor]
+    ) -> None:
+        self._masked = {key: [(s, factors[s.name]) for s in row if s.name in factors] for key, row in shards.items()}
+        self._old: list[tuple[Tensor, Shard, Factor, Tensor]] = []
+        self._handles: list[RemovableHandle] = [
+            optimizer.register_step_pre_hook(self._remember),
+            optimizer.register_step_post_hook(self._hold_back),
+        ]
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _remember(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        self._old = [
+            (flat, shard, factor, _piece(flat, shard).clone())
+            for group in optimizer.param_groups
+            for flat in group["params"]
+            for shard, factor in self._masked.get(id(flat), [])
+        ]
+
+    def _hold_back(self, *_: Any) -> None:
+        for flat, shard, factor, old in self._old:
+            hold_back(_piece(flat, shard), old, shard, factor)
+        self._old = []
+
+
+def hold_back(new: Tensor, old: Tensor, shard: Shard, factor: Factor) -> None:
+    """In place: new ← old + f·(new − old), each element with its own unit's f. `new` and `old` are [shard.numel]."""
+    values = factor.values.to(new.device, new.dtype)
+    columns = shard.shape[1] if len(shard.shape) == 2 else 1
+    for begin, end in _stretches(shard, columns):
+        first = shard.start + begin
+        row, column = divmod(first, columns)
+        rows = max(1, (end - begin) // columns)
+        # `lerp` gives exactly `old` at factor 0 and exactly `new` at factor 1
+        part = (rows, (end - begin) // rows)
+        weight = values[row : row + rows, None] if factor.axis == 0 else values[None, column : column + part[1]]
+        target = new[begin:end].view(part)
+        target.copy_(torch.lerp(old[begin:end].view(part), target, weight.expand(part)))
+
+
+def _piece(flat: Tensor, shard: Shard) -> Tensor:
+    return flat.data[shard.offset : shard.offset + shard.numel]
+
+
+def _stretches(shard: Shard, columns: int) -> Iterator[tuple[int, int]]:
+    """Cut a shard into the rest of a row, whole rows, and the beginning of a row (any of them may be missing)."""
+    head = min(-shard.start % columns, shard.numel)
+    whole = head + (shard.numel - head) // columns * columns
+    for begin, end in ((0, head), (head, whole), (whole, shard.numel)):
+        if end > begin:
+            yield begin, end

@@ -1,0 +1,125 @@
+"""The delta: the trained tensors whole, in the training dtype, and a manifest that says whose they are."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cofitune.errors import ArtifactError
+from cofitune.files import read_json, read_tensors, sha256_file, write_json, write_tensors
+from cofitune.sharding import gathered
+
+FORMAT = 1
+HASHED_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What training changed: `tensors` by parameter name, `sha256` of the file's bytes."""
+
+    tensors: dict[str, Tensor]
+    manifest: dict[str, Any]
+    sha256: str
+
+
+def collect(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """Gather the named parameters whole, one at a time. Every rank must call; rank 0 gets them, others nothing."""
+    parameters = dict(model.named_parameters())
+    keep = _rank() == 0
+    tensors = {}
+    for name in names:
+        with gathered(parameters[name]) as whole:
+            if keep:
+                tensors[name] = whole.detach().to("cpu", copy=True).contiguous()
+    return tensors
+
+
+def write_delta(folder: Path, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> None:
+    """Write `delta.safetensors`, then `manifest.json`; a folder without the manifest counts as unfinished."""
+    path = folder / "delta.safetensors"
+    write_tensors(path, tensors)
+    write_json(folder / "manifest.json", {"format": FORMAT, "delta_sha256": sha256_file(path), **manifest})
+
+
+def read_delta(folder: Path, base_fingerprint: str) -> Delta:
+    """Read a run's delta and check that it belongs to this base model.
+
+    Raises:
+        ArtifactError: a file is missing or damaged, or the delta was trained from another model.
+    """
+    manifest = read_json(folder / "manifest.json", "training manifest")
+    path = folder / "delta.safetensors"
+    if manifest.get("format") != FORMAT:
+        raise ArtifactError(f"{folder}: delta format {manifest.get('format')} is not {FORMAT}, which we read")
+    if manifest.get("base_fingerprint") != base_fingerprint:
+        raise ArtifactError(
+            f"{folder}: this delta was trained from another model ({manifest.get('base')}, fingerprint "
+            f"{str(manifest.get('base_fingerprint'))[:12]}; the model here has {base_fingerprint[:12]})"
+        )
+    tensors = read_tensors(path, "delta")
+    found = sha256_file(path)
+    if manifest.get("delta_sha256") != found:
+        raise ArtifactError(f"{path}: its bytes are not those that the manifest names; train again")
+    return Delta(tensors, manifest, found)
+
+
+def apply_delta(model: nn.Module, delta: Delta) -> None:
+    """Copy the delta's tensors into a base model in memory.
+
+    Raises:
+        ArtifactError: a tensor has no place in the model, or another shape.
+    """
+    parameters = dict(model.named_parameters())
+    for name, tensor in delta.tensors.items():
+        if name not in parameters or parameters[name].shape != tensor.shape:
+            raise ArtifactError(f"the delta's {name} {list(tensor.shape)} has no place in this model")
+        with torch.no_grad():
+            parameters[name].copy_(tensor)
+
+
+def hash_parameters(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """sha256 of each named parameter's bytes. Every rank must call and gets the same answer.
+
+    Parameters are gathered one at a time; the ranks share the hashing, parameter i falling to rank i mod world.
+    """
+    parameters = dict(model.named_parameters())
+    rank, world = _rank(), _world_size()
+    # sha256 lets go of Python's lock, so a few threads hash while the next parameter is gathered
+    with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
+        pending = {}
+        for index, name in enumerate(names):
+            with gathered(parameters[name]) as whole:
+                if index % world == rank:
+                    pending[name] = pool.submit(_hash, whole.detach().to("cpu", copy=True))
+                    if len(pending) >= HASHED_AT_ONCE:  # bounds the copies that wait
+                        list(pending.values())[-HASHED_AT_ONCE].result()
+        mine = {name: future.result() for name, future in pending.items()}
+    if world == 1:
+        return mine
+    parts: list[dict[str, str] | None] = [None] * world
+    torch.distributed.all_gather_object(parts, mine)
+    return {name: digest for part in parts if part for name, digest in part.items()}
+
+
+def hash_tensor(tensor: Tensor) -> str:
+    """sha256 of a tensor's bytes, as `hash_parameters` counts them."""
+    return _hash(tensor.detach().cpu())
+
+
+def _hash(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def _world_size() -> int:
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1

@@ -1,0 +1,134 @@
+"""DeepSpeed's engine from plain values: its config, and `initialize` with the frozen weights left out."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import get_scheduler
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What DeepSpeed must know. Names are those of the config's `train` and `deepspeed` sections.
+
+    Attributes:
+        num_steps: optimizer steps of the schedule.
+        dtype: the training precision; bfloat16 keeps fp32 master weights and accumulates gradients in fp32.
+    """
+
+    zero_stage: int
+    offload_optimizer: str
+    offload_param: str
+    raw: Mapping[str, Any]
+    dtype: torch.dtype
+    micro_batch: int
+    accumulation: int
+    learning_rate: float
+    weight_decay: float
+    adam_betas: tuple[float, float]
+    adam_epsilon: float
+    max_grad_norm: float
+    lr_scheduler_type: str
+    warmup_ratio: float
+    num_steps: int
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps over which the learning rate rises from 0."""
+        return math.ceil(self.warmup_ratio * self.num_steps)
+
+
+def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
+    """The config that `deepspeed.initialize` gets; `raw` is merged in last, section by section."""
+    on_gpu = torch.cuda.is_available()
+    offload = {"device": "cpu", "pin_memory": on_gpu}
+    zero: dict[str, Any] = {"stage": settings.zero_stage}
+    if settings.offload_optimizer == "cpu":
+        zero["offload_optimizer"] = offload
+    if settings.offload_param == "cpu":
+        zero["offload_param"] = offload
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": settings.micro_batch,
+        "gradient_accumulation_steps": settings.accumulation,
+        "gradient_clipping": settings.max_grad_norm,
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": settings.learning_rate,
+                "betas": list(settings.adam_betas),
+                "eps": settings.adam_epsilon,
+                "weight_decay": settings.weight_decay,
+                # on a CPU DeepSpeed would compile its own Adam for two minutes; torch's is as good there
+                **({} if on_gpu else {"torch_adam": True}),
+            },
+        },
+        "bf16": {"enabled": settings.dtype == torch.bfloat16},
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+    if settings.dtype == torch.bfloat16:
+        config["data_types"] = {"grad_accum_dtype": "fp32"}  # else bf16 sums lose small gradients
+    return _merge(config, settings.raw)
+
+
+def start_engine(model: nn.Module, settings: EngineSettings) -> Any:
+    """Wrap the model: only parameters that require gradients get optimizer states.
+
+    The learning-rate schedule is transformers', stepped by the engine after every optimizer step.
+    """
+    import deepspeed
+
+    def schedule(optimizer: torch.optim.Optimizer) -> Any:
+        return get_scheduler(settings.lr_scheduler_type, optimizer, settings.warmup_steps, settings.num_steps)
+
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        model_parameters=[p for p in model.parameters() if p.requires_grad],
+        config=deepspeed_config(settings),
+        lr_scheduler=schedule,
+    )
+    return engine
+
+
+def start_distributed() -> tuple[int, int]:
+    """Join the other ranks (or be the only one), quietly. Returns (rank, world size)."""
+    import deepspeed
+
+    if "RANK" not in os.environ:
+        from torch.distributed.elastic.utils.distributed import get_free_port
+
+        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        os.environ.update({**alone, "MASTER_PORT": str(get_free_port())})
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def checkpoint_layers(model: Any, first_trained: int) -> None:
+    """Recompute activations in the backward pass, only from the lowest trained layer up.
+
+    Layers below it take no part in the backward pass, so that checkpointing them would gain nothing. Non-reentrant
+    checkpointing needs no gradient at its inputs; asking for one would run the backward pass through frozen layers.
+    """
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if getattr(model, "_require_grads_hooks", None) or getattr(model, "_require_grads_hook", None):
+        model.disable_input_require_grads()
+    for index, layer in enumerate(model.model.layers):
+        layer.gradient_checkpointing = index >= first_trained
+
+
+def _merge(base: dict[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
+    merged = deepcopy(base)
+    for key, value in raw.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else deepcopy(value)
+    return merged

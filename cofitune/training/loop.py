@@ -1,0 +1,126 @@
+"""The thin loop over DeepSpeed's engine: forward, backward, step, and one record a step."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from cofitune.data.batches import Batch, Plan, count_supervised, rank_micro_batches, step_indices
+from cofitune.data.chat import IGNORED, Example
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One line of `metrics.jsonl`.
+
+    Attributes:
+        step: optimizer step, from 1.
+        epoch: passes over the data that are behind, as a fraction.
+        loss: mean cross-entropy a supervised token, over all ranks and micro-batches of the step, in nats.
+        learning_rate: the rate that this step was taken with.
+        grad_norm: global norm of the (masked) gradient before clipping.
+        supervised_tokens: tokens that carried the loss, over all ranks.
+        tokens: all real tokens, over all ranks.
+        seconds: wall time of the step.
+    """
+
+    step: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    supervised_tokens: int
+    tokens: int
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record as JSON takes it."""
+        return asdict(self)
+
+
+def fit(
+    engine: Any,
+    examples: Sequence[Example],
+    plan: Plan,
+    seed: int,
+    pad_token_id: int,
+    on_step: Callable[[StepRecord], None],
+) -> None:
+    """Train for `plan.num_steps` optimizer steps. Every rank must call with the same arguments.
+
+    The loss of a step is the sum over its supervised tokens divided by their global count (all ranks, all
+    micro-batches), so that sharded training equals unsharded whatever the lengths. DeepSpeed averages over ranks and
+    divides by the accumulation, so each micro-batch is scaled by world × accumulation before `backward`.
+
+    Raises:
+        FloatingPointError: the loss is no longer finite.
+    """
+    device = engine.device
+    rank = torch.distributed.get_rank()
+    engine.train()
+    examples_seen = 0
+    for step, indices in enumerate(step_indices(plan, seed), start=1):
+        started = time.perf_counter()
+        batches = rank_micro_batches(examples, indices, plan, rank, pad_token_id)
+        local = [sum(map(count_supervised, batches)), sum(int(b["attention_mask"].sum()) for b in batches)]
+        supervised, tokens = _all_sum(torch.tensor(local, dtype=torch.float64, device=device)).long().tolist()
+        learning_rate = engine.get_lr()[0]
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        for batch in batches:
+            loss = summed_loss(engine, {k: v.to(device) for k, v in batch.items()})
+            engine.backward(loss * (plan.world_size * plan.accumulation / max(1, supervised)))
+            engine.step()
+            total += loss.detach().double()
+        examples_seen += len(indices)
+        record = StepRecord(
+            step=step,
+            epoch=examples_seen / plan.num_examples,
+            loss=_all_sum(total).item() / max(1, supervised),
+            learning_rate=learning_rate,
+            grad_norm=float(engine.get_global_grad_norm() or 0.0),
+            supervised_tokens=supervised,
+            tokens=tokens,
+            seconds=time.perf_counter() - started,
+        )
+        if not torch.isfinite(torch.tensor(record.loss)):
+            raise FloatingPointError(f"the loss is {record.loss} in step {step}; a lower train.learning_rate may help")
+        on_step(record)
+
+
+def summed_loss(model: Any, batch: Batch) -> Tensor:
+    """Cross-entropy in nats, summed over the batch's supervised tokens; logits are computed only where one is needed.
+
+    A batch without supervised tokens gives 0 and still runs its forward and backward.
+
+    Args:
+        batch: input_ids, attention_mask, labels, each [B, T]; the logits at position t are scored against label t + 1.
+    """
+    targets = batch["labels"][:, 1:]
+    wanted = (targets != IGNORED).any(dim=0).nonzero().flatten()  # positions where some row of the batch is supervised
+    if wanted.numel() == 0:
+        wanted = torch.zeros(1, dtype=torch.long, device=targets.device)
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+    if _keeps_logits(model):
+        logits = model(**inputs, logits_to_keep=wanted).logits  # [B, len(wanted), V]
+    else:
+        logits = model(**inputs).logits[:, wanted]
+    return cross_entropy(
+        logits.float().flatten(0, 1), targets[:, wanted].flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
+def _keeps_logits(model: Any) -> bool:
+    module = getattr(model, "module", model)
+    return "logits_to_keep" in inspect.signature(module.forward).parameters
+
+
+def _all_sum(value: Tensor) -> Tensor:
+    torch.distributed.all_reduce(value)
+    return value
