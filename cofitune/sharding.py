@@ -33,6 +33,17 @@ class Shard:
     numel: int
 
 
+def skip_cpu_communication_op() -> None:
+    """Let CPU ranks talk through gloo alone, before `init_distributed`.
+
+    DeepSpeed would otherwise compile an all-reduce through shared memory at its first start: a minute or more, and a C++
+    compiler needed, for a speed-up that only CPU training on several ranks would feel.
+    """
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
 @contextmanager
 def gathered(parameter: nn.Parameter) -> Iterator[Tensor]:
     """Give the whole parameter for reading, whatever the sharding. Every rank must enter."""

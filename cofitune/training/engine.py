@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import get_scheduler
+
+from cofitune.sharding import skip_cpu_communication_op
+
+SHARDED_LOADING_FROM = 8 * 2**30  # bytes of weights
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,8 @@ def start_distributed() -> tuple[int, int]:
         os.environ.update({**alone, "MASTER_PORT": str(get_free_port())})
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    else:
+        skip_cpu_communication_op()
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
@@ -132,3 +139,30 @@ def _merge(base: dict[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(value, Mapping) and isinstance(merged.get(key), dict)
         merged[key] = _merge(merged[key], value) if both else deepcopy(value)
     return merged
+
+
+@contextmanager
+def sharded_loading(num_parameters: int, settings: EngineSettings, world_size: int) -> Iterator[None]:
+    """Inside, `from_pretrained` shards weights while it reads them, where the model is big and several ranks share it.
+
+    Small models are loaded whole by every rank and sharded by `initialize`; safetensors are memory-mapped, so that the
+    ranks share the pages. Raw keys of the user's are part of the config that transformers looks at.
+    """
+    big = num_parameters * settings.dtype.itemsize >= SHARDED_LOADING_FROM
+    if not (big and world_size > 1 and settings.zero_stage == 3):
+        yield
+        return
+    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    config = HfDeepSpeedConfig(deepspeed_config(settings))  # noqa: F841 -- transformers holds it by a weak reference
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+
+
+def release(engine: Any) -> None:
+    """Let go of the engine's memory and leave the process group, so that a later engine may start."""
+    engine.destroy()
+    torch.distributed.destroy_process_group()

@@ -1,0 +1,167 @@
+"""The command line: options, help and exit codes; nothing else. No torch is imported before a command runs."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from cofitune import __version__, launch
+from cofitune.config.load import load_config
+from cofitune.errors import UserError
+
+app = typer.Typer(
+    name="cofitune",
+    help="Teach a large language model a speciality without making it forget.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The config, shared by all commands.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as train.learning_rate=1e-4.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop; nothing is written.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what this command wrote before.")]
+NumProcesses = Annotated[
+    int | None, typer.Option(min=1, help="Ranks on this machine. Default: one a GPU, or one on the CPU.")
+]
+
+
+@app.command()
+def search(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+    num_processes: NumProcesses = None,
+) -> None:
+    """Find the region (layer range × modules) with the best balance of speciality and versatility."""
+    resolved = load_config(config, overrides)
+    from cofitune.recipes import search as recipe
+
+    start_trial = partial(launch.start_trial, num_processes=launch.count_processes(num_processes))
+    recipe.search(resolved, start_trial=start_trial, overwrite=overwrite, dry_run=dry_run, console=_console())
+
+
+@app.command()
+def importance(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+    num_processes: NumProcesses = None,
+) -> None:
+    """Compute the importance of attention heads, FFN neurons and FFN output channels."""
+    resolved = load_config(config, overrides)
+    if _in_ranks(num_processes, dry_run):
+        return
+    from cofitune.recipes import importance as recipe
+
+    recipe.importance(resolved, overwrite=overwrite, dry_run=dry_run, console=_console())
+
+
+@app.command()
+def train(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+    num_processes: NumProcesses = None,
+) -> None:
+    """Train the region under the soft mask; everything else stays frozen."""
+    resolved = load_config(config, overrides)
+    if _in_ranks(num_processes, dry_run):
+        return
+    from cofitune.recipes import train as recipe
+
+    ranks = launch.count_processes(num_processes) if dry_run else 1
+    recipe.train(resolved, overwrite=overwrite, dry_run=dry_run, console=_console(), ranks=ranks)
+
+
+@app.command(name="eval")
+def evaluate(
+    config: ConfigPath, overrides: Overrides = None, dry_run: DryRun = False, overwrite: Overwrite = False
+) -> None:
+    """Score speciality and versatility, of the base and of the run, side by side."""
+    resolved = load_config(config, overrides)
+    from cofitune.recipes import evaluate as recipe
+
+    recipe.evaluate(resolved, overwrite=overwrite, dry_run=dry_run, console=_console())
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run: a config's output_dir.")],
+    to: Annotated[Path, typer.Option(help="The folder to write.")],
+    base: Annotated[str | None, typer.Option(help="Where the base model is now, if it has moved.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16. Default: the training's.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
+) -> None:
+    """Write a trained run as a complete Hugging Face folder."""
+    if dtype not in (None, "float32", "bfloat16"):
+        raise UserError(f"--dtype {dtype}: must be float32 or bfloat16")
+    from cofitune.recipes import export as recipe
+
+    recipe.export(run, to, base=base, dtype=dtype, overwrite=overwrite, console=_console())
+
+
+@app.command(hidden=True)
+def trial(
+    config: ConfigPath,
+    train: Annotated[bool, typer.Option(help="Train first; without, the base itself is scored.")] = True,
+    num_processes: NumProcesses = None,
+) -> None:
+    """One trial of a search: train, then evaluate on rank 0. `cofitune search` starts it in fresh processes."""
+    resolved = load_config(config)
+    if train and _in_ranks(num_processes, dry_run=False):
+        return
+    from cofitune.recipes import trial as recipe
+
+    recipe.trial(resolved, train_first=train, console=_console())
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Teach a large language model a speciality without making it forget."""
+    if version:
+        Console().print(f"cofitune {__version__}", highlight=False)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line: a user's mistake is one message and exit code 2, anything else a traceback."""
+    launch.quiet_libraries()
+    try:
+        app()
+    except UserError as error:
+        if launch.rank() == 0:
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(launch.USER_ERROR)
+
+
+def _in_ranks(num_processes: int | None, dry_run: bool) -> bool:
+    """Where several ranks are called for and this process is none yet: start them, and say that the work is done.
+
+    A failure ends this process with the ranks' exit code; a rank has said why.
+    """
+    if launch.is_rank() or dry_run:
+        return False
+    count = launch.count_processes(num_processes)
+    if count == 1:
+        return False
+    code = launch.run_ranks(count, sys.argv[1:])
+    if code:
+        raise SystemExit(code)
+    return True
+
+
+def _console() -> Console:
+    """Rank 0 alone talks."""
+    return Console(quiet=launch.rank() != 0)

@@ -1,0 +1,108 @@
+"""`cofitune export`: the base model with the run's tensors in their places, as a complete Hugging Face folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from safetensors import safe_open
+from torch import Tensor
+
+from cofitune.data.chat import set_template
+from cofitune.errors import ArtifactError, UserError
+from cofitune.files import read_json, write_json, write_tensors
+from cofitune.model.load import DTYPES, fingerprint, load_tokenizer, weight_files
+from cofitune.training.delta import Delta, read_delta
+
+WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
+
+
+def export(
+    run: Path,
+    to: Path,
+    *,
+    base: str | None = None,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> Path:
+    """Write a folder for `AutoModelForCausalLM.from_pretrained`, one of the base's weight files at a time.
+
+    Every floating-point tensor is written in the training dtype, so that the folder's logits equal the trained engine's;
+    another `dtype` casts, and equality is not promised.
+
+    Args:
+        run: the run's output_dir (or its `train` folder).
+        to: the new folder.
+        base: where the base model is now, if it has moved since the training.
+        dtype: float32 or bfloat16; None keeps the training's.
+
+    Raises:
+        UserError: the run is not trained, its base is gone or another one, or `to` holds something already.
+    """
+    console = console or Console()
+    folder = run if run.name == "train" else run / "train"
+    manifest = read_json(folder / "manifest.json", "trained run (its training manifest)")
+    if to.exists() and any(to.iterdir() if to.is_dir() else [to]) and not overwrite:
+        raise UserError(f"--to {to}: exists already and is not empty; choose another folder, or --overwrite it")
+    name = base or manifest["base"]
+    files = weight_files(name)
+    delta = read_delta(folder, fingerprint(name))
+    chosen = DTYPES[dtype or manifest["dtype"]]
+    building = to.with_name(f".{to.name}.building")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    try:
+        _write_weights(files, building, delta, chosen)
+        _write_rest(files[0].parent, name, building, str(chosen).removeprefix("torch."), manifest["template"])
+        if to.exists():
+            shutil.rmtree(to)
+        building.rename(to)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    console.print(
+        f"wrote {to}: {name} with {len(delta.tensors)} trained tensors, {str(chosen).removeprefix('torch.')}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return to
+
+
+def _write_weights(files: list[Path], folder: Path, delta: Delta, dtype: torch.dtype) -> None:
+    placed: set[str] = set()
+    weight_map: dict[str, str] = {}
+    size = 0
+    for file in files:
+        tensors: dict[str, Tensor] = {}
+        with safe_open(file, framework="pt") as shard:
+            for key in shard.keys():  # noqa: SIM118 -- not a dict
+                tensor = delta.tensors.get(key)
+                placed.update([key] if tensor is not None else [])
+                tensor = shard.get_tensor(key) if tensor is None else tensor
+                tensors[key] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        write_tensors(folder / file.name, tensors)
+        weight_map.update(dict.fromkeys(tensors, file.name))
+        size += sum(t.numel() * t.element_size() for t in tensors.values())
+    lost = sorted(delta.tensors.keys() - placed)
+    if lost:
+        raise ArtifactError(f"the base's weight files have no place for {', '.join(lost[:3])}: they name tensors otherwise")
+    if len(files) > 1:
+        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+        write_json(folder / "model.safetensors.index.json", index)
+
+
+def _write_rest(source: Path, name: str, folder: Path, dtype: str, template: str) -> None:
+    """Config (with the dtype that is true now), tokenizer (with the template it was trained under), and what else is small."""
+    for file in source.iterdir():
+        if file.is_file() and file.suffix not in WEIGHTS and not file.name.endswith(".index.json"):
+            shutil.copyfile(file, folder / file.name)
+    config: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config.pop("torch_dtype", None)
+    write_json(folder / "config.json", {**config, "dtype": dtype})
+    tokenizer = load_tokenizer(name)
+    set_template(tokenizer, template)
+    tokenizer.save_pretrained(folder)

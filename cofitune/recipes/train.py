@@ -1,0 +1,185 @@
+"""`cofitune train`: load the model, freeze what lies outside the region, train under the soft mask, save the delta."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from cofitune import __version__
+from cofitune.config.schema import Config
+from cofitune.files import read_json, sha256_file
+from cofitune.model.load import load_model
+from cofitune.model.region import freeze_outside
+from cofitune.recipes.folders import check_folder, environment, start_folder
+from cofitune.recipes.train_plan import TrainPlan, plan_training, print_plan
+from cofitune.reports.progress import TrainProgress
+from cofitune.sharding import inner_optimizer, shards
+from cofitune.softmask.gradient import mask_gradients
+from cofitune.softmask.update import mask_updates
+from cofitune.training.delta import collect, hash_parameters, hash_tensor, write_delta
+from cofitune.training.engine import (
+    checkpoint_layers,
+    release,
+    sharded_loading,
+    start_distributed,
+    start_engine,
+)
+from cofitune.training.loop import StepRecord, fit
+
+
+def train(
+    config: Config, *, overwrite: bool = False, dry_run: bool = False, console: Console | None = None, ranks: int = 1
+) -> Path:
+    """Train a region of a model and write the delta into `<output_dir>/train`.
+
+    Runs on every rank; rank 0 alone talks and writes.
+
+    Args:
+        ranks: ranks that a dry run plans for; a run counts its own.
+
+    Returns:
+        The folder with delta.safetensors, manifest.json, metrics.jsonl and config.yaml.
+
+    Raises:
+        UserError: a mistake in the config or the data, found before anything is written.
+    """
+    console = console or Console()
+    world_size = int(os.environ.get("WORLD_SIZE", ranks))
+    folder = check_folder(config, "train", overwrite)
+    if not dry_run and not overwrite and (folder / "manifest.json").is_file():
+        console.print(f"{folder}: already trained with this config; --overwrite trains it again", highlight=False)
+        return folder
+    plan = plan_training(config, world_size, dry_run)
+    print_plan(plan, config, world_size, console)
+    if dry_run:
+        return folder
+
+    rank, world_size = start_distributed()
+    if rank == 0:
+        start_folder(config, "train", overwrite)
+        (folder / "metrics.jsonl").unlink(missing_ok=True)  # of a run that was killed
+    torch.manual_seed(config.train.seed)
+    trained = plan.region.parameter_names(plan.anatomy)
+    with sharded_loading(plan.anatomy.num_parameters, plan.settings, world_size):
+        model = load_model(
+            config.model.name,
+            plan.settings.dtype,
+            config.model.attn_implementation,
+            config.model.revision,
+            config.model.trust_remote_code,
+        )
+    freeze_outside(model, set(trained))
+    if config.train.gradient_checkpointing:
+        checkpoint_layers(model, plan.region.first)
+    if config.softmask.apply_to == "gradient":
+        mask_gradients(model, plan.factors)
+    engine = start_engine(model, plan.settings)
+    if config.softmask.apply_to == "update":
+        mask_updates(inner_optimizer(engine), shards(engine), plan.factors)
+
+    frozen = [name for name, _ in model.named_parameters() if name not in set(trained)]
+    before = hash_parameters(model, frozen)
+    started = time.perf_counter()
+    records = _fit(engine, plan, config, folder, console, rank)
+    seconds = time.perf_counter() - started
+    _prove_frozen(before, hash_parameters(model, frozen), console)
+    tensors = collect(model, trained)
+    if rank == 0:
+        write_delta(folder, tensors, _manifest(config, plan, before, tensors, records, seconds, world_size))
+        console.print(f"wrote {folder}/delta.safetensors: {len(tensors)} tensors", highlight=False, soft_wrap=True)
+    release(engine)
+    return folder
+
+
+def is_trained(config: Config) -> bool:
+    """Whether the run's training is finished, as its manifest says."""
+    return (config.run / "train" / "manifest.json").is_file()
+
+
+def _fit(
+    engine: Any, plan: TrainPlan, config: Config, folder: Path, console: Console, rank: int
+) -> list[StepRecord]:
+    """Train with a progress bar, and a line in metrics.jsonl for every step as soon as it is done."""
+    if plan.steps is None or plan.tokenizer is None:
+        raise RuntimeError("a dry run's plan cannot be trained")
+    records: list[StepRecord] = []
+    with TrainProgress(console, plan.steps.num_steps, visible=rank == 0) as progress:
+
+        def on_step(record: StepRecord) -> None:
+            records.append(record)
+            if rank == 0:
+                progress.advance(record.loss, record.learning_rate, record.tokens / record.seconds)
+                with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(record.as_dict()) + "\n")
+
+        fit(engine, plan.examples, plan.steps, config.train.seed, plan.tokenizer.pad_token_id, on_step)
+    return records
+
+
+def _prove_frozen(before: dict[str, str], after: dict[str, str], console: Console) -> None:
+    """Compare the frozen tensors' hashes from before the first step and after the last.
+
+    Raises:
+        RuntimeError: one changed, which is our bug.
+    """
+    changed = sorted(name for name in before if before[name] != after[name])
+    if changed:
+        raise RuntimeError(f"{len(changed)} frozen tensors changed during training: {', '.join(changed[:5])}")
+    console.print(f"frozen: all {len(before)} tensors are unchanged, bit for bit (sha256)", highlight=False)
+
+
+def _manifest(
+    config: Config,
+    plan: TrainPlan,
+    frozen: dict[str, str],
+    tensors: dict[str, torch.Tensor],
+    records: list[StepRecord],
+    seconds: float,
+    world_size: int,
+) -> dict[str, Any]:
+    return {
+        "base": config.model.name,
+        "base_fingerprint": plan.base_fingerprint,
+        "dtype": str(plan.settings.dtype).removeprefix("torch."),
+        "template": plan.template,
+        "region": {
+            "layers": f"{plan.region.first}-{plan.region.last}",
+            "modules": list(plan.region.modules),
+            "trained_weights": plan.region.num_parameters(plan.anatomy),
+            "all_weights": plan.anatomy.num_parameters,
+        },
+        "softmask": {"apply_to": config.softmask.apply_to if plan.masked else "none", "modules": list(plan.masked)},
+        "used": plan.used,
+        "data": [{"path": s.path, "sha256": sha256_file(Path(s.path))} for s in config.data.train],
+        "items": {
+            "read": plan.account.read,
+            "dropped": len(plan.account.dropped),
+            "truncated": plan.account.truncated,
+        },
+        "steps": len(records),
+        "first_loss": records[0].loss,
+        "last_loss": records[-1].loss,
+        "tokens": sum(r.tokens for r in records),
+        "seconds": round(seconds, 3),
+        "ranks": world_size,
+        "seed": config.train.seed,
+        "made_with": {"cofitune": __version__, "environment": environment()},
+        "trained_sha256": {name: hash_tensor(t) for name, t in tensors.items()},
+        "frozen_sha256": frozen,
+    }
+
+
+def read_run_manifest(run: Path) -> dict[str, Any]:
+    """The manifest of a run's training.
+
+    Raises:
+        ArtifactError: the run has not been trained.
+    """
+    manifest: dict[str, Any] = read_json(run / "train" / "manifest.json", "trained run (its training manifest)")
+    return manifest

@@ -1,0 +1,231 @@
+"""Everything about a training run that can be known, and refused, before any weight is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from cofitune.config.schema import Config
+from cofitune.data.batches import Plan, plan_steps
+from cofitune.data.chat import Example, encode_items, set_template
+from cofitune.data.read import Account, read_items
+from cofitune.errors import ArtifactError, UserError
+from cofitune.files import sha256_file
+from cofitune.model.anatomy import Anatomy, expand_modules, read_anatomy, read_model_config
+from cofitune.model.load import choose_dtype, fingerprint, load_tokenizer
+from cofitune.model.region import Region, resolve_region
+from cofitune.reports.plan import print_memory, print_region
+from cofitune.search.winner import FILE_NAME, read_winner
+from cofitune.softmask.factors import Factor, build_factors
+from cofitune.training.engine import EngineSettings
+from cofitune.training.memory import estimate_memory
+from cofitune.vectors import read_importance
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """A run, resolved.
+
+    Attributes:
+        masked: modules under the soft mask, empty without one.
+        factors: parameter name → soft-mask factor.
+        used: artifacts that the run stands on: what, where, sha256.
+        examples, steps, tokenizer, base_fingerprint: None where a dry run has nothing to know them by.
+        missing: what a dry run could not find but the run will need.
+    """
+
+    anatomy: Anatomy
+    region: Region
+    masked: tuple[str, ...]
+    factors: dict[str, Factor]
+    settings: EngineSettings
+    account: Account
+    used: dict[str, dict[str, str]]
+    template: str
+    examples: list[Example]
+    steps: Plan | None
+    tokenizer: PreTrainedTokenizerBase | None
+    base_fingerprint: str | None
+    missing: tuple[str, ...] = ()
+
+
+def plan_training(config: Config, world_size: int, dry_run: bool = False) -> TrainPlan:
+    """Resolve a run and find every mistake of the user's in it.
+
+    A dry run also plans a model of which only config.json is at hand: it says what is missing, and leaves unknown what
+    hangs on it.
+
+    Raises:
+        UserError: the first thing that would make the run impossible or not what the config says.
+    """
+    model_config = read_model_config(config.model.name, config.model.revision, config.model.trust_remote_code)
+    anatomy = read_anatomy(model_config)
+    missing: list[str] = []
+    base_fingerprint = _fingerprint(config, dry_run, missing)
+    used: dict[str, dict[str, str]] = {}
+    region = _region(config, anatomy, base_fingerprint, used)
+    masked = _masked_modules(config, region)
+    importance = _importance(config, anatomy, base_fingerprint, dry_run, missing, used) if masked else {}
+    factors = build_factors(importance, region, masked, anatomy) if importance else {}
+    examples, account, tokenizer, template = _examples(config, dry_run, missing)
+    train = config.train
+    batch = (train.per_device_train_batch_size, train.gradient_accumulation_steps, world_size)
+    items = len(examples) or account.read - len(account.dropped)
+    steps = plan_steps(items, *batch, train.num_train_epochs, train.max_steps)
+    settings = _settings(config, steps.num_steps)
+    return TrainPlan(
+        anatomy, region, masked, factors, settings, account, used, template, examples, steps, tokenizer,
+        base_fingerprint, tuple(missing),
+    )  # fmt: skip
+
+
+def print_plan(plan: TrainPlan, config: Config, world_size: int, console: Console) -> None:
+    """Say what will train, on what, with which memory, and what will be written."""
+    print_region(console, plan.region, plan.anatomy, plan.masked)
+    for what, entry in plan.used.items():
+        console.print(f"{what}: {entry['path']} (sha256 {entry['sha256'][:12]})", highlight=False)
+    apply_to = config.softmask.apply_to if plan.masked else "none"
+    console.print(f"soft mask: {apply_to}" + (f" on {', '.join(plan.masked)}" if plan.masked else ""), highlight=False)
+    _print_steps(plan, config, world_size, console)
+    train = config.train
+    memory = estimate_memory(
+        plan.anatomy, plan.region, plan.settings, world_size, config.data.max_length, train.gradient_checkpointing
+    )
+    print_memory(console, memory, world_size)
+    console.print(
+        f"writes: {config.run / 'train'}/ (delta.safetensors, manifest.json, metrics.jsonl, config.yaml)",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for text in plan.missing:
+        console.print(f"[yellow]still missing:[/] {text}", highlight=False, soft_wrap=True)
+
+
+def _print_steps(plan: TrainPlan, config: Config, world_size: int, console: Console) -> None:
+    account, train = plan.account, config.train
+    told = f"data: {account.read} items read, {len(account.dropped)} dropped, {account.truncated} truncated"
+    if plan.examples:
+        tokens = sum(len(e.input_ids) for e in plan.examples)
+        supervised = sum(e.num_supervised for e in plan.examples)
+        told += f"; {tokens:,} tokens an epoch, {supervised:,} of them carry the loss ({plan.template} template)"
+    console.print(told, highlight=False, soft_wrap=True)
+    if plan.steps:
+        console.print(
+            f"steps: [bold]{plan.steps.num_steps}[/] of {plan.steps.per_step} items ("
+            f"{train.per_device_train_batch_size} × {train.gradient_accumulation_steps} accumulated × {world_size} "
+            f"rank{'s' if world_size > 1 else ''}), rate {train.learning_rate:g} {train.lr_scheduler_type}, "
+            f"ZeRO-{config.deepspeed.zero_stage}, {str(plan.settings.dtype).removeprefix('torch.')}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _fingerprint(config: Config, dry_run: bool, missing: list[str]) -> str | None:
+    try:
+        return fingerprint(config.model.name, config.model.revision)
+    except UserError as error:
+        if not dry_run:
+            raise
+        missing.append(str(error))
+        return None
+
+
+def _region(
+    config: Config, anatomy: Anatomy, base_fingerprint: str | None, used: dict[str, dict[str, str]]
+) -> Region:
+    if config.region != "search":
+        return resolve_region(config.region.layers, config.region.modules, anatomy.num_layers)
+    folder = config.run / "search"
+    layers, modules = read_winner(folder, base_fingerprint)
+    used["region"] = _artifact(folder / FILE_NAME)
+    return resolve_region(layers, modules, anatomy.num_layers)
+
+
+def _masked_modules(config: Config, region: Region) -> tuple[str, ...]:
+    if config.softmask.apply_to == "none":
+        return ()
+    if config.softmask.modules is None:
+        return region.modules
+    modules = expand_modules(config.softmask.modules)
+    untrained = [m for m in modules if m not in region.modules]
+    if untrained:
+        raise UserError(
+            f"softmask.modules: {', '.join(untrained)} would be masked but not trained (trained: "
+            f"{', '.join(region.modules)})"
+        )
+    return modules
+
+
+def _importance(
+    config: Config,
+    anatomy: Anatomy,
+    base_fingerprint: str | None,
+    dry_run: bool,
+    missing: list[str],
+    used: dict[str, dict[str, str]],
+) -> dict[str, Tensor]:
+    folder = Path(config.softmask.importance or config.run / "importance")
+    if not (folder / "manifest.json").is_file():
+        message = (
+            f"softmask: no importance in {folder}; run `cofitune importance` with this config first, name its folder "
+            "in softmask.importance, or set softmask.apply_to: none"
+        )
+        if not dry_run:
+            raise ArtifactError(message)
+        missing.append(message)
+        return {}
+    if base_fingerprint is None:  # a dry run without weights: nothing to compare the importance with
+        return {}
+    found = read_importance(folder, anatomy, base_fingerprint)
+    used["importance"] = _artifact(folder / "importance.safetensors")
+    return found.vectors
+
+
+def _examples(
+    config: Config, dry_run: bool, missing: list[str]
+) -> tuple[list[Example], Account, PreTrainedTokenizerBase | None, str]:
+    data = config.data
+    if not data.train:
+        raise UserError("data.train: name at least one JSONL file of training items")
+    items, account = read_items([(s.path, s.format) for s in data.train], data.on_bad_item)
+    if not items:
+        raise UserError("data.train: not one usable item is left")
+    try:
+        tokenizer = load_tokenizer(config.model.name, config.model.revision, config.model.trust_remote_code)
+    except UserError as error:
+        if not dry_run:
+            raise
+        missing.append(str(error))
+        return [], account, None, data.template
+    template = set_template(tokenizer, data.template)
+    examples = encode_items(items, tokenizer, data.max_length, data.train_on, data.on_bad_item, account)
+    return examples, account, tokenizer, template
+
+
+def _settings(config: Config, num_steps: int) -> EngineSettings:
+    train, deepspeed = config.train, config.deepspeed
+    return EngineSettings(
+        zero_stage=deepspeed.zero_stage,
+        offload_optimizer=deepspeed.offload_optimizer,
+        offload_param=deepspeed.offload_param,
+        raw=deepspeed.raw,
+        dtype=choose_dtype(config.model.dtype),
+        micro_batch=train.per_device_train_batch_size,
+        accumulation=train.gradient_accumulation_steps,
+        learning_rate=train.learning_rate,
+        weight_decay=train.weight_decay,
+        adam_betas=train.adam_betas,
+        adam_epsilon=train.adam_epsilon,
+        max_grad_norm=train.max_grad_norm,
+        lr_scheduler_type=train.lr_scheduler_type,
+        warmup_ratio=train.warmup_ratio,
+        num_steps=num_steps,
+    )
+
+
+def _artifact(path: Path) -> dict[str, str]:
+    return {"path": str(path), "sha256": sha256_file(path)}

@@ -1,0 +1,66 @@
+"""What will train, on the terminal: the layer × module map, true counts, memory and steps."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+from rich.console import Console
+from rich.table import Table
+
+from cofitune.model.anatomy import MODULE_PATHS, Anatomy
+from cofitune.model.region import Region
+from cofitune.training.memory import Memory
+
+
+def region_map(region: Region, anatomy: Anatomy, masked: tuple[str, ...] = ()) -> Table:
+    """One row a stretch of equal layers, one column a module: trained, trained and masked, or frozen."""
+    table = Table(title="what trains", title_justify="left", box=None, pad_edge=False)
+    table.add_column("layers", justify="right")
+    for module in MODULE_PATHS:
+        table.add_column(module, justify="center")
+    rows = [tuple(_cell(layer, module, region, masked) for module in MODULE_PATHS) for layer in _depth(anatomy)]
+    for cells, layers in groupby(_depth(anatomy), key=lambda layer: rows[layer]):
+        stretch = list(layers)
+        label = f"{stretch[0]}-{stretch[-1]}" if len(stretch) > 1 else str(stretch[0])
+        table.add_row(label, *cells)
+    return table
+
+
+def print_region(console: Console, region: Region, anatomy: Anatomy, masked: tuple[str, ...]) -> None:
+    """The map and the counts, before the first step."""
+    trained = region.num_parameters(anatomy)
+    console.print(region_map(region, anatomy, masked))
+    legend = "● trained, ◐ trained under the soft mask, · frozen" if masked else "● trained, · frozen"
+    console.print(f"  {legend}; embeddings, norms and head are frozen", style="dim")
+    console.print(
+        f"trained weights: [bold]{trained:,}[/] of {anatomy.num_parameters:,} "
+        f"({100 * trained / anatomy.num_parameters:.1f} %); frozen: {anatomy.num_parameters - trained:,}",
+        highlight=False,
+    )
+
+
+def print_memory(console: Console, memory: Memory, world_size: int) -> None:
+    """The estimate, part by part."""
+    parts = ("weights", "gradients", "optimizer", "activations")
+    told = ", ".join(f"{part} {gib(getattr(memory, part))}" for part in parts)
+    console.print(
+        f"memory a rank (estimated, {world_size} rank{'s' if world_size > 1 else ''}): "
+        f"[bold]{gib(memory.device)}[/] = {told}",
+        highlight=False,
+    )
+    console.print(f"memory on the host beyond the processes themselves: {gib(memory.host)}", highlight=False)
+
+
+def gib(count: float) -> str:
+    """Bytes as GiB, or MiB below one GiB."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def _depth(anatomy: Anatomy) -> range:
+    return range(anatomy.num_layers)
+
+
+def _cell(layer: int, module: str, region: Region, masked: tuple[str, ...]) -> str:
+    if layer not in region.layers or module not in region.modules:
+        return "·"
+    return "◐" if module in masked else "●"

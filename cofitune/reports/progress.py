@@ -1,0 +1,49 @@
+"""The training's progress bar: loss, rate, tokens a second, time left."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LINES_WITHOUT_TERMINAL = 10
+
+
+class TrainProgress:
+    """A context manager around the steps; where there is no terminal it prints about ten plain lines instead."""
+
+    def __init__(self, console: Console, num_steps: int, visible: bool) -> None:
+        self._console, self._num_steps, self._visible = console, num_steps, visible
+        self._done = 0
+        self._bar = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=24),
+            TextColumn("loss {task.fields[loss]:.4f}  rate {task.fields[rate]:.2e}  {task.fields[speed]:.0f} tokens/s"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not (visible and console.is_terminal),
+        )
+        self._task = self._bar.add_task("train", total=num_steps, loss=float("nan"), rate=0.0, speed=0.0)
+
+    def __enter__(self) -> TrainProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def advance(self, loss: float, rate: float, speed: float) -> None:
+        """One step is done. `loss` in nats a token, `speed` in tokens a second."""
+        self._done += 1
+        self._bar.update(self._task, advance=1, loss=loss, rate=rate, speed=speed)
+        every = max(1, self._num_steps // LINES_WITHOUT_TERMINAL)
+        last = self._done == self._num_steps
+        if self._visible and not self._console.is_terminal and (self._done % every == 0 or last):
+            line = f"step {self._done}/{self._num_steps}  loss {loss:.4f}  rate {rate:.2e}  {speed:.0f} tokens/s"
+            self._console.print(line, highlight=False)
