@@ -36,8 +36,8 @@ class Shard:
 def skip_cpu_communication_op() -> None:
     """Let CPU ranks talk through gloo alone, before `init_distributed`.
 
-    DeepSpeed would otherwise compile an all-reduce through shared memory at its first start: a minute or more, and a C++
-    compiler needed, for a speed-up that only CPU training on several ranks would feel.
+    DeepSpeed would otherwise compile an all-reduce through shared memory at its first start: a minute or more, with a
+    C++ compiler, for a speed-up that only CPU training on several ranks would feel.
     """
     import deepspeed
 
@@ -79,7 +79,7 @@ def shards(engine: Any) -> dict[int, list[Shard]]:
 
 
 def _stage3_shards(optimizer: Any, names: dict[int, str]) -> dict[int, list[Shard]]:
-    """Stage 3 cuts every parameter into `world` equal pieces, the last ones padded, and lays a rank's pieces in a row."""
+    """Stage 3 cuts each parameter into `world` equal pieces, the last ones padded, a rank's in a row."""
     rank = torch.distributed.get_rank(optimizer.dp_process_group)
     found: dict[int, list[Shard]] = {}
     for index, group in enumerate(optimizer.fp16_groups):

@@ -9,7 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from cofitune.errors import did_you_mean
 
 SECTIONS_READ: dict[str, tuple[str, ...]] = {
     "train": ("model", "data", "region", "softmask", "train", "deepspeed"),
@@ -119,6 +121,29 @@ class Train(Section):
     seed: int = Field(1234, ge=0, description="order of the data, and every other random number")
 
 
+# what DeepSpeed reads besides the keys that other sections of ours own; it ignores unknown keys without a word
+RAW_KEYS = (
+    "activation_checkpointing", "aio", "comms_logger", "communication_data_type", "compile", "csv_monitor",
+    "dump_state", "flops_profiler", "gradient_predivide_factor", "memory_breakdown", "prescale_gradients",
+    "seq_parallel_communication_data_type", "steps_per_print", "tensorboard", "wall_clock_breakdown", "wandb",
+    "zero_optimization",
+)  # fmt: skip
+OWNED_KEYS = {
+    "train_batch_size": "train.per_device_train_batch_size",
+    "train_micro_batch_size_per_gpu": "train.per_device_train_batch_size",
+    "gradient_accumulation_steps": "train.gradient_accumulation_steps",
+    "gradient_clipping": "train.max_grad_norm",
+    "optimizer": "train.learning_rate, weight_decay, adam_betas and adam_epsilon",
+    "scheduler": "train.lr_scheduler_type and warmup_ratio",
+    "bf16": "model.dtype",
+    "fp16": "model.dtype",
+    "data_types": "model.dtype",
+    "zero_optimization.stage": "deepspeed.zero_stage",
+    "zero_optimization.offload_optimizer": "deepspeed.offload_optimizer",
+    "zero_optimization.offload_param": "deepspeed.offload_param",
+}
+
+
 class DeepSpeed(Section):
     zero_stage: Literal[1, 2, 3] = Field(3, description="ZeRO stage")
     offload_optimizer: Literal["none", "cpu"] = Field("none", description="where optimizer states live")
@@ -130,6 +155,19 @@ class DeepSpeed(Section):
         if self.offload_param == "cpu" and self.zero_stage != 3:
             raise ValueError("offload_param: cpu needs zero_stage: 3 (lower stages keep whole parameters)")
         return self
+
+    @field_validator("raw")
+    @classmethod
+    def _raw_keys_are_deepspeeds(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        zero = raw.get("zero_optimization")
+        given = [*raw, *(f"zero_optimization.{key}" for key in (zero if isinstance(zero, dict) else ()))]
+        for key in given:
+            if key in OWNED_KEYS:
+                raise ValueError(f"'{key}' is set by {OWNED_KEYS[key]}")
+            if "." not in key and key not in RAW_KEYS:
+                near = did_you_mean(key, RAW_KEYS)
+                raise ValueError(f"DeepSpeed knows no key '{key}'{near} (accepted: {', '.join(RAW_KEYS)})")
+        return raw
 
 
 class Task(Section):

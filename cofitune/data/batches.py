@@ -41,7 +41,7 @@ class Plan:
 def plan_steps(
     num_examples: int, micro_batch: int, accumulation: int, world_size: int, epochs: float, max_steps: int | None
 ) -> Plan:
-    """Count the optimizer steps: `max_steps` where given, else `epochs` passes, the last step of a pass being smaller."""
+    """Count the optimizer steps: `max_steps` where given, else `epochs` passes, whose last step may be smaller."""
     per_epoch = math.ceil(num_examples / (micro_batch * accumulation * world_size))
     num_steps = max_steps if max_steps is not None else max(1, math.ceil(per_epoch * epochs))
     return Plan(micro_batch, accumulation, world_size, num_examples, num_steps)

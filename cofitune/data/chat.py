@@ -109,9 +109,7 @@ def render(
     tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], add_generation_prompt: bool = False
 ) -> str:
     """The text that the model sees for these messages."""
-    return str(
-        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-    )
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
 
 
 def _response_spans(item: Item, tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, int]]:

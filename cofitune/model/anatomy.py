@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from cofitune.errors import RegionError, UserError, did_you_mean
 
@@ -73,7 +73,7 @@ def read_anatomy(config: PretrainedConfig) -> Anatomy:
     return anatomy_of(model)
 
 
-def anatomy_of(model: nn.Module) -> Anatomy:
+def anatomy_of(model: PreTrainedModel) -> Anatomy:
     """Describe a model in memory. Shapes are true also under ZeRO-3, where a parameter has no elements of its own."""
     config = model.config
     modules = dict(model.named_modules())
@@ -85,7 +85,7 @@ def anatomy_of(model: nn.Module) -> Anatomy:
     is_tied = output is not None and output.weight is model.get_input_embeddings().weight
     return Anatomy(
         model_type=config.model_type,
-        num_layers=len(modules[LAYERS]),  # type: ignore[arg-type] -- a ModuleList
+        num_layers=len(model.get_submodule(LAYERS)),
         num_heads=heads,
         num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
@@ -131,7 +131,9 @@ def read_model_config(name: str, revision: str | None = None, trust_remote_code:
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model.name: {name} is neither a folder with a config.json nor a hub model: {reason}") from error
+        raise UserError(
+            f"model.name: {name} is neither a folder with a config.json nor a hub model: {reason}"
+        ) from error
 
 
 def _check_layout(model_type: str, modules: dict[str, nn.Module]) -> None:

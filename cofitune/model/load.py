@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -121,14 +122,10 @@ def _remembered_sha256(file: Path) -> str:
     status = file.stat()
     key = f"{file}:{status.st_size}:{status.st_mtime_ns}"
     known: dict[str, Any] = {}
-    try:
+    with suppress(OSError, ValueError):  # no memory yet, or a damaged one: hash again
         known = json.loads(memory.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        pass  # no memory yet, or a damaged one: hash again
     if key not in known:
         known[key] = sha256_file(file)
-        try:
+        with suppress(OSError):  # a cache that cannot be written costs time, not correctness
             write_json(memory, known)
-        except OSError:
-            pass  # a cache that cannot be written costs time, not correctness
     return str(known[key])

@@ -32,8 +32,8 @@ def export(
 ) -> Path:
     """Write a folder for `AutoModelForCausalLM.from_pretrained`, one of the base's weight files at a time.
 
-    Every floating-point tensor is written in the training dtype, so that the folder's logits equal the trained engine's;
-    another `dtype` casts, and equality is not promised.
+    Every floating-point tensor is written in the training dtype, so that the folder's logits equal the trained
+    engine's; another `dtype` casts, and equality is not promised.
 
     Args:
         run: the run's output_dir (or its `train` folder).
@@ -89,14 +89,16 @@ def _write_weights(files: list[Path], folder: Path, delta: Delta, dtype: torch.d
         size += sum(t.numel() * t.element_size() for t in tensors.values())
     lost = sorted(delta.tensors.keys() - placed)
     if lost:
-        raise ArtifactError(f"the base's weight files have no place for {', '.join(lost[:3])}: they name tensors otherwise")
+        raise ArtifactError(
+            f"the base's weight files have no place for {', '.join(lost[:3])}: they name tensors otherwise"
+        )
     if len(files) > 1:
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         write_json(folder / "model.safetensors.index.json", index)
 
 
 def _write_rest(source: Path, name: str, folder: Path, dtype: str, template: str) -> None:
-    """Config (with the dtype that is true now), tokenizer (with the template it was trained under), and what else is small."""
+    """Config with the dtype that is true now, tokenizer with the training's template, and other small files."""
     for file in source.iterdir():
         if file.is_file() and file.suffix not in WEIGHTS and not file.name.endswith(".index.json"):
             shutil.copyfile(file, folder / file.name)

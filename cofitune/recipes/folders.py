@@ -29,7 +29,9 @@ def check_folder(config: Config, command: str, overwrite: bool) -> Path:
     made_by = folder / "config.yaml"
     if made_by.is_file() and not overwrite:
         before, now = load_config(made_by).model_dump(), config.model_dump()
-        changed = [d for section in SECTIONS_READ[command] for d in _differences(section, before[section], now[section])]
+        changed = [
+            d for section in SECTIONS_READ[command] for d in _differences(section, before[section], now[section])
+        ]
         if changed:
             raise UserError(
                 f"{folder} was made by another config ({'; '.join(changed[:3])}{'; …' if len(changed) > 3 else ''}); "

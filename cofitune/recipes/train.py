@@ -102,9 +102,7 @@ def is_trained(config: Config) -> bool:
     return (config.run / "train" / "manifest.json").is_file()
 
 
-def _fit(
-    engine: Any, plan: TrainPlan, config: Config, folder: Path, console: Console, rank: int
-) -> list[StepRecord]:
+def _fit(engine: Any, plan: TrainPlan, config: Config, folder: Path, console: Console, rank: int) -> list[StepRecord]:
     """Train with a progress bar, and a line in metrics.jsonl for every step as soon as it is done."""
     if plan.steps is None or plan.tokenizer is None:
         raise RuntimeError("a dry run's plan cannot be trained")

@@ -134,9 +134,7 @@ def _fingerprint(config: Config, dry_run: bool, missing: list[str]) -> str | Non
         return None
 
 
-def _region(
-    config: Config, anatomy: Anatomy, base_fingerprint: str | None, used: dict[str, dict[str, str]]
-) -> Region:
+def _region(config: Config, anatomy: Anatomy, base_fingerprint: str | None, used: dict[str, dict[str, str]]) -> Region:
     if config.region != "search":
         return resolve_region(config.region.layers, config.region.modules, anatomy.num_layers)
     folder = config.run / "search"

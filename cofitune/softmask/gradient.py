@@ -24,7 +24,7 @@ def mask_gradients(model: nn.Module, factors: Mapping[str, Factor]) -> list[Remo
     return [parameters[name].register_hook(_scaler(factor)) for name, factor in factors.items()]
 
 
-class _scaler:  # noqa: N801 -- a closure that keeps its vector on the gradient's device
+class _scaler:
     def __init__(self, factor: Factor) -> None:
         self.factor = factor
 

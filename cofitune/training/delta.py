@@ -114,7 +114,7 @@ def hash_tensor(tensor: Tensor) -> str:
 
 
 def _hash(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
+    return hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy().data).hexdigest()
 
 
 def _rank() -> int:

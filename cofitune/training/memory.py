@@ -35,9 +35,10 @@ def estimate_memory(
     """Estimate a run's memory from counts alone.
 
     ZeRO-3 shards weights, gradients and optimizer states over the ranks and gathers about two layers at a time;
-    stage 2 shards gradients and states, stage 1 only states. Frozen weights have neither gradient nor state. Activations
-    are kept from the lowest trained layer up: one layer input each when checkpointing, about 34 H bytes-units otherwise
-    (Korthikanti et al., arXiv 2205.05198, without attention scores, which fused kernels never write).
+    stage 2 shards gradients and states, stage 1 only states. Frozen weights have neither gradient nor state.
+    Activations are kept from the lowest trained layer up: one layer input each when checkpointing, else what a layer
+    keeps for its backward pass (as Korthikanti et al., arXiv 2205.05198, count it, without attention scores: fused
+    kernels never write them).
     """
     width = settings.dtype.itemsize
     trained = region.num_parameters(anatomy)

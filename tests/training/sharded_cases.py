@@ -1,0 +1,193 @@
+"""The cases that two real ranks and one plain PyTorch process both compute, and the worker that runs them on a rank."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from cofitune.data.batches import Plan, plan_steps
+from cofitune.data.chat import IGNORED, Example
+from cofitune.model.anatomy import Anatomy, anatomy_of
+from cofitune.model.region import Region, freeze_outside, resolve_region
+from cofitune.softmask.factors import Factor, build_factors
+from cofitune.training.engine import EngineSettings
+from cofitune.vectors import UNIT_KINDS, unit_counts
+
+VOCAB, LAYERS, STEPS, WORLD, MICRO, ACCUMULATION, SEED = 64, 4, 7, 2, 2, 2, 5
+ALL_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to train; `name` also names its file."""
+
+    name: str
+    mask: str = "none"
+    zero_stage: int = 3
+    modules: tuple[str, ...] = ("up_proj", "down_proj")
+    checkpointing: bool = False
+    bias: bool = False
+    sharded_loading: bool = False
+    raw_sub_group: int | None = None
+    max_grad_norm: float = 1.0
+
+
+CASES = (
+    Case("plain"),
+    Case("gradient", "gradient", modules=ALL_MODULES),
+    Case("update", "update", modules=ALL_MODULES),
+    Case("gradient_checkpointed", "gradient", checkpointing=True),
+    Case("update_checkpointed", "update", checkpointing=True),
+    Case("update_bias", "update", modules=ALL_MODULES, bias=True),
+    Case("update_sub_groups", "update", modules=ALL_MODULES, raw_sub_group=700),
+    Case("update_no_clip", "update", max_grad_norm=0.0),
+    Case("update_sharded_loading", "update", sharded_loading=True),
+    Case("update_stage_1", "update", zero_stage=1, modules=ALL_MODULES),
+    Case("update_stage_2", "update", zero_stage=2, modules=ALL_MODULES),
+    Case("gradient_stage_1", "gradient", zero_stage=1),
+    Case("gradient_stage_2", "gradient", zero_stage=2),
+)
+
+
+def tiny_model(bias: bool = False) -> LlamaForCausalLM:
+    """Grouped queries (4 heads, 2 key/value heads) and no square weight among up, down, k, v."""
+    torch.manual_seed(SEED)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=52,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        attention_bias=bias,
+        mlp_bias=bias,
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():  # away from zero, so that weight decay shows
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def tiny_examples() -> list[Example]:
+    """Thirteen items and prompts of unequal length; eight items fill a step, so every other step is short."""
+    generator = torch.Generator().manual_seed(SEED)
+    examples = []
+    for _ in range(13):
+        length = int(torch.randint(6, 22, (1,), generator=generator))
+        prompt = int(torch.randint(2, 5, (1,), generator=generator))
+        ids = torch.randint(0, VOCAB, (length,), generator=generator).tolist()
+        examples.append(Example(ids, [IGNORED] * prompt + ids[prompt:]))
+    return examples
+
+
+def region_of(case: Case) -> Region:
+    """Two middle layers, so that frozen layers lie on both sides."""
+    return resolve_region("25%-75%", case.modules, LAYERS)
+
+
+def importance_of(anatomy: Anatomy) -> dict[str, Tensor]:
+    """A distinct importance for every unit; unit 1 of every kind has exactly 1 and must not move in update mode."""
+    generator = torch.Generator().manual_seed(SEED)
+    counts = unit_counts(anatomy)
+    importance = {kind: torch.rand(LAYERS, counts[kind], generator=generator) for kind in UNIT_KINDS}
+    for values in importance.values():
+        values[:, 1] = 1.0
+    return importance
+
+
+def factors_of(case: Case, anatomy: Anatomy) -> dict[str, Factor]:
+    """The soft mask of a case."""
+    return build_factors(importance_of(anatomy), region_of(case), case.modules, anatomy) if case.mask != "none" else {}
+
+
+def plan_of() -> Plan:
+    """Seven steps: two passes and a bit."""
+    return plan_steps(13, MICRO, ACCUMULATION, WORLD, 1, STEPS)
+
+
+def settings_of(case: Case) -> EngineSettings:
+    """Weight decay large enough that forgetting to mask it would show."""
+    raw = {"zero_optimization": {"sub_group_size": case.raw_sub_group}} if case.raw_sub_group else {}
+    return EngineSettings(
+        zero_stage=case.zero_stage,
+        offload_optimizer="none",
+        offload_param="none",
+        raw=raw,
+        dtype=torch.float32,
+        micro_batch=MICRO,
+        accumulation=ACCUMULATION,
+        learning_rate=5e-3,
+        weight_decay=0.3,
+        adam_betas=(0.9, 0.95),
+        adam_epsilon=1e-8,
+        max_grad_norm=case.max_grad_norm,
+        lr_scheduler_type="cosine",
+        warmup_ratio=0.2,
+        num_steps=STEPS,
+    )
+
+
+def run_case(case: Case, folder: Path) -> None:
+    """Train one case on this rank through the product's own path; rank 0 writes every parameter."""
+    from cofitune import training
+    from cofitune.files import write_json, write_tensors
+    from cofitune.sharding import inner_optimizer, shards
+    from cofitune.softmask.gradient import mask_gradients
+    from cofitune.softmask.update import mask_updates
+    from cofitune.training import engine as engines
+    from cofitune.training.delta import collect, hash_parameters
+    from cofitune.training.loop import fit
+
+    _ = training
+    settings = settings_of(case)
+    if case.sharded_loading:
+        engines.SHARDED_LOADING_FROM = 1
+        with engines.sharded_loading(10**6, settings, WORLD):
+            model = LlamaForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    else:
+        model = tiny_model(case.bias)
+    anatomy = anatomy_of(model)
+    region = region_of(case)
+    names = region.parameter_names(anatomy)
+    freeze_outside(model, set(names))
+    if case.checkpointing:
+        engines.checkpoint_layers(model, region.first)
+    factors = factors_of(case, anatomy)
+    if case.mask == "gradient":
+        mask_gradients(model, factors)
+    engine = engines.start_engine(model, settings)
+    if case.mask == "update":
+        mask_updates(inner_optimizer(engine), shards(engine), factors)
+    frozen = [n for n, _ in model.named_parameters() if n not in set(names)]
+    before = hash_parameters(model, frozen)
+    losses: list[float] = []
+    fit(engine, tiny_examples(), plan_of(), SEED, 0, lambda record: losses.append(record.loss))
+    after = hash_parameters(model, frozen)
+    tensors = collect(model, [n for n, _ in model.named_parameters()])
+    if torch.distributed.get_rank() == 0:
+        write_tensors(folder / f"{case.name}.safetensors", tensors)
+        write_json(folder / f"{case.name}.json", {"losses": losses, "before": before, "after": after})
+    engine.destroy()
+
+
+def main() -> None:
+    """What every rank runs: all cases in one start."""
+    from cofitune.training.engine import start_distributed
+
+    torch.set_num_threads(1)
+    start_distributed()
+    for case in CASES:
+        run_case(case, Path(sys.argv[1]))
+        torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Sharded equals unsharded: two real ranks under DeepSpeed against one plain PyTorch loop, every case of the mask."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from cofitune.data.batches import step_indices
+from cofitune.model.anatomy import anatomy_of
+
+WORKER = Path(__file__).with_name("sharded_cases.py")
+
+
+def _load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("sharded_cases", WORKER)
+    if spec is None or spec.loader is None:
+        raise RuntimeError(f"cannot load {WORKER}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["sharded_cases"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+cases = _load()
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Start two ranks once; they run every case and write what came out."""
+    folder = tmp_path_factory.mktemp("sharded")
+    cases.tiny_model().save_pretrained(folder / "model")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(WORKER)]
+    done = subprocess.run([*command, str(folder)], capture_output=True, text=True, timeout=600, check=False)
+    if done.returncode:
+        pytest.fail(f"the ranks failed:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
+    return folder
+
+
+def _schedule(step: int) -> float:
+    """Cosine with linear warm-up, step counted from 0, as transformers defines it."""
+    warmup = math.ceil(0.2 * cases.STEPS)
+    if step < warmup:
+        return step / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (cases.STEPS - warmup)))
+
+
+def _reference(case) -> tuple[dict[str, Tensor], dict[str, Tensor], list[float]]:  # type: ignore[no-untyped-def]
+    """The obvious loop: one process, one item at a time, whole weights, the mask written out as a matrix a weight."""
+    model = cases.tiny_model(case.bias)
+    anatomy = anatomy_of(model)
+    names = cases.region_of(case).parameter_names(anatomy)
+    start = {n: p.detach().clone() for n, p in model.named_parameters()}
+    trained = {n: p for n, p in model.named_parameters() if n in names}
+    factors = {n: f.shaped(trained[n]).expand_as(trained[n]) for n, f in cases.factors_of(case, anatomy).items()}
+    optimizer = torch.optim.AdamW(trained.values(), lr=5e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.3)
+    examples = cases.tiny_examples()
+    losses = []
+    for step, indices in enumerate(step_indices(cases.plan_of(), cases.SEED)):
+        total, count = torch.zeros(()), 0
+        for example in (examples[i] for i in indices):
+            logits = model(torch.tensor([example.input_ids])).logits[0, :-1]
+            targets = torch.tensor(example.labels[1:])
+            total = total + cross_entropy(logits, targets, reduction="sum", ignore_index=-100)
+            count += int((targets != -100).sum())
+        losses.append(total.item() / count)
+        optimizer.zero_grad()
+        for parameter, gradient in zip(
+            trained.values(), torch.autograd.grad(total / count, list(trained.values())), strict=True
+        ):
+            parameter.grad = gradient
+        if case.mask == "gradient":
+            for name, factor in factors.items():
+                trained[name].grad.mul_(factor)
+        if case.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(trained.values(), case.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = 5e-3 * _schedule(step)
+        old = {n: p.detach().clone() for n, p in trained.items()}
+        optimizer.step()
+        if case.mask == "update":
+            with torch.no_grad():
+                for name, factor in factors.items():
+                    trained[name].copy_(old[name] + factor * (trained[name] - old[name]))
+    return start, {n: p.detach() for n, p in model.named_parameters()}, losses
+
+
+@pytest.mark.parametrize("case", cases.CASES, ids=lambda c: c.name)
+def test_two_ranks_equal_one_plain_loop(case, two_ranks: Path) -> None:  # type: ignore[no-untyped-def]
+    start, expected, losses = _reference(case)
+    got = load_file(two_ranks / f"{case.name}.safetensors")
+    told = json.loads((two_ranks / f"{case.name}.json").read_text())
+    names = cases.region_of(case).parameter_names(anatomy_of(cases.tiny_model(case.bias)))
+    for name in names:
+        moved, should = got[name] - start[name], expected[name] - start[name]
+        assert (moved - should).norm() <= 1e-4 * should.norm(), name
+        assert should.norm() > 1e-3 * start[name].norm(), f"{name} hardly moved: the comparison would prove nothing"
+    assert told["losses"] == pytest.approx(losses, rel=1e-5)
+
+
+@pytest.mark.parametrize("case", cases.CASES, ids=lambda c: c.name)
+def test_nothing_outside_the_region_changes(case, two_ranks: Path) -> None:  # type: ignore[no-untyped-def]
+    start = dict(cases.tiny_model(case.bias).named_parameters())
+    got = load_file(two_ranks / f"{case.name}.safetensors")
+    told = json.loads((two_ranks / f"{case.name}.json").read_text())
+    names = set(cases.region_of(case).parameter_names(anatomy_of(cases.tiny_model(case.bias))))
+    frozen = start.keys() - names
+    assert told["before"].keys() == frozen
+    assert told["before"] == told["after"]
+    assert all(torch.equal(got[n], start[n]) for n in frozen)
+
+
+@pytest.mark.parametrize("case", [c for c in cases.CASES if c.mask == "update"], ids=lambda c: c.name)
+def test_units_of_importance_1_do_not_move_in_update_mode_even_under_weight_decay(case, two_ranks: Path) -> None:  # type: ignore[no-untyped-def]
+    model = cases.tiny_model(case.bias)
+    start = dict(model.named_parameters())
+    got = load_file(two_ranks / f"{case.name}.safetensors")
+    held = 0
+    for name, factor in cases.factors_of(case, anatomy_of(model)).items():
+        zero = factor.shaped(start[name]).expand_as(start[name]) == 0
+        assert torch.equal(got[name][zero], start[name][zero]), name
+        assert not torch.equal(got[name][~zero], start[name][~zero]), name
+        held += int(zero.sum())
+    assert held > 0
+
+
+def test_gradient_mode_leaves_weight_decay_to_move_units_of_importance_1(two_ranks: Path) -> None:
+    """Documents what the paper's equation does under AdamW (METHOD.md, defect 2); update mode does not."""
+    case = next(c for c in cases.CASES if c.name == "gradient")
+    model = cases.tiny_model()
+    start = dict(model.named_parameters())
+    got = load_file(two_ranks / "gradient.safetensors")
+    decay = math.prod(1 - 5e-3 * _schedule(step) * 0.3 for step in range(cases.STEPS))
+    for name, factor in cases.factors_of(case, anatomy_of(model)).items():
+        zero = factor.shaped(start[name]).expand_as(start[name]) == 0
+        torch.testing.assert_close(got[name][zero], start[name][zero] * decay, rtol=1e-5, atol=1e-7)
+
+
+def test_the_map_from_shards_to_rows_would_be_missed_if_it_were_wrong() -> None:
+    """The reference itself must react to a mask on the wrong unit, or the comparison above could not fail."""
+    case = next(c for c in cases.CASES if c.name == "update")
+    anatomy = anatomy_of(cases.tiny_model())
+    right = cases.factors_of(case, anatomy)
+    name = next(n for n in right if "up_proj" in n)
+    assert right[name].values.unique().numel() == right[name].values.numel()
