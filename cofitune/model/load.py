@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from cofitune.errors import UserError
 from cofitune.files import sha256_file, write_json
@@ -37,6 +38,7 @@ def load_model(
     Raises:
         UserError: there is no such model, or it has no safetensors weights (pickles are never read).
     """
+    logging.disable_progress_bar()  # each command has a bar of its own
     try:
         return AutoModelForCausalLM.from_pretrained(
             name,

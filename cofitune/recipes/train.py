@@ -53,7 +53,9 @@ def train(
     world_size = int(os.environ.get("WORLD_SIZE", ranks))
     folder = check_folder(config, "train", overwrite)
     if not dry_run and not overwrite and (folder / "manifest.json").is_file():
-        console.print(f"{folder}: already trained with this config; --overwrite trains it again", highlight=False)
+        console.print(
+            f"{folder}: already trained with this config; --overwrite trains it again", highlight=False, soft_wrap=True
+        )
         return folder
     plan = plan_training(config, world_size, dry_run)
     print_plan(plan, config, world_size, console)
@@ -129,7 +131,9 @@ def _prove_frozen(before: dict[str, str], after: dict[str, str], console: Consol
     changed = sorted(name for name in before if before[name] != after[name])
     if changed:
         raise RuntimeError(f"{len(changed)} frozen tensors changed during training: {', '.join(changed[:5])}")
-    console.print(f"frozen: all {len(before)} tensors are unchanged, bit for bit (sha256)", highlight=False)
+    console.print(
+        f"frozen: all {len(before)} tensors are unchanged, bit for bit (sha256)", highlight=False, soft_wrap=True
+    )
 
 
 def _manifest(

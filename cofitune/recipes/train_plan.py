@@ -87,7 +87,7 @@ def print_plan(plan: TrainPlan, config: Config, world_size: int, console: Consol
     """Say what will train, on what, with which memory, and what will be written."""
     print_region(console, plan.region, plan.anatomy, plan.masked)
     for what, entry in plan.used.items():
-        console.print(f"{what}: {entry['path']} (sha256 {entry['sha256'][:12]})", highlight=False)
+        console.print(f"{what}: {entry['path']} (sha256 {entry['sha256'][:12]})", highlight=False, soft_wrap=True)
     apply_to = config.softmask.apply_to if plan.masked else "none"
     console.print(f"soft mask: {apply_to}" + (f" on {', '.join(plan.masked)}" if plan.masked else ""), highlight=False)
     _print_steps(plan, config, world_size, console)

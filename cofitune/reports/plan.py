@@ -36,6 +36,7 @@ def print_region(console: Console, region: Region, anatomy: Anatomy, masked: tup
         f"trained weights: [bold]{trained:,}[/] of {anatomy.num_parameters:,} "
         f"({100 * trained / anatomy.num_parameters:.1f} %); frozen: {anatomy.num_parameters - trained:,}",
         highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -47,8 +48,11 @@ def print_memory(console: Console, memory: Memory, world_size: int) -> None:
         f"memory a rank (estimated, {world_size} rank{'s' if world_size > 1 else ''}): "
         f"[bold]{gib(memory.device)}[/] = {told}",
         highlight=False,
+        soft_wrap=True,
     )
-    console.print(f"memory on the host beyond the processes themselves: {gib(memory.host)}", highlight=False)
+    console.print(
+        f"memory on the host beyond the processes themselves: {gib(memory.host)}", highlight=False, soft_wrap=True
+    )
 
 
 def gib(count: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from transformers import get_scheduler
 from cofitune.sharding import skip_cpu_communication_op
 
 SHARDED_LOADING_FROM = 8 * 2**30  # bytes of weights
+ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
 
 
 @dataclass(frozen=True)
@@ -107,16 +109,18 @@ def start_distributed() -> tuple[int, int]:
     """Join the other ranks (or be the only one), quietly. Returns (rank, world size)."""
     import deepspeed
 
+    if torch.distributed.is_initialized():  # DeepSpeed keeps its groups for the life of the process
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
     if "RANK" not in os.environ:
         from torch.distributed.elastic.utils.distributed import get_free_port
 
-        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-        os.environ.update({**alone, "MASTER_PORT": str(get_free_port())})
+        os.environ.update({**ALONE, "MASTER_PORT": str(get_free_port())})
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     else:
         skip_cpu_communication_op()
     deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+    atexit.register(_leave)
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
@@ -163,6 +167,10 @@ def sharded_loading(num_parameters: int, settings: EngineSettings, world_size: i
 
 
 def release(engine: Any) -> None:
-    """Let go of the engine's memory and leave the process group, so that a later engine may start."""
+    """Let go of the engine's hooks and memory, so that an evaluation or another engine may follow."""
     engine.destroy()
-    torch.distributed.destroy_process_group()
+
+
+def _leave() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
