@@ -22,23 +22,6 @@ from cofitune.training.delta import hash_tensor
 from cofitune.vectors import UNIT_KINDS, unit_counts, write_importance
 
 WORDS = ["court", "contract", "void", "seller", "buyer", "tenant", "lease", "landlord", "capital", "France", "Paris"]
-    "court",
-    "contract",
-    "void",
-    "seller",
-    "buyer",
-    "tenant",
-    "lease",
-    "landlord",
-    "capital",
-    "France",
-    "Paris",
-    "four",
-    "two",
-    "sentence",
-    "guess",
-    "world",
-]
 
 
 def write_jsonl(path: Path, items: list[dict[str, Any]]) -> Path:
