@@ -29,6 +29,7 @@ class StepRecord:
         supervised_tokens: tokens that carried the loss, over all ranks.
         tokens: all real tokens, over all ranks.
         seconds: wall time of the step.
+        peak_gpu_bytes: the most memory that tensors have taken on rank 0's GPU so far; 0 on a CPU.
     """
 
     step: int
@@ -39,6 +40,7 @@ class StepRecord:
     supervised_tokens: int
     tokens: int
     seconds: float
+    peak_gpu_bytes: int
 
     def as_dict(self) -> dict[str, Any]:
         """The record as JSON takes it."""
@@ -88,6 +90,7 @@ def fit(
             supervised_tokens=supervised,
             tokens=tokens,
             seconds=time.perf_counter() - started,
+            peak_gpu_bytes=torch.cuda.max_memory_allocated() if device.type == "cuda" else 0,
         )
         if not torch.isfinite(torch.tensor(record.loss)):
             raise FloatingPointError(f"the loss is {record.loss} in step {step}; a lower train.learning_rate may help")
