@@ -46,8 +46,11 @@ def search(
     resolved = load_config(config, overrides)
     from cofitune.recipes import search as recipe
 
-    start_trial = partial(launch.start_trial, num_processes=launch.count_processes(num_processes))
-    recipe.search(resolved, start_trial=start_trial, overwrite=overwrite, dry_run=dry_run, console=_console())
+    ranks = launch.count_processes(num_processes)
+    start_trial = partial(launch.start_trial, num_processes=ranks)
+    recipe.search(
+        resolved, start_trial=start_trial, overwrite=overwrite, dry_run=dry_run, console=_console(), ranks=ranks
+    )
 
 
 @app.command()

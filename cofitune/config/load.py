@@ -36,6 +36,13 @@ _Loader.add_implicit_resolver(
 )
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would not read back as a string, such as a revision named 12e5."""
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Read a config file, apply overrides such as `train.learning_rate=1e-4`, and check everything.
 
@@ -71,7 +78,7 @@ def parse_value(text: str) -> Any:
 
 def dump_config(config: Config) -> str:
     """Return the resolved config as YAML that `load_config` reads back to an equal config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[Place, int]]:

@@ -17,7 +17,7 @@ SECTIONS_READ: dict[str, tuple[str, ...]] = {
     "train": ("model", "data", "region", "softmask", "train", "deepspeed"),
     "importance": ("model", "data", "importance"),
     "eval": ("model", "data", "eval"),
-    "search": ("model", "data", "train", "deepspeed", "eval", "search"),
+    "search": ("model", "data", "train", "deepspeed", "eval"),  # its own section: the store of trials compares that
 }
 
 
@@ -226,7 +226,9 @@ class Eval(Section):
 
 
 class Level(Section):
-    layers: Names | None = Field(None, description="layer ranges to try inside the parent's")
+    layers: Annotated[tuple[Annotated[str, BeforeValidator(_text)], ...], BeforeValidator(_listed)] | None = Field(
+        None, description="layer ranges to try inside the parent's"
+    )
     modules: tuple[Names, ...] | None = Field(None, description="module sets to try inside the parent's")
 
     @model_validator(mode="after")

@@ -119,6 +119,8 @@ def _response_spans(item: Item, tokenizer: PreTrainedTokenizerBase, text: str) -
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
+        if index == 0:
+            raise DataError(f"{item.where}: the first turn is the assistant's; it must be the user's")
         prompt = render(tokenizer, messages[:index], add_generation_prompt=True)
         whole = render(tokenizer, messages[: index + 1])
         if not (whole.startswith(prompt) and text.startswith(whole)):

@@ -100,7 +100,7 @@ def user_text(instruction: str, given: str = "") -> str:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield number, line
@@ -158,6 +158,7 @@ def _chat_turns(item: dict[str, Any]) -> tuple[tuple[str, str], ...]:
         turns.append((role, content))
     if turns[-1][0] != "assistant":
         raise _BadItemError(f"the last turn is the {turns[-1][0]}'s; it must be the assistant's, the response to learn")
-    if not any(role == "user" for role, _ in turns):
-        raise _BadItemError("no turn is the user's")
+    first = next(role for role, _ in turns if role != "system")
+    if first != "user":
+        raise _BadItemError(f"the first turn (after a system turn) is the {first}'s; it must be the user's")
     return tuple(turns)

@@ -1,0 +1,170 @@
+"""What a search knows before its first trial: levels, tasks, the config of each trial, and what the scores depend on.
+
+Every mistake of the user is found here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cofitune.config import schema
+from cofitune.config.schema import Config
+from cofitune.errors import ConfigError
+from cofitune.evaluation.tasks import EvalTask, LoadedTask, load_tasks
+from cofitune.files import sha256_file
+from cofitune.model.anatomy import Anatomy, read_anatomy, read_model_config
+from cofitune.model.region import Region
+from cofitune.recipes.evaluate import make_plan as plan_evaluation
+from cofitune.recipes.folders import check_folder
+from cofitune.recipes.train_plan import plan_training
+from cofitune.search.space import PAPER_LEVELS, Level, PlannedLevel, check_levels, plan, whole_model
+from cofitune.search.store import open_store
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is known before the first trial.
+
+    Attributes:
+        identity: what the scores of a trial depend on besides its region, as JSON values.
+        tasks: the evaluation of each trial, limits applied.
+        missing: what a dry run could not find but the search will need.
+    """
+
+    folder: Path
+    anatomy: Anatomy
+    levels: tuple[Level, ...]
+    planned: tuple[PlannedLevel, ...]
+    tasks: schema.Eval
+    identity: dict[str, Any]
+    missing: tuple[str, ...] = ()
+
+    @property
+    def has_store(self) -> bool:
+        """Whether an earlier call has begun this search."""
+        return (self.folder / "store.json").exists()
+
+    @property
+    def root(self) -> Region:
+        """All layers × all modules."""
+        return whole_model(self.anatomy.num_layers)
+
+    @property
+    def at_most(self) -> int:
+        """Trials, the base not counted, if none fails."""
+        return sum(level.most for level in self.planned)
+
+
+def make_plan(config: Config, overwrite: bool = False, dry_run: bool = False, ranks: int = 1) -> Plan:
+    """Check everything that the user could have got wrong, and hash what the scores depend on.
+
+    A dry run also plans a model of which only config.json is at hand; `missing` then says what a run will need.
+
+    Raises:
+        UserError: the model, a level, the data, a task or the output folder cannot be used; or the folder's trials were
+            made with other contents of these files.
+    """
+    folder = check_folder(config, "search", overwrite)
+    model = config.model
+    anatomy = read_anatomy(read_model_config(model.name, model.revision, model.trust_remote_code))
+    levels = _levels(config)
+    check_levels(levels, anatomy.num_layers)
+    planned = plan(levels, anatomy.num_layers, config.search.beam)
+    tasks = _trial_tasks(config)
+    loaded = _load_tasks(tasks, "eval" if config.search.eval is None else "search.eval")
+    first = next(region for level in planned for region in level.candidates)
+    trial = trial_config(config, first, tasks, folder)
+    training = plan_training(trial, ranks, dry_run)
+    if not dry_run:
+        plan_evaluation(trial)
+    identity = _identity(config, tasks, loaded, training.base_fingerprint, ranks)
+    made = Plan(folder, anatomy, levels, tuple(planned), tasks, identity, training.missing)
+    if made.has_store and not overwrite and training.base_fingerprint:
+        open_store(folder, identity)
+    return made
+
+
+def trial_config(config: Config, region: Region | None, tasks: schema.Eval, folder: Path) -> Config:
+    """The config of one trial: the base config with this region, no mask, few steps, and the trials' own evaluation."""
+    changes: dict[str, Any] = {
+        "softmask": schema.SoftMask(apply_to="none"),
+        "train": config.train.model_copy(update={"max_steps": config.search.train_steps}),
+        "eval": tasks,
+        "output_dir": str(folder),
+    }
+    # the base trains nothing, but a config that came with `region: search` must not look for a winner there
+    chosen = region or whole_model(1)
+    changes["region"] = schema.Region(layers=f"{chosen.first}-{chosen.last}", modules=chosen.modules)
+    return config.model_copy(update=changes)
+
+
+def _levels(config: Config) -> tuple[Level, ...]:
+    if config.search.levels == "paper":
+        return PAPER_LEVELS
+    return tuple(Level(level.layers or (), level.modules or ()) for level in config.search.levels)
+
+
+def _trial_tasks(config: Config) -> schema.Eval:
+    """The tasks of `search.eval`, or of `eval`, with at most `search.limit` items each."""
+    given, most = config.search.eval or config.eval, config.search.limit
+
+    def limited(tasks: tuple[schema.Task, ...]) -> tuple[schema.Task, ...]:
+        if most is None:
+            return tasks
+        return tuple(task.model_copy(update={"limit": min(task.limit or most, most)}) for task in tasks)
+
+    parts = {name: limited(getattr(given.versatility, name)) for name in schema.Versatility.model_fields}
+    versatility = given.versatility.model_copy(update=parts)
+    return given.model_copy(update={"speciality": limited(given.speciality), "versatility": versatility})
+
+
+def _all_tasks(tasks: schema.Eval) -> dict[str, tuple[schema.Task, ...]]:
+    general = {name: getattr(tasks.versatility, name) for name in schema.Versatility.model_fields}
+    return {"speciality": tasks.speciality, **general}
+
+
+def _load_tasks(tasks: schema.Eval, section: str) -> tuple[LoadedTask, ...]:
+    groups = _all_tasks(tasks)
+    problems = []
+    if not groups["speciality"]:
+        problems.append(f"{section}.speciality: names no task; a search scores each region on speciality")
+    if not any(group for name, group in groups.items() if name != "speciality"):
+        problems.append(f"{section}.versatility: names no task; a search scores each region on versatility, too")
+    if problems:
+        raise ConfigError(problems)
+    return load_tasks(
+        EvalTask(t.title, name, t.path, t.kind, t.scored_by, t.pattern, t.max_new_tokens, t.stop, t.limit)
+        for name, group in groups.items()
+        for t in group
+    )
+
+
+def _identity(
+    config: Config, tasks: schema.Eval, loaded: Sequence[LoadedTask], fingerprint: str | None, ranks: int
+) -> dict[str, Any]:
+    """What a trial's scores depend on besides its region, by contents and not by path."""
+    train = config.train.model_dump(mode="json", exclude={"max_steps", "num_train_epochs"})
+    data = config.data.model_dump(mode="json", exclude={"train"})
+    sources = [{"format": s.format, "sha256": sha256_file(Path(s.path))} for s in config.data.train]
+    return {
+        "model": {
+            "fingerprint": fingerprint,
+            "dtype": config.model.dtype,
+            "attn_implementation": config.model.attn_implementation,
+        },
+        "data": {**data, "train": sources},
+        "train": {**train, "steps": config.search.train_steps, "ranks": ranks},  # ranks: the batch grows with them
+        "eval": {
+            "speciality_weight": tasks.speciality_weight,
+            "batch_size": tasks.batch_size,
+            "tasks": {one.task.title: _task_identity(one) for one in loaded},
+        },
+    }
+
+
+def _task_identity(loaded: LoadedTask) -> dict[str, Any]:
+    settings = {name: value for name, value in vars(loaded.task).items() if name != "path"}
+    return {**settings, "sha256": loaded.sha256}

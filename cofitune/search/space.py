@@ -1,0 +1,134 @@
+"""The search space as data: levels of layer ranges or module sets, each tried inside the best regions of the last.
+
+CoFiTune's coarse level (arXiv 2404.10306, Figure 2) narrows a region down a tree; the levels here are ours, since the
+order that the authors searched in is not known to us.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cofitune.errors import ConfigError, RegionError
+from cofitune.model.anatomy import MODULE_PATHS
+from cofitune.model.region import Region, layer_range, resolve_region
+
+
+@dataclass(frozen=True)
+class Level:
+    """What one level tries inside a parent: layer ranges (the modules stay), or module sets (the layers stay).
+
+    Attributes:
+        layers: ranges as a config writes them (`bottom2`, `25%-50%`, `8-15`); empty where the level tries modules.
+        modules: sets of modules or groups; empty where the level tries layers.
+    """
+
+    layers: tuple[str, ...] = ()
+    modules: tuple[tuple[str, ...], ...] = ()
+
+    def __str__(self) -> str:
+        names = self.layers or tuple("+".join(m) for m in self.modules)
+        return f"{'layers' if self.layers else 'modules'}: {', '.join(names)}"
+
+
+@dataclass(frozen=True)
+class PlannedLevel:
+    """What a level may cost: every region that it could try, and how many trials it starts at most.
+
+    Attributes:
+        exact: whether `most` is the true count (it is where the parents are known before the first trial).
+    """
+
+    level: Level
+    candidates: tuple[Region, ...]
+    most: int
+    exact: bool
+
+
+PAPER_LEVELS = (
+    Level(layers=("bottom-plus", "middle-plus", "top-plus")),
+    Level(layers=("bottom1", "bottom2", "middle", "top")),
+    Level(modules=(("mha",), ("ffn",))),
+    Level(
+        modules=(
+            ("q_proj",),
+            ("k_proj",),
+            ("v_proj",),
+            ("o_proj",),
+            ("q_proj", "v_proj"),  # what LoRA's paper adapts
+            ("v_proj", "o_proj"),
+            ("gate_proj",),
+            ("up_proj",),
+            ("down_proj",),
+            ("gate_proj", "up_proj"),
+            ("gate_proj", "down_proj"),
+            ("up_proj", "down_proj"),  # the paper's best (Figure 2)
+        )
+    ),
+)
+
+
+def whole_model(num_layers: int) -> Region:
+    """The root of the tree: all layers × all seven modules. It is never trained itself."""
+    return Region(0, num_layers - 1, tuple(MODULE_PATHS))
+
+
+def children(parent: Region, level: Level, num_layers: int) -> list[Region]:
+    """The regions that a level offers strictly inside `parent`, in the level's order, each once.
+
+    A level that offers nothing there passes the parent through: the answer is then `[parent]`.
+
+    Raises:
+        RegionError: the level names an unknown module or range, or layers that the model does not have.
+    """
+    offered = [Region(*layer_range(text, num_layers), parent.modules) for text in level.layers]
+    own_layers = f"{parent.first}-{parent.last}"
+    offered += [resolve_region(own_layers, modules, num_layers) for modules in level.modules]
+    inside = [region for region in offered if region.inside(parent) and region != parent]
+    return list(dict.fromkeys(inside)) or [parent]
+
+
+def check_levels(levels: Sequence[Level], num_layers: int) -> None:
+    """Find every mistake in the levels before the first trial.
+
+    Raises:
+        ConfigError: all of them together: empty levels, unknown names, ranges that hold no layer of this model, or
+            levels that offer no region at all.
+    """
+    problems = []
+    for index, level in enumerate(levels):
+        where = f"search.levels.{index}"
+        if bool(level.layers) == bool(level.modules):
+            problems.append(f"{where}: a level tries either layers or modules, and at least one of them")
+        root = whole_model(num_layers)
+        single = [Level(layers=(text,)) for text in level.layers] + [Level(modules=(m,)) for m in level.modules]
+        for one in single:
+            try:
+                children(root, one, num_layers)
+            except RegionError as error:
+                problems.append(f"{where}: {str(error).removeprefix('region.layers: ')}")
+    if problems:
+        raise ConfigError(problems)
+    if not any(planned.most for planned in plan(levels, num_layers, beam=1)):
+        raise ConfigError(["search.levels: they offer no region smaller than the whole model; name layers or modules"])
+
+
+def plan(levels: Sequence[Level], num_layers: int, beam: int) -> list[PlannedLevel]:
+    """Count the trials before any is run: exactly while the parents are known, then an upper bound.
+
+    The bound of a level is the sum over the `beam` possible parents with the most children. It counts a trial once: one
+    that fails is tried again, and a level of which nothing finishes leaves its parents to the next.
+    """
+    parents = [whole_model(num_layers)]
+    exact = True
+    planned = []
+    for level in levels:
+        families = {parent: children(parent, level, num_layers) for parent in parents}
+        real = {parent: family for parent, family in families.items() if family != [parent]}
+        offered = tuple(dict.fromkeys(itertools.chain(*real.values())))
+        sizes = sorted((len(family) for family in real.values()), reverse=True)
+        planned.append(PlannedLevel(level, offered, min(sum(sizes[:beam]), len(offered)), exact))
+        exact = exact and not offered  # from here on the scores decide which regions are expanded
+        parents = list(dict.fromkeys(itertools.chain(*families.values())))
+    return planned

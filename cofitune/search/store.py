@@ -1,0 +1,158 @@
+"""The search's memory: one JSON line a trial, appended and fsynced, so that a killed search goes on where it was.
+
+`store.json` says what the trials depend on; a search with another identity is refused. The lock keeps a second search
+out while one is writing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cofitune.errors import ArtifactError, UserError
+from cofitune.files import read_json, write_json, write_text
+from cofitune.model.region import Region
+from cofitune.search.trial import Trial, trial_from_json, trial_id
+
+VERSION = 1
+
+
+class Store:
+    """The trials of one folder, in the order they were tried. Open it with `open_store`."""
+
+    def __init__(self, path: Path, identity: Mapping[str, Any], lines: list[Trial]) -> None:
+        self.path = path
+        self.identity = identity
+        self._latest: dict[str, Trial] = {}
+        self._failures: dict[str, int] = {}
+        for trial in lines:
+            self._note(trial)
+
+    def id_of(self, region: Region | None) -> str:
+        """The id that a trial of this region has in this store."""
+        return trial_id(region, self.identity)
+
+    def get(self, trial: str) -> Trial | None:
+        """The latest line of a trial, or None if it was never tried to the end."""
+        return self._latest.get(trial)
+
+    def failures(self, trial: str) -> int:
+        """How often a trial has failed."""
+        return self._failures.get(trial, 0)
+
+    def trials(self) -> list[Trial]:
+        """The latest line of each trial, in the order of their first."""
+        return list(self._latest.values())
+
+    def append(self, trial: Trial) -> None:
+        """Write one line and wait until it is on the disk; half a line left by a killed process is cut off first."""
+        line = (trial.to_json() + "\n").encode()
+        with self.path.open("ab+") as file:
+            _cut_torn_line(file)
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        self._note(trial)
+
+    def _note(self, trial: Trial) -> None:
+        self._latest[trial.id] = trial
+        if not trial.done:
+            self._failures[trial.id] = self.failures(trial.id) + 1
+
+
+def open_store(folder: Path, identity: Mapping[str, Any]) -> Store:
+    """Open the store of a folder, or begin one.
+
+    Args:
+        folder: holds `trials.jsonl` and `store.json`.
+        identity: what the scores depend on, as JSON values.
+
+    Raises:
+        ArtifactError: the store was made with another identity (the message names what differs), or is damaged.
+    """
+    path, card = folder / "trials.jsonl", folder / "store.json"
+    identity = json.loads(json.dumps(identity))  # as it reads back: a tuple is a list there
+    if card.exists():
+        made_with = read_json(card, "search store")
+        if not isinstance(made_with, dict) or made_with.get("version") != VERSION:
+            raise ArtifactError(f"{card}: this search store is damaged or of another version; --overwrite begins anew")
+        changed = _differences("", made_with.get("identity"), identity)
+        if changed:
+            shown = "; ".join(changed[:3]) + ("; …" if len(changed) > 3 else "")
+            raise ArtifactError(
+                f"{folder} holds trials of another config ({shown}): their scores cannot be compared with new ones; "
+                "choose another output_dir, or --overwrite it"
+            )
+    elif path.exists():
+        raise ArtifactError(f"{folder}: trials.jsonl has no store.json that says whose it is; --overwrite begins anew")
+    else:
+        write_json(card, {"version": VERSION, "identity": identity})
+        write_text(path, "")
+    return Store(path, identity, read_trials(path))
+
+
+def read_trials(path: Path) -> list[Trial]:
+    """Read every line of a store; a last line without its line break was torn by a kill and is left out.
+
+    Raises:
+        ArtifactError: another line is damaged (file:line).
+    """
+    if not path.exists():
+        return []
+    *whole, _torn = path.read_bytes().split(b"\n")
+    trials = []
+    for number, line in enumerate(whole, start=1):
+        try:
+            trials.append(trial_from_json(line.decode()))
+        except ValueError as error:
+            raise ArtifactError(f"{path}:{number}: this line of the search store is damaged: {error}") from None
+    return trials
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock: two searches must not write one store. The system frees it when the process ends.
+
+    The lock file lies beside the folder, so that emptying the folder does not remove the lock.
+
+    Raises:
+        UserError: another search holds it.
+    """
+    path = folder.parent / f".{folder.name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip()
+            raise UserError(
+                f"{folder}: another search is writing here{f' (process {holder})' if holder else ''}; "
+                "wait for it, or choose another output_dir"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _cut_torn_line(file: Any) -> None:
+    """Cut a binary file after its last line break (a store has few and short lines: reading it whole is cheap)."""
+    file.seek(0)
+    content = file.read()
+    whole = content.rfind(b"\n") + 1
+    if whole != len(content):
+        file.truncate(whole)
+
+
+def _differences(place: str, before: Any, now: Any) -> list[str]:
+    """The leaves in which two identities differ, by dotted name."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        keys = dict.fromkeys([*now, *before])
+        return [d for key in keys for d in _differences(f"{place}.{key}".strip("."), before.get(key), now.get(key))]
+    return [] if before == now else [f"{place} is {before!r} there and {now!r} here"]

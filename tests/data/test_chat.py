@@ -1,0 +1,251 @@
+"""Labels: exactly the responses and their end-of-turn tokens carry the loss."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from cofitune.data.chat import IGNORED, PLAIN_TEMPLATE, Example, encode, encode_items, render, set_template
+from cofitune.data.read import Account, Item
+from cofitune.errors import DataError, UserError
+
+WORDS = ["the court", "void.", "Paris", " two", "4", "ü", "漢字", "🙂", "a\n\nb", "notice;", "<b>", "0123"]
+
+
+def item(*contents: str, system: str | None = None) -> Item:
+    """Turns of user and assistant in alternation."""
+    start = (("system", system),) if system else ()
+    return Item((*start, *((("user", "assistant")[i % 2], c) for i, c in enumerate(contents))), "f.jsonl:1")
+
+
+def supervised(example: Example, tokenizer: Any) -> list[str]:
+    """The text of each unbroken run of tokens that carry the loss."""
+    runs: list[list[int]] = []
+    before = IGNORED
+    for label in example.labels:
+        if label != IGNORED:
+            if before == IGNORED:
+                runs.append([])
+            runs[-1].append(label)
+        before = label
+    return [tokenizer.decode(run) for run in runs]
+
+
+def obvious_labels(texts: list[str], example: Example, tokenizer: Any) -> list[int]:
+    """A second implementation: search each response in the decoded text, growing the prefix token by token."""
+    ids = example.input_ids
+    whole = tokenizer.decode(ids)
+    labels = [IGNORED] * len(ids)
+    lengths = [len(tokenizer.decode(ids[:n]).encode()) for n in range(len(ids) + 1)]
+    at = 0
+    for text in texts:
+        start = whole.index(text, at)
+        at = start + len(text)
+        first, last = len(whole[:start].encode()), len(whole[:at].encode())
+        for n in range(len(ids)):
+            if first <= lengths[n] and lengths[n + 1] <= last and lengths[n + 1] > first:
+                labels[n] = ids[n]
+    return labels
+
+
+def random_items(count: int, words: list[str] = WORDS) -> list[Item]:
+    chance = random.Random(0)
+
+    def text() -> str:
+        return "".join(chance.choices(words, k=chance.randint(1, 6))).strip() or "x"
+
+    return [
+        item(*(text() for _ in range(2 * chance.randint(1, 3))), system=text() if chance.random() < 0.5 else None)
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("template", ["chat", "plain"])
+def test_the_supervised_text_is_every_response_and_its_end_of_turn(tiny_tokenizer: Any, template: str) -> None:
+    set_template(tiny_tokenizer, template)
+    for one in random_items(60):
+        responses = [content + "<|im_end|>" for role, content in one.turns if role == "assistant"]
+        example = encode(one, tiny_tokenizer)
+        assert supervised(example, tiny_tokenizer) == responses
+        assert all(label in (IGNORED, token) for label, token in zip(example.labels, example.input_ids, strict=True))
+        assert tiny_tokenizer.decode(example.input_ids) == render(tiny_tokenizer, one.messages())
+
+
+@pytest.mark.parametrize("template", ["chat", "plain"])
+def test_labels_equal_an_obvious_implementation(tiny_tokenizer: Any, template: str) -> None:
+    set_template(tiny_tokenizer, template)
+    marker = {"chat": "<|im_start|>assistant\n", "plain": "### Assistant:\n"}[template]
+    for one in random_items(60, [word for word in WORDS if word.isascii()]):
+        example = encode(one, tiny_tokenizer)
+        with_marker = [marker + c + "<|im_end|>" for role, c in one.turns if role == "assistant"]
+        wide = obvious_labels(with_marker, example, tiny_tokenizer)
+        narrow = list(wide)
+        skip = len(tiny_tokenizer(marker, add_special_tokens=False)["input_ids"])
+        for n, label in enumerate(wide):
+            if label != IGNORED and (n == 0 or wide[n - 1] == IGNORED):
+                narrow[n : n + skip] = [IGNORED] * skip
+        assert example.labels == narrow
+
+
+def test_what_comes_before_the_response_is_what_a_generation_starts_from(tiny_tokenizer: Any) -> None:
+    one = item("What is two plus two?", "Four.")
+    example = encode(one, tiny_tokenizer)
+    start = next(n for n, label in enumerate(example.labels) if label != IGNORED)
+    prompt = render(tiny_tokenizer, one.messages()[:-1], add_generation_prompt=True)
+    assert example.input_ids[:start] == tiny_tokenizer(prompt, add_special_tokens=False)["input_ids"]
+
+
+def test_a_response_that_repeats_the_prompt_is_found_in_its_own_place(tiny_tokenizer: Any) -> None:
+    one = item("Paris", "Paris", "Paris", "Paris")
+    assert supervised(encode(one, tiny_tokenizer), tiny_tokenizer) == ["Paris<|im_end|>"] * 2
+
+
+@pytest.mark.parametrize("pad", [None, "<|im_end|>"])
+def test_a_pad_equal_to_the_end_of_turn_eats_no_token(tiny_tokenizer: Any, pad: str | None) -> None:
+    plain = encode(item("a", "b"), tiny_tokenizer)
+    tiny_tokenizer.pad_token = pad
+    padded = encode(item("a", "b"), tiny_tokenizer)
+    assert padded == plain
+    assert [t for t in padded.labels if t != IGNORED][-1] == tiny_tokenizer.eos_token_id
+
+
+def test_the_line_break_after_the_end_of_turn_is_not_learnt(tiny_tokenizer: Any) -> None:
+    example = encode(item("a", "b"), tiny_tokenizer)
+    assert tiny_tokenizer.decode(example.input_ids).endswith("<|im_end|>\n")
+    assert example.labels[-1] == IGNORED and example.labels[-2] == tiny_tokenizer.eos_token_id
+
+
+def test_training_on_all_supervises_every_token(tiny_tokenizer: Any) -> None:
+    one = item("a", "b", system="You are a helpful assistant.")
+    example = encode(one, tiny_tokenizer, train_on="all")
+    assert example.labels == example.input_ids == encode(one, tiny_tokenizer).input_ids
+    assert example.num_supervised == len(example.input_ids) - 1
+
+
+def test_num_supervised_leaves_out_the_first_token() -> None:
+    assert Example([1, 2, 3], [1, IGNORED, 3]).num_supervised == 1
+    assert Example([1], [1]).num_supervised == 0
+
+
+def test_which_template_is_spoken(tiny_tokenizer: Any) -> None:
+    own = tiny_tokenizer.chat_template
+    assert set_template(tiny_tokenizer, "auto") == "chat" and tiny_tokenizer.chat_template == own
+    assert set_template(tiny_tokenizer, "chat") == "chat" and tiny_tokenizer.chat_template == own
+    assert set_template(tiny_tokenizer, "plain") == "plain" and tiny_tokenizer.chat_template == PLAIN_TEMPLATE
+    tiny_tokenizer.chat_template = None
+    with pytest.raises(UserError, match=r"data\.template.*no chat template"):
+        set_template(tiny_tokenizer, "chat")
+    assert set_template(tiny_tokenizer, "auto") == "plain" and tiny_tokenizer.chat_template == PLAIN_TEMPLATE
+
+
+def test_the_plain_template_as_text(tiny_tokenizer: Any) -> None:
+    set_template(tiny_tokenizer, "plain")
+    one = item("Hello", "Hi", system="Be kind.")
+    assert render(tiny_tokenizer, one.messages()) == (
+        "Be kind.\n\n### User:\nHello\n\n### Assistant:\nHi<|im_end|>\n\n"
+    )
+    tiny_tokenizer.bos_token = "<|im_start|>"
+    assert render(tiny_tokenizer, one.messages()[:2], add_generation_prompt=True) == (
+        "<|im_start|>Be kind.\n\n### User:\nHello\n\n### Assistant:\n"
+    )
+
+
+def test_a_long_response_loses_its_end_and_is_counted(tiny_tokenizer: Any) -> None:
+    one = item("What is two plus two?", "four " * 30)
+    whole = encode(one, tiny_tokenizer)
+    account = Account()
+    cut, short = encode_items([one, item("a", "b")], tiny_tokenizer, 40, account=account)
+    assert cut == Example(whole.input_ids[:40], whole.labels[:40])
+    assert cut.num_supervised > 0
+    assert short == encode(item("a", "b"), tiny_tokenizer)
+    assert (account.truncated, account.dropped) == (1, [])
+
+
+def test_an_item_of_exactly_max_length_is_whole(tiny_tokenizer: Any) -> None:
+    one = item("a", "b")
+    length = len(encode(one, tiny_tokenizer).input_ids)
+    account = Account()
+    assert encode_items([one], tiny_tokenizer, length, account=account) == [encode(one, tiny_tokenizer)]
+    assert account.truncated == 0
+
+
+def test_a_prompt_that_fills_max_length_is_an_error_or_dropped(tiny_tokenizer: Any) -> None:
+    long = item("void " * 50, "yes")
+    with pytest.raises(DataError, match=r"f\.jsonl:1: the prompt alone exceeds data\.max_length 20 .*has \d+ tokens"):
+        encode_items([long], tiny_tokenizer, 20)
+    account = Account()
+    kept = encode_items([long, item("a", "b")], tiny_tokenizer, 20, on_bad_item="drop", account=account)
+    assert len(kept) == 1 and len(account.dropped) == 1 and account.truncated == 0
+    with pytest.raises(DataError, match="not one usable item is left"):
+        encode_items([long], tiny_tokenizer, 20, on_bad_item="drop")
+
+
+THINKING = (  # keeps only the last answer's reasoning, as some reasoning models' templates do
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'assistant' and not loop.last %}{{ m['content'].split('</think>')[-1] }}"
+    "{% else %}{{ m['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(tiny_tokenizer: Any) -> None:
+    tiny_tokenizer.chat_template = THINKING
+    single = item("q", "<think>hm</think>a")
+    assert supervised(encode(single, tiny_tokenizer), tiny_tokenizer) == ["<think>hm</think>a<|im_end|>"]
+    with pytest.raises(DataError, match=r"f\.jsonl:1: .*rewrites earlier turns.*turn 1.*template: plain"):
+        encode(item("q", "<think>hm</think>a", "q2", "a2"), tiny_tokenizer)
+    example = encode(item("q", "<think>hm</think>a", "q2", "a2"), tiny_tokenizer, train_on="all")
+    assert IGNORED not in example.labels
+
+
+def test_a_template_whose_generation_prompt_is_not_in_the_whole_is_refused(tiny_tokenizer: Any) -> None:
+    tiny_tokenizer.chat_template = tiny_tokenizer.chat_template.replace(
+        "%}<|im_start|>assistant\n{% endif", "%}<|im_start|>assistant\n<think>{% endif"
+    )
+    with pytest.raises(DataError, match="cannot be told apart"):
+        encode(item("q", "a"), tiny_tokenizer)
+
+
+def test_a_template_that_trims_keeps_its_labels(tiny_tokenizer: Any) -> None:
+    tiny_tokenizer.chat_template = tiny_tokenizer.chat_template.replace(
+        "message['content'] }}", "message['content'] | trim }}"
+    )
+    assert supervised(encode(item("q ", "  a  "), tiny_tokenizer), tiny_tokenizer) == ["a<|im_end|>"]
+
+
+BARE = (
+    "{% for m in messages %}{{ m['role'] }}:SPACE{{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:SPACE{% endif %}"
+)
+
+
+def test_a_template_without_end_of_turn_supervises_the_response_to_its_end(tiny_tokenizer: Any) -> None:
+    tiny_tokenizer.chat_template = BARE.replace("SPACE", "")
+    assert supervised(encode(item("q", "0123"), tiny_tokenizer), tiny_tokenizer) == ["0123\n"]
+
+
+def test_a_token_astride_the_prompt_and_the_response_belongs_to_the_prompt(tiny_tokenizer: Any) -> None:
+    """As in the evaluation, so that a model is asked as it was taught."""
+    tiny_tokenizer.chat_template = BARE.replace("SPACE", " ")
+    example = encode(item("q", "0123"), tiny_tokenizer)
+    (text,) = supervised(example, tiny_tokenizer)
+    assert "0123\n".endswith(text) and text != "0123\n", "the tokenizer has a token ' 01' or the like"
+    assert tiny_tokenizer.decode(example.input_ids).endswith("assistant: 0123\n")
+
+
+def test_an_item_that_an_assistant_opens_is_labelled_or_refused_with_its_place(tiny_tokenizer: Any) -> None:
+    """Some data sets begin with the assistant's greeting, and read_items lets them through."""
+    one = Item((("assistant", "Hello"), ("user", "q"), ("assistant", "a")), "f.jsonl:1")
+    try:
+        example = encode(one, tiny_tokenizer)
+    except DataError as error:
+        assert "f.jsonl:1" in str(error)
+    else:
+        assert supervised(example, tiny_tokenizer) == ["Hello<|im_end|>", "a<|im_end|>"]
+
+
+def test_a_response_that_starts_with_white_space_keeps_all_its_tokens(tiny_tokenizer: Any) -> None:
+    one = item("q", "\n\n  a")
+    assert supervised(encode(one, tiny_tokenizer), tiny_tokenizer) == ["\n\n  a<|im_end|>"]

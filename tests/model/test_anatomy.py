@@ -1,0 +1,134 @@
+"""The anatomy: sizes and shapes of a model, and layouts that are refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Olmo2Config,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from cofitune.errors import RegionError, UserError
+from cofitune.model.anatomy import (
+    GROUPS,
+    MODULE_PATHS,
+    anatomy_of,
+    expand_modules,
+    read_anatomy,
+    read_model_config,
+    true_shape,
+)
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+    "pad_token_id": 0,
+}
+
+
+def test_sizes_of_a_grouped_query_llama(tiny_model_folder: Path) -> None:
+    anatomy = read_anatomy(read_model_config(str(tiny_model_folder)))
+    assert (anatomy.num_layers, anatomy.num_heads, anatomy.num_key_value_heads) == (4, 4, 2)
+    assert (anatomy.head_dim, anatomy.intermediate_size, anatomy.hidden_size) == (8, 48, 32)
+    assert anatomy.shapes["model.layers.0.self_attn.k_proj.weight"] == (16, 32)
+    assert anatomy.shapes["model.layers.3.mlp.down_proj.weight"] == (32, 48)
+    assert len(anatomy.shapes) == 4 * 7
+    assert anatomy.tied == ()
+
+
+@pytest.mark.parametrize("make", [LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, GemmaConfig, Olmo2Config])
+def test_the_plain_layout_is_known_in_every_family_and_equals_the_real_model(make: Any) -> None:
+    config = make(**SIZES)
+    anatomy = read_anatomy(config)
+    model = AutoModelForCausalLM.from_config(config)
+    parameters = dict(model.named_parameters())
+    assert anatomy == anatomy_of(model)
+    assert anatomy.num_parameters == sum(p.numel() for p in parameters.values())
+    assert set(anatomy.shapes) == {n for n in parameters if any(f".{m}." in n for m in MODULE_PATHS)}
+    assert all(tuple(parameters[n].shape) == shape for n, shape in anatomy.shapes.items())
+    for layer in range(3):
+        for module in MODULE_PATHS:
+            names = list(anatomy.parameter_names(layer, module))
+            assert names and names[0].endswith(f"{module}.weight")
+    # the sizes that units are counted by agree with the weights
+    assert anatomy.shapes["model.layers.0.self_attn.q_proj.weight"][0] == anatomy.num_heads * anatomy.head_dim
+    assert anatomy.shapes["model.layers.0.self_attn.k_proj.weight"][0] == anatomy.num_key_value_heads * anatomy.head_dim
+    assert anatomy.shapes["model.layers.0.mlp.up_proj.weight"] == (anatomy.intermediate_size, anatomy.hidden_size)
+
+
+def test_qwen_2_has_biases_on_the_attention_inputs_only() -> None:
+    anatomy = read_anatomy(Qwen2Config(**SIZES))
+    assert [n.rsplit(".", 1)[-1] for n in anatomy.parameter_names(0, "q_proj")] == ["weight", "bias"]
+    assert [n.rsplit(".", 1)[-1] for n in anatomy.parameter_names(0, "o_proj")] == ["weight"]
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_a_tied_head_is_counted_once(tie: bool) -> None:
+    anatomy = read_anatomy(LlamaConfig(**SIZES, tie_word_embeddings=tie))
+    untied = read_anatomy(LlamaConfig(**SIZES, tie_word_embeddings=False)).num_parameters
+    assert anatomy.num_parameters == (untied - 64 * 32 if tie else untied)
+    assert anatomy.tied == (("lm_head.weight", "model.embed_tokens.weight") if tie else ())
+
+
+def test_reading_the_sizes_of_a_13b_builds_no_weights() -> None:
+    config = LlamaConfig(hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40)
+    assert read_anatomy(config).num_parameters == 13_015_864_320  # LLaMA-13B; in memory it would be 52 GB
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64), "gpt2"),
+        (GPTNeoXConfig(**{k: v for k, v in SIZES.items() if k != "num_key_value_heads"}), "gpt_neox"),
+        (Phi3Config(**SIZES), "phi3 .*fused or renamed"),
+        (MixtralConfig(**SIZES, num_local_experts=2), "mixtral .*expert"),
+    ],
+)
+def test_other_layouts_are_refused_by_name(config: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        read_anatomy(config)
+
+
+def test_groups() -> None:
+    assert expand_modules(["all"]) == expand_modules(("ffn", "mha")) == tuple(MODULE_PATHS)
+    assert expand_modules(["down_proj", "up_proj", "up_proj"]) == ("up_proj", "down_proj")
+    assert set(GROUPS["mha"]).isdisjoint(GROUPS["ffn"])
+    for wrong in ("mlp", "lm_head", "up_proj "):
+        with pytest.raises(RegionError, match="names no module"):
+            expand_modules([wrong])
+
+
+def test_under_zero_3_the_true_shape_is_deepspeeds() -> None:
+    parameter: Any = nn.Parameter(torch.empty(0))
+    assert true_shape(parameter) == (0,)
+    parameter.ds_shape = torch.Size([4, 3])
+    assert true_shape(parameter) == (4, 3)
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.name: .* is neither a folder with a config\.json nor a hub model"):
+        read_model_config(str(tmp_path / "none"))
+    (tmp_path / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match=r"model\.name"):
+        read_model_config(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "unheard_of"}', encoding="utf-8")
+    with pytest.raises(UserError, match="unheard_of"):
+        read_model_config(str(tmp_path))

@@ -1,0 +1,283 @@
+"""The tree search against ground truth: brute force, kills at every trial, ties, failures."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+from cofitune.errors import UserError
+from cofitune.model.anatomy import GROUPS
+from cofitune.model.region import Region
+from cofitune.search.space import PAPER_LEVELS, Level, plan, whole_model
+from cofitune.search.store import Store, open_store
+from cofitune.search.tree import Found, search
+from cofitune.search.trial import Trial
+
+L = 8
+ROOT = whole_model(L)
+HALVES = [(0, 3), (2, 5), (4, 7)]
+QUARTERS = [(0, 1), (2, 3), (4, 5), (6, 7)]
+Score = Callable[[Region], float]
+
+
+def weights(region: Region) -> int:
+    """Layers × modules stand for the weights."""
+    return len(region.layers) * len(region.modules)
+
+
+def random_score(seed: int, values: int) -> Score:
+    """A score per region, with few different values so that ties are common."""
+    known: dict[Region, float] = {}
+    return lambda region: known.setdefault(region, float(random.Random(f"{seed}{region}").randrange(values)))
+
+
+class Bench:
+    """A fake trainer that counts its trials, fails where it is told to, and is killed at the trial it is told."""
+
+    def __init__(
+        self, folder: Path, score: Score, failing: Iterable[tuple[Region, int]] = (), kill_at: int | None = None
+    ) -> None:
+        self.store: Store = open_store(folder, {"model": "m"})
+        self.score, self.kill_at = score, kill_at
+        self.failing = dict(failing)
+        self.ran: list[Region] = []
+        self.told: list[tuple[str, bool]] = []
+
+    def run(self, region: Region, level: int) -> Trial:
+        if self.kill_at is not None and len(self.ran) == self.kill_at:
+            raise KeyboardInterrupt
+        self.ran.append(region)
+        fails = self.failing.get(region, 0)
+        if fails:
+            self.failing[region] = fails - 1
+            return Trial("?", region, "failed", level, 1, weights(region), 1.0, reason=f"broken {region}")
+        return Trial("?", region, "done", level, 1, weights(region), 1.0, unified=self.score(region))
+
+    def search(self, levels: tuple[Level, ...] = PAPER_LEVELS, beam: int = 1) -> Found:
+        return search(
+            ROOT,
+            levels,
+            beam=beam,
+            run_trial=self.run,
+            store=self.store,
+            on_trial=lambda trial, known: self.told.append((trial.id, known)),
+        )
+
+
+def obvious_order(region: Region, score: Score) -> tuple[float, int, int, int, tuple[str, ...]]:
+    return (-score(region), weights(region), region.first, region.last, region.modules)
+
+
+def all_reachable() -> list[Region]:
+    """Every region of the paper's levels, written out by hand from its sets."""
+    everything = (*GROUPS["mha"], *GROUPS["ffn"])
+    sets = [s for level in PAPER_LEVELS for s in level.modules if s not in (("mha",), ("ffn",))]
+    found = [Region(a, b, everything) for a, b in HALVES + QUARTERS]
+    found += [Region(a, b, GROUPS[g]) for (a, b), g in itertools.product(QUARTERS, ("mha", "ffn"))]
+    found += [Region(a, b, s) for (a, b), s in itertools.product(QUARTERS, sets)]
+    return found
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_with_a_beam_as_wide_as_the_space_the_winner_is_the_best_of_all(tmp_path: Path, seed: int) -> None:
+    score = random_score(seed, 1000 if seed % 2 else 5)
+    bench = Bench(tmp_path, score)
+    found = bench.search(beam=1000)
+    truth = sorted(all_reachable(), key=lambda region: obvious_order(region, score))
+    assert sorted(map(str, bench.ran)) == sorted(map(str, truth)), "every region, each once"
+    assert found.winner.region == truth[0]
+    assert found.runner_up is not None and found.runner_up.region == truth[1]
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("beam", [1, 2, 3])
+def test_a_beam_follows_the_obvious_implementation(tmp_path: Path, seed: int, beam: int) -> None:
+    score = random_score(seed, 1000 if seed % 2 else 4)
+    tried: list[Region] = []
+    parents = [ROOT]
+    for step in range(len(PAPER_LEVELS)):
+        offered = {
+            0: [r for r in all_reachable() if (r.first, r.last) in HALVES and len(r.modules) == 7],
+            1: [r for r in all_reachable() if (r.first, r.last) in QUARTERS and len(r.modules) == 7],
+            2: [r for r in all_reachable() if r.modules in (GROUPS["mha"], GROUPS["ffn"])],
+            3: [r for r in all_reachable() if len(r.modules) <= 2],
+        }[step]
+        inside = [
+            r
+            for r in offered
+            if any(set(r.layers) <= set(p.layers) and set(r.modules) <= set(p.modules) for p in parents)
+        ]
+        tried += inside
+        parents = sorted(inside, key=lambda region: obvious_order(region, score))[:beam]
+    bench = Bench(tmp_path, score)
+    found = bench.search(beam=beam)
+    assert set(bench.ran) == set(tried) and len(bench.ran) == len(tried)
+    assert found.winner.region == min(tried, key=lambda region: obvious_order(region, score))
+    assert [t.region for t in found.trials] == bench.ran
+    assert len(bench.ran) <= sum(level.most for level in plan(PAPER_LEVELS, L, beam)), "no more than was announced"
+
+
+def test_a_score_that_rises_down_one_path_is_followed_to_the_papers_best(tmp_path: Path) -> None:
+    target = {(layer, module) for layer in (2, 3) for module in ("up_proj", "down_proj")}
+
+    def overlap(region: Region) -> float:
+        own = {(layer, module) for layer in region.layers for module in region.modules}
+        return 100 * len(own & target) / len(own | target)
+
+    bench = Bench(tmp_path, overlap)
+    found = bench.search()
+    assert found.winner.region == Region(2, 3, ("up_proj", "down_proj"))
+    assert found.winner.unified == 100
+    assert len(bench.ran) == 3 + 2 + 2 + 6
+    by_id = {t.id: t for t in found.trials}
+    way = [found.winner]
+    while way[-1].parent:
+        way.append(by_id[way[-1].parent])
+    assert way[-1].region == Region(0, 3, ROOT.modules), "of the two halves that hold the target the lower one"
+    assert [t.level for t in way] == [4, 3, 2, 1]
+
+
+def test_children_worse_than_their_parent_are_still_expanded_but_the_parent_wins(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, lambda region: 10.0 * len(region.layers) + len(region.modules))
+    found = bench.search()
+    assert found.winner.region == Region(0, 3, ROOT.modules)
+    assert {t.level for t in found.trials} == {1, 2, 3, 4}
+    assert all(len(ids) == 1 for ids in found.expanded)
+
+
+def test_ties_go_to_fewer_weights_then_to_the_lower_layers(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, lambda region: 1.0)
+    found = bench.search(beam=1000)
+    assert found.winner.region is not None
+    assert weights(found.winner.region) == min(weights(r) for r in all_reachable())
+    assert found.winner.region.first == 0
+
+
+def test_a_region_reached_twice_is_trained_once(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, lambda region: float(region.first))
+    bench.search(PAPER_LEVELS[:2], beam=3)  # layers 2-3 lie in 0-3 and in 2-5
+    assert len(bench.ran) == len(set(bench.ran)) == 7
+
+
+def test_a_second_call_runs_nothing_and_finds_the_same(tmp_path: Path) -> None:
+    score = random_score(3, 50)
+    first = Bench(tmp_path, score).search(beam=2)
+    bench = Bench(tmp_path, score)
+    assert bench.search(beam=2) == first
+    assert bench.ran == []
+    assert bench.told and all(known for _, known in bench.told)
+
+
+def test_a_wider_beam_runs_only_what_is_new(tmp_path: Path) -> None:
+    score = random_score(4, 50)
+    narrow = Bench(tmp_path, score)
+    narrow.search(beam=1)
+    wide = Bench(tmp_path, score)
+    found = wide.search(beam=3)
+    assert not set(narrow.ran) & set(wide.ran)
+    assert found == Bench(tmp_path, score).search(beam=3)
+
+
+def test_a_search_killed_at_any_trial_goes_on_to_the_same_store(tmp_path: Path) -> None:
+    score = random_score(5, 6)
+    fragile = [(Region(0, 3, ROOT.modules), 1), (Region(2, 3, ROOT.modules), 1)]
+    (tmp_path / "whole").mkdir()
+    whole = Bench(tmp_path / "whole", score, fragile)
+    expected = whole.search(beam=2)
+    lines = (tmp_path / "whole" / "trials.jsonl").read_bytes()
+    for kill_at in range(len(whole.ran)):
+        folder = tmp_path / f"killed-{kill_at}"
+        folder.mkdir()
+        bench = Bench(folder, score, fragile, kill_at)
+        with pytest.raises(KeyboardInterrupt):
+            bench.search(beam=2)
+        again = Bench(folder, score, bench.failing.items())
+        assert again.search(beam=2) == expected, kill_at
+        assert (folder / "trials.jsonl").read_bytes() == lines, kill_at
+        assert bench.ran + again.ran == whole.ran, kill_at
+
+
+def test_a_line_torn_by_the_kill_is_mended_on_the_way(tmp_path: Path) -> None:
+    score = random_score(6, 50)
+    for name in ("whole", "torn"):
+        (tmp_path / name).mkdir()
+    expected = Bench(tmp_path / "whole", score).search()
+    whole = (tmp_path / "whole" / "trials.jsonl").read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        Bench(tmp_path / "torn", score, kill_at=5).search()
+    path = tmp_path / "torn" / "trials.jsonl"
+    path.write_bytes(whole[: path.stat().st_size + 40])  # the sixth line was on its way to the disk
+    assert Bench(tmp_path / "torn", score).search() == expected
+    assert path.read_bytes() == whole
+
+
+def test_a_trial_that_fails_once_is_tried_again(tmp_path: Path) -> None:
+    region = Region(0, 3, ROOT.modules)
+    bench = Bench(tmp_path, lambda region: 1.0, [(region, 1)])
+    found = bench.search(PAPER_LEVELS[:1])
+    assert bench.ran.count(region) == 2
+    assert all(t.done for t in found.trials)
+    assert [t.status for t in bench.store.trials()] == ["done"] * 3
+
+
+def test_a_trial_that_keeps_failing_is_recorded_and_does_not_end_the_search(tmp_path: Path) -> None:
+    region = Region(0, 3, ROOT.modules)
+    bench = Bench(tmp_path, lambda region: -float(region.first), [(region, 99)])
+    found = bench.search(PAPER_LEVELS[:2])
+    assert bench.ran.count(region) == 2
+    assert [t.region for t in found.trials if not t.done] == [region]
+    assert found.winner.region == Region(2, 3, ROOT.modules)
+    later = Bench(tmp_path, lambda region: -float(region.first))
+    again = later.search(PAPER_LEVELS[:2])
+    assert later.ran[0] == region, "a later call tries it again"
+    assert again.trials[0].done and len(later.store.trials()) > len(bench.store.trials())
+
+
+def test_a_kill_between_the_two_tries_leaves_one_for_the_next_call(tmp_path: Path) -> None:
+    region = Region(0, 3, ROOT.modules)
+    with pytest.raises(KeyboardInterrupt):
+        Bench(tmp_path, lambda region: 1.0, [(region, 99)], kill_at=1).search(PAPER_LEVELS[:1])
+    for _ in range(2):  # the second try, and then one in each later call
+        bench = Bench(tmp_path, lambda region: 1.0, [(region, 99)])
+        bench.search(PAPER_LEVELS[:1])
+        assert bench.ran.count(region) == 1
+    assert bench.ran == [region]
+
+
+def test_a_level_of_which_nothing_finished_is_skipped(tmp_path: Path) -> None:
+    broken = [(Region(a, b, ROOT.modules), 99) for a, b in HALVES]
+    found = Bench(tmp_path, lambda region: float(region.first), broken).search(PAPER_LEVELS[:2])
+    assert found.winner.region == Region(6, 7, ROOT.modules)
+    assert found.winner.parent is None
+    assert found.expanded[0] == ()
+
+
+def test_when_nothing_finishes_the_first_reason_is_given(tmp_path: Path) -> None:
+    broken = [(region, 99) for region in all_reachable()]
+    with pytest.raises(UserError, match=r"not one of 7 trials finished; .* broken layers 0-3"):
+        Bench(tmp_path, lambda region: 0.0, broken).search(PAPER_LEVELS[:2])
+
+
+def test_a_level_without_anything_inside_keeps_the_regions_above(tmp_path: Path) -> None:
+    levels = (Level(layers=("bottom1", "top")), Level(layers=("middle",)), Level(modules=(("ffn",),)))
+    bench = Bench(tmp_path, lambda region: float(region.first))
+    found = bench.search(levels)
+    above = [Region(0, 1, ROOT.modules), Region(6, 7, ROOT.modules)]
+    assert bench.ran == [*above, Region(6, 7, GROUPS["ffn"])]
+    assert found.expanded[0] == found.expanded[1]
+
+
+def test_no_child_trains_what_its_parent_does_not(tmp_path: Path) -> None:
+    for beam in (1, 3):
+        folder = tmp_path / str(beam)
+        folder.mkdir()
+        found = Bench(folder, random_score(9, 9)).search(beam=beam)
+        by_id = {t.id: t for t in found.trials}
+        for trial in found.trials:
+            if trial.parent:
+                above = by_id[trial.parent].region
+                assert trial.region is not None and above is not None and trial.region.inside(above)

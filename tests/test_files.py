@@ -1,0 +1,111 @@
+"""Files that are whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+
+from cofitune.errors import ArtifactError
+from cofitune.files import read_json, read_tensors, sha256_file, write_atomically, write_json, write_tensors, write_text
+
+
+def test_a_file_is_written_whole_with_its_folders(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "x.txt"
+    write_text(path, "grüße\n")
+    assert path.read_bytes() == "grüße\n".encode()
+    assert [p.name for p in path.parent.iterdir()] == ["x.txt"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize("old", [None, "old"])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_writer_that_raises_leaves_the_old_file_and_no_temporary(
+    tmp_path: Path, old: str | None, error: type[BaseException]
+) -> None:
+    path = tmp_path / "x.txt"
+    if old is not None:
+        path.write_text(old)
+
+    def write(temporary: Path) -> None:
+        temporary.write_text("half of the n")
+        raise error
+
+    with pytest.raises(error):
+        write_atomically(path, write)
+    assert [p.name for p in tmp_path.iterdir()] == ([] if old is None else ["x.txt"])
+    assert old is None or path.read_text() == old
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_text("old")
+    seen = []
+
+    def write(temporary: Path) -> None:
+        temporary.write_text("new")
+        seen.append(path.read_text())
+
+    write_atomically(path, write)
+    assert seen == ["old"] and path.read_text() == "new"
+
+
+def test_a_value_that_json_does_not_know_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert read_json(path, "thing") == {"a": 1}
+
+
+def test_json_keeps_its_order_and_letters(tmp_path: Path) -> None:
+    value = {"z": [1, 2.5, None, True], "a": "ü"}
+    write_json(tmp_path / "x.json", value)
+    text = (tmp_path / "x.json").read_text(encoding="utf-8")
+    assert read_json(tmp_path / "x.json", "thing") == value
+    assert text.index('"z"') < text.index('"a"') and "ü" in text and text.endswith("}\n")
+    assert text == json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe"])
+def test_a_damaged_json_file_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"x\.json: this thing is damaged"):
+        read_json(tmp_path / "x.json", "thing")
+    with pytest.raises(ArtifactError, match=r"y\.json: no thing here"):
+        read_json(tmp_path / "y.json", "thing")
+
+
+def test_tensors_survive_with_their_metadata(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    tensors = {"a": torch.arange(6, dtype=torch.bfloat16).view(2, 3), "b": torch.zeros(0)}
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, tensors, {"made_by": "test"})
+    read = read_tensors(path, "delta")
+    assert read.keys() == tensors.keys()
+    assert all(torch.equal(read[name], tensors[name]) and read[name].dtype == tensors[name].dtype for name in tensors)
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"format": "pt", "made_by": "test"}
+
+
+def test_truncated_or_missing_tensors_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, {"a": torch.ones(100)})
+    whole = path.read_bytes()
+    for size in (0, 4, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ArtifactError, match=r"x\.safetensors: this delta is damaged"):
+            read_tensors(path, "delta")
+    with pytest.raises(ArtifactError, match="no delta here"):
+        read_tensors(tmp_path / "y.safetensors", "delta")
+
+
+def test_the_hash_is_that_of_the_bytes(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 5000
+    (tmp_path / "x").write_bytes(content)
+    assert sha256_file(tmp_path / "x") == hashlib.sha256(content).hexdigest()
