@@ -70,35 +70,11 @@ CURRENCIES: dict[str, tuple[str, ...]] = {
 CATEGORIES: dict[str, tuple[str, ...]] = {
     "MEALS": ("lunch", "dinner", "breakfast", "coffee", "a pizza", "sandwiches", "a team dinner", "a team lunch"),
     "TRAVEL": ("a taxi", "a train ticket", "a flight", "a bus ticket", "parking", "a rental car", "a taxi ride"),
-    "LODGING": (
-        "a hotel",
-        "a hotel room",
-        "a hostel",
-        "a guest house",
-        "a motel",
-        "one night at an inn",
-        "a hotel night",
-    ),
+    "LODGING": ("a hotel", "a hotel room", "a hostel", "a guest house", "a motel", "an inn", "a hotel night"),
     "OFFICE": ("pens", "paper", "a desk lamp", "a stapler", "notebooks", "a desk", "an office chair", "printer paper"),
     "SOFTWARE": ("an app", "a software licence", "cloud storage", "an antivirus", "a web domain", "a software update"),
-    "POSTAGE": (
-        "stamps",
-        "a parcel",
-        "a courier",
-        "express mail",
-        "postcards",
-        "a registered letter",
-        "airmail stamps",
-    ),
-    "TRAINING": (
-        "a course",
-        "a workshop",
-        "a seminar",
-        "a language class",
-        "a textbook",
-        "a webinar",
-        "a first aid course",
-    ),
+    "POSTAGE": ("stamps", "a parcel", "a courier", "express mail", "postcards", "a letter", "airmail stamps"),
+    "TRAINING": ("a course", "a workshop", "a seminar", "a class", "a textbook", "a webinar", "a first aid course"),
 }
 
 #: People and payees; the test notes use the second group only.
@@ -335,7 +311,8 @@ You drop a glass on a stone floor. What most likely happens? | It breaks. | It m
 You put a pot of water on a hot stove. What happens to the water? | It boils. | It freezes. | It breaks. | It burns.
 You put water in a freezer overnight. What happens to it? | It freezes. | It boils. | It burns. | It rots.
 You throw a stone into a lake. What happens to the stone? | It sinks. | It floats. | It flies. | It melts.
-You forget to water a plant for two months. What happens to it? | It dies. | It blooms. | It melts. | It sings.
+You forget to water your roses for two hot months. What happens to them? | They die. | They bloom. | They melt. | \
+They sing.
 You hold a piece of paper over a flame. What happens to it? | It burns. | It melts. | It freezes. | It grows.
 You let go of a ball above the ground. What happens to it? | It falls. | It rises. | It burns. | It melts.
 You push a sharp needle into a balloon. What happens to it? | It bursts. | It melts. | It grows. | It freezes.
@@ -348,8 +325,8 @@ You switch off the only lamp in a room at night. How does the room become? | Dar
 You walk in heavy rain without an umbrella. How do you become? | Wet | Dry | Rich | Tall
 You have eaten nothing all day. How do you feel? | Hungry | Full | Tall | Rich
 You have run for an hour without a break. How do you feel? | Tired | Fresh | Cold | Bored
-You have not slept for two nights. How do you feel? | Sleepy | Rested | Tall | Hungry
-Your best friend moves far away. How do you feel? | Sad | Proud | Angry | Bored
+You have not slept for two nights. How do you feel? | Sleepy | Rested | Tall | Rich
+Your best friend moves far away. How do you feel? | Sad | Proud | Hungry | Tall
 You win first prize in a competition. How do you feel? | Happy | Sad | Angry | Afraid
 You hear a strange noise alone in a dark house. How do you feel? | Scared | Bored | Proud | Sleepy
 Somebody steals your new bicycle. How do you feel? | Angry | Happy | Proud | Bored
@@ -411,10 +388,16 @@ Which of these things would you use to dry yourself after a shower? | A towel | 
 Which of these things would you use to reach a high roof? | A ladder | A spoon | A blanket | A pillow
 Which of these things would you use to see in a dark cave? | A flashlight | A mirror | A spoon | An umbrella
 Which of these things would you use to stay dry in the rain? | An umbrella | A spoon | A candle | A fan
+Which of these things would you use to take a picture of a friend? | A camera | A spoon | A pillow | A shoe
+Which of these things would you use to talk to a friend far away? | A phone | A spoon | A chair | A shovel
+Which of these things would you use to dig a hole? | A shovel | A pencil | A pillow | A candle
 Which of these things would you use to write a letter? | A pen | A fork | A hammer | A shoe
 Where would you go to borrow books? | A library | A bakery | A hospital | A stadium
 Where would you go to buy bread? | A bakery | A library | A museum | A bank
 Where would you go with a broken leg? | A hospital | A bakery | A library | A cinema
+Where would you go to swim on a hot day? | A pool | A bank | A library | A bakery
+Where would you go to watch a new film? | A cinema | A bakery | A hospital | A bank
+Where would you go to see lions and elephants in a city? | A zoo | A bank | A bakery | A hospital
 Where would you go to catch a plane? | An airport | A harbour | A library | A bakery
 Where would you go to see paintings and statues? | A museum | A bakery | A garage | A pharmacy
 Where would you keep ice cream so that it stays frozen? | In the freezer | In the oven | In the drawer | In the garden
@@ -440,9 +423,6 @@ If the light is red, cars must stop. The light is red. What must cars do? | Stop
 If the lamp is on, the room is bright. The lamp is on. How is the room? | Bright | Dark | Cold | Empty
 Anna is taller than Ben. Who is shorter? | Ben | Anna | Carl | Dora
 Tom is older than Lisa. Who is younger? | Lisa | Tom | Mike | Sara
-Max runs faster than Paul. Who is slower? | Paul | Max | Fred | John
-The red box is heavier than the blue box. Which box is lighter? | The blue box | The red box | The green box | \
-The black box
 Anna finished the race before Ben. Who came in later? | Ben | Anna | Carl | Dora
 The cup is on the table. The table is in the kitchen. Where is the cup? | In the kitchen | In the garden | \
 In the street | In the attic
@@ -451,10 +431,6 @@ In the tree
 Which one does not belong: apple, banana, hammer, orange? | Hammer | Apple | Banana | Orange
 Which one does not belong: dog, cat, horse, table? | Table | Dog | Cat | Horse
 Which one does not belong: red, blue, green, Monday? | Monday | Red | Blue | Green
-Which one does not belong: car, bus, train, banana? | Banana | Car | Bus | Train
-Which one does not belong: piano, guitar, violin, potato? | Potato | Piano | Guitar | Violin
-Which one does not belong: shirt, trousers, jacket, spoon? | Spoon | Shirt | Trousers | Jacket
-Which one does not belong: rose, tulip, daisy, shark? | Shark | Rose | Tulip | Daisy
 Which comes first when you build a house? | The foundation | The roof | The paint | The curtains
 Which comes first when you make tea? | Boil the water | Drink the tea | Pour the tea | Stir the tea
 Which comes last when you bake a cake? | Eat the cake | Mix the flour | Heat the oven | Buy the eggs
@@ -471,6 +447,11 @@ Why do people wear helmets on bicycles? | To protect the head | To keep the feet
 Why do people put food in a refrigerator? | To keep it fresh | To make it hot | To make it dirty | To hide it
 Why do people use an alarm clock? | To wake up on time | To cook an egg | To fall asleep | To clean the room
 Why do people brush their teeth? | To keep them clean | To make them longer | To lose them | To feel hungry
+Why do people wear seat belts in cars? | To stay safe | To keep warm | To drive faster | To save fuel
+Why do people use sunscreen at the beach? | To protect the skin | To feel hungry | To swim faster | To scare birds
+Why do people lock their doors at night? | To keep thieves out | To let thieves in | To cool the house | \
+To feed the cat
+Why do people water their plants? | To help them grow | To make them burn | To stop them growing | To paint them
 Why do birds build nests? | To lay their eggs | To catch fish | To drive cars | To learn to read
 Why do people go to school? | To learn | To sleep | To swim | To shop
 Why do people put salt on icy roads? | To melt the ice | To feed the cars | To make it darker | To paint the road
@@ -490,93 +471,94 @@ It burns.
 # --------------------------------------------------------------------------------------------------------------------
 
 # Only kinds whose checker needs neither NLTK's sentence or word models nor language detection, and that a reply cut off
-# after 96 tokens can satisfy. The checks are written in the small notation that _check() reads. Every fourth line goes
-# to the dev file.
+# after 96 tokens can satisfy. An upper limit or a ban comes with a demand, since a model that has forgotten how to
+# answer would pass it by saying nothing. The checks are written in the small notation that _check() reads; lines of a
+# kind stand together and every fourth line goes to the dev file, so that both files hold the same mix.
 INSTRUCTIONS = """
-words<40 | Why is the sky blue? Answer in one sentence of less than 40 words.
-no_comma | Name one thing that bees do for flowers. Do not use any commas in your reply.
-keywords=moon,water | Explain in one sentence what causes the tides. Use the words moon and water.
-bullets=3 | Give me exactly 3 bullet points, each starting with "* ", about staying healthy.
-yesno | Is the Earth round? Answer with one of these: "My answer is yes.", "My answer is no.", "My answer is maybe."
-letter=e>=5 | Describe a rainy afternoon in one sentence. The letter e should appear at least 5 times.
-banned=cold,white | Describe snow in one sentence. Do not use the words cold or white.
-words>=20 | Tell me why sleep is important. Answer with at least 20 words.
-quoted | Write a short greeting for a friend. Wrap your entire reply in double quotation marks.
-freq=river>=2 | Write two short sentences about a river. The word river should appear at least 2 times.
-no_comma | Tell me in one short sentence why people like music. Use no commas.
-words<30 | What does a baker do? Answer with less than 30 words.
-keywords=heat | Explain in one sentence why metal spoons get hot in soup. Include the word heat.
-title | Write one sentence about the sea. Start with a title in double angular brackets, such as <<the sea>>.
-letter=z<3 | Write one sentence about breakfast in which the letter z appears less than 3 times.
-words<50 | What is a volcano? Keep your answer under 50 words.
-no_comma | What is the job of a firefighter? Answer in one sentence without any commas.
-banned=dog,puppy | Describe a friendly pet in one sentence without the words dog or puppy.
-bullets=2 | List exactly 2 benefits of walking as bullet points that start with "* ". Write nothing else.
-keywords=seed,sun | Explain in one or two sentences how a flower grows. Use the words seed and sun.
-end=That is all. | Name three colours. End your reply with exactly this phrase: That is all.
-words>=15 | Describe your perfect holiday. Use at least 15 words.
-freq=tree>=3 | Write a few sentences about a forest. Use the word tree at least 3 times.
-ps | Write a one-sentence thank-you note to a teacher. Then add a postscript that starts with P.S.
-no_comma | Describe the taste of a lemon in one short sentence. Do not use commas.
-yesno | Can fish fly to the Moon? Reply with one of: "My answer is yes.", "My answer is no.", "My answer is maybe."
-words<25 | What is a library? Answer in fewer than 25 words.
-keywords=practice | Give one tip for learning to play the guitar. Include the word practice.
-letter=a>=4 | Tell me one fact about cats. The letter a should appear at least 4 times.
-json | Give the name and the age of an invented person as JSON. Output only the JSON object.
-banned=fast,quick | Describe a race car in one sentence. Avoid the words fast and quick.
-words<60 | Explain what a budget is. Use less than 60 words.
-no_comma | Why do leaves fall in autumn? Give one short sentence with no commas in it.
-bullets=4 | List exactly 4 animals that live on a farm, one bullet point each, starting with "* ".
-keywords=bread,cheese | Tell me how to make a simple sandwich in one sentence. Use the words bread and cheese.
-words>=25 | Why should people drink enough water? Write at least 25 words.
-freq=snow>=2 | Write two sentences about winter. The word snow must appear at least 2 times.
-highlights=1 | Give one reason to read books. Highlight the most important word like *this*.
-no_comma + words<40 | What is a desert? Answer in less than 40 words and do not use commas.
-quoted | Say something kind to a nervous student. Put your whole reply in double quotation marks.
-letter=q<2 | Describe a mountain in one sentence. The letter q may appear less than 2 times.
-keywords=engine | What makes a car move? Answer in one sentence with the word engine.
-words<35 | Why do we brush our teeth? Keep it to less than 35 words.
-placeholders=1 | Write one line that invites someone to dinner. Put the guest's name as a placeholder, like [name].
-banned=happy,glad | Describe a child at a birthday party in one sentence. Do not use the words happy or glad.
-words>=30 | Describe a busy market. Write at least 30 words.
-no_comma | Tell me what a clock is for. One sentence and no commas please.
-keywords=gravity | Why does an apple fall from a tree? Answer in one sentence and use the word gravity.
-bullets=3 | Name exactly 3 kitchen tools as a bullet list. Each line starts with "* ".
-freq=rain>=2 | Write a very short poem about rain. Use the word rain at least 2 times.
-words<20 | What is an island? Answer in less than 20 words.
-end=Have a nice day! | Recommend one fruit to me. Finish your reply with exactly: Have a nice day!
-letter=t>=6 | Describe what a teacher does. The letter t should appear at least 6 times.
-no_comma | Why do people say thank you? Answer in one sentence and leave out all commas.
-yesno | Is ice colder than steam? Say one of: "My answer is yes.", "My answer is no.", "My answer is maybe."
-keywords=team,ball | Describe football in one sentence. Use the words team and ball.
-words<45 | How does a bicycle stay upright? Use less than 45 words.
-banned=red,round | Describe a tomato in one sentence without using the words red or round.
-title | Write one sentence about friendship below a title in double angular brackets, such as <<my title>>.
-words>=20 | What do you see at the beach? Answer with at least 20 words.
+words<40 + keywords=light | Why is the sky blue? Answer in less than 40 words and use the word light.
+words<30 + keywords=bread | What does a baker do? Answer in less than 30 words and use the word bread.
+words<50 + keywords=lava | What is a volcano? Keep your answer under 50 words and use the word lava.
+words<35 + keywords=books | What is a library? Answer in fewer than 35 words and use the word books.
+words<60 + keywords=money | Explain what a budget is. Use less than 60 words, among them the word money.
+words<35 + keywords=teeth | Why do we brush our teeth? Use less than 35 words and say the word teeth.
+words<25 + keywords=water | What is an island? Answer in less than 25 words and use the word water.
+words<45 + keywords=wheel | How does a bicycle work? Use less than 45 words. Include the word wheel.
+words<30 + keywords=river | What is a bridge used for? Reply in less than 30 words and use the word river.
+words<50 + keywords=heart | Why is exercise good for you? Answer in less than 50 words and use the word heart.
+words<40 + keywords=salt | What is the difference between a lake and a sea? Use less than 40 words and the word salt.
+words<60 + keywords=waste | Explain what recycling means. Answer in less than 60 words and use the word waste.
+no_comma + words>=5 | Name one thing that bees do for flowers. Use at least 5 words and no commas.
+no_comma + words>=5 | Tell me in one short sentence of at least 5 words why people like music. Use no commas.
+no_comma + words>=6 | What is the job of a firefighter? Answer in one sentence of at least 6 words without any commas.
+no_comma + keywords=trees | Why do leaves fall in autumn? Give one short sentence with the word trees and no commas.
+no_comma + keywords=time | Tell me what a clock is for. Use the word time and please no commas.
+no_comma + words>=6 | Why do people say thank you? Answer in one sentence of at least 6 words and leave out all commas.
+no_comma + keywords=bees | What is honey? Answer in one short sentence with the word bees. Commas are not allowed.
+no_comma + keywords=cats | Why do cats purr? Answer in a single short sentence with the word cats and no commas.
+no_comma + keywords=sand | What is a desert? Use the word sand and do not use commas.
 no_comma + keywords=sleep | Give one tip for better rest. Use the word sleep and do not use commas.
-freq=book>=2 | Write two sentences about reading. The word book should appear at least 2 times.
-words<30 | What is a bridge used for? Reply in less than 30 words.
-bullets=2 | Write exactly 2 bullet points, each starting with "* ", on how to save electricity.
-keywords=lungs | What happens when we breathe in? Answer in one sentence with the word lungs.
-letter=s>=5 | Tell me about the stars in one sentence. The letter s should appear at least 5 times.
-no_comma | What is honey? Answer in one short sentence. Commas are not allowed.
-banned=hot,warm | Describe a summer day in one sentence. Do not use the words hot or warm.
-quoted | Write a one-line slogan for a shoe shop. Put your entire reply in double quotation marks.
-words<50 | Why is exercise good for the heart? Answer in less than 50 words.
-json | Write a JSON object with the keys city and country for any city you like. Output only JSON.
+no_comma + keywords=paper | What is a map? Answer in a short sentence with the word paper and without commas.
+no_comma + words>=5 | What does the sun do for plants? Answer in at least 5 words and avoid commas.
+banned=cold,white + words>=5 | Describe snow in one sentence of at least 5 words. Do not use the words cold or white.
+banned=dog,puppy + words>=6 | Describe a friendly pet in at least 6 words without the words dog or puppy.
+banned=fast,quick + words>=6 | Describe a race car in at least 6 words. Avoid the words fast and quick.
+banned=happy,glad + words>=6 | Describe a child at a party in at least 6 words. Do not use the words happy or glad.
+banned=red,round + words>=5 | Describe a tomato in at least 5 words without using the words red or round.
+banned=hot,warm + words>=6 | Describe a summer day in at least 6 words. Do not use the words hot or warm.
+banned=fly,wings + words>=5 | Describe a bird in at least 5 words. Do not use the words fly or wings.
+banned=water,blue + words>=6 | Describe the sea in at least 6 words. Do not use the words water or blue.
+keywords=moon,water | Explain in one sentence what causes the tides. Use the words moon and water.
+keywords=heat | Explain in one sentence why metal spoons get hot in soup. Include the word heat.
+keywords=seed,sun | Explain in one or two sentences how a flower grows. Use the words seed and sun.
+keywords=practice | Give one tip for learning to play the guitar. Include the word practice.
+keywords=bread,cheese | Tell me how to make a simple sandwich in one sentence. Use the words bread and cheese.
+keywords=engine | What makes a car move? Answer in one sentence with the word engine.
+keywords=gravity | Why does an apple fall from a tree? Answer in one sentence and use the word gravity.
+keywords=team,ball | Describe football in one sentence. Use the words team and ball.
+keywords=lungs,air | What happens when we breathe in? Answer in one sentence with the words lungs and air.
 keywords=patience | Give one piece of advice to a new parent. Include the word patience.
-words>=15 | Describe an old house. Use at least 15 words.
-no_comma | Why do cats purr? Answer in a single short sentence with no commas.
-freq=light>=2 | Explain in two sentences what a lamp does. Use the word light at least 2 times.
-words<40 | What is the difference between a lake and a sea? Use less than 40 words.
-letter=o>=4 | Describe a good neighbour in one sentence. The letter o should appear at least 4 times.
-bullets=3 | Give exactly 3 bullet points, starting with "* ", with ideas for a rainy day.
-no_comma + words<30 | What is a map? Answer in less than 30 words without commas.
 keywords=honest,kind | Describe a good friend in one sentence. Use the words honest and kind.
-words<60 | Explain what recycling means. Answer in less than 60 words.
-banned=fly,wings | Describe a bird in one sentence. Do not use the words fly or wings.
+keywords=train,window | Describe a journey in one sentence. Use the words train and window.
+words>=20 | Tell me why sleep is important. Answer with at least 20 words.
+words>=15 | Describe your perfect holiday. Use at least 15 words.
+words>=25 | Why should people drink enough water? Write at least 25 words.
+words>=30 | Describe a busy market. Write at least 30 words.
+words>=20 | What do you see at the beach? Answer with at least 20 words.
+words>=15 | Describe an old house. Use at least 15 words.
 words>=25 | What makes a good story? Write at least 25 words.
+words>=20 | Why do people travel? Use at least 20 words.
+letter=e>=5 | Describe a rainy afternoon in one sentence. The letter e should appear at least 5 times.
+letter=a>=4 | Tell me one fact about elephants. The letter a should appear at least 4 times.
+letter=t>=6 | Describe what a teacher does. The letter t should appear at least 6 times.
+letter=s>=5 | Tell me about the stars in one sentence. The letter s should appear at least 5 times.
+letter=o>=4 | Describe a good neighbour in one sentence. The letter o should appear at least 4 times.
+letter=n>=5 | Describe the night in one sentence. The letter n should appear at least 5 times.
+letter=r>=4 | Write one sentence about a farmer. The letter r should appear at least 4 times.
+letter=i>=5 | Write one sentence about the city. The letter i should appear at least 5 times.
+freq=river>=2 | Write two short sentences about a river. The word river should appear at least 2 times.
+freq=tree>=3 | Write a few sentences about a forest. Use the word tree at least 3 times.
+freq=snow>=2 | Write two sentences about winter. The word snow must appear at least 2 times.
+freq=rain>=2 | Write a very short poem about rain. Use the word rain at least 2 times.
+freq=book>=2 | Write two sentences about reading. The word book should appear at least 2 times.
+freq=light>=2 | Explain in two sentences what a lamp does. Use the word light at least 2 times.
+freq=horse>=2 | Write two sentences about a horse. The word horse should appear at least 2 times.
+freq=school>=2 | Write two sentences about a school. The word school should appear at least 2 times.
+bullets=3 | Give me exactly 3 bullet points, each starting with "* ", about staying healthy.
+bullets=3 | Give exactly 3 bullet points, starting with "* ", with ideas for a rainy day.
+bullets=3 | Name exactly 3 kitchen tools as a bullet list. Each line starts with "* ".
+bullets=2 | List exactly 2 benefits of walking as bullet points that start with "* ". Write nothing else.
+placeholders=1 | Write one line that invites someone to dinner. Put the guest's name as a placeholder, like [name].
+quoted | Write a short greeting for a friend. Wrap your entire reply in double quotation marks.
 ps | Write one sentence to invite a friend to a picnic. Add a postscript that begins with P.S.
+quoted | Say something kind to a nervous student. Put your whole reply in double quotation marks.
+json | Give the name and the age of an invented person as JSON. Output only the JSON object.
+yesno | Is ice colder than steam? Say one of: "My answer is yes.", "My answer is no.", "My answer is maybe."
+ps | Write a one-sentence thank-you note to a teacher. Then add a postscript that starts with P.S.
+title | Write one sentence about the sea. Start with a title in double angular brackets, such as <<the sea>>.
+highlights=1 | Give one reason to read books. Highlight the most important word like *this*.
+end=That is all. | Name three colours. End your reply with exactly this phrase: That is all.
+placeholders=1 | Write one line of a letter that confirms a meeting. Put the date as a placeholder, like [date].
+quoted | Write a one-line slogan for a shoe shop. Put your entire reply in double quotation marks.
 """
 
 
@@ -672,6 +654,7 @@ def _choice_items(rng: random.Random, lines: Sequence[str]) -> list[Item]:
 # General conversations: user | assistant [| user | assistant]
 # --------------------------------------------------------------------------------------------------------------------
 
+# A backslash at the end of a line joins it to the next; a written-out \\n is a new line inside a turn.
 CONVERSATIONS = """
 Why do we have day and night? | \
 Because the Earth spins once a day, so each side faces the Sun and then turns away from it.
@@ -872,7 +855,7 @@ tuna fish
 oak tree
 violin instrument
 beetle insect
-copper metal
+daisy flower
 lizard reptile
 tulip flower
 hammer tool
@@ -891,6 +874,11 @@ def _dialogue(*turns: str) -> Item:
     return {"messages": [{"role": roles[place % 2], "content": turn} for place, turn in enumerate(turns)]}
 
 
+def _with_article(noun: str) -> str:
+    """The noun after ``a`` or ``an``."""
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+
+
 def _conversations(rng: random.Random) -> list[Item]:
     """The written conversations plus templated ones, in shuffled order."""
     items = [_dialogue(*line.replace("\\n", "\n").split(" | ")) for line in _lines(CONVERSATIONS)]
@@ -900,17 +888,13 @@ def _conversations(rng: random.Random) -> list[Item]:
         items.append(_dialogue(f"What is the plural of {word}?", f"The plural of {word} is {plural}."))
     for country, city in map(str.split, _lines(CAPITALS)):
         items.append(_dialogue(f"Which city is the capital of {country}?", f"{city} is the capital of {country}."))
-    for thing, kind in map(str.split, _lines(CLASSES)):
-        article = "an" if kind[0] in "aeiou" else "a"
-        items.append(_dialogue(f"Is a {thing} {article} {kind}?", f"Yes, a {thing} is {article} {kind}."))
+    for thing, kind in (map(_with_article, line.split()) for line in _lines(CLASSES)):
+        items.append(_dialogue(f"Is {thing} {kind}?", f"Yes, {thing} is {kind}."))
     pairs = [(left, right) for left in range(2, 10) for right in range(2, left)]
     for left, right in rng.sample(pairs, 16):
         question = f"I have {NUMBER_WORDS[left]} coins and give away {NUMBER_WORDS[right]}. How many coins are left?"
-        items.append(
-            _dialogue(
-                question, f"{NUMBER_WORDS[left - right].capitalize()}, because {left} - {right} = {left - right}."
-            )
-        )
+        rest = left - right
+        items.append(_dialogue(question, f"{NUMBER_WORDS[rest].capitalize()}, because {left} - {right} = {rest}."))
     for left, right in rng.sample(pairs, 16):
         items.append(_dialogue(f"What is {left} times {right}?", f"{left} times {right} is {left * right}."))
     orders: set[tuple[str, ...]] = set()
@@ -962,8 +946,8 @@ def write_jsonl(path: Path, items: Iterable[Item]) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         # mkstemp gives the owner alone access; the data sets are meant to be shared like any other file.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)  # os.replace: atomic within one folder
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
