@@ -1,6 +1,6 @@
 """What a config may say. One frozen model a section; every field has a sentence, a unit and a sane default.
 
-The four commands share this schema; `SECTIONS_READ` says which sections each one reads, and so which changes make an
+The four commands share this schema; `SECTIONS_READ` says which parts each one reads, and so which changes make an
 output folder "made by another config".
 """
 
@@ -15,8 +15,8 @@ from cofitune.errors import did_you_mean
 
 SECTIONS_READ: dict[str, tuple[str, ...]] = {
     "train": ("model", "data", "region", "softmask", "train", "deepspeed"),
-    "importance": ("model", "data", "importance"),
-    "eval": ("model", "data", "eval"),
+    "importance": ("model", "data.max_length", "data.template", "data.on_bad_item", "importance"),
+    "eval": ("model", "data.template", "eval"),
     "search": ("model", "data", "train", "deepspeed", "eval"),  # its own section: the store of trials compares that
 }
 
@@ -89,7 +89,9 @@ class Importance(Section):
     reduce: Literal["signed"] = Field("signed", description="how gate gradients add up over items")
     normalize: Literal["zscore_tanh"] = Field("zscore_tanh", description="per layer: |tanh(z-score)|")
     per_device_batch_size: int = Field(4, gt=0, description="items a micro-batch on one device")
-    max_items: int | None = Field(None, gt=0, description="items to read at most; null: all")
+    max_items: int | None = Field(
+        None, gt=0, description="items to use, from the top of the files in their order; null: all"
+    )
     seed: int = Field(1234, ge=0, description="seed of the dropout masks")
 
 

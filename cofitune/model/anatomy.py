@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -127,6 +128,9 @@ def read_model_config(name: str, revision: str | None = None, trust_remote_code:
     Raises:
         UserError: there is no such folder or hub model, or its config.json cannot be used.
     """
+    # the hub would be asked, and asked again, for what can only be a folder
+    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise UserError(f"model.name: {name}: no such folder")
     try:
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:

@@ -29,9 +29,8 @@ def check_folder(config: Config, command: str, overwrite: bool) -> Path:
     made_by = folder / "config.yaml"
     if made_by.is_file() and not overwrite:
         before, now = load_config(made_by).model_dump(), config.model_dump()
-        changed = [
-            d for section in SECTIONS_READ[command] for d in _differences(section, before[section], now[section])
-        ]
+        parts = SECTIONS_READ[command]
+        changed = [d for part in parts for d in _differences(part, _part(before, part), _part(now, part))]
         if changed:
             raise UserError(
                 f"{folder} was made by another config ({'; '.join(changed[:3])}{'; …' if len(changed) > 3 else ''}); "
@@ -48,7 +47,10 @@ def start_folder(config: Config, command: str, overwrite: bool) -> Path:
     folder = check_folder(config, command, overwrite)
     if overwrite and folder.exists():
         shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # a read-only file system says no only when asked to write
+        raise UserError(f"output_dir: {folder} cannot be made: {error.strerror}") from error
     text = "".join(f"# {line}\n" for line in environment()) + dump_config(config)
     write_text(folder / "config.yaml", text)
     write_text(config.run / "config.yaml", text)
@@ -78,6 +80,22 @@ def _git_state() -> str:
         return git("rev-parse", "HEAD") + (" with uncommitted changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):
         return "not in a checkout"
+
+
+def check_disk_space(folder: Path, needed: int) -> None:
+    """Raise a UserError where fewer than `needed` bytes are free at `folder` (which need not exist yet)."""
+    parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise UserError(
+            f"output_dir: {folder} needs {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free there"
+        )
+
+
+def _part(config: dict[str, Any], dotted: str) -> Any:
+    for name in dotted.split("."):
+        config = config[name]
+    return config
 
 
 def _differences(place: str, before: Any, now: Any) -> list[str]:

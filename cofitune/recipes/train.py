@@ -16,7 +16,7 @@ from cofitune.config.schema import Config
 from cofitune.files import read_json, sha256_file
 from cofitune.model.load import load_model
 from cofitune.model.region import freeze_outside
-from cofitune.recipes.folders import check_folder, environment, start_folder
+from cofitune.recipes.folders import check_disk_space, check_folder, environment, start_folder
 from cofitune.recipes.train_plan import TrainPlan, plan_training, print_plan
 from cofitune.reports.progress import TrainProgress
 from cofitune.sharding import inner_optimizer, shards
@@ -62,6 +62,8 @@ def train(
     if dry_run:
         return folder
 
+    # the delta exists twice while it is put in place
+    check_disk_space(folder, 2 * plan.region.num_parameters(plan.anatomy) * plan.settings.dtype.itemsize)
     rank, world_size = start_distributed()
     if rank == 0:
         start_folder(config, "train", overwrite)

@@ -259,6 +259,8 @@ def _break(config: dict[str, Any], tmp_path: Path, tiny_model_folder: Path, how:
         config["region"] = "search"
     elif how == "no model":
         config["model"]["name"] = str(tmp_path / "no-model")
+    elif how == "no hub model":
+        config["model"]["name"] = "nobody/nothing"
     elif how == "raw":
         config["deepspeed"] = {"raw": {"zero_optimisation": {"stage": 0}}}
 
@@ -276,7 +278,8 @@ def _break(config: dict[str, Any], tmp_path: Path, tiny_model_folder: Path, how:
         ("importance of another model", "this importance was computed on another model"),
         ("mask on untrained", "q_proj would be masked but not trained (trained: up_proj, down_proj)"),
         ("no search", "region.yaml: no finished search here"),
-        ("no model", "is neither a folder with a config.json nor a hub model"),
+        ("no model", "no-model: no such folder"),
+        ("no hub model", "is neither a folder with a config.json nor a hub model"),
         ("raw", "DeepSpeed knows no key 'zero_optimisation'; did you mean 'zero_optimization'?"),
     ],
 )

@@ -1,0 +1,179 @@
+"""Virtual gates on an unmodified model: each unit's output is multiplied by 1, and that 1 receives a gradient.
+
+CoFiTune, Figure 2 (arXiv 2404.10306): a module's output o becomes g ⊙ o with g = 1. The units are a layer's attention
+heads (gate on each head's output, the input of `o_proj`), FFN neurons (on `up_proj`'s output) and FFN output channels
+(on `down_proj`'s output). Dropout acts on the attention probabilities and, after the gate, on the FFN's output.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from cofitune.errors import UserError
+from cofitune.model.anatomy import LAYERS, anatomy_of
+from cofitune.vectors import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS, unit_counts
+
+Gates = dict[str, tuple[Tensor, ...]]
+SEEDED_KERNELS = ("eager", "sdpa", "flash_attention_2")  # attention implementations whose dropout torch's seeds govern
+
+
+class VirtualGates:
+    """The gates of the micro-batch at hand, which the model's hooks read.
+
+    Attributes:
+        current: each unit kind → L leaf tensors of shape [B, units], fp32. A row a sample: the sum over B is the
+            gradient of one shared gate, and per-sample gradients stay available.
+    """
+
+    def __init__(self, counts: dict[str, int], num_layers: int, device: torch.device) -> None:
+        self._counts = counts
+        self._num_layers = num_layers
+        self._device = device
+        self.current: Gates = {}
+
+    def renew(self, batch_size: int) -> Gates:
+        """Make the gates of a new micro-batch, all 1: nothing is left in them of the batch before."""
+        self.current = {
+            kind: tuple(
+                torch.ones(batch_size, units, device=self._device, requires_grad=True) for _ in range(self._num_layers)
+            )
+            for kind, units in self._counts.items()
+        }
+        return self.current
+
+
+@contextmanager
+def virtual_gates(model: PreTrainedModel, dropout: float) -> Iterator[VirtualGates]:
+    """Put gates and the method's dropout on a model, and leave it as it was found.
+
+    Inside, every parameter is frozen and every module is in eval mode except the attention modules themselves, which
+    drop attention probabilities in train mode only. So no other dropout of the model, and no activation checkpointing,
+    can switch itself on.
+
+    Args:
+        model: a causal language model laid out as `cofitune.model.anatomy` says.
+        dropout: probability p, on attention probabilities and FFN outputs.
+
+    Raises:
+        UserError: the model's layout, or its attention's dropout, is not one that we know.
+    """
+    anatomy = anatomy_of(model)
+    layers = list(model.get_submodule(LAYERS))
+    _check_attention(model, layers)
+    gates = VirtualGates(unit_counts(anatomy), anatomy.num_layers, model.device)
+    training = [(module, module.training) for module in model.modules()]
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    dropouts = [(layer.self_attn, layer.self_attn.attention_dropout) for layer in layers]
+    handles: list[RemovableHandle] = []
+    try:
+        model.eval()
+        model.requires_grad_(False)
+        for attention, _ in dropouts:
+            attention.training = True  # not .train(), which would wake the children too
+            attention.attention_dropout = dropout
+        for index, layer in enumerate(layers):
+            handles += _hook_layer(layer, index, gates, anatomy.num_heads, dropout)
+        yield gates
+    finally:
+        for handle in handles:
+            handle.remove()
+        for attention, before in dropouts:
+            attention.attention_dropout = before
+        for parameter, before in trained:
+            parameter.requires_grad_(before)
+        for module, before in training:
+            module.training = before
+        gates.current = {}
+
+
+@contextmanager
+def seeded_dropout(seed: int, micro_batch: int, pass_index: int, device: torch.device) -> Iterator[None]:
+    """Draw the dropout masks of one pass from (seed, micro-batch, pass) alone; the global generators are left alone.
+
+    Args:
+        seed: the config's seed.
+        micro_batch: index of the micro-batch in the whole data, whatever rank computes it.
+        pass_index: 0 or 1.
+        device: where the model is; its generator is seeded beside the CPU's.
+    """
+    words = hashlib.sha256(f"{seed}:{micro_batch}:{pass_index}".encode()).digest()  # neighbours share no stream
+    number = int.from_bytes(words[:8], "big") >> 1  # torch takes 63 bits
+    is_cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if is_cuda else []):
+        torch.default_generator.manual_seed(number)  # torch.manual_seed would reseed other ranks' GPUs as well
+        if is_cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(number)
+        yield
+
+
+class _Multiply(torch.autograd.Function):
+    """output ⊙ gate, where the gate's gradient is summed in its own fp32 whatever the model computes in.
+
+    Plain autograd would sum a bf16 model's gate gradients in bf16, or keep an fp32 copy of every gated activation.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, gate: Tensor) -> Tensor:
+        ctx.save_for_backward(output, gate)
+        return output * gate.to(output.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor]:
+        (gradient,) = gradients
+        output, gate = ctx.saved_tensors
+        to_output = gradient * gate.to(gradient.dtype) if ctx.needs_input_grad[0] else None
+        to_gate = (gradient.to(gate.dtype) * output.to(gate.dtype)).sum_to_size(gate.shape)
+        return to_output, to_gate
+
+
+def _multiply(output: Tensor, gate: Tensor) -> Tensor:
+    gated: Tensor = _Multiply.apply(output, gate)  # torch types it as Any
+    return gated
+
+
+def _hook_layer(
+    layer: nn.Module, index: int, gates: VirtualGates, num_heads: int, dropout: float
+) -> list[RemovableHandle]:
+    """Hook one decoder layer's three gated places."""
+
+    def gate_heads(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        heads = inputs[0].unflatten(-1, (num_heads, -1))  # [B, T, A, D]
+        gate = gates.current[ATTENTION_HEADS][index][:, None, :, None]
+        return (_multiply(heads, gate).flatten(-2), *inputs[1:])
+
+    def gate_neurons(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return _multiply(output, gates.current[FFN_NEURONS][index][:, None, :])  # [B, T, F]
+
+    def gate_outputs(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        gated = _multiply(output, gates.current[FFN_OUTPUTS][index][:, None, :])  # [B, T, H]
+        return nn.functional.dropout(gated, p=dropout, training=True)
+
+    return [
+        layer.get_submodule("self_attn.o_proj").register_forward_pre_hook(gate_heads),
+        layer.get_submodule("mlp.up_proj").register_forward_hook(gate_neurons),
+        layer.get_submodule("mlp.down_proj").register_forward_hook(gate_outputs),
+    ]
+
+
+def _check_attention(model: PreTrainedModel, layers: list[nn.Module]) -> None:
+    """Refuse attention whose dropout we could not switch on: the importance would silently miss half of its noise."""
+    kernel = model.config._attn_implementation
+    if kernel not in SEEDED_KERNELS:
+        raise UserError(
+            f"model.attn_implementation: importance needs attention dropout, which '{kernel}' is not known to have "
+            f"(use one of {', '.join(SEEDED_KERNELS)})"
+        )
+    if not all(hasattr(layer.self_attn, "attention_dropout") for layer in layers):
+        raise UserError(
+            f"model type {model.config.model_type}: its attention modules have no 'attention_dropout' to set, so "
+            "importance cannot be estimated on it yet"
+        )

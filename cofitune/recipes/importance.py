@@ -1,0 +1,270 @@
+"""`cofitune importance`: read general data, estimate what each unit matters to it, normalise, write the vectors."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import distributed
+
+from cofitune import __version__
+from cofitune.config.schema import Config
+from cofitune.data.batches import Batch, collate
+from cofitune.data.chat import Example, encode_items, set_template
+from cofitune.data.read import Account, read_items
+from cofitune.errors import ArtifactError, UserError
+from cofitune.files import sha256_file
+from cofitune.importance.estimate import PASSES, Scores, estimate, memory_estimate
+from cofitune.importance.normalize import zscore_tanh
+from cofitune.model.anatomy import Anatomy, read_anatomy, read_model_config
+from cofitune.model.load import choose_dtype, fingerprint, load_model, load_tokenizer, weight_files
+from cofitune.recipes.folders import check_folder, start_folder
+from cofitune.reports.importance_table import importance_report
+from cofitune.vectors import read_importance, unit_counts, write_importance
+
+ESTIMATOR = "kl_dropout"
+LONGEST_WAIT = timedelta(hours=2)  # ranks meet once, at the end: the slowest may be far behind on an uneven machine
+
+
+@dataclass(frozen=True)
+class Rank:
+    """This process among those that the launcher started, as torchrun's variables tell it."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+
+    @classmethod
+    def from_environment(cls) -> Rank:
+        """One process of one, unless RANK, LOCAL_RANK and WORLD_SIZE say otherwise."""
+        return cls(*(int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))))
+
+    @property
+    def device(self) -> torch.device:
+        """Its own GPU, or the CPU."""
+        return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is known before a weight is read: the items as tokens, the model's sizes, and what will be written."""
+
+    folder: Path
+    anatomy: Anatomy
+    examples: list[Example]
+    account: Account
+    pad_token_id: int
+    template: str
+    batch_size: int
+    memory: dict[str, int]
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens of all items, prompts included."""
+        return sum(len(e.input_ids) for e in self.examples)
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Micro-batches over all ranks."""
+        return math.ceil(len(self.examples) / self.batch_size)
+
+    def micro_batches(self, rank: Rank) -> Iterator[tuple[int, Batch]]:
+        """Yield a rank's micro-batches with their index in the whole data, in the files' order."""
+        for index in range(rank.rank, self.num_micro_batches, rank.world_size):
+            part = self.examples[index * self.batch_size : (index + 1) * self.batch_size]
+            yield index, collate(part, self.pad_token_id)
+
+
+def importance(
+    config: Config, *, overwrite: bool = False, dry_run: bool = False, console: Console | None = None
+) -> Path:
+    """Estimate the importance of every unit for the general data and write it into `<output_dir>/importance`.
+
+    On several ranks (a launcher sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT) each holds a whole
+    model and takes every `WORLD_SIZE`-th micro-batch; rank 0 writes and talks.
+
+    Args:
+        config: reads its sections model, data and importance.
+        overwrite: make a finished folder, or one of another config, anew.
+        dry_run: print the plan and write nothing.
+        console: where to talk; default: the terminal.
+
+    Returns:
+        The folder with `importance.safetensors`, `scores.safetensors` and `manifest.json`.
+
+    Raises:
+        UserError: anything that the user can mend. All but a model that does not fit is found before weights load.
+    """
+    rank = Rank.from_environment()
+    console = (console or Console()) if rank.rank == 0 else Console(quiet=True)
+    plan = make_plan(config, overwrite)
+    if dry_run:
+        _show_plan(plan, rank, console)
+        return plan.folder
+    if not overwrite and (plan.folder / "manifest.json").is_file():
+        _check_finished(plan, config)
+        console.print(f"{plan.folder} is finished already, with this config and this data (--overwrite makes it anew)")
+        return plan.folder
+    if rank.rank == 0:
+        manifest = _manifest(plan, config)
+        start_folder(config, "importance", overwrite)
+    _say_what_was_left_out(plan, console)
+    with _process_group(rank):
+        scores = _estimate(plan, config, rank, console)
+    vectors = {kind: zscore_tanh(values) for kind, values in scores.values.items()}
+    if rank.rank == 0:
+        write_importance(plan.folder, vectors, scores.values, manifest)
+        console.print(importance_report(vectors))
+        console.print(f"\n{scores.tokens:,} tokens of {len(plan.examples):,} items → {plan.folder}")
+    return plan.folder
+
+
+def make_plan(config: Config, overwrite: bool = False) -> Plan:
+    """Read the data, the tokenizer and the model's sizes, and check everything that the user could have got wrong.
+
+    Raises:
+        UserError: no data is named, or a file, an item, the model or the output folder cannot be used.
+    """
+    wanted, model = config.importance, config.model
+    if not wanted.data:
+        raise UserError(
+            "importance.data: names no data; give it general data, what the model should keep being able to do, for "
+            "example importance: {data: [{path: data/general.jsonl}]}"
+        )
+    folder = check_folder(config, "importance", overwrite)
+    items, account = read_items([(s.path, s.format) for s in wanted.data], config.data.on_bad_item)
+    anatomy = read_anatomy(read_model_config(model.name, model.revision, model.trust_remote_code))
+    weight_files(model.name, model.revision)
+    tokenizer = load_tokenizer(model.name, model.revision, model.trust_remote_code)
+    template = set_template(tokenizer, config.data.template)
+    examples = encode_items(  # the KL looks at whole conversations, so nothing needs the response to be told apart
+        items[: wanted.max_items], tokenizer, config.data.max_length, "all", config.data.on_bad_item, account
+    )
+    longest = max(len(e.input_ids) for e in examples)
+    size = choose_dtype(model.dtype).itemsize
+    memory = memory_estimate(anatomy, size, wanted.per_device_batch_size, longest)
+    return Plan(
+        folder, anatomy, examples, account, tokenizer.pad_token_id, template, wanted.per_device_batch_size, memory
+    )
+
+
+def _estimate(plan: Plan, config: Config, rank: Rank, console: Console) -> Scores:
+    """Load the model onto this rank's device and run its share of the micro-batches under a progress bar."""
+    wanted = config.model
+    with console.status(f"loading {wanted.name}") if console.is_terminal else nullcontext():
+        model = load_model(
+            wanted.name,
+            choose_dtype(wanted.dtype),
+            wanted.attn_implementation,
+            wanted.revision,
+            wanted.trust_remote_code,
+        ).to(rank.device)
+    total = len(range(rank.rank, plan.num_micro_batches, rank.world_size))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console) as progress:
+        bar = progress.add_task("micro-batches", total=total)
+        return estimate(
+            model,
+            plan.micro_batches(rank),
+            dropout=config.importance.dropout,
+            seed=config.importance.seed,
+            on_batch=lambda tokens: progress.advance(bar),
+        )
+
+
+@contextmanager
+def _process_group(rank: Rank) -> Iterator[None]:
+    """Join the ranks, unless there is one only or whoever called us has joined them already."""
+    if rank.device.type == "cuda":
+        torch.cuda.set_device(rank.device)
+    if rank.world_size == 1 or distributed.is_initialized():
+        yield
+        return
+    distributed.init_process_group("nccl" if rank.device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def _manifest(plan: Plan, config: Config) -> dict[str, Any]:
+    wanted = config.importance
+    return {
+        "base": config.model.name,
+        "base_fingerprint": fingerprint(config.model.name, config.model.revision),
+        "model_type": plan.anatomy.model_type,
+        "sizes": {"num_layers": plan.anatomy.num_layers, **unit_counts(plan.anatomy)},
+        "dtype": str(choose_dtype(config.model.dtype)).removeprefix("torch."),
+        "estimator": ESTIMATOR,
+        "reduce": wanted.reduce,
+        "normalize": wanted.normalize,
+        "dropout": wanted.dropout,
+        "passes": wanted.passes,
+        "seed": wanted.seed,
+        "per_device_batch_size": wanted.per_device_batch_size,
+        "items": len(plan.examples),
+        "tokens": plan.tokens,
+        "max_length": config.data.max_length,
+        "template": plan.template,
+        "data": _data_files(config),
+        "cofitune": __version__,
+    }
+
+
+def _data_files(config: Config) -> list[dict[str, str]]:
+    return [{"path": s.path, "sha256": sha256_file(Path(s.path))} for s in config.importance.data]
+
+
+def _check_finished(plan: Plan, config: Config) -> None:
+    """The config is the folder's own (`check_folder` saw to that): are the model and the data still the same, too?"""
+    manifest = read_importance(
+        plan.folder, plan.anatomy, fingerprint(config.model.name, config.model.revision)
+    ).manifest
+    before = {f["path"]: f["sha256"] for f in manifest.get("data", [])}
+    changed = [f["path"] for f in _data_files(config) if before.get(f["path"]) != f["sha256"]]
+    if changed:
+        raise ArtifactError(
+            f"{plan.folder} was made before {', '.join(changed)} changed; choose another output_dir, or --overwrite it"
+        )
+
+
+def _say_what_was_left_out(plan: Plan, console: Console) -> None:
+    if plan.account.dropped:
+        shown = "\n".join(f"  {reason}" for reason in plan.account.dropped[:5])
+        console.print(f"dropped {len(plan.account.dropped)} of {plan.account.read} items:\n{shown}", markup=False)
+    if plan.account.truncated:
+        console.print(f"{plan.account.truncated} items are longer than data.max_length and were cut")
+
+
+def _show_plan(plan: Plan, rank: Rank, console: Console) -> None:
+    anatomy = plan.anatomy
+    console.print(f"importance of {anatomy.model_type}: {anatomy.num_layers} layers × units", markup=False)
+    for kind, units in unit_counts(anatomy).items():
+        name = kind.replace("_", " ")
+        console.print(f"  {name:<16} {units:>7,} a layer  {units * anatomy.num_layers:>10,} in all", highlight=False)
+    longest = max(len(e.input_ids) for e in plan.examples)
+    console.print(
+        f"data     {len(plan.examples):,} items, {plan.tokens:,} tokens (longest {longest:,}), template "
+        f"{plan.template}\n"
+        f"work     {plan.num_micro_batches:,} micro-batches of {plan.batch_size} over {rank.world_size} rank(s), "
+        f"{PASSES} passes each",
+        highlight=False,
+    )
+    parts = ", ".join(f"{name} {_gib(size)}" for name, size in plan.memory.items())
+    console.print(f"memory   about {_gib(sum(plan.memory.values()))} on each device ({parts})", highlight=False)
+    _say_what_was_left_out(plan, console)
+    files = ("importance.safetensors", "scores.safetensors", "manifest.json", "config.yaml")
+    console.print(f"writes   {plan.folder}/: {', '.join(files)}", highlight=False, soft_wrap=True)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

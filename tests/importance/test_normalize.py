@@ -1,0 +1,73 @@
+"""From scores to [0, 1]."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from cofitune.errors import UserError
+from cofitune.importance.normalize import zscore_tanh
+
+
+def test_it_is_the_formula_by_hand() -> None:
+    scores = [[1.0, -2.0, 4.0, 0.5], [0.1, 0.2, 0.3, 0.4]]
+    expected = []
+    for row in scores:
+        mean = sum(row) / len(row)
+        std = math.sqrt(sum((s - mean) ** 2 for s in row) / len(row))
+        expected.append([abs(math.tanh((s - mean) / std)) for s in row])
+    torch.testing.assert_close(zscore_tanh(torch.tensor(scores)), torch.tensor(expected), rtol=1e-6, atol=1e-7)
+
+
+def test_each_layer_is_normalised_alone() -> None:
+    scores = torch.randn(3, 20, dtype=torch.float64)
+    whole = zscore_tanh(scores)
+    assert all(torch.equal(whole[i : i + 1], zscore_tanh(scores[i : i + 1])) for i in range(3))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -3e-30, 7e12])
+def test_a_layer_of_equal_scores_is_zero_never_nan(value: float) -> None:
+    scores = torch.randn(3, 1001, dtype=torch.float64)
+    scores[1] = value
+    found = zscore_tanh(scores)
+    assert bool((found[1] == 0).all())
+    assert bool((found[[0, 2]] > 0).any())
+
+
+def test_differences_of_rounding_are_not_blown_up_to_importance() -> None:
+    one_ulp = 0.3 * (1 + torch.finfo(torch.float64).eps * torch.tensor([[0.0, 1.0, 2.0, 1.0]], dtype=torch.float64))
+    assert len(set(one_ulp[0].tolist())) > 1
+    assert bool((zscore_tanh(one_ulp) == 0).all())
+    real = one_ulp.clone()
+    real[0, 0] *= 1 + 1e-6
+    assert float(zscore_tanh(real)[0, 0]) > 0.9
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-40, 1.0, 1e200])
+def test_the_scale_of_the_scores_does_not_matter(scale: float) -> None:
+    scores = torch.randn(2, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(zscore_tanh(scores * scale), zscore_tanh(scores), rtol=1e-9, atol=1e-12)
+
+
+def test_a_single_unit_says_nothing() -> None:
+    assert zscore_tanh(torch.tensor([[3.0], [0.0]])).tolist() == [[0.0], [0.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_values_lie_in_0_1_and_keep_their_precision(dtype: torch.dtype) -> None:
+    scores = torch.randn(4, 50, dtype=dtype)
+    scores[0, 0] = 1e6
+    found = zscore_tanh(scores)
+    assert found.dtype == dtype
+    assert float(found.min()) >= 0
+    assert float(found.max()) <= 1
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_scores_that_are_not_finite_are_refused_with_their_layer(bad: float) -> None:
+    scores = torch.randn(3, 5)
+    scores[2, 1] = bad
+    with pytest.raises(UserError, match="layer 2"):
+        zscore_tanh(scores)

@@ -1,0 +1,265 @@
+"""`cofitune importance` from the config to the files."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+import cofitune
+from cofitune.config.load import load_config
+from cofitune.config.schema import Config
+from cofitune.errors import ArtifactError, UserError
+from cofitune.files import read_tensors, sha256_file
+from cofitune.importance.normalize import zscore_tanh
+from cofitune.model.anatomy import read_anatomy, read_model_config
+from cofitune.model.load import fingerprint
+from cofitune.recipes import importance as recipe
+from cofitune.recipes.importance import Rank, importance, make_plan
+from cofitune.vectors import UNIT_KINDS, read_importance
+
+ITEMS = [
+    ("What is two plus two?", "Two plus two is four."),
+    ("Name the capital of France.", "Paris."),
+    ("May a tenant end the lease?", "A tenant may end the lease with three months' notice."),
+    ("Say hello.", "hello world"),
+    ("What did the court hold?", "The court held that the contract was void, and the seller had to pay."),
+]
+
+
+@pytest.fixture
+def made(tiny_model_folder: Path, tmp_path: Path) -> Path:
+    """A folder with a config file and its data."""
+    lines = [json.dumps({"instruction": i, "output": o}) + "\n" for i, o in ITEMS]
+    (tmp_path / "general.jsonl").write_text("".join(lines))
+    (tmp_path / "one.jsonl").write_text(lines[0])
+    config = {
+        "model": {"name": str(tiny_model_folder)},
+        "importance": {
+            "data": [{"path": str(tmp_path / "general.jsonl")}],
+            "per_device_batch_size": 2,
+            "dropout": 0.1,
+        },
+        "output_dir": str(tmp_path / "run"),
+    }
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    return tmp_path
+
+
+def read(made: Path, *overrides: str) -> Config:
+    return load_config(made / "config.yaml", list(overrides))
+
+
+def quiet() -> Console:
+    return Console(width=100, record=True, file=Path(os.devnull).open("w"))
+
+
+def forbid_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the weights were loaded")
+
+    monkeypatch.setattr(recipe, "load_model", refuse)
+
+
+def test_it_writes_vectors_scores_and_a_manifest(made: Path, tiny_model_folder: Path) -> None:
+    console = quiet()
+    folder = importance(read(made), console=console)
+    assert folder == made / "run" / "importance"
+    assert {p.name for p in folder.iterdir()} == {
+        "config.yaml",
+        "importance.safetensors",
+        "manifest.json",
+        "scores.safetensors",
+    }
+    anatomy = read_anatomy(read_model_config(str(tiny_model_folder)))
+    base = fingerprint(str(tiny_model_folder))
+    found = read_importance(folder, anatomy, base)
+    scores = read_tensors(folder / "scores.safetensors", "scores")
+    for kind in UNIT_KINDS:
+        torch.testing.assert_close(found.vectors[kind], zscore_tanh(scores[kind]), rtol=1e-4, atol=1e-5)
+        assert bool((scores[kind] != 0).all())
+    tokens = sum(len(e.input_ids) for e in make_plan(read(made), overwrite=True).examples)
+    assert found.manifest == {
+        "format": 1,
+        "sha256": sha256_file(folder / "importance.safetensors"),
+        "base": str(tiny_model_folder),
+        "base_fingerprint": base,
+        "model_type": "llama",
+        "sizes": {"num_layers": 4, "attention_heads": 4, "ffn_neurons": 48, "ffn_outputs": 32},
+        "dtype": "bfloat16" if torch.cuda.is_available() else "float32",
+        "estimator": "kl_dropout",
+        "reduce": "signed",
+        "normalize": "zscore_tanh",
+        "dropout": 0.1,
+        "passes": 2,
+        "seed": 1234,
+        "per_device_batch_size": 2,
+        "items": 5,
+        "tokens": tokens,
+        "max_length": 512,
+        "template": "chat",
+        "data": [{"path": str(made / "general.jsonl"), "sha256": sha256_file(made / "general.jsonl")}],
+        "cofitune": cofitune.__version__,
+    }
+    text = console.export_text()
+    assert "As a soft mask" in text
+    assert "3/3" in text
+
+
+def test_the_whole_conversation_counts_and_max_items_takes_the_first(made: Path, tiny_tokenizer: Any) -> None:
+    plan = make_plan(read(made, "importance.max_items=2"))
+    chats = [[{"role": "user", "content": i}, {"role": "assistant", "content": o}] for i, o in ITEMS[:2]]
+    expected = [tiny_tokenizer.apply_chat_template(c, tokenize=True, return_dict=False) for c in chats]
+    assert [e.input_ids for e in plan.examples] == expected
+
+
+def test_ranks_share_the_micro_batches_out_without_gap_or_overlap(made: Path) -> None:
+    plan = make_plan(read(made))
+    alone = dict(plan.micro_batches(Rank(0, 0, 1)))
+    shared = [dict(plan.micro_batches(Rank(rank, rank, 2))) for rank in (0, 1)]
+    assert list(alone) == [0, 1, 2]
+    assert [list(s) for s in shared] == [[0, 2], [1]]
+    for part in shared:
+        for index, batch in part.items():
+            assert torch.equal(batch["input_ids"], alone[index]["input_ids"])
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forbid_weights(monkeypatch)
+    console = quiet()
+    importance(read(made), dry_run=True, console=console)
+    text = console.export_text()
+    for expected in ("4 layers", "attention heads", "192", "5 items", "3 micro-batches", "memory", "manifest.json"):
+        assert expected in text
+    assert not (made / "run").exists()
+
+
+def test_a_finished_folder_is_not_made_again(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = importance(read(made), console=quiet())
+    before = (folder / "importance.safetensors").stat().st_mtime_ns
+    with monkeypatch.context() as patch:
+        forbid_weights(patch)
+        console = quiet()
+        assert importance(read(made), console=console) == folder
+        assert "finished already" in console.export_text()
+        with pytest.raises(UserError, match="made by another config"):
+            importance(read(made, "importance.seed=2"), console=quiet())
+        with (made / "general.jsonl").open("a") as file:
+            file.write(json.dumps({"instruction": "One more?", "output": "Yes."}) + "\n")
+        with pytest.raises(ArtifactError, match=r"before .*general\.jsonl changed.*overwrite"):
+            importance(read(made), console=quiet())
+    importance(read(made, "importance.seed=2"), overwrite=True, console=quiet())
+    assert (folder / "importance.safetensors").stat().st_mtime_ns != before
+    assert json.loads((folder / "manifest.json").read_text())["items"] == 6
+
+
+def test_an_interrupted_folder_is_made_again(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="were loaded"):
+        forbid_weights(patch)
+        importance(read(made), console=quiet())
+    assert not (made / "run" / "importance" / "manifest.json").exists()
+    assert (importance(read(made), console=quiet()) / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["importance.data=[]"], r"importance\.data: names no data.*general\.jsonl"),
+        (["importance.data=nowhere.jsonl"], r"nowhere\.jsonl: no such data file"),
+        (["model.name=./"], r"model\.name: \./ is neither a folder"),
+        (["output_dir=general.jsonl/run"], "cannot be written"),
+    ],
+)
+def test_mistakes_are_found_before_the_weights_load(
+    made: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], message: str
+) -> None:
+    forbid_weights(monkeypatch)
+    monkeypatch.chdir(made)
+    with pytest.raises(UserError, match=message):
+        importance(read(made, *overrides), console=quiet())
+    assert not (made / "run").exists()
+
+
+def test_a_bad_item_is_named_or_dropped_and_counted(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (made / "general.jsonl").open("a") as file:
+        file.write("{broken\n")
+    forbid_weights(monkeypatch)
+    with pytest.raises(UserError, match=r"general\.jsonl:6: "):
+        importance(read(made), console=quiet())
+    console = quiet()
+    importance(read(made, "data.on_bad_item=drop"), dry_run=True, console=console)
+    assert "dropped 1 of 6 items" in console.export_text()
+
+
+def test_long_items_are_cut_and_counted(made: Path) -> None:
+    console = quiet()
+    importance(read(made, "data.max_length=12"), dry_run=True, console=console)
+    text = console.export_text()
+    assert "60 tokens (longest 12)" in text
+    assert "5 items are longer than data.max_length" in text
+
+
+TWO_RANKS = """
+import sys
+import torch
+from rich.console import Console
+from cofitune.config.load import load_config
+from cofitune.recipes.importance import importance
+import os
+torch.set_num_threads(1)
+for case in sys.argv[2:]:
+    name, port, *overrides = case.split()
+    os.environ["MASTER_PORT"] = port
+    importance(load_config(sys.argv[1], [f"output_dir={name}", *overrides]), console=Console(width=90))
+"""
+
+
+def test_two_ranks_equal_one(made: Path) -> None:
+    """Really two processes: three micro-batches shared 2 to 1, and one micro-batch that leaves a rank idle."""
+    cases = {"shared": [], "idle": [f"importance.data={made / 'one.jsonl'}"]}
+    arguments = [" ".join([str(made / f"two-{n}"), str(_free_port()), *overrides]) for n, overrides in cases.items()]
+    command = [sys.executable, "-c", TWO_RANKS, str(made / "config.yaml"), *arguments]
+    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            command,
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=Path(cofitune.__file__).parents[1],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    assert "As a soft mask" in outputs[0]
+    assert "soft mask" not in outputs[1]  # only rank 0 talks
+    for name, overrides in cases.items():
+        one = importance(read(made, f"output_dir={made / name}", *overrides), console=quiet())
+        two = made / f"two-{name}" / "importance"
+        for file in ("scores.safetensors", "importance.safetensors"):
+            expected, found = read_tensors(one / file, "file"), read_tensors(two / file, "file")
+            for kind in UNIT_KINDS:
+                largest = float(expected[kind].abs().max())
+                assert float((expected[kind] - found[kind]).abs().max()) <= 1e-5 * largest
+        manifests = [json.loads((folder / "manifest.json").read_text()) for folder in (one, two)]
+        assert manifests[0]["tokens"] == manifests[1]["tokens"]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

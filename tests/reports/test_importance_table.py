@@ -1,0 +1,61 @@
+"""The importance table: right figures, and narrow enough for a terminal."""
+
+from __future__ import annotations
+
+import torch
+from rich.console import Console, RenderableType
+from torch import Tensor
+
+from cofitune.reports.importance_table import importance_report, importance_table, summary
+from cofitune.vectors import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS
+
+
+def render(thing: RenderableType, width: int = 80) -> str:
+    console = Console(width=width, color_system=None)
+    with console.capture() as capture:
+        console.print(thing)
+    return capture.get()
+
+
+def make_vectors() -> dict[str, Tensor]:
+    return {
+        ATTENTION_HEADS: torch.tensor([[0.95, 0.5, 0.05, 0.5], [0.0, 0.0, 0.0, 0.0]]),
+        FFN_NEURONS: torch.tensor([[0.2, 0.4], [1.0, 0.92]]),
+        FFN_OUTPUTS: torch.tensor([[0.3, 0.3], [0.5, 0.62]]),
+    }
+
+
+def test_a_layers_row_gives_mean_shares_and_top_unit_of_each_kind() -> None:
+    rows = [line.split() for line in render(importance_table(make_vectors())).splitlines()]
+    assert ["0", "0.50", "25%", "25%", "0", "0.30", "0%", "0%", "1", "0.30", "0%", "0%", "0"] in rows
+    assert ["1", "0.00", "0%", "100%", "-", "0.96", "100%", "0%", "0", "0.56", "0%", "0%", "1"] in rows
+    assert ["all", "0.25", "12%", "62%", "0.63", "50%", "0%", "0.43", "0%", "0%"] in rows
+
+
+def test_forty_layers_of_a_13b_fit_80_columns() -> None:
+    vectors = {
+        kind: torch.rand(40, units)
+        for kind, units in ((ATTENTION_HEADS, 40), (FFN_NEURONS, 13824), (FFN_OUTPUTS, 5120))
+    }
+    for row in vectors.values():
+        row[:, -1] = 1.0  # the widest index
+        row[7] = 0.95
+    text = render(importance_report(vectors))
+    assert "…" not in text
+    assert "13823" in text
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert len(text.splitlines()) <= 40 + 9
+
+
+def test_the_summary_says_what_is_held_back_and_what_says_nothing() -> None:
+    text = summary(make_vectors())
+    assert "75% for the heads, 37% for the neurons and 57% for the outputs" in text
+    assert "holds layer 1 back most and layer 0 least" in text
+    assert "heads of layer 1" in text
+    assert "all equal" in text
+
+
+def test_nothing_is_said_of_silent_layers_where_there_are_none() -> None:
+    vectors = {FFN_NEURONS: torch.tensor([[0.2, 0.4], [1.0, 0.92]])}
+    assert "equal" not in summary(vectors)
+    assert "update: 37% for the neurons;" in summary(vectors)
