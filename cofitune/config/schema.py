@@ -175,7 +175,7 @@ class DeepSpeed(Section):
 class Task(Section):
     path: str = Field(description="a JSONL file of items")
     kind: Literal["multiple_choice", "generate", "ifeval"] = Field(description="how items are asked and scored")
-    name: str | None = Field(None, description="name in tables; null: the file's name")
+    name: str | None = Field(None, description="name in tables; null: the file's, or for test.jsonl the folder's")
     metric: Literal["acc", "acc_norm", "exact_match", "regex", "prompt_strict"] | None = Field(
         None,
         description="multiple_choice: acc | acc_norm (per byte); generate: exact_match | regex; ifeval: prompt_strict",
@@ -193,8 +193,10 @@ class Task(Section):
 
     @property
     def title(self) -> str:
-        """The task's name in tables and files."""
-        return self.name or Path(self.path).stem
+        """The task's name in tables and files: law/test.jsonl is `law`, law_test.jsonl is `law_test`."""
+        path = Path(self.path)
+        is_split = path.stem in ("train", "dev", "val", "validation", "test")
+        return self.name or (path.parent.name if is_split else "") or path.stem
 
     @property
     def scored_by(self) -> str:
@@ -224,7 +226,7 @@ class Eval(Section):
     speciality: Tasks = Field((), description="tasks of the speciality")
     versatility: Versatility = Field(default_factory=Versatility, description="tasks of the three general abilities")
     speciality_weight: float = Field(0.5, ge=0, le=1, description="w in unified = w·speciality + (1 − w)·versatility")
-    batch_size: int = Field(8, gt=0, description="items a batch; keep it the same in everything that is compared")
+    batch_size: int = Field(16, gt=0, description="items a batch; keep it the same in everything that is compared")
 
 
 class Level(Section):

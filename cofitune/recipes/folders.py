@@ -53,7 +53,9 @@ def start_folder(config: Config, command: str, overwrite: bool) -> Path:
         raise UserError(f"output_dir: {folder} cannot be made: {error.strerror}") from error
     text = "".join(f"# {line}\n" for line in environment()) + dump_config(config)
     write_text(folder / "config.yaml", text)
-    write_text(config.run / "config.yaml", text)
+    # the run's own config is the one that its training was made by
+    if command == "train" or not (config.run / "train").exists():
+        write_text(config.run / "config.yaml", text)
     return folder
 
 

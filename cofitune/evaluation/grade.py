@@ -1,0 +1,122 @@
+"""Grades of one answer: the choice that a model picks, a string that matches, an instruction that is followed."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+from cofitune.errors import UserError, did_you_mean
+
+HARNESS_MISSING = "evaluation needs lm-evaluation-harness and IFEval's packages: pip install 'cofitune[eval]'"
+NEEDS_PUNKT = ("length_constraints:number_sentences", "change_case:capital_word_frequency")
+
+
+def require_harness() -> None:
+    """Raise a UserError where the packages of the extra `eval` are missing. Imports none of them."""
+    missing = [name for name in ("lm_eval", "langdetect", "immutabledict", "nltk") if find_spec(name) is None]
+    if missing:
+        raise UserError(f"{HARNESS_MISSING} (missing: {', '.join(missing)})")
+
+
+def pick(log_likelihoods: Sequence[float], choices: Sequence[str], metric: str) -> int:
+    """Index of the likeliest choice; acc_norm divides by the choice's UTF-8 bytes. The first of equals wins."""
+    values = list(log_likelihoods)
+    if metric == "acc_norm":
+        values = [v / len(c.encode("utf-8")) for v, c in zip(values, choices, strict=True)]
+    return values.index(max(values))
+
+
+def exact_match(answer: str, references: Sequence[str]) -> bool:
+    """Whether the answer is one of the references, white space around either left out."""
+    return answer.strip() in {reference.strip() for reference in references}
+
+
+def regex_match(answer: str, references: Sequence[str], pattern: str) -> bool:
+    """Whether the first group of `pattern`, searched in the answer, is one of the references. No match is wrong."""
+    found = re.search(pattern, answer)
+    return found is not None and exact_match(found.group(1) or "", references)
+
+
+def follows_instructions(checks: dict[str, Any], answer: str) -> bool:
+    """IFEval's prompt-level strict verdict, by the harness's own verifiers.
+
+    The verifiers draw random numbers (arguments that an item leaves open, language detection): they are seeded here, so
+    that one answer has one verdict.
+    """
+    with _ifeval() as utils:
+        example = utils.InputExample(**checks)
+        return bool(utils.test_instruction_following_strict(example, answer).follow_all_instructions)
+
+
+def ifeval_problem(checks: dict[str, Any]) -> str | None:
+    """What is wrong with an item's instructions: a name that is not known, arguments that it does not take."""
+    with _ifeval() as utils:
+        known = utils.instructions_registry.INSTRUCTION_DICT
+        for name, arguments in zip(checks["instruction_id_list"], checks["kwargs"], strict=True):
+            if name not in known:
+                return f"'{name}' is no IFEval instruction{did_you_mean(str(name), known)}"
+            try:  # the verifier itself calls it so, hours later
+                known[name](name).build_description(**{k: v for k, v in arguments.items() if v})
+            except (TypeError, ValueError, AttributeError) as error:
+                return f"instruction '{name}' does not take {arguments}: {error}"
+    return None
+
+
+def needs_punkt(checks: dict[str, Any]) -> bool:
+    """Whether an item's verifiers cut text into sentences by NLTK's table."""
+    return any(name in NEEDS_PUNKT for name in checks.get("instruction_id_list", ()))
+
+
+def punkt_is_there() -> bool:
+    """Whether NLTK finds its table `punkt_tab` on this machine."""
+    require_harness()
+    import nltk
+
+    try:
+        nltk.data.find("tokenizers/punkt_tab/english/")
+    except LookupError:
+        return False
+    return True
+
+
+@contextmanager
+def _ifeval() -> Iterator[Any]:
+    """The harness's verifiers, seeded; Python's own random state is given back afterwards."""
+    utils = _import_verifiers()
+    state = random.getstate()
+    random.seed(0)
+    try:
+        yield utils
+    finally:
+        random.setstate(state)
+
+
+def _import_verifiers() -> Any:
+    """Import the verifiers without their attempt to download `punkt_tab` at import: we ask for it by name instead."""
+    require_harness()
+    import langdetect
+    import nltk
+
+    download = nltk.download
+    nltk.download = lambda *_, **__: False
+    try:
+        with _silent_stdout():
+            from lm_eval.tasks.ifeval import utils
+    finally:
+        nltk.download = download
+    langdetect.DetectorFactory.seed = 0
+    return utils
+
+
+@contextmanager
+def _silent_stdout() -> Iterator[None]:
+    """The verifiers' module prints `Downloaded punkt_tab` even where it did not."""
+    from contextlib import redirect_stdout
+    from io import StringIO
+
+    with redirect_stdout(StringIO()):
+        yield
