@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +15,7 @@ from rich.console import Console
 from cofitune import __version__, launch
 from cofitune.config.load import load_config
 from cofitune.errors import UserError
+from cofitune.ranks import is_launched, this_rank
 
 app = typer.Typer(
     name="cofitune",
@@ -63,10 +66,10 @@ def importance(
 ) -> None:
     """Compute the importance of attention heads, FFN neurons and FFN output channels."""
     resolved = load_config(config, overrides)
-    if _in_ranks(num_processes, dry_run):
-        return
     from cofitune.recipes import importance as recipe
 
+    if _in_ranks(num_processes, dry_run, lambda ranks: recipe.make_plan(resolved, overwrite)):
+        return
     recipe.importance(resolved, overwrite=overwrite, dry_run=dry_run, console=_console())
 
 
@@ -80,10 +83,10 @@ def train(
 ) -> None:
     """Train the region under the soft mask; everything else stays frozen."""
     resolved = load_config(config, overrides)
-    if _in_ranks(num_processes, dry_run):
-        return
     from cofitune.recipes import train as recipe
 
+    if _in_ranks(num_processes, dry_run, lambda ranks: recipe.check(resolved, overwrite=overwrite, ranks=ranks)):
+        return
     ranks = launch.count_processes(num_processes) if dry_run else 1
     recipe.train(resolved, overwrite=overwrite, dry_run=dry_run, console=_console(), ranks=ranks)
 
@@ -123,10 +126,11 @@ def trial(
 ) -> None:
     """One trial of a search: train, then evaluate on rank 0. `cofitune search` starts it in fresh processes."""
     resolved = load_config(config)
-    if train and _in_ranks(num_processes, dry_run=False):
-        return
+    from cofitune.recipes import train as training
     from cofitune.recipes import trial as recipe
 
+    if train and _in_ranks(num_processes, False, lambda ranks: training.check(resolved, ranks=ranks)):
+        return
     recipe.trial(resolved, train_first=train, console=_console())
 
 
@@ -141,24 +145,27 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 def main() -> None:
     """Run the command line: a user's mistake is one message and exit code 2, anything else a traceback."""
     launch.quiet_libraries()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that children are ended too
     try:
         app()
     except UserError as error:
-        if launch.rank() == 0:
+        if this_rank().rank == 0:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(launch.USER_ERROR)
 
 
-def _in_ranks(num_processes: int | None, dry_run: bool) -> bool:
+def _in_ranks(num_processes: int | None, dry_run: bool, check: Callable[[int], object]) -> bool:
     """Where several ranks are called for and this process is none yet: start them, and say that the work is done.
 
-    A failure ends this process with the ranks' exit code; a rank has said why.
+    `check` (given the number of ranks) finds the user's mistakes here first, where there is one process to say them. A
+    failure ends this process with the ranks' exit code; a rank has said why.
     """
-    if launch.is_rank() or dry_run:
+    if is_launched() or dry_run:
         return False
     count = launch.count_processes(num_processes)
     if count == 1:
         return False
+    check(count)
     code = launch.run_ranks(count, sys.argv[1:])
     if code:
         raise SystemExit(code)
@@ -167,4 +174,4 @@ def _in_ranks(num_processes: int | None, dry_run: bool) -> bool:
 
 def _console() -> Console:
     """Rank 0 alone talks."""
-    return Console(quiet=launch.rank() != 0)
+    return Console(quiet=this_rank().rank != 0)

@@ -15,16 +15,7 @@ from cofitune.errors import UserError
 from cofitune.files import write_text
 
 USER_ERROR = 2
-
-
-def is_rank() -> bool:
-    """Whether a launcher (ours, torchrun, …) has started this process as one of several."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
-def rank() -> int:
-    """This process's rank; 0 when it is alone."""
-    return int(os.environ.get("RANK", "0"))
+SECONDS_TO_END = 30  # for the trial of a search that is ended
 
 
 def count_processes(asked: int | None) -> int:
@@ -92,20 +83,29 @@ def start_trial(config: Config, folder: Path, *, train: bool, num_processes: int
     write_text(path, dump_config(config))
     command = [sys.executable, "-m", "cofitune", "trial", str(path), "--num-processes", str(num_processes)]
     with log.open("w", encoding="utf-8") as file:
-        code = subprocess.run(
-            command + ([] if train else ["--no-train"]), stdout=file, stderr=subprocess.STDOUT, check=False
-        ).returncode
+        # inheritable files stay open in the trial: with them the search's lock, for as long as anyone writes
+        process = subprocess.Popen(
+            command + ([] if train else ["--no-train"]), stdout=file, stderr=subprocess.STDOUT, close_fds=False
+        )
+        try:
+            code = process.wait()
+        except BaseException:  # a signal ends the search, and with it its trial
+            process.terminate()
+            process.wait(SECONDS_TO_END)
+            raise
     if code:
         said = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         raise TrialError(f"{said[-1].strip() if said else 'no word'} (exit {code}; {log})")
 
 
 def quiet_libraries() -> None:
-    """Silence what libraries say that a user cannot act on. Runs before they are imported."""
+    """Silence what libraries say that a user cannot act on, and show them the way. Runs before they are imported."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns after every fork
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("DS_LOG_LEVEL", "error")
-    if not Path("/dev/nvidiactl").exists() and not Path("/dev/kfd").exists():
+    # tools of the environment, such as ninja, are found also where it was not activated
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")):
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found none

@@ -61,6 +61,7 @@ class Source(Section):
 
 Sources = Annotated[tuple[Annotated[Source, BeforeValidator(_source)], ...], BeforeValidator(_listed)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Data(Section):
@@ -116,7 +117,7 @@ class Train(Section):
     per_device_train_batch_size: int = Field(16, gt=0, description="items a micro-batch on one device")
     gradient_accumulation_steps: int = Field(2, gt=0, description="micro-batches an optimizer step")
     weight_decay: float = Field(0.1, ge=0, description="decoupled weight decay of AdamW")
-    adam_betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's betas")
+    adam_betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="AdamW's betas, each in [0, 1)")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon")
     max_grad_norm: float = Field(1.0, ge=0, description="clip the gradient's global norm; 0: off")
     gradient_checkpointing: bool = Field(True, description="recompute activations from the lowest trained layer up")
@@ -129,6 +130,18 @@ RAW_KEYS = (
     "dump_state", "flops_profiler", "gradient_predivide_factor", "memory_breakdown", "prescale_gradients",
     "seq_parallel_communication_data_type", "steps_per_print", "tensorboard", "wall_clock_breakdown", "wandb",
     "zero_optimization",
+)  # fmt: skip
+ZERO_KEYS = (  # of its section zero_optimization, offloading and retired names left out
+    "allgather_bucket_size", "allgather_partitions", "allgather_sequential", "contiguous_gradients",
+    "gather_16bit_weights_on_model_save", "ignore_unused_parameters", "leaf_module", "load_from_fp32_weights",
+    "log_trace_cache_warnings", "max_live_parameters", "max_reuse_distance", "memory_efficient_linear",
+    "model_persistence_threshold", "module_granularity_threshold", "overlap_comm", "param_persistence_threshold",
+    "prefetch_bucket_size", "reduce_bucket_size", "reduce_scatter", "round_robin_gradients",
+    "stage3_allgather_sequential", "stage3_max_live_parameters", "stage3_max_reuse_distance",
+    "stage3_model_persistence_threshold", "stage3_module_granularity_threshold", "stage3_param_persistence_threshold",
+    "stage3_prefetch_bucket_size", "stage3_use_all_reduce_for_fetch_params", "sub_group_size",
+    "use_all_reduce_for_fetch_params", "use_multi_rank_bucket_allreduce", "zero_hpz_partition_size",
+    "zero_quantized_gradients", "zero_quantized_nontrainable_weights", "zero_quantized_weights",
 )  # fmt: skip
 OWNED_KEYS = {
     "train_batch_size": "train.per_device_train_batch_size",
@@ -161,14 +174,16 @@ class DeepSpeed(Section):
     @field_validator("raw")
     @classmethod
     def _raw_keys_are_deepspeeds(cls, raw: dict[str, Any]) -> dict[str, Any]:
-        zero = raw.get("zero_optimization")
-        given = [*raw, *(f"zero_optimization.{key}" for key in (zero if isinstance(zero, dict) else ()))]
-        for key in given:
-            if key in OWNED_KEYS:
-                raise ValueError(f"'{key}' is set by {OWNED_KEYS[key]}")
-            if "." not in key and key not in RAW_KEYS:
-                near = did_you_mean(key, RAW_KEYS)
-                raise ValueError(f"DeepSpeed knows no key '{key}'{near} (accepted: {', '.join(RAW_KEYS)})")
+        zero = raw.get("zero_optimization", {})
+        if not isinstance(zero, dict):
+            raise ValueError(f"zero_optimization must be a mapping of DeepSpeed's keys, not {zero!r}")
+        given = [("", key, RAW_KEYS) for key in raw] + [("zero_optimization.", key, ZERO_KEYS) for key in zero]
+        for section, key, known in given:
+            if section + key in OWNED_KEYS:
+                raise ValueError(f"'{section}{key}' is set by {OWNED_KEYS[section + key]}")
+            if key not in known:
+                near = did_you_mean(key, known)
+                raise ValueError(f"DeepSpeed knows no key '{section}{key}'{near} (accepted: {', '.join(known)})")
         return raw
 
 

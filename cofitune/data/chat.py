@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from cofitune.data.read import Account, Item, bad_item
@@ -71,7 +72,11 @@ def encode_items(
     account = Account() if account is None else account
     examples = []
     for item in items:
-        example = encode(item, tokenizer, train_on)
+        try:
+            example = encode(item, tokenizer, train_on)
+        except DataError as error:
+            bad_item(str(error), on_bad_item, account)
+            continue
         if len(example.input_ids) > max_length:
             tokens = len(example.input_ids)
             example = Example(example.input_ids[:max_length], example.labels[:max_length])
@@ -90,8 +95,16 @@ def encode(item: Item, tokenizer: PreTrainedTokenizerBase, train_on: str = "resp
     """Render an item with the tokenizer's template and label its responses, end-of-turn token included.
 
     Raises:
-        DataError: the template rewrites earlier turns, so that responses cannot be told apart.
+        DataError: the template refuses the item (two user turns in a row, a system turn, …), or rewrites earlier turns,
+            so that responses cannot be told apart.
     """
+    try:
+        return _encode(item, tokenizer, train_on)
+    except TemplateError as error:
+        raise DataError(f"{item.where}: the model's chat template refuses this item: {error}") from error
+
+
+def _encode(item: Item, tokenizer: PreTrainedTokenizerBase, train_on: str) -> Example:
     text = render(tokenizer, item.messages())
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids = list(encoded["input_ids"])

@@ -6,6 +6,7 @@ modules a layer. A model that does not have it is refused by name, never guessed
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +40,7 @@ class Anatomy:
 
     Attributes:
         num_parameters: all weights of the model, tied ones counted once.
-        shapes: name of every parameter of the seven modules in every layer → its shape.
-        tied: pairs of parameter names that are one tensor (head and embedding).
+        shapes: name of every parameter → its shape.
     """
 
     model_type: str
@@ -53,7 +53,6 @@ class Anatomy:
     vocab_size: int
     num_parameters: int
     shapes: dict[str, tuple[int, ...]]
-    tied: tuple[str, ...] = ()
 
     def parameter_names(self, layer: int, module: str) -> Iterator[str]:
         """Yield the names of a module's weight and, where it has one, bias."""
@@ -63,14 +62,18 @@ class Anatomy:
                 yield name
 
 
-def read_anatomy(config: PretrainedConfig) -> Anatomy:
+def read_anatomy(config: PretrainedConfig, trust_remote_code: bool = False) -> Anatomy:
     """Describe a model from its configuration alone: it is built on the meta device, no weight is read.
 
     Raises:
-        UserError: the architecture is not laid out as seven linear modules a layer.
+        UserError: it is no causal language model, or not laid out as seven linear modules a layer.
     """
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except ValueError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"model.name: model type {config.model_type} cannot be built: {reason}") from error
     return anatomy_of(model)
 
 
@@ -80,10 +83,7 @@ def anatomy_of(model: PreTrainedModel) -> Anatomy:
     modules = dict(model.named_modules())
     _check_layout(config.model_type, modules)
     heads = config.num_attention_heads
-    parameters = {name: true_shape(p) for name, p in model.named_parameters()}
-    wanted = tuple(f".{path}." for path in MODULE_PATHS.values())
-    output = model.get_output_embeddings()
-    is_tied = output is not None and output.weight is model.get_input_embeddings().weight
+    shapes = {name: true_shape(p) for name, p in model.named_parameters()}
     return Anatomy(
         model_type=config.model_type,
         num_layers=len(model.get_submodule(LAYERS)),
@@ -93,9 +93,8 @@ def anatomy_of(model: PreTrainedModel) -> Anatomy:
         intermediate_size=config.intermediate_size,
         hidden_size=config.hidden_size,
         vocab_size=config.vocab_size,
-        num_parameters=sum(_numel(shape) for shape in parameters.values()),
-        shapes={name: shape for name, shape in parameters.items() if any(w in name for w in wanted)},
-        tied=("lm_head.weight", "model.embed_tokens.weight") if is_tied else (),
+        num_parameters=sum(math.prod(shape) for shape in shapes.values()),
+        shapes=shapes,
     )
 
 
@@ -154,10 +153,3 @@ def _check_layout(model_type: str, modules: dict[str, nn.Module]) -> None:
                 f"model type {model_type} has no linear module {', '.join(missing)} in layer {index}: fused or renamed "
                 "projections are not supported yet"
             )
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count

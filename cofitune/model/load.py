@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -36,20 +38,52 @@ def load_model(
     """Load a causal language model's weights from safetensors, in one precision.
 
     Raises:
-        UserError: there is no such model, or it has no safetensors weights (pickles are never read).
+        UserError: there is no such model, its files are damaged, or they lack weights of it (which transformers would
+            draw at random with no more than a warning). Pickles are never read.
     """
     logging.disable_progress_bar()  # each command has a bar of its own
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=dtype,
             attn_implementation=attn_implementation,
             revision=revision,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"model.name: {name} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise UserError(f"model.name: {name} cannot be loaded: {_first_line(error)}") from error
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise UserError(
+            f"model.name: the weight files of {name} lack {len(missing)} of the model's tensors ({missing[0]}, …); "
+            "are they an adapter's, or saved under other names?"
+        )
+    return model
+
+
+def check_shapes(files: list[Path], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare the weight files' headers with the model's shapes, before anything is loaded.
+
+    Under ZeRO-3 a mismatch would raise on rank 0 alone and hang the others.
+
+    Raises:
+        UserError: a file is no safetensors file, or a tensor has another shape.
+    """
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as header:
+                for name in header.keys():  # noqa: SIM118 -- not a dict
+                    shape = tuple(header.get_slice(name).get_shape())
+                    if name in shapes and shape != shapes[name]:
+                        raise UserError(
+                            f"{file}: {name} has shape {list(shape)}, config.json says {list(shapes[name])}"
+                        )
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{file}: cannot be read as safetensors ({_first_line(error)}); is the download complete?"
+            ) from error
 
 
 def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -61,7 +95,7 @@ def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bo
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"model.name: {name} has no tokenizer: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"model.name: {name} has no tokenizer: {_first_line(error)}") from error
     if not tokenizer.is_fast:
         raise UserError(f"model.name: {name} has only a slow tokenizer; a tokenizer.json is needed")
     if tokenizer.pad_token is None:
@@ -69,40 +103,41 @@ def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bo
     return tokenizer
 
 
-def weight_files(name: str, revision: str | None = None) -> list[Path]:
-    """The safetensors files of a model folder, or of a hub model (downloaded if need be), in order.
+def weight_files(name: str, revision: str | None = None, download: bool = True) -> list[Path]:
+    """The safetensors files of a model folder, or of a hub model, in order.
+
+    Args:
+        download: fetch a hub model that is not in the hub's cache yet; a dry run does not.
 
     Raises:
         UserError: there are none.
     """
     folder = Path(name)
     if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        try:
-            folder = Path(
-                snapshot_download(name, revision=revision, allow_patterns=["*.safetensors", "*.json", "*.jinja"])
-            )
-        except (OSError, ValueError) as error:
-            raise UserError(f"model.name: {name} cannot be had: {str(error).strip().splitlines()[0]}") from error
+        folder = _hub_folder(name, revision, ["*.json", "*.jinja", "*.model", "*.txt"], download)
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        files = [folder / n for n in names]
     else:
-        files = [folder / "model.safetensors"]
+        names = ["model.safetensors"]
+    if not Path(name).is_dir():  # only what the index names: some hub models carry a second copy of their weights
+        folder = _hub_folder(name, revision, names, download)
+    files = [folder / n for n in names]
     missing = [str(f) for f in files if not f.is_file()]
     if missing:
         raise UserError(f"model.name: {name} has no safetensors weights (missing: {', '.join(missing)})")
     return files
 
 
-def fingerprint(name: str, revision: str | None = None) -> str:
+def fingerprint(name: str, revision: str | None = None, download: bool = True) -> str:
     """One hash for the base model: over its config.json and the sha256 of each weight file.
 
     Hashing 26 GB takes a while, so each file's hash is remembered in the user's cache by path, size and time.
+
+    Raises:
+        UserError: the model has no weights here.
     """
-    files = weight_files(name, revision)
+    files = weight_files(name, revision, download)
     digest = hashlib.sha256()
     config = json.loads((files[0].parent / "config.json").read_text(encoding="utf-8"))
     for key in ("_name_or_path", "transformers_version", "dtype", "torch_dtype"):  # written by whoever saved it last
@@ -117,6 +152,19 @@ def cache_folder() -> Path:
     """`$COFITUNE_CACHE`, or `cofitune` in the user's cache folder."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("COFITUNE_CACHE") or Path(home) / "cofitune")
+
+
+def _hub_folder(name: str, revision: str | None, patterns: list[str], download: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=not download))
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.name: {name} cannot be had: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _remembered_sha256(file: Path) -> str:

@@ -47,18 +47,21 @@ def export(
     console = console or Console()
     folder = run if run.name == "train" else run / "train"
     manifest = read_json(folder / "manifest.json", "trained run (its training manifest)")
-    if to.exists() and any(to.iterdir() if to.is_dir() else [to]) and not overwrite:
-        raise UserError(f"--to {to}: exists already and is not empty; choose another folder, or --overwrite it")
     name = base or manifest["base"]
-    files = weight_files(name)
-    delta = read_delta(folder, fingerprint(name))
+    revision = None if base else manifest["revision"]
+    files = weight_files(name, revision)
+    to = _check_target(to, [run, files[0].parent], overwrite)
+    delta = read_delta(folder, fingerprint(name, revision))
     chosen = DTYPES[dtype or manifest["dtype"]]
     building = to.with_name(f".{to.name}.building")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     try:
         _write_weights(files, building, delta, chosen)
-        _write_rest(files[0].parent, name, building, str(chosen).removeprefix("torch."), manifest["template"])
+        tokenizer = load_tokenizer(name, revision, manifest["trust_remote_code"])
+        set_template(tokenizer, manifest["template"])
+        tokenizer.save_pretrained(building)
+        _write_rest(files[0].parent, building, str(chosen).removeprefix("torch."))
         if to.exists():
             shutil.rmtree(to)
         building.rename(to)
@@ -97,14 +100,31 @@ def _write_weights(files: list[Path], folder: Path, delta: Delta, dtype: torch.d
         write_json(folder / "model.safetensors.index.json", index)
 
 
-def _write_rest(source: Path, name: str, folder: Path, dtype: str, template: str) -> None:
-    """Config with the dtype that is true now, tokenizer with the training's template, and other small files."""
+def _write_rest(source: Path, folder: Path, dtype: str) -> None:
+    """The config with the dtype that is true now, and what else is small and not written yet."""
     for file in source.iterdir():
-        if file.is_file() and file.suffix not in WEIGHTS and not file.name.endswith(".index.json"):
+        is_weights = file.suffix in WEIGHTS or file.name.endswith(".index.json")
+        if file.is_file() and not is_weights and not (folder / file.name).exists():
             shutil.copyfile(file, folder / file.name)
     config: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
     config.pop("torch_dtype", None)
     write_json(folder / "config.json", {**config, "dtype": dtype})
-    tokenizer = load_tokenizer(name)
-    set_template(tokenizer, template)
-    tokenizer.save_pretrained(folder)
+
+
+def _check_target(to: Path, kept: list[Path], overwrite: bool) -> Path:
+    """The folder to write, absolute.
+
+    Raises:
+        UserError: it is a file, holds something already, or holds or lies in the run or the base model.
+    """
+    target = to.resolve()
+    for folder in (k.resolve() for k in kept):
+        if target == folder or target in folder.parents:
+            raise UserError(f"--to {to}: would replace {folder}, which the export reads; choose another folder")
+    if target.exists() and not target.is_dir():
+        raise UserError(f"--to {to}: is a file; name a folder")
+    if target.is_dir() and any(target.iterdir()) and not overwrite:
+        raise UserError(f"--to {to}: exists already and is not empty; choose another folder, or --overwrite it")
+    if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
+        raise UserError(f"--to {to}: is no model folder (it has no config.json), so it is not replaced")
+    return target

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -27,31 +26,14 @@ from cofitune.importance.estimate import PASSES, Scores, estimate, memory_estima
 from cofitune.importance.normalize import zscore_tanh
 from cofitune.model.anatomy import Anatomy, read_anatomy, read_model_config
 from cofitune.model.load import choose_dtype, fingerprint, load_model, load_tokenizer, weight_files
+from cofitune.ranks import Rank, this_rank
 from cofitune.recipes.folders import check_folder, start_folder
 from cofitune.reports.importance_table import importance_report
+from cofitune.reports.plan import gib
 from cofitune.vectors import read_importance, unit_counts, write_importance
 
 ESTIMATOR = "kl_dropout"
 LONGEST_WAIT = timedelta(hours=2)  # ranks meet once, at the end: the slowest may be far behind on an uneven machine
-
-
-@dataclass(frozen=True)
-class Rank:
-    """This process among those that the launcher started, as torchrun's variables tell it."""
-
-    rank: int
-    local_rank: int
-    world_size: int
-
-    @classmethod
-    def from_environment(cls) -> Rank:
-        """One process of one, unless RANK, LOCAL_RANK and WORLD_SIZE say otherwise."""
-        return cls(*(int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))))
-
-    @property
-    def device(self) -> torch.device:
-        """Its own GPU, or the CPU."""
-        return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -104,7 +86,7 @@ def importance(
     Raises:
         UserError: anything that the user can mend. All but a model that does not fit is found before weights load.
     """
-    rank = Rank.from_environment()
+    rank = this_rank()
     console = (console or Console()) if rank.rank == 0 else Console(quiet=True)
     plan = make_plan(config, overwrite)
     if dry_run:
@@ -114,14 +96,13 @@ def importance(
         _check_finished(plan, config)
         console.print(f"{plan.folder} is finished already, with this config and this data (--overwrite makes it anew)")
         return plan.folder
-    if rank.rank == 0:
-        manifest = _manifest(plan, config)
-        start_folder(config, "importance", overwrite)
+    manifest = _manifest(plan, config) if rank.rank == 0 else {}
     _say_what_was_left_out(plan, console)
     with _process_group(rank):
         scores = _estimate(plan, config, rank, console)
     vectors = {kind: zscore_tanh(values) for kind, values in scores.values.items()}
     if rank.rank == 0:
+        start_folder(config, "importance", overwrite)
         write_importance(plan.folder, vectors, scores.values, manifest)
         console.print(importance_report(vectors))
         console.print(f"\n{scores.tokens:,} tokens of {len(plan.examples):,} items → {plan.folder}")
@@ -142,7 +123,9 @@ def make_plan(config: Config, overwrite: bool = False) -> Plan:
         )
     folder = check_folder(config, "importance", overwrite)
     items, account = read_items([(s.path, s.format) for s in wanted.data], config.data.on_bad_item)
-    anatomy = read_anatomy(read_model_config(model.name, model.revision, model.trust_remote_code))
+    anatomy = read_anatomy(
+        read_model_config(model.name, model.revision, model.trust_remote_code), model.trust_remote_code
+    )
     weight_files(model.name, model.revision)
     tokenizer = load_tokenizer(model.name, model.revision, model.trust_remote_code)
     template = set_template(tokenizer, config.data.template)
@@ -167,7 +150,7 @@ def _estimate(plan: Plan, config: Config, rank: Rank, console: Console) -> Score
             wanted.attn_implementation,
             wanted.revision,
             wanted.trust_remote_code,
-        ).to(rank.device)
+        ).to(_device(rank))
     total = len(range(rank.rank, plan.num_micro_batches, rank.world_size))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console) as progress:
@@ -181,15 +164,21 @@ def _estimate(plan: Plan, config: Config, rank: Rank, console: Console) -> Score
         )
 
 
+def _device(rank: Rank) -> torch.device:
+    """The rank's own GPU, or the CPU."""
+    return torch.device("cuda", rank.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
 @contextmanager
 def _process_group(rank: Rank) -> Iterator[None]:
     """Join the ranks, unless there is one only or whoever called us has joined them already."""
-    if rank.device.type == "cuda":
-        torch.cuda.set_device(rank.device)
+    device = _device(rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if rank.world_size == 1 or distributed.is_initialized():
         yield
         return
-    distributed.init_process_group("nccl" if rank.device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
     try:
         yield
     finally:
@@ -259,12 +248,8 @@ def _show_plan(plan: Plan, rank: Rank, console: Console) -> None:
         f"{PASSES} passes each",
         highlight=False,
     )
-    parts = ", ".join(f"{name} {_gib(size)}" for name, size in plan.memory.items())
-    console.print(f"memory   about {_gib(sum(plan.memory.values()))} on each device ({parts})", highlight=False)
+    parts = ", ".join(f"{name} {gib(size)}" for name, size in plan.memory.items())
+    console.print(f"memory   about {gib(sum(plan.memory.values()))} on each device ({parts})", highlight=False)
     _say_what_was_left_out(plan, console)
     files = ("importance.safetensors", "scores.safetensors", "manifest.json", "config.yaml")
     console.print(f"writes   {plan.folder}/: {', '.join(files)}", highlight=False, soft_wrap=True)
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"

@@ -69,7 +69,9 @@ def make_plan(config: Config, overwrite: bool = False, dry_run: bool = False, ra
     """
     folder = check_folder(config, "search", overwrite)
     model = config.model
-    anatomy = read_anatomy(read_model_config(model.name, model.revision, model.trust_remote_code))
+    anatomy = read_anatomy(
+        read_model_config(model.name, model.revision, model.trust_remote_code), model.trust_remote_code
+    )
     levels = _levels(config)
     check_levels(levels, anatomy.num_layers)
     planned = plan(levels, anatomy.num_layers, config.search.beam)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,11 @@ from rich.console import Console
 
 from cofitune import __version__
 from cofitune.config.schema import Config
+from cofitune.errors import ArtifactError
 from cofitune.files import read_json, sha256_file
 from cofitune.model.load import load_model
 from cofitune.model.region import freeze_outside
+from cofitune.ranks import is_launched, this_rank
 from cofitune.recipes.folders import check_disk_space, check_folder, environment, start_folder
 from cofitune.recipes.train_plan import TrainPlan, plan_training, print_plan
 from cofitune.reports.progress import TrainProgress
@@ -50,24 +51,17 @@ def train(
         UserError: a mistake in the config or the data, found before anything is written.
     """
     console = console or Console()
-    world_size = int(os.environ.get("WORLD_SIZE", ranks))
-    folder = check_folder(config, "train", overwrite)
+    world_size = this_rank().world_size if is_launched() else ranks
+    folder, plan = check(config, overwrite=overwrite, dry_run=dry_run, ranks=world_size)
     if not dry_run and not overwrite and (folder / "manifest.json").is_file():
-        console.print(
-            f"{folder}: already trained with this config; --overwrite trains it again", highlight=False, soft_wrap=True
-        )
+        told = f"{folder}: already trained with this config and data; --overwrite trains it again"
+        console.print(told, highlight=False, soft_wrap=True)
         return folder
-    plan = plan_training(config, world_size, dry_run)
     print_plan(plan, config, world_size, console)
     if dry_run:
         return folder
 
-    # the delta exists twice while it is put in place
-    check_disk_space(folder, 2 * plan.region.num_parameters(plan.anatomy) * plan.settings.dtype.itemsize)
-    rank, world_size = start_distributed()
-    if rank == 0:
-        start_folder(config, "train", overwrite)
-        (folder / "metrics.jsonl").unlink(missing_ok=True)  # of a run that was killed
+    rank, _ = start_distributed()
     torch.manual_seed(config.train.seed)
     trained = plan.region.parameter_names(plan.anatomy)
     with sharded_loading(plan.anatomy.num_parameters, plan.settings, world_size):
@@ -87,6 +81,9 @@ def train(
     if config.softmask.apply_to == "update":
         mask_updates(inner_optimizer(engine), shards(engine), plan.factors)
 
+    if rank == 0:  # only now: a model that does not load leaves no run behind, and an old one where it was
+        start_folder(config, "train", overwrite)
+        (folder / "metrics.jsonl").unlink(missing_ok=True)  # of a run that was killed
     frozen = [name for name, _ in model.named_parameters() if name not in set(trained)]
     before = hash_parameters(model, frozen)
     started = time.perf_counter()
@@ -101,9 +98,29 @@ def train(
     return folder
 
 
-def is_trained(config: Config) -> bool:
-    """Whether the run's training is finished, as its manifest says."""
-    return (config.run / "train" / "manifest.json").is_file()
+def check(config: Config, *, overwrite: bool = False, dry_run: bool = False, ranks: int = 1) -> tuple[Path, TrainPlan]:
+    """Find every mistake of the user's, writing nothing.
+
+    Returns:
+        The run's `train` folder and the resolved plan.
+
+    Raises:
+        UserError: the run is impossible, or was trained from other contents than the config's files have now.
+    """
+    folder = check_folder(config, "train", overwrite)
+    plan = plan_training(config, ranks, dry_run)
+    if (folder / "manifest.json").is_file() and not overwrite:
+        before = read_json(folder / "manifest.json", "training manifest")
+        now = _stands_on(config, plan)
+        changed = [what for what, value in now.items() if before.get(what) != value]
+        if changed and not plan.missing:
+            raise ArtifactError(
+                f"{folder} was trained from other contents ({', '.join(changed)} changed since); --overwrite trains it "
+                "again, or choose another output_dir"
+            )
+    # the delta exists twice while it is put in place
+    check_disk_space(folder, 2 * plan.region.num_parameters(plan.anatomy) * plan.settings.dtype.itemsize)
+    return folder, plan
 
 
 def _fit(engine: Any, plan: TrainPlan, config: Config, folder: Path, console: Console, rank: int) -> list[StepRecord]:
@@ -149,7 +166,9 @@ def _manifest(
 ) -> dict[str, Any]:
     return {
         "base": config.model.name,
-        "base_fingerprint": plan.base_fingerprint,
+        "revision": config.model.revision,
+        "trust_remote_code": config.model.trust_remote_code,
+        **_stands_on(config, plan),
         "dtype": str(plan.settings.dtype).removeprefix("torch."),
         "template": plan.template,
         "region": {
@@ -159,8 +178,6 @@ def _manifest(
             "all_weights": plan.anatomy.num_parameters,
         },
         "softmask": {"apply_to": config.softmask.apply_to if plan.masked else "none", "modules": list(plan.masked)},
-        "used": plan.used,
-        "data": [{"path": s.path, "sha256": sha256_file(Path(s.path))} for s in config.data.train],
         "items": {
             "read": plan.account.read,
             "dropped": len(plan.account.dropped),
@@ -179,11 +196,10 @@ def _manifest(
     }
 
 
-def read_run_manifest(run: Path) -> dict[str, Any]:
-    """The manifest of a run's training.
-
-    Raises:
-        ArtifactError: the run has not been trained.
-    """
-    manifest: dict[str, Any] = read_json(run / "train" / "manifest.json", "trained run (its training manifest)")
-    return manifest
+def _stands_on(config: Config, plan: TrainPlan) -> dict[str, Any]:
+    """The contents that a training depends on besides its config, as the manifest keeps them."""
+    return {
+        "base_fingerprint": plan.base_fingerprint,
+        "used": plan.used,
+        "data": [{"path": s.path, "sha256": sha256_file(Path(s.path))} for s in config.data.train],
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -16,11 +17,11 @@ from cofitune.data.read import Account, read_items
 from cofitune.errors import ArtifactError, UserError
 from cofitune.files import sha256_file
 from cofitune.model.anatomy import Anatomy, expand_modules, read_anatomy, read_model_config
-from cofitune.model.load import choose_dtype, fingerprint, load_tokenizer
+from cofitune.model.load import check_shapes, choose_dtype, fingerprint, load_tokenizer, weight_files
 from cofitune.model.region import Region, resolve_region
 from cofitune.reports.plan import print_memory, print_region
 from cofitune.search.winner import FILE_NAME, read_winner
-from cofitune.softmask.factors import Factor, build_factors
+from cofitune.softmask.factors import Factor, build_factors, check_masked
 from cofitune.training.engine import EngineSettings
 from cofitune.training.memory import estimate_memory
 from cofitune.vectors import read_importance
@@ -63,12 +64,13 @@ def plan_training(config: Config, world_size: int, dry_run: bool = False) -> Tra
         UserError: the first thing that would make the run impossible or not what the config says.
     """
     model_config = read_model_config(config.model.name, config.model.revision, config.model.trust_remote_code)
-    anatomy = read_anatomy(model_config)
+    anatomy = read_anatomy(model_config, config.model.trust_remote_code)
     missing: list[str] = []
-    base_fingerprint = _fingerprint(config, dry_run, missing)
+    base_fingerprint = _check_weights(config, anatomy, dry_run, missing)
     used: dict[str, dict[str, str]] = {}
     region = _region(config, anatomy, base_fingerprint, used)
     masked = _masked_modules(config, region)
+    _check_sharding(config)
     importance = _importance(config, anatomy, base_fingerprint, dry_run, missing, used) if masked else {}
     factors = build_factors(importance, region, masked, anatomy) if importance else {}
     examples, account, tokenizer, template = _examples(config, dry_run, missing)
@@ -124,9 +126,12 @@ def _print_steps(plan: TrainPlan, config: Config, world_size: int, console: Cons
         )
 
 
-def _fingerprint(config: Config, dry_run: bool, missing: list[str]) -> str | None:
+def _check_weights(config: Config, anatomy: Anatomy, dry_run: bool, missing: list[str]) -> str | None:
+    """Compare the weight files' headers with the config, and name the base by its fingerprint."""
+    name, revision = config.model.name, config.model.revision
     try:
-        return fingerprint(config.model.name, config.model.revision)
+        check_shapes(weight_files(name, revision, download=not dry_run), anatomy.shapes)
+        return fingerprint(name, revision, download=not dry_run)
     except UserError as error:
         if not dry_run:
             raise
@@ -149,13 +154,18 @@ def _masked_modules(config: Config, region: Region) -> tuple[str, ...]:
     if config.softmask.modules is None:
         return region.modules
     modules = expand_modules(config.softmask.modules)
-    untrained = [m for m in modules if m not in region.modules]
-    if untrained:
-        raise UserError(
-            f"softmask.modules: {', '.join(untrained)} would be masked but not trained (trained: "
-            f"{', '.join(region.modules)})"
-        )
+    check_masked(modules, region)
     return modules
+
+
+def _check_sharding(config: Config) -> None:
+    deepspeed = config.deepspeed
+    in_bf16 = choose_dtype(config.model.dtype) == torch.bfloat16
+    if in_bf16 and deepspeed.zero_stage == 1 and config.softmask.apply_to == "update":
+        raise UserError(
+            "deepspeed.zero_stage: 1 with bfloat16 runs DeepSpeed's BF16_Optimizer, under which softmask.apply_to: "
+            "update is not supported; use zero_stage: 2 or 3"
+        )
 
 
 def _importance(

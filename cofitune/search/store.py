@@ -126,6 +126,7 @@ def exclusive(folder: Path) -> Iterator[None]:
     path = folder.parent / f".{folder.name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
+        os.set_inheritable(file.fileno(), True)  # a trial that outlives a killed search still holds the lock
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from cofitune.errors import RegionError
-from cofitune.model.anatomy import MODULE_PATHS, Anatomy
+from cofitune.model.anatomy import Anatomy
 from cofitune.model.region import Region
 from cofitune.vectors import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS
 
@@ -55,12 +55,7 @@ def build_factors(
     Raises:
         RegionError: a module to mask is not trained.
     """
-    untrained = [m for m in modules if m not in region.modules]
-    if untrained:
-        raise RegionError(
-            f"softmask.modules: {', '.join(untrained)} would be masked but not trained (trained: "
-            f"{', '.join(region.modules)})"
-        )
+    check_masked(modules, region)
     factors: dict[str, Factor] = {}
     for layer in region.layers:
         for module in modules:
@@ -72,9 +67,14 @@ def build_factors(
     return factors
 
 
-def module_of(name: str) -> str:
-    """The module that a parameter's name belongs to."""
-    return next(module for module, path in MODULE_PATHS.items() if f".{path}." in name)
+def check_masked(modules: tuple[str, ...], region: Region) -> None:
+    """Raise a RegionError where a module to mask is not trained: its mask would do nothing, and say nothing."""
+    untrained = [m for m in modules if m not in region.modules]
+    if untrained:
+        raise RegionError(
+            f"softmask.modules: {', '.join(untrained)} would be masked but not trained (trained: "
+            f"{', '.join(region.modules)})"
+        )
 
 
 def _unit_per_row(importance: Tensor, module: str, anatomy: Anatomy) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,9 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
+from torch.utils.cpp_extension import CUDA_HOME
 from transformers import get_scheduler
 
+from cofitune.errors import UserError
+from cofitune.ranks import is_launched
 from cofitune.sharding import skip_cpu_communication_op
 
 SHARDED_LOADING_FROM = 8 * 2**30  # bytes of weights
@@ -48,8 +51,11 @@ class EngineSettings:
 
     @property
     def warmup_steps(self) -> int:
-        """Steps over which the learning rate rises from 0."""
-        return math.ceil(self.warmup_ratio * self.num_steps)
+        """Steps over which the learning rate rises from 0.
+
+        Rounded down: the first of them has rate 0, and a short run must not spend its only steps on that.
+        """
+        return int(self.warmup_ratio * self.num_steps)
 
 
 def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
@@ -72,8 +78,8 @@ def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
                 "betas": list(settings.adam_betas),
                 "eps": settings.adam_epsilon,
                 "weight_decay": settings.weight_decay,
-                # on a CPU DeepSpeed would compile its own Adam for two minutes; torch's is as good there
-                **({} if on_gpu else {"torch_adam": True}),
+                # DeepSpeed compiles its own Adam: two minutes for nothing on a CPU; on a GPU it needs nvcc
+                **({} if on_gpu and CUDA_HOME is not None else {"torch_adam": True}),
             },
         },
         "bf16": {"enabled": settings.dtype == torch.bfloat16},
@@ -90,18 +96,25 @@ def start_engine(model: nn.Module, settings: EngineSettings) -> Any:
     """Wrap the model: only parameters that require gradients get optimizer states.
 
     The learning-rate schedule is transformers', stepped by the engine after every optimizer step.
+
+    Raises:
+        UserError: DeepSpeed refuses a value of `raw`.
     """
     import deepspeed
 
     def schedule(optimizer: torch.optim.Optimizer) -> Any:
         return get_scheduler(settings.lr_scheduler_type, optimizer, settings.warmup_steps, settings.num_steps)
 
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        model_parameters=[p for p in model.parameters() if p.requires_grad],
-        config=deepspeed_config(settings),
-        lr_scheduler=schedule,
-    )
+    try:
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            model_parameters=[p for p in model.parameters() if p.requires_grad],
+            config=deepspeed_config(settings),
+            lr_scheduler=schedule,
+        )
+    except ValidationError as error:  # DeepSpeed's own check of its config
+        told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise UserError(f"deepspeed.raw: DeepSpeed refuses it: {told}") from error
     return engine
 
 
@@ -111,7 +124,7 @@ def start_distributed() -> tuple[int, int]:
 
     if torch.distributed.is_initialized():  # DeepSpeed keeps its groups for the life of the process
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    if "RANK" not in os.environ:
+    if not is_launched():
         from torch.distributed.elastic.utils.distributed import get_free_port
 
         os.environ.update({**ALONE, "MASTER_PORT": str(get_free_port())})

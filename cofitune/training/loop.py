@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from cofitune.data.batches import Batch, Plan, count_supervised, rank_micro_batches, step_indices
 from cofitune.data.chat import IGNORED, Example
+from cofitune.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def fit(
     divides by the accumulation, so each micro-batch is scaled by world × accumulation before `backward`.
 
     Raises:
-        FloatingPointError: the loss is no longer finite.
+        UserError: the loss is no longer finite.
     """
     device = engine.device
     rank = torch.distributed.get_rank()
@@ -93,7 +94,7 @@ def fit(
             peak_gpu_bytes=torch.cuda.max_memory_allocated() if device.type == "cuda" else 0,
         )
         if not torch.isfinite(torch.tensor(record.loss)):
-            raise FloatingPointError(f"the loss is {record.loss} in step {step}; a lower train.learning_rate may help")
+            raise UserError(f"the loss is {record.loss} in step {step}: training diverged; lower train.learning_rate")
         on_step(record)
 
 

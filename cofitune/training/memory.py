@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from cofitune.model.anatomy import Anatomy
@@ -43,7 +44,7 @@ def estimate_memory(
     width = settings.dtype.itemsize
     trained = region.num_parameters(anatomy)
     stage = settings.zero_stage
-    layer = sum(_numel(shape) for name, shape in anatomy.shapes.items() if f".{region.first}." in name)
+    layer = sum(math.prod(shape) for name, shape in anatomy.shapes.items() if f".{region.first}." in name)
     weights = anatomy.num_parameters * width
     if stage == 3:
         working_set = (2 * layer + anatomy.vocab_size * anatomy.hidden_size) * width
@@ -62,10 +63,3 @@ def estimate_memory(
     kept = depth * tokens * anatomy.hidden_size * width + one_layer if checkpointing else depth * one_layer
     logits = tokens * anatomy.vocab_size * 8  # fp32, and their gradient; less where only responses are scored
     return Memory(weights, gradients, optimizer, kept + logits, host)
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count

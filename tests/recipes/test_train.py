@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from cofitune import cli
@@ -263,6 +264,33 @@ def _break(config: dict[str, Any], tmp_path: Path, tiny_model_folder: Path, how:
         config["model"]["name"] = "nobody/nothing"
     elif how == "raw":
         config["deepspeed"] = {"raw": {"zero_optimisation": {"stage": 0}}}
+    elif how == "raw section":
+        config["deepspeed"] = {"raw": {"zero_optimization": True}}
+    elif how == "raw value":
+        config["deepspeed"] = {"raw": {"zero_optimization": {"sub_group_size": "many"}}}
+    elif how == "flash":
+        config["model"]["attn_implementation"] = "flash_attention_2"
+    elif how == "bf16 stage 1":
+        config["model"]["dtype"] = "bfloat16"
+        config["deepspeed"] = {"zero_stage": 1}
+        config["softmask"] = {"apply_to": "update"}
+    else:
+        _break_the_model(config, tmp_path, tiny_model_folder, how)
+
+
+def _break_the_model(config: dict[str, Any], tmp_path: Path, tiny_model_folder: Path, how: str) -> None:
+    folder = Path(shutil.copytree(tiny_model_folder, tmp_path / "broken"))
+    tensors = load_file(folder / "model.safetensors")
+    if how == "other names":
+        tensors = {name.replace("model.layers", "base_model.model.layers"): t for name, t in tensors.items()}
+    elif how == "other shapes":
+        tensors["model.layers.0.mlp.up_proj.weight"] = torch.zeros(7, 32)
+    elif how == "template refuses":
+        (folder / "chat_template.jinja").write_text("{{ raise_exception('no system turns here') }}")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    if how == "git lfs":
+        (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n" * 3)
+    config["model"]["name"] = str(folder)
 
 
 @pytest.mark.parametrize(
@@ -281,6 +309,14 @@ def _break(config: dict[str, Any], tmp_path: Path, tiny_model_folder: Path, how:
         ("no model", "no-model: no such folder"),
         ("no hub model", "is neither a folder with a config.json nor a hub model"),
         ("raw", "DeepSpeed knows no key 'zero_optimisation'; did you mean 'zero_optimization'?"),
+        ("raw section", "zero_optimization must be a mapping"),
+        ("raw value", "deepspeed.raw: DeepSpeed refuses it: sub_group_size"),
+        ("flash", "cannot be loaded"),
+        ("bf16 stage 1", "use zero_stage: 2 or 3"),
+        ("other names", "lack 36 of the model's tensors (model.layers.0."),
+        ("other shapes", "model.layers.0.mlp.up_proj.weight has shape [7, 32], config.json says [48, 32]"),
+        ("template refuses", "train.jsonl:1: the model's chat template refuses this item: no system turns here"),
+        ("git lfs", "cannot be read as safetensors"),
     ],
 )
 def test_a_users_mistake_is_one_message_exit_2_and_no_run(
@@ -297,7 +333,7 @@ def test_a_users_mistake_is_one_message_exit_2_and_no_run(
     assert run(monkeypatch, config) == 2
     said = capsys.readouterr()
     assert message in said.err
-    assert said.err.count("error:") == 1 and "Traceback" not in said.err
+    assert said.err.startswith("error: ") and said.err.count("\n") == 1, "one message, one line"
     assert not Path(config["output_dir"]).exists()
 
 
@@ -309,3 +345,44 @@ def test_bad_items_may_be_dropped_and_are_counted(
     config["data"] = {"train": str(tmp_path / "bad.jsonl"), "on_bad_item": "drop", "max_length": 128}
     assert run(monkeypatch, config) == 0
     assert "5 items read, 2 dropped, 0 truncated" in capsys.readouterr().out
+
+
+def test_a_finished_run_whose_data_changed_is_not_taken_for_done(
+    config: dict[str, Any], data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, config) == 0
+    data.write_text("".join(data.read_text().splitlines(keepends=True)[:5]))
+    assert run(monkeypatch, config) == 2
+    assert "was trained from other contents (data changed since)" in capsys.readouterr().err
+
+
+def test_a_job_scripts_world_size_alone_makes_nobody_a_rank(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, clean_environment: dict[str, str]
+) -> None:
+    assert run(monkeypatch, config, f"output_dir={config['output_dir']}-1") == 0
+    path = Path(config["output_dir"]).parent / "config.yaml"
+    command = [sys.executable, "-m", "cofitune", "train", str(path), f"output_dir={config['output_dir']}-2"]
+    subprocess.run(command, check=True, capture_output=True, timeout=300, env={**clean_environment, "WORLD_SIZE": "4"})
+    one, two = (load_file(Path(f"{config['output_dir']}-{n}") / "train" / "delta.safetensors") for n in (1, 2))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_an_export_never_replaces_what_it_reads(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, config) == 0
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("x")
+    for target, message in (
+        (config["output_dir"], "would replace"),
+        (str(tmp_path), "would replace"),
+        (config["model"]["name"], "would replace"),
+        (str(tmp_path / "file"), "is a file"),
+        (str(tmp_path / "notes"), "is no model folder"),
+    ):
+        arguments = ["cofitune", "export", config["output_dir"], "--to", target, "--overwrite"]
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert stopped.value.code == 2 and message in capsys.readouterr().err, target

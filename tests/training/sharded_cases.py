@@ -33,6 +33,8 @@ class Case:
     checkpointing: bool = False
     bias: bool = False
     sharded_loading: bool = False
+    offload: bool = False
+    bf16: bool = False
     raw_sub_group: int | None = None
     max_grad_norm: float = 1.0
 
@@ -51,6 +53,10 @@ CASES = (
     Case("update_stage_2", "update", zero_stage=2, modules=ALL_MODULES),
     Case("gradient_stage_1", "gradient", zero_stage=1),
     Case("gradient_stage_2", "gradient", zero_stage=2),
+    Case("update_offload", "update", modules=ALL_MODULES, offload=True),
+    Case("update_stage_2_offload", "update", zero_stage=2, modules=ALL_MODULES, offload=True),
+    Case("update_bf16", "update", modules=ALL_MODULES, bf16=True),
+    Case("update_bf16_stage_2", "update", zero_stage=2, modules=ALL_MODULES, bf16=True),
 )
 
 
@@ -117,10 +123,10 @@ def settings_of(case: Case) -> EngineSettings:
     raw = {"zero_optimization": {"sub_group_size": case.raw_sub_group}} if case.raw_sub_group else {}
     return EngineSettings(
         zero_stage=case.zero_stage,
-        offload_optimizer="none",
-        offload_param="none",
+        offload_optimizer="cpu" if case.offload else "none",
+        offload_param="cpu" if case.offload and case.zero_stage == 3 else "none",
         raw=raw,
-        dtype=torch.float32,
+        dtype=torch.bfloat16 if case.bf16 else torch.float32,
         micro_batch=MICRO,
         accumulation=ACCUMULATION,
         learning_rate=5e-3,
@@ -136,7 +142,6 @@ def settings_of(case: Case) -> EngineSettings:
 
 def run_case(case: Case, folder: Path) -> None:
     """Train one case on this rank through the product's own path; rank 0 writes every parameter."""
-    from cofitune import training
     from cofitune.files import write_json, write_tensors
     from cofitune.sharding import inner_optimizer, shards
     from cofitune.softmask.gradient import mask_gradients
@@ -145,14 +150,13 @@ def run_case(case: Case, folder: Path) -> None:
     from cofitune.training.delta import collect, hash_parameters
     from cofitune.training.loop import fit
 
-    _ = training
     settings = settings_of(case)
     if case.sharded_loading:
         engines.SHARDED_LOADING_FROM = 1
         with engines.sharded_loading(10**6, settings, WORLD):
             model = LlamaForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     else:
-        model = tiny_model(case.bias)
+        model = tiny_model(case.bias).to(settings.dtype)
     anatomy = anatomy_of(model)
     region = region_of(case)
     names = region.parameter_names(anatomy)

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cofitune.training.engine import EngineSettings, deepspeed_config
+from cofitune.errors import UserError
+from cofitune.training.engine import EngineSettings, deepspeed_config, start_distributed, start_engine
 
 SETTINGS = EngineSettings(
     zero_stage=3, offload_optimizer="none", offload_param="none", raw={}, dtype=torch.bfloat16, micro_batch=2,
@@ -35,6 +36,26 @@ def test_offload_goes_to_the_cpu() -> None:
     assert zero["offload_optimizer"]["device"] == zero["offload_param"]["device"] == "cpu"
 
 
-@pytest.mark.parametrize(("ratio", "steps", "expected"), [(0.03, 101, 4), (0, 10, 0), (0.5, 3, 2)])
-def test_the_warm_up_is_rounded_up_as_transformers_does(ratio: float, steps: int, expected: int) -> None:
+@pytest.mark.parametrize(("ratio", "steps", "expected"), [(0.03, 101, 3), (0.03, 14, 0), (0, 10, 0), (0.5, 3, 1)])
+def test_the_warm_up_is_rounded_down_so_that_a_short_run_trains_in_every_step(
+    ratio: float, steps: int, expected: int
+) -> None:
     assert replace(SETTINGS, warmup_ratio=ratio, num_steps=steps).warmup_steps == expected
+
+
+def test_the_accepted_keys_of_raw_are_deepspeeds_own() -> None:
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    from cofitune.config.schema import OWNED_KEYS, ZERO_KEYS
+
+    fields = DeepSpeedZeroConfig.model_fields
+    known = {*fields, *(field.alias for field in fields.values() if field.alias)}
+    owned = {key.split(".")[1] for key in OWNED_KEYS if "." in key}
+    assert set(ZERO_KEYS) <= known and owned <= known
+
+
+def test_a_value_that_deepspeed_refuses_is_a_users_mistake() -> None:
+    start_distributed()
+    settings = replace(SETTINGS, dtype=torch.float32, raw={"zero_optimization": {"sub_group_size": "many"}})
+    with pytest.raises(UserError, match=r"deepspeed.raw: DeepSpeed refuses it: sub_group_size"):
+        start_engine(torch.nn.Linear(2, 2), settings)
