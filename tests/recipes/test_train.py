@@ -13,11 +13,11 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from cofitune import cli
 from cofitune.data.chat import PLAIN_TEMPLATE
-from cofitune.model.anatomy import anatomy_of
+from cofitune.model.anatomy import read_anatomy
 from cofitune.model.load import fingerprint
 from cofitune.training.delta import hash_tensor
 from cofitune.vectors import UNIT_KINDS, unit_counts, write_importance
@@ -65,7 +65,7 @@ def run(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], *arguments: str
 
 def write_some_importance(run_folder: Path, model_folder: Path, base_fingerprint: str | None = None) -> None:
     """An importance file whose first unit of each kind must not move."""
-    anatomy = anatomy_of(AutoModelForCausalLM.from_pretrained(model_folder))
+    anatomy = read_anatomy(AutoConfig.from_pretrained(model_folder))
     vectors = {kind: torch.full((anatomy.num_layers, unit_counts(anatomy)[kind]), 0.5) for kind in UNIT_KINDS}
     for values in vectors.values():
         values[:, 0] = 1.0
