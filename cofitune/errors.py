@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class UserError(Exception):
@@ -35,3 +36,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the nearest known name, or nothing when none is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def differences(place: str, before: Any, now: Any) -> list[str]:
+    """The leaves in which two nested settings differ, each as `dotted.name is … there and … here`."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        keys = dict.fromkeys([*now, *before])
+        return [d for key in keys for d in differences(f"{place}.{key}".strip("."), before.get(key), now.get(key))]
+    return [] if before == now else [f"{place} is {before!r} there and {now!r} here"]

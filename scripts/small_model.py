@@ -50,6 +50,7 @@ def convert(gguf: Path, folder: Path) -> None:
     """Write a complete Hugging Face folder, or nothing."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -16,16 +16,17 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cofitune.config.schema import Config, Task
+from cofitune.config.schema import Config
 from cofitune.data.chat import set_template
 from cofitune.errors import ArtifactError, UserError
 from cofitune.evaluation.harness import TaskResult, check_lengths, harness_version, max_positions, score_model
 from cofitune.evaluation.scores import put_together
-from cofitune.evaluation.tasks import EvalTask, LoadedTask, load_tasks
+from cofitune.evaluation.tasks import LoadedTask, load_tasks
 from cofitune.files import read_json, write_json, write_text
 from cofitune.model.anatomy import read_model_config
-from cofitune.model.load import choose_dtype, fingerprint, load_model, load_tokenizer, weight_files
+from cofitune.model.load import choose_dtype, fingerprint, load_tokenizer, weight_files
 from cofitune.recipes.folders import check_folder, start_folder
+from cofitune.recipes.shared import eval_tasks, load_base
 from cofitune.reports.scores_table import scores_sentence, scores_table
 from cofitune.training.delta import Delta, apply_delta, read_delta
 
@@ -96,7 +97,7 @@ def make_plan(config: Config, overwrite: bool = False) -> Plan:
     wanted = config.model
     folder = check_folder(config, "eval", overwrite)
     version = harness_version()
-    tasks = load_tasks(_eval_tasks(config))
+    tasks = load_tasks(eval_tasks(config.eval))
     if not tasks:
         raise UserError(
             "eval: names no task; for example eval: {speciality: [{path: data/law_test.jsonl, kind: generate}]}"
@@ -121,31 +122,6 @@ def make_plan(config: Config, overwrite: bool = False) -> Plan:
     }
     identity = {"settings": settings, "tasks": {t.task.title: _about(t) for t in tasks}}
     return Plan(folder, tasks, tokenizer, longest, positions, identity, _find_delta(config, base))
-
-
-def _eval_tasks(config: Config) -> list[EvalTask]:
-    general = config.eval.versatility
-    by_category = {
-        "speciality": config.eval.speciality,
-        "gen_kn": general.gen_kn,
-        "gen_rs": general.gen_rs,
-        "instruct": general.instruct,
-    }
-    return [_plain(category, task) for category, tasks in by_category.items() for task in tasks]
-
-
-def _plain(category: str, task: Task) -> EvalTask:
-    return EvalTask(
-        title=task.title,
-        category=category,
-        path=task.path,
-        kind=task.kind,
-        metric=task.scored_by,
-        pattern=task.pattern,
-        max_new_tokens=task.max_new_tokens,
-        stop=task.stop,
-        limit=task.limit,
-    )
 
 
 def _find_delta(config: Config, base_fingerprint: str) -> Delta | None:
@@ -190,15 +166,8 @@ def _has_samples(plan: Plan, model: str) -> bool:
 
 def _score(plan: Plan, config: Config, base: Scores | None, console: Console) -> tuple[Scores, Scores | None]:
     """Load the base; score it unless that is done; then the same model with the delta in it."""
-    wanted = config.model
-    with _status(console, f"loading {wanted.name}"):
-        model = load_model(
-            wanted.name,
-            choose_dtype(wanted.dtype),
-            wanted.attn_implementation,
-            wanted.revision,
-            wanted.trust_remote_code,
-        ).to(_device())
+    with _status(console, f"loading {config.model.name}"):
+        model = load_base(config.model).to(_device())
     path = plan.folder / "scores.json"
     # what is about to be scored is unsaid first: an interruption must not leave old scores beside new samples
     if base is None:

@@ -12,7 +12,7 @@ from typing import Any
 from cofitune import __version__
 from cofitune.config.load import dump_config, load_config
 from cofitune.config.schema import SECTIONS_READ, Config
-from cofitune.errors import UserError
+from cofitune.errors import UserError, differences
 from cofitune.files import write_text
 
 PACKAGES = ("torch", "transformers", "deepspeed", "lm-eval")
@@ -30,7 +30,7 @@ def check_folder(config: Config, command: str, overwrite: bool) -> Path:
     if made_by.is_file() and not overwrite:
         before, now = load_config(made_by).model_dump(), config.model_dump()
         parts = SECTIONS_READ[command]
-        changed = [d for part in parts for d in _differences(part, _part(before, part), _part(now, part))]
+        changed = [d for part in parts for d in differences(part, _part(before, part), _part(now, part))]
         if changed:
             raise UserError(
                 f"{folder} was made by another config ({'; '.join(changed[:3])}{'; …' if len(changed) > 3 else ''}); "
@@ -98,9 +98,3 @@ def _part(config: dict[str, Any], dotted: str) -> Any:
     for name in dotted.split("."):
         config = config[name]
     return config
-
-
-def _differences(place: str, before: Any, now: Any) -> list[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        return [d for key in now for d in _differences(f"{place}.{key}", before.get(key), now[key])]
-    return [] if before == now else [f"{place} is {before!r} there and {now!r} here"]

@@ -25,9 +25,10 @@ from cofitune.files import sha256_file
 from cofitune.importance.estimate import PASSES, Scores, estimate, memory_estimate
 from cofitune.importance.normalize import zscore_tanh
 from cofitune.model.anatomy import Anatomy, read_anatomy, read_model_config
-from cofitune.model.load import choose_dtype, fingerprint, load_model, load_tokenizer, weight_files
+from cofitune.model.load import choose_dtype, fingerprint, load_tokenizer, weight_files
 from cofitune.ranks import Rank, this_rank
 from cofitune.recipes.folders import check_folder, start_folder
+from cofitune.recipes.shared import load_base
 from cofitune.reports.importance_table import importance_report
 from cofitune.reports.plan import gib
 from cofitune.vectors import read_importance, unit_counts, write_importance
@@ -142,15 +143,8 @@ def make_plan(config: Config, overwrite: bool = False) -> Plan:
 
 def _estimate(plan: Plan, config: Config, rank: Rank, console: Console) -> Scores:
     """Load the model onto this rank's device and run its share of the micro-batches under a progress bar."""
-    wanted = config.model
-    with console.status(f"loading {wanted.name}") if console.is_terminal else nullcontext():
-        model = load_model(
-            wanted.name,
-            choose_dtype(wanted.dtype),
-            wanted.attn_implementation,
-            wanted.revision,
-            wanted.trust_remote_code,
-        ).to(_device(rank))
+    with console.status(f"loading {config.model.name}") if console.is_terminal else nullcontext():
+        model = load_base(config.model).to(_device(rank))
     total = len(range(rank.rank, plan.num_micro_batches, rank.world_size))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console) as progress:

@@ -13,12 +13,13 @@ from typing import Any
 from cofitune.config import schema
 from cofitune.config.schema import Config
 from cofitune.errors import ConfigError
-from cofitune.evaluation.tasks import EvalTask, LoadedTask, load_tasks
+from cofitune.evaluation.tasks import LoadedTask, load_tasks
 from cofitune.files import sha256_file
 from cofitune.model.anatomy import Anatomy, read_anatomy, read_model_config
 from cofitune.model.region import Region
 from cofitune.recipes.evaluate import make_plan as plan_evaluation
 from cofitune.recipes.folders import check_folder
+from cofitune.recipes.shared import eval_tasks, tasks_by_category
 from cofitune.recipes.train_plan import plan_training
 from cofitune.search.space import PAPER_LEVELS, Level, PlannedLevel, check_levels, plan, whole_model
 from cofitune.search.store import open_store
@@ -123,13 +124,8 @@ def _trial_tasks(config: Config) -> schema.Eval:
     return given.model_copy(update={"speciality": limited(given.speciality), "versatility": versatility})
 
 
-def _all_tasks(tasks: schema.Eval) -> dict[str, tuple[schema.Task, ...]]:
-    general = {name: getattr(tasks.versatility, name) for name in schema.Versatility.model_fields}
-    return {"speciality": tasks.speciality, **general}
-
-
 def _load_tasks(tasks: schema.Eval, section: str) -> tuple[LoadedTask, ...]:
-    groups = _all_tasks(tasks)
+    groups = tasks_by_category(tasks)
     problems = []
     if not groups["speciality"]:
         problems.append(f"{section}.speciality: names no task; a search scores each region on speciality")
@@ -137,11 +133,7 @@ def _load_tasks(tasks: schema.Eval, section: str) -> tuple[LoadedTask, ...]:
         problems.append(f"{section}.versatility: names no task; a search scores each region on versatility, too")
     if problems:
         raise ConfigError(problems)
-    return load_tasks(
-        EvalTask(t.title, name, t.path, t.kind, t.scored_by, t.pattern, t.max_new_tokens, t.stop, t.limit)
-        for name, group in groups.items()
-        for t in group
-    )
+    return load_tasks(eval_tasks(tasks))
 
 
 def _identity(

@@ -14,10 +14,10 @@ from cofitune import __version__
 from cofitune.config.schema import Config
 from cofitune.errors import ArtifactError
 from cofitune.files import read_json, sha256_file
-from cofitune.model.load import load_model
 from cofitune.model.region import freeze_outside
 from cofitune.ranks import is_launched, this_rank
 from cofitune.recipes.folders import check_disk_space, check_folder, environment, start_folder
+from cofitune.recipes.shared import load_base
 from cofitune.recipes.train_plan import TrainPlan, plan_training, print_plan
 from cofitune.reports.progress import TrainProgress
 from cofitune.sharding import inner_optimizer, shards
@@ -65,13 +65,7 @@ def train(
     torch.manual_seed(config.train.seed)
     trained = plan.region.parameter_names(plan.anatomy)
     with sharded_loading(plan.anatomy.num_parameters, plan.settings, world_size):
-        model = load_model(
-            config.model.name,
-            plan.settings.dtype,
-            config.model.attn_implementation,
-            config.model.revision,
-            config.model.trust_remote_code,
-        )
+        model = load_base(config.model)
     freeze_outside(model, set(trained))
     if config.train.gradient_checkpointing:
         checkpoint_layers(model, plan.region.first)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cofitune.errors import ArtifactError, UserError
+from cofitune.errors import ArtifactError, UserError, differences
 from cofitune.files import read_json, write_json, write_text
 from cofitune.model.region import Region
 from cofitune.search.trial import Trial, trial_from_json, trial_id
@@ -81,7 +81,7 @@ def open_store(folder: Path, identity: Mapping[str, Any]) -> Store:
         made_with = read_json(card, "search store")
         if not isinstance(made_with, dict) or made_with.get("version") != VERSION:
             raise ArtifactError(f"{card}: this search store is damaged or of another version; --overwrite begins anew")
-        changed = _differences("", made_with.get("identity"), identity)
+        changed = differences("", made_with.get("identity"), identity)
         if changed:
             shown = "; ".join(changed[:3]) + ("; …" if len(changed) > 3 else "")
             raise ArtifactError(
@@ -149,11 +149,3 @@ def _cut_torn_line(file: Any) -> None:
     whole = content.rfind(b"\n") + 1
     if whole != len(content):
         file.truncate(whole)
-
-
-def _differences(place: str, before: Any, now: Any) -> list[str]:
-    """The leaves in which two identities differ, by dotted name."""
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        keys = dict.fromkeys([*now, *before])
-        return [d for key in keys for d in _differences(f"{place}.{key}".strip("."), before.get(key), now.get(key))]
-    return [] if before == now else [f"{place} is {before!r} there and {now!r} here"]

@@ -81,7 +81,7 @@ def forbid_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: Any) -> None:
         raise RuntimeError("weights were loaded")
 
-    monkeypatch.setattr(recipe, "load_model", load)
+    monkeypatch.setattr(recipe, "load_base", load)
 
 
 def record_scoring(monkeypatch: pytest.MonkeyPatch) -> list[float]:

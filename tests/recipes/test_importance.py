@@ -66,7 +66,7 @@ def forbid_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise RuntimeError("the weights were loaded")
 
-    monkeypatch.setattr(recipe, "load_model", refuse)
+    monkeypatch.setattr(recipe, "load_base", refuse)
 
 
 def test_it_writes_vectors_scores_and_a_manifest(made: Path, tiny_model_folder: Path) -> None:

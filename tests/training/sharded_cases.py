@@ -143,6 +143,7 @@ def settings_of(case: Case) -> EngineSettings:
 def run_case(case: Case, folder: Path) -> None:
     """Train one case on this rank through the product's own path; rank 0 writes every parameter."""
     from cofitune.files import write_json, write_tensors
+    from cofitune.model.load import load_model
     from cofitune.sharding import inner_optimizer, shards
     from cofitune.softmask.gradient import mask_gradients
     from cofitune.softmask.update import mask_updates
@@ -154,7 +155,7 @@ def run_case(case: Case, folder: Path) -> None:
     if case.sharded_loading:
         engines.SHARDED_LOADING_FROM = 1
         with engines.sharded_loading(10**6, settings, WORLD):
-            model = LlamaForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+            model = load_model(str(folder / "model"), torch.float32)
     else:
         model = tiny_model(case.bias).to(settings.dtype)
     anatomy = anatomy_of(model)
@@ -174,9 +175,13 @@ def run_case(case: Case, folder: Path) -> None:
     losses: list[float] = []
     fit(engine, tiny_examples(), plan_of(), SEED, 0, lambda record: losses.append(record.loss))
     after = hash_parameters(model, frozen)
+    engine.eval()
+    with torch.no_grad():
+        logits = engine(input_ids=torch.arange(20)[None]).logits
     tensors = collect(model, [n for n, _ in model.named_parameters()])
     if torch.distributed.get_rank() == 0:
         write_tensors(folder / f"{case.name}.safetensors", tensors)
+        write_tensors(folder / f"{case.name}.logits.safetensors", {"logits": logits.contiguous()})
         write_json(folder / f"{case.name}.json", {"losses": losses, "before": before, "after": after})
     engine.destroy()
 

@@ -155,6 +155,16 @@ def test_gradient_mode_leaves_weight_decay_to_move_units_of_importance_1(two_ran
         torch.testing.assert_close(got[name][zero], start[name][zero] * decay, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("case", cases.CASES, ids=lambda c: c.name)
+def test_the_collected_tensors_answer_as_the_trained_engine(case, two_ranks: Path) -> None:  # type: ignore[no-untyped-def]
+    """What the delta and the export are made of: a plain model with these tensors gives the engine's own logits."""
+    model = cases.tiny_model(case.bias).to(cases.settings_of(case).dtype)
+    model.load_state_dict(load_file(two_ranks / f"{case.name}.safetensors"))
+    with torch.no_grad():
+        got = model(input_ids=torch.arange(20)[None]).logits
+    assert torch.equal(got, load_file(two_ranks / f"{case.name}.logits.safetensors")["logits"])
+
+
 @pytest.mark.parametrize("roll", [1, -1])
 def test_a_mask_one_unit_off_would_be_found(roll: int, two_ranks: Path) -> None:
     """The comparison can fail: against a reference whose mask lies one row (or column) off, it does."""

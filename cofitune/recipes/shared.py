@@ -1,0 +1,35 @@
+"""From the config's sections to what several recipes need alike."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+
+from cofitune.config import schema
+from cofitune.evaluation.tasks import EvalTask
+from cofitune.model.load import choose_dtype, load_model
+
+
+def load_base(model: schema.Model) -> PreTrainedModel:
+    """Load the base model as the section `model` says, on the CPU.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    return load_model(
+        model.name, choose_dtype(model.dtype), model.attn_implementation, model.revision, model.trust_remote_code
+    )
+
+
+def tasks_by_category(tasks: schema.Eval) -> dict[str, tuple[schema.Task, ...]]:
+    """speciality, gen_kn, gen_rs and instruct with their tasks, each possibly none."""
+    general = {name: getattr(tasks.versatility, name) for name in schema.Versatility.model_fields}
+    return {"speciality": tasks.speciality, **general}
+
+
+def eval_tasks(tasks: schema.Eval) -> list[EvalTask]:
+    """Every task of a section `eval` (or `search.eval`) in plain values, its defaults filled in."""
+    return [
+        EvalTask(t.title, category, t.path, t.kind, t.scored_by, t.pattern, t.max_new_tokens, t.stop, t.limit)
+        for category, group in tasks_by_category(tasks).items()
+        for t in group
+    ]
