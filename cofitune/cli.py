@@ -118,7 +118,7 @@ def export(
     recipe.export(run, to, base=base, dtype=dtype, overwrite=overwrite, console=_console())
 
 
-@app.command(hidden=True)
+@app.command(name="_trial", hidden=True)
 def trial(
     config: ConfigPath,
     train: Annotated[bool, typer.Option(help="Train first; without, the base itself is scored.")] = True,

@@ -81,7 +81,7 @@ def start_trial(config: Config, folder: Path, *, train: bool, num_processes: int
 
     path, log = folder / "trial.yaml", folder / "trial.log"
     write_text(path, dump_config(config))
-    command = [sys.executable, "-m", "cofitune", "trial", str(path), "--num-processes", str(num_processes)]
+    command = [sys.executable, "-m", "cofitune", "_trial", str(path), "--num-processes", str(num_processes)]
     with log.open("w", encoding="utf-8") as file:
         # inheritable files stay open in the trial: with them the search's lock, for as long as anyone writes
         process = subprocess.Popen(

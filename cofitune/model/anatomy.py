@@ -127,8 +127,7 @@ def read_model_config(name: str, revision: str | None = None, trust_remote_code:
     Raises:
         UserError: there is no such folder or hub model, or its config.json cannot be used.
     """
-    # the hub would be asked, and asked again, for what can only be a folder
-    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+    if is_missing_folder(name):
         raise UserError(f"model.name: {name}: no such folder")
     try:
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
@@ -137,6 +136,11 @@ def read_model_config(name: str, revision: str | None = None, trust_remote_code:
         raise UserError(
             f"model.name: {name} is neither a folder with a config.json nor a hub model: {reason}"
         ) from error
+
+
+def is_missing_folder(name: str) -> bool:
+    """Whether a model's name can only be a folder's, and there is none: the hub would be asked in vain, and again."""
+    return not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1)
 
 
 def _check_layout(model_type: str, modules: dict[str, nn.Module]) -> None:

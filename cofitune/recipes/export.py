@@ -15,6 +15,7 @@ from torch import Tensor
 from cofitune.data.chat import set_template
 from cofitune.errors import ArtifactError, UserError
 from cofitune.files import read_json, write_json, write_tensors
+from cofitune.model.anatomy import is_missing_folder
 from cofitune.model.load import DTYPES, fingerprint, load_tokenizer, weight_files
 from cofitune.training.delta import Delta, read_delta
 
@@ -49,6 +50,8 @@ def export(
     manifest = read_json(folder / "manifest.json", "trained run (its training manifest)")
     name = base or manifest["base"]
     revision = None if base else manifest["revision"]
+    if is_missing_folder(name):
+        raise UserError(f"the base model {name} is not here (seen from {Path.cwd()}); say where it is with --base")
     files = weight_files(name, revision)
     to = _check_target(to, [run, files[0].parent], overwrite)
     delta = read_delta(folder, fingerprint(name, revision))

@@ -386,3 +386,19 @@ def test_an_export_never_replaces_what_it_reads(
         with pytest.raises(SystemExit) as stopped:
             cli.main()
         assert stopped.value.code == 2 and message in capsys.readouterr().err, target
+
+
+def test_an_export_finds_a_base_that_has_moved_only_by_base(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = shutil.copytree(config["model"]["name"], tmp_path / "here")
+    config["model"]["name"] = str(moved)
+    assert run(monkeypatch, config) == 0
+    there = moved.rename(tmp_path / "there")
+    words = ["cofitune", "export", config["output_dir"], "--to", str(tmp_path / "whole")]
+    for more, code in (([], 2), (["--base", str(there)], 0)):
+        monkeypatch.setattr(sys, "argv", words + more)
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert (stopped.value.code or 0) == code
+    assert "say where it is with --base" in capsys.readouterr().err
