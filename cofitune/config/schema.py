@@ -263,6 +263,9 @@ class Search(Section):
     )
     beam: int = Field(1, gt=0, description="regions expanded at each level")
     train_steps: int = Field(60, gt=0, description="optimizer steps of a trial")
+    learning_rate: float | None = Field(
+        None, gt=0, description="peak rate of the trials, which few steps may need higher; null: train.learning_rate"
+    )
     limit: int | None = Field(64, gt=0, description="items of each task in a trial's evaluation; null: all")
     eval: Eval | None = Field(None, description="tasks of the trials, held apart from the test; null: those of eval")
 

@@ -94,7 +94,7 @@ def trial_config(config: Config, region: Region | None, tasks: schema.Eval, fold
     """The config of one trial: the base config with this region, no mask, few steps, and the trials' own evaluation."""
     changes: dict[str, Any] = {
         "softmask": schema.SoftMask(apply_to="none"),
-        "train": config.train.model_copy(update={"max_steps": config.search.train_steps}),
+        "train": _trial_train(config),
         "eval": tasks,
         "output_dir": str(folder),
     }
@@ -102,6 +102,11 @@ def trial_config(config: Config, region: Region | None, tasks: schema.Eval, fold
     chosen = region or whole_model(1)
     changes["region"] = schema.Region(layers=f"{chosen.first}-{chosen.last}", modules=chosen.modules)
     return config.model_copy(update=changes)
+
+
+def _trial_train(config: Config) -> schema.Train:
+    rate = config.search.learning_rate or config.train.learning_rate
+    return config.train.model_copy(update={"max_steps": config.search.train_steps, "learning_rate": rate})
 
 
 def _levels(config: Config) -> tuple[Level, ...]:
@@ -140,7 +145,7 @@ def _identity(
     config: Config, tasks: schema.Eval, loaded: Sequence[LoadedTask], fingerprint: str | None, ranks: int
 ) -> dict[str, Any]:
     """What a trial's scores depend on besides its region, by contents and not by path."""
-    train = config.train.model_dump(mode="json", exclude={"max_steps", "num_train_epochs"})
+    train = _trial_train(config).model_dump(mode="json", exclude={"max_steps", "num_train_epochs"})
     data = config.data.model_dump(mode="json", exclude={"train"})
     sources = [{"format": s.format, "sha256": sha256_file(Path(s.path))} for s in config.data.train]
     return {

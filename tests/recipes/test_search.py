@@ -289,3 +289,16 @@ def load_levels(text: str, folder: Path) -> Any:
     path = folder / "levels.yaml"
     path.write_text(f"model: {{name: x}}\noutput_dir: y\nsearch: {{levels: {text}}}\n", encoding="utf-8")
     return load_config(path).search.levels
+
+
+def test_the_trials_may_have_a_rate_of_their_own_and_only_that_one_makes_them(config: Config) -> None:
+    own = config.model_copy(update={"search": config.search.model_copy(update={"learning_rate": 3e-3})})
+    trainer = Trainer()
+    run(own, trainer)
+    assert {made.train.learning_rate for made in trainer.configs} == {3e-3}
+    again = Trainer()
+    slower = own.model_copy(update={"train": own.train.model_copy(update={"learning_rate": 1e-6})})
+    run(slower, again)
+    assert not again.configs, "the rate of the later training is not the trials'"
+    with pytest.raises(UserError, match=r"train\.learning_rate is 0\.003 there and 0\.004 here"):
+        run(own.model_copy(update={"search": own.search.model_copy(update={"learning_rate": 4e-3})}), Trainer())
