@@ -118,7 +118,7 @@ def _check_target(to: Path, kept: list[Path], overwrite: bool) -> Path:
     """The folder to write, absolute.
 
     Raises:
-        UserError: it is a file, holds something already, or holds or lies in the run or the base model.
+        UserError: it is a file, is or holds the run or the base model, or holds something that may not be replaced.
     """
     target = to.resolve()
     for folder in (k.resolve() for k in kept):

@@ -119,7 +119,7 @@ def check(config: Config, *, overwrite: bool = False, dry_run: bool = False, ran
 
 def _fit(engine: Any, plan: TrainPlan, config: Config, folder: Path, console: Console, rank: int) -> list[StepRecord]:
     """Train with a progress bar, and a line in metrics.jsonl for every step as soon as it is done."""
-    if plan.steps is None or plan.tokenizer is None:
+    if plan.tokenizer is None:
         raise RuntimeError("a dry run's plan cannot be trained")
     records: list[StepRecord] = []
     with TrainProgress(console, plan.steps.num_steps, visible=rank == 0) as progress:

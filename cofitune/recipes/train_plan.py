@@ -35,7 +35,7 @@ class TrainPlan:
         masked: modules under the soft mask, empty without one.
         factors: parameter name → soft-mask factor.
         used: artifacts that the run stands on: what, where, sha256.
-        examples, steps, tokenizer, base_fingerprint: None where a dry run has nothing to know them by.
+        examples, tokenizer, base_fingerprint: empty or None where a dry run has nothing to know them by.
         missing: what a dry run could not find but the run will need.
     """
 
@@ -48,7 +48,7 @@ class TrainPlan:
     used: dict[str, dict[str, str]]
     template: str
     examples: list[Example]
-    steps: Plan | None
+    steps: Plan
     tokenizer: PreTrainedTokenizerBase | None
     base_fingerprint: str | None
     missing: tuple[str, ...] = ()
@@ -115,15 +115,14 @@ def _print_steps(plan: TrainPlan, config: Config, world_size: int, console: Cons
         supervised = sum(e.num_supervised for e in plan.examples)
         told += f"; {tokens:,} tokens an epoch, {supervised:,} of them carry the loss ({plan.template} template)"
     console.print(told, highlight=False, soft_wrap=True)
-    if plan.steps:
-        console.print(
-            f"steps: [bold]{plan.steps.num_steps}[/] of {plan.steps.per_step} items ("
-            f"{train.per_device_train_batch_size} × {train.gradient_accumulation_steps} accumulated × {world_size} "
-            f"rank{'s' if world_size > 1 else ''}), rate {train.learning_rate:g} {train.lr_scheduler_type}, "
-            f"ZeRO-{config.deepspeed.zero_stage}, {str(plan.settings.dtype).removeprefix('torch.')}",
-            highlight=False,
-            soft_wrap=True,
-        )
+    console.print(
+        f"steps: [bold]{plan.steps.num_steps}[/] of {plan.steps.per_step} items ("
+        f"{train.per_device_train_batch_size} × {train.gradient_accumulation_steps} accumulated × {world_size} "
+        f"rank{'s' if world_size > 1 else ''}), rate {train.learning_rate:g} {train.lr_scheduler_type}, "
+        f"ZeRO-{config.deepspeed.zero_stage}, {str(plan.settings.dtype).removeprefix('torch.')}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _check_weights(config: Config, anatomy: Anatomy, dry_run: bool, missing: list[str]) -> str | None:

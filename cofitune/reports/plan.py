@@ -51,7 +51,10 @@ def print_memory(console: Console, memory: Memory, world_size: int) -> None:
         soft_wrap=True,
     )
     console.print(
-        f"memory on the host beyond the processes themselves: {gib(memory.host)}", highlight=False, soft_wrap=True
+        f"memory on the host (estimated): {gib(memory.host_loading)} while the weights load, then "
+        f"{gib(memory.host_offloaded)} offloaded",
+        highlight=False,
+        soft_wrap=True,
     )
 
 

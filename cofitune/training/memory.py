@@ -16,13 +16,19 @@ ACCUMULATED_GRADIENT = 4  # fp32, also under bf16
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes. `weights`, `gradients`, `optimizer` and `activations` are on each device, `host` on the whole machine."""
+    """Bytes: four parts on each device, and two on the whole machine.
+
+    Attributes:
+        host_loading: the weights while they are read, by rank 0 alone or as pages that the ranks share.
+        host_offloaded: what offloading keeps there for the whole run.
+    """
 
     weights: int
     gradients: int
     optimizer: int
     activations: int
-    host: int
+    host_loading: int
+    host_offloaded: int
 
     @property
     def device(self) -> int:
@@ -45,21 +51,22 @@ def estimate_memory(
     trained = region.num_parameters(anatomy)
     stage = settings.zero_stage
     layer = sum(math.prod(shape) for name, shape in anatomy.shapes.items() if f".{region.first}." in name)
-    weights = anatomy.num_parameters * width
+    whole = anatomy.num_parameters * width
+    weights = whole
     if stage == 3:
         working_set = (2 * layer + anatomy.vocab_size * anatomy.hidden_size) * width
-        weights = weights // world_size + working_set
-    gradients = trained * ACCUMULATED_GRADIENT // (world_size if stage >= 2 else 1)
-    optimizer = trained * (MASTER_AND_MOMENTS if width == 2 else MOMENTS) // world_size
-    host = 0
+        weights = whole // world_size + working_set
+    all_gradients = trained * ACCUMULATED_GRADIENT
+    all_states = trained * (MASTER_AND_MOMENTS if width == 2 else MOMENTS)
+    gradients, optimizer = all_gradients // (world_size if stage >= 2 else 1), all_states // world_size
+    offloaded = 0
     if settings.offload_optimizer == "cpu":
-        optimizer, gradients, host = 0, 0, host + (optimizer + gradients) * world_size
+        gradients, optimizer, offloaded = 0, 0, all_gradients + all_states
     if settings.offload_param == "cpu":
-        host += anatomy.num_parameters * width
-        weights -= anatomy.num_parameters * width // world_size
+        weights, offloaded = weights - whole // world_size, offloaded + whole
     tokens = settings.micro_batch * max_length
     one_layer = tokens * (18 * anatomy.hidden_size + 6 * anatomy.intermediate_size) * width // 2
     depth = anatomy.num_layers - region.first
     kept = depth * tokens * anatomy.hidden_size * width + one_layer if checkpointing else depth * one_layer
     logits = tokens * anatomy.vocab_size * 8  # fp32, and their gradient; less where only responses are scored
-    return Memory(weights, gradients, optimizer, kept + logits, host)
+    return Memory(weights, gradients, optimizer, kept + logits, whole, offloaded)

@@ -1,0 +1,75 @@
+"""The memory estimate, against sums written out by hand for LLaMA 7B on eight ranks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from cofitune.model.anatomy import Anatomy, read_anatomy
+from cofitune.model.region import resolve_region
+from cofitune.training.engine import EngineSettings
+from cofitune.training.memory import Memory, estimate_memory
+
+SETTINGS = EngineSettings(
+    zero_stage=3, offload_optimizer="none", offload_param="none", raw={}, dtype=torch.bfloat16, micro_batch=16,
+    accumulation=2, learning_rate=4e-5, weight_decay=0.1, adam_betas=(0.9, 0.95), adam_epsilon=1e-8, max_grad_norm=1.0,
+    lr_scheduler_type="cosine", warmup_ratio=0.03, num_steps=100,
+)  # fmt: skip
+ALL, TRAINED = 6_738_415_616, 721_420_288
+LAYER = 4 * 4096 * 4096 + 3 * 4096 * 11008 + 2 * 4096  # attention, FFN, two norms
+WORKING_SET = (2 * LAYER + 32000 * 4096) * 2
+
+
+@pytest.fixture(scope="module")
+def llama_7b() -> Anatomy:
+    return read_anatomy(
+        LlamaConfig(
+            vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
+        )
+    )
+
+
+def _estimate(anatomy: Anatomy, **changes: object) -> Memory:
+    region = resolve_region("25%-50%", ["up_proj", "down_proj"], 32)
+    settings = replace(SETTINGS, **changes)  # type: ignore[arg-type]
+    return estimate_memory(anatomy, region, settings, 8, max_length=512, checkpointing=True)
+
+
+def test_stage_3_shards_all_that_is_trained_and_all_weights(llama_7b: Anatomy) -> None:
+    memory = _estimate(llama_7b)
+    assert memory.weights == ALL * 2 // 8 + WORKING_SET
+    assert memory.gradients == TRAINED * 4 // 8
+    assert memory.optimizer == TRAINED * 12 // 8
+    inputs_of_layers = 24 * 16 * 512 * 4096 * 2  # from layer 8 up, one a layer, in bf16
+    logits = 16 * 512 * 32000 * 8
+    assert memory.activations > inputs_of_layers + logits
+    assert memory.host_loading == ALL * 2 and memory.host_offloaded == 0
+    assert memory.device == memory.weights + memory.gradients + memory.optimizer + memory.activations
+
+
+@pytest.mark.parametrize(("stage", "share_of_gradients"), [(1, 1), (2, 8)])
+def test_lower_stages_keep_whole_weights(llama_7b: Anatomy, stage: int, share_of_gradients: int) -> None:
+    memory = _estimate(llama_7b, zero_stage=stage)
+    assert memory.weights == ALL * 2
+    assert memory.gradients == TRAINED * 4 // share_of_gradients
+    assert memory.optimizer == TRAINED * 12 // 8
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_offloaded_states_lie_once_on_the_host(llama_7b: Anatomy, stage: int) -> None:
+    memory = _estimate(llama_7b, zero_stage=stage, offload_optimizer="cpu")
+    assert memory.gradients == memory.optimizer == 0
+    assert memory.host_offloaded == TRAINED * (4 + 12)
+
+
+def test_offloaded_weights_leave_the_gathered_layers_on_the_device(llama_7b: Anatomy) -> None:
+    memory = _estimate(llama_7b, offload_optimizer="cpu", offload_param="cpu")
+    assert memory.weights == WORKING_SET
+    assert memory.host_offloaded == TRAINED * (4 + 12) + ALL * 2
+
+
+def test_fp32_has_no_separate_master_weights(llama_7b: Anatomy) -> None:
+    assert _estimate(llama_7b, dtype=torch.float32).optimizer == TRAINED * 8 // 8
