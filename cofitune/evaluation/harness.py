@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from typing import Any
@@ -18,54 +17,11 @@ from transformers.utils import logging as transformers_logging
 from cofitune.data.chat import render
 from cofitune.errors import DataError
 from cofitune.evaluation import grade
+from cofitune.evaluation.metrics import METRICS
+from cofitune.evaluation.samples import Sample, TaskResult
 from cofitune.evaluation.tasks import EvalItem, LoadedTask
 
 METRIC = "score"  # our name for a task's one metric inside the harness
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What became of one item; paired statistics need nothing else.
-
-    Attributes:
-        line: its line in the task's file, from 1.
-        prompt: the text that the model saw, template included.
-        reference: what is right.
-        answer: the generated text, or None for a multiple choice.
-        log_likelihoods: one a choice (nats, summed over its tokens), or None for a generated answer.
-        pick: index of the choice that the model prefers, or None.
-        score: 1 right, 0 wrong.
-    """
-
-    line: int
-    prompt: str
-    reference: Any
-    answer: str | None
-    log_likelihoods: tuple[float, ...] | None
-    pick: int | None
-    score: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields that say something, as JSON takes them."""
-        return {k: v for k, v in vars(self).items() if v is not None}
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """One task's result: `raw` is the share of right answers, 0 to 1; `chance` what guessing gives."""
-
-    title: str
-    category: str
-    metric: str
-    raw: float
-    chance: float
-    samples: tuple[Sample, ...]
-    seconds: float
-
-    @property
-    def items(self) -> int:
-        """How many items were asked."""
-        return len(self.samples)
 
 
 def score_model(
@@ -181,7 +137,7 @@ def _score_task(judge: Any, loaded: LoadedTask) -> TaskResult:
     return TaskResult(
         title=task.title,
         category=task.category,
-        metric=task.metric,
+        metric=METRICS[task.metric],
         raw=float(found["results"]["task"][f"{METRIC},none"]),
         chance=loaded.chance,
         samples=samples,

@@ -12,6 +12,7 @@ from typing import Any
 from cofitune.data.read import read_jsonl, user_text
 from cofitune.errors import DataError, UserError
 from cofitune.evaluation.grade import ifeval_problem, needs_punkt, punkt_is_there
+from cofitune.evaluation.metrics import METRICS, Metric
 from cofitune.files import sha256_file
 
 CATEGORIES = ("speciality", "gen_kn", "gen_rs", "instruct")
@@ -82,6 +83,11 @@ class LoadedTask:
     task: EvalTask
     items: tuple[EvalItem, ...]
     sha256: str
+
+    @property
+    def metric(self) -> Metric:
+        """What the task's figure means."""
+        return METRICS[self.task.metric]
 
     @property
     def chance(self) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,10 +18,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cofitune.config.schema import Config
 from cofitune.data.chat import set_template
 from cofitune.errors import ArtifactError, UserError
-from cofitune.evaluation.harness import TaskResult, check_lengths, harness_version, max_positions, score_model
+from cofitune.evaluation.harness import check_lengths, harness_version, max_positions, score_model
+from cofitune.evaluation.samples import TaskResult, save_result
 from cofitune.evaluation.scores import put_together
 from cofitune.evaluation.tasks import LoadedTask, load_tasks
-from cofitune.files import read_json, write_json, write_text
+from cofitune.files import read_json, write_json
 from cofitune.model.anatomy import read_model_config
 from cofitune.model.load import choose_dtype, fingerprint, load_tokenizer, weight_files
 from cofitune.recipes.folders import check_folder, start_folder
@@ -194,10 +194,9 @@ def _score_one(plan: Plan, config: Config, model: PreTrainedModel, name: str, co
                 status.update(f"{name}: {loaded.task.title}, {len(loaded.items)} items")
 
         def keep(result: TaskResult) -> None:
-            lines = [json.dumps(s.as_dict(), ensure_ascii=False) + "\n" for s in result.samples]
-            write_text(_samples_path(plan, name, result.title), "".join(lines))
+            save_result(result, _samples_path(plan, name, result.title))
             console.print(
-                f"{name:<5}{result.title}: {result.metric} {result.raw:.3f} of {result.items} items "
+                f"{name:<5}{result.title}: {result.metric.name} {result.raw:.3f} of {result.items} items "
                 f"({result.seconds:.0f} s)",
                 markup=False,
                 highlight=False,

@@ -16,7 +16,8 @@ from cofitune.data.chat import encode, set_template
 from cofitune.data.read import Item
 from cofitune.errors import DataError, UserError
 from cofitune.evaluation import grade
-from cofitune.evaluation.harness import TaskResult, render_prompt, score_model
+from cofitune.evaluation.harness import render_prompt, score_model
+from cofitune.evaluation.samples import TaskResult
 from cofitune.evaluation.tasks import EvalTask, LoadedTask, load_tasks
 from cofitune.model.load import load_model, load_tokenizer
 
