@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+TABLES = pytest.StashKey[dict[str, list[str]]]()
 
 SENTENCES = [
     "The court held that the contract was void, and the seller had to pay the buyer back.",
@@ -85,3 +88,21 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the tests out of the user's cache of fingerprints."""
     monkeypatch.setenv("COFITUNE_CACHE", str(tmp_path_factory.getbasetemp() / "cofitune-cache"))
+
+
+@pytest.fixture
+def table_line(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Call with a title and a line: they are printed after the tests, whether these pass or not."""
+
+    def add(title: str, line: str) -> None:
+        request.config.stash.setdefault(TABLES, {}).setdefault(title, []).append(line)
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Print the tables that tests made."""
+    for title, lines in config.stash.get(TABLES, {}).items():
+        terminalreporter.section(title)
+        for line in lines:
+            terminalreporter.line(line)

@@ -121,6 +121,11 @@ class Train(Section):
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon")
     max_grad_norm: float = Field(1.0, ge=0, description="clip the gradient's global norm; 0: off")
     gradient_checkpointing: bool = Field(True, description="recompute activations from the lowest trained layer up")
+    prefix_cache: Literal["none", "memory", "disk"] = Field(
+        "none",
+        description="keep what enters the lowest trained layer (tokens × hidden size × bytes of the dtype), and skip "
+        "the frozen layers below it from the second epoch on; memory: in /dev/shm; disk: in output_dir",
+    )
     seed: int = Field(1234, ge=0, description="order of the data, and every other random number")
 
 
@@ -283,6 +288,15 @@ class Config(Section):
     deepspeed: DeepSpeed = Field(default_factory=DeepSpeed)
     eval: Eval = Field(default_factory=Eval)
     search: Search = Field(default_factory=Search)
+
+    @model_validator(mode="after")
+    def _own_code_has_no_prefix(self) -> Config:
+        if self.train.prefix_cache != "none" and self.model.trust_remote_code:
+            raise ValueError(
+                f"train.prefix_cache: {self.train.prefix_cache} stands in for the frozen layers of transformers' own "
+                "models; with model.trust_remote_code: true it must be none"
+            )
+        return self
 
     @property
     def run(self) -> Path:

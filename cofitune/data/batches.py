@@ -37,6 +37,11 @@ class Plan:
         """Examples an optimizer step, over all ranks."""
         return self.micro_batch * self.accumulation * self.world_size
 
+    @property
+    def num_epochs(self) -> int:
+        """Passes over the data, a begun one counted whole."""
+        return math.ceil(self.num_steps / math.ceil(self.num_examples / self.per_step))
+
 
 def plan_steps(
     num_examples: int, micro_batch: int, accumulation: int, world_size: int, epochs: float, max_steps: int | None
@@ -69,13 +74,14 @@ def rank_micro_batches(
 
     The step's examples are dealt out in turn, so that a smaller last step leaves ranks nearly equal. A micro-batch
     without an example still has one row, without labels: every rank runs the same number of forwards (ZeRO-3 hangs
-    otherwise) and contributes nothing with it.
+    otherwise) and contributes nothing with it. `indices` in a batch names the example of each row, int64 [B].
     """
     mine = indices[rank :: plan.world_size]
     batches = []
     for number in range(plan.accumulation):
-        part = [examples[i] for i in mine[number :: plan.accumulation]]
-        batches.append(collate(part or [_silent(examples[indices[0]])], pad_token_id))
+        part = mine[number :: plan.accumulation]
+        rows = [examples[i] for i in part] or [_silent(examples[indices[0]])]
+        batches.append(collate(rows, pad_token_id) | {"indices": torch.tensor(part or [indices[0]])})
     return batches
 
 

@@ -32,6 +32,7 @@ from cofitune.training.engine import (
     start_engine,
 )
 from cofitune.training.loop import StepRecord, fit
+from cofitune.training.prefix import PrefixCache
 
 
 def train(
@@ -114,6 +115,8 @@ def check(config: Config, *, overwrite: bool = False, dry_run: bool = False, ran
             )
     # the delta exists twice while it is put in place
     check_disk_space(folder, 2 * plan.region.num_parameters(plan.anatomy) * plan.settings.dtype.itemsize)
+    if plan.prefix and not dry_run:  # a dry run tells both figures, perhaps on another machine
+        plan.prefix.check_space()
     return folder, plan
 
 
@@ -131,7 +134,8 @@ def _fit(engine: Any, plan: TrainPlan, config: Config, folder: Path, console: Co
                 with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
                     file.write(json.dumps(record.as_dict()) + "\n")
 
-        fit(engine, plan.examples, plan.steps, config.train.seed, plan.tokenizer.pad_token_id, on_step)
+        prefix = PrefixCache(engine.module, plan.prefix) if plan.prefix else None
+        fit(engine, plan.examples, plan.steps, config.train.seed, plan.tokenizer.pad_token_id, on_step, prefix)
     return records
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from cofitune.config.schema import Config
 from cofitune.data.batches import Plan, plan_steps
@@ -19,11 +19,12 @@ from cofitune.files import sha256_file
 from cofitune.model.anatomy import Anatomy, expand_modules, read_anatomy, read_model_config
 from cofitune.model.load import check_shapes, choose_dtype, fingerprint, load_tokenizer, weight_files
 from cofitune.model.region import Region, resolve_region
-from cofitune.reports.plan import print_memory, print_region
+from cofitune.reports.plan import gib, print_memory, print_region
 from cofitune.search.winner import FILE_NAME, read_winner
 from cofitune.softmask.factors import Factor, build_factors, check_masked
 from cofitune.training.engine import EngineSettings
 from cofitune.training.memory import estimate_memory
+from cofitune.training.prefix import SHARED_MEMORY, PrefixPlan, changing_prefix
 from cofitune.vectors import read_importance
 
 
@@ -35,6 +36,7 @@ class TrainPlan:
         masked: modules under the soft mask, empty without one.
         factors: parameter name → soft-mask factor.
         used: artifacts that the run stands on: what, where, sha256.
+        prefix: what the prefix cache will keep; None without one.
         examples, tokenizer, base_fingerprint: empty or None where a dry run has nothing to know them by.
         missing: what a dry run could not find but the run will need.
     """
@@ -49,6 +51,7 @@ class TrainPlan:
     template: str
     examples: list[Example]
     steps: Plan
+    prefix: PrefixPlan | None
     tokenizer: PreTrainedTokenizerBase | None
     base_fingerprint: str | None
     missing: tuple[str, ...] = ()
@@ -79,8 +82,9 @@ def plan_training(config: Config, world_size: int, dry_run: bool = False) -> Tra
     items = len(examples) or account.read - len(account.dropped)
     steps = plan_steps(items, *batch, train.num_train_epochs, train.max_steps)
     settings = _settings(config, steps.num_steps)
+    prefix = _prefix(config, model_config, anatomy, region, examples, settings.dtype) if steps.num_epochs > 1 else None
     return TrainPlan(
-        anatomy, region, masked, factors, settings, account, used, template, examples, steps, tokenizer,
+        anatomy, region, masked, factors, settings, account, used, template, examples, steps, prefix, tokenizer,
         base_fingerprint, tuple(missing),
     )  # fmt: skip
 
@@ -93,6 +97,7 @@ def print_plan(plan: TrainPlan, config: Config, world_size: int, console: Consol
     apply_to = config.softmask.apply_to if plan.masked else "none"
     console.print(f"soft mask: {apply_to}" + (f" on {', '.join(plan.masked)}" if plan.masked else ""), highlight=False)
     _print_steps(plan, config, world_size, console)
+    _print_prefix(plan, config, console)
     train = config.train
     memory = estimate_memory(
         plan.anatomy, plan.region, plan.settings, world_size, config.data.max_length, train.gradient_checkpointing
@@ -123,6 +128,24 @@ def _print_steps(plan: TrainPlan, config: Config, world_size: int, console: Cons
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _print_prefix(plan: TrainPlan, config: Config, console: Console) -> None:
+    kind, prefix = config.train.prefix_cache, plan.prefix
+    if kind == "none":
+        return
+    if plan.region.first == 0:
+        told = "nothing to keep: the region starts at layer 0"
+    elif plan.steps.num_epochs == 1:
+        told = "nothing to keep: one pass over the data would reuse none of it"
+    elif prefix is None or not prefix.lengths:
+        told = f"{kind}; its size is known once the items can be counted in tokens"
+    else:
+        told = (
+            f"{gib(prefix.num_bytes)} in {prefix.folder} ({sum(prefix.lengths):,} tokens × {prefix.hidden_size} × "
+            f"{prefix.dtype.itemsize} bytes; {gib(prefix.free_bytes)} are free there)"
+        )
+    console.print(f"prefix cache: {told}", highlight=False, soft_wrap=True)
 
 
 def _check_weights(config: Config, anatomy: Anatomy, dry_run: bool, missing: list[str]) -> str | None:
@@ -211,6 +234,26 @@ def _examples(
     template = set_template(tokenizer, data.template)
     examples = encode_items(items, tokenizer, data.max_length, data.train_on, data.on_bad_item, account)
     return examples, account, tokenizer, template
+
+
+def _prefix(
+    config: Config,
+    model_config: PretrainedConfig,
+    anatomy: Anatomy,
+    region: Region,
+    examples: list[Example],
+    dtype: torch.dtype,
+) -> PrefixPlan | None:
+    kind = config.train.prefix_cache
+    if kind == "none" or region.first == 0:
+        return None
+    reason = changing_prefix(model_config.to_dict())
+    if reason:
+        raise UserError(f"train.prefix_cache: {kind} would not give the same loss: {reason}; set it to none")
+    folder = SHARED_MEMORY if kind == "memory" else config.run / "train"
+    if kind == "memory" and not folder.is_dir():
+        raise UserError(f"train.prefix_cache: memory needs {folder}, which this machine does not have; use disk")
+    return PrefixPlan(region.first, [len(e.input_ids) for e in examples], anatomy.hidden_size, dtype, folder)
 
 
 def _settings(config: Config, num_steps: int) -> EngineSettings:

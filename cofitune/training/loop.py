@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from cofitune.data.batches import Batch, Plan, count_supervised, rank_micro_batches, step_indices
 from cofitune.data.chat import IGNORED, Example
 from cofitune.errors import UserError
+from cofitune.training.prefix import PrefixCache
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,16 @@ def fit(
     seed: int,
     pad_token_id: int,
     on_step: Callable[[StepRecord], None],
+    prefix: PrefixCache | None = None,
 ) -> None:
     """Train for `plan.num_steps` optimizer steps. Every rank must call with the same arguments.
 
     The loss of a step is the sum over its supervised tokens divided by their global count (all ranks, all
     micro-batches), so that sharded training equals unsharded whatever the lengths. DeepSpeed averages over ranks and
     divides by the accumulation, so each micro-batch is scaled by world × accumulation before `backward`.
+
+    Args:
+        prefix: keeps the frozen prefix's activations, and gives them back once all ranks have those of a whole step.
 
     Raises:
         UserError: the loss is no longer finite.
@@ -72,12 +77,18 @@ def fit(
     for step, indices in enumerate(step_indices(plan, seed), start=1):
         started = time.perf_counter()
         batches = rank_micro_batches(examples, indices, plan, rank, pad_token_id)
-        local = [sum(map(count_supervised, batches)), sum(int(b["attention_mask"].sum()) for b in batches)]
-        supervised, tokens = _all_sum(torch.tensor(local, dtype=torch.float64, device=device)).long().tolist()
+        local = [
+            sum(map(count_supervised, batches)),
+            sum(int(b["attention_mask"].sum()) for b in batches),
+            prefix.count_missing(batches) if prefix else 0,
+        ]
+        supervised, tokens, missing = _all_sum(torch.tensor(local, dtype=torch.float64, device=device)).long().tolist()
         learning_rate = engine.get_lr()[0]
         total = torch.zeros((), dtype=torch.float64, device=device)
         for batch in batches:
-            loss = summed_loss(engine, {k: v.to(device) for k, v in batch.items()})
+            inputs = {k: v.to(device) for k, v in batch.items()}
+            with _around(prefix, inputs, missing):
+                loss = summed_loss(engine, inputs)
             engine.backward(loss * (plan.world_size * plan.accumulation / max(1, supervised)))
             engine.step()
             total += loss.detach().double()
@@ -99,7 +110,7 @@ def fit(
 
 
 def summed_loss(model: Any, batch: Batch) -> Tensor:
-    """Cross-entropy in nats, summed over the batch's supervised tokens; logits are computed only where one is needed.
+    """Cross-entropy in nats, summed over the batch's supervised tokens; logits are computed for no other.
 
     A batch without supervised tokens gives 0 and still runs its forward and backward.
 
@@ -107,22 +118,39 @@ def summed_loss(model: Any, batch: Batch) -> Tensor:
         batch: input_ids, attention_mask, labels, each [B, T]; the logits at position t are scored against label t + 1.
     """
     targets = batch["labels"][:, 1:]
-    wanted = (targets != IGNORED).any(dim=0).nonzero().flatten()  # positions where some row of the batch is supervised
-    if wanted.numel() == 0:
-        wanted = torch.zeros(1, dtype=torch.long, device=targets.device)
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
-    if _keeps_logits(model):
-        logits = model(**inputs, logits_to_keep=wanted).logits  # [B, len(wanted), V]
-    else:
-        logits = model(**inputs).logits[:, wanted]
-    return cross_entropy(
-        logits.float().flatten(0, 1), targets[:, wanted].flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+    rows, positions = (targets != IGNORED).nonzero(as_tuple=True)  # N supervised tokens
+    if rows.numel() == 0:
+        rows = positions = torch.zeros(1, dtype=torch.long, device=targets.device)
+    with _head_sees(model, rows, positions):
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+    if logits.dim() == 3:  # a model whose head is no module of its own
+        logits = logits[rows, positions]
+    return cross_entropy(logits.float(), targets[rows, positions], ignore_index=IGNORED, reduction="sum")
 
 
-def _keeps_logits(model: Any) -> bool:
-    module = getattr(model, "module", model)
-    return "logits_to_keep" in inspect.signature(module.forward).parameters
+@contextmanager
+def _head_sees(model: Any, rows: Tensor, positions: Tensor) -> Iterator[None]:
+    """Inside, the head gets the hidden states [N, H] at these places of the batch, instead of all [B, T, H].
+
+    What a model does to its logits afterwards (scaling, soft capping) goes element by element, and so stays as it is.
+    The head is still called as a module: ZeRO-3 gathers its weight on that occasion.
+    """
+    head: nn.Module | None = getattr(model, "module", model).get_output_embeddings()
+    if head is None:
+        yield
+        return
+    handle = head.register_forward_pre_hook(lambda _, args: (args[0][rows, positions],))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _around(prefix: PrefixCache | None, batch: Batch, missing: int) -> AbstractContextManager[None]:
+    """What a micro-batch's forward runs in. `missing` is summed over the ranks: under ZeRO-3 all must go one way."""
+    if prefix is None:
+        return nullcontext()
+    return prefix.writing(batch) if missing else prefix.reading(batch)
 
 
 def _all_sum(value: Tensor) -> Tensor:

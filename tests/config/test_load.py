@@ -288,3 +288,10 @@ def test_the_config_and_the_cli_import_no_torch(module: str) -> None:
 def test_a_single_layer_in_a_level_means_its_text_as_in_a_region(write: Any, layers: str) -> None:
     config: Any = load_config(write(SMALLEST + f"search: {{levels: [{{layers: {layers}}}]}}\n"))
     assert config.search.levels[0].layers[0] == "3"
+
+
+def test_a_prefix_cache_is_refused_for_code_that_the_model_brings_along(write: Any) -> None:
+    path = write(SMALLEST + "train: {prefix_cache: disk}\n")
+    assert load_config(path).train.prefix_cache == "disk"
+    (problem,) = problems(path, "model.trust_remote_code=true")
+    assert "train.prefix_cache: disk" in problem and "must be none" in problem

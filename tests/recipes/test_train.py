@@ -402,3 +402,57 @@ def test_an_export_finds_a_base_that_has_moved_only_by_base(
             cli.main()
         assert (stopped.value.code or 0) == code
     assert "say where it is with --base" in capsys.readouterr().err
+
+
+def test_the_prefix_cache_is_told_beforehand_and_trains_the_same(
+    monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    del config["train"]["max_steps"]
+    assert run(monkeypatch, config, "train.num_train_epochs=3") == 0
+    folder = Path(config["output_dir"]) / "train"
+    expected = load_file(folder / "delta.safetensors")
+    capsys.readouterr()
+    for kind, where in (("disk", f"{folder}"), ("memory", "/dev/shm")):
+        arguments = ("train.num_train_epochs=3", f"train.prefix_cache={kind}", "--overwrite")
+        assert run(monkeypatch, config, *arguments, "--dry-run") == 0
+        said = capsys.readouterr().out
+        tokens = int(said.split(" tokens an epoch")[0].split()[-1].replace(",", ""))
+        assert f"MiB in {where} ({tokens} tokens × 32 × 4 bytes; " in said
+        before = set(Path("/dev/shm").iterdir())
+        assert run(monkeypatch, config, *arguments) == 0
+        assert set(Path("/dev/shm").iterdir()) <= before and not list(folder.glob("prefix*")), "nothing is left behind"
+        for name, tensor in load_file(folder / "delta.safetensors").items():
+            torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [(["region.layers=0-1"], "the region starts at layer 0"), (["train.max_steps=1"], "one pass over the data")],
+)
+def test_a_prefix_cache_with_nothing_to_keep_says_so(
+    arguments: list[str],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    config: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(monkeypatch, config, "train.prefix_cache=memory", *arguments) == 0
+    assert f"prefix cache: nothing to keep: {told}" in capsys.readouterr().out
+
+
+def test_a_prefix_cache_over_dropout_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    config: dict[str, Any],
+    tiny_model_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "dropout"
+    shutil.copytree(tiny_model_folder, folder)
+    described = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(described | {"attention_dropout": 0.1}))
+    config["model"]["name"] = str(folder)
+    assert run(monkeypatch, config, "train.prefix_cache=disk", "train.max_steps=6") == 2
+    said = capsys.readouterr().err
+    assert "would not give the same loss" in said and "attention_dropout: 0.1" in said
+    assert not Path(config["output_dir"]).exists()

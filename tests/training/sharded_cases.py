@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -37,26 +38,47 @@ class Case:
     bf16: bool = False
     raw_sub_group: int | None = None
     max_grad_norm: float = 1.0
+    accumulation: int = ACCUMULATION
+    prefix_cache: bool = False
+
+    def row(self) -> str:
+        """The case as the first columns of a table."""
+        offload = "offload" if self.offload else "device"
+        checkpointing = "checkpoints" if self.checkpointing else "activations"
+        kept = "prefix" if self.prefix_cache else ""
+        return (
+            f"{self.name:26}  {self.zero_stage}  {offload:7}  x{self.accumulation}  {checkpointing:11}  "
+            f"{self.mask:8}  {kept:6}"
+        )
+
+
+def _matrix() -> tuple[Case, ...]:
+    """Every ZeRO stage × offload × mask; accumulation and checkpointing alternate over them."""
+    cases = []
+    for number, (stage, offload, mask) in enumerate(product((1, 2, 3), (False, True), ("none", "gradient", "update"))):
+        name = f"stage_{stage}_{'offload' if offload else 'device'}_{mask}"
+        accumulation, checkpointing = 1 + number % 2, number % 4 < 2
+        cases.append(Case(name, mask, stage, ALL_MODULES, checkpointing, offload=offload, accumulation=accumulation))
+    return tuple(cases)
 
 
 CASES = (
+    *_matrix(),
     Case("plain"),
     Case("gradient", "gradient", modules=ALL_MODULES),
     Case("update", "update", modules=ALL_MODULES),
-    Case("gradient_checkpointed", "gradient", checkpointing=True),
-    Case("update_checkpointed", "update", checkpointing=True),
     Case("update_bias", "update", modules=ALL_MODULES, bias=True),
     Case("update_sub_groups", "update", modules=ALL_MODULES, raw_sub_group=700),
     Case("update_no_clip", "update", max_grad_norm=0.0),
     Case("update_sharded_loading", "update", sharded_loading=True),
-    Case("update_stage_1", "update", zero_stage=1, modules=ALL_MODULES),
-    Case("update_stage_2", "update", zero_stage=2, modules=ALL_MODULES),
-    Case("gradient_stage_1", "gradient", zero_stage=1),
-    Case("gradient_stage_2", "gradient", zero_stage=2),
-    Case("update_offload", "update", modules=ALL_MODULES, offload=True),
-    Case("update_stage_2_offload", "update", zero_stage=2, modules=ALL_MODULES, offload=True),
     Case("update_bf16", "update", modules=ALL_MODULES, bf16=True),
     Case("update_bf16_stage_2", "update", zero_stage=2, modules=ALL_MODULES, bf16=True),
+    Case("update_checkpointed", "update", checkpointing=True),
+    Case("prefix_stage_1", "update", zero_stage=1, prefix_cache=True),
+    Case("prefix_stage_2", "gradient", zero_stage=2, prefix_cache=True, checkpointing=True),
+    Case("prefix_stage_3", "update", prefix_cache=True, checkpointing=True),
+    Case("prefix_stage_3_offload", "none", prefix_cache=True, offload=True, accumulation=1),
+    Case("prefix_sharded_loading", "update", prefix_cache=True, sharded_loading=True),
 )
 
 
@@ -113,9 +135,9 @@ def factors_of(case: Case, anatomy: Anatomy) -> dict[str, Factor]:
     return build_factors(importance_of(anatomy), region_of(case), case.modules, anatomy) if case.mask != "none" else {}
 
 
-def plan_of() -> Plan:
-    """Seven steps: two passes and a bit."""
-    return plan_steps(13, MICRO, ACCUMULATION, WORLD, 1, STEPS)
+def plan_of(case: Case) -> Plan:
+    """Seven steps: more than one pass, whose last step is short."""
+    return plan_steps(13, MICRO, case.accumulation, WORLD, 1, STEPS)
 
 
 def settings_of(case: Case) -> EngineSettings:
@@ -128,7 +150,7 @@ def settings_of(case: Case) -> EngineSettings:
         raw=raw,
         dtype=torch.bfloat16 if case.bf16 else torch.float32,
         micro_batch=MICRO,
-        accumulation=ACCUMULATION,
+        accumulation=case.accumulation,
         learning_rate=5e-3,
         weight_decay=0.3,
         adam_betas=(0.9, 0.95),
@@ -150,6 +172,7 @@ def run_case(case: Case, folder: Path) -> None:
     from cofitune.training import engine as engines
     from cofitune.training.delta import collect, hash_parameters
     from cofitune.training.loop import fit
+    from cofitune.training.prefix import PrefixCache, PrefixPlan
 
     settings = settings_of(case)
     if case.sharded_loading:
@@ -173,7 +196,13 @@ def run_case(case: Case, folder: Path) -> None:
     frozen = [n for n, _ in model.named_parameters() if n not in set(names)]
     before = hash_parameters(model, frozen)
     losses: list[float] = []
-    fit(engine, tiny_examples(), plan_of(), SEED, 0, lambda record: losses.append(record.loss))
+    examples, ran = tiny_examples(), []
+    lengths = [len(e.input_ids) for e in examples]
+    kept = PrefixPlan(region.first, lengths, anatomy.hidden_size, settings.dtype, folder)
+    prefix = PrefixCache(model, kept) if case.prefix_cache else None
+    model.model.layers[0].register_forward_hook(lambda *_: ran.append(1))
+    fit(engine, examples, plan_of(case), SEED, 0, lambda record: losses.append(record.loss), prefix)
+    frozen_forwards = len(ran)
     after = hash_parameters(model, frozen)
     engine.eval()
     with torch.no_grad():
@@ -182,7 +211,8 @@ def run_case(case: Case, folder: Path) -> None:
     if torch.distributed.get_rank() == 0:
         write_tensors(folder / f"{case.name}.safetensors", tensors)
         write_tensors(folder / f"{case.name}.logits.safetensors", {"logits": logits.contiguous()})
-        write_json(folder / f"{case.name}.json", {"losses": losses, "before": before, "after": after})
+        told = {"losses": losses, "before": before, "after": after, "frozen_forwards": frozen_forwards}
+        write_json(folder / f"{case.name}.json", told)
     engine.destroy()
 
 

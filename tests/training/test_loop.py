@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from cofitune.data.batches import collate
 from cofitune.data.chat import IGNORED, Example
@@ -23,7 +25,7 @@ def model() -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def _obvious(model: LlamaForCausalLM) -> torch.Tensor:
+def _obvious(model: Any) -> torch.Tensor:
     total = torch.zeros(())
     for example in EXAMPLES:
         log_probabilities = model(torch.tensor([example.input_ids])).logits[0].log_softmax(-1)
@@ -37,12 +39,26 @@ def test_the_loss_is_the_sum_over_supervised_tokens_alone(model: LlamaForCausalL
     torch.testing.assert_close(summed_loss(model, collate(EXAMPLES, 0)), _obvious(model))
 
 
-def test_a_model_that_cannot_keep_few_logits_gives_the_same(model: LlamaForCausalLM) -> None:
-    class Whole(torch.nn.Module):
-        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, use_cache: bool) -> object:
-            return model(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
+def test_a_model_whose_head_is_no_module_gives_the_same(
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "get_output_embeddings", lambda: None)
+    torch.testing.assert_close(summed_loss(model, collate(EXAMPLES, 0)), _obvious(model))
 
-    torch.testing.assert_close(summed_loss(Whole(), collate(EXAMPLES, 0)), _obvious(model))
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "granite", "cohere"])
+def test_the_head_sees_supervised_positions_alone_and_what_follows_it_stays(kind: str) -> None:
+    """Soft capping (Gemma 2) and scaling (Granite, Cohere) of the logits come after the head."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 16, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+             "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}  # fmt: skip
+    other = {"granite": {"logits_scaling": 3.0}, "cohere": {"logit_scale": 0.3}}.get(kind, {})
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **other)).eval()
+    seen: list[tuple[int, ...]] = []
+    model.get_output_embeddings().register_forward_hook(lambda _, args, out: seen.append(tuple(args[0].shape)))
+    loss = summed_loss(model, collate(EXAMPLES, 0))
+    assert seen == [(3, 16)]
+    torch.testing.assert_close(loss, _obvious(model))
 
 
 def test_a_batch_without_supervised_tokens_gives_0_and_a_gradient_of_0(model: LlamaForCausalLM) -> None:
