@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from cofitune import __version__, launch
 from cofitune.config.load import load_config
 from cofitune.errors import UserError
 from cofitune.ranks import is_launched, this_rank
+from cofitune.slurm import adopt_task
 
 app = typer.Typer(
     name="cofitune",
@@ -35,6 +37,9 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what this 
 NumProcesses = Annotated[
     int | None, typer.Option(min=1, help="Ranks on this machine. Default: one a GPU, or one on the CPU.")
 ]
+HostFile = Annotated[
+    Path | None, typer.Option(help="Ranks on several machines, through ssh: a file with `NAME slots=N` a line.")
+]
 
 
 @app.command()
@@ -44,15 +49,17 @@ def search(
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
     num_processes: NumProcesses = None,
+    hostfile: HostFile = None,
 ) -> None:
     """Find the region (layer range × modules) with the best balance of speciality and versatility."""
+    _alone("search")
     resolved = load_config(config, overrides)
     from cofitune.recipes import search as recipe
 
-    ranks = launch.count_processes(num_processes)
-    start_trial = partial(launch.start_trial, num_processes=ranks)
+    ranks = launch.choose_ranks(num_processes, hostfile)
+    start_trial = partial(launch.start_trial, ranks=ranks)
     recipe.search(
-        resolved, start_trial=start_trial, overwrite=overwrite, dry_run=dry_run, console=_console(), ranks=ranks
+        resolved, start_trial=start_trial, overwrite=overwrite, dry_run=dry_run, console=_console(), ranks=ranks.count
     )
 
 
@@ -63,12 +70,13 @@ def importance(
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
     num_processes: NumProcesses = None,
+    hostfile: HostFile = None,
 ) -> None:
     """Compute the importance of attention heads, FFN neurons and FFN output channels."""
     resolved = load_config(config, overrides)
     from cofitune.recipes import importance as recipe
 
-    if _in_ranks(num_processes, dry_run, lambda ranks: recipe.make_plan(resolved, overwrite)):
+    if _in_ranks(num_processes, hostfile, dry_run, lambda ranks: recipe.make_plan(resolved, overwrite)):
         return
     recipe.importance(resolved, overwrite=overwrite, dry_run=dry_run, console=_console())
 
@@ -80,14 +88,17 @@ def train(
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
     num_processes: NumProcesses = None,
+    hostfile: HostFile = None,
 ) -> None:
     """Train the region under the soft mask; everything else stays frozen."""
     resolved = load_config(config, overrides)
     from cofitune.recipes import train as recipe
 
-    if _in_ranks(num_processes, dry_run, lambda ranks: recipe.check(resolved, overwrite=overwrite, ranks=ranks)):
+    if _in_ranks(
+        num_processes, hostfile, dry_run, lambda ranks: recipe.check(resolved, overwrite=overwrite, ranks=ranks)
+    ):
         return
-    ranks = launch.count_processes(num_processes) if dry_run else 1
+    ranks = launch.choose_ranks(num_processes, hostfile).count if dry_run else 1
     recipe.train(resolved, overwrite=overwrite, dry_run=dry_run, console=_console(), ranks=ranks)
 
 
@@ -96,6 +107,7 @@ def evaluate(
     config: ConfigPath, overrides: Overrides = None, dry_run: DryRun = False, overwrite: Overwrite = False
 ) -> None:
     """Score speciality and versatility, of the base and of the run, side by side."""
+    _alone("eval")
     resolved = load_config(config, overrides)
     from cofitune.recipes import evaluate as recipe
 
@@ -111,6 +123,7 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
 ) -> None:
     """Write a trained run as a complete Hugging Face folder."""
+    _alone("export")
     if dtype not in (None, "float32", "bfloat16"):
         raise UserError(f"--dtype {dtype}: must be float32 or bfloat16")
     from cofitune.recipes import export as recipe
@@ -123,15 +136,24 @@ def trial(
     config: ConfigPath,
     train: Annotated[bool, typer.Option(help="Train first; without, the base itself is scored.")] = True,
     num_processes: NumProcesses = None,
+    hostfile: HostFile = None,
 ) -> None:
     """One trial of a search: train, then evaluate on rank 0. `cofitune search` starts it in fresh processes."""
     resolved = load_config(config)
     from cofitune.recipes import train as training
     from cofitune.recipes import trial as recipe
 
-    if train and _in_ranks(num_processes, False, lambda ranks: training.check(resolved, ranks=ranks)):
+    if train and _in_ranks(num_processes, hostfile, False, lambda ranks: training.check(resolved, ranks=ranks)):
         return
     recipe.trial(resolved, train_first=train, console=_console())
+
+
+@app.command(
+    name="_host", hidden=True, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
+)
+def host(place: str, arguments: list[str]) -> None:
+    """One host of `--hostfile`: start its ranks. `cofitune` on another host starts it through ssh."""
+    raise SystemExit(launch.run_place(launch.Place.parse(place), arguments))
 
 
 @app.callback(invoke_without_command=True)
@@ -144,17 +166,20 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 def main() -> None:
     """Run the command line: a user's mistake is one message and exit code 2, anything else a traceback."""
+    adopt_task(os.environ)
     launch.quiet_libraries()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that children are ended too
     try:
         app()
     except UserError as error:
-        if this_rank().rank == 0:
-            print(f"error: {error}", file=sys.stderr)
+        launch.say_mistake(error)
         sys.exit(launch.USER_ERROR)
+    finally:
+        if launch.has_parent():
+            sys.excepthook = launch.tell_parent  # only now: torch's process group has put one of its own there
 
 
-def _in_ranks(num_processes: int | None, dry_run: bool, check: Callable[[int], object]) -> bool:
+def _in_ranks(num_processes: int | None, hostfile: Path | None, dry_run: bool, check: Callable[[int], object]) -> bool:
     """Where several ranks are called for and this process is none yet: start them, and say that the work is done.
 
     `check` (given the number of ranks) finds the user's mistakes here first, where there is one process to say them. A
@@ -162,14 +187,23 @@ def _in_ranks(num_processes: int | None, dry_run: bool, check: Callable[[int], o
     """
     if is_launched() or dry_run:
         return False
-    count = launch.count_processes(num_processes)
-    if count == 1:
+    ranks = launch.choose_ranks(num_processes, hostfile)
+    if ranks.count == 1 and not ranks.hosts:
         return False
-    check(count)
-    code = launch.run_ranks(count, sys.argv[1:])
+    check(ranks.count)
+    code = ranks.run(sys.argv[1:])
     if code:
         raise SystemExit(code)
     return True
+
+
+def _alone(command: str) -> None:
+    """Refuse to be one of several ranks."""
+    if this_rank().world_size > 1:
+        raise UserError(
+            f"cofitune {command} is one process and starts ranks by itself where it needs them: type it without "
+            "torchrun, and in a SLURM job without srun (or as one task of it)"
+        )
 
 
 def _console() -> Console:

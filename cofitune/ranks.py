@@ -16,6 +16,10 @@ class Rank:
     local_rank: int = 0
     world_size: int = 1
 
+    def device(self, num_devices: int) -> int:
+        """Which of the GPUs that this process sees is its own; a scheduler may show each rank its own alone, as 0."""
+        return self.local_rank % num_devices
+
 
 def is_launched() -> bool:
     """Whether a launcher started this process as a rank. WORLD_SIZE alone, which job scripts export, says nothing."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from cofitune import cli, launch
 from cofitune.config.load import load_config
 from cofitune.errors import UserError
-from cofitune.ranks import Rank, is_launched, this_rank
+from cofitune.ranks import VARIABLES, Rank, is_launched, this_rank
 from cofitune.search.store import exclusive
 from cofitune.search.trial import TrialError
 
@@ -30,7 +34,7 @@ def test_a_failed_trial_says_the_last_thing_that_its_process_said(tmp_path: Path
     (tmp_path / "c.yaml").write_text(f"model: {{name: {tmp_path}/none}}\noutput_dir: {tmp_path}/run\n")
     config = load_config(tmp_path / "c.yaml")
     with pytest.raises(TrialError, match=r"error: model\.name: .*none: no such folder \(exit 2; .*trial\.log\)"):
-        launch.start_trial(config, tmp_path / "run", train=True, num_processes=1)
+        launch.start_trial(config, tmp_path / "run", train=True, ranks=launch.choose_ranks(1, None))
 
 
 @pytest.mark.parametrize(
@@ -51,6 +55,86 @@ def test_a_rank_is_one_only_by_all_three_variables(
         monkeypatch.setenv(name, value)
     assert is_launched() == (expected is not None)
     assert this_rank() == (expected or Rank())
+
+
+@pytest.fixture
+def failures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[dict[int, tuple[int, Exception | None]]], int]:
+    """Ranks that fail one after the other, as torch's launcher finds them: exit code, and what was raised."""
+
+    def fail(ranks: dict[int, tuple[int, Exception | None]]) -> int:
+        found = {}
+        for rank, (code, error) in ranks.items():
+            path = tmp_path / f"{rank}.json"
+            monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(path))
+            if error is not None:
+                launch.tell_parent(type(error), error, error.__traceback__)
+            found[rank] = ProcessFailure(local_rank=rank, pid=rank, exitcode=code, error_file=str(path))
+        return launch.tell_failures(found)
+
+    return fail
+
+
+def test_what_all_ranks_say_is_said_once(failures, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
+    assert failures({0: (2, UserError("no")), 1: (2, UserError("no"))}) == 2
+    assert capsys.readouterr().err == "error: no\n"
+    assert failures({0: (1, RuntimeError("ours")), 2: (1, RuntimeError("ours"))}) == 1
+    assert capsys.readouterr().err == "ranks 0, 2: RuntimeError: ours\n"
+
+
+def test_a_mistake_of_one_rank_hides_what_it_did_to_the_others(failures, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
+    broken = RuntimeError("connection closed by peer")
+    assert failures({0: (1, broken), 1: (2, UserError("no file here")), 2: (-signal.SIGTERM, None)}) == 2
+    assert capsys.readouterr().err == "rank 1: error: no file here\n"
+
+
+def test_a_rank_that_was_killed_is_named_with_its_exit_code(failures, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
+    assert failures({0: (143, None), 1: (-signal.SIGKILL, None)}) == 128 + signal.SIGKILL
+    assert "rank 1: was killed from outside" in capsys.readouterr().err
+
+
+def test_a_crash_of_every_rank_shows_one_traceback(tmp_path: Path, tiny_model_folder: Path) -> None:
+    """Two real ranks; torch's process group sets an excepthook of its own, which ours must outlive."""
+    (tmp_path / "items.jsonl").write_text('{"instruction": "Say void", "output": "void"}\n')
+    (tmp_path / "c.yaml").write_text(
+        f"model: {{name: {tiny_model_folder}}}\ndata: {{train: {tmp_path}/items.jsonl}}\noutput_dir: {tmp_path}/run\n"
+    )
+    # Python reads this file at its start; it breaks the recipe in the ranks alone
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        "def broken(*_): raise RuntimeError('ours')\n"
+        "if 'RANK' in os.environ:\n"
+        "    from cofitune.recipes import train\n"
+        "    train.start_engine = broken\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in VARIABLES}
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), environment.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "cofitune", "train", str(tmp_path / "c.yaml"), "--num-processes", "2"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("RuntimeError: ours") == 1, done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["search", "eval"])
+def test_a_command_of_one_process_refuses_to_be_one_of_several(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["cofitune", command, "c.yaml"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    assert f"cofitune {command} is one process" in capsys.readouterr().err
+
+
+def test_hosts_and_a_number_of_ranks_are_not_asked_for_together(tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("a slots=2\nb slots=1\n")
+    assert launch.choose_ranks(None, tmp_path / "hosts").count == 3
+    with pytest.raises(UserError, match="give one"):
+        launch.choose_ranks(2, tmp_path / "hosts")
 
 
 def test_help_and_a_mistake_in_the_config_need_no_torch(tmp_path: Path) -> None:

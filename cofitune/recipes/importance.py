@@ -31,6 +31,7 @@ from cofitune.recipes.folders import check_folder, start_folder
 from cofitune.recipes.shared import load_base
 from cofitune.reports.importance_table import importance_report
 from cofitune.reports.plan import gib
+from cofitune.training.engine import meeting
 from cofitune.vectors import read_importance, unit_counts, write_importance
 
 ESTIMATOR = "kl_dropout"
@@ -160,7 +161,9 @@ def _estimate(plan: Plan, config: Config, rank: Rank, console: Console) -> Score
 
 def _device(rank: Rank) -> torch.device:
     """The rank's own GPU, or the CPU."""
-    return torch.device("cuda", rank.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", rank.device(torch.cuda.device_count()))
 
 
 @contextmanager
@@ -172,7 +175,8 @@ def _process_group(rank: Rank) -> Iterator[None]:
     if rank.world_size == 1 or distributed.is_initialized():
         yield
         return
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
+    with meeting():
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
     try:
         yield
     finally:

@@ -17,7 +17,7 @@ from torch.utils.cpp_extension import CUDA_HOME
 from transformers import get_scheduler
 
 from cofitune.errors import UserError
-from cofitune.ranks import is_launched
+from cofitune.ranks import is_launched, this_rank
 from cofitune.sharding import skip_cpu_communication_op
 
 SHARDED_LOADING_FROM = 8 * 2**30  # bytes of weights
@@ -129,12 +129,35 @@ def start_distributed() -> tuple[int, int]:
 
         os.environ.update({**ALONE, "MASTER_PORT": str(get_free_port())})
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        device = this_rank().device(torch.cuda.device_count())
+        os.environ["LOCAL_RANK"] = str(device)  # DeepSpeed takes it for the device's number
+        torch.cuda.set_device(device)
     else:
         skip_cpu_communication_op()
-    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+    with meeting():
+        deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
     atexit.register(_leave)
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+@contextmanager
+def meeting() -> Iterator[None]:
+    """Around the start of the process group: say what to do where the ranks cannot meet.
+
+    Raises:
+        UserError: another process has the port, or rank 0 is not to be found.
+    """
+    try:
+        yield
+    except torch.distributed.DistNetworkError as error:
+        address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+        said = str(error).splitlines()[0]
+        if "EADDRINUSE" in said:
+            raise UserError(
+                f"MASTER_PORT {port} on {address} is taken by another process: export another MASTER_PORT (torchrun: "
+                "--master-port, or --standalone on one machine)"
+            ) from error
+        raise UserError(f"rank 0 is not to be found at MASTER_ADDR {address}, MASTER_PORT {port}: {said}") from error
 
 
 def checkpoint_layers(model: Any, first_trained: int) -> None:
