@@ -193,43 +193,85 @@ class DeepSpeed(Section):
 
 
 class Task(Section):
-    path: str = Field(description="a JSONL file of items")
-    kind: Literal["multiple_choice", "generate", "ifeval"] = Field(description="how items are asked and scored")
+    path: str | None = Field(None, description="a JSONL file of items; or give harness")
+    kind: Literal["multiple_choice", "generate", "loss", "ifeval"] | None = Field(
+        None, description="how the items of path are asked and scored"
+    )
+    harness: str | None = Field(None, description="a task or group of lm-evaluation-harness, by its name")
+    dataset_path: str | None = Field(
+        None, description="harness: folder with the data's splits as JSONL or parquet; null: the hub's"
+    )
+    num_fewshot: int | None = Field(None, ge=0, description="harness: examples in the prompt; null: the task's own")
+    apply_chat_template: bool = Field(
+        False, description="harness: its prompts inside the chat template; false: as the harness has them"
+    )
     name: str | None = Field(None, description="name in tables; null: the file's, or for test.jsonl the folder's")
-    metric: Literal["acc", "acc_norm", "exact_match", "regex", "prompt_strict"] | None = Field(
+    metric: str | None = Field(
         None,
-        description="multiple_choice: acc | acc_norm (per byte); generate: exact_match | regex; ifeval: prompt_strict",
+        description="multiple_choice: acc | acc_norm (per byte); generate: exact_match | squad_match | regex | number "
+        "| f1 | rouge_l | bleu | chrf; loss: nats_per_token | nats_per_byte; ifeval: prompt_strict; harness: its own "
+        "(`exact_match,flexible-extract` names a filter, too); null: the first of these",
+    )
+    prompt: Literal["chat", "continuation"] = Field(
+        "chat", description="chat: the item is a user's turn; continuation: the answer goes on in the item's own text"
+    )
+    answer_field: str | None = Field(
+        None, description="key of the right answer(s); null: answers, answer or output; for loss: output first"
     )
     pattern: str | None = Field(None, description="regex: the first group found in the answer is compared")
+    tokenize: Literal["default", "zh"] = Field(
+        "default", description="words of squad_match, f1, rouge_l and bleu; zh: each Chinese character is one"
+    )
     max_new_tokens: int = Field(64, gt=0, description="length limit of an answer, in tokens")
     stop: Names = Field((), description="strings that end an answer, besides the end-of-turn token")
     limit: int | None = Field(None, gt=0, description="items to use, from the top; null: all")
 
     _METRICS = {
         "multiple_choice": ("acc", "acc_norm"),
-        "generate": ("exact_match", "regex"),
+        "generate": ("exact_match", "squad_match", "regex", "number", "f1", "rouge_l", "bleu", "chrf"),
+        "loss": ("nats_per_token", "nats_per_byte"),
         "ifeval": ("prompt_strict",),
     }
+    _OF_HARNESS = ("dataset_path", "num_fewshot", "apply_chat_template")
+    _OF_PATH = ("kind", "prompt", "answer_field", "pattern", "tokenize", "max_new_tokens", "stop")
 
     @property
     def title(self) -> str:
         """The task's name in tables and files: law/test.jsonl is `law`, law_test.jsonl is `law_test`."""
+        if self.path is None:
+            return self.name or str(self.harness)
         path = Path(self.path)
         is_split = path.stem in ("train", "dev", "val", "validation", "test")
         return self.name or (path.parent.name if is_split else "") or path.stem
 
     @property
-    def scored_by(self) -> str:
-        """The metric, its kind's default filled in."""
-        return self.metric or self._METRICS[self.kind][0]
+    def scored_by(self) -> str | None:
+        """The metric, its kind's default filled in; None: the harness's task knows."""
+        return self.metric or (self._METRICS[self.kind][0] if self.kind else None)
 
     @model_validator(mode="after")
-    def _metric_fits_kind(self) -> Task:
+    def _is_of_one_sort(self) -> Task:
+        if (self.path is None) == (self.harness is None):
+            raise ValueError("a task needs either path (a JSONL file) or harness (a task's name), and not both")
+        strange = self._OF_PATH if self.harness else self._OF_HARNESS
+        given = [name for name in strange if getattr(self, name) != type(self).model_fields[name].default]
+        if given:
+            raise ValueError(f"{', '.join(given)}: not with {'harness' if self.harness else 'path'}")
+        return self._check_metric() if self.path else self
+
+    def _check_metric(self) -> Task:
+        if self.kind is None:
+            raise ValueError(f"path needs a kind (accepted: {', '.join(self._METRICS)})")
         accepted = self._METRICS[self.kind]
         if self.scored_by not in accepted:
-            raise ValueError(f"metric {self.metric} does not fit kind {self.kind} (accepted: {', '.join(accepted)})")
+            near = did_you_mean(str(self.metric), accepted)
+            raise ValueError(
+                f"metric {self.metric} does not fit kind {self.kind}{near} (accepted: {', '.join(accepted)})"
+            )
         if (self.scored_by == "regex") != (self.pattern is not None):
             raise ValueError("metric: regex and pattern go together: give both or neither")
+        if self.answer_field is not None and self.kind not in ("generate", "loss"):
+            raise ValueError(f"answer_field is read by the kinds generate and loss, not by {self.kind}")
         return self
 
 

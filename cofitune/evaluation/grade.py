@@ -1,44 +1,29 @@
-"""Grades of one answer: the choice that a model picks, a string that matches, an instruction that is followed."""
+"""What grading needs from the harness: its packages, and IFEval's verifiers of instructions."""
 
 from __future__ import annotations
 
 import random
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
 from cofitune.errors import UserError, did_you_mean
 
-HARNESS_MISSING = "evaluation needs lm-evaluation-harness and IFEval's packages: pip install 'cofitune[eval]'"
+HARNESS_MISSING = "evaluation needs lm-evaluation-harness and what its metrics import: pip install 'cofitune[eval]'"
+PACKAGES = ("lm_eval", "langdetect", "immutabledict", "nltk", "rouge_score", "sacrebleu")
 NEEDS_PUNKT = ("length_constraints:number_sentences", "change_case:capital_word_frequency")
 
 
 def require_harness() -> None:
     """Raise a UserError where the packages of the extra `eval` are missing. Imports none of them."""
-    missing = [name for name in ("lm_eval", "langdetect", "immutabledict", "nltk") if find_spec(name) is None]
+    missing = [
+        name
+        for name in ("lm_eval", "langdetect", "immutabledict", "nltk", "rouge_score", "sacrebleu")
+        if find_spec(name) is None
+    ]
     if missing:
         raise UserError(f"{HARNESS_MISSING} (missing: {', '.join(missing)})")
-
-
-def pick(log_likelihoods: Sequence[float], choices: Sequence[str], metric: str) -> int:
-    """Index of the likeliest choice; acc_norm divides by the choice's UTF-8 bytes. The first of equals wins."""
-    values = list(log_likelihoods)
-    if metric == "acc_norm":
-        values = [v / len(c.encode("utf-8")) for v, c in zip(values, choices, strict=True)]
-    return values.index(max(values))
-
-
-def exact_match(answer: str, references: Sequence[str]) -> bool:
-    """Whether the answer is one of the references, white space around either left out."""
-    return answer.strip() in {reference.strip() for reference in references}
-
-
-def regex_match(answer: str, references: Sequence[str], pattern: str) -> bool:
-    """Whether the first group of `pattern`, searched in the answer, is one of the references. No match is wrong."""
-    found = re.search(pattern, answer)
-    return found is not None and exact_match(found.group(1) or "", references)
 
 
 def follows_instructions(checks: dict[str, Any], answer: str) -> bool:

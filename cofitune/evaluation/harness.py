@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from importlib import metadata
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
-from cofitune.data.chat import render
-from cofitune.errors import DataError
-from cofitune.evaluation import grade
-from cofitune.evaluation.metrics import METRICS
+from cofitune.evaluation import grade, metrics
+from cofitune.evaluation.harness_score import score_harness
+from cofitune.evaluation.lengths import fit_lengths, max_positions, render_answer, render_prompt
+from cofitune.evaluation.quiet import quiet_harness
 from cofitune.evaluation.samples import Sample, TaskResult
+from cofitune.evaluation.share import Share
 from cofitune.evaluation.tasks import EvalItem, LoadedTask
 
 METRIC = "score"  # our name for a task's one metric inside the harness
+LOSS_METRICS = ("nats_per_token", "nats_per_byte")
 
 
 def score_model(
@@ -32,6 +31,7 @@ def score_model(
     device: torch.device | str | None = None,
     on_start: Callable[[LoadedTask], None] | None = None,
     on_result: Callable[[TaskResult], None] | None = None,
+    share: Share | None = None,
 ) -> dict[str, TaskResult]:
     """Ask a model every item of every task, greedily, and grade the answers.
 
@@ -43,68 +43,35 @@ def score_model(
         device: where to move the model first; None: it stays where it is.
         on_start: called before each task.
         on_result: called after each task.
+        share: this rank's share where several ranks, each with the whole model, call this with the same tasks; all of
+            them return all results, and they are the same as one rank's.
 
     Returns:
         A result for each title, in the tasks' order.
 
     Raises:
         UserError: the packages of the extra `eval` are missing.
-        DataError: an item does not fit into the model's positions.
+        DataError: no item of a task fits into the model's positions.
     """
     grade.require_harness()
-    check_lengths(tasks, tokenizer, max_positions(model.config))
+    tasks = fit_lengths(tasks, tokenizer, max_positions(model.config))
     if device is not None:
         model.to(device)
     results = {}
-    with _quiet(), _as_it_was(model):
-        from cofitune.evaluation.judge import Judge
+    with quiet_harness(), _as_it_was(model):
+        from cofitune.evaluation.judge import HarnessJudge, Judge
 
-        judge = Judge(model, tokenizer, batch_size)
         for task in tasks:
             if on_start is not None:
                 on_start(task)
-            results[task.task.title] = result = _score_task(judge, task)
+            if task.harness:
+                result = score_harness(HarnessJudge(model, tokenizer, batch_size, share or Share()), task)
+            else:
+                result = _score_task(Judge(model, tokenizer, batch_size, share or Share()), task)
+            results[task.task.title] = result
             if on_result is not None:
                 on_result(result)
     return results
-
-
-def render_prompt(tokenizer: PreTrainedTokenizerBase, item: EvalItem) -> str:
-    """The text that the model sees for an item, up to where its answer begins."""
-    return render(tokenizer, [{"role": "user", "content": item.prompt}], add_generation_prompt=True)
-
-
-def check_lengths(
-    tasks: Sequence[LoadedTask], tokenizer: PreTrainedTokenizerBase, positions: int | None
-) -> dict[str, int]:
-    """Longest prompt of each task, in tokens, template included.
-
-    Raises:
-        DataError: a prompt and its answer need more tokens than the model has positions: the harness would cut the
-            prompt from the left, template and instruction first (file:line).
-    """
-    longest = {}
-    for loaded in tasks:
-        lengths = []
-        for item in loaded.items:
-            prompt = render_prompt(tokenizer, item)
-            lengths.append(_num_tokens(tokenizer, prompt))
-            wanted = loaded.task.max_new_tokens
-            if item.choices:
-                wanted = max(_num_tokens(tokenizer, choice) for choice in item.choices)
-            if positions is not None and lengths[-1] + wanted > positions:
-                raise DataError(
-                    f"{loaded.task.path}:{item.line}: the prompt has {lengths[-1]} tokens and the answer may have "
-                    f"{wanted}, but the model has {positions} positions (task '{loaded.task.title}')"
-                )
-        longest[loaded.task.title] = max(lengths)
-    return longest
-
-
-def max_positions(config: Any) -> int | None:
-    """Tokens that a model can attend to, by its configuration; None where it does not say."""
-    positions = getattr(config, "max_position_embeddings", None)
-    return int(positions) if positions else None
 
 
 def harness_version() -> str:
@@ -122,51 +89,63 @@ def _score_task(judge: Any, loaded: LoadedTask) -> TaskResult:
     from lm_eval.evaluator import evaluate
 
     start = time.monotonic()
+    task = loaded.task
     # `evaluate` and not `simple_evaluate`: the latter seeds every global generator (a search trains between two
     # evaluations) and runs `pip list` for its report
     found = evaluate(
         lm=judge,
-        task_dict={"tasks": {"task": ConfigurableTask(config=_task_config(loaded))}, "groups": {}},
-        apply_chat_template=True,
+        task_dict={"tasks": {"task": ConfigurableTask(config=_task_config(loaded, judge.tokenizer))}, "groups": {}},
+        apply_chat_template=task.prompt == "chat",
         fewshot_as_multiturn=True,
         bootstrap_iters=0,
     )
     by_index = {sample["doc_id"]: sample for sample in found["samples"]["task"]}
     samples = tuple(_sample(loaded, item, by_index[index]) for index, item in enumerate(loaded.items))
-    task = loaded.task
     return TaskResult(
         title=task.title,
         category=task.category,
-        metric=METRICS[task.metric],
+        metric=loaded.metric,
         raw=float(found["results"]["task"][f"{METRIC},none"]),
         chance=loaded.chance,
         samples=samples,
         seconds=time.monotonic() - start,
+        others=_others(loaded, samples, judge.tokenizer),
     )
 
 
-def _task_config(loaded: LoadedTask) -> dict[str, Any]:
+def _task_config(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """The task as the harness describes tasks; its rows are indices into our items, so no dataset cache is involved."""
     from datasets import Dataset
 
     task, items = loaded.task, loaded.items
     rows = Dataset.from_list([{"index": i} for i in range(len(items))])
+
+    def asked(row: dict[str, Any]) -> str:
+        item = items[row["index"]]  # the harness itself puts a chat's text into the template
+        return item.prompt if task.prompt == "chat" else render_prompt(tokenizer, item, task.prompt)
+
+    def answers(row: dict[str, Any]) -> list[str]:
+        item = items[row["index"]]
+        return [render_answer(item, text, task.prompt) for text in item.choices or item.references]
+
     config: dict[str, Any] = {
         "task": "task",
         "custom_dataset": lambda **_: {"test": rows},
         "test_split": "test",
         "num_fewshot": 0,
         "target_delimiter": "",  # the template's own line break is all that stands between question and answer
-        "doc_to_text": lambda row: items[row["index"]].prompt,
-        "process_results": lambda row, answers: {METRIC: _grade(loaded, items[row["index"]], answers)},
+        "doc_to_text": asked,
+        "process_results": lambda row, found: {METRIC: _grade(loaded, items[row["index"]], found, tokenizer)},
         "metric_list": [{"metric": METRIC, "aggregation": "mean", "higher_is_better": True}],
     }
     if task.kind == "multiple_choice":
         return config | {
             "output_type": "multiple_choice",
-            "doc_to_choice": lambda row: list(items[row["index"]].choices),
+            "doc_to_choice": answers,
             "doc_to_target": lambda row: items[row["index"]].answer,
         }
+    if task.kind == "loss":
+        return config | {"output_type": "loglikelihood", "doc_to_target": lambda row: answers(row)[0]}
     return config | {
         "output_type": "generate_until",
         "doc_to_target": lambda row: "",
@@ -174,29 +153,58 @@ def _task_config(loaded: LoadedTask) -> dict[str, Any]:
     }
 
 
-def _grade(loaded: LoadedTask, item: EvalItem, answers: Sequence[Any]) -> int:
+def _grade(
+    loaded: LoadedTask, item: EvalItem, answers: Sequence[Any], tokenizer: PreTrainedTokenizerBase
+) -> float | int:
     task = loaded.task
     if task.kind == "multiple_choice":
-        return int(grade.pick([value for value, _ in answers], item.choices, task.metric) == item.answer)
+        return int(metrics.pick([value for value, _ in answers], item.choices, task.metric) == item.answer)
+    if task.kind == "loss":
+        return -float(answers[0][0]) / _size(loaded, item, tokenizer, task.metric)
     if task.kind == "ifeval":
         return int(grade.follows_instructions(item.checks or {}, answers[0]))
-    if task.metric == "regex":
-        return int(grade.regex_match(answers[0], item.references, task.pattern or ""))
-    return int(grade.exact_match(answers[0], item.references))
+    score = metrics.text_score(task.metric, answers[0], item.references, task.pattern, task.tokenize)
+    return int(score) if loaded.metric.binary else score
+
+
+def _size(loaded: LoadedTask, item: EvalItem, tokenizer: PreTrainedTokenizerBase, metric: str) -> int:
+    """Over what a reference's cross-entropy is counted: its UTF-8 bytes, or its tokens behind the prompt."""
+    from cofitune.evaluation.judge import split_tokens
+
+    if metric == "nats_per_byte":
+        return len(item.references[0].encode("utf-8"))
+    prompt = loaded.task.prompt
+    text = render_answer(item, item.references[0], prompt)
+    return len(split_tokens(tokenizer, render_prompt(tokenizer, item, prompt), text)[1])
+
+
+def _others(loaded: LoadedTask, samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+    """Further figures of a task: the other metric of the same log-likelihoods, BLEU and chrF as papers report them."""
+    task, items = loaded.task, loaded.items
+    if task.kind == "multiple_choice":
+        other = "acc" if task.metric == "acc_norm" else "acc_norm"
+        picks = [metrics.pick(s.log_likelihoods or (), i.choices, other) for s, i in zip(samples, items, strict=True)]
+        return {other: sum(p == i.answer for p, i in zip(picks, items, strict=True)) / len(items)}
+    if task.kind == "loss":
+        nats = -sum((s.log_likelihoods or (0.0,))[0] for s in samples)
+        sizes = {name: sum(_size(loaded, i, tokenizer, name) for i in items) for name in LOSS_METRICS}
+        return {f"corpus_{name}": nats / size for name, size in sizes.items()}
+    if task.kind == "generate":
+        whole = metrics.corpus_score(
+            task.metric, [s.answer or "" for s in samples], [i.references for i in items], task.tokenize
+        )
+        return {} if whole is None else {f"corpus_{task.metric}": whole}
+    return {}
 
 
 def _sample(loaded: LoadedTask, item: EvalItem, found: dict[str, Any]) -> Sample:
     answers = found["filtered_resps"]
     prompt = str(found["arguments"][0][0])
-    if loaded.task.kind == "multiple_choice":
+    if loaded.task.kind in ("multiple_choice", "loss"):
         values = tuple(float(value) for value, _ in answers)
-        chosen = grade.pick(values, item.choices, loaded.task.metric)
+        chosen = metrics.pick(values, item.choices, loaded.task.metric) if item.choices else None
         return Sample(item.line, prompt, item.reference, None, values, chosen, found[METRIC])
     return Sample(item.line, prompt, item.reference, answers[0], None, None, found[METRIC])
-
-
-def _num_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 @contextmanager
@@ -208,21 +216,3 @@ def _as_it_was(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back the harness's log lines, its progress bars and transformers' remarks on generation."""
-    from lm_eval.api import task as harness_task
-
-    harness_log = logging.getLogger("lm_eval")
-    level, verbosity, bars = harness_log.level, transformers_logging.get_verbosity(), harness_task.tqdm
-    harness_log.setLevel(logging.ERROR)
-    transformers_logging.set_verbosity_error()
-    harness_task.tqdm = partial(bars, disable=True)
-    try:
-        yield
-    finally:
-        harness_log.setLevel(level)
-        transformers_logging.set_verbosity(verbosity)
-        harness_task.tqdm = bars

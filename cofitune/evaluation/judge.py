@@ -14,30 +14,78 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
 from transformers import StoppingCriteriaList as Criteria
 
+from cofitune.evaluation.share import Share, in_batches
+
 Request = tuple[tuple[str, str], list[int], list[int]]  # (context, continuation) as text, then as token ids
 
 
-class Judge(HFLM):
-    """A causal model in memory, behind the harness's interface.
+class HarnessJudge(HFLM):
+    """The harness's own model class, answering as it does, batch by batch the same; ranks share the batches."""
 
-    It departs from the harness's own class in four points:
-    - no token is added to the rendered template (training adds none), and white space that ends the prompt stays in
-      the prompt: the harness would move the line break after `assistant` into every choice, and so into acc_norm;
-    - the choices of one question share one pass over the question (measured: 3 times as fast on four choices);
-    - a stop string ends its own row; the harness runs on until the same string has come up in every row;
-    - no progress bars.
-    """
-
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        batch_size: int,
+        share: Share,
+        add_bos_token: bool | None = None,
+    ) -> None:
         super().__init__(
-            pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=batch_size, add_bos_token=False
+            pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=batch_size, add_bos_token=add_bos_token
         )
+        self._share = share
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         return list(super().loglikelihood(requests, disable_tqdm=disable_tqdm))
 
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
+        return list(super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm))
+
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
-        return list(super().generate_until(requests, disable_tqdm=disable_tqdm))
+        """Answers of a batch each time; the harness's own order: alike settings together, longest prompt first."""
+        ask = super().generate_until
+        groups: dict[str, list[int]] = {}
+        for index, request in enumerate(requests):
+            groups.setdefault(repr(request.args[1]), []).append(index)
+        lengths = [len(self.tok_encode(request.args[0])) for request in requests]
+        batches = []
+        for group in groups.values():
+            longest_first = sorted(group, key=lambda i: (-lengths[i], requests[i].args[0]))
+            batches += in_batches(longest_first, self.batch_size)
+        return self._share.run(batches, lambda batch: ask([requests[i] for i in batch], disable_tqdm=True))
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Request], disable_tqdm: bool = True, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        """Log-likelihoods (nats) of a batch each time; requests that differ in their last token only count as one."""
+        ask = super()._loglikelihood_tokens
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, (_, context, continuation) in enumerate(requests):
+            groups.setdefault(tuple(context + continuation[:-1]), []).append(index)
+
+        def longest_first(group: list[int]) -> tuple[int, list[int]]:
+            _, context, continuation = requests[max(group, key=lambda i: len(requests[i][2]))]
+            return -len(context + continuation), context + continuation
+
+        ordered = sorted(groups.values(), key=longest_first)
+        batches = [[i for group in part for i in group] for part in in_batches(ordered, self.batch_size)]
+        return self._share.run(batches, lambda batch: ask([requests[i] for i in batch], True, override_bs))
+
+
+class Judge(HarnessJudge):
+    """A causal model in memory that is asked as training taught, behind the harness's interface.
+
+    It departs from the harness's own class in three points:
+    - no token is added to the rendered template (training adds none), and white space that ends the prompt stays in
+      the prompt: the harness would move the line break after `assistant` into every choice, and so into acc_norm;
+    - the choices of one question share one pass over the question (measured: 3 times as fast on four choices);
+    - a stop string ends its own row; the harness runs on until the same string has come up in every row.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, share: Share
+    ) -> None:
+        super().__init__(model, tokenizer, batch_size, share, add_bos_token=False)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Split the tokens of the whole text where the prompt ends; a token astride belongs to the prompt."""
@@ -55,13 +103,17 @@ class Judge(HFLM):
         for index, (_, context, _) in enumerate(requests):
             by_context.setdefault(tuple(context), []).append(index)
         contexts = sorted(by_context, key=len, reverse=True)
-        answers: dict[int, tuple[float, bool]] = {}
-        for start in range(0, len(contexts), self.batch_size):
-            batch = contexts[start : start + self.batch_size]
-            rows = [(row, index) for row, context in enumerate(batch) for index in by_context[context]]
-            found = self._score_batch(batch, [row for row, _ in rows], [requests[index][2] for _, index in rows])
-            answers.update(zip((index for _, index in rows), found, strict=True))
-        return [answers[index] for index in range(len(requests))]
+        batches = [
+            [i for context in part for i in by_context[context]] for part in in_batches(contexts, self.batch_size)
+        ]
+        return self._share.run(batches, lambda batch: self._score([requests[i] for i in batch]))
+
+    def _score(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
+        """One batch: the contexts once each, in their order, and for each request its context's row."""
+        rows: dict[tuple[int, ...], int] = {}
+        for _, context, _ in requests:
+            rows.setdefault(tuple(context), len(rows))
+        return self._score_batch(list(rows), [rows[tuple(c)] for _, c, _ in requests], [c for _, _, c in requests])
 
     def _score_batch(
         self, contexts: Sequence[Sequence[int]], rows: list[int], continuations: list[list[int]]

@@ -1,9 +1,18 @@
-"""What a task's figure means, by the name of its metric: its unit, which way is better, what it says of one item."""
+"""Metrics: what a task's figure means, and what one answer is worth. The measures themselves are kept libraries'."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from decimal import Decimal, InvalidOperation
+from functools import cache
+from typing import Any, Literal
+
+# as the harness's gsm8k finds numbers (its filter `flexible-extract`)
+NUMBER = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
+SACREBLEU_TOKENIZERS = {"default": "13a", "zh": "zh"}
+SQUAD_LANGUAGES = {"default": "en", "zh": "zh"}
 
 
 @dataclass(frozen=True)
@@ -13,13 +22,14 @@ class Metric:
     Attributes:
         name: as configs and tables call it.
         unit: `share`: 0 to 1, 1 is all right, and s' = 100·(s − chance)/(1 − chance) puts it on the scale of the means;
-            `nats`: a cross-entropy, which has no such scale: it is shown beside and enters no mean.
+            `nats`: a cross-entropy, and `own`: another scale of a harness task: neither has such a scale, and both are
+            shown beside and enter no mean.
         higher_is_better: whether a larger figure is a better one.
         binary: each item is right (1) or wrong (0), which is what McNemar's test asks for.
     """
 
     name: str
-    unit: Literal["share", "nats"] = "share"
+    unit: Literal["share", "nats", "own"] = "share"
     higher_is_better: bool = True
     binary: bool = True
 
@@ -30,7 +40,119 @@ METRICS = {
         Metric("acc"),
         Metric("acc_norm"),
         Metric("exact_match"),
+        Metric("squad_match"),
         Metric("regex"),
+        Metric("number"),
+        Metric("f1", binary=False),
+        Metric("rouge_l", binary=False),
+        Metric("bleu", binary=False),
+        Metric("chrf", binary=False),
+        Metric("nats_per_token", "nats", higher_is_better=False, binary=False),
+        Metric("nats_per_byte", "nats", higher_is_better=False, binary=False),
         Metric("prompt_strict"),
     )
 }
+
+
+def pick(log_likelihoods: Sequence[float], choices: Sequence[str], metric: str) -> int:
+    """Index of the likeliest choice; acc_norm divides by the choice's UTF-8 bytes. The first of equals wins."""
+    values = list(log_likelihoods)
+    if metric == "acc_norm":
+        values = [v / len(c.encode("utf-8")) for v, c in zip(values, choices, strict=True)]
+    return values.index(max(values))
+
+
+def text_score(
+    metric: str, answer: str, references: Sequence[str], pattern: str | None = None, tokenize: str = "default"
+) -> float:
+    """What an answer is worth, 0 to 1, against the reference that fits it best.
+
+    Args:
+        metric: exact_match (white space around either left out) | squad_match and f1 (of words; both leave out case,
+            punctuation and articles, as SQuAD does) | regex (the first group of `pattern`, searched in the answer) |
+            number (the last number of both, as numbers) | rouge_l (F-measure) | bleu (of one sentence: smoothed, orders
+            that it is too short for left out) | chrf.
+        tokenize: default, or zh: each Chinese character is a word.
+    """
+    match metric:
+        case "exact_match":
+            return float(answer.strip() in {reference.strip() for reference in references})
+        case "regex":
+            found = re.search(pattern or "", answer)
+            return 0.0 if found is None else text_score("exact_match", found.group(1) or "", references)
+        case "number":
+            number = last_number(answer)
+            return float(number is not None and number in {last_number(reference) for reference in references})
+        case "squad_match" | "f1":
+            squad, language = _squad(), SQUAD_LANGUAGES[tokenize]
+            measure = squad.f1_score if metric == "f1" else squad.exact_match_score
+            return max(float(measure(answer, reference, language)) for reference in references)
+        case "rouge_l":
+            return float(_rouge(tokenize).score_multi(references, answer)["rougeL"].fmeasure)
+        case "bleu" | "chrf":  # rounding leaves a perfect BLEU a hair above 100
+            return min(1.0, _sacrebleu(metric, tokenize).sentence_score(answer, list(references)).score / 100)
+    raise ValueError(f"no metric of texts: {metric}")
+
+
+def corpus_score(
+    metric: str, answers: Sequence[str], references: Sequence[Sequence[str]], tokenize: str = "default"
+) -> float | None:
+    """BLEU or chrF of all answers together, 0 to 1, as papers report it; None for metrics that have no such form."""
+    if metric not in ("bleu", "chrf"):
+        return None
+    most = max(map(len, references))
+    padded = [[r[i] if i < len(r) else None for r in references] for i in range(most)]
+    return float(_sacrebleu(metric, tokenize).corpus_score(list(answers), padded).score / 100)
+
+
+def last_number(text: str) -> Decimal | None:
+    """The last number that a text says, `$` and thousands separators left out; units and what follows are not read."""
+    for found in reversed(list(NUMBER.finditer(text))):
+        try:
+            return Decimal(re.sub(r"[$,]", "", found.group()).removesuffix("."))
+        except InvalidOperation:  # the pattern finds `...` and `1.2.3`, too
+            continue
+    return None
+
+
+def unreachable(metric: str, references: Sequence[str], tokenize: str = "default") -> str | None:
+    """Why no answer can be right, if so: not one reference would get full marks if it were the answer."""
+    if metric == "regex" or any(text_score(metric, r, [r], None, tokenize) > 0.99 for r in references):
+        return None
+    if metric == "number":
+        return f"there is no number in {references[0]!r}"
+    hint = "; for Chinese give tokenize: zh" if tokenize == "default" else ""
+    return f"nothing of {references[0]!r} is left that {metric} could compare{hint}"
+
+
+def _squad() -> Any:
+    """MLQA's official script, which is SQuAD's for English and knows Chinese; the harness carries it."""
+    from lm_eval.tasks.mlqa import utils
+
+    return utils
+
+
+@cache
+def _rouge(tokenize: str) -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"], tokenizer=_ChineseWords() if tokenize == "zh" else None)
+
+
+class _ChineseWords:
+    """sacrebleu's Chinese tokenisation in the form that rouge_score asks for."""
+
+    def __init__(self) -> None:
+        from sacrebleu.tokenizers.tokenizer_zh import TokenizerZh
+
+        self._split = TokenizerZh()
+
+    def tokenize(self, text: str) -> list[str]:
+        return [str(word) for word in self._split(text.lower()).split()]
+
+
+@cache
+def _sacrebleu(metric: str, tokenize: str) -> Any:
+    from sacrebleu import BLEU, CHRF
+
+    return CHRF() if metric == "chrf" else BLEU(tokenize=SACREBLEU_TOKENIZERS[tokenize], effective_order=True)

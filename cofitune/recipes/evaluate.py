@@ -18,7 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cofitune.config.schema import Config
 from cofitune.data.chat import set_template
 from cofitune.errors import ArtifactError, UserError
-from cofitune.evaluation.harness import check_lengths, harness_version, max_positions, score_model
+from cofitune.evaluation.harness import harness_version, score_model
+from cofitune.evaluation.lengths import fit_lengths, max_positions
 from cofitune.evaluation.samples import TaskResult, save_result
 from cofitune.evaluation.scores import put_together
 from cofitune.evaluation.tasks import LoadedTask, load_tasks
@@ -40,7 +41,6 @@ class Plan:
 
     Attributes:
         folder: where the scores go.
-        longest: tokens of each task's longest prompt, by title.
         positions: tokens that the model can attend to.
         identity: `settings` and `tasks` of scores.json: what two scores must share to be comparable.
         delta: what the run's training changed; None where it has not finished.
@@ -49,7 +49,6 @@ class Plan:
     folder: Path
     tasks: tuple[LoadedTask, ...]
     tokenizer: PreTrainedTokenizerBase
-    longest: dict[str, int]
     positions: int | None
     identity: dict[str, Any]
     delta: Delta | None
@@ -81,6 +80,7 @@ def evaluate(config: Config, *, overwrite: bool = False, dry_run: bool = False, 
     if base is not None and (run is not None or plan.delta is None):
         console.print(f"{plan.folder} is finished already, with these settings and this data (--overwrite: anew)")
     else:
+        _tell_left_out(plan, console)
         start_folder(config, "eval", overwrite)
         base, run = _score(plan, config, base, console)
     _report(_scores_json(plan, config, base, run), plan, console)
@@ -107,7 +107,7 @@ def make_plan(config: Config, overwrite: bool = False) -> Plan:
     tokenizer = load_tokenizer(wanted.name, wanted.revision, wanted.trust_remote_code)
     template = set_template(tokenizer, config.data.template)
     positions = max_positions(model_config)
-    longest = check_lengths(tasks, tokenizer, positions)
+    tasks = fit_lengths(tasks, tokenizer, positions)
     base = fingerprint(wanted.name, wanted.revision)
     settings = {
         "base_fingerprint": base,
@@ -121,7 +121,7 @@ def make_plan(config: Config, overwrite: bool = False) -> Plan:
         "versions": {"lm-eval": version, "torch": torch.__version__, "transformers": transformers.__version__},
     }
     identity = {"settings": settings, "tasks": {t.task.title: _about(t) for t in tasks}}
-    return Plan(folder, tasks, tokenizer, longest, positions, identity, _find_delta(config, base))
+    return Plan(folder, tasks, tokenizer, positions, identity, _find_delta(config, base))
 
 
 def _find_delta(config: Config, base_fingerprint: str) -> Delta | None:
@@ -229,9 +229,10 @@ def _show_plan(plan: Plan, base: Scores | None, run: Scores | None, console: Con
         table.add_column(name, justify="right")
     for loaded in plan.tasks:
         task = loaded.task
-        tokens = f"{plan.longest[task.title]:,}"
+        tokens = f"{loaded.longest:,}"
         table.add_row(task.category, task.title, task.kind, task.metric, f"{len(loaded.items):,}", tokens)
     console.print(table)
+    _tell_left_out(plan, console)
     settings = plan.identity["settings"]
     todo = "as scored before" if base else "to score"
     done = "no finished training yet" if plan.delta is None else "as scored before" if run else "to score"
@@ -244,6 +245,19 @@ def _show_plan(plan: Plan, base: Scores | None, run: Scores | None, console: Con
         markup=False,
         soft_wrap=True,
     )
+
+
+def _tell_left_out(plan: Plan, console: Console) -> None:
+    for loaded in plan.tasks:
+        if loaded.left_out:
+            lines = ", ".join(map(str, loaded.left_out[:5])) + (", …" if len(loaded.left_out) > 5 else "")
+            console.print(
+                f"{loaded.task.title}: {len(loaded.left_out)} of {len(loaded.left_out) + len(loaded.items)} items are "
+                f"left out; with their answers they exceed the model's {plan.positions} positions (lines {lines})",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 def _samples_path(plan: Plan, model: str, title: str) -> Path:

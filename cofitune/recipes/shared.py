@@ -29,7 +29,23 @@ def tasks_by_category(tasks: schema.Eval) -> dict[str, tuple[schema.Task, ...]]:
 def eval_tasks(tasks: schema.Eval) -> list[EvalTask]:
     """Every task of a section `eval` (or `search.eval`) in plain values, its defaults filled in."""
     return [
-        EvalTask(t.title, category, t.path, t.kind, t.scored_by, t.pattern, t.max_new_tokens, t.stop, t.limit)
+        EvalTask(
+            title=t.title,
+            category=category,
+            path=t.path or t.dataset_path or "",
+            kind=t.kind or "harness",
+            metric=t.scored_by or "",
+            pattern=t.pattern,
+            max_new_tokens=t.max_new_tokens,
+            stop=t.stop,
+            limit=t.limit,
+            prompt=t.prompt,
+            answer_field=t.answer_field,
+            tokenize=t.tokenize,
+            harness=t.harness,
+            num_fewshot=t.num_fewshot,
+            apply_chat_template=t.apply_chat_template,
+        )
         for category, group in tasks_by_category(tasks).items()
         for t in group
     ]

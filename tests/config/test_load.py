@@ -185,7 +185,18 @@ def test_pairs_that_do_not_fit(write: Any) -> None:
     assert "is set by deepspeed.zero_stage" in problem
     task = "{path: t.jsonl, kind: generate, metric: acc}"
     (problem,) = problems(write(SMALLEST + f"eval: {{speciality: {task}}}\n"))
-    assert "eval.speciality" in problem and "accepted: exact_match, regex" in problem
+    assert "eval.speciality" in problem and "accepted: exact_match, squad_match, regex" in problem
+    for task, said in (
+        ("{path: t.jsonl, kind: generate, metric: rogue_l}", "did you mean 'rouge_l'?"),
+        ("{path: t.jsonl, kind: ifeval, answer_field: a}", "not by ifeval"),
+        ("{path: t.jsonl}", "path needs a kind (accepted: multiple_choice, generate, loss, ifeval)"),
+        ("{path: t.jsonl, kind: loss, num_fewshot: 2}", "num_fewshot: not with path"),
+        ("{harness: arc_easy, path: t.jsonl}", "and not both"),
+        ("{kind: loss}", "needs either path"),
+        ("{harness: arc_easy, kind: loss, tokenize: zh}", "kind, tokenize: not with harness"),
+    ):
+        (problem,) = problems(write(SMALLEST + f"eval: {{speciality: {task}}}\n"))
+        assert "eval.speciality" in problem and said in problem
     (problem,) = problems(write(SMALLEST + "search: {levels: [{layers: [top], modules: [[ffn]]}]}\n"))
     assert "search.levels.0" in problem and "either layers or modules" in problem
 

@@ -14,9 +14,10 @@ from tokenizers.processors import TemplateProcessing
 
 from cofitune.data.chat import encode, set_template
 from cofitune.data.read import Item
-from cofitune.errors import DataError, UserError
-from cofitune.evaluation import grade
-from cofitune.evaluation.harness import render_prompt, score_model
+from cofitune.errors import UserError
+from cofitune.evaluation import grade, metrics
+from cofitune.evaluation.harness import score_model
+from cofitune.evaluation.lengths import render_prompt
 from cofitune.evaluation.samples import TaskResult
 from cofitune.evaluation.tasks import EvalTask, LoadedTask, load_tasks
 from cofitune.model.load import load_model, load_tokenizer
@@ -116,9 +117,68 @@ def test_choices_are_scored_as_a_slow_loop_over_them_does(
 
 
 def test_acc_norm_can_pick_another_choice_than_acc() -> None:
-    assert grade.pick([-4.0, -6.0], ["a", "long one"], "acc") == 0
-    assert grade.pick([-4.0, -6.0], ["a", "long one"], "acc_norm") == 1
-    assert grade.pick([-4.0, -6.0], ["aa", "éé"], "acc_norm") == 1  # bytes, not characters
+    assert metrics.pick([-4.0, -6.0], ["a", "long one"], "acc") == 0
+    assert metrics.pick([-4.0, -6.0], ["a", "long one"], "acc_norm") == 1
+    assert metrics.pick([-4.0, -6.0], ["aa", "éé"], "acc_norm") == 1  # bytes, not characters
+
+
+@pytest.mark.parametrize("prompt", ["chat", "continuation"])
+def test_the_loss_is_the_mean_cross_entropy_of_the_references(
+    tmp_path: Path, model: Any, tokenizer: Any, prompt: str
+) -> None:
+    items: list[dict[str, Any]] = [
+        {"instruction": "Two plus", "input": "two?", "output": "four, of course"},
+        {"question": "Who pays?", "answer": "é"},
+        {"question": "Name the capital.", "choices": ["Paris is the capital", "b"], "answer": 0},
+    ]
+    references = ["four, of course", "é", "Paris is the capital"]
+    per_token = make_task(tmp_path, items, "loss", "nats_per_token", prompt=prompt)
+    results = [ask(model, tokenizer, per_token, batch_size) for batch_size in (1, 3)]
+    nats, tokens, sizes = [], [], []
+    for item, reference, sample in zip(per_token.items, references, results[0].samples, strict=True):
+        asked = render_prompt(tokenizer, item, prompt)
+        text = reference if prompt == "chat" else f" {reference}"
+        ids = tokenizer(asked + text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        first = len(tokenizer(asked, add_special_tokens=False)["input_ids"])
+        with torch.no_grad():
+            logits = model(ids).logits[0, first - 1 : -1].double()
+        nats.append(float(torch.nn.functional.cross_entropy(logits, ids[0, first:], reduction="sum")))
+        tokens.append(ids.shape[1] - first)
+        sizes.append(len(reference.encode()))
+        assert sample.score == pytest.approx(nats[-1] / tokens[-1], rel=1e-4)
+    for result in results:
+        assert result.raw == pytest.approx(sum(n / t for n, t in zip(nats, tokens, strict=True)) / 3, rel=1e-4)
+        assert result.others["corpus_nats_per_token"] == pytest.approx(sum(nats) / sum(tokens), rel=1e-4)
+        assert result.others["corpus_nats_per_byte"] == pytest.approx(sum(nats) / sum(sizes), rel=1e-4)
+    per_byte = make_task(tmp_path, items, "loss", "nats_per_byte", prompt=prompt)
+    expected = sum(n / s for n, s in zip(nats, sizes, strict=True)) / 3
+    assert ask(model, tokenizer, per_byte).raw == pytest.approx(expected, rel=1e-4)
+
+
+def test_choices_may_go_on_in_the_items_own_text(tmp_path: Path, model: Any, tokenizer: Any) -> None:
+    task = make_task(tmp_path, QUESTIONS, "multiple_choice", "acc_norm", prompt="continuation")
+    result = ask(model, tokenizer, task)
+    for item, sample in zip(task.items, result.samples, strict=True):
+        slow = [slow_log_likelihood(model, tokenizer, item.prompt, f" {c}") for c in item.choices]
+        assert sample.log_likelihoods == pytest.approx(slow, abs=1e-3)
+        per_byte = [v / len(c.encode()) for v, c in zip(slow, item.choices, strict=True)]
+        assert sample.pick == per_byte.index(max(per_byte))
+    picks = [
+        metrics.pick(s.log_likelihoods or (), i.choices, "acc") for s, i in zip(result.samples, task.items, strict=True)
+    ]
+    right = sum(p == q["answer"] for p, q in zip(picks, QUESTIONS, strict=True))
+    assert result.others == {"acc": right / len(QUESTIONS)}
+
+
+def test_an_answer_is_worth_what_the_metric_says(tmp_path: Path, model: Any, tokenizer: Any) -> None:
+    answers = [s.answer or "" for s in ask(model, tokenizer, generate_task(tmp_path, max_new_tokens=6)).samples]
+    for metric in ("f1", "chrf", "bleu"):
+        references = ["the court pays the buyer", f"{answers[1]} and more", answers[2]]
+        result = ask(model, tokenizer, generate_task(tmp_path, references, metric, max_new_tokens=6))
+        scores = [metrics.text_score(metric, a, [r]) for a, r in zip(answers, references, strict=True)]
+        assert [s.score for s in result.samples] == scores
+        assert result.raw == pytest.approx(sum(scores) / 3)
+        assert set(result.others) == (set() if metric == "f1" else {f"corpus_{metric}"})
 
 
 def test_the_batch_size_changes_no_pick_and_no_answer(tmp_path: Path, model: Any, tokenizer: Any) -> None:
@@ -183,19 +243,6 @@ def test_exact_match_and_regex_are_graded_as_plain_python_would(tmp_path: Path, 
     first = [re.search(pattern, a)[1] for a in answers]  # type: ignore[index]
     task = generate_task(tmp_path, [first[0], first[1] + "x", first[2]], "regex", pattern=pattern, max_new_tokens=6)
     assert [s.score for s in ask(model, tokenizer, task).samples] == [1, 0, 1]
-
-
-@pytest.mark.parametrize(
-    ("answer", "right"),
-    [("so #### 480 .", 1), ("#### 48", 0), ("480", 0), ("#### 12 #### 480", 0), ("####   480\n", 1)],
-)
-def test_regex_takes_the_first_match_and_none_is_wrong(answer: str, right: int) -> None:
-    assert grade.regex_match(answer, ["480"], r"####\s*(\d+)") == bool(right)
-
-
-def test_any_of_the_references_counts() -> None:
-    assert grade.exact_match(" two\n", ["one", "two "])
-    assert not grade.exact_match("Two", ["one", "two"])
 
 
 def test_ifeval_is_judged_strictly_by_all_instructions(tmp_path: Path, model: Any, tokenizer: Any) -> None:
@@ -288,13 +335,6 @@ def test_the_model_and_the_random_state_are_left_as_they_were_and_nothing_is_pri
     assert random.getstate() == python_state
     assert capfd.readouterr() == ("", "")
     assert caplog.records == []
-
-
-def test_a_prompt_that_does_not_fit_is_named(tmp_path: Path, model: Any, tokenizer: Any) -> None:
-    items = [{"instruction": "short", "answer": "a"}, {"instruction": "long " * 400, "answer": "a"}]
-    task = make_task(tmp_path, items, "generate", "exact_match")
-    with pytest.raises(DataError, match=r"items\.jsonl:2: the prompt has \d+ tokens .* the model has 512 positions"):
-        ask(model, tokenizer, task)
 
 
 def test_without_the_extra_the_user_is_told_what_to_install(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cofitune.errors import DataError, UserError
-from cofitune.evaluation import tasks as tasks_module
+from cofitune.evaluation import items as items_module
 from cofitune.evaluation.tasks import EvalTask, load_tasks
 
 CHOICE = {"question": "Two plus two?", "choices": ["three", "four"], "answer": 1}
@@ -19,7 +19,8 @@ COMMA = {"key": 1, "prompt": "No commas.", "instruction_id_list": ["punctuation:
 def make_task(folder: Path, items: list[Any], kind: str = "multiple_choice", **changes: Any) -> EvalTask:
     path = folder / f"{changes.pop('file', 'items')}.jsonl"
     path.write_text("".join((i if isinstance(i, str) else json.dumps(i)) + "\n" for i in items))
-    metric = {"multiple_choice": "acc", "generate": "exact_match", "ifeval": "prompt_strict"}[kind]
+    metrics = {"multiple_choice": "acc", "generate": "exact_match", "loss": "nats_per_token", "ifeval": "prompt_strict"}
+    metric = metrics[kind]
     return EvalTask(**{"title": "t", "category": "gen_kn", "path": str(path), "kind": kind, "metric": metric} | changes)
 
 
@@ -48,6 +49,38 @@ def test_the_reference_is_answers_or_answer_or_output(
     assert loaded.items[0].references == references
     assert loaded.items[0].prompt == "Name it.\nThis."  # as training joins instruction and input
     assert loaded.chance == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "answer_field", "reference"),
+    [
+        ({"output": "long", "answer": "short", "answers": ["a", "b"]}, None, "long"),
+        ({"answers": ["a", "b"]}, None, "a"),
+        ({"output": "long", "answer": "short"}, "answer", "short"),
+        ({"choices": ["x", "y"], "answer": 1}, None, "y"),
+    ],
+)
+def test_the_text_whose_loss_is_taken_is_the_whole_output_first(
+    tmp_path: Path, fields: dict[str, Any], answer_field: str | None, reference: str
+) -> None:
+    item = {"question": "Q?", **fields}
+    (loaded,) = load_tasks([make_task(tmp_path, [item], "loss", answer_field=answer_field)])
+    assert loaded.items[0].references == (reference,)
+    assert (loaded.chance, loaded.metric.unit, loaded.metric.higher_is_better) == (0, "nats", False)
+
+
+def test_the_answers_key_can_be_named(tmp_path: Path) -> None:
+    item = {"question": "Q?", "answers": ["a", "b"], "spans": "a; b"}
+    (loaded,) = load_tasks([make_task(tmp_path, [item], "generate", answer_field="spans")])
+    assert loaded.items[0].references == ("a; b",)
+    with pytest.raises(DataError, match=r"items\.jsonl:1: there is no 'span' to compare with"):
+        load_tasks([make_task(tmp_path, [item], "generate", answer_field="span")])
+
+
+def test_a_reference_that_the_metric_cannot_compare_is_named_by_its_line(tmp_path: Path) -> None:
+    items = [{"question": "Q?", "answer": "12"}, {"question": "Q?", "answer": "twelve"}]
+    with pytest.raises(DataError, match=r"items\.jsonl:2: there is no number in 'twelve', so no answer could be right"):
+        load_tasks([make_task(tmp_path, items, "generate", metric="number")])
 
 
 def test_limit_takes_items_from_the_top_and_never_reads_beyond(tmp_path: Path) -> None:
@@ -125,10 +158,10 @@ def test_a_missing_sentence_table_is_told_with_the_lines_that_need_it(
         "kwargs": [{"relation": "at least", "num_sentences": 2}],
     }
     task = make_task(tmp_path, [COMMA, sentences], "ifeval")
-    monkeypatch.setattr(tasks_module, "punkt_is_there", lambda: False)
+    monkeypatch.setattr(items_module, "punkt_is_there", lambda: False)
     with pytest.raises(UserError, match=r"1 of 2 items \(lines 2\).*nltk.downloader punkt_tab"):
         load_tasks([task])
-    monkeypatch.setattr(tasks_module, "punkt_is_there", lambda: True)
+    monkeypatch.setattr(items_module, "punkt_is_there", lambda: True)
     assert len(load_tasks([task])[0].items) == 2
-    monkeypatch.setattr(tasks_module, "punkt_is_there", lambda: False)
+    monkeypatch.setattr(items_module, "punkt_is_there", lambda: False)
     assert len(load_tasks([make_task(tmp_path, [COMMA], "ifeval")])[0].items) == 1  # nothing needs it here

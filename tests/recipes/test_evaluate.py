@@ -231,7 +231,7 @@ def test_user_mistakes_are_told_before_weights_load(
     with pytest.raises(DataError, match=r"know\.jsonl:1: 'answer' must be"):
         place.evaluate(dry_run=dry_run)
     place.write("know", [{"question": "long " * 600, "choices": ["a", "b"], "answer": 0}])
-    with pytest.raises(DataError, match=r"know\.jsonl:1: the prompt has"):
+    with pytest.raises(DataError, match=r"know\.jsonl: no item of task 'know' fits"):
         place.evaluate(dry_run=dry_run)
 
 

@@ -1,0 +1,213 @@
+"""One task of an evaluation, and the items of its JSONL file: read and checked before weights load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from cofitune.data.read import read_jsonl, user_text
+from cofitune.errors import DataError, UserError
+from cofitune.evaluation.grade import ifeval_problem, needs_punkt, punkt_is_there
+from cofitune.evaluation.metrics import unreachable
+
+
+@dataclass(frozen=True)
+class EvalTask:
+    """One task, as plain values.
+
+    Attributes:
+        title: its name in tables and files.
+        category: speciality, gen_kn, gen_rs or instruct.
+        path: a JSONL file; of a harness task the folder of its data, or empty for the hub's.
+        kind: multiple_choice | generate | loss | ifeval | harness.
+        metric: by its name in `cofitune.evaluation.metrics`; of a harness task by the harness's, empty for its first.
+        pattern: for regex; its first group is compared with the reference.
+        max_new_tokens: length limit of an answer, in tokens.
+        stop: strings that end an answer, besides the end-of-turn token.
+        limit: items to use, from the top; None: all.
+        prompt: chat: the item is a user's turn; continuation: the answer goes on in the item's own text.
+        answer_field: the key that holds the right answer(s); None: the kind's own.
+        tokenize: words of squad_match, f1, rouge_l and bleu: default | zh.
+        harness: name of a task or group of lm-evaluation-harness, whose data `path` may hold; None: a file's task.
+        num_fewshot: harness: examples in the prompt; None: the task's own number.
+        apply_chat_template: harness: its prompts inside the chat template.
+    """
+
+    title: str
+    category: str
+    path: str
+    kind: str
+    metric: str
+    pattern: str | None = None
+    max_new_tokens: int = 64
+    stop: tuple[str, ...] = ()
+    limit: int | None = None
+    prompt: str = "chat"
+    answer_field: str | None = None
+    tokenize: str = "default"
+    harness: str | None = None
+    num_fewshot: int | None = None
+    apply_chat_template: bool = False
+
+
+@dataclass(frozen=True)
+class EvalItem:
+    """One question, ready to be asked.
+
+    Attributes:
+        line: its line in the file, from 1.
+        prompt: the text of the user's turn, or the text to go on in.
+        choices: of a multiple-choice item, else empty.
+        answer: index of the right choice, from 0.
+        references: accepted answers of a generate item, the one text of a loss item, else empty.
+        checks: key, prompt, instruction_id_list and kwargs of an IFEval item, else None.
+    """
+
+    line: int
+    prompt: str
+    choices: tuple[str, ...] = ()
+    answer: int = 0
+    references: tuple[str, ...] = ()
+    checks: dict[str, Any] | None = None
+
+    @property
+    def reference(self) -> str | int | list[str] | None:
+        """What is right: the choice's index, the accepted answers, or the instructions to follow."""
+        if self.choices:
+            return self.answer
+        if self.checks is not None:
+            return list(self.checks["instruction_id_list"])
+        return self.references[0] if len(self.references) == 1 else list(self.references)
+
+
+class _BadItemError(Exception):
+    """Why an item cannot be asked."""
+
+
+def read_items(task: EvalTask) -> tuple[EvalItem, ...]:
+    """Read a task's file.
+
+    Raises:
+        UserError: NLTK's table is missing.
+        DataError: the file is missing or empty, or an item cannot be used (file:line).
+    """
+    read = _READERS[task.kind]
+    items: list[EvalItem] = []
+    for line, fields in islice(read_jsonl(task.path), task.limit):
+        try:
+            items.append(read(line, fields, task))
+        except _BadItemError as error:
+            raise DataError(f"{task.path}:{line}: {error} (task '{task.title}', kind {task.kind})") from None
+    if not items:
+        raise DataError(f"{task.path}: holds no items (task '{task.title}')")
+    if task.kind == "ifeval":
+        _check_punkt(task, items)
+    return tuple(items)
+
+
+def _multiple_choice(line: int, fields: dict[str, Any], task: EvalTask) -> EvalItem:
+    choices = fields.get("choices")
+    if not isinstance(choices, list) or len(choices) < 2 or not all(_is_text(c) for c in choices):
+        raise _BadItemError("'choices' must be a list of two or more strings that are not empty")
+    answer = fields.get("answer")
+    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
+        raise _BadItemError(f"'answer' must be the right choice's index, 0 to {len(choices) - 1} (given: {answer!r})")
+    return EvalItem(line, _question(fields), tuple(choices), answer)
+
+
+def _generate(line: int, fields: dict[str, Any], task: EvalTask) -> EvalItem:
+    references = _answers(fields, task.answer_field, ("answers", "answer", "output"))
+    if why := unreachable(task.metric, references, task.tokenize):
+        raise _BadItemError(f"{why}, so no answer could be right")
+    return EvalItem(line, _asked(fields), references=references)
+
+
+def _loss(line: int, fields: dict[str, Any], task: EvalTask) -> EvalItem:
+    choices, answer = fields.get("choices"), fields.get("answer")
+    if task.answer_field is None and isinstance(choices, list) and isinstance(answer, int):
+        item = _multiple_choice(line, fields, task)
+        return EvalItem(line, item.prompt, references=(item.choices[item.answer],))
+    return EvalItem(
+        line, _asked(fields), references=_answers(fields, task.answer_field, ("output", "answer", "answers"))[:1]
+    )
+
+
+def _asked(fields: dict[str, Any]) -> str:
+    """The user's turn: instruction and input as training joins them, or the question below its context."""
+    if "instruction" not in fields:
+        return _question(fields)
+    instruction, given = fields["instruction"], fields.get("input") or ""
+    if not isinstance(instruction, str) or not isinstance(given, str):
+        raise _BadItemError("'instruction' and 'input' must be strings")
+    if not (prompt := user_text(instruction, given)):
+        raise _BadItemError("'instruction' and 'input' are both empty")
+    return prompt
+
+
+def _answers(fields: dict[str, Any], wanted: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    """What is right: the string, or the list of strings, under `wanted` or the first of the known keys."""
+    key = next((k for k in ((wanted,) if wanted else known) if fields.get(k) is not None), None)
+    if key is None:
+        names = f"'{wanted}'" if wanted else ", ".join(map(repr, known[:-1])) + f" or '{known[-1]}'"
+        raise _BadItemError(f"there is no {names} to compare with (keys: {_keys(fields)})")
+    answers = fields[key] if isinstance(fields[key], list) else [fields[key]]
+    if not answers or not all(_is_text(a) for a in answers):
+        raise _BadItemError(
+            f"'{key}' must be a string, or a list of strings, that is not empty (given: {fields[key]!r})"
+        )
+    return tuple(answers)
+
+
+def _ifeval(line: int, fields: dict[str, Any], task: EvalTask) -> EvalItem:
+    missing = [k for k in ("key", "prompt", "instruction_id_list", "kwargs") if k not in fields]
+    if missing:
+        raise _BadItemError(f"there is no {', '.join(map(repr, missing))} (keys: {_keys(fields)})")
+    if not _is_text(fields["prompt"]):
+        raise _BadItemError("'prompt' must be a string that is not empty")
+    names, arguments = fields["instruction_id_list"], fields["kwargs"]
+    if not isinstance(names, list) or not names or not isinstance(arguments, list) or len(names) != len(arguments):
+        raise _BadItemError("'instruction_id_list' and 'kwargs' must be lists of one length, one entry an instruction")
+    if not all(isinstance(a, dict) for a in arguments):
+        raise _BadItemError("each entry of 'kwargs' must be an object")
+    checks = {k: fields[k] for k in ("key", "prompt", "instruction_id_list", "kwargs")}
+    if problem := ifeval_problem(checks):
+        raise _BadItemError(problem)
+    return EvalItem(line, fields["prompt"], checks=checks)
+
+
+_READERS: dict[str, Callable[[int, dict[str, Any], EvalTask], EvalItem]] = {
+    "multiple_choice": _multiple_choice,
+    "generate": _generate,
+    "loss": _loss,
+    "ifeval": _ifeval,
+}
+
+
+def _check_punkt(task: EvalTask, items: list[EvalItem]) -> None:
+    lines = [item.line for item in items if needs_punkt(item.checks or {})]
+    if lines and not punkt_is_there():
+        shown = ", ".join(map(str, lines[:5])) + (f" and {len(lines) - 5} more" if len(lines) > 5 else "")
+        raise UserError(
+            f"{task.path}: {len(lines)} of {len(items)} items (lines {shown}) count sentences or capital words, for "
+            "which NLTK needs its table punkt_tab: python -m nltk.downloader punkt_tab (or leave these items out)"
+        )
+
+
+def _question(fields: dict[str, Any]) -> str:
+    """The question, below its context where it has one."""
+    question, context = fields.get("question"), fields.get("context") or ""
+    if not _is_text(question) or not isinstance(context, str):
+        raise _BadItemError(
+            f"'question' must be a string that is not empty, and 'context' a string (keys: {_keys(fields)})"
+        )
+    return user_text(context, str(question))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _keys(fields: dict[str, Any]) -> str:
+    return ", ".join(sorted(fields))

@@ -1,0 +1,102 @@
+"""What the model sees of an item, and whether it fits into the model's positions. Known before weights load."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from cofitune.data.chat import render
+from cofitune.errors import DataError
+from cofitune.evaluation.tasks import EvalItem, LoadedTask
+
+
+def max_positions(config: Any) -> int | None:
+    """Tokens that a model can attend to, by its configuration; None where it does not say."""
+    positions = getattr(config, "max_position_embeddings", None)
+    return int(positions) if positions else None
+
+
+def render_prompt(tokenizer: PreTrainedTokenizerBase, item: EvalItem, prompt: str = "chat") -> str:
+    """The text that the model sees for an item, up to where its answer begins.
+
+    Args:
+        prompt: chat: the item in the template, as a user's turn; continuation: the item's text alone, behind the token
+            with which the tokenizer begins every text, where there is one.
+    """
+    if prompt == "chat":
+        return render(tokenizer, [{"role": "user", "content": item.prompt}], add_generation_prompt=True)
+    first = tokenizer("a")["input_ids"][0]
+    begins = tokenizer.bos_token is not None and first == tokenizer.bos_token_id
+    return f"{tokenizer.bos_token}{item.prompt}" if begins else item.prompt
+
+
+def render_answer(item: EvalItem, answer: str, prompt: str = "chat") -> str:
+    """An answer as it follows the prompt: in a continuation behind a space, unless there is white space already."""
+    apart = prompt == "chat" or item.prompt[-1:].isspace() or answer[:1].isspace()
+    return answer if apart else f" {answer}"
+
+
+def fit_lengths(
+    tasks: Sequence[LoadedTask], tokenizer: PreTrainedTokenizerBase, positions: int | None
+) -> tuple[LoadedTask, ...]:
+    """Leave out the items that the model cannot hold, and count them; asked again, nothing more is left out.
+
+    The harness would cut such a prompt from the left, template and instruction first. Of the harness's own tasks the
+    items that it will cut are counted, and stay.
+
+    Args:
+        positions: tokens that the model can attend to; None: without limit.
+
+    Raises:
+        DataError: no item of a task fits with its answer.
+    """
+    return tuple((_cut if loaded.harness else _fit)(loaded, tokenizer, positions) for loaded in tasks)
+
+
+def _fit(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, positions: int | None) -> LoadedTask:
+    task = loaded.task
+    fitting, left_out, longest, shortest = [], [], 0, None
+    for item in loaded.items:
+        length = _num_tokens(tokenizer, render_prompt(tokenizer, item, task.prompt))
+        given = item.choices or (item.references if task.kind == "loss" else ())
+        answer = max((_num_tokens(tokenizer, text) for text in given), default=task.max_new_tokens)
+        if positions is not None and length + answer > positions:
+            left_out.append(item.line)
+            shortest = min(shortest or (length, answer), (length, answer))
+            continue
+        fitting.append(item)
+        longest = max(longest, length)
+    if not fitting and shortest is not None:
+        raise DataError(
+            f"{task.path}: no item of task '{task.title}' fits: the shortest prompt has {shortest[0]} tokens and its "
+            f"answer may have {shortest[1]}, but the model has {positions} positions"
+        )
+    return replace(loaded, items=tuple(fitting), left_out=(*loaded.left_out, *left_out), longest=longest)
+
+
+def _cut(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, positions: int | None) -> LoadedTask:
+    """The harness cuts prompts itself, and its own figures contain that: such items stay in, and are counted."""
+    from cofitune.evaluation.harness_score import build_requests
+
+    cut, longest = set(), 0
+    for number, context, answer in build_requests(loaded, tokenizer):
+        length = _num_tokens(tokenizer, context)
+        longest = max(longest, length)
+        if (
+            positions is not None
+            and length + (answer if isinstance(answer, int) else _num_tokens(tokenizer, answer)) > positions
+        ):
+            cut.add(number)
+    if len(cut) == len(loaded.items):
+        raise DataError(
+            f"harness task '{loaded.task.title}': no item fits into the model's {positions} positions (the longest "
+            f"prompt has {longest} tokens; num_fewshot makes it shorter)"
+        )
+    return replace(loaded, cut=tuple(sorted(cut)), longest=longest)
+
+
+def _num_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,0 +1,54 @@
+"""How ranks share the work: each has the whole model and answers every n-th batch; all know all answers afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Share:
+    """One rank's share of the batches.
+
+    Batches are made before they are dealt out, so an answer is the same on any number of ranks, to the last bit.
+
+    Attributes:
+        rank, world_size: this process among those that answer; with more than one, torch.distributed is initialised.
+        on_progress: told (requests done, requests of the task) after each batch of this rank.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    on_progress: Callable[[int, int], None] | None = None
+
+    def run(self, batches: Sequence[Sequence[int]], answer: Callable[[Sequence[int]], Sequence[T]]) -> list[T]:
+        """Answers to all requests, in the requests' order.
+
+        Args:
+            batches: indices of the requests of each batch; together all of them, each once.
+            answer: answers the requests of one batch, in its order.
+        """
+        total, done = sum(map(len, batches)), 0
+        found: dict[int, T] = {}
+        for number, batch in enumerate(batches):
+            done += len(batch)
+            if number % self.world_size != self.rank:
+                continue
+            found.update(zip(batch, answer(batch), strict=True))
+            if self.on_progress is not None:
+                self.on_progress(done, total)
+        if self.world_size > 1:
+            from torch import distributed
+
+            parts: list[dict[int, T]] = [{}] * self.world_size
+            distributed.all_gather_object(parts, found)
+            found = {index: value for part in parts for index, value in part.items()}
+        return [found[index] for index in range(total)]
+
+
+def in_batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """Cut a sequence into batches of `size`, the last one shorter."""
+    return [items[start : start + size] for start in range(0, len(items), size)]

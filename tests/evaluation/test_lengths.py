@@ -1,0 +1,62 @@
+"""What fits into the model: items that do not are left out and counted; a task of which nothing fits is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers.processors import TemplateProcessing
+
+from cofitune.errors import DataError
+from cofitune.evaluation.lengths import fit_lengths, render_answer, render_prompt
+from cofitune.evaluation.tasks import EvalItem, EvalTask, LoadedTask, load_tasks
+
+
+def make_task(folder: Path, items: list[dict[str, Any]], kind: str = "generate", **changes: Any) -> LoadedTask:
+    path = folder / "items.jsonl"
+    path.write_text("".join(json.dumps(item) + "\n" for item in items))
+    metric = {"generate": "exact_match", "loss": "nats_per_token", "multiple_choice": "acc"}[kind]
+    return load_tasks([EvalTask("t", "gen_kn", str(path), kind, metric, **changes)])[0]
+
+
+def test_items_that_do_not_fit_are_left_out_and_counted(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    items = [{"question": text, "answer": "a"} for text in ("short", "long " * 100, "also short")]
+    task = make_task(tmp_path, items, max_new_tokens=10)
+    lengths = [len(tiny_tokenizer(render_prompt(tiny_tokenizer, item))["input_ids"]) for item in task.items]
+    (fitting,) = fit_lengths([task], tiny_tokenizer, max(lengths[0], lengths[2]) + 10)
+    assert [item.line for item in fitting.items] == [1, 3]
+    assert fitting.left_out == (2,)
+    assert fitting.longest == max(lengths[0], lengths[2])
+    assert fit_lengths([fitting], tiny_tokenizer, fitting.longest + 10) == (fitting,)
+    (exact,) = fit_lengths([task], tiny_tokenizer, lengths[1] + 10)  # the last position counts
+    assert exact.left_out == ()
+    assert fit_lengths([task], tiny_tokenizer, None)[0].left_out == ()
+    with pytest.raises(DataError, match=rf"no item of task 't' fits: the shortest prompt has {min(lengths)} tokens"):
+        fit_lengths([task], tiny_tokenizer, min(lengths) + 9)
+
+
+@pytest.mark.parametrize("kind", ["loss", "multiple_choice"])
+def test_given_answers_count_with_their_own_length(tmp_path: Path, tiny_tokenizer: Any, kind: str) -> None:
+    long = "a very long answer " * 20
+    item = {"question": "Q?", "choices": ["short", long], "answer": 1}
+    task = make_task(tmp_path, [item, item | {"choices": ["b", "c"]}], kind, max_new_tokens=100_000)
+    prompt = len(tiny_tokenizer(render_prompt(tiny_tokenizer, task.items[0]))["input_ids"])
+    whole = prompt + len(tiny_tokenizer(long)["input_ids"])
+    assert fit_lengths([task], tiny_tokenizer, whole)[0].left_out == ()
+    assert fit_lengths([task], tiny_tokenizer, whole - 1)[0].left_out == (1,)
+
+
+def test_a_continuation_is_the_items_own_text_behind_the_first_token(tiny_tokenizer: Any) -> None:
+    item = EvalItem(1, "The boy")
+    assert render_prompt(tiny_tokenizer, item, "continuation") == "The boy"
+    assert render_answer(item, "runs", "continuation") == " runs"
+    assert render_answer(item, " runs", "continuation") == " runs"
+    assert render_answer(EvalItem(1, "The boy\n"), "runs", "continuation") == "runs"
+    assert render_answer(item, "runs", "chat") == "runs"
+    tiny_tokenizer.bos_token = "<|im_start|>"
+    tiny_tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", tiny_tokenizer.bos_token_id)]
+    )
+    assert render_prompt(tiny_tokenizer, item, "continuation") == "<|im_start|>The boy"
