@@ -104,14 +104,37 @@ def train(
 
 @app.command(name="eval")
 def evaluate(
-    config: ConfigPath, overrides: Overrides = None, dry_run: DryRun = False, overwrite: Overwrite = False
+    config: ConfigPath,
+    overrides: Overrides = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NAME=]PATH", help="A further model: run, folder or hub name. May be repeated."),
+    ] = None,
+    full_sft: Annotated[
+        str | None, typer.Option(metavar="[NAME=]PATH", help="The model of full fine-tuning, the other yardstick.")
+    ] = None,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[MODEL:]SCORE>=POINTS",
+            help="Exit 3 unless a change against the base is at least (>=) or at most (<=) this: versatility>=-1.0, "
+            "speciality>=+10; SCORE.low is the lower end of its 95 % interval. May be repeated.",
+        ),
+    ] = None,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Score speciality and versatility, of the base and of the run, side by side."""
+    """Score speciality and versatility of the base, the run and further models, side by side.
+
+    Exit codes: 0 done, 2 a mistake of yours, 3 a requirement is not met.
+    """
     _alone("eval")
-    resolved = load_config(config, overrides)
+    resolved = load_config(config, overrides).with_models(model or (), full_sft)
     from cofitune.recipes import evaluate as recipe
 
-    recipe.evaluate(resolved, overwrite=overwrite, dry_run=dry_run, console=_console())
+    done = recipe.evaluate(resolved, require=require or (), overwrite=overwrite, dry_run=dry_run, console=_console())
+    if not done.met:
+        raise typer.Exit(launch.NOT_MET)
 
 
 @app.command()

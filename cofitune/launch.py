@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 USER_ERROR = 2
+NOT_MET = 3  # a requirement of `cofitune eval --require`
 PARENT = "COFITUNE_PARENT"  # set in ranks that `run_ranks` started: its machine's name where there are several
 SECONDS_TO_END = 30  # for the trial of a search that is ended
 

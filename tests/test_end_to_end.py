@@ -88,7 +88,7 @@ def test_the_main_job_end_to_end(work: Path) -> None:
     said = cofitune("eval", config)
     assert all(word in said for word in ("speciality", "gen_kn", "gen_rs", "instruct", "versatility", "unified"))
     scores = json.loads((run / "eval" / "scores.json").read_text())
-    assert scores["run"]["delta_sha256"] == manifest["delta_sha256"]
+    assert scores["models"]["run"]["delta_sha256"] == manifest["delta_sha256"]
     samples = sorted(p.relative_to(run / "eval" / "samples") for p in (run / "eval" / "samples").rglob("*.jsonl"))
     assert len(samples) == 8
 

@@ -6,17 +6,18 @@ output folder "made by another config".
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from cofitune.errors import did_you_mean
+from cofitune.errors import ConfigError, did_you_mean
 
 SECTIONS_READ: dict[str, tuple[str, ...]] = {
     "train": ("model", "data", "region", "softmask", "train", "deepspeed"),
     "importance": ("model", "data.max_length", "data.template", "data.on_bad_item", "importance"),
-    "eval": ("model", "data.template", "eval"),
+    "eval": ("model", "data.template"),  # answers are kept by what they depend on: tasks and models may come and go
     "search": ("model", "deepspeed"),  # the rest is compared, by contents, in the identity of the store of trials
 }
 
@@ -284,11 +285,45 @@ class Versatility(Section):
     instruct: Tasks = Field((), description="instruction following")
 
 
+class EvalModel(Section):
+    path: str = Field(description="a run (its output_dir), an exported or other model folder, or a hub name")
+    name: str | None = Field(None, description="name in tables; null: the role, or the last part of the path")
+    role: Literal["base", "full_sft"] | None = Field(
+        None, description="base: what all are compared with; full_sft: full fine-tuning, the other yardstick"
+    )
+    revision: str | None = Field(None, description="branch, tag or commit of a hub name")
+
+    @property
+    def title(self) -> str:
+        """The model's name in tables and files."""
+        return self.name or self.role or Path(self.path).name
+
+
+def _model(value: Any) -> Any:
+    """`NAME=PATH` stands for `{name: NAME, path: PATH}`, and a path alone for `{path: …}`."""
+    if not isinstance(value, str):
+        return value
+    name, sign, path = value.partition("=")
+    return {"name": name, "path": path} if sign else {"path": value}
+
+
 class Eval(Section):
+    models: Annotated[tuple[Annotated[EvalModel, BeforeValidator(_model)], ...], BeforeValidator(_listed)] = Field(
+        (), description="models beside the base (model) and this config's own run, which are always there"
+    )
     speciality: Tasks = Field((), description="tasks of the speciality")
     versatility: Versatility = Field(default_factory=Versatility, description="tasks of the three general abilities")
     speciality_weight: float = Field(0.5, ge=0, le=1, description="w in unified = w·speciality + (1 − w)·versatility")
     batch_size: int = Field(16, gt=0, description="items a batch; keep it the same in everything that is compared")
+
+    @field_validator("models")
+    @classmethod
+    def _a_role_is_one_models(cls, models: tuple[EvalModel, ...]) -> tuple[EvalModel, ...]:
+        for role in ("base", "full_sft"):
+            named = [m.path for m in models if m.role == role]
+            if len(named) > 1:
+                raise ValueError(f"one model has the role {role}, not {len(named)} ({', '.join(named)})")
+        return models
 
 
 class Level(Section):
@@ -344,3 +379,15 @@ class Config(Section):
     def run(self) -> Path:
         """The run's folder as a path."""
         return Path(self.output_dir)
+
+    def with_models(self, models: Sequence[str], full_sft: str | None) -> Config:
+        """The same config with further models in `eval.models`, each `PATH` or `NAME=PATH`.
+
+        Raises:
+            ConfigError: full fine-tuning's model is named in the config already.
+        """
+        given = [_model(m) for m in models] + ([_model(full_sft) | {"role": "full_sft"}] if full_sft else [])
+        further = tuple(EvalModel.model_validate(m) for m in given)
+        if full_sft and any(m.role == "full_sft" for m in self.eval.models):
+            raise ConfigError([f"--full-sft {full_sft}: eval.models names a model with the role full_sft already"])
+        return self.model_copy(update={"eval": self.eval.model_copy(update={"models": (*self.eval.models, *further)})})

@@ -67,9 +67,14 @@ def load_tasks(tasks: Iterable[EvalTask]) -> tuple[LoadedTask, ...]:
     return tuple(_load(task) for task in tasks)
 
 
+def is_title(name: str) -> bool:
+    """Whether a name can stand in tables and name a file."""
+    return bool(_TITLE.match(name))
+
+
 def _check_task(task: EvalTask) -> None:
     where = f"eval.{task.category}: task '{task.title}'"
-    if not _TITLE.match(task.title):
+    if not is_title(task.title):
         raise UserError(f"{where}: a name is made of letters, digits, spaces and . _ + - (it also names a file)")
     if task.metric != "regex":
         return

@@ -132,7 +132,7 @@ def weight_files(name: str, revision: str | None = None, download: bool = True) 
 def fingerprint(name: str, revision: str | None = None, download: bool = True) -> str:
     """One hash for the base model: over its config.json and the sha256 of each weight file.
 
-    Hashing 26 GB takes a while, so each file's hash is remembered in the user's cache by path, size and time.
+    Hashing 26 GB takes a while, so each file's hash is remembered (`remembered_sha256`).
 
     Raises:
         UserError: the model has no weights here.
@@ -144,8 +144,27 @@ def fingerprint(name: str, revision: str | None = None, download: bool = True) -
         config.pop(key, None)
     digest.update(json.dumps(config, sort_keys=True).encode())
     for file in files:
-        digest.update(_remembered_sha256(file.resolve()).encode())
+        digest.update(remembered_sha256(file).encode())
     return digest.hexdigest()
+
+
+def remembered_sha256(file: Path) -> str:
+    """A large file's sha256, remembered in the user's cache for as long as its path, size and times stay the same.
+
+    The time of the inode's last change is among them: unlike the time of the last write, no program can set it back.
+    """
+    file = file.resolve()
+    memory = cache_folder() / "fingerprints.json"
+    status = file.stat()
+    key = f"{file}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
+    known: dict[str, Any] = {}
+    with suppress(OSError, ValueError):  # no memory yet, or a damaged one: hash again
+        known = json.loads(memory.read_text(encoding="utf-8"))
+    if key not in known:
+        known[key] = sha256_file(file)
+        with suppress(OSError):  # a cache that cannot be written costs time, not correctness
+            write_json(memory, known)
+    return str(known[key])
 
 
 def cache_folder() -> Path:
@@ -165,17 +184,3 @@ def _hub_folder(name: str, revision: str | None, patterns: list[str], download: 
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def _remembered_sha256(file: Path) -> str:
-    memory = cache_folder() / "fingerprints.json"
-    status = file.stat()
-    key = f"{file}:{status.st_size}:{status.st_mtime_ns}"
-    known: dict[str, Any] = {}
-    with suppress(OSError, ValueError):  # no memory yet, or a damaged one: hash again
-        known = json.loads(memory.read_text(encoding="utf-8"))
-    if key not in known:
-        known[key] = sha256_file(file)
-        with suppress(OSError):  # a cache that cannot be written costs time, not correctness
-            write_json(memory, known)
-    return str(known[key])

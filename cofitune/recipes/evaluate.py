@@ -1,276 +1,208 @@
-"""`cofitune eval`: read the tasks, score the base, put the run's delta into it, score again, show what changed."""
+"""`cofitune eval`: ask every model the same items, except what was asked before; show what was learnt and forgotten."""
 
 from __future__ import annotations
 
-import hashlib
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+import gc
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from cofitune.config.schema import Config
-from cofitune.data.chat import set_template
-from cofitune.errors import ArtifactError, UserError
-from cofitune.evaluation.harness import harness_version, score_model
-from cofitune.evaluation.lengths import fit_lengths, max_positions
+from cofitune.evaluation.comparison import Compared, changed_items, put_together
+from cofitune.evaluation.gate import Verdict, judge
+from cofitune.evaluation.harness import score_model
 from cofitune.evaluation.samples import TaskResult, save_result
-from cofitune.evaluation.scores import put_together
-from cofitune.evaluation.tasks import LoadedTask, load_tasks
-from cofitune.files import read_json, write_json
-from cofitune.model.anatomy import read_model_config
-from cofitune.model.load import choose_dtype, fingerprint, load_tokenizer, weight_files
-from cofitune.recipes.folders import check_folder, start_folder
-from cofitune.recipes.shared import eval_tasks, load_base
-from cofitune.reports.scores_table import scores_sentence, scores_table
-from cofitune.training.delta import Delta, apply_delta, read_delta
+from cofitune.evaluation.tasks import LoadedTask
+from cofitune.files import write_json, write_text
+from cofitune.recipes.eval_models import Scored
+from cofitune.recipes.eval_plan import Plan, Results, device, make_plan, print_plan, tell_left_out
+from cofitune.recipes.folders import start_folder
+from cofitune.recipes.shared import load_base
+from cofitune.reports.scores_table import example_lines, scores_table, sentences, verdict_line
+from cofitune.training.delta import delta_applied, read_delta
 
-FORMAT = 1
-Scores = dict[str, Any]  # one model's part of scores.json
+FORMAT = 2
+Changed = dict[str, dict[str, list[dict[str, Any]]]]  # by model: lost and gained items
 
 
 @dataclass(frozen=True)
-class Plan:
-    """All that is known before weights load.
-
-    Attributes:
-        folder: where the scores go.
-        positions: tokens that the model can attend to.
-        identity: `settings` and `tasks` of scores.json: what two scores must share to be comparable.
-        delta: what the run's training changed; None where it has not finished.
-    """
+class Evaluation:
+    """What `evaluate` leaves: the folder with scores.json, and the gate's verdicts."""
 
     folder: Path
-    tasks: tuple[LoadedTask, ...]
-    tokenizer: PreTrainedTokenizerBase
-    positions: int | None
-    identity: dict[str, Any]
-    delta: Delta | None
+    verdicts: tuple[Verdict, ...] = ()
+
+    @property
+    def met(self) -> bool:
+        """Whether every requirement is met."""
+        return all(verdict.met for verdict in self.verdicts)
 
 
-def evaluate(config: Config, *, overwrite: bool = False, dry_run: bool = False, console: Console | None = None) -> Path:
-    """Score the base model and the run on the same items and write both into `<output_dir>/eval`.
+def evaluate(
+    config: Config,
+    *,
+    require: Sequence[str] = (),
+    overwrite: bool = False,
+    dry_run: bool = False,
+    console: Console | None = None,
+) -> Evaluation:
+    """Score the base, the run and every further model on the same items and compare them, in `<output_dir>/eval`.
 
-    What was scored before with the same model, data and settings is kept: a new delta scores the run only.
+    Answers are kept by all that they depend on: a second call loads no weights, and a new model, task or delta is all
+    that is scored. An interrupted call goes on with the next unfinished task.
 
     Args:
         config: reads its sections model, data (the template) and eval; the run is `<output_dir>/train`.
+        require: requirements on the changes against the base, such as `versatility>=-1.0` (evaluation/gate.py).
         overwrite: score everything anew, and replace a folder of another config.
         dry_run: print the plan and write nothing.
         console: where to talk; default: the terminal.
-
-    Returns:
-        The folder with `scores.json` and `samples/`.
 
     Raises:
         UserError: anything that the user can mend, found before weights load.
     """
     console = console or Console()
-    plan = make_plan(config, overwrite)
-    base, run = (None, None) if overwrite else _known_scores(plan, console)
+    plan = make_plan(config, overwrite, require)
     if dry_run:
-        _show_plan(plan, base, run, console)
-        return plan.folder
-    if base is not None and (run is not None or plan.delta is None):
-        console.print(f"{plan.folder} is finished already, with these settings and this data (--overwrite: anew)")
-    else:
-        _tell_left_out(plan, console)
-        start_folder(config, "eval", overwrite)
-        base, run = _score(plan, config, base, console)
-    _report(_scores_json(plan, config, base, run), plan, console)
-    return plan.folder
+        print_plan(plan, {m.name: {} for m in plan.models} if overwrite else plan.known(), console)
+        return Evaluation(plan.folder)
+    start_folder(config, "eval", overwrite)
+    tell_left_out(plan, console)
+    results = plan.known()
+    _score_missing(plan, config, results, console)
+    scores = _scores(plan, config, results)
+    verdicts = judge(plan.requirements, _changes(scores))
+    changed = _changed(plan, results, scores)
+    _write(plan, results, scores | {"gate": [v.as_dict() for v in verdicts]}, changed)
+    _report(plan, scores, changed, console)
+    for verdict in verdicts:
+        console.print(verdict_line(verdict.as_dict()), markup=False, highlight=False, soft_wrap=True)
+    return Evaluation(plan.folder, tuple(verdicts))
 
 
-def make_plan(config: Config, overwrite: bool = False) -> Plan:
-    """Read the tasks, the tokenizer and the run's delta, and check everything that the user could have got wrong.
-
-    Raises:
-        UserError: no task is named; a file, an item, a package, the model or the output folder cannot be used; the
-            delta belongs to another model.
-    """
-    wanted = config.model
-    folder = check_folder(config, "eval", overwrite)
-    version = harness_version()
-    tasks = load_tasks(eval_tasks(config.eval))
-    if not tasks:
-        raise UserError(
-            "eval: names no task; for example eval: {speciality: [{path: data/law_test.jsonl, kind: generate}]}"
-        )
-    model_config = read_model_config(wanted.name, wanted.revision, wanted.trust_remote_code)
-    weight_files(wanted.name, wanted.revision)
-    tokenizer = load_tokenizer(wanted.name, wanted.revision, wanted.trust_remote_code)
-    template = set_template(tokenizer, config.data.template)
-    positions = max_positions(model_config)
-    tasks = fit_lengths(tasks, tokenizer, positions)
-    base = fingerprint(wanted.name, wanted.revision)
-    settings = {
-        "base_fingerprint": base,
-        "dtype": str(choose_dtype(wanted.dtype)).removeprefix("torch."),
-        "attn_implementation": wanted.attn_implementation,
-        "batch_size": config.eval.batch_size,
-        "device": _device().type,
-        "template": template,
-        "template_sha256": _sha256(str(tokenizer.chat_template)),
-        "tokenizer_sha256": _sha256(tokenizer.backend_tokenizer.to_str()),
-        "versions": {"lm-eval": version, "torch": torch.__version__, "transformers": transformers.__version__},
-    }
-    identity = {"settings": settings, "tasks": {t.task.title: _about(t) for t in tasks}}
-    return Plan(folder, tasks, tokenizer, positions, identity, _find_delta(config, base))
+def _score_missing(plan: Plan, config: Config, results: Results, console: Console) -> None:
+    """Ask what has not been answered yet; every base is loaded once, its runs' deltas are put in and taken out."""
+    todo = [m for m in plan.models if len(results[m.name]) < len(plan.tasks)]
+    asked = sum(len(found) for found in results.values())
+    if asked:
+        console.print(f"{asked} of {len(plan.models) * len(plan.tasks)} results as scored before", highlight=False)
+    places = {model.source.place: index for index, model in reversed(list(enumerate(plan.models)))}
+    todo.sort(key=lambda m: places[m.source.place])  # stable, so that the base comes before its runs
+    for (name, revision), group in groupby(todo, key=lambda m: m.source.place):
+        wanted = config.model.model_copy(update={"name": name, "revision": revision})
+        with _status(console, f"loading {name}"):
+            weights = load_base(wanted).to(device())
+        for model in group:
+            with _with_delta(weights, model):
+                _score(plan, model, weights, results[model.name], console)
+        del weights  # its memory must be back before the next one loads
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
-def _find_delta(config: Config, base_fingerprint: str) -> Delta | None:
-    """The run's delta; none before training has finished, when the manifest, which is written last, is not there."""
-    folder = config.run / "train"
-    return read_delta(folder, base_fingerprint) if (folder / "manifest.json").is_file() else None
+@contextmanager
+def _with_delta(weights: PreTrainedModel, model: Scored) -> Iterator[None]:
+    if model.train is None:
+        yield
+        return
+    with delta_applied(weights, read_delta(model.train, model.source.fingerprint)):
+        yield
 
 
-def _about(loaded: LoadedTask) -> dict[str, Any]:
-    """What a task's score depends on, as scores.json tells it."""
-    fields = asdict(loaded.task) | {"stop": list(loaded.task.stop)}
-    del fields["title"]
-    return fields | {"items": len(loaded.items), "chance": loaded.chance, "sha256": loaded.sha256}
-
-
-def _known_scores(plan: Plan, console: Console) -> tuple[Scores | None, Scores | None]:
-    """The base's and the run's scores from an earlier call, as far as they still hold."""
-    path = plan.folder / "scores.json"
-    if not path.is_file():
-        return None, None
-    before = read_json(path, "scores file")
-    if before.get("format") != FORMAT:
-        raise ArtifactError(f"{path}: format {before.get('format')} is not {FORMAT}, which we write; --overwrite it")
-    changed = [
-        f"{part}.{name}"
-        for part in ("settings", "tasks")
-        for name, now in plan.identity[part].items()
-        if before[part].get(name) != now
-    ]
-    if changed:
-        console.print(f"scored anew, because {', '.join(changed)} changed since {path} was written", markup=False)
-        return None, None
-    base, run = before["base"], before["run"]
-    if plan.delta is None or (run and run["delta_sha256"] != plan.delta.sha256):
-        run = None
-    return (base if _has_samples(plan, "base") else None), (run if _has_samples(plan, "run") else None)
-
-
-def _has_samples(plan: Plan, model: str) -> bool:
-    return all(_samples_path(plan, model, loaded.task.title).is_file() for loaded in plan.tasks)
-
-
-def _score(plan: Plan, config: Config, base: Scores | None, console: Console) -> tuple[Scores, Scores | None]:
-    """Load the base; score it unless that is done; then the same model with the delta in it."""
-    with _status(console, f"loading {config.model.name}"):
-        model = load_base(config.model).to(_device())
-    path = plan.folder / "scores.json"
-    # what is about to be scored is unsaid first: an interruption must not leave old scores beside new samples
-    if base is None:
-        path.unlink(missing_ok=True)
-        base = _score_one(plan, config, model, "base", console)
-        write_json(path, _scores_json(plan, config, base, None))
-    else:
-        write_json(path, _scores_json(plan, config, base, None))
-        console.print("base as scored before")
-    if plan.delta is None:
-        return base, None
-    apply_delta(model, plan.delta)
-    run = _score_one(plan, config, model, "run", console) | {"delta_sha256": plan.delta.sha256}
-    write_json(path, _scores_json(plan, config, base, run))
-    return base, run
-
-
-def _score_one(plan: Plan, config: Config, model: PreTrainedModel, name: str, console: Console) -> Scores:
-    """Score one model on every task, keeping its answers; each task is reported as soon as it is done."""
-    with _status(console, name) as status:
+def _score(plan: Plan, model: Scored, weights: PreTrainedModel, found: dict[str, TaskResult], console: Console) -> None:
+    """Score one model on the tasks that it lacks; each answer is kept as soon as its task is done."""
+    width = max(len(m.name) for m in plan.models)
+    by_title = {t.task.title: t for t in plan.tasks}
+    with _status(console, model.name) as status:
 
         def say(loaded: LoadedTask) -> None:
             if status is not None:
-                status.update(f"{name}: {loaded.task.title}, {len(loaded.items)} items")
+                status.update(f"{model.name}: {loaded.task.title}, {len(loaded.items)} items")
 
         def keep(result: TaskResult) -> None:
-            save_result(result, _samples_path(plan, name, result.title))
+            plan.cache.put(plan.key(model, by_title[result.title]), result)
+            found[result.title] = result
             console.print(
-                f"{name:<5}{result.title}: {result.metric.name} {result.raw:.3f} of {result.items} items "
+                f"{model.name:<{width}} {result.title}: {result.metric.name} {result.raw:.3f} of {result.items} items "
                 f"({result.seconds:.0f} s)",
                 markup=False,
                 highlight=False,
             )
 
-        results = score_model(model, plan.tokenizer, plan.tasks, config.eval.batch_size, None, say, keep)
-    return {"tasks": {title: {"raw": r.raw, "seconds": round(r.seconds, 1)} for title, r in results.items()}}
+        missing = [t for t in plan.tasks if t.task.title not in found]
+        score_model(weights, model.source.tokenizer, missing, plan.settings["batch_size"], None, say, keep)
 
 
-def _scores_json(plan: Plan, config: Config, base: Scores, run: Scores | None) -> dict[str, Any]:
-    weight = config.eval.speciality_weight
-    return {"format": FORMAT, **plan.identity, **put_together(plan.identity["tasks"], base, run, weight)}
+def _scores(plan: Plan, config: Config, results: Results) -> dict[str, Any]:
+    """The content of scores.json."""
+    groups: dict[str, list[str]] = {}
+    for model in plan.models:
+        if model.training is not None:
+            groups.setdefault(model.training, []).append(model.name)
+    seeds = {m.name: m.seed for m in plan.models}
+    by_seed = tuple(tuple(g) for g in groups.values() if len({seeds[name] for name in g}) > 1)
+    full_sft = next((m.name for m in plan.models if m.role == "full_sft"), None)
+    ordered = {m.name: {t.task.title: results[m.name][t.task.title] for t in plan.tasks} for m in plan.models}
+    computed = put_together(ordered, Compared(plan.models[0].name, full_sft, by_seed), config.eval.speciality_weight)
+    for model in plan.models:
+        computed["models"][model.name] |= {
+            "role": model.role, "path": model.path, **model.weights, "seed": model.seed
+        }  # fmt: skip
+    return {"format": FORMAT, "settings": plan.settings, "tasks": plan.about_tasks} | computed
 
 
-def _report(scores: dict[str, Any], plan: Plan, console: Console) -> None:
-    console.print(scores_table(scores))
+def _changes(scores: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Each model's changes against the base by the score's name; a summary goes before a task of the same name."""
+    base = next(iter(scores["models"]))
+    own = [c for c in scores["comparisons"] if c["against"] == base]
+    return {c["model"]: {**c["tasks"], **{n: v for n, v in c["summary"].items() if v is not None}} for c in own}
+
+
+def _write(plan: Plan, results: Results, scores: dict[str, Any], changed: Changed) -> None:
+    """Answers, lost and gained items, then the scores: an interruption leaves no old scores beside new answers."""
+    (plan.folder / "scores.json").unlink(missing_ok=True)
+    for part in ("samples", "changed"):
+        shutil.rmtree(plan.folder / part, ignore_errors=True)
+    for name, found in results.items():
+        for title, result in found.items():
+            save_result(result, plan.folder / "samples" / name / f"{title}.jsonl")
+    for name, parts in changed.items():
+        for what, items in parts.items():
+            text = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+            write_text(plan.folder / "changed" / name / f"{what}.jsonl", text)
+    write_json(plan.folder / "scores.json", scores)
+
+
+def _changed(plan: Plan, results: Results, scores: dict[str, Any]) -> Changed:
+    """The items that each model lost and gained against the base."""
+    choices = {t.task.title: [item.choices for item in t.items] for t in plan.tasks}
+    own = [c for c in scores["comparisons"] if c["against"] == plan.models[0].name]
+    return {c["model"]: changed_items(results, c, choices) for c in own}
+
+
+def _report(plan: Plan, scores: dict[str, Any], changed: Changed, console: Console) -> None:
+    lines = list(sentences(scores))
     if scores["missing"]:
-        console.print(f"no task, and so in no mean: {', '.join(scores['missing'])}", highlight=False)
-    console.print(scores_sentence(scores), highlight=False)
-    if plan.delta is None:
-        console.print(f"only the base was scored: {plan.folder.parent / 'train'} holds no finished training yet")
-    console.print(f"→ {plan.folder}/scores.json, samples/", markup=False, highlight=False, soft_wrap=True)
-
-
-def _show_plan(plan: Plan, base: Scores | None, run: Scores | None, console: Console) -> None:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in ("category", "task", "kind", "metric"):
-        table.add_column(name)
-    for name in ("items", "longest prompt, tokens"):
-        table.add_column(name, justify="right")
-    for loaded in plan.tasks:
-        task = loaded.task
-        tokens = f"{loaded.longest:,}"
-        table.add_row(task.category, task.title, task.kind, task.metric, f"{len(loaded.items):,}", tokens)
-    console.print(table)
-    _tell_left_out(plan, console)
-    settings = plan.identity["settings"]
-    todo = "as scored before" if base else "to score"
-    done = "no finished training yet" if plan.delta is None else "as scored before" if run else "to score"
-    console.print(
-        f"base     {todo}\nrun      {done}\n"
-        f"model    {plan.positions or 'unlimited'} positions, {settings['dtype']} on {settings['device']}, batches of "
-        f"{settings['batch_size']}, template {settings['template']}\n"
-        f"writes   {plan.folder}/: scores.json, samples/<base|run>/<task>.jsonl, config.yaml",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
-
-
-def _tell_left_out(plan: Plan, console: Console) -> None:
-    for loaded in plan.tasks:
-        if loaded.left_out:
-            lines = ", ".join(map(str, loaded.left_out[:5])) + (", …" if len(loaded.left_out) > 5 else "")
-            console.print(
-                f"{loaded.task.title}: {len(loaded.left_out)} of {len(loaded.left_out) + len(loaded.items)} items are "
-                f"left out; with their answers they exceed the model's {plan.positions} positions (lines {lines})",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
-
-
-def _samples_path(plan: Plan, model: str, title: str) -> Path:
-    return plan.folder / "samples" / model / f"{title}.jsonl"
+        lines.append(f"no task, and so in no mean: {', '.join(scores['missing'])}")
+    for name, parts in changed.items():
+        lines += example_lines(name, parts["lost"])
+    if len(plan.models) == 1:
+        lines.append(f"only the base was scored: {plan.folder.parent / 'train'} holds no finished training yet")
+    lines.append(f"→ {plan.folder}/scores.json, samples/, changed/ (the items lost and gained)")
+    console.print(scores_table(scores))
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _status(console: Console, text: str) -> AbstractContextManager[Any]:
     return console.status(text) if console.is_terminal else nullcontext()
-
-
-def _device() -> torch.device:
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()

@@ -32,8 +32,8 @@ class StartTrial(Protocol):
         """Train and evaluate what `config` says, below its output_dir, which is `folder`.
 
         With `train` it trains into `<folder>/train` (`metrics.jsonl`, `delta.safetensors`) and scores the result as
-        `run` of `<folder>/eval/scores.json`; without, it only scores the base, as `base` there. The base's scores and
-        samples are handed on to each trial in `<folder>/eval`, where `evaluate` finds them and scores the run only.
+        `run` of `<folder>/eval/scores.json`; without, it only scores the base, as `base` there. The base's answers are
+        handed on to each trial in `<folder>/eval/cache`, where `evaluate` finds them and scores the run only.
 
         Raises:
             TrialError: it failed; the search records the reason and goes on. A UserError or OSError counts as that too.
@@ -146,9 +146,9 @@ def _score_base(config: Config, made: Plan, store: Store, start_trial: StartTria
 
 
 def _hand_on_base(base: Path, folder: Path) -> None:
-    """Give a trial the base's scores, so that it need not score the base again."""
-    if (base / "eval" / "scores.json").is_file():
-        shutil.copytree(base / "eval", folder / "eval", ignore=shutil.ignore_patterns("config.yaml"))
+    """Give a trial the base's answers, so that it need not score the base again."""
+    if (base / "eval" / "cache").is_dir():
+        shutil.copytree(base / "eval" / "cache", folder / "eval" / "cache")
 
 
 def _read_scores(folder: Path, model: str) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def _read_scores(folder: Path, model: str) -> dict[str, Any]:
     """
     path = folder / "eval" / "scores.json"
     content = read_json(path, "evaluation")
-    scores = content.get(model) if isinstance(content, dict) else None
+    scores = content.get("models", {}).get(model) if isinstance(content, dict) else None
     if not isinstance(scores, dict):
         raise TrialError(f"{path}: holds no scores of '{model}'")
     categories = {name: _number(value) for name, value in (scores.get("categories") or {}).items()}

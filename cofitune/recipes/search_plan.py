@@ -17,7 +17,7 @@ from cofitune.evaluation.tasks import LoadedTask, load_tasks
 from cofitune.files import sha256_file
 from cofitune.model.anatomy import Anatomy, read_anatomy, read_model_config
 from cofitune.model.region import Region
-from cofitune.recipes.evaluate import make_plan as plan_evaluation
+from cofitune.recipes.eval_plan import make_plan as plan_evaluation
 from cofitune.recipes.folders import check_folder
 from cofitune.recipes.shared import eval_tasks, tasks_by_category
 from cofitune.recipes.train_plan import plan_training

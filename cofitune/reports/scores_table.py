@@ -1,8 +1,8 @@
-"""The table before/after of an evaluation, and its one sentence. Reads what `scores.json` holds, nothing else."""
+"""The table of an evaluation and the sentences below it. Reads what `scores.json` holds, nothing else."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -10,90 +10,186 @@ from rich.table import Table
 from rich.text import Text
 
 CATEGORIES = ("speciality", "gen_kn", "gen_rs", "instruct")
-ABOUT = {"speciality": "", "gen_kn": "knowledge", "gen_rs": "reasoning", "instruct": "instructions"}
 NONE = "–"
+NOISE = "~"  # after a change that is smaller than the noise between training seeds
+
+Entry = Mapping[str, Any]
 
 
-def scores_table(scores: Mapping[str, Any]) -> Table:
-    """One row a category, its tasks below, then versatility and unified.
+def scores_table(scores: Entry) -> Table:
+    """One row a category, its tasks below, then versatility and unified; one column a model.
 
     Args:
-        scores: the content of `scores.json`; `run` is None where only the base was scored.
+        scores: the content of `scores.json`; the first of its models is the base.
 
     Returns:
-        A table of 0–100 scores (0 is guessing) with the raw share of right answers in brackets; readable without
-        colour in 80 columns, where task names are not long.
+        A table of 0–100 scores (0 is guessing) and their changes against the base with 95 % intervals; readable
+        without colour in 80 columns for two models, where task names are not long.
     """
+    base, *others = scores["models"]
     table = Table(
-        title="score (share of right answers): 0 is guessing, 100 all right",
+        title="0 is guessing, 100 all right; in brackets the share of right answers"
+        if len(others) < 2
+        else f"0 is guessing, 100 all right; below, the change against {base} and its 95 % interval",
         title_style="",
         box=box.SIMPLE_HEAD,  # without vertical lines and with little padding: 80 columns hold it
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
     table.add_column("task", overflow="fold")
-    for name in ("metric", "items", "base", "run", "change"):
-        table.add_column(name, justify="left" if name == "metric" else "right", no_wrap=True)
-    base, run = scores["base"], scores.get("run")
+    columns = ["items", base, *others]
+    if len(others) == 1:
+        columns += ["change", "95 % interval"]
+    for name in columns:
+        table.add_column(Text(name), justify="right", no_wrap=True)
     for category in CATEGORIES:
-        pair = base["categories"][category], run["categories"][category] if run else None
-        table.add_row(category, ABOUT[category], "", *_three(*pair, bool(run)), style="bold")
-        if pair[0] is None:
-            table.add_row("  (no task)", "", "", "", "", "")
-        for title, about in scores["tasks"].items():
-            if about["category"] == category:
-                table.add_row(Text(f"  {title}"), about["metric"], str(about["items"]), *_task(title, base, run))
+        titles = [title for title, about in scores["tasks"].items() if about["category"] == category]
+        table.add_row(category, "", *_cells(scores, category, None), style="bold")
+        if not titles:
+            table.add_row("  (no task)")
+        for title in titles:
+            items = f"{scores['tasks'][title]['items']:,}"
+            table.add_row(Text(f"  {title}"), items, *_cells(scores, category, title))
         table.add_section()
     for name in ("versatility", "unified"):
-        pair = base[name], run[name] if run else None
-        table.add_row(name, "", "", *_three(*pair, bool(run)), style="bold")
+        table.add_row(name, "", *_cells(scores, name, None), style="bold")
     return table
 
 
-def scores_sentence(scores: Mapping[str, Any]) -> str:
-    """What training gained and what it cost, in one sentence."""
-    base, run, changes = scores["base"], scores.get("run"), scores.get("changes")
-    if not run or not changes:
-        speciality, versatility = base["categories"]["speciality"], base["versatility"]
-        return f"base: speciality {_number(speciality)}, versatility {_number(versatility)}"
-    parts = f"speciality {_signed(changes['spec_gain'])}, versatility {_signed(changes['versatility'])}"
-    details = [f"{name} {_signed(value)}" for name, value in changes["categories"].items() if value is not None]
-    kept = changes["versatility_retained"]
-    if kept is not None:
-        details.append(f"{kept:.0f} % of versatility kept")
-    return f"{parts}: {', '.join(details)}" if details else parts
+def sentences(scores: Entry) -> Iterator[str]:
+    """What each model gained and what it cost, what is not known and why, one line each."""
+    base, *others = scores["models"]
+    if not others:
+        own = scores["models"][base]
+        speciality, versatility = _number(own["categories"]["speciality"]), _number(own["versatility"])
+        yield f"{base}: speciality {speciality}, versatility {versatility}"
+    for comparison in scores["comparisons"]:
+        if comparison["against"] == base:
+            yield _gain(comparison)
+        yield from _ratio_lines(comparison)
+    told_by_two = [c for c in scores["comparisons"] if c["against"] == base]
+    for comparison in told_by_two:
+        yield _changed_sides(comparison)
+    noise = scores["noise_floor"]
+    if noise["scores"]:
+        parts = ", ".join(
+            f"{n} {_number(noise['scores']['summary'].get(n))}" for n in ("speciality", "versatility", "unified")
+        )
+        runs = "; ".join(", ".join(group) for group in noise["runs"])
+        yield f"noise floor (standard deviation over the seeds of {runs}): {parts}; {NOISE} marks changes below it"
+    elif others:
+        yield f"noise floor: not known ({noise['reason']})"
 
 
-def _task(title: str, base: Mapping[str, Any], run: Mapping[str, Any] | None) -> tuple[Text, Text, Text]:
-    before = base["tasks"][title]
-    after = run["tasks"][title] if run else None
-    change = after["normalised"] - before["normalised"] if after else None
-    return _with_raw(before), _with_raw(after) if after else Text(NONE), _coloured(change)
+def example_lines(model: str, lost: Sequence[Entry], most: int = 3) -> Iterator[str]:
+    """The first few items that a model lost, each with what is right and what it says now."""
+    for item in lost[:most]:
+        right, now = item["reference"], item["after"].get("answer", item["after"].get("pick"))
+        if "choices" in item:
+            right, now = (item["choices"][n] if isinstance(n, int) else n for n in (right, now))
+        yield (
+            f"{model} lost {item['task']}:{item['line']}: right is {_shortened(right)}, now it says {_shortened(now)}"
+        )
 
 
-def _with_raw(task: Mapping[str, Any]) -> Text:
-    return Text(f"{_number(task['normalised'])} ({task['raw']:.3f})")
+def verdict_line(verdict: Entry) -> str:
+    """One requirement of the gate: met or not, and the change that it was held against."""
+    met = "met    " if verdict["met"] else "NOT MET"
+    change = f"{_signed(verdict['value'])} ({_signed(verdict['low'])} to {_signed(verdict['high'])})"
+    return f"{met} {verdict['require']}: the change is {change}"
 
 
-def _three(before: float | None, after: float | None, ran: bool) -> tuple[Text, Text, Text]:
-    change = after - before if ran and before is not None and after is not None else None
-    return Text(_aligned(before)), Text(_aligned(after)), _coloured(change)
+def _shortened(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return repr(text if len(text) <= 40 else text[:39] + "…")
 
 
-def _aligned(value: float | None) -> str:
-    """A score whose decimals stand under those of the tasks, which are followed by ` (0.123)`."""
-    return NONE if value is None else _number(value) + " " * len(" (0.000)")
+def _gain(comparison: Entry) -> str:
+    changes = comparison["summary"]
+    parts = [f"{name} {_signed(_value(changes[name]))}" for name in ("speciality", "versatility")]
+    details = [f"{name} {_signed(changes[name]['value'])}" for name in CATEGORIES[1:] if changes[name]]
+    return f"{comparison['model']}: {', '.join(parts)}" + (f" ({', '.join(details)})" if details else "")
 
 
-def _coloured(change: float | None) -> Text:
+def _ratio_lines(comparison: Entry) -> Iterator[str]:
+    against = comparison["against"]
+    words = {
+        "versatility_retained": "of versatility kept",
+        "vers_recovery": f"of what {against} forgot is not forgotten",
+        "spec_gain_kept": f"of what {against} gained is gained",
+    }
+    for name, ratio in comparison["ratios"].items():
+        if ratio["value"] is None:
+            yield f"{comparison['model']}: {NONE} % {words[name]}: {ratio['reason']}"
+        else:
+            ends = f"{ratio['low']:.0f} to {ratio['high']:.0f}"
+            yield f"{comparison['model']}: {ratio['value']:.0f} % ({ends}) {words[name]}".replace("-", "−")
+
+
+def _changed_sides(comparison: Entry) -> str:
+    tasks = comparison["tasks"]
+    lost, gained = (sum(len(change[what]) for change in tasks.values()) for what in ("lost", "gained"))
+    told = [t for t, c in tasks.items() if c["p_holm"] is not None and c["p_holm"] < 0.05]
+    found = f"changed beyond chance (McNemar, Holm, 5 %): {', '.join(told) or 'no task'}"
+    return f"{comparison['model']}: {lost} items lost, {gained} gained; {found}"
+
+
+def _cells(scores: Entry, name: str, title: str | None) -> list[Text]:
+    """The cells of a row after `items`: of a task, or of the category or summary `name`."""
+    base, *others = scores["models"]
+    against = {c["model"]: c for c in scores["comparisons"] if c["against"] == base}
+
+    def change(model: str) -> Entry | None:
+        comparison = against[model]
+        found: Entry | None = comparison["tasks"][title] if title else comparison["summary"][name]
+        return found
+
+    figures = [_figure(scores, model, name, title, with_raw=len(others) < 2) for model in scores["models"]]
+    if len(others) == 1:
+        found = change(others[0])
+        return [*figures, _coloured(found, _signed(_value(found))), Text(_interval(found))]
+    return [
+        figures[0],
+        *(_stacked(figure, change(model)) for figure, model in zip(figures[1:], others, strict=True)),
+    ]
+
+
+def _figure(scores: Entry, model: str, name: str, title: str | None, with_raw: bool) -> Text:
+    own = scores["models"][model]
+    if title is not None:
+        task = own["tasks"][title]
+        if scores["tasks"][title].get("unit", "share") != "share":
+            return Text(f"{task['raw']:.3f}")
+        return Text(_number(task["score"]) + (f" ({task['raw']:.3f})" if with_raw else ""))
+    value = own["categories"][name] if name in own["categories"] else own[name]
+    # decimals stand under those of the tasks, which are followed by ` (0.123)`
+    return Text(_number(value) + (" " * len(" (0.000)") if with_raw and value is not None else ""))
+
+
+def _stacked(figure: Text, change: Entry | None) -> Text:
+    if change is None:
+        return figure
+    return Text.assemble(figure, " ", _coloured(change, _signed(change["value"])), "\n", _interval(change))
+
+
+def _interval(change: Entry | None) -> str:
+    return "" if change is None else f"{_signed(change['low'])} to {_signed(change['high'])}"
+
+
+def _coloured(change: Entry | None, text: str) -> Text:
+    """Green or red where the interval excludes 0; marked where it is below the noise between seeds."""
     if change is None:
         return Text(NONE)
-    style = "green" if change >= 0.05 else "red" if change <= -0.05 else ""
-    return Text(_signed(change), style)
+    style = "green" if change["low"] > 0 else "red" if change["high"] < 0 else ""
+    return Text(text + (NOISE if change["within_noise"] else ""), style)
+
+
+def _value(change: Entry | None) -> float | None:
+    return None if change is None else change["value"]
 
 
 def _number(value: float | None) -> str:
-    return "none (no task)" if value is None else f"{value:.1f}".replace("-", "−")
+    return NONE if value is None else f"{value:.1f}".replace("-", "−")
 
 
 def _signed(change: float | None) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,16 +49,26 @@ def write_delta(folder: Path, tensors: dict[str, Tensor], manifest: dict[str, An
     write_json(folder / "manifest.json", {"format": FORMAT, "delta_sha256": sha256_file(path), **manifest})
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read what a run's training says of itself.
+
+    Raises:
+        ArtifactError: it is missing, damaged, or of another format.
+    """
+    manifest: dict[str, Any] = read_json(folder / "manifest.json", "training manifest")
+    if manifest.get("format") != FORMAT:
+        raise ArtifactError(f"{folder}: delta format {manifest.get('format')} is not {FORMAT}, which we read")
+    return manifest
+
+
 def read_delta(folder: Path, base_fingerprint: str) -> Delta:
     """Read a run's delta and check that it belongs to this base model.
 
     Raises:
         ArtifactError: a file is missing or damaged, or the delta was trained from another model.
     """
-    manifest = read_json(folder / "manifest.json", "training manifest")
+    manifest = read_manifest(folder)
     path = folder / "delta.safetensors"
-    if manifest.get("format") != FORMAT:
-        raise ArtifactError(f"{folder}: delta format {manifest.get('format')} is not {FORMAT}, which we read")
     if manifest.get("base_fingerprint") != base_fingerprint:
         raise ArtifactError(
             f"{folder}: this delta was trained from another model ({manifest.get('base')}, fingerprint "
@@ -82,6 +93,24 @@ def apply_delta(model: nn.Module, delta: Delta) -> None:
             raise ArtifactError(f"the delta's {name} {list(tensor.shape)} has no place in this model")
         with torch.no_grad():
             parameters[name].copy_(tensor)
+
+
+@contextmanager
+def delta_applied(model: nn.Module, delta: Delta) -> Iterator[None]:
+    """Have the delta in the model for a while; the tensors that it replaces wait on the CPU and come back.
+
+    Raises:
+        ArtifactError: as `apply_delta`.
+    """
+    parameters = dict(model.named_parameters())
+    before = {n: parameters[n].detach().to("cpu", copy=True) for n in delta.tensors if n in parameters}
+    try:
+        apply_delta(model, delta)
+        yield
+    finally:
+        with torch.no_grad():
+            for name, tensor in before.items():
+                parameters[name].copy_(tensor)
 
 
 def hash_parameters(model: nn.Module, names: Iterable[str]) -> dict[str, str]:

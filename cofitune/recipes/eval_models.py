@@ -1,0 +1,249 @@
+"""The models of an evaluation: which there are, what their answers depend on, whether they can stand side by side."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from cofitune.config.load import load_config
+from cofitune.config.schema import Config, EvalModel
+from cofitune.data.chat import set_template
+from cofitune.errors import ArtifactError, ConfigError, UserError
+from cofitune.evaluation.lengths import max_positions
+from cofitune.evaluation.tasks import is_title
+from cofitune.model.anatomy import is_missing_folder, read_model_config
+from cofitune.model.load import fingerprint, load_tokenizer, remembered_sha256, weight_files
+from cofitune.training.delta import read_manifest
+
+WHY = {
+    "template": "data.template: plain asks all alike",
+    "template_sha256": "the chat template's text is another one; data.template: plain asks all alike",
+    "tokenizer_sha256": "the tokenizer is another one",
+    "end_tokens": "other tokens end its answers (generation_config.json)",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Whole weights: a folder or a hub name, and what is asked of them.
+
+    Attributes:
+        asked: what the prompts and the ends of answers depend on.
+        positions: tokens that the model can attend to.
+    """
+
+    name: str
+    revision: str | None
+    fingerprint: str
+    tokenizer: PreTrainedTokenizerBase
+    asked: dict[str, Any]
+    positions: int | None
+
+    @property
+    def place(self) -> tuple[str, str | None]:
+        """Where it is loaded from."""
+        return self.name, self.revision
+
+
+GetSource = Callable[[str, str | None], Source]  # by name and revision
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One model of the table.
+
+    Attributes:
+        path: as the config names it.
+        source: the whole weights that it stands on.
+        train: a run's `train` folder, with the delta; None for whole weights.
+        delta_sha256: of the delta; None for whole weights.
+        seed: a run's training seed.
+        training: what a run's training stood on, the seed left out: runs that share it differ by their seeds only.
+    """
+
+    name: str
+    role: str | None
+    path: str
+    source: Source
+    train: Path | None = None
+    delta_sha256: str | None = None
+    seed: int | None = None
+    training: str | None = None
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """What names the weights, by content."""
+        return {"fingerprint": self.source.fingerprint, "delta_sha256": self.delta_sha256}
+
+
+def find_models(config: Config) -> tuple[Scored, ...]:
+    """Resolve every model of an evaluation, the base first.
+
+    Raises:
+        UserError: a model is not there, a run is not trained or belongs to another base, two models share a name, or
+            one cannot stand beside the base.
+    """
+    sources: dict[tuple[str, str | None], Source] = {}
+
+    def source(name: str, revision: str | None) -> Source:
+        if (name, revision) not in sources:
+            sources[name, revision] = _read_source(name, revision, config)
+        return sources[name, revision]
+
+    own = source(config.model.name, config.model.revision)
+    found: list[Scored] = []
+    for wanted in _wanted(config):
+        train = _train_folder(wanted.path)
+        if train is None:
+            found.append(_whole(wanted, own, source))
+        else:
+            found.append(_run(wanted, train, own, source, config))
+    _check_names(found)
+    found.sort(key=lambda model: model.role != "base")
+    _check_side_by_side(found)
+    return tuple(found)
+
+
+def _wanted(config: Config) -> list[EvalModel]:
+    """The base, this config's own run where it is trained, and what `eval.models` names."""
+    given = list(config.eval.models)
+    named = {Path(m.path).resolve() for m in given}
+    wanted = []
+    if all(m.role != "base" for m in given):
+        wanted.append(EvalModel(path=config.model.name, role="base", revision=config.model.revision))
+    if _train_folder(config.output_dir) and not {config.run.resolve(), (config.run / "train").resolve()} & named:
+        wanted.append(EvalModel(path=config.output_dir, name="run"))
+    return wanted + given
+
+
+def _train_folder(path: str) -> Path | None:
+    """A finished run's `train` folder: the manifest is written last."""
+    folders = (Path(path) / "train", Path(path))
+    return next((f for f in folders if (f / "manifest.json").is_file() and f.name == "train"), None)
+
+
+def _whole(wanted: EvalModel, own: Source, source: GetSource) -> Scored:
+    path = Path(wanted.path)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise UserError(
+            f"eval.models: {wanted.path} is neither a run whose training has finished (train/manifest.json) nor a "
+            "model folder (config.json)"
+        )
+    if is_missing_folder(wanted.path):
+        raise UserError(f"eval.models: {wanted.path} is not there (seen from {Path.cwd()})")
+    same = (wanted.path, wanted.revision) == own.place
+    return Scored(wanted.title, wanted.role, wanted.path, own if same else source(wanted.path, wanted.revision))
+
+
+def _run(wanted: EvalModel, train: Path, own: Source, source: GetSource, config: Config) -> Scored:
+    manifest = read_manifest(train)
+    base = own
+    is_own = train.resolve() == (config.run / "train").resolve()
+    if manifest.get("base_fingerprint") != own.fingerprint and not is_own and not is_missing_folder(manifest["base"]):
+        base = source(manifest["base"], manifest.get("revision"))
+    if manifest.get("base_fingerprint") != base.fingerprint:
+        raise ArtifactError(
+            f"{train}: this delta was trained from another model ({manifest.get('base')}, fingerprint "
+            f"{str(manifest.get('base_fingerprint'))[:12]}; {base.name} has {base.fingerprint[:12]})"
+        )
+    if manifest.get("template", base.asked["template"]) != base.asked["template"]:
+        raise UserError(
+            f"{train}: was trained under the template '{manifest['template']}' and would be asked in "
+            f"'{base.asked['template']}'; set data.template: {manifest['template']}"
+        )
+    delta = train / "delta.safetensors"
+    if delta.is_file() and remembered_sha256(delta) != manifest["delta_sha256"]:
+        raise ArtifactError(f"{delta}: its bytes are not those that the manifest names; train again")
+    training, seed = _training(train, manifest)
+    return Scored(
+        wanted.title, wanted.role, wanted.path, base, train, manifest["delta_sha256"], seed, training
+    )  # fmt: skip
+
+
+def _training(train: Path, manifest: Mapping[str, Any]) -> tuple[str | None, int | None]:
+    """What a training stood on besides its seed, and the seed; None where the run does not say."""
+    config = None
+    with suppress(ConfigError):  # of another version of ours, or gone
+        config = load_config(train / "config.yaml")
+    if config is None:
+        return None, None
+    stood_on = {
+        "base": manifest.get("base_fingerprint"),
+        "data": [d["sha256"] for d in manifest.get("data", ())],
+        "used": {what: entry["sha256"] for what, entry in manifest.get("used", {}).items()},
+        **{part: manifest.get(part) for part in ("dtype", "template", "region", "softmask", "steps", "ranks")},
+        "train": config.train.model_dump(mode="json", exclude={"seed"}),
+        "encoding": config.data.model_dump(mode="json", exclude={"train"}),
+    }
+    return json.dumps(stood_on, sort_keys=True), config.train.seed
+
+
+def _read_source(name: str, revision: str | None, config: Config) -> Source:
+    trust = config.model.trust_remote_code
+    model_config = read_model_config(name, revision, trust)
+    weight_files(name, revision)
+    tokenizer = load_tokenizer(name, revision, trust)
+    template = set_template(tokenizer, config.data.template)
+    try:
+        generation = GenerationConfig.from_pretrained(name, revision=revision)
+    except OSError:  # a folder without generation_config.json
+        generation = GenerationConfig.from_model_config(model_config)
+    ends = generation.eos_token_id
+    asked = {
+        "template": template,
+        "template_sha256": _sha256(str(tokenizer.chat_template)),
+        "tokenizer_sha256": _sha256(_tokenizer_text(tokenizer)),
+        "end_tokens": sorted(ends if isinstance(ends, list) else [ends]) if ends is not None else [],
+    }
+    return Source(name, revision, fingerprint(name, revision), tokenizer, asked, max_positions(model_config))
+
+
+def _tokenizer_text(tokenizer: PreTrainedTokenizerBase) -> str:
+    """How text is cut, without the padding and truncation that the last caller had set."""
+    whole = json.loads(tokenizer.backend_tokenizer.to_str())
+    return json.dumps({k: v for k, v in whole.items() if k not in ("padding", "truncation")}, sort_keys=True)
+
+
+def _check_names(models: list[Scored]) -> None:
+    seen: dict[str, Scored] = {}
+    for model in models:
+        if not is_title(model.name):
+            raise UserError(
+                f"eval.models: '{model.name}' cannot be a name (letters, digits, spaces and . _ + -: it also names a "
+                "file); give one: name: …, or --model NAME=PATH"
+            )
+        other = seen.setdefault(model.name.lower(), model)
+        if other is not model:
+            raise UserError(
+                f"eval.models: two models are called '{model.name}' ({other.path} and {model.path}); give each a name: "
+                "of its own, or --model NAME=PATH"
+            )
+
+
+def _check_side_by_side(models: list[Scored]) -> None:
+    """Raise a UserError where the models would not be asked the same prompts, tokens and ends."""
+    base, *others = models
+    problems = [
+        f"'{model.name}' ({model.path}): {key} is {_short(value)} and {_short(base.source.asked[key])} for "
+        f"'{base.name}': {WHY[key]}"
+        for model in others
+        for key, value in model.source.asked.items()
+        if value != base.source.asked[key]
+    ]
+    if problems:
+        raise UserError("these models cannot be put side by side: " + "; ".join(problems))
+
+
+def _short(value: Any) -> str:
+    return str(value)[:12] if isinstance(value, str) else str(value)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()

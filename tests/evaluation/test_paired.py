@@ -1,0 +1,207 @@
+"""Paired statistics against slower and plainer ways, and in simulations whose truth is known."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from math import comb
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from cofitune.evaluation.metrics import METRICS, Metric
+from cofitune.evaluation.paired import Bootstrap, TaskItems, compare_tasks, holm, mcnemar, seed_noise
+from cofitune.evaluation.scores import SUMMARIES, TaskScore, summarise
+
+TIMES = 500  # simulated evaluations
+GRADED = Metric("graded", binary=False)
+LAYOUT = {  # title: category, chance, items, share right
+    "law": ("speciality", 0.0, 80, 0.4),
+    "mmlu": ("gen_kn", 0.25, 100, 0.55),
+    "obqa": ("gen_kn", 0.25, 60, 0.5),
+    "arc": ("gen_rs", 0.5, 80, 0.7),
+    "ifeval": ("instruct", 0.0, 60, 0.5),
+}
+
+
+def joint(before: float, after: float, correlation: float) -> list[float]:
+    """Probabilities of (both wrong, gained, lost, both right) for two correlated binary answers."""
+    both = before * after + correlation * (before * (1 - before) * after * (1 - after)) ** 0.5
+    return [1 - before - after + both, after - both, before - both, both]
+
+
+def draw_tasks(
+    rng: np.random.Generator, change: float, correlation: float, most: int | None = None
+) -> dict[str, TaskItems]:
+    """Two models' answers on every task; the second one's share right is `change` higher."""
+    tasks = {}
+    for title, (category, chance, items, share) in LAYOUT.items():
+        cells = rng.choice(4, min(items, most or items), p=joint(share, share + change, correlation))
+        scores = np.stack([cells >= 2, cells % 2 == 1]).astype(float)
+        tasks[title] = TaskItems(category, METRICS["acc"], chance, scores)
+    return tasks
+
+
+def truth(name: str, change: float) -> float:
+    """The true change of a summary score where every task's share right changes alike."""
+    before, after = (
+        summarise({t: TaskScore(c, share + d, chance) for t, (c, chance, _, share) in LAYOUT.items()}).by_name()[name]
+        for d in (0, change)
+    )
+    assert before is not None and after is not None
+    return after - before
+
+
+def two_models(seed: int = 0, change: float = -0.1) -> dict[str, TaskItems]:
+    return draw_tasks(np.random.default_rng(seed), change, 0.5)
+
+
+def test_the_bootstrap_has_the_distribution_of_resampling_items_one_by_one() -> None:
+    tasks = two_models()
+    tasks["rouge"] = TaskItems("speciality", GRADED, 0.0, np.random.default_rng(1).random((2, 50)))
+    rng = np.random.default_rng(2)
+    slow: dict[str, list[float]] = {name: [] for name in SUMMARIES}
+    for _ in range(3000):
+        drawn: list[dict[str, TaskScore[float]]] = [{}, {}]
+        for title, items in tasks.items():
+            chosen = rng.integers(0, items.items + 2, items.items + 2)
+            for m in (0, 1):
+                own = [items.scores[m, i] if i < items.items else rng.integers(0, 2) for i in chosen]
+                centre = (items.scores[m].sum() + 1) / (items.items + 2)
+                mean = float(items.scores[m].mean() + np.mean(own) - centre)
+                drawn[m][title] = TaskScore(items.category, mean, items.chance)
+        before, after = (summarise(d, 0.3).by_name() for d in drawn)
+        for name, value in after.items():
+            slow[name].append(value - before[name])  # type: ignore[operator]
+    fast = Bootstrap(tasks, 0.3)
+    for name in SUMMARIES:
+        found = fast.change(name, 1, 0)
+        assert found is not None
+        spread = float(np.std(slow[name]))
+        low, high = np.quantile(slow[name], [0.025, 0.975])
+        near = 0.3 if name in ("gen_rs", "instruct") else 0.1  # one task of 60 items has steps of 1/62
+        assert found.low == pytest.approx(low, abs=near * spread)
+        assert found.high == pytest.approx(high, abs=near * spread)
+
+
+def test_one_task_agrees_with_scipys_paired_bootstrap() -> None:
+    scores = np.random.default_rng(0).normal(2, 1, (2, 400))
+    nats = Metric("loss", "nats", higher_is_better=False, binary=False)
+    ours = Bootstrap({"t": TaskItems("speciality", nats, 0.0, scores)}, 0.5).task_change("t", 1, 0)
+    theirs = stats.bootstrap(
+        (scores[1], scores[0]), lambda a, b, axis: a.mean(axis=axis) - b.mean(axis=axis), paired=True,
+        vectorized=True, n_resamples=10_000, method="percentile", rng=np.random.default_rng(1),
+    )  # fmt: skip
+    width = theirs.confidence_interval.high - theirs.confidence_interval.low
+    assert ours.low == pytest.approx(theirs.confidence_interval.low, abs=0.03 * width)
+    assert ours.high == pytest.approx(theirs.confidence_interval.high, abs=0.03 * width)
+
+
+def test_without_a_changed_item_the_interval_still_has_width() -> None:
+    scores = np.tile(np.arange(30) % 2, (2, 1)).astype(float)
+    found = Bootstrap({"t": TaskItems("speciality", METRICS["acc"], 0.0, scores)}, 0.5).change("speciality", 1, 0)
+    assert found is not None and found.value == 0 and found.low < 0 < found.high < 10
+
+
+def test_the_same_call_gives_the_same_interval_and_a_model_does_not_differ_from_itself() -> None:
+    tasks = two_models()
+    assert Bootstrap(tasks, 0.5).change("unified", 1, 0) == Bootstrap(tasks, 0.5).change("unified", 1, 0)
+    none = Bootstrap(tasks, 0.5).change("versatility", 0, 0)
+    assert none is not None and (none.value, none.low, none.high) == (0, 0, 0)
+
+
+def test_mcnemar_is_the_binomial_sum() -> None:
+    for lost, gained in ((0, 0), (3, 3), (9, 2), (1, 14), (0, 6)):
+        n = lost + gained
+        tail = sum(Fraction(comb(n, k), 2**n) for k in range(min(lost, gained) + 1))
+        assert mcnemar(lost, gained) == pytest.approx(float(min(Fraction(1), 2 * tail)) if n else 1)
+
+
+def test_holm_by_hand() -> None:
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}) == pytest.approx(
+        {"d": 0.02, "a": 0.03, "c": 0.06, "b": 0.06}
+    )
+    assert holm({"a": 0.9, "b": 0.8}) == {"b": 1.0, "a": 1.0}
+    assert holm({}) == {}
+
+
+def test_lost_and_gained_are_the_items_that_changed_sides() -> None:
+    scores = np.array([[1, 1, 0, 0, 1.0], [1, 0, 1, 0, 0]])
+    graded = np.array([[0.5, 0.2, 0.9, 0.3], [0.5, 0.8, 0.1, 0.2]])
+    tasks = {
+        "t": TaskItems("speciality", METRICS["acc"], 0.0, scores),
+        "g": TaskItems("gen_kn", GRADED, 0.0, graded),
+        "n": TaskItems("gen_kn", Metric("loss", "nats", higher_is_better=False, binary=False), 0.0, graded),
+    }
+    found = compare_tasks(Bootstrap(tasks, 0.5), 1, 0)
+    assert (found["t"].lost, found["t"].gained) == ((1, 4), (2,))
+    assert found["t"].p == found["t"].p_holm == pytest.approx(1)
+    assert (found["g"].lost, found["g"].gained, found["g"].p, found["g"].p_holm) == ((2,), (1,), None, None)
+    assert (found["n"].lost, found["n"].gained, found["n"].p) == ((1,), (2,), None)
+    assert found["n"].change.value == pytest.approx(found["g"].change.value / 100), "nats stay nats"
+
+
+def test_a_ratio_whose_denominator_may_be_nothing_has_a_reason_instead() -> None:
+    n = 200
+    base, full, run = np.ones(n), np.r_[np.zeros(80), np.ones(120)], np.r_[np.zeros(20), np.ones(180)]
+    tasks = {"k": TaskItems("gen_kn", METRICS["acc"], 0.0, np.stack([base, full, run]))}
+    bootstrap = Bootstrap(tasks, 0.5)
+    recovery = bootstrap.ratio("versatility", (2, 1), (0, 1), "what was forgotten")
+    assert recovery.estimate is not None and recovery.estimate.value == pytest.approx(75)
+    assert recovery.estimate.low < 75 < recovery.estimate.high
+    undefined = bootstrap.ratio("versatility", (2, 1), (0, 0), "what was forgotten")
+    assert undefined.estimate is None and "what was forgotten is 0.0 points" in (undefined.reason or "")
+    kept = bootstrap.ratio("versatility", (1, None), (0, None), "the base's versatility")
+    assert kept.estimate is not None and kept.estimate.value == pytest.approx(60)
+    assert bootstrap.ratio("speciality", (2, 1), (0, 1), "x").reason == "there is no task to take it from"
+
+
+def test_seed_noise_pools_the_variances_of_its_groups() -> None:
+    groups: list[list[dict[str, float | None]]] = [[{"a": 1.0, "b": None}, {"a": 3.0, "b": 1.0}], [{"a": 5.0}] * 3]
+    assert seed_noise(groups) == {"a": pytest.approx((2 / 3) ** 0.5)}
+
+
+def simulate(change: float, correlation: float, most: int | None = None, draws: int = 1000) -> dict[str, Any]:
+    """How often the intervals hold the truth and exclude 0, and how often Holm's smallest p is below 5 %.
+
+    `most` items a task; 1,000 draws instead of 10,000 keep it quick and cost the ends of an interval little.
+    """
+    rng = np.random.default_rng(7)
+    held, told = (dict.fromkeys(SUMMARIES, 0) for _ in range(2))
+    rejected = 0
+    for _ in range(TIMES):
+        bootstrap = Bootstrap(draw_tasks(rng, change, correlation, most), 0.5, draws, seed=int(rng.integers(2**31)))
+        for name in SUMMARIES:
+            found = bootstrap.change(name, 1, 0)
+            assert found is not None
+            held[name] += found.low - 1e-9 <= truth(name, change) <= found.high + 1e-9
+            told[name] += not found.holds_zero
+        rejected += min(t.p_holm or 0 for t in compare_tasks(bootstrap, 1, 0).values()) < 0.05
+    share = {name: held[name] / TIMES for name in SUMMARIES}
+    return {"coverage": share, "told": {n: told[n] / TIMES for n in SUMMARIES}, "rejected": rejected / TIMES}
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.7])
+def test_two_equal_models_are_told_apart_in_at_most_5_percent(correlation: float) -> None:
+    found = simulate(0.0, correlation)
+    print(found)  # pytest -rP shows it
+    at_most = stats.binom.ppf(0.999, TIMES, 0.05) / TIMES  # chance alone goes beyond this in one of 1,000
+    assert found["told"]["versatility"] <= at_most
+    assert found["told"]["unified"] <= at_most
+    assert found["rejected"] <= at_most
+
+
+def test_a_damaged_model_is_found_and_the_intervals_cover() -> None:
+    found = simulate(-0.08, 0.7)
+    print(found)
+    assert found["told"]["versatility"] >= 0.9
+    for name in ("speciality", "versatility", "unified"):
+        assert 0.93 <= found["coverage"][name] <= 0.97
+
+
+def test_the_intervals_cover_with_twenty_items_a_task() -> None:
+    found = simulate(-0.08, 0.7, most=20)
+    print(found)
+    for name in ("speciality", "versatility", "unified"):
+        assert 0.93 <= found["coverage"][name] <= 0.97
