@@ -54,9 +54,20 @@ class Model(Section):
 
 
 class Source(Section):
-    path: str = Field(description="a JSONL file, relative to the folder the command is typed in")
-    format: Literal["auto", "alpaca", "messages"] = Field(
-        "auto", description="alpaca: instruction/input/output; messages: chat turns; auto: by the item's keys"
+    path: str = Field(
+        description="a file (JSONL, JSON, parquet, CSV), a folder of such files, or org/name on the hub; paths are "
+        "relative to the folder the command is typed in"
+    )
+    format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion"] = Field(
+        "auto",
+        description="alpaca: instruction, input, output; messages: turns of role, content; sharegpt: conversations of "
+        "from, value; prompt_completion: strings or lists of messages; auto: by the item's keys",
+    )
+    split: str = Field("train", description="of a folder: the files with this split in their names; on the hub: split")
+    subset: str | None = Field(None, description="configuration of a data set on the hub")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    weight: float = Field(
+        1.0, gt=0, description="how often each item counts in an epoch: 0.5 is a fresh random half, 2 is twice"
     )
 
 
@@ -66,13 +77,16 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Data(Section):
-    train: Sources = Field((), description="training items, one or more JSONL files")
+    train: Sources = Field((), description="training items, one or more sources")
     max_length: int = Field(512, gt=1, description="tokens an item may have; a longer response is cut, and counted")
     template: Literal["auto", "chat", "plain"] = Field(
         "auto", description="chat: the tokenizer's chat template; plain: our own; auto: chat where there is one"
     )
     train_on: Literal["response", "all"] = Field("response", description="tokens that carry the loss")
     on_bad_item: Literal["error", "drop"] = Field("error", description="stop at an unusable item, or drop and count it")
+    packing: bool = Field(
+        False, description="several items in a row of up to max_length tokens, each attending to itself alone"
+    )
 
 
 class Region(Section):
@@ -92,9 +106,16 @@ class Importance(Section):
     normalize: Literal["zscore_tanh"] = Field("zscore_tanh", description="per layer: |tanh(z-score)|")
     per_device_batch_size: int = Field(4, gt=0, description="items a micro-batch on one device")
     max_items: int | None = Field(
-        None, gt=0, description="items to use, from the top of the files in their order; null: all"
+        None, gt=0, description="items to use, from the top of each source in proportion to its size; null: all"
     )
     seed: int = Field(1234, ge=0, description="seed of the dropout masks")
+
+    @field_validator("data")
+    @classmethod
+    def _every_item_counts_once(cls, data: tuple[Source, ...]) -> tuple[Source, ...]:
+        if any(source.weight != 1 for source in data):
+            raise ValueError("weight is for data.train; importance counts every item once")
+        return data
 
 
 class SoftMask(Section):
@@ -365,6 +386,16 @@ class Config(Section):
     deepspeed: DeepSpeed = Field(default_factory=DeepSpeed)
     eval: Eval = Field(default_factory=Eval)
     search: Search = Field(default_factory=Search)
+
+    @model_validator(mode="after")
+    def _flat_packs_have_no_prefix(self) -> Config:
+        flat = self.data.packing and self.model.attn_implementation == "flash_attention_2"
+        if self.train.prefix_cache != "none" and flat:
+            raise ValueError(
+                "data.packing with model.attn_implementation: flash_attention_2 lays a micro-batch's packs in one row, "
+                "which train.prefix_cache cannot tell apart; set one of the three otherwise"
+            )
+        return self
 
     @model_validator(mode="after")
     def _own_code_has_no_prefix(self) -> Config:

@@ -4,14 +4,53 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from cofitune.data.chat import IGNORED, Example
+from cofitune.data.packing import join
 
 Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How often the examples of each source count in an epoch.
+
+    Attributes:
+        sizes: examples of each source, whose indices follow one another.
+        weights: 1 is each example once an epoch, 2 is twice, 0.5 a fresh random half every epoch, 1.5 once and a
+            fresh random half again.
+    """
+
+    sizes: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def per_epoch(self) -> int:
+        """Examples an epoch, the same number in every epoch."""
+        return sum(whole * size + part for size, (whole, part) in zip(self.sizes, self._counts(), strict=True))
+
+    def epoch(self, generator: torch.Generator) -> Tensor:
+        """The example indices of one epoch, int64 [per_epoch], drawn from `generator` and shuffled."""
+        chosen, start = [], 0
+        for size, (whole, part) in zip(self.sizes, self._counts(), strict=True):
+            chosen += [torch.arange(start, start + size)] * whole
+            if part:
+                chosen.append(start + torch.randperm(size, generator=generator)[:part])
+            start += size
+        indices = torch.cat(chosen)
+        return indices[torch.randperm(len(indices), generator=generator)]
+
+    def _counts(self) -> list[tuple[int, int]]:
+        """Of each source: whole passes, and examples of the part of a pass."""
+        counts = []
+        for size, weight in zip(self.sizes, self.weights, strict=True):
+            whole = math.floor(weight)
+            counts.append((whole, round((weight - whole) * size)))
+        return counts
 
 
 @dataclass(frozen=True)
@@ -22,8 +61,10 @@ class Plan:
         micro_batch: examples a micro-batch on one rank.
         accumulation: micro-batches a step on one rank.
         world_size: ranks.
-        num_examples: examples in the data.
+        num_examples: examples an epoch.
         num_steps: optimizer steps of the whole training.
+        mixture: the sources' parts in an epoch; None: every example once.
+        flat: lay the packs of a micro-batch behind one another in one row, as FlashAttention wants them.
     """
 
     micro_batch: int
@@ -31,6 +72,8 @@ class Plan:
     world_size: int
     num_examples: int
     num_steps: int
+    mixture: Mixture | None = None
+    flat: bool = False
 
     @property
     def per_step(self) -> int:
@@ -44,25 +87,33 @@ class Plan:
 
 
 def plan_steps(
-    num_examples: int, micro_batch: int, accumulation: int, world_size: int, epochs: float, max_steps: int | None
+    examples: int | Mixture,
+    micro_batch: int,
+    accumulation: int,
+    world_size: int,
+    epochs: float,
+    max_steps: int | None,
+    flat: bool = False,
 ) -> Plan:
     """Count the optimizer steps: `max_steps` where given, else `epochs` passes, whose last step may be smaller."""
-    per_epoch = math.ceil(num_examples / (micro_batch * accumulation * world_size))
+    mixture = examples if isinstance(examples, Mixture) else Mixture((examples,), (1.0,))
+    per_epoch = math.ceil(mixture.per_epoch / (micro_batch * accumulation * world_size))
     num_steps = max_steps if max_steps is not None else max(1, math.ceil(per_epoch * epochs))
-    return Plan(micro_batch, accumulation, world_size, num_examples, num_steps)
+    return Plan(micro_batch, accumulation, world_size, mixture.per_epoch, num_steps, mixture, flat)
 
 
 def step_indices(plan: Plan, seed: int) -> Iterator[list[int]]:
-    """Yield the example indices of each optimizer step: every epoch a fresh permutation, drawn from (seed, epoch)."""
+    """Yield the example indices of each optimizer step: every epoch a fresh order, drawn from (seed, epoch)."""
+    mixture = plan.mixture or Mixture((plan.num_examples,), (1.0,))
     step = 0
     epoch = 0
     while step < plan.num_steps:
         generator = torch.Generator().manual_seed(seed + 1_000_003 * epoch)  # a prime keeps seeds' epochs apart
-        order = torch.randperm(plan.num_examples, generator=generator).tolist()
+        order = mixture.epoch(generator)
         for start in range(0, plan.num_examples, plan.per_step):
             if step == plan.num_steps:
                 return
-            yield order[start : start + plan.per_step]
+            yield order[start : start + plan.per_step].tolist()
             step += 1
         epoch += 1
 
@@ -72,31 +123,48 @@ def rank_micro_batches(
 ) -> list[Batch]:
     """One rank's micro-batches of one step, exactly `accumulation` of them.
 
-    The step's examples are dealt out in turn, so that a smaller last step leaves ranks nearly equal. A micro-batch
-    without an example still has one row, without labels: every rank runs the same number of forwards (ZeRO-3 hangs
-    otherwise) and contributes nothing with it. `indices` in a batch names the example of each row, int64 [B].
+    The step's examples are dealt out by length: those of a micro-batch are alike, so that little is padding, and so
+    are the micro-batches that the ranks run at the same time. The loss is the step's, so its gradient is the same
+    however they are dealt. A micro-batch without an example still has one row, without labels: every rank runs the
+    same number of forwards (ZeRO-3 hangs otherwise) and contributes nothing with it. `indices` in a batch names the
+    example of each row (where the plan is flat: of each pack in the row), int64.
     """
-    mine = indices[rank :: plan.world_size]
+    by_length = sorted(((i, examples[i]) for i in indices), key=lambda one: len(one[1].input_ids), reverse=True)
+    slots = plan.accumulation * plan.world_size
+    each, more = divmod(len(by_length), slots)
+    bounds = [slot * each + min(slot, more) for slot in range(slots + 1)]
     batches = []
     for number in range(plan.accumulation):
-        part = mine[number :: plan.accumulation]
-        rows = [examples[i] for i in part] or [_silent(examples[indices[0]])]
-        batches.append(collate(rows, pad_token_id) | {"indices": torch.tensor(part or [indices[0]])})
+        # every other time the ranks take turns the other way round, or the first would always have the longest
+        slot = number * plan.world_size + (rank if number % 2 == 0 else plan.world_size - 1 - rank)
+        part = by_length[bounds[slot] : bounds[slot + 1]]
+        rows = [example for _, example in part] or [_silent(by_length[-1][1])]
+        names = torch.tensor([index for index, _ in part or by_length[-1:]])
+        batches.append(collate([join(rows)] if plan.flat else rows, pad_token_id) | {"indices": names})
     return batches
 
 
 def collate(examples: Sequence[Example], pad_token_id: int) -> Batch:
-    """Pad on the right. Returns input_ids, attention_mask and labels, each int64 [B, T]; padding has label -100."""
+    """Pad on the right.
+
+    Returns:
+        input_ids, attention_mask and labels, each int64 [B, T]; padding has label -100. Of packs also position_ids
+        [B, T], which begin at 0 for each conversation: by them attention keeps to its own, and a padding token is a
+        conversation of its own.
+    """
     longest = max(len(e.input_ids) for e in examples)
 
     def padded(rows: list[list[int]], value: int) -> Tensor:
         return torch.tensor([row + [value] * (longest - len(row)) for row in rows], dtype=torch.long)
 
-    return {
+    batch = {
         "input_ids": padded([e.input_ids for e in examples], pad_token_id),
         "attention_mask": padded([[1] * len(e.input_ids) for e in examples], 0),
         "labels": padded([e.labels for e in examples], IGNORED),
     }
+    if examples[0].parts:
+        batch["position_ids"] = padded([[i for n in e.parts for i in range(n)] for e in examples], 0)
+    return batch
 
 
 def count_supervised(batch: Batch) -> int:
@@ -105,4 +173,4 @@ def count_supervised(batch: Batch) -> int:
 
 
 def _silent(example: Example) -> Example:
-    return Example(example.input_ids, [IGNORED] * len(example.input_ids))
+    return replace(example, labels=[IGNORED] * len(example.input_ids))

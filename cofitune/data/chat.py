@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from cofitune.data.read import Account, Item, bad_item
-from cofitune.errors import DataError, UserError
+from cofitune.data.formats import BadItemError
+from cofitune.data.read import Account, Item, Row, bad_item, make_item
+from cofitune.errors import UserError
 
 IGNORED = -100  # the label that torch's cross-entropy skips
 PLAIN_TEMPLATE = (  # every marker ends with a line break, so that no token straddles the prompt and the response
@@ -25,10 +27,15 @@ PLAIN_TEMPLATE = (  # every marker ends with a line break, so that no token stra
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of one conversation, and a label each: the id itself where it carries the loss, else -100. Both [T]."""
+    """Token ids of one conversation, and a label each: the id itself where it carries the loss, else -100. Both [T].
+
+    Attributes:
+        parts: of a pack, the tokens of each conversation in it, in order; empty for a single one.
+    """
 
     input_ids: list[int]
     labels: list[int]
+    parts: tuple[int, ...] = ()
 
     @property
     def num_supervised(self) -> int:
@@ -56,52 +63,62 @@ def set_template(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
     return "chat"
 
 
-def encode_items(
-    items: Sequence[Item],
+def encode_rows(
+    rows: Iterable[tuple[str, Row]],
+    form: str,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
-    train_on: str = "response",
-    on_bad_item: str = "error",
-    account: Account | None = None,
-) -> list[Example]:
-    """Tokenize every item; longer ones lose the end of their response, and the account counts them.
+    train_on: str,
+    on_bad_item: str,
+    account: Account,
+) -> Iterator[Example]:
+    """Make rows examples, one by one; longer ones lose the end of their response. The account counts them all.
 
     Raises:
-        DataError: the prompt alone fills `max_length`, or the template cannot be followed (file:line).
+        DataError: under `on_bad_item: error`, the first item that is unusable, whose prompt alone fills `max_length`,
+            or that the template cannot follow (file:line).
     """
-    account = Account() if account is None else account
-    examples = []
-    for item in items:
+    for where, row in rows:
+        account.read += 1
         try:
+            item = make_item(where, row, form)
             example = encode(item, tokenizer, train_on)
-        except DataError as error:
-            bad_item(str(error), on_bad_item, account)
+            if len(example.input_ids) > max_length:
+                example = _cut(example, max_length, item.where)
+                account.truncated += 1
+        except BadItemError as error:
+            bad_item(error, on_bad_item, account)
             continue
-        if len(example.input_ids) > max_length:
-            tokens = len(example.input_ids)
-            example = Example(example.input_ids[:max_length], example.labels[:max_length])
-            if example.num_supervised == 0:
-                message = f"the prompt alone exceeds data.max_length {max_length} (the whole item has {tokens} tokens)"
-                bad_item(f"{item.where}: {message}", on_bad_item, account)
-                continue
-            account.truncated += 1
-        examples.append(example)
-    if not examples:
-        raise DataError("data: not one usable item is left")
-    return examples
+        account.kept += 1
+        account.tokens += len(example.input_ids)
+        account.supervised += example.num_supervised
+        yield example
+
+
+def _cut(example: Example, max_length: int, where: str) -> Example:
+    cut = Example(example.input_ids[:max_length], example.labels[:max_length])
+    if cut.num_supervised == 0:
+        tokens = len(example.input_ids)
+        raise BadItemError(
+            "prompt too long",
+            f"{where}: the prompt alone exceeds data.max_length {max_length} (the whole item has {tokens} tokens)",
+        )
+    return cut
 
 
 def encode(item: Item, tokenizer: PreTrainedTokenizerBase, train_on: str = "response") -> Example:
     """Render an item with the tokenizer's template and label its responses, end-of-turn token included.
 
     Raises:
-        DataError: the template refuses the item (two user turns in a row, a system turn, …), or rewrites earlier turns,
-            so that responses cannot be told apart.
+        BadItemError: the template refuses the item (two user turns in a row, a system turn, …), or rewrites earlier
+            turns, so that responses cannot be told apart.
     """
     try:
         return _encode(item, tokenizer, train_on)
     except TemplateError as error:
-        raise DataError(f"{item.where}: the model's chat template refuses this item: {error}") from error
+        raise BadItemError(
+            "refused by the template", f"{item.where}: the model's chat template refuses this item: {error}"
+        ) from error
 
 
 def _encode(item: Item, tokenizer: PreTrainedTokenizerBase, train_on: str) -> Example:
@@ -110,11 +127,15 @@ def _encode(item: Item, tokenizer: PreTrainedTokenizerBase, train_on: str) -> Ex
     ids = list(encoded["input_ids"])
     if train_on == "all":
         return Example(ids, list(ids))
-    spans = _response_spans(item, tokenizer, text)
-    labels = [
-        token if any(start <= first and last <= end and last > first for start, end in spans) else IGNORED
-        for token, (first, last) in zip(ids, encoded["offset_mapping"], strict=True)
-    ]
+    offsets = encoded["offset_mapping"]
+    labels = [IGNORED] * len(ids)
+    for start, end in _response_spans(item, tokenizer, text):
+        for index in range(bisect_left(offsets, start, key=lambda offset: offset[0]), len(ids)):
+            first, last = offsets[index]
+            if first >= end:
+                break
+            if first < last <= end:
+                labels[index] = ids[index]
     return Example(ids, labels)
 
 
@@ -130,16 +151,19 @@ def _response_spans(item: Item, tokenizer: PreTrainedTokenizerBase, text: str) -
     messages = item.messages()
     spans = []
     for index, message in enumerate(messages):
-        if message["role"] != "assistant":
+        if message["role"] != "assistant" or index < item.context:
             continue
         if index == 0:
-            raise DataError(f"{item.where}: the first turn is the assistant's; it must be the user's")
+            raise BadItemError(
+                "first turn not the user's", f"{item.where}: the first turn is the assistant's; it must be the user's"
+            )
         prompt = render(tokenizer, messages[:index], add_generation_prompt=True)
-        whole = render(tokenizer, messages[: index + 1])
+        whole = text if index + 1 == len(messages) else render(tokenizer, messages[: index + 1])
         if not (whole.startswith(prompt) and text.startswith(whole)):
-            raise DataError(
+            raise BadItemError(
+                "rewritten by the template",
                 f"{item.where}: the model's chat template rewrites earlier turns, so the response in turn {index} "
-                "cannot be told apart; give single-turn items, or use data.template: plain"
+                "cannot be told apart; give single-turn items, or use data.template: plain",
             )
         spans.append((len(prompt), _end_of_turn(whole, len(prompt), tokenizer.eos_token)))
     return spans

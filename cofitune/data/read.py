@@ -1,25 +1,33 @@
-"""Read training items from JSONL: `{"instruction", "input", "output"}` or `{"messages": […]}`."""
+"""Items of training data: one conversation each, where it stands, and the account of what became of all of them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cofitune.data.formats import BadItemError, turns_of
 from cofitune.errors import DataError
 
-ROLES = ("system", "user", "assistant")
 FIRST_SHOWN = 5
+Row = Any  # a line of JSON as text, or an element of an array or a row of a table
 
 
 @dataclass(frozen=True)
 class Item:
-    """One conversation: turns of (role, content), ending with an assistant's, and where it stands (`file:line`)."""
+    """One conversation.
+
+    Attributes:
+        turns: (role, content) pairs, ending with an assistant's.
+        where: `file:line`, or `file: row n`.
+        context: turns at the beginning that are given only: an assistant's turn among them is not learned.
+    """
 
     turns: tuple[tuple[str, str], ...]
     where: str
+    context: int = 0
 
     def messages(self) -> list[dict[str, str]]:
         """The turns as chat templates take them."""
@@ -28,15 +36,51 @@ class Item:
 
 @dataclass
 class Account:
-    """What became of the items: read, dropped (with reasons) and truncated."""
+    """What became of the items.
+
+    Attributes:
+        read: items in the files.
+        kept: items that became examples.
+        truncated: kept items that lost the end of their response to the length limit.
+        tokens: tokens of the kept items.
+        supervised: those of them that carry the loss.
+        reasons: why items were dropped → how many.
+        first_dropped: the first few of them, each with its place.
+    """
 
     read: int = 0
-    dropped: list[str] = field(default_factory=list)
+    kept: int = 0
     truncated: int = 0
+    tokens: int = 0
+    supervised: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    first_dropped: list[str] = field(default_factory=list)
 
+    @property
+    def dropped(self) -> int:
+        """Items that were left out."""
+        return sum(self.reasons.values())
 
-class _BadItemError(Exception):
-    """Why one item cannot be used; becomes a DataError or a line in the account."""
+    def drop(self, reason: str, message: str) -> None:
+        """Count one item that is left out."""
+        self.reasons[reason] = self.reasons.get(reason, 0) + 1
+        self.first_dropped = [*self.first_dropped, message][:FIRST_SHOWN]
+
+    @classmethod
+    def total(cls, accounts: Iterable[Account]) -> Account:
+        """Several as one, in order."""
+        total = cls()
+        for account in accounts:
+            total.add(account)
+        return total
+
+    def add(self, other: Account) -> None:
+        """Count another account's items, which come after one's own."""
+        for name in ("read", "kept", "truncated", "tokens", "supervised"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for reason, count in other.reasons.items():
+            self.reasons[reason] = self.reasons.get(reason, 0) + count
+        self.first_dropped = [*self.first_dropped, *other.first_dropped][:FIRST_SHOWN]
 
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -45,60 +89,19 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         DataError: the file is missing, or a line is no JSON object (file:line).
     """
-    for number, line in _lines(Path(path)):
+    for number, line in lines(Path(path)):
         try:
-            yield number, _parse(line)
-        except _BadItemError as error:
+            yield number, _object(_parse(line))
+        except BadItemError as error:
             raise DataError(f"{path}:{number}: {error}") from None
 
 
-def read_items(sources: Sequence[tuple[str, str]], on_bad_item: str = "error") -> tuple[list[Item], Account]:
-    """Read every item of the sources, in order.
-
-    Args:
-        sources: (path, format) pairs; format is auto, alpaca or messages.
-        on_bad_item: error stops at the first unusable item; drop counts it in the account.
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line number from 1, line) of each non-empty line of a text file, reading as it goes.
 
     Raises:
-        DataError: a file is missing or empty, or an item is unusable: it does not parse, lacks a key, or has an empty
-            response (file:line).
+        DataError: the file is missing or no UTF-8 text.
     """
-    items: list[Item] = []
-    account = Account()
-    for path, form in sources:
-        before = account.read
-        for number, line in _lines(Path(path)):
-            account.read += 1
-            where = f"{path}:{number}"
-            try:
-                items.append(Item(_turns(_parse(line), form), where))
-            except _BadItemError as error:
-                bad_item(f"{where}: {error}", on_bad_item, account)
-        if account.read == before:
-            raise DataError(f"{path}: holds no items")
-    return items, account
-
-
-def bad_item(message: str, on_bad_item: str, account: Account) -> None:
-    """Drop an unusable item and count it, or stop.
-
-    Raises:
-        DataError: where the config says `on_bad_item: error`.
-    """
-    if on_bad_item == "error":
-        raise DataError(f"{message} (data.on_bad_item: drop would leave such items out and count them)")
-    account.dropped.append(message)
-
-
-def user_text(instruction: str, given: str = "") -> str:
-    """The user's turn of an instruction item: the instruction, and below it the input where there is one.
-
-    Training and evaluation both go through here, so that a model is asked as it was taught.
-    """
-    return "\n".join(part for part in (instruction.strip(), given.strip()) if part)
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
@@ -110,55 +113,43 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise DataError(f"{path}: cannot be read: {error}") from None
 
 
-def _parse(line: str) -> dict[str, Any]:
+def make_item(where: str, row: Row, form: str) -> Item:
+    """Make a row of a data file an item.
+
+    Args:
+        form: auto, alpaca, messages, sharegpt or prompt_completion.
+
+    Raises:
+        BadItemError: it does not parse, lacks a key, or has an empty response; the message begins with `where`.
+    """
     try:
-        value = json.loads(line)
+        turns, context = turns_of(_object(_parse(row) if isinstance(row, str) else row), form)
+    except BadItemError as error:
+        raise BadItemError(error.reason, f"{where}: {error}") from None
+    return Item(turns, where, context)
+
+
+def bad_item(error: BadItemError, on_bad_item: str, account: Account) -> None:
+    """Drop an unusable item and count it, or stop.
+
+    Raises:
+        DataError: where the config says `on_bad_item: error`.
+    """
+    if on_bad_item == "error":
+        raise DataError(f"{error} (data.on_bad_item: drop would leave such items out and count them)")
+    account.drop(error.reason, str(error))
+
+
+def _parse(line: str) -> Any:
+    try:
+        return json.loads(line)
     except json.JSONDecodeError as error:
-        raise _BadItemError(f"this line is not valid JSON: {error.msg} at column {error.colno}") from None
+        raise BadItemError(
+            "not valid JSON", f"this line is not valid JSON: {error.msg} at column {error.colno}"
+        ) from None
+
+
+def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise _BadItemError(f"an item is a JSON object, not {type(value).__name__}")
+        raise BadItemError("not a JSON object", f"an item is a JSON object, not {type(value).__name__}")
     return value
-
-
-def _turns(item: dict[str, Any], form: str) -> tuple[tuple[str, str], ...]:
-    if form == "messages" or (form == "auto" and "messages" in item):
-        return _chat_turns(item)
-    if form == "alpaca" or "instruction" in item:
-        return _alpaca_turns(item)
-    raise _BadItemError(f"an item has 'messages', or 'instruction' and 'output'; this one has {sorted(item)}")
-
-
-def _alpaca_turns(item: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    for key in ("instruction", "output"):
-        if key not in item:
-            raise _BadItemError(f"the item has no '{key}' (its keys: {', '.join(sorted(item))})")
-    values = [item.get(key) or "" for key in ("instruction", "input", "output")]
-    if not all(isinstance(v, str) for v in values):
-        raise _BadItemError("instruction, input and output must be strings")
-    prompt, output = user_text(values[0], values[1]), values[2]
-    if not prompt:
-        raise _BadItemError("instruction and input are both empty")
-    if not output.strip():
-        raise _BadItemError("the response ('output') is empty")
-    return ("user", prompt), ("assistant", output)
-
-
-def _chat_turns(item: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    messages = item.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise _BadItemError("'messages' must be a list of turns with a role and a content")
-    turns: list[tuple[str, str]] = []
-    for index, message in enumerate(messages):
-        role = message.get("role") if isinstance(message, dict) else None
-        content = message.get("content") if isinstance(message, dict) else None
-        if role not in ROLES or not isinstance(content, str):
-            raise _BadItemError(f"turn {index} needs a role ({', '.join(ROLES)}) and a content that is a string")
-        if role == "assistant" and not content.strip():
-            raise _BadItemError(f"the response in turn {index} is empty")
-        turns.append((role, content))
-    if turns[-1][0] != "assistant":
-        raise _BadItemError(f"the last turn is the {turns[-1][0]}'s; it must be the assistant's, the response to learn")
-    first = next(role for role, _ in turns if role != "system")
-    if first != "user":
-        raise _BadItemError(f"the first turn (after a system turn) is the {first}'s; it must be the user's")
-    return tuple(turns)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from cofitune.data.read import read_jsonl, user_text
+from cofitune.data.formats import user_text
+from cofitune.data.read import read_jsonl
 from cofitune.errors import DataError, UserError
 from cofitune.evaluation.grade import ifeval_problem, needs_punkt, punkt_is_there
 from cofitune.evaluation.metrics import unreachable

@@ -12,7 +12,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from cofitune.errors import UserError
@@ -61,6 +68,16 @@ def load_model(
             "are they an adapter's, or saved under other names?"
         )
     return model
+
+
+def supports_packing(config: PretrainedConfig, trust_remote_code: bool = False) -> bool:
+    """Whether the model tells packed sequences apart by their positions.
+
+    All of transformers' models do that make their masks and call their attention through its common interface (its
+    own flag for that has a private name); a model's own code may do anything.
+    """
+    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    return known and not trust_remote_code and MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_attention_backend
 
 
 def check_shapes(files: list[Path], shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -18,19 +18,20 @@ from torch import distributed
 from cofitune import __version__
 from cofitune.config.schema import Config
 from cofitune.data.batches import Batch, collate
-from cofitune.data.chat import Example, encode_items, set_template
-from cofitune.data.read import Account, read_items
+from cofitune.data.chat import set_template
+from cofitune.data.encoded import Encoding, Examples, encode_sources
+from cofitune.data.read import Account
+from cofitune.data.sources import OpenSource
 from cofitune.errors import ArtifactError, UserError
-from cofitune.files import sha256_file
 from cofitune.importance.estimate import PASSES, Scores, estimate, memory_estimate
 from cofitune.importance.normalize import zscore_tanh
 from cofitune.model.anatomy import Anatomy, read_anatomy, read_model_config
 from cofitune.model.load import choose_dtype, fingerprint, load_tokenizer, weight_files
 from cofitune.ranks import Rank, this_rank
 from cofitune.recipes.folders import check_folder, start_folder
-from cofitune.recipes.shared import load_base
+from cofitune.recipes.shared import data_sources, load_base
 from cofitune.reports.importance_table import importance_report
-from cofitune.reports.plan import gib
+from cofitune.reports.plan import gib, print_account
 from cofitune.training.engine import meeting
 from cofitune.vectors import read_importance, unit_counts, write_importance
 
@@ -44,7 +45,8 @@ class Plan:
 
     folder: Path
     anatomy: Anatomy
-    examples: list[Example]
+    examples: Examples
+    sources: tuple[OpenSource, ...]
     account: Account
     pad_token_id: int
     template: str
@@ -54,7 +56,7 @@ class Plan:
     @property
     def tokens(self) -> int:
         """Real tokens of all items, prompts included."""
-        return sum(len(e.input_ids) for e in self.examples)
+        return int(self.examples.lengths.sum())
 
     @property
     def num_micro_batches(self) -> int:
@@ -99,7 +101,7 @@ def importance(
         console.print(f"{plan.folder} is finished already, with this config and this data (--overwrite makes it anew)")
         return plan.folder
     manifest = _manifest(plan, config) if rank.rank == 0 else {}
-    _say_what_was_left_out(plan, console)
+    print_account(console, plan.account)
     with _process_group(rank):
         scores = _estimate(plan, config, rank, console)
     vectors = {kind: zscore_tanh(values) for kind, values in scores.values.items()}
@@ -124,22 +126,24 @@ def make_plan(config: Config, overwrite: bool = False) -> Plan:
             "example importance: {data: [{path: data/general.jsonl}]}"
         )
     folder = check_folder(config, "importance", overwrite)
-    items, account = read_items([(s.path, s.format) for s in wanted.data], config.data.on_bad_item)
     anatomy = read_anatomy(
         read_model_config(model.name, model.revision, model.trust_remote_code), model.trust_remote_code
     )
     weight_files(model.name, model.revision)
     tokenizer = load_tokenizer(model.name, model.revision, model.trust_remote_code)
     template = set_template(tokenizer, config.data.template)
-    examples = encode_items(  # the KL looks at whole conversations, so nothing needs the response to be told apart
-        items[: wanted.max_items], tokenizer, config.data.max_length, "all", config.data.on_bad_item, account
-    )
-    longest = max(len(e.input_ids) for e in examples)
+    sources = data_sources(wanted.data)
+    # the KL looks at whole conversations, so nothing needs the response to be told apart
+    encoding = Encoding(config.data.max_length, "all", config.data.on_bad_item)
+    encoded = encode_sources(sources, tokenizer, encoding, wanted.max_items)
+    examples = Examples.chain(e.examples for e in encoded)
+    longest = int(examples.lengths.max())
     size = choose_dtype(model.dtype).itemsize
     memory = memory_estimate(anatomy, size, wanted.per_device_batch_size, longest)
     return Plan(
-        folder, anatomy, examples, account, tokenizer.pad_token_id, template, wanted.per_device_batch_size, memory
-    )
+        folder, anatomy, examples, tuple(e.opened for e in encoded), Account.total(e.account for e in encoded),
+        tokenizer.pad_token_id, template, wanted.per_device_batch_size, memory,
+    )  # fmt: skip
 
 
 def _estimate(plan: Plan, config: Config, rank: Rank, console: Console) -> Scores:
@@ -202,13 +206,9 @@ def _manifest(plan: Plan, config: Config) -> dict[str, Any]:
         "tokens": plan.tokens,
         "max_length": config.data.max_length,
         "template": plan.template,
-        "data": _data_files(config),
+        "data": [source.identity() for source in plan.sources],
         "cofitune": __version__,
     }
-
-
-def _data_files(config: Config) -> list[dict[str, str]]:
-    return [{"path": s.path, "sha256": sha256_file(Path(s.path))} for s in config.importance.data]
 
 
 def _check_finished(plan: Plan, config: Config) -> None:
@@ -217,19 +217,11 @@ def _check_finished(plan: Plan, config: Config) -> None:
         plan.folder, plan.anatomy, fingerprint(config.model.name, config.model.revision)
     ).manifest
     before = {f["path"]: f["sha256"] for f in manifest.get("data", [])}
-    changed = [f["path"] for f in _data_files(config) if before.get(f["path"]) != f["sha256"]]
+    changed = [s.source.path for s in plan.sources if before.get(s.source.path) != s.sha256]
     if changed:
         raise ArtifactError(
             f"{plan.folder} was made before {', '.join(changed)} changed; choose another output_dir, or --overwrite it"
         )
-
-
-def _say_what_was_left_out(plan: Plan, console: Console) -> None:
-    if plan.account.dropped:
-        shown = "\n".join(f"  {reason}" for reason in plan.account.dropped[:5])
-        console.print(f"dropped {len(plan.account.dropped)} of {plan.account.read} items:\n{shown}", markup=False)
-    if plan.account.truncated:
-        console.print(f"{plan.account.truncated} items are longer than data.max_length and were cut")
 
 
 def _show_plan(plan: Plan, rank: Rank, console: Console) -> None:
@@ -238,7 +230,7 @@ def _show_plan(plan: Plan, rank: Rank, console: Console) -> None:
     for kind, units in unit_counts(anatomy).items():
         name = kind.replace("_", " ")
         console.print(f"  {name:<16} {units:>7,} a layer  {units * anatomy.num_layers:>10,} in all", highlight=False)
-    longest = max(len(e.input_ids) for e in plan.examples)
+    longest = int(plan.examples.lengths.max())
     console.print(
         f"data     {len(plan.examples):,} items, {plan.tokens:,} tokens (longest {longest:,}), template "
         f"{plan.template}\n"
@@ -248,6 +240,6 @@ def _show_plan(plan: Plan, rank: Rank, console: Console) -> None:
     )
     parts = ", ".join(f"{name} {gib(size)}" for name, size in plan.memory.items())
     console.print(f"memory   about {gib(sum(plan.memory.values()))} on each device ({parts})", highlight=False)
-    _say_what_was_left_out(plan, console)
+    print_account(console, plan.account)
     files = ("importance.safetensors", "scores.safetensors", "manifest.json", "config.yaml")
     console.print(f"writes   {plan.folder}/: {', '.join(files)}", highlight=False, soft_wrap=True)

@@ -14,13 +14,12 @@ from cofitune.config import schema
 from cofitune.config.schema import Config
 from cofitune.errors import ConfigError
 from cofitune.evaluation.tasks import LoadedTask, load_tasks
-from cofitune.files import sha256_file
 from cofitune.model.anatomy import Anatomy, read_anatomy, read_model_config
 from cofitune.model.region import Region
 from cofitune.recipes.eval_plan import make_plan as plan_evaluation
 from cofitune.recipes.folders import check_folder
 from cofitune.recipes.shared import eval_tasks, tasks_by_category
-from cofitune.recipes.train_plan import plan_training
+from cofitune.recipes.train_plan import TrainPlan, plan_training
 from cofitune.search.space import PAPER_LEVELS, Level, PlannedLevel, check_levels, plan, whole_model
 from cofitune.search.store import open_store
 
@@ -83,7 +82,7 @@ def make_plan(config: Config, overwrite: bool = False, dry_run: bool = False, ra
     training = plan_training(trial, ranks, dry_run)
     if not dry_run:
         plan_evaluation(trial)
-    identity = _identity(config, tasks, loaded, training.base_fingerprint, ranks)
+    identity = _identity(config, tasks, loaded, training, ranks)
     made = Plan(folder, anatomy, levels, tuple(planned), tasks, identity, training.missing)
     if made.has_store and not overwrite and training.base_fingerprint:
         open_store(folder, identity)
@@ -142,19 +141,21 @@ def _load_tasks(tasks: schema.Eval, section: str) -> tuple[LoadedTask, ...]:
 
 
 def _identity(
-    config: Config, tasks: schema.Eval, loaded: Sequence[LoadedTask], fingerprint: str | None, ranks: int
+    config: Config, tasks: schema.Eval, loaded: Sequence[LoadedTask], training: TrainPlan, ranks: int
 ) -> dict[str, Any]:
     """What a trial's scores depend on besides its region, by contents and not by path."""
     train = _trial_train(config).model_dump(mode="json", exclude={"max_steps", "num_train_epochs"})
     data = config.data.model_dump(mode="json", exclude={"train"})
-    sources = [{"format": s.format, "sha256": sha256_file(Path(s.path))} for s in config.data.train]
+    data_from = [
+        {"format": o.source.format, "weight": o.source.weight, "sha256": o.sha256} for o in training.data.sources
+    ]
     return {
         "model": {
-            "fingerprint": fingerprint,
+            "fingerprint": training.base_fingerprint,
             "dtype": config.model.dtype,
             "attn_implementation": config.model.attn_implementation,
         },
-        "data": {**data, "train": sources},
+        "data": {**data, "train": data_from},
         "train": {**train, "steps": config.search.train_steps, "ranks": ranks},  # ranks: the batch grows with them
         "eval": {
             "speciality_weight": tasks.speciality_weight,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from transformers import PreTrainedModel
 
 from cofitune.config import schema
+from cofitune.data.sources import Source
 from cofitune.evaluation.tasks import EvalTask
 from cofitune.model.load import choose_dtype, load_model
 
@@ -18,6 +21,11 @@ def load_base(model: schema.Model) -> PreTrainedModel:
     return load_model(
         model.name, choose_dtype(model.dtype), model.attn_implementation, model.revision, model.trust_remote_code
     )
+
+
+def data_sources(sources: Iterable[schema.Source]) -> list[Source]:
+    """Sources of items in plain values."""
+    return [Source(**source.model_dump()) for source in sources]
 
 
 def tasks_by_category(tasks: schema.Eval) -> dict[str, tuple[schema.Task, ...]]:

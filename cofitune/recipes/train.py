@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from cofitune import __version__
 from cofitune.config.schema import Config
 from cofitune.errors import ArtifactError
-from cofitune.files import read_json, sha256_file
+from cofitune.files import read_json
 from cofitune.model.region import freeze_outside
 from cofitune.ranks import is_launched, this_rank
 from cofitune.recipes.folders import check_disk_space, check_folder, environment, start_folder
@@ -122,7 +123,7 @@ def check(config: Config, *, overwrite: bool = False, dry_run: bool = False, ran
 
 def _fit(engine: Any, plan: TrainPlan, config: Config, folder: Path, console: Console, rank: int) -> list[StepRecord]:
     """Train with a progress bar, and a line in metrics.jsonl for every step as soon as it is done."""
-    if plan.tokenizer is None:
+    if plan.data.tokenizer is None:
         raise RuntimeError("a dry run's plan cannot be trained")
     records: list[StepRecord] = []
     with TrainProgress(console, plan.steps.num_steps, visible=rank == 0) as progress:
@@ -135,7 +136,8 @@ def _fit(engine: Any, plan: TrainPlan, config: Config, folder: Path, console: Co
                     file.write(json.dumps(record.as_dict()) + "\n")
 
         prefix = PrefixCache(engine.module, plan.prefix) if plan.prefix else None
-        fit(engine, plan.examples, plan.steps, config.train.seed, plan.tokenizer.pad_token_id, on_step, prefix)
+        pad = plan.data.tokenizer.pad_token_id
+        fit(engine, plan.data.examples, plan.steps, config.train.seed, pad, on_step, prefix)
     return records
 
 
@@ -168,7 +170,7 @@ def _manifest(
         "trust_remote_code": config.model.trust_remote_code,
         **_stands_on(config, plan),
         "dtype": str(plan.settings.dtype).removeprefix("torch."),
-        "template": plan.template,
+        "template": plan.data.template,
         "region": {
             "layers": f"{plan.region.first}-{plan.region.last}",
             "modules": list(plan.region.modules),
@@ -176,11 +178,7 @@ def _manifest(
             "all_weights": plan.anatomy.num_parameters,
         },
         "softmask": {"apply_to": config.softmask.apply_to if plan.masked else "none", "modules": list(plan.masked)},
-        "items": {
-            "read": plan.account.read,
-            "dropped": len(plan.account.dropped),
-            "truncated": plan.account.truncated,
-        },
+        "items": [asdict(account) for account in plan.data.accounts],
         "steps": len(records),
         "first_loss": records[0].loss,
         "last_loss": records[-1].loss,
@@ -199,5 +197,5 @@ def _stands_on(config: Config, plan: TrainPlan) -> dict[str, Any]:
     return {
         "base_fingerprint": plan.base_fingerprint,
         "used": plan.used,
-        "data": [{"path": s.path, "sha256": sha256_file(Path(s.path))} for s in config.data.train],
+        "data": [source.identity() for source in plan.data.sources],
     }

@@ -8,17 +8,16 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig
 
 from cofitune.config.schema import Config
 from cofitune.data.batches import Plan, plan_steps
-from cofitune.data.chat import Example, encode_items, set_template
-from cofitune.data.read import Account, read_items
 from cofitune.errors import ArtifactError, UserError
 from cofitune.files import sha256_file
 from cofitune.model.anatomy import Anatomy, expand_modules, read_anatomy, read_model_config
-from cofitune.model.load import check_shapes, choose_dtype, fingerprint, load_tokenizer, weight_files
+from cofitune.model.load import check_shapes, choose_dtype, fingerprint, weight_files
 from cofitune.model.region import Region, resolve_region
+from cofitune.recipes.train_data import TrainData, print_data, read_train_data
 from cofitune.reports.plan import gib, print_memory, print_region
 from cofitune.search.winner import FILE_NAME, read_winner
 from cofitune.softmask.factors import Factor, build_factors, check_masked
@@ -37,7 +36,7 @@ class TrainPlan:
         factors: parameter name → soft-mask factor.
         used: artifacts that the run stands on: what, where, sha256.
         prefix: what the prefix cache will keep; None without one.
-        examples, tokenizer, base_fingerprint: empty or None where a dry run has nothing to know them by.
+        base_fingerprint: None where a dry run has nothing to know it by.
         missing: what a dry run could not find but the run will need.
     """
 
@@ -46,13 +45,10 @@ class TrainPlan:
     masked: tuple[str, ...]
     factors: dict[str, Factor]
     settings: EngineSettings
-    account: Account
     used: dict[str, dict[str, str]]
-    template: str
-    examples: list[Example]
+    data: TrainData
     steps: Plan
     prefix: PrefixPlan | None
-    tokenizer: PreTrainedTokenizerBase | None
     base_fingerprint: str | None
     missing: tuple[str, ...] = ()
 
@@ -76,16 +72,16 @@ def plan_training(config: Config, world_size: int, dry_run: bool = False) -> Tra
     _check_sharding(config)
     importance = _importance(config, anatomy, base_fingerprint, dry_run, missing, used) if masked else {}
     factors = build_factors(importance, region, masked, anatomy) if importance else {}
-    examples, account, tokenizer, template = _examples(config, dry_run, missing)
+    data = read_train_data(config, model_config, dry_run, missing)
     train = config.train
     batch = (train.per_device_train_batch_size, train.gradient_accumulation_steps, world_size)
-    items = len(examples) or account.read - len(account.dropped)
-    steps = plan_steps(items, *batch, train.num_train_epochs, train.max_steps)
+    flat = config.data.packing and config.model.attn_implementation == "flash_attention_2"
+    steps = plan_steps(data.mixture, *batch, train.num_train_epochs, train.max_steps, flat)
     settings = _settings(config, steps.num_steps)
-    prefix = _prefix(config, model_config, anatomy, region, examples, settings.dtype) if steps.num_epochs > 1 else None
+    lengths = data.lengths.tolist()
+    prefix = _prefix(config, model_config, anatomy, region, lengths, settings.dtype) if steps.num_epochs > 1 else None
     return TrainPlan(
-        anatomy, region, masked, factors, settings, account, used, template, examples, steps, prefix, tokenizer,
-        base_fingerprint, tuple(missing),
+        anatomy, region, masked, factors, settings, used, data, steps, prefix, base_fingerprint, tuple(missing)
     )  # fmt: skip
 
 
@@ -113,15 +109,11 @@ def print_plan(plan: TrainPlan, config: Config, world_size: int, console: Consol
 
 
 def _print_steps(plan: TrainPlan, config: Config, world_size: int, console: Console) -> None:
-    account, train = plan.account, config.train
-    told = f"data: {account.read} items read, {len(account.dropped)} dropped, {account.truncated} truncated"
-    if plan.examples:
-        tokens = sum(len(e.input_ids) for e in plan.examples)
-        supervised = sum(e.num_supervised for e in plan.examples)
-        told += f"; {tokens:,} tokens an epoch, {supervised:,} of them carry the loss ({plan.template} template)"
-    console.print(told, highlight=False, soft_wrap=True)
+    train = config.train
+    print_data(plan.data, console)
+    what = "packs" if config.data.packing else "items"
     console.print(
-        f"steps: [bold]{plan.steps.num_steps}[/] of {plan.steps.per_step} items ("
+        f"steps: [bold]{plan.steps.num_steps}[/] of {plan.steps.per_step} {what} ("
         f"{train.per_device_train_batch_size} × {train.gradient_accumulation_steps} accumulated × {world_size} "
         f"rank{'s' if world_size > 1 else ''}), rate {train.learning_rate:g} {train.lr_scheduler_type}, "
         f"ZeRO-{config.deepspeed.zero_stage}, {str(plan.settings.dtype).removeprefix('torch.')}",
@@ -215,33 +207,12 @@ def _importance(
     return found.vectors
 
 
-def _examples(
-    config: Config, dry_run: bool, missing: list[str]
-) -> tuple[list[Example], Account, PreTrainedTokenizerBase | None, str]:
-    data = config.data
-    if not data.train:
-        raise UserError("data.train: name at least one JSONL file of training items")
-    items, account = read_items([(s.path, s.format) for s in data.train], data.on_bad_item)
-    if not items:
-        raise UserError("data.train: not one usable item is left")
-    try:
-        tokenizer = load_tokenizer(config.model.name, config.model.revision, config.model.trust_remote_code)
-    except UserError as error:
-        if not dry_run:
-            raise
-        missing.append(str(error))
-        return [], account, None, data.template
-    template = set_template(tokenizer, data.template)
-    examples = encode_items(items, tokenizer, data.max_length, data.train_on, data.on_bad_item, account)
-    return examples, account, tokenizer, template
-
-
 def _prefix(
     config: Config,
     model_config: PretrainedConfig,
     anatomy: Anatomy,
     region: Region,
-    examples: list[Example],
+    lengths: list[int],
     dtype: torch.dtype,
 ) -> PrefixPlan | None:
     kind = config.train.prefix_cache
@@ -253,7 +224,7 @@ def _prefix(
     folder = SHARED_MEMORY if kind == "memory" else config.run / "train"
     if kind == "memory" and not folder.is_dir():
         raise UserError(f"train.prefix_cache: memory needs {folder}, which this machine does not have; use disk")
-    return PrefixPlan(region.first, [len(e.input_ids) for e in examples], anatomy.hidden_size, dtype, folder)
+    return PrefixPlan(region.first, lengths, anatomy.hidden_size, dtype, folder)
 
 
 def _settings(config: Config, num_steps: int) -> EngineSettings:

@@ -7,6 +7,7 @@ from itertools import groupby
 from rich.console import Console
 from rich.table import Table
 
+from cofitune.data.read import Account
 from cofitune.model.anatomy import MODULE_PATHS, Anatomy
 from cofitune.model.region import Region
 from cofitune.training.memory import Memory
@@ -71,3 +72,14 @@ def _cell(layer: int, module: str, region: Region, masked: tuple[str, ...]) -> s
     if layer not in region.layers or module not in region.modules:
         return "·"
     return "◐" if module in masked else "●"
+
+
+def print_account(console: Console, account: Account) -> None:
+    """Say how many items were read, how many lost what to the length limit, and how many were left out and why."""
+    told = f"data: {account.read:,} items read, {account.dropped:,} dropped, {account.truncated:,} truncated"
+    console.print(told, highlight=False, soft_wrap=True)
+    if account.dropped:
+        why = ", ".join(f"{count:,} {reason}" for reason, count in account.reasons.items())
+        console.print(f"  dropped: {why}; the first:", highlight=False, soft_wrap=True)
+        for message in account.first_dropped:
+            console.print(f"    {message}", highlight=False, soft_wrap=True, markup=False)

@@ -116,13 +116,15 @@ def summed_loss(model: Any, batch: Batch) -> Tensor:
 
     Args:
         batch: input_ids, attention_mask, labels, each [B, T]; the logits at position t are scored against label t + 1.
+            With position_ids [B, T] the rows are packs, whose conversations transformers tells apart by them.
     """
     targets = batch["labels"][:, 1:]
     rows, positions = (targets != IGNORED).nonzero(as_tuple=True)  # N supervised tokens
     if rows.numel() == 0:
         rows = positions = torch.zeros(1, dtype=torch.long, device=targets.device)
+    which = "position_ids" if "position_ids" in batch else "attention_mask"  # with a mask, positions separate nothing
     with _head_sees(model, rows, positions):
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+        logits = model(input_ids=batch["input_ids"], **{which: batch[which]}, use_cache=False).logits
     if logits.dim() == 3:  # a model whose head is no module of its own
         logits = logits[rows, positions]
     return cross_entropy(logits.float(), targets[rows, positions], ignore_index=IGNORED, reduction="sum")

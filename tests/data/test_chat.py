@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cofitune.data.chat import IGNORED, PLAIN_TEMPLATE, Example, encode, encode_items, render, set_template
+from cofitune.data.chat import IGNORED, PLAIN_TEMPLATE, Example, encode, encode_rows, render, set_template
 from cofitune.data.read import Account, Item
 from cofitune.errors import DataError, UserError
 
@@ -152,34 +152,47 @@ def test_the_plain_template_as_text(tiny_tokenizer: Any) -> None:
     )
 
 
+def rows(*items: Item) -> list[tuple[str, dict[str, Any]]]:
+    return [(one.where, {"messages": one.messages()}) for one in items]
+
+
 def test_a_long_response_loses_its_end_and_is_counted(tiny_tokenizer: Any) -> None:
     one = item("What is two plus two?", "four " * 30)
     whole = encode(one, tiny_tokenizer)
     account = Account()
-    cut, short = encode_items([one, item("a", "b")], tiny_tokenizer, 40, account=account)
+    both = rows(one, item("a", "b"))
+    cut, short = encode_rows(both, "auto", tiny_tokenizer, 40, "response", "error", account)
     assert cut == Example(whole.input_ids[:40], whole.labels[:40])
     assert cut.num_supervised > 0
     assert short == encode(item("a", "b"), tiny_tokenizer)
-    assert (account.truncated, account.dropped) == (1, [])
+    tokens, supervised_tokens = 40 + len(short.input_ids), cut.num_supervised + short.num_supervised
+    assert account == Account(read=2, kept=2, truncated=1, tokens=tokens, supervised=supervised_tokens)
 
 
 def test_an_item_of_exactly_max_length_is_whole(tiny_tokenizer: Any) -> None:
     one = item("a", "b")
-    length = len(encode(one, tiny_tokenizer).input_ids)
+    whole = encode(one, tiny_tokenizer)
     account = Account()
-    assert encode_items([one], tiny_tokenizer, length, account=account) == [encode(one, tiny_tokenizer)]
+    length = len(whole.input_ids)
+    assert list(encode_rows(rows(one), "auto", tiny_tokenizer, length, "response", "error", account)) == [whole]
     assert account.truncated == 0
 
 
 def test_a_prompt_that_fills_max_length_is_an_error_or_dropped(tiny_tokenizer: Any) -> None:
     long = item("void " * 50, "yes")
     with pytest.raises(DataError, match=r"f\.jsonl:1: the prompt alone exceeds data\.max_length 20 .*has \d+ tokens"):
-        encode_items([long], tiny_tokenizer, 20)
+        list(encode_rows(rows(long), "auto", tiny_tokenizer, 20, "response", "error", Account()))
     account = Account()
-    kept = encode_items([long, item("a", "b")], tiny_tokenizer, 20, on_bad_item="drop", account=account)
-    assert len(kept) == 1 and len(account.dropped) == 1 and account.truncated == 0
-    with pytest.raises(DataError, match="not one usable item is left"):
-        encode_items([long], tiny_tokenizer, 20, on_bad_item="drop")
+    kept = list(encode_rows(rows(long, item("a", "b")), "auto", tiny_tokenizer, 20, "response", "drop", account))
+    assert len(kept) == account.kept == 1 and account.truncated == 0
+    assert account.reasons == {"prompt too long": 1} and account.first_dropped[0].startswith("f.jsonl:1: the prompt")
+
+
+def test_a_response_in_the_context_is_read_and_not_learned(tiny_tokenizer: Any) -> None:
+    turns = (("user", "q"), ("assistant", "a"), ("user", "q2"), ("assistant", "a2"))
+    example = encode(Item(turns, "f.jsonl:1", context=3), tiny_tokenizer)
+    assert supervised(example, tiny_tokenizer) == ["a2<|im_end|>"]
+    assert example.input_ids == encode(Item(turns, "f.jsonl:1"), tiny_tokenizer).input_ids
 
 
 THINKING = (  # keeps only the last answer's reasoning, as some reasoning models' templates do
@@ -236,7 +249,7 @@ def test_a_token_astride_the_prompt_and_the_response_belongs_to_the_prompt(tiny_
 
 
 def test_an_item_that_an_assistant_opens_is_labelled_or_refused_with_its_place(tiny_tokenizer: Any) -> None:
-    """Some data sets begin with the assistant's greeting, and read_items lets them through."""
+    """Some data sets begin with the assistant's greeting, and a template may let them through."""
     one = Item((("assistant", "Hello"), ("user", "q"), ("assistant", "a")), "f.jsonl:1")
     try:
         example = encode(one, tiny_tokenizer)

@@ -1,4 +1,4 @@
-"""Reading items: both formats, and every unusable item with its file and line."""
+"""Reading items: every format, and every unusable item with its file and line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from cofitune.data.read import Account, Item, bad_item, read_items, read_jsonl, user_text
+from cofitune.data.formats import BadItemError, user_text
+from cofitune.data.read import Account, Item, bad_item, make_item, read_jsonl
+from cofitune.data.sources import Source, open_source
 from cofitune.errors import DataError
 
 GOOD = {"instruction": "Say hi.", "input": "", "output": "Hi!"}
@@ -21,20 +23,58 @@ def write(path: Path, *lines: Any) -> str:
     return str(path)
 
 
-def test_both_formats_become_the_same_turns(tmp_path: Path) -> None:
-    path = write(tmp_path / "d.jsonl", GOOD, CHAT)
-    items, account = read_items([(path, "auto")])
-    assert [item.turns for item in items] == [(("user", "Say hi."), ("assistant", "Hi!"))] * 2
+def read(path: str, form: str = "auto", on_bad_item: str = "error") -> tuple[list[Item], Account]:
+    """Every usable item of a source, and the account."""
+    items, account = [], Account()
+    for where, row in open_source(Source(path, form)).rows():
+        account.read += 1
+        try:
+            items.append(make_item(where, row, form))
+        except BadItemError as error:
+            bad_item(error, on_bad_item, account)
+    return items, account
+
+
+SHAREGPT = {"conversations": [{"from": "human", "value": "Say hi."}, {"from": "gpt", "value": "Hi!"}]}
+STRINGS = {"prompt": "Say hi.", "completion": "Hi!"}
+LISTS = {"prompt": CHAT["messages"][:1], "completion": CHAT["messages"][1:]}
+
+
+def test_every_format_becomes_the_same_turns(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.jsonl", GOOD, CHAT, SHAREGPT, STRINGS, LISTS)
+    items, account = read(path)
+    assert [item.turns for item in items] == [(("user", "Say hi."), ("assistant", "Hi!"))] * 5
+    assert [item.context for item in items] == [0, 0, 0, 0, 1]
     assert items[0].messages() == CHAT["messages"]
-    assert (account.read, account.dropped) == (2, [])
+    assert (account.read, account.dropped) == (5, 0)
 
 
-def test_items_keep_the_order_of_the_sources_and_their_place(tmp_path: Path) -> None:
-    first = write(tmp_path / "a.jsonl", GOOD, "", "   ", {**GOOD, "output": "second"})
-    second = write(tmp_path / "b.jsonl", CHAT)
-    items, account = read_items([(second, "messages"), (first, "alpaca")])
-    assert [item.where for item in items] == [f"{second}:1", f"{first}:1", f"{first}:4"]
-    assert account.read == 3, "empty lines are no items"
+def test_a_prompt_of_messages_is_context_with_all_its_responses(tmp_path: Path) -> None:
+    asked = [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c")]
+    prompt = [{"role": role, "content": content} for role, content in asked]
+    path = write(tmp_path / "d.jsonl", {"prompt": prompt, "completion": [{"role": "assistant", "content": "d"}]})
+    (item,), _ = read(path)
+    assert item.turns == (*asked, ("assistant", "d")) and item.context == 4
+
+
+def test_sharegpt_turns_take_the_roles_that_templates_know(tmp_path: Path) -> None:
+    turns = [("system", "s"), ("human", "a"), ("gpt", "b"), ("user", "c"), ("assistant", "d")]
+    path = write(tmp_path / "d.jsonl", {"conversations": [{"from": role, "value": text} for role, text in turns]})
+    (item,), _ = read(path)
+    assert [role for role, _ in item.turns] == ["system", "user", "assistant", "user", "assistant"]
+
+
+def test_a_null_key_counts_as_absent(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.jsonl", {**GOOD, "messages": None}, {**CHAT, "instruction": None, "input": None})
+    items, _ = read(path)
+    assert items[0].turns == items[1].turns
+
+
+def test_items_keep_their_order_and_place(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", GOOD, "", "   ", {**GOOD, "output": "second"})
+    items, account = read(path, "alpaca")
+    assert [item.where for item in items] == [f"{path}:1", f"{path}:4"]
+    assert account.read == 2, "empty lines are no items"
 
 
 @pytest.mark.parametrize(
@@ -47,7 +87,7 @@ def test_the_input_stands_below_the_instruction(instruction: str, given: str, te
 
 def test_the_response_is_taken_as_it_is(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", {"instruction": "x", "output": "  indented\n"}, {**GOOD, "input": None})
-    items, _ = read_items([(path, "auto")])
+    items, _ = read(path)
     assert items[0].turns[-1] == ("assistant", "  indented\n")
     assert items[1].turns[0] == ("user", "Say hi.")
 
@@ -61,10 +101,19 @@ BAD = [
     ("[1]", "a JSON object, not list"),
     ('"text"', "a JSON object, not str"),
     ({"text": "x"}, "this one has ['text']"),
+    ({"prompt": "x"}, "no 'completion'"),
+    ({"prompt": " ", "completion": "x"}, "the prompt is empty"),
+    ({"prompt": "x", "completion": "\n"}, "the response ('completion') is empty"),
+    ({"prompt": "x", "completion": []}, "both be strings, or both lists"),
+    ({"prompt": CHAT["messages"][:1], "completion": []}, "'completion' must be a list of turns"),
+    ({"prompt": CHAT["messages"][:1], "completion": CHAT["messages"][:1]}, "the last turn is the user's"),
+    ({"conversations": {}}, "'conversations' must be a list of turns with a from and a value"),
+    ({"conversations": [{"from": "bing", "value": "x"}]}, "turn 0 needs a from (system, human, user, gpt, assistant)"),
+    ({"conversations": [{"from": "human", "value": "x"}]}, "the last turn is the user's"),
     ({"instruction": "x"}, "no 'output'"),
     ({**GOOD, "output": ""}, "the response ('output') is empty"),
     ({**GOOD, "output": " \n"}, "the response ('output') is empty"),
-    ({**GOOD, "output": None}, "the response ('output') is empty"),
+    ({**GOOD, "output": None}, "no 'output'"),
     ({**GOOD, "output": 4}, "must be strings"),
     ({**GOOD, "instruction": "", "input": " "}, "both empty"),
     ({"messages": []}, "must be a list of turns"),
@@ -82,49 +131,49 @@ BAD = [
 def test_an_unusable_item_is_named_by_file_and_line(tmp_path: Path, bad: Any, said: str) -> None:
     path = write(tmp_path / "d.jsonl", GOOD, bad, GOOD)
     with pytest.raises(DataError) as caught:
-        read_items([(path, "auto")])
+        read(path)
     assert str(caught.value).startswith(f"{path}:2: ") and said in str(caught.value)
     assert "data.on_bad_item: drop" in str(caught.value)
 
 
 def test_dropping_counts_every_unusable_item_and_keeps_the_others(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", *[bad for bad, _ in BAD], GOOD)
-    items, account = read_items([(path, "auto")], on_bad_item="drop")
+    items, account = read(path, on_bad_item="drop")
     assert [item.where for item in items] == [f"{path}:{len(BAD) + 1}"]
-    assert account.read == len(BAD) + 1
-    assert [reason.startswith(f"{path}:{n}: ") for n, reason in enumerate(account.dropped, 1)] == [True] * len(BAD)
+    assert account.read == len(BAD) + 1 and account.dropped == len(BAD)
+    assert account.reasons["not valid JSON"] == 1 and account.reasons["not a JSON object"] == 2
+    assert [message.split(": ")[0] for message in account.first_dropped] == [f"{path}:{n}" for n in range(1, 6)]
+
+
+def test_accounts_add_up_in_order() -> None:
+    one = Account(3, 1, 1, 10, 5, {"a": 1, "b": 1}, ["f:1", "f:2"])
+    two = Account(7, 2, 0, 20, 9, {"b": 5}, [f"g:{n}" for n in range(5)])
+    assert Account.total([one, two]) == Account(10, 3, 1, 30, 14, {"a": 1, "b": 6}, ["f:1", "f:2", "g:0", "g:1", "g:2"])
+    assert one.first_dropped == ["f:1", "f:2"], "what was added up stays as it was"
 
 
 def test_a_format_that_was_named_is_not_guessed_around(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", GOOD)
     with pytest.raises(DataError, match="'messages' must be a list"):
-        read_items([(path, "messages")])
+        read(path, "messages")
     path = write(tmp_path / "d.jsonl", CHAT)
     with pytest.raises(DataError, match="no 'instruction'"):
-        read_items([(path, "alpaca")])
+        read(path, "alpaca")
 
 
 def test_missing_empty_and_undecodable_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.jsonl: no such data file"):
-        read_items([(str(tmp_path / "none.jsonl"), "auto")])
+        read(str(tmp_path / "none.jsonl"))
     with pytest.raises(DataError, match="holds no items"):
-        read_items([(write(tmp_path / "e.jsonl", "", " "), "auto")])
+        read(write(tmp_path / "e.jsonl", "", " "))
     (tmp_path / "b.jsonl").write_bytes(b'{"instruction": "\xff\xfe"}\n')
     with pytest.raises(DataError, match="cannot be read"):
-        read_items([(str(tmp_path / "b.jsonl"), "auto")])
-    with pytest.raises(DataError, match="cannot be read"):
-        read_items([(str(tmp_path), "auto")])
-
-
-def test_one_empty_file_among_full_ones_is_still_refused(tmp_path: Path) -> None:
-    full, empty = write(tmp_path / "f.jsonl", GOOD), write(tmp_path / "e.jsonl", "")
-    with pytest.raises(DataError, match=r"e\.jsonl: holds no items"):
-        read_items([(full, "auto"), (empty, "auto")])
+        read(str(tmp_path / "b.jsonl"))
 
 
 def test_a_line_separator_of_unicode_does_not_split_an_item(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", {**GOOD, "output": "a\u2028b\x85c"}, CHAT)
-    items, _ = read_items([(path, "auto")])
+    items, _ = read(path)
     assert items[0].turns[-1][1] == "a\u2028b\x85c"
     assert items[1].where.endswith(":2")
 
@@ -132,13 +181,13 @@ def test_a_line_separator_of_unicode_does_not_split_an_item(tmp_path: Path) -> N
 def test_windows_line_ends_and_a_missing_last_one(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_bytes(json.dumps(GOOD).encode() + b"\r\n" + json.dumps(CHAT).encode())
-    assert len(read_items([(str(path), "auto")])[0]) == 2
+    assert len(read(str(path))[0]) == 2
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_item(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\n")
-    assert len(read_items([(str(path), "auto")])[0]) == 1
+    assert len(read(str(path))[0]) == 1
 
 
 def test_read_jsonl_yields_numbered_objects_and_names_a_bad_line(tmp_path: Path) -> None:
@@ -151,8 +200,8 @@ def test_read_jsonl_yields_numbered_objects_and_names_a_bad_line(tmp_path: Path)
 
 def test_bad_item_stops_or_counts() -> None:
     account = Account()
-    bad_item("f:1: why", "drop", account)
-    assert account.dropped == ["f:1: why"]
+    bad_item(BadItemError("a kind", "f:1: why"), "drop", account)
+    assert account.reasons == {"a kind": 1} and account.first_dropped == ["f:1: why"]
     with pytest.raises(DataError, match="f:2: why"):
-        bad_item("f:2: why", "error", account)
+        bad_item(BadItemError("a kind", "f:2: why"), "error", account)
     assert Item((("user", "a"),), "f:1").messages() == [{"role": "user", "content": "a"}]

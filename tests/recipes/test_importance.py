@@ -196,7 +196,7 @@ def test_a_bad_item_is_named_or_dropped_and_counted(made: Path, monkeypatch: pyt
         importance(read(made), console=quiet())
     console = quiet()
     importance(read(made, "data.on_bad_item=drop"), dry_run=True, console=console)
-    assert "dropped 1 of 6 items" in console.export_text()
+    assert "6 items read, 1 dropped" in console.export_text()
 
 
 def test_long_items_are_cut_and_counted(made: Path) -> None:
@@ -204,7 +204,7 @@ def test_long_items_are_cut_and_counted(made: Path) -> None:
     importance(read(made, "data.max_length=12"), dry_run=True, console=console)
     text = console.export_text()
     assert "60 tokens (longest 12)" in text
-    assert "5 items are longer than data.max_length" in text
+    assert "5 truncated" in text
 
 
 TWO_RANKS = """

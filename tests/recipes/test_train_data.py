@@ -1,0 +1,143 @@
+"""The data of a training, through the command line: several sources, weights, packing, and the account of it all."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from cofitune import cli
+
+ANSWERS = ["yes", "yes and no", "the court held that the contract was void " * 3]
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_model_folder: Path) -> dict[str, Any]:
+    rows = [{"instruction": f"Say {n}", "output": ANSWERS[n % 3]} for n in range(30)]
+    (tmp_path / "law").mkdir()
+    (tmp_path / "law" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "law" / "test.jsonl").write_text("nothing to train on\n")
+    pq.write_table(
+        pa.Table.from_pylist([{"prompt": f"Say {n}", "completion": "no"} for n in range(20)]), tmp_path / "r.parquet"
+    )
+    return {
+        "model": {"name": str(tiny_model_folder), "dtype": "float32"},
+        "data": {
+            "train": [str(tmp_path / "law"), {"path": str(tmp_path / "r.parquet"), "weight": 0.5}], "max_length": 64,
+        },
+        "train": {"num_train_epochs": 1, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+        "output_dir": str(tmp_path / "run"),
+    }  # fmt: skip
+
+
+def run(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], *arguments: str) -> int:
+    path = Path(config["output_dir"]).parent / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    monkeypatch.setattr(sys, "argv", ["cofitune", "train", str(path), *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return int(stopped.value.code or 0)
+
+
+def test_a_folder_and_a_weighted_table_are_trained_on_and_accounted_for(
+    monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run(monkeypatch, config) == 0
+    said = capsys.readouterr().out
+    assert "data: 50 items read, 0 dropped, 0 truncated" in said
+    assert f"{tmp_path}/law: 30 items × 1 an epoch" in said and f"{tmp_path}/r.parquet: 20 items × 0.5 an epoch" in said
+    assert "steps: 5 of 8 items (4 × 2 accumulated × 1 rank)" in said, "40 items an epoch"
+    manifest = json.loads((tmp_path / "run" / "train" / "manifest.json").read_text())
+    assert [one["read"] for one in manifest["items"]] == [30, 20]
+    assert [one["path"] for one in manifest["data"]] == [f"{tmp_path}/law", f"{tmp_path}/r.parquet"]
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "train" / "metrics.jsonl").read_text().splitlines()]
+    assert metrics[-1]["epoch"] == 1.0
+    with (tmp_path / "law" / "train.jsonl").open("a") as file:
+        file.write(json.dumps({"instruction": "One", "output": "more"}) + "\n")
+    assert run(monkeypatch, config) == 2
+    assert "data" in capsys.readouterr().err, "the run was trained from other contents"
+
+
+def test_packing_tells_packs_from_items_and_trains(
+    monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run(monkeypatch, config, "--dry-run") == 0
+    items = capsys.readouterr().out
+    assert run(monkeypatch, config, "data.packing=true") == 0
+    said = capsys.readouterr().out
+    packing = next(line for line in said.splitlines() if line.startswith("packing: 50 items in "))
+    packs, fill = int(packing.split()[4]), float(packing.split()[-2].rstrip("%"))
+    assert packs < 40 and fill > 80
+    assert " packs (4 × 2 accumulated" in said and " items (4 × 2" in items
+    counted = [line for line in items.splitlines() if "tokens an epoch" in line]
+    assert counted and counted[0] in said, "packing leaves no token out"
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "train" / "metrics.jsonl").read_text().splitlines()]
+    assert metrics[-1]["loss"] < 20
+
+
+def test_dropped_items_are_counted_by_reason_and_shown(
+    monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with (tmp_path / "law" / "train.jsonl").open("a") as file:
+        file.write('{"instruction": "x", "output": " "}\n' * 3 + "{\n")
+    assert run(monkeypatch, config) == 2
+    assert "law/train.jsonl:31: the response ('output') is empty (data.on_bad_item: drop" in capsys.readouterr().err
+    assert run(monkeypatch, config, "data.on_bad_item=drop", "train.max_steps=1") == 0
+    said = capsys.readouterr().out
+    assert "54 items read, 4 dropped" in said and "3 empty response, 1 not valid JSON; the first:" in said
+    assert f"{tmp_path}/law/train.jsonl:34: this line is not valid JSON" in said
+    (law, _) = json.loads((tmp_path / "run" / "train" / "manifest.json").read_text())["items"]
+    assert law["reasons"] == {"empty response": 3, "not valid JSON": 1} and len(law["first_dropped"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"train": [{"path": "x.jsonl", "weight": 0}]}, "data.train.0.weight"),
+        ({"train": [{"path": "x.jsonl", "format": "chatml"}]}, "data.train.0.format"),
+        ({"train": []}, "data.train: name at least one"),
+        ({"train": ["no/such.jsonl"]}, "no/such.jsonl: no such data file"),
+    ],
+)
+def test_mistakes_in_the_sources_exit_2(
+    monkeypatch: pytest.MonkeyPatch,
+    config: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, Any],
+    said: str,
+) -> None:
+    config["data"].update(change)
+    assert run(monkeypatch, config) == 2
+    assert said in capsys.readouterr().err
+    assert not Path(config["output_dir"]).exists()
+
+
+def test_weights_that_leave_nothing_are_refused(
+    monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config["data"]["train"] = [{"path": str(tmp_path / "law"), "weight": 0.01}]
+    assert run(monkeypatch, config) == 2
+    assert "not one item is left in an epoch" in capsys.readouterr().err
+
+
+def test_packing_is_refused_for_code_of_the_models_own(
+    monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config["data"]["packing"] = True
+    config["model"]["trust_remote_code"] = True
+    assert run(monkeypatch, config) == 2
+    assert "data.packing: " in capsys.readouterr().err
+
+
+def test_importance_takes_every_item_once(
+    monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config["importance"] = {"data": [{"path": str(tmp_path / "r.parquet"), "weight": 2}]}
+    assert run(monkeypatch, config) == 2
+    assert "importance.data: weight is for data.train" in capsys.readouterr().err
