@@ -15,7 +15,7 @@ from rich.console import Console
 
 from cofitune import __version__, launch
 from cofitune.config.load import load_config
-from cofitune.errors import UserError
+from cofitune.errors import Stopped, UserError
 from cofitune.ranks import is_launched, this_rank
 from cofitune.slurm import adopt_task
 
@@ -34,6 +34,9 @@ Overrides = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop; nothing is written.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what this command wrote before.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on from the newest whole checkpoint; without one, from the beginning.")
+]
 NumProcesses = Annotated[
     int | None, typer.Option(min=1, help="Ranks on this machine. Default: one a GPU, or one on the CPU.")
 ]
@@ -87,6 +90,7 @@ def train(
     overrides: Overrides = None,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
+    resume: Resume = False,
     num_processes: NumProcesses = None,
     hostfile: HostFile = None,
 ) -> None:
@@ -94,12 +98,14 @@ def train(
     resolved = load_config(config, overrides)
     from cofitune.recipes import train as recipe
 
-    if _in_ranks(
-        num_processes, hostfile, dry_run, lambda ranks: recipe.check(resolved, overwrite=overwrite, ranks=ranks)
-    ):
+    def check(ranks: int) -> object:
+        return recipe.check(resolved, overwrite=overwrite, resume=resume, ranks=ranks)
+
+    launch.grant_grace(resolved.train.stop_grace_seconds)
+    if _in_ranks(num_processes, hostfile, dry_run, check):
         return
     ranks = launch.choose_ranks(num_processes, hostfile).count if dry_run else 1
-    recipe.train(resolved, overwrite=overwrite, dry_run=dry_run, console=_console(), ranks=ranks)
+    recipe.train(resolved, overwrite=overwrite, resume=resume, dry_run=dry_run, console=_console(), ranks=ranks)
 
 
 @app.command(name="eval")
@@ -197,6 +203,10 @@ def main() -> None:
     except UserError as error:
         launch.say_mistake(error)
         sys.exit(launch.USER_ERROR)
+    except Stopped as stopped:
+        if this_rank().rank == 0:
+            print(stopped, file=sys.stderr)
+        sys.exit(128 + stopped.signum)
     finally:
         if launch.has_parent():
             sys.excepthook = launch.tell_parent  # only now: torch's process group has put one of its own there

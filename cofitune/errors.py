@@ -32,6 +32,14 @@ class ArtifactError(UserError):
     """A file of ours (delta, importance, store) that is missing, damaged, or belongs to another model or config."""
 
 
+class Stopped(Exception):
+    """A command ended early and in good order because of a signal; the exit code is 128 + `signum`."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        self.signum = signum
+        super().__init__(message)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the nearest known name, or nothing when none is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

@@ -30,7 +30,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    _fsync_folder(path.parent)
+    fsync_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -81,6 +81,15 @@ def read_tensors(path: Path, what: str) -> dict[str, Any]:
         raise ArtifactError(f"{path}: this {what} is damaged: {error}") from None
 
 
+def fsync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut, too."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def sha256_file(path: Path) -> str:
     """Hash a file's bytes."""
     with path.open("rb") as file:
@@ -89,11 +98,3 @@ def sha256_file(path: Path) -> str:
 
 def _write_utf8(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-
-
-def _fsync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

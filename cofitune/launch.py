@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 USER_ERROR = 2
 NOT_MET = 3  # a requirement of `cofitune eval --require`
 PARENT = "COFITUNE_PARENT"  # set in ranks that `run_ranks` started: its machine's name where there are several
+STOPPED = {128 + signal.SIGINT, 128 + signal.SIGTERM}  # exit codes of a rank that a signal ended in good order
 SECONDS_TO_END = 30  # for the trial of a search that is ended
 
 
@@ -130,6 +131,14 @@ def run_ranks(num_processes: int, arguments: Sequence[str], place: Place | None 
     return 0
 
 
+def grant_grace(seconds: int) -> None:
+    """Let ranks that will be started have this long to end by themselves after SIGTERM or SIGINT.
+
+    By the environment: torch before 2.12 has no other way and waits 30 seconds (pytorch#172596).
+    """
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(seconds))
+
+
 def run_place(place: Place, arguments: Sequence[str]) -> int:
     """On one host of several: start its ranks and wait, obeying the one who started all."""
     obey_the_line()
@@ -138,6 +147,8 @@ def run_place(place: Place, arguments: Sequence[str]) -> int:
 
 def tell_failures(failures: Mapping[int, ProcessFailure]) -> int:
     """Say why ranks failed: once what several of them say, the first failure first. Returns the exit code."""
+    if {failure.exitcode for failure in failures.values()} <= STOPPED:
+        return max(failure.exitcode for failure in failures.values())  # rank 0 has said so
     began = min(failure.timestamp for failure in failures.values())
     own = {rank: f for rank, f in failures.items() if not _ended_by_another(f, began)} or failures
     mistakes = {rank: f for rank, f in own.items() if f.exitcode == USER_ERROR}

@@ -1,10 +1,11 @@
 """Where DeepSpeed keeps things. The only file that knows its internals: gather a parameter, find a shard's place.
 
-Written for deepspeed 0.19; `shards` is checked against the whole parameters by the tests under every stage.
+Written for deepspeed 0.19; `flats` is checked against the whole parameters by the tests under every stage.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+STAGE_3 = "DeepSpeedZeroOptimizer_Stage3"
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,14 @@ class Shard:
     start: int
     offset: int
     numel: int
+
+
+@dataclass(frozen=True)
+class Flat:
+    """A flat fp32 tensor that the inner optimizer steps on: on this rank, the master weights of its shards."""
+
+    tensor: Tensor
+    shards: list[Shard]
 
 
 def skip_cpu_communication_op() -> None:
@@ -62,8 +74,8 @@ def inner_optimizer(engine: Any) -> torch.optim.Optimizer:
     return inner
 
 
-def shards(engine: Any) -> dict[int, list[Shard]]:
-    """Map the id of each flat fp32 tensor that the inner optimizer steps on to the shards inside it.
+def flats(engine: Any) -> list[Flat]:
+    """The flat fp32 tensors of this rank, whatever the ZeRO stage, offload and sub-groups.
 
     Raises:
         RuntimeError: an optimizer class that this file does not know (a DeepSpeed newer than it).
@@ -71,17 +83,66 @@ def shards(engine: Any) -> dict[int, list[Shard]]:
     names = {id(p): name for name, p in engine.module.named_parameters()}
     optimizer = engine.optimizer
     kind = type(optimizer).__name__
-    if kind == "DeepSpeedZeroOptimizer_Stage3":
-        return _stage3_shards(optimizer, names)
+    if kind == STAGE_3:
+        return _stage3_flats(optimizer, names)
     if kind == "DeepSpeedZeroOptimizer":
-        return _stage12_shards(optimizer, names)
-    raise RuntimeError(f"the update-mode soft mask does not know DeepSpeed's optimizer {kind}")
+        return _stage12_flats(optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups, names)
+    if kind == "BF16_Optimizer":  # stage 1 in bfloat16
+        return _stage12_flats(optimizer.bf16_groups, optimizer.fp32_groups_flat_partition, names)
+    raise RuntimeError(f"DeepSpeed's optimizer {kind} keeps its fp32 weights in a place that we do not know")
 
 
-def _stage3_shards(optimizer: Any, names: dict[int, str]) -> dict[int, list[Shard]]:
+def shards(engine: Any) -> dict[int, list[Shard]]:
+    """Map the id of each flat fp32 tensor that the inner optimizer steps on to the shards inside it.
+
+    Raises:
+        RuntimeError: an optimizer class that this file does not know (a DeepSpeed newer than it).
+    """
+    return {id(flat.tensor): flat.shards for flat in flats(engine)}
+
+
+def moments(engine: Any, flat: Flat) -> dict[str, Any]:
+    """AdamW's state of a flat tensor: exp_avg and exp_avg_sq [flat.numel], and step; empty before the first step."""
+    state: dict[str, Any] = inner_optimizer(engine).state[flat.tensor]
+    return state
+
+
+def begin_moments(engine: Any, step: int) -> None:
+    """Give every flat tensor AdamW's state after `step` steps, its moments zeros for the caller to fill."""
+    inner = inner_optimizer(engine)
+    for flat in flats(engine):
+        # a step of its own for each: sub-groups that share one object would count it up together
+        counted = torch.tensor(float(step)) if isinstance(inner, torch.optim.AdamW) else step
+        zeros = {key: torch.zeros_like(flat.tensor.data) for key in MOMENTS}
+        inner.state[flat.tensor] = {"step": counted, **zeros}
+
+
+def publish_masters(engine: Any) -> None:
+    """Copy the fp32 weights into the model's precision and share them, as DeepSpeed does after a step. Collective."""
+    optimizer = engine.optimizer
+    if type(optimizer).__name__ != STAGE_3:
+        optimizer.update_lp_params()
+        return
+    optimizer._partition_all_parameters()
+    for index in range(len(optimizer.fp16_groups)):
+        optimizer._reassign_or_swap_out_partitioned_parameters(index)
+    optimizer._post_step(set())  # small weights are kept whole on every rank
+
+
+def go_to_step(engine: Any, step: int) -> None:
+    """Set a fresh engine's counters and its learning rate to those after `step` optimizer steps."""
+    engine.global_steps = step
+    engine.global_samples = step * engine.train_batch_size()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch expects an optimizer step before each
+        for _ in range(step):
+            engine.lr_scheduler.step()
+
+
+def _stage3_flats(optimizer: Any, names: dict[int, str]) -> list[Flat]:
     """Stage 3 cuts each parameter into `world` equal pieces, the last ones padded, a rank's in a row."""
     rank = torch.distributed.get_rank(optimizer.dp_process_group)
-    found: dict[int, list[Shard]] = {}
+    found = []
     for index, group in enumerate(optimizer.fp16_groups):
         pieces = []
         for parameter in group:
@@ -90,14 +151,14 @@ def _stage3_shards(optimizer: Any, names: dict[int, str]) -> dict[int, list[Shar
             numel = min(length, parameter.ds_numel - start)
             if numel > 0:
                 pieces.append(Shard(names[id(parameter)], tuple(parameter.ds_shape), start, offset, numel))
-        found[id(optimizer.fp32_partitioned_groups_flat[index])] = pieces
+        found.append(Flat(optimizer.fp32_partitioned_groups_flat[index], pieces))
     return found
 
 
-def _stage12_shards(optimizer: Any, names: dict[int, str]) -> dict[int, list[Shard]]:
+def _stage12_flats(groups: list[Any], tensors: list[Tensor], names: dict[int, str]) -> list[Flat]:
     """Stages 1 and 2 lay all parameters in a row and cut the row; `_hp_mapping` says what fell to this rank."""
-    found: dict[int, list[Shard]] = {}
-    for index, group in enumerate(optimizer.bit16_groups):
+    found = []
+    for group, tensor in zip(groups, tensors, strict=True):
         pieces = []
         for parameter in group:
             mapping = parameter._hp_mapping
@@ -105,5 +166,5 @@ def _stage12_shards(optimizer: Any, names: dict[int, str]) -> dict[int, list[Sha
                 whole, flat = mapping.lp_fragment_address, mapping.hp_fragment_address
                 shape = tuple(parameter.shape)
                 pieces.append(Shard(names[id(parameter)], shape, whole.start, flat.start, flat.numel))
-        found[id(optimizer.single_partition_of_fp32_groups[index])] = pieces
+        found.append(Flat(tensor, pieces))
     return found

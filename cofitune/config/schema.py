@@ -21,6 +21,11 @@ SECTIONS_READ: dict[str, tuple[str, ...]] = {
     "search": ("model", "deepspeed"),  # the rest is compared, by contents, in the identity of the store of trials
 }
 
+# settings of those sections that change nothing in what is trained: they may differ from one call to the next
+FREE_SETTINGS: dict[str, frozenset[str]] = {
+    "train": frozenset({"save_steps", "keep_last", "keep_checkpoints", "stop_grace_seconds"}),
+}
+
 
 def _listed(value: Any) -> Any:
     """`x` stands for `[x]`, so that one file needs no list."""
@@ -149,6 +154,19 @@ class Train(Section):
         "the frozen layers below it from the second epoch on; memory: in /dev/shm; disk: in output_dir",
     )
     seed: int = Field(1234, ge=0, description="order of the data, and every other random number")
+    save_steps: int | None = Field(
+        200,
+        gt=0,
+        description="optimizer steps between two checkpoints; there is one at an epoch's end and on SIGTERM or SIGINT, "
+        "too; null: none at all",
+    )
+    keep_last: int = Field(2, gt=0, description="checkpoints to keep while training, the newest ones")
+    keep_checkpoints: bool = Field(
+        False, description="keep them when the delta is written, too; they take 12 bytes a trained weight each"
+    )
+    stop_grace_seconds: int = Field(
+        300, gt=0, description="seconds that ranks get after SIGTERM or SIGINT to finish the step and save"
+    )
 
 
 # what DeepSpeed reads besides the keys that other sections of ours own; it ignores unknown keys without a word

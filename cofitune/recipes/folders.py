@@ -11,15 +11,19 @@ from typing import Any
 
 from cofitune import __version__
 from cofitune.config.load import dump_config, load_config
-from cofitune.config.schema import SECTIONS_READ, Config
+from cofitune.config.schema import FREE_SETTINGS, SECTIONS_READ, Config
 from cofitune.errors import UserError, differences
 from cofitune.files import write_text
 
 PACKAGES = ("torch", "transformers", "deepspeed", "lm-eval")
 
 
-def check_folder(config: Config, command: str, overwrite: bool) -> Path:
+def check_folder(config: Config, command: str, overwrite: bool, resumes: bool = False) -> Path:
     """Return the command's folder; nothing is written yet.
+
+    Args:
+        resumes: the folder holds a checkpoint to go on from, which knows better than the folder's config what may
+            differ.
 
     Raises:
         UserError: a section that this command reads differs from the one the folder was made by, or the place cannot
@@ -27,8 +31,8 @@ def check_folder(config: Config, command: str, overwrite: bool) -> Path:
     """
     folder = config.run / command
     made_by = folder / "config.yaml"
-    if made_by.is_file() and not overwrite:
-        before, now = load_config(made_by).model_dump(), config.model_dump()
+    if made_by.is_file() and not (overwrite or resumes):
+        before, now = (_without_free(c.model_dump()) for c in (load_config(made_by), config))
         parts = SECTIONS_READ[command]
         changed = [d for part in parts for d in differences(part, _part(before, part), _part(now, part))]
         if changed:
@@ -42,9 +46,9 @@ def check_folder(config: Config, command: str, overwrite: bool) -> Path:
     return folder
 
 
-def start_folder(config: Config, command: str, overwrite: bool) -> Path:
+def start_folder(config: Config, command: str, overwrite: bool, resumes: bool = False) -> Path:
     """Make the command's folder (emptied under `overwrite`) and write the resolved config into it."""
-    folder = check_folder(config, command, overwrite)
+    folder = check_folder(config, command, overwrite, resumes)
     if overwrite and folder.exists():
         shutil.rmtree(folder)
     try:
@@ -92,6 +96,15 @@ def check_disk_space(folder: Path, needed: int) -> None:
         raise UserError(
             f"output_dir: {folder} needs {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free there"
         )
+
+
+def _without_free(config: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the settings that may differ from one call to the next."""
+    free = FREE_SETTINGS
+    return {
+        name: {k: v for k, v in section.items() if k not in free[name]} if name in free else section
+        for name, section in config.items()
+    }
 
 
 def _part(config: dict[str, Any], dotted: str) -> Any:

@@ -105,7 +105,8 @@ def trial_config(config: Config, region: Region | None, tasks: schema.Eval, fold
 
 def _trial_train(config: Config) -> schema.Train:
     rate = config.search.learning_rate or config.train.learning_rate
-    return config.train.model_copy(update={"max_steps": config.search.train_steps, "learning_rate": rate})
+    update = {"max_steps": config.search.train_steps, "learning_rate": rate, "save_steps": None}
+    return config.train.model_copy(update=update)  # a trial that was stopped is made anew, so it saves nothing
 
 
 def _levels(config: Config) -> tuple[Level, ...]:
@@ -144,7 +145,8 @@ def _identity(
     config: Config, tasks: schema.Eval, loaded: Sequence[LoadedTask], training: TrainPlan, ranks: int
 ) -> dict[str, Any]:
     """What a trial's scores depend on besides its region, by contents and not by path."""
-    train = _trial_train(config).model_dump(mode="json", exclude={"max_steps", "num_train_epochs"})
+    without_effect = {"max_steps", "num_train_epochs", *schema.FREE_SETTINGS["train"]}
+    train = _trial_train(config).model_dump(mode="json", exclude=without_effect)
     data = config.data.model_dump(mode="json", exclude={"train"})
     data_from = [
         {"format": o.source.format, "weight": o.source.weight, "sha256": o.sha256} for o in training.data.sources

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import time
+import shutil
+import signal
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,22 @@ from rich.console import Console
 
 from cofitune import __version__
 from cofitune.config.schema import Config
-from cofitune.errors import ArtifactError
+from cofitune.errors import ArtifactError, Stopped, UserError
 from cofitune.files import read_json
 from cofitune.model.region import freeze_outside
 from cofitune.ranks import is_launched, this_rank
 from cofitune.recipes.folders import check_disk_space, check_folder, environment, start_folder
 from cofitune.recipes.shared import load_base
 from cofitune.recipes.train_plan import TrainPlan, plan_training, print_plan
+from cofitune.recipes.train_state import (
+    Saver,
+    append_metrics,
+    check_resume,
+    checkpoint_bytes,
+    find_checkpoint,
+    keep_metrics,
+    newest_readable,
+)
 from cofitune.reports.progress import TrainProgress
 from cofitune.sharding import inner_optimizer, shards
 from cofitune.softmask.gradient import mask_gradients
@@ -34,27 +43,37 @@ from cofitune.training.engine import (
 )
 from cofitune.training.loop import StepRecord, fit
 from cofitune.training.prefix import PrefixCache
+from cofitune.training.state import load_state
+from cofitune.training.stop import StopRequest
 
 
 def train(
-    config: Config, *, overwrite: bool = False, dry_run: bool = False, console: Console | None = None, ranks: int = 1
+    config: Config,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    dry_run: bool = False,
+    console: Console | None = None,
+    ranks: int = 1,
 ) -> Path:
     """Train a region of a model and write the delta into `<output_dir>/train`.
 
     Runs on every rank; rank 0 alone talks and writes.
 
     Args:
+        resume: go on from the newest whole checkpoint; without one, from the beginning.
         ranks: ranks that a dry run plans for; a run counts its own.
 
     Returns:
         The folder with delta.safetensors, manifest.json, metrics.jsonl and config.yaml.
 
     Raises:
-        UserError: a mistake in the config or the data, found before anything is written.
+        UserError: a mistake in the config or the data, found before anything is written; or the training diverged.
+        Stopped: a signal ended it; its state is saved.
     """
     console = console or Console()
     world_size = this_rank().world_size if is_launched() else ranks
-    folder, plan = check(config, overwrite=overwrite, dry_run=dry_run, ranks=world_size)
+    folder, plan = check(config, overwrite=overwrite, resume=resume, dry_run=dry_run, ranks=world_size)
     if not dry_run and not overwrite and (folder / "manifest.json").is_file():
         told = f"{folder}: already trained with this config and data; --overwrite trains it again"
         console.print(told, highlight=False, soft_wrap=True)
@@ -77,24 +96,28 @@ def train(
     if config.softmask.apply_to == "update":
         mask_updates(inner_optimizer(engine), shards(engine), plan.factors)
 
+    done = load_state(engine, find_checkpoint(config, plan, folder, console) if rank == 0 else None) if resume else 0
+    records: list[StepRecord] = []
     if rank == 0:  # only now: a model that does not load leaves no run behind, and an old one where it was
-        start_folder(config, "train", overwrite)
-        (folder / "metrics.jsonl").unlink(missing_ok=True)  # of a run that was killed
+        start_folder(config, "train", overwrite, resumes=done > 0)
+        records = keep_metrics(folder / "metrics.jsonl", done)
     frozen = [name for name, _ in model.named_parameters() if name not in set(trained)]
     before = hash_parameters(model, frozen)
-    started = time.perf_counter()
-    records = _fit(engine, plan, config, folder, console, rank)
-    seconds = time.perf_counter() - started
+    _fit(engine, plan, config, folder, console, records, done)
     _prove_frozen(before, hash_parameters(model, frozen), console)
     tensors = collect(model, trained)
     if rank == 0:
-        write_delta(folder, tensors, _manifest(config, plan, before, tensors, records, seconds, world_size))
+        write_delta(folder, tensors, _manifest(config, plan, before, tensors, records, world_size))
         console.print(f"wrote {folder}/delta.safetensors: {len(tensors)} tensors", highlight=False, soft_wrap=True)
+        if not config.train.keep_checkpoints:
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     release(engine)
     return folder
 
 
-def check(config: Config, *, overwrite: bool = False, dry_run: bool = False, ranks: int = 1) -> tuple[Path, TrainPlan]:
+def check(
+    config: Config, *, overwrite: bool = False, resume: bool = False, dry_run: bool = False, ranks: int = 1
+) -> tuple[Path, TrainPlan]:
     """Find every mistake of the user's, writing nothing.
 
     Returns:
@@ -103,42 +126,73 @@ def check(config: Config, *, overwrite: bool = False, dry_run: bool = False, ran
     Raises:
         UserError: the run is impossible, or was trained from other contents than the config's files have now.
     """
-    folder = check_folder(config, "train", overwrite)
+    if resume and overwrite:
+        raise UserError("--resume goes on with a training and --overwrite starts it again: give one of them")
+    finished = (config.run / "train" / "manifest.json").is_file()
+    reached = None if finished or overwrite else newest_readable(config.run / "train")
+    folder = check_folder(config, "train", overwrite, resumes=resume and reached is not None)
+    if reached is not None and not (resume or dry_run):
+        raise UserError(
+            f"{folder} holds a checkpoint of step {reached.step}; --resume goes on from it, --overwrite starts again"
+        )
     plan = plan_training(config, ranks, dry_run)
-    if (folder / "manifest.json").is_file() and not overwrite:
-        before = read_json(folder / "manifest.json", "training manifest")
-        now = _stands_on(config, plan)
-        changed = [what for what, value in now.items() if before.get(what) != value]
-        if changed and not plan.missing:
-            raise ArtifactError(
-                f"{folder} was trained from other contents ({', '.join(changed)} changed since); --overwrite trains it "
-                "again, or choose another output_dir"
-            )
+    if finished and not overwrite:
+        _check_finished(config, plan, folder)
+    if reached is not None and resume and not plan.missing:
+        check_resume(config, plan, reached)
+    trained = plan.region.num_parameters(plan.anatomy)
     # the delta exists twice while it is put in place
-    check_disk_space(folder, 2 * plan.region.num_parameters(plan.anatomy) * plan.settings.dtype.itemsize)
+    delta = 2 * trained * plan.settings.dtype.itemsize
+    check_disk_space(folder, delta + checkpoint_bytes(config, trained, folder))
     if plan.prefix and not dry_run:  # a dry run tells both figures, perhaps on another machine
         plan.prefix.check_space()
     return folder, plan
 
 
-def _fit(engine: Any, plan: TrainPlan, config: Config, folder: Path, console: Console, rank: int) -> list[StepRecord]:
-    """Train with a progress bar, and a line in metrics.jsonl for every step as soon as it is done."""
+def _check_finished(config: Config, plan: TrainPlan, folder: Path) -> None:
+    before = read_json(folder / "manifest.json", "training manifest")
+    now = _stands_on(config, plan)
+    changed = [what for what, value in now.items() if before.get(what) != value]
+    if changed and not plan.missing:
+        raise ArtifactError(
+            f"{folder} was trained from other contents ({', '.join(changed)} changed since); --overwrite trains it "
+            "again, or choose another output_dir"
+        )
+
+
+def _fit(
+    engine: Any, plan: TrainPlan, config: Config, folder: Path, console: Console, records: list[StepRecord], done: int
+) -> None:
+    """Train from step `done` on: on every step a line in metrics.jsonl, progress, and where it is due a checkpoint.
+
+    Raises:
+        Stopped: a signal ended it.
+    """
     if plan.data.tokenizer is None:
         raise RuntimeError("a dry run's plan cannot be trained")
-    records: list[StepRecord] = []
-    with TrainProgress(console, plan.steps.num_steps, visible=rank == 0) as progress:
+    rank = torch.distributed.get_rank()
+    saver = Saver(config, plan, folder, engine, done)
+    with TrainProgress(console, plan.steps.num_steps, visible=rank == 0, done=done) as progress:
 
-        def on_step(record: StepRecord) -> None:
+        def on_step(record: StepRecord, stopped_by: int) -> None:
             records.append(record)
             if rank == 0:
                 progress.advance(record.loss, record.learning_rate, record.tokens / record.seconds)
-                with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(record.as_dict()) + "\n")
+                append_metrics(folder / "metrics.jsonl", record)
+            saver.after_step(record, stopped_by)
 
         prefix = PrefixCache(engine.module, plan.prefix) if plan.prefix else None
         pad = plan.data.tokenizer.pad_token_id
-        fit(engine, plan.data.examples, plan.steps, config.train.seed, pad, on_step, prefix)
-    return records
+        with StopRequest(listens=config.train.save_steps is not None) as stop:
+            try:
+                stopped_by = fit(
+                    engine, plan.data.examples, plan.steps, config.train.seed, pad, on_step, prefix,
+                    done=done, asked=lambda: stop.signum,
+                )  # fmt: skip
+            except UserError as error:
+                raise UserError(f"{error} ({saver.whereabouts()})") from error
+    if stopped_by:
+        raise Stopped(f"stopped by {signal.Signals(stopped_by).name}: {saver.whereabouts()}", stopped_by)
 
 
 def _prove_frozen(before: dict[str, str], after: dict[str, str], console: Console) -> None:
@@ -161,7 +215,6 @@ def _manifest(
     frozen: dict[str, str],
     tensors: dict[str, torch.Tensor],
     records: list[StepRecord],
-    seconds: float,
     world_size: int,
 ) -> dict[str, Any]:
     return {
@@ -183,7 +236,7 @@ def _manifest(
         "first_loss": records[0].loss,
         "last_loss": records[-1].loss,
         "tokens": sum(r.tokens for r in records),
-        "seconds": round(seconds, 3),
+        "seconds": round(sum(r.seconds for r in records), 3),
         "ranks": world_size,
         "seed": config.train.seed,
         "made_with": {"cofitune": __version__, "environment": environment()},

@@ -13,9 +13,9 @@ LINES_WITHOUT_TERMINAL = 10
 class TrainProgress:
     """A context manager around the steps; where there is no terminal it prints about ten plain lines instead."""
 
-    def __init__(self, console: Console, num_steps: int, visible: bool) -> None:
+    def __init__(self, console: Console, num_steps: int, visible: bool, done: int = 0) -> None:
         self._console, self._num_steps, self._visible = console, num_steps, visible
-        self._done = 0
+        self._done = done
         self._bar = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -27,7 +27,9 @@ class TrainProgress:
             console=console,
             disable=not (visible and console.is_terminal),
         )
-        self._task = self._bar.add_task("train", total=num_steps, loss=float("nan"), rate=0.0, speed=0.0)
+        self._task = self._bar.add_task(
+            "train", total=num_steps, completed=done, loss=float("nan"), rate=0.0, speed=0.0
+        )
 
     def __enter__(self) -> TrainProgress:
         self._bar.start()

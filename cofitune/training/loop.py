@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,6 +18,8 @@ from cofitune.data.batches import Batch, Plan, count_supervised, rank_micro_batc
 from cofitune.data.chat import IGNORED, Example
 from cofitune.errors import UserError
 from cofitune.training.prefix import PrefixCache
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True)
@@ -55,26 +59,38 @@ def fit(
     plan: Plan,
     seed: int,
     pad_token_id: int,
-    on_step: Callable[[StepRecord], None],
+    on_step: Callable[[StepRecord, int], None],
     prefix: PrefixCache | None = None,
-) -> None:
-    """Train for `plan.num_steps` optimizer steps. Every rank must call with the same arguments.
+    *,
+    done: int = 0,
+    asked: Callable[[], int] = lambda: 0,
+) -> int:
+    """Train until `plan.num_steps` optimizer steps are taken. Every rank must call with the same arguments.
 
     The loss of a step is the sum over its supervised tokens divided by their global count (all ranks, all
     micro-batches), so that sharded training equals unsharded whatever the lengths. DeepSpeed averages over ranks and
     divides by the accumulation, so each micro-batch is scaled by world × accumulation before `backward`.
 
     Args:
+        on_step: gets a step's record, and the signal after which the ranks will stop here, or 0.
         prefix: keeps the frozen prefix's activations, and gives them back once all ranks have those of a whole step.
+        done: optimizer steps that were taken before; their data is passed over.
+        asked: the signal (SIGINT or SIGTERM) by which this rank was asked to stop, or 0. One rank is enough.
+
+    Returns:
+        The signal that ended the training early, or 0.
 
     Raises:
-        UserError: the loss is no longer finite.
+        UserError: the loss or the gradient is no longer finite; `on_step` is not told of such a step.
     """
     device = engine.device
     rank = torch.distributed.get_rank()
     engine.train()
     examples_seen = 0
     for step, indices in enumerate(step_indices(plan, seed), start=1):
+        examples_seen += len(indices)
+        if step <= done:
+            continue
         started = time.perf_counter()
         batches = rank_micro_batches(examples, indices, plan, rank, pad_token_id)
         local = [
@@ -92,11 +108,11 @@ def fit(
             engine.backward(loss * (plan.world_size * plan.accumulation / max(1, supervised)))
             engine.step()
             total += loss.detach().double()
-        examples_seen += len(indices)
+        summed, *asks = _all_sum(torch.stack([total, *_flags(asked(), total)])).tolist()
         record = StepRecord(
             step=step,
             epoch=examples_seen / plan.num_examples,
-            loss=_all_sum(total).item() / max(1, supervised),
+            loss=summed / max(1, supervised),
             learning_rate=learning_rate,
             grad_norm=float(engine.get_global_grad_norm() or 0.0),
             supervised_tokens=supervised,
@@ -104,9 +120,13 @@ def fit(
             seconds=time.perf_counter() - started,
             peak_gpu_bytes=torch.cuda.max_memory_allocated() if device.type == "cuda" else 0,
         )
-        if not torch.isfinite(torch.tensor(record.loss)):
-            raise UserError(f"the loss is {record.loss} in step {step}: training diverged; lower train.learning_rate")
-        on_step(record)
+        _check_finite(record, engine.was_step_applied())
+        given = [int(s) for s, ranks in zip(STOP_SIGNALS, asks, strict=True) if ranks]
+        stopped_by = given[0] if given and step < plan.num_steps else 0
+        on_step(record, stopped_by)
+        if stopped_by:
+            return stopped_by
+    return 0
 
 
 def summed_loss(model: Any, batch: Batch) -> Tensor:
@@ -153,6 +173,22 @@ def _around(prefix: PrefixCache | None, batch: Batch, missing: int) -> AbstractC
     if prefix is None:
         return nullcontext()
     return prefix.writing(batch) if missing else prefix.reading(batch)
+
+
+def _check_finite(record: StepRecord, applied: bool) -> None:
+    """DeepSpeed leaves out a step whose gradient overflowed, and says so only by `applied`."""
+    if not math.isfinite(record.loss):
+        what = f"the loss is {record.loss}"
+    elif not (math.isfinite(record.grad_norm) and applied):
+        what = "the gradient is not finite"
+    else:
+        return
+    raise UserError(f"{what} in step {record.step}: training diverged; lower train.learning_rate")
+
+
+def _flags(signum: int, like: Tensor) -> list[Tensor]:
+    """One number a signal, so that the ranks' sum says which of them were given."""
+    return [torch.full_like(like, float(signum == s)) for s in STOP_SIGNALS]
 
 
 def _all_sum(value: Tensor) -> Tensor:

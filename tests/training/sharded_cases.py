@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -162,19 +163,14 @@ def settings_of(case: Case) -> EngineSettings:
     )
 
 
-def run_case(case: Case, folder: Path) -> None:
-    """Train one case on this rank through the product's own path; rank 0 writes every parameter."""
-    from cofitune.files import write_json, write_tensors
+def start_case(case: Case, folder: Path, settings: EngineSettings) -> tuple[LlamaForCausalLM, list[str], Any]:
+    """Load, freeze, mask and wrap a case's model through the product's own path: model, trained names, engine."""
     from cofitune.model.load import load_model
     from cofitune.sharding import inner_optimizer, shards
     from cofitune.softmask.gradient import mask_gradients
     from cofitune.softmask.update import mask_updates
     from cofitune.training import engine as engines
-    from cofitune.training.delta import collect, hash_parameters
-    from cofitune.training.loop import fit
-    from cofitune.training.prefix import PrefixCache, PrefixPlan
 
-    settings = settings_of(case)
     if case.sharded_loading:
         engines.SHARDED_LOADING_FROM = 1
         with engines.sharded_loading(10**6, settings, WORLD):
@@ -193,15 +189,26 @@ def run_case(case: Case, folder: Path) -> None:
     engine = engines.start_engine(model, settings)
     if case.mask == "update":
         mask_updates(inner_optimizer(engine), shards(engine), factors)
+    return model, names, engine
+
+
+def run_case(case: Case, folder: Path) -> None:
+    """Train one case on this rank; rank 0 writes every parameter."""
+    from cofitune.files import write_json, write_tensors
+    from cofitune.training.delta import collect, hash_parameters
+    from cofitune.training.loop import fit
+    from cofitune.training.prefix import PrefixCache, PrefixPlan
+
+    model, names, engine = start_case(case, folder, settings_of(case))
     frozen = [n for n, _ in model.named_parameters() if n not in set(names)]
     before = hash_parameters(model, frozen)
     losses: list[float] = []
     examples, ran = tiny_examples(), []
     lengths = [len(e.input_ids) for e in examples]
-    kept = PrefixPlan(region.first, lengths, anatomy.hidden_size, settings.dtype, folder)
+    kept = PrefixPlan(region_of(case).first, lengths, anatomy_of(model).hidden_size, settings_of(case).dtype, folder)
     prefix = PrefixCache(model, kept) if case.prefix_cache else None
     model.model.layers[0].register_forward_hook(lambda *_: ran.append(1))
-    fit(engine, examples, plan_of(case), SEED, 0, lambda record: losses.append(record.loss), prefix)
+    fit(engine, examples, plan_of(case), SEED, 0, lambda record, _: losses.append(record.loss), prefix)
     frozen_forwards = len(ran)
     after = hash_parameters(model, frozen)
     engine.eval()

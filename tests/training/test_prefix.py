@@ -105,7 +105,7 @@ def _losses(tmp_path: Path, cached: bool, stage: int, micro_batch: int, longest:
     plan = plan_steps(7, micro_batch, settings.accumulation, 1, 1, STEPS)
     cache = PrefixCache(engine.module, _plan(examples, tmp_path)) if cached else None
     losses: list[float] = []
-    fit(engine, examples, plan, 3, 0, lambda record: losses.append(record.loss), cache)
+    fit(engine, examples, plan, 3, 0, lambda record, _: losses.append(record.loss), cache)
     release(engine)
     return losses, len(ran)
 

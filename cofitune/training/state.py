@@ -1,0 +1,290 @@
+"""The training state: checkpoints that any number of ranks can go on from, in safetensors and JSON.
+
+A checkpoint is a folder `step-000200` with the fp32 weights, exp_avg and exp_avg_sq of each trained parameter, whole;
+the random numbers' state of each rank; and `manifest.json`: the step, whose training it is, and the sha256 of every
+file. The data's cursor and the schedule's are the step itself. Frozen weights are the base's and never saved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from cofitune.errors import ArtifactError, UserError
+from cofitune.files import fsync_folder, read_json, read_tensors, sha256_file, write_json, write_tensors
+from cofitune.sharding import MOMENTS, Flat, begin_moments, flats, go_to_step, moments, publish_masters
+
+FORMAT = 1
+MASTER = "master"
+BYTES_A_WEIGHT = 12  # fp32 master, exp_avg, exp_avg_sq
+FILE_BYTES = 2 * 2**30  # one file's tensors are held in host memory until it is written
+RANDOM = "random.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk.
+
+    Attributes:
+        step: optimizer steps that were taken.
+        world_size: ranks that took them.
+        identity: whose training this is, as JSON values.
+        tensors: name of a trained parameter → the file that holds it.
+        sha256: name of a file → its hash.
+    """
+
+    folder: Path
+    step: int
+    world_size: int
+    identity: dict[str, Any]
+    tensors: dict[str, str]
+    sha256: dict[str, str]
+
+
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """The folders of finished write-outs, the newest first; their contents may have suffered since."""
+    return sorted((p for p in folder.glob("step-*") if p.is_dir()), key=_step_of, reverse=True)
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint's manifest.
+
+    Raises:
+        ArtifactError: it is missing or damaged, or of another format.
+    """
+    manifest = read_json(folder / "manifest.json", "checkpoint's manifest")
+    if not isinstance(manifest, dict) or manifest.pop("manifest_sha256", None) != _hash_json(manifest):
+        raise ArtifactError(f"{folder}/manifest.json: this checkpoint's manifest is damaged: its checksum differs")
+    if manifest.pop("format") != FORMAT:
+        raise ArtifactError(f"{folder}: this checkpoint is not of format {FORMAT}, which we read")
+    return Checkpoint(folder, **manifest)
+
+
+def newest_whole(folder: Path, tell: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint whose files all have the bytes that were written; None where there is none.
+
+    Args:
+        tell: is told of every damaged one that is passed over.
+    """
+    for path in checkpoint_folders(folder):
+        try:
+            found = read_checkpoint(path)
+            _check_files(found)
+        except ArtifactError as error:
+            tell(f"damaged, so the checkpoint before it is looked for: {error}")
+            continue
+        return found
+    return None
+
+
+def save_state(folder: Path, engine: Any, step: int, identity: Mapping[str, Any], keep_last: int) -> None:
+    """Write the checkpoint of `step` into `folder`, then drop all but the newest `keep_last`. Every rank must call.
+
+    Parameters are gathered one at a time and rank 0 writes. The folder appears under its name in one move when all of
+    it is on the disk, so that a process that dies on the way leaves nothing that could be taken for a checkpoint.
+
+    Raises:
+        UserError: the disk is full, or cannot be written.
+    """
+    rank = torch.distributed.get_rank()
+    states: list[dict[str, Tensor]] = [{} for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(states, _random_state())
+    tensors = _gathered_tensors(engine, step, keep=rank == 0)
+    if rank == 0:
+        temporary = folder / f".step-{step:06d}.tmp"
+        try:
+            _write(temporary, tensors, states, {"step": step, "world_size": len(states), "identity": dict(identity)})
+            _put_in_place(temporary, folder / f"step-{step:06d}")
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{folder}: the checkpoint of step {step} cannot be written: {error}") from error
+        _drop_old(folder, step, keep_last)
+    else:
+        for _ in tensors:  # takes part in the gathering
+            pass
+    torch.distributed.barrier()  # a rank that ended earlier would have the launcher end the one that writes
+
+
+def load_state(engine: Any, checkpoint: Checkpoint | None) -> int:
+    """Put a checkpoint's values into a fresh engine, on any number of ranks and under any ZeRO stage. Collective.
+
+    Args:
+        checkpoint: on rank 0, which alone reads; None there: nothing is loaded. What other ranks give is not looked at.
+
+    Returns:
+        The optimizer steps that are done.
+    """
+    found = _from_rank_0(checkpoint and (checkpoint.step, _read_random(checkpoint)))
+    if found is None:
+        return 0
+    step, states = found
+    begin_moments(engine, step)
+    local = _local_shards(engine)
+    for name, parameter in _trained(engine):
+        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+        for kind in (MASTER, *MOMENTS):
+            whole = torch.empty(shape, dtype=torch.float32, device=engine.device).view(-1)
+            if checkpoint is not None and torch.distributed.get_rank() == 0:
+                whole.copy_(_read_tensor(checkpoint, name, kind, shape).view(-1))
+            torch.distributed.broadcast(whole, 0)
+            for flat, shard in local.get(name, []):
+                piece = whole[shard.start : shard.start + shard.numel]
+                _tensor_of(engine, flat, kind)[shard.offset : shard.offset + shard.numel].copy_(piece)
+    publish_masters(engine)
+    go_to_step(engine, step)
+    _set_random_state(states[torch.distributed.get_rank() % len(states)])
+    return step
+
+
+def _trained(engine: Any) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, p) for name, p in engine.module.named_parameters() if p.requires_grad]
+
+
+def _local_shards(engine: Any) -> dict[str, list[tuple[Flat, Any]]]:
+    found: dict[str, list[tuple[Flat, Any]]] = {}
+    for flat in flats(engine):
+        for shard in flat.shards:
+            found.setdefault(shard.name, []).append((flat, shard))
+    return found
+
+
+def _tensor_of(engine: Any, flat: Flat, kind: str) -> Tensor:
+    tensor: Tensor = flat.tensor.data if kind == MASTER else moments(engine, flat)[kind]
+    return tensor
+
+
+def _gathered_tensors(engine: Any, step: int, keep: bool) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Each trained parameter's three tensors, whole and on the CPU where `keep`. Every rank must exhaust it."""
+    counted = {int(moments(engine, flat)["step"]) for flat in flats(engine) if flat.shards}
+    if counted - {step}:
+        raise RuntimeError(f"AdamW has counted {sorted(counted)} steps where the training has taken {step}")
+    local = _local_shards(engine)
+    for name, parameter in _trained(engine):
+        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+        tensors = {}
+        for kind in (MASTER, *MOMENTS):
+            # summed as integers, every element has one owner's bits: a float sum would turn -0 into 0
+            bits = torch.zeros(shape, dtype=torch.int32, device=engine.device).view(-1)
+            for flat, shard in local.get(name, []):
+                piece = _tensor_of(engine, flat, kind)[shard.offset : shard.offset + shard.numel]
+                bits[shard.start : shard.start + shard.numel] = piece.view(torch.int32).to(bits.device)
+            torch.distributed.all_reduce(bits)
+            if keep:
+                tensors[kind] = bits.view(torch.float32).view(shape).cpu()
+        yield name, tensors
+
+
+def _write(
+    folder: Path,
+    tensors: Iterable[tuple[str, dict[str, Tensor]]],
+    states: list[dict[str, Tensor]],
+    content: dict[str, Any],
+) -> None:
+    """Fill a folder: tensors in files of limited size, each written as soon as it is full; last the manifest."""
+    shutil.rmtree(folder, ignore_errors=True)  # what a killed process left
+    folder.mkdir(parents=True)
+    places: dict[str, str] = {}
+    waiting: dict[str, Tensor] = {}
+    files = 0
+
+    def write_out() -> None:
+        nonlocal files, waiting
+        files += 1
+        path = folder / f"state-{files:05d}.safetensors"
+        write_tensors(path, waiting)
+        places.update({key.rpartition("/")[0]: path.name for key in waiting})
+        waiting = {}
+
+    for name, parts in tensors:
+        waiting.update({f"{name}/{kind}": tensor for kind, tensor in parts.items()})
+        if sum(t.nbytes for t in waiting.values()) >= FILE_BYTES:
+            write_out()
+    if waiting:
+        write_out()
+    write_tensors(
+        folder / RANDOM, {f"{rank}/{kind}": t for rank, part in enumerate(states) for kind, t in part.items()}
+    )
+    hashes = {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
+    manifest = {"format": FORMAT, **content, "tensors": places, "sha256": hashes}
+    write_json(folder / "manifest.json", {**manifest, "manifest_sha256": _hash_json(manifest)})
+
+
+def _put_in_place(temporary: Path, target: Path) -> None:
+    if target.exists():  # a damaged one, which training has now reached again
+        shutil.rmtree(target)
+    temporary.replace(target)
+    fsync_folder(target.parent)
+
+
+def _drop_old(folder: Path, step: int, keep_last: int) -> None:
+    """Keep the newest `keep_last` up to `step`; later ones are damaged and were passed over."""
+    found = checkpoint_folders(folder)
+    keep = [path for path in found if _step_of(path) <= step][:keep_last]
+    for path in found:
+        if path not in keep:
+            path.rename(folder / f".{path.name}.tmp")  # half a folder must not be taken for a checkpoint
+    for path in folder.glob(".step-*.tmp"):  # and what killed processes left
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _check_files(checkpoint: Checkpoint) -> None:
+    missing = set(checkpoint.tensors.values()) - checkpoint.sha256.keys()
+    for name in [*checkpoint.sha256, *missing]:
+        path = checkpoint.folder / name
+        if not path.is_file():
+            raise ArtifactError(f"{path}: this file of the checkpoint is missing")
+        if sha256_file(path) != checkpoint.sha256[name]:
+            raise ArtifactError(f"{path}: its bytes are not those that were written")
+
+
+def _read_tensor(checkpoint: Checkpoint, name: str, kind: str, shape: tuple[int, ...]) -> Tensor:
+    if name not in checkpoint.tensors:
+        raise ArtifactError(f"{checkpoint.folder}: holds no {name}")
+    with safe_open(checkpoint.folder / checkpoint.tensors[name], framework="pt") as file:
+        tensor: Tensor = file.get_tensor(f"{name}/{kind}")
+    if tuple(tensor.shape) != shape:
+        raise ArtifactError(f"{checkpoint.folder}: {name} has shape {list(tensor.shape)}, the model's {list(shape)}")
+    return tensor
+
+
+def _random_state() -> dict[str, Tensor]:
+    """The state of this rank's random numbers: torch's alone, since nothing in a step draws from another source."""
+    on_gpu = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+    return {"cpu": torch.get_rng_state(), **on_gpu}
+
+
+def _read_random(checkpoint: Checkpoint) -> list[dict[str, Tensor]]:
+    states: list[dict[str, Tensor]] = [{} for _ in range(checkpoint.world_size)]
+    for key, tensor in read_tensors(checkpoint.folder / RANDOM, "random numbers' state").items():
+        rank, kind = key.split("/")
+        states[int(rank)][kind] = tensor
+    return states
+
+
+def _set_random_state(state: dict[str, Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available() and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _from_rank_0(value: Any) -> Any:
+    box = [value]
+    torch.distributed.broadcast_object_list(box, 0)
+    return box[0]
+
+
+def _hash_json(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _step_of(folder: Path) -> int:
+    digits = folder.name.removeprefix("step-")
+    return int(digits) if digits.isdigit() else -1

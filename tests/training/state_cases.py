@@ -1,0 +1,165 @@
+"""Trainings that are interrupted and gone on with, on real ranks: what `test_state.py` compares, and the worker."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+
+def _sibling(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    if spec is None or spec.loader is None:
+        raise RuntimeError(f"cannot load {name}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+sharded = _sibling("sharded_cases")
+Case, ALL = sharded.Case, sharded.ALL_MODULES
+SAVED, STEPS = 3, 7  # of a case: saved after step 3, trained for 7
+LONG_SAVED, LONG_STEPS = 5, 20  # of the change of ranks
+IDENTITY = {"train": {"learning_rate": 5e-3}}
+
+CASES = (
+    Case("plain"),
+    Case("update", "update", modules=ALL),
+    Case("gradient", "gradient", modules=ALL, checkpointing=True),
+    Case("bias_sub_groups", "update", modules=ALL, bias=True, raw_sub_group=700),
+    Case("offload", "update", offload=True),
+    Case("sharded_loading", "update", sharded_loading=True),
+    Case("bf16", "update", modules=ALL, bf16=True),
+    Case("bf16_bias_sub_groups", "update", modules=ALL, bf16=True, bias=True, raw_sub_group=700),
+    Case("bf16_offload", "update", bf16=True, offload=True),
+    Case("stage_2", "update", zero_stage=2, modules=ALL),
+    Case("stage_2_offload", "gradient", zero_stage=2, offload=True),
+    Case("stage_2_bf16", "update", zero_stage=2, bf16=True),
+    Case("stage_2_bf16_offload", "update", zero_stage=2, bf16=True, offload=True),
+    Case("stage_1", "update", zero_stage=1, modules=ALL),
+    Case("stage_1_offload", "update", zero_stage=1, offload=True),
+    Case("stage_1_bf16", "gradient", zero_stage=1, bf16=True),
+)
+
+
+def run_case(case: Any, folder: Path) -> None:
+    """Train without a break; then again from the checkpoint in the middle, in a fresh engine.
+
+    Attention drops weights at random, a different one on each rank, so that the random numbers must come back, too.
+    """
+    from cofitune.training.state import load_state, newest_whole, save_state
+
+    here = folder / case.name
+    settings = sharded.settings_of(case)
+
+    def save_at(engine: Any, into: Path, *steps: int) -> Callable[[Any, int], None]:
+        def on_step(record: Any, _: int) -> None:
+            if record.step in steps:
+                save_state(into, engine, record.step, IDENTITY, keep_last=9)
+
+        return on_step
+
+    model, names, engine = _start(case, folder, settings)
+    _fit(engine, sharded.plan_of(case), save_at(engine, here / "whole", SAVED, STEPS))
+    _write_weights(model, names, here / "whole.safetensors")
+    engine.destroy()
+
+    model, names, engine = _start(case, folder, settings)
+    torch.manual_seed(999)
+    done = load_state(engine, newest_whole(_only(here / "whole", SAVED, here / "start"), print))
+    _check(done == SAVED, f"{case.name}: went on after step {done}")
+    save_state(here / "loaded", engine, done, IDENTITY, keep_last=9)
+    _fit(engine, sharded.plan_of(case), save_at(engine, here / "resumed", STEPS), done)
+    _write_weights(model, names, here / "resumed.safetensors")
+    engine.destroy()
+
+
+def run_long(folder: Path, name: str, world_size: int, start: Path | None = None) -> None:
+    """Twenty steps of the same eight items each, on any number of ranks; from the checkpoint in `start`, if given."""
+    from cofitune.data.batches import plan_steps
+    from cofitune.training.state import load_state, newest_whole, save_state
+
+    case = Case("long", "update", modules=ALL)
+    accumulation = 4 // world_size
+    settings = replace(sharded.settings_of(case), accumulation=accumulation, num_steps=LONG_STEPS)
+    model, names, engine = sharded.start_case(case, folder, settings)
+    done = load_state(engine, newest_whole(start, print)) if start else 0
+    _check(done == (LONG_SAVED if start else 0), f"{name}: went on after step {done}")
+
+    def on_step(record: Any, _: int) -> None:
+        if record.step == LONG_SAVED:
+            save_state(folder / name, engine, record.step, IDENTITY, keep_last=1)
+
+    plan = plan_steps(13, sharded.MICRO, accumulation, world_size, 1, LONG_STEPS)
+    _fit(engine, plan, on_step, done)
+    _write_weights(model, names, folder / f"{name}.safetensors")
+    engine.destroy()
+
+
+def _start(case: Any, folder: Path, settings: Any) -> Any:
+    model, names, engine = sharded.start_case(case, folder, settings)
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.1
+    torch.manual_seed(sharded.SEED + torch.distributed.get_rank())
+    return model, names, engine
+
+
+def _fit(engine: Any, plan: Any, on_step: Any, done: int = 0) -> None:
+    from cofitune.training.loop import fit
+
+    _check(fit(engine, sharded.tiny_examples(), plan, sharded.SEED, 0, on_step, done=done) == 0, "stopped unasked")
+
+
+def _only(folder: Path, step: int, into: Path) -> Path:
+    """A folder in which one checkpoint is the newest."""
+    if torch.distributed.get_rank() == 0:
+        into.mkdir()
+        (into / f"step-{step:06d}").symlink_to(folder / f"step-{step:06d}")
+    torch.distributed.barrier()
+    return into
+
+
+def _write_weights(model: Any, names: list[str], path: Path) -> None:
+    from cofitune.files import write_tensors
+    from cofitune.training.delta import collect
+
+    tensors = collect(model, names)
+    if torch.distributed.get_rank() == 0:
+        write_tensors(path, tensors)
+
+
+def _check(holds: bool, told: str) -> None:
+    if not holds:
+        raise RuntimeError(told)
+
+
+def main() -> None:
+    """`cases`: all of them, and twenty steps on two ranks; `one`, `two`: go on with what the other number saved."""
+    from cofitune.training.engine import start_distributed
+
+    torch.set_num_threads(1)
+    start_distributed()
+    folder, what = Path(sys.argv[1]), sys.argv[2]
+    if what == "cases":
+        for case in CASES:
+            run_case(case, folder)
+            torch.distributed.barrier()
+        run_long(folder, "two", 2)
+    elif what == "one":
+        run_long(folder, "one", 1)
+        run_long(folder, "two_to_one", 1, folder / "two")
+    else:
+        run_long(folder, "one_to_two", 2, folder / "one")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Checkpoint and resume: the same bits on the same ranks, the same weights on another number, no trust in damage."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+WORKER = Path(__file__).with_name("state_cases.py")
+
+
+def _load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("state_cases", WORKER)
+    if spec is None or spec.loader is None:
+        raise RuntimeError(f"cannot load {WORKER}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["state_cases"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+cases = _load()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two ranks run every case and save; one rank goes on with what two saved, and two with what one saved."""
+    folder = tmp_path_factory.mktemp("state")
+    cases.sharded.tiny_model().save_pretrained(folder / "model")
+    for ranks, what in ((2, "cases"), (1, "one"), (2, "two")):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+        done = subprocess.run(
+            [*command, str(WORKER), str(folder), what], capture_output=True, text=True, timeout=600, check=False
+        )
+        if done.returncode:
+            pytest.fail(f"the ranks failed:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
+    return folder
+
+
+def _state(folder: Path) -> dict[str, torch.Tensor]:
+    """Everything of a checkpoint that training goes on from."""
+    return {key: t for file in sorted(folder.glob("*.safetensors")) for key, t in load_file(file).items()}
+
+
+def _same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        torch.equal(one[k].view(torch.uint8), other[k].view(torch.uint8)) for k in one
+    )
+
+
+@pytest.mark.parametrize("case", cases.CASES, ids=lambda c: c.name)
+def test_what_is_loaded_is_what_was_saved(case, trained: Path) -> None:  # type: ignore[no-untyped-def]
+    step = f"step-{cases.SAVED:06d}"
+    saved, loaded = (_state(trained / case.name / which / step) for which in ("whole", "loaded"))
+    assert _same_bits(saved, loaded)
+    assert all(saved[key].dtype == torch.float32 for key in saved if key.startswith("model."))
+    moments = [saved[key] for key in saved if key.endswith("/exp_avg")]
+    assert moments and all(m.any() for m in moments), "zeros would prove nothing"
+
+
+@pytest.mark.parametrize("case", cases.CASES, ids=lambda c: c.name)
+def test_a_resumed_training_ends_with_the_bits_of_an_uninterrupted_one(case, trained: Path) -> None:  # type: ignore[no-untyped-def]
+    folder = trained / case.name
+    whole, resumed = (load_file(folder / f"{which}.safetensors") for which in ("whole", "resumed"))
+    assert _same_bits(whole, resumed)
+    step = f"step-{cases.STEPS:06d}"
+    assert _same_bits(_state(folder / "whole" / step), _state(folder / "resumed" / step))
+    saved = _state(folder / "whole" / f"step-{cases.SAVED:06d}")
+    name = next(iter(whole))
+    assert not torch.equal(saved[f"{name}/master"].to(whole[name].dtype), whole[name]), "it trained on after the save"
+
+
+@pytest.mark.parametrize(("uninterrupted", "resumed"), [("two", "two_to_one"), ("one", "one_to_two")])
+def test_another_number_of_ranks_goes_on_to_the_same_weights(uninterrupted: str, resumed: str, trained: Path) -> None:
+    expected, got = (load_file(trained / f"{which}.safetensors") for which in (uninterrupted, resumed))
+    difference = sum(float((got[n] - expected[n]).double().square().sum()) for n in expected) ** 0.5
+    norm = sum(float(expected[n].double().square().sum()) for n in expected) ** 0.5
+    assert difference <= 1e-6 * norm
