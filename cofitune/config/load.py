@@ -10,9 +10,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from cofitune.config.schema import Config
+from cofitune.config.suite import Place, add_suites, is_of_suite, start_from_data
 from cofitune.errors import ConfigError, did_you_mean
-
-Place = tuple[str | int, ...]
 
 
 class _Loader(yaml.SafeLoader):
@@ -58,14 +57,20 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
             nearest known name.
     """
     path = Path(path)
-    data, lines = _read(path)
+    data, sources = _read(path)
     overridden: set[Place] = set()
-    problems = [p for text in overrides or [] if (p := _override(data, overridden, text))]
-    lines = {place: line for place, line in lines.items() if place not in overridden}
+    # which suite it is comes first, so that every other override finds the suite's tasks in place
+    first = [text for text in overrides or [] if is_of_suite(text)]
+    problems = [p for text in first if (p := _override(data, overridden, text))]
+    problems += add_suites(data, sources, _read)
+    rest = [text for text in overrides or [] if text not in first]
+    problems += [p for text in rest if (p := _override(data, overridden, text))]
+    start_from_data(data)
+    sources = {place: source for place, source in sources.items() if place not in overridden}
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
-        problems += [_explain(item, data, lines, path, overridden) for item in error.errors() if _worth_saying(item)]
+        problems += [_explain(item, data, sources, path, overridden) for item in error.errors() if _worth_saying(item)]
     if problems:
         raise ConfigError(problems)
     return config
@@ -81,7 +86,8 @@ def dump_config(config: Config) -> str:
     return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[Place, str]]:
+    """A YAML file's mapping, and file:line of every place in it."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -104,7 +110,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
     data = loader.construct_document(node) if node is not None else None
     if not isinstance(data, dict):
         raise ConfigError([f"{path}: a config is a mapping of sections (model, data, output_dir, …)"])
-    return data, lines
+    return data, {place: f"{path}:{line}" for place, line in lines.items()}
 
 
 def _note_lines(node: Any, place: Place, lines: dict[Place, int], problems: list[str], path: Path) -> None:
@@ -165,11 +171,10 @@ def _worth_saying(item: Any) -> bool:
     return not (structure_wanted and word_given and in_union)
 
 
-def _explain(item: Any, data: dict[str, Any], lines: dict[Place, int], path: Path, overridden: set[Place]) -> str:
+def _explain(item: Any, data: dict[str, Any], sources: dict[Place, str], path: Path, overridden: set[Place]) -> str:
     """One sentence for one pydantic error: where, what was given, what is accepted."""
     place = _real_place(item["loc"], data)
-    line = lines.get(place)
-    source = f"{path}:{line}" if line else "override" if place in overridden else str(path)
+    source = sources.get(place) or ("override" if place in overridden else str(path))
     where = f"{source}: {_dotted(place)}"
     kind, context = item["type"], item.get("ctx") or {}
     if kind == "extra_forbidden":

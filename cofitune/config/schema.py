@@ -258,7 +258,9 @@ class Task(Section):
     answer_field: str | None = Field(
         None, description="key of the right answer(s); null: answers, answer or output; for loss: output first"
     )
-    pattern: str | None = Field(None, description="regex: the first group found in the answer is compared")
+    pattern: str | None = Field(
+        None, description="generate: of the answer, the first group of this regular expression is what is compared"
+    )
     tokenize: Literal["default", "zh"] = Field(
         "default", description="words of squad_match, f1, rouge_l and bleu; zh: each Chinese character is one"
     )
@@ -308,8 +310,10 @@ class Task(Section):
             raise ValueError(
                 f"metric {self.metric} does not fit kind {self.kind}{near} (accepted: {', '.join(accepted)})"
             )
-        if (self.scored_by == "regex") != (self.pattern is not None):
-            raise ValueError("metric: regex and pattern go together: give both or neither")
+        if self.scored_by == "regex" and self.pattern is None:
+            raise ValueError("metric: regex needs a pattern")
+        if self.pattern is not None and self.kind != "generate":
+            raise ValueError(f"pattern is read by the kind generate, not by {self.kind}")
         if self.answer_field is not None and self.kind not in ("generate", "loss"):
             raise ValueError(f"answer_field is read by the kinds generate and loss, not by {self.kind}")
         return self
@@ -347,12 +351,19 @@ def _model(value: Any) -> Any:
 
 
 class Eval(Section):
+    suite: str | None = Field(
+        None, description="a YAML file with a section eval, whose tasks stand where this section names none"
+    )
+    data: str | None = Field(None, description="folder that the relative paths of these tasks start from")
     models: Annotated[tuple[Annotated[EvalModel, BeforeValidator(_model)], ...], BeforeValidator(_listed)] = Field(
         (), description="models beside the base (model) and this config's own run, which are always there"
     )
     speciality: Tasks = Field((), description="tasks of the speciality")
     versatility: Versatility = Field(default_factory=Versatility, description="tasks of the three general abilities")
     speciality_weight: float = Field(0.5, ge=0, le=1, description="w in unified = w·speciality + (1 − w)·versatility")
+    on_bad_item: Literal["error", "drop"] = Field(
+        "error", description="stop at an item that cannot be asked or judged, or leave it out and count it"
+    )
     batch_size: int = Field(16, gt=0, description="items a batch; keep it the same in everything that is compared")
 
     @field_validator("models")

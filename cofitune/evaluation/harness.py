@@ -190,9 +190,8 @@ def _others(loaded: LoadedTask, samples: Sequence[Sample], tokenizer: PreTrained
         sizes = {name: sum(_size(loaded, i, tokenizer, name) for i in items) for name in LOSS_METRICS}
         return {f"corpus_{name}": nats / size for name, size in sizes.items()}
     if task.kind == "generate":
-        whole = metrics.corpus_score(
-            task.metric, [s.answer or "" for s in samples], [i.references for i in items], task.tokenize
-        )
+        found = [metrics.extract(s.answer or "", task.pattern) or "" for s in samples]
+        whole = metrics.corpus_score(task.metric, found, [i.references for i in items], task.tokenize)
         return {} if whole is None else {f"corpus_{task.metric}": whole}
     return {}
 

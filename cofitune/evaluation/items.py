@@ -24,13 +24,14 @@ class EvalTask:
         path: a JSONL file; of a harness task the folder of its data, or empty for the hub's.
         kind: multiple_choice | generate | loss | ifeval | harness.
         metric: by its name in `cofitune.evaluation.metrics`; of a harness task by the harness's, empty for its first.
-        pattern: for regex; its first group is compared with the reference.
+        pattern: its first group in the answer is what is compared with the reference; None: all of the answer.
         max_new_tokens: length limit of an answer, in tokens.
         stop: strings that end an answer, besides the end-of-turn token.
         limit: items to use, from the top; None: all.
         prompt: chat: the item is a user's turn; continuation: the answer goes on in the item's own text.
         answer_field: the key that holds the right answer(s); None: the kind's own.
         tokenize: words of squad_match, f1, rouge_l and bleu: default | zh.
+        on_bad_item: error, or drop: leave out what cannot be asked or judged.
         harness: name of a task or group of lm-evaluation-harness, whose data `path` may hold; None: a file's task.
         num_fewshot: harness: examples in the prompt; None: the task's own number.
         apply_chat_template: harness: its prompts inside the chat template.
@@ -48,6 +49,7 @@ class EvalTask:
     prompt: str = "chat"
     answer_field: str | None = None
     tokenize: str = "default"
+    on_bad_item: str = "error"
     harness: str | None = None
     num_fewshot: int | None = None
     apply_chat_template: bool = False
@@ -87,25 +89,34 @@ class _BadItemError(Exception):
     """Why an item cannot be asked."""
 
 
-def read_items(task: EvalTask) -> tuple[EvalItem, ...]:
-    """Read a task's file.
+def read_items(task: EvalTask) -> tuple[tuple[EvalItem, ...], tuple[int, ...]]:
+    """Read a task's file: its items, and the lines that `on_bad_item: drop` leaves out.
 
     Raises:
         UserError: NLTK's table is missing.
-        DataError: the file is missing or empty, or an item cannot be used (file:line).
+        DataError: the file is missing or holds no usable item, or an item cannot be used (file:line).
     """
     read = _READERS[task.kind]
     items: list[EvalItem] = []
+    unusable: list[int] = []
     for line, fields in islice(read_jsonl(task.path), task.limit):
         try:
             items.append(read(line, fields, task))
         except _BadItemError as error:
+            if task.on_bad_item == "drop":
+                unusable.append(line)
+                continue
             raise DataError(f"{task.path}:{line}: {error} (task '{task.title}', kind {task.kind})") from None
+    needing = [item.line for item in items if needs_punkt(item.checks or {})]
+    if needing and not punkt_is_there():
+        if task.on_bad_item == "error":
+            raise UserError(_no_punkt(task, needing, len(items)))
+        unusable += needing
+        items = [item for item in items if item.line not in needing]
     if not items:
-        raise DataError(f"{task.path}: holds no items (task '{task.title}')")
-    if task.kind == "ifeval":
-        _check_punkt(task, items)
-    return tuple(items)
+        usable = f"usable items ({len(unusable)} cannot be asked or judged)" if unusable else "items"
+        raise DataError(f"{task.path}: holds no {usable} (task '{task.title}')")
+    return tuple(items), tuple(sorted(unusable))
 
 
 def _multiple_choice(line: int, fields: dict[str, Any], task: EvalTask) -> EvalItem:
@@ -186,14 +197,12 @@ _READERS: dict[str, Callable[[int, dict[str, Any], EvalTask], EvalItem]] = {
 }
 
 
-def _check_punkt(task: EvalTask, items: list[EvalItem]) -> None:
-    lines = [item.line for item in items if needs_punkt(item.checks or {})]
-    if lines and not punkt_is_there():
-        shown = ", ".join(map(str, lines[:5])) + (f" and {len(lines) - 5} more" if len(lines) > 5 else "")
-        raise UserError(
-            f"{task.path}: {len(lines)} of {len(items)} items (lines {shown}) count sentences or capital words, for "
-            "which NLTK needs its table punkt_tab: python -m nltk.downloader punkt_tab (or leave these items out)"
-        )
+def _no_punkt(task: EvalTask, lines: list[int], items: int) -> str:
+    shown = ", ".join(map(str, lines[:5])) + (f" and {len(lines) - 5} more" if len(lines) > 5 else "")
+    return (
+        f"{task.path}: {len(lines)} of {items} items (lines {shown}) count sentences or capital words, for which NLTK "
+        "needs its table punkt_tab: python -m nltk.downloader punkt_tab (or leave them out: eval.on_bad_item=drop)"
+    )
 
 
 def _question(fields: dict[str, Any]) -> str:

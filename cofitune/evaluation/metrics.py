@@ -69,17 +69,18 @@ def text_score(
 
     Args:
         metric: exact_match (white space around either left out) | squad_match and f1 (of words; both leave out case,
-            punctuation and articles, as SQuAD does) | regex (the first group of `pattern`, searched in the answer) |
-            number (the last number of both, as numbers) | rouge_l (F-measure) | bleu (of one sentence: smoothed, orders
-            that it is too short for left out) | chrf.
+            punctuation and articles, as SQuAD does) | regex (exact_match of what `pattern` finds) | number (the last
+            number of both, as numbers) | rouge_l (F-measure) | bleu (of one sentence: smoothed, orders that it is too
+            short for left out) | chrf.
+        pattern: what is compared is its first group, searched in the answer; an answer without is worth nothing.
         tokenize: default, or zh: each Chinese character is a word.
     """
+    if pattern is not None:
+        found = extract(answer, pattern)
+        return 0.0 if found is None else text_score(metric, found, references, None, tokenize)
     match metric:
-        case "exact_match":
+        case "exact_match" | "regex":
             return float(answer.strip() in {reference.strip() for reference in references})
-        case "regex":
-            found = re.search(pattern or "", answer)
-            return 0.0 if found is None else text_score("exact_match", found.group(1) or "", references)
         case "number":
             number = last_number(answer)
             return float(number is not None and number in {last_number(reference) for reference in references})
@@ -92,6 +93,14 @@ def text_score(
         case "bleu" | "chrf":  # rounding leaves a perfect BLEU a hair above 100
             return min(1.0, _sacrebleu(metric, tokenize).sentence_score(answer, list(references)).score / 100)
     raise ValueError(f"no metric of texts: {metric}")
+
+
+def extract(answer: str, pattern: str | None) -> str | None:
+    """The first group of `pattern`, searched in the answer; without a pattern all of it, without a match None."""
+    if pattern is None:
+        return answer
+    found = re.search(pattern, answer)
+    return None if found is None else found.group(1) or ""
 
 
 def corpus_score(
@@ -117,7 +126,7 @@ def last_number(text: str) -> Decimal | None:
 
 def unreachable(metric: str, references: Sequence[str], tokenize: str = "default") -> str | None:
     """Why no answer can be right, if so: not one reference would get full marks if it were the answer."""
-    if metric == "regex" or any(text_score(metric, r, [r], None, tokenize) > 0.99 for r in references):
+    if any(text_score(metric, r, [r], None, tokenize) > 0.99 for r in references):
         return None
     if metric == "number":
         return f"there is no number in {references[0]!r}"

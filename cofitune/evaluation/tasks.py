@@ -25,6 +25,7 @@ class LoadedTask:
     Attributes:
         sha256: hash of its file, or of a harness task's settings and items.
         metric: what its figure means.
+        unusable: lines of the items that cannot be asked or judged, and were left out as `on_bad_item` says.
         left_out: lines of the items that do not fit into the model, as `fit_lengths` found.
         cut: lines of a harness task's items whose prompts the harness cuts from the left to make them fit, likewise.
         longest: tokens of the longest prompt, likewise; 0 before.
@@ -35,6 +36,7 @@ class LoadedTask:
     items: tuple[EvalItem, ...]
     sha256: str
     metric: Metric
+    unusable: tuple[int, ...] = ()
     left_out: tuple[int, ...] = ()
     cut: tuple[int, ...] = ()
     longest: int = 0
@@ -76,10 +78,10 @@ def _check_task(task: EvalTask) -> None:
     where = f"eval.{task.category}: task '{task.title}'"
     if not is_title(task.title):
         raise UserError(f"{where}: a name is made of letters, digits, spaces and . _ + - (it also names a file)")
-    if task.metric != "regex":
+    if task.pattern is None:
         return
     try:
-        groups = re.compile(task.pattern or "").groups
+        groups = re.compile(task.pattern).groups
     except re.error as error:
         raise UserError(f"{where}: pattern {task.pattern!r} is no regular expression: {error}") from None
     if groups == 0:
@@ -88,7 +90,8 @@ def _check_task(task: EvalTask) -> None:
 
 def _load(task: EvalTask) -> LoadedTask:
     if task.kind != "harness":
-        return LoadedTask(task, read_items(task), sha256_file(Path(task.path)), METRICS[task.metric])
+        items, unusable = read_items(task)
+        return LoadedTask(task, items, sha256_file(Path(task.path)), METRICS[task.metric], unusable)
     from cofitune.evaluation.harness_tasks import load_harness
 
     found = load_harness(task)

@@ -27,6 +27,7 @@ from cofitune.recipes.eval_models import Scored, find_models
 from cofitune.recipes.folders import check_folder
 from cofitune.recipes.shared import eval_tasks
 
+NOT_ASKED = ("title", "category", "path", "on_bad_item")  # of a task, what no answer depends on
 Results = dict[str, dict[str, TaskResult]]  # by model, by task title
 
 
@@ -61,8 +62,9 @@ class Plan:
 
     def key(self, model: Scored, loaded: LoadedTask) -> dict[str, Any]:
         """All that one model's answers to one task depend on, by content."""
-        task = {k: v for k, v in asdict(loaded.task).items() if k not in ("title", "category", "path")}
-        task |= {"data_sha256": loaded.sha256, "left_out": loaded.left_out, "cut": loaded.cut}
+        task = {k: v for k, v in asdict(loaded.task).items() if k not in NOT_ASKED}
+        task |= {"data_sha256": loaded.sha256, "unusable": loaded.unusable}
+        task |= {"left_out": loaded.left_out, "cut": loaded.cut}
         return {"model": model.weights, "task": task, "settings": self.settings}
 
     def known(self) -> Results:
@@ -116,7 +118,8 @@ def make_plan(config: Config, overwrite: bool = False, require: Sequence[str] = 
 def _about(loaded: LoadedTask) -> dict[str, Any]:
     """What a task's score depends on, as scores.json tells it."""
     fields = asdict(loaded.task) | {"stop": list(loaded.task.stop)} | asdict(loaded.metric)
-    fields |= {"metric": fields.pop("name"), "left_out": list(loaded.left_out), "cut": list(loaded.cut)}
+    fields |= {"metric": fields.pop("name"), "unusable": list(loaded.unusable)}
+    fields |= {"left_out": list(loaded.left_out), "cut": list(loaded.cut)}
     del fields["title"]
     return fields | {"items": len(loaded.items), "chance": loaded.chance, "sha256": loaded.sha256}
 
@@ -154,17 +157,18 @@ def print_plan(plan: Plan, known: Results, console: Console) -> None:
 
 
 def tell_left_out(plan: Plan, console: Console) -> None:
-    """Say which items are asked of no model because they do not fit into one."""
+    """Say which items are asked of no model, and which prompts the harness cuts."""
     for loaded in plan.tasks:
-        if loaded.left_out:
-            lines = ", ".join(map(str, loaded.left_out[:5])) + (", …" if len(loaded.left_out) > 5 else "")
-            console.print(
-                f"{loaded.task.title}: {len(loaded.left_out)} of {len(loaded.left_out) + len(loaded.items)} items are "
-                f"left out; with their answers they exceed the model's {plan.positions} positions (lines {lines})",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+        of = f"of {len(loaded.items) + len(loaded.left_out) + len(loaded.unusable)} items"
+        for lines, what in (
+            (loaded.unusable, "are left out; they cannot be asked or judged"),
+            (loaded.left_out, f"are left out; with their answers they exceed the model's {plan.positions} positions"),
+            (loaded.cut, f"exceed {plan.positions} positions, and the harness cuts their prompts from the left"),
+        ):
+            if lines:
+                shown = ", ".join(map(str, lines[:5])) + (", …" if len(lines) > 5 else "")
+                text = f"{loaded.task.title}: {len(lines)} {of} {what} (lines {shown})"
+                console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def device() -> torch.device:

@@ -50,6 +50,7 @@ def eval_tasks(tasks: schema.Eval) -> list[EvalTask]:
             prompt=t.prompt,
             answer_field=t.answer_field,
             tokenize=t.tokenize,
+            on_bad_item=tasks.on_bad_item,
             harness=t.harness,
             num_fewshot=t.num_fewshot,
             apply_chat_template=t.apply_chat_template,

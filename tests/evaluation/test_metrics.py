@@ -34,6 +34,7 @@ def test_squad_match_leaves_out_case_punctuation_and_articles() -> None:
 )
 def test_regex_takes_the_first_match_and_none_is_wrong(answer: str, right: int) -> None:
     assert text_score("regex", answer, ["480"], r"####\s*(\d+)") == right
+    assert text_score("f1", f"buyer {answer}", ["480"], r"####\s*(\d+)") == right  # of any metric
 
 
 @pytest.mark.parametrize(

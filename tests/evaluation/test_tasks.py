@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -164,4 +165,13 @@ def test_a_missing_sentence_table_is_told_with_the_lines_that_need_it(
     monkeypatch.setattr(items_module, "punkt_is_there", lambda: True)
     assert len(load_tasks([task])[0].items) == 2
     monkeypatch.setattr(items_module, "punkt_is_there", lambda: False)
+    dropped = load_tasks([replace(task, on_bad_item="drop")])[0]
+    assert ([item.line for item in dropped.items], dropped.unusable) == ([1], (2,))
     assert len(load_tasks([make_task(tmp_path, [COMMA], "ifeval")])[0].items) == 1  # nothing needs it here
+
+
+def test_bad_items_are_dropped_and_counted_where_that_is_asked(tmp_path: Path) -> None:
+    (loaded,) = load_tasks([make_task(tmp_path, [CHOICE | {"answer": 7}, CHOICE, {}], on_bad_item="drop")])
+    assert ([item.line for item in loaded.items], loaded.unusable) == ([2], (1, 3))
+    with pytest.raises(DataError, match=r"holds no usable items \(1 cannot be asked or judged\)"):
+        load_tasks([make_task(tmp_path, [{}], on_bad_item="drop")])
