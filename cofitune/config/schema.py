@@ -10,9 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from cofitune.config.section import Names, Section, as_list, as_source, as_text
+from cofitune.config.tasks import Eval, EvalModel, Task, Versatility, as_model
 from cofitune.errors import ConfigError, did_you_mean
+
+__all__ = ["SECTIONS_READ", "Config", "Eval", "EvalModel", "Task", "Versatility"]
 
 SECTIONS_READ: dict[str, tuple[str, ...]] = {
     "train": ("model", "data", "region", "softmask", "train", "deepspeed"),
@@ -25,25 +29,6 @@ SECTIONS_READ: dict[str, tuple[str, ...]] = {
 FREE_SETTINGS: dict[str, frozenset[str]] = {
     "train": frozenset({"save_steps", "keep_last", "keep_checkpoints", "stop_grace_seconds"}),
 }
-
-
-def _listed(value: Any) -> Any:
-    """`x` stands for `[x]`, so that one file needs no list."""
-    return value if value is None or isinstance(value, list | tuple) else [value]
-
-
-def _source(value: Any) -> Any:
-    """A path alone stands for `{path: …}`."""
-    return {"path": value} if isinstance(value, str) else value
-
-
-def _text(value: Any) -> Any:
-    """`layers: 3` is read by YAML as a number and means the text `3`."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, protected_namespaces=())
 
 
 class Model(Section):
@@ -76,8 +61,7 @@ class Source(Section):
     )
 
 
-Sources = Annotated[tuple[Annotated[Source, BeforeValidator(_source)], ...], BeforeValidator(_listed)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Sources = Annotated[tuple[Annotated[Source, BeforeValidator(as_source)], ...], BeforeValidator(as_list)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -95,7 +79,7 @@ class Data(Section):
 
 
 class Region(Section):
-    layers: Annotated[str, BeforeValidator(_text)] = Field(
+    layers: Annotated[str, BeforeValidator(as_text)] = Field(
         "25%-50%", description="25%-50%, 8-15 (0-based, inclusive), a name such as bottom2, or all"
     )
     modules: Names = Field(
@@ -232,152 +216,8 @@ class DeepSpeed(Section):
         return raw
 
 
-class Task(Section):
-    path: str | None = Field(None, description="a JSONL file of items; or give harness")
-    kind: Literal["multiple_choice", "generate", "loss", "ifeval"] | None = Field(
-        None, description="how the items of path are asked and scored"
-    )
-    harness: str | None = Field(None, description="a task or group of lm-evaluation-harness, by its name")
-    dataset_path: str | None = Field(
-        None, description="harness: folder with the data's splits as JSONL or parquet; null: the hub's"
-    )
-    num_fewshot: int | None = Field(None, ge=0, description="harness: examples in the prompt; null: the task's own")
-    apply_chat_template: bool = Field(
-        False, description="harness: its prompts inside the chat template; false: as the harness has them"
-    )
-    name: str | None = Field(None, description="name in tables; null: the file's, or for test.jsonl the folder's")
-    metric: str | None = Field(
-        None,
-        description="multiple_choice: acc | acc_norm (per byte); generate: exact_match | squad_match | regex | number "
-        "| f1 | rouge_l | bleu | chrf; loss: nats_per_token | nats_per_byte; ifeval: prompt_strict; harness: its own "
-        "(`exact_match,flexible-extract` names a filter, too); null: the first of these",
-    )
-    prompt: Literal["chat", "continuation"] = Field(
-        "chat", description="chat: the item is a user's turn; continuation: the answer goes on in the item's own text"
-    )
-    answer_field: str | None = Field(
-        None, description="key of the right answer(s); null: answers, answer or output; for loss: output first"
-    )
-    pattern: str | None = Field(
-        None, description="generate: of the answer, the first group of this regular expression is what is compared"
-    )
-    tokenize: Literal["default", "zh"] = Field(
-        "default", description="words of squad_match, f1, rouge_l and bleu; zh: each Chinese character is one"
-    )
-    max_new_tokens: int = Field(64, gt=0, description="length limit of an answer, in tokens")
-    stop: Names = Field((), description="strings that end an answer, besides the end-of-turn token")
-    limit: int | None = Field(None, gt=0, description="items to use, from the top; null: all")
-
-    _METRICS = {
-        "multiple_choice": ("acc", "acc_norm"),
-        "generate": ("exact_match", "squad_match", "regex", "number", "f1", "rouge_l", "bleu", "chrf"),
-        "loss": ("nats_per_token", "nats_per_byte"),
-        "ifeval": ("prompt_strict",),
-    }
-    _OF_HARNESS = ("dataset_path", "num_fewshot", "apply_chat_template")
-    _OF_PATH = ("kind", "prompt", "answer_field", "pattern", "tokenize", "max_new_tokens", "stop")
-
-    @property
-    def title(self) -> str:
-        """The task's name in tables and files: law/test.jsonl is `law`, law_test.jsonl is `law_test`."""
-        if self.path is None:
-            return self.name or str(self.harness)
-        path = Path(self.path)
-        is_split = path.stem in ("train", "dev", "val", "validation", "test")
-        return self.name or (path.parent.name if is_split else "") or path.stem
-
-    @property
-    def scored_by(self) -> str | None:
-        """The metric, its kind's default filled in; None: the harness's task knows."""
-        return self.metric or (self._METRICS[self.kind][0] if self.kind else None)
-
-    @model_validator(mode="after")
-    def _is_of_one_sort(self) -> Task:
-        if (self.path is None) == (self.harness is None):
-            raise ValueError("a task needs either path (a JSONL file) or harness (a task's name), and not both")
-        strange = self._OF_PATH if self.harness else self._OF_HARNESS
-        given = [name for name in strange if getattr(self, name) != type(self).model_fields[name].default]
-        if given:
-            raise ValueError(f"{', '.join(given)}: not with {'harness' if self.harness else 'path'}")
-        return self._check_metric() if self.path else self
-
-    def _check_metric(self) -> Task:
-        if self.kind is None:
-            raise ValueError(f"path needs a kind (accepted: {', '.join(self._METRICS)})")
-        accepted = self._METRICS[self.kind]
-        if self.scored_by not in accepted:
-            near = did_you_mean(str(self.metric), accepted)
-            raise ValueError(
-                f"metric {self.metric} does not fit kind {self.kind}{near} (accepted: {', '.join(accepted)})"
-            )
-        if self.scored_by == "regex" and self.pattern is None:
-            raise ValueError("metric: regex needs a pattern")
-        if self.pattern is not None and self.kind != "generate":
-            raise ValueError(f"pattern is read by the kind generate, not by {self.kind}")
-        if self.answer_field is not None and self.kind not in ("generate", "loss"):
-            raise ValueError(f"answer_field is read by the kinds generate and loss, not by {self.kind}")
-        return self
-
-
-Tasks = Annotated[tuple[Task, ...], BeforeValidator(_listed)]
-
-
-class Versatility(Section):
-    gen_kn: Tasks = Field((), description="general knowledge")
-    gen_rs: Tasks = Field((), description="general reasoning")
-    instruct: Tasks = Field((), description="instruction following")
-
-
-class EvalModel(Section):
-    path: str = Field(description="a run (its output_dir), an exported or other model folder, or a hub name")
-    name: str | None = Field(None, description="name in tables; null: the role, or the last part of the path")
-    role: Literal["base", "full_sft"] | None = Field(
-        None, description="base: what all are compared with; full_sft: full fine-tuning, the other yardstick"
-    )
-    revision: str | None = Field(None, description="branch, tag or commit of a hub name")
-
-    @property
-    def title(self) -> str:
-        """The model's name in tables and files."""
-        return self.name or self.role or Path(self.path).name
-
-
-def _model(value: Any) -> Any:
-    """`NAME=PATH` stands for `{name: NAME, path: PATH}`, and a path alone for `{path: …}`."""
-    if not isinstance(value, str):
-        return value
-    name, sign, path = value.partition("=")
-    return {"name": name, "path": path} if sign else {"path": value}
-
-
-class Eval(Section):
-    suite: str | None = Field(
-        None, description="a YAML file with a section eval, whose tasks stand where this section names none"
-    )
-    data: str | None = Field(None, description="folder that the relative paths of these tasks start from")
-    models: Annotated[tuple[Annotated[EvalModel, BeforeValidator(_model)], ...], BeforeValidator(_listed)] = Field(
-        (), description="models beside the base (model) and this config's own run, which are always there"
-    )
-    speciality: Tasks = Field((), description="tasks of the speciality")
-    versatility: Versatility = Field(default_factory=Versatility, description="tasks of the three general abilities")
-    speciality_weight: float = Field(0.5, ge=0, le=1, description="w in unified = w·speciality + (1 − w)·versatility")
-    on_bad_item: Literal["error", "drop"] = Field(
-        "error", description="stop at an item that cannot be asked or judged, or leave it out and count it"
-    )
-    batch_size: int = Field(16, gt=0, description="items a batch; keep it the same in everything that is compared")
-
-    @field_validator("models")
-    @classmethod
-    def _a_role_is_one_models(cls, models: tuple[EvalModel, ...]) -> tuple[EvalModel, ...]:
-        for role in ("base", "full_sft"):
-            named = [m.path for m in models if m.role == role]
-            if len(named) > 1:
-                raise ValueError(f"one model has the role {role}, not {len(named)} ({', '.join(named)})")
-        return models
-
-
 class Level(Section):
-    layers: Annotated[tuple[Annotated[str, BeforeValidator(_text)], ...], BeforeValidator(_listed)] | None = Field(
+    layers: Annotated[tuple[Annotated[str, BeforeValidator(as_text)], ...], BeforeValidator(as_list)] | None = Field(
         None, description="layer ranges to try inside the parent's"
     )
     modules: tuple[Names, ...] | None = Field(None, description="module sets to try inside the parent's")
@@ -446,7 +286,7 @@ class Config(Section):
         Raises:
             ConfigError: full fine-tuning's model is named in the config already.
         """
-        given = [_model(m) for m in models] + ([_model(full_sft) | {"role": "full_sft"}] if full_sft else [])
+        given = [as_model(m) for m in models] + ([as_model(full_sft) | {"role": "full_sft"}] if full_sft else [])
         further = tuple(EvalModel.model_validate(m) for m in given)
         if full_sft and any(m.role == "full_sft" for m in self.eval.models):
             raise ConfigError([f"--full-sft {full_sft}: eval.models names a model with the role full_sft already"])

@@ -168,5 +168,5 @@ def _identity(
 
 
 def _task_identity(loaded: LoadedTask) -> dict[str, Any]:
-    settings = {name: value for name, value in vars(loaded.task).items() if name != "path"}
-    return {**settings, "sha256": loaded.sha256}
+    settings = {name: value for name, value in vars(loaded.task).items() if name not in ("path", "on_bad_item")}
+    return {**settings, "sha256": loaded.sha256, "unusable": loaded.unusable}

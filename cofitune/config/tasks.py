@@ -1,0 +1,155 @@
+"""The section `eval` of the config: tasks, and the models that are asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from cofitune.config.section import Names, Section, as_list
+from cofitune.errors import did_you_mean
+
+
+class Task(Section):
+    path: str | None = Field(None, description="a JSONL file of items; or give harness")
+    kind: Literal["multiple_choice", "generate", "loss", "ifeval"] | None = Field(
+        None, description="how the items of path are asked and scored"
+    )
+    harness: str | None = Field(None, description="a task or group of lm-evaluation-harness, by its name")
+    dataset_path: str | None = Field(
+        None, description="harness: folder with the data's splits as JSONL or parquet; null: the hub's"
+    )
+    num_fewshot: int | None = Field(None, ge=0, description="harness: examples in the prompt; null: the task's own")
+    apply_chat_template: bool = Field(
+        False, description="harness: its prompts inside the chat template; false: as the harness has them"
+    )
+    name: str | None = Field(None, description="name in tables; null: the file's, or for test.jsonl the folder's")
+    metric: str | None = Field(
+        None,
+        description="multiple_choice: acc | acc_norm (per byte); generate: exact_match | squad_match | regex | number "
+        "| f1 | rouge_l | bleu | chrf; loss: nats_per_token | nats_per_byte; ifeval: prompt_strict; harness: its own "
+        "(`exact_match,flexible-extract` names a filter, too); null: the first of these",
+    )
+    prompt: Literal["chat", "continuation"] = Field(
+        "chat", description="chat: the item is a user's turn; continuation: the answer goes on in the item's own text"
+    )
+    answer_field: str | None = Field(
+        None, description="key of the right answer(s); null: answers, answer or output; for loss: output first"
+    )
+    pattern: str | None = Field(
+        None, description="generate: of the answer, the first group of this regular expression is what is compared"
+    )
+    tokenize: Literal["default", "zh"] = Field(
+        "default", description="words of squad_match, f1, rouge_l and bleu; zh: each Chinese character is one"
+    )
+    max_new_tokens: int = Field(64, gt=0, description="length limit of an answer, in tokens")
+    stop: Names = Field((), description="strings that end an answer, besides the end-of-turn token")
+    limit: int | None = Field(None, gt=0, description="items to use, from the top; null: all")
+
+    _METRICS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "multiple_choice": ("acc", "acc_norm"),
+        "generate": ("exact_match", "squad_match", "regex", "number", "f1", "rouge_l", "bleu", "chrf"),
+        "loss": ("nats_per_token", "nats_per_byte"),
+        "ifeval": ("prompt_strict",),
+    }
+    _OF_HARNESS = ("dataset_path", "num_fewshot", "apply_chat_template")
+    _OF_PATH = ("kind", "prompt", "answer_field", "pattern", "tokenize", "max_new_tokens", "stop")
+
+    @property
+    def title(self) -> str:
+        """The task's name in tables and files: law/test.jsonl is `law`, law_test.jsonl is `law_test`."""
+        if self.path is None:
+            return self.name or str(self.harness)
+        path = Path(self.path)
+        is_split = path.stem in ("train", "dev", "val", "validation", "test")
+        return self.name or (path.parent.name if is_split else "") or path.stem
+
+    @property
+    def scored_by(self) -> str | None:
+        """The metric, its kind's default filled in; None: the harness's task knows."""
+        return self.metric or (self._METRICS[self.kind][0] if self.kind else None)
+
+    @model_validator(mode="after")
+    def _is_of_one_sort(self) -> Task:
+        if (self.path is None) == (self.harness is None):
+            raise ValueError("a task needs either path (a JSONL file) or harness (a task's name), and not both")
+        strange = self._OF_PATH if self.harness else self._OF_HARNESS
+        given = [name for name in strange if getattr(self, name) != type(self).model_fields[name].default]
+        if given:
+            raise ValueError(f"{', '.join(given)}: not with {'harness' if self.harness else 'path'}")
+        return self._check_metric() if self.path else self
+
+    def _check_metric(self) -> Task:
+        if self.kind is None:
+            raise ValueError(f"path needs a kind (accepted: {', '.join(self._METRICS)})")
+        accepted = self._METRICS[self.kind]
+        if self.scored_by not in accepted:
+            near = did_you_mean(str(self.metric), accepted)
+            raise ValueError(
+                f"metric {self.metric} does not fit kind {self.kind}{near} (accepted: {', '.join(accepted)})"
+            )
+        if self.scored_by == "regex" and self.pattern is None:
+            raise ValueError("metric: regex needs a pattern")
+        if self.pattern is not None and self.kind != "generate":
+            raise ValueError(f"pattern is read by the kind generate, not by {self.kind}")
+        if self.answer_field is not None and self.kind not in ("generate", "loss"):
+            raise ValueError(f"answer_field is read by the kinds generate and loss, not by {self.kind}")
+        return self
+
+
+Tasks = Annotated[tuple[Task, ...], BeforeValidator(as_list)]
+
+
+class Versatility(Section):
+    gen_kn: Tasks = Field((), description="general knowledge")
+    gen_rs: Tasks = Field((), description="general reasoning")
+    instruct: Tasks = Field((), description="instruction following")
+
+
+class EvalModel(Section):
+    path: str = Field(description="a run (its output_dir), an exported or other model folder, or a hub name")
+    name: str | None = Field(None, description="name in tables; null: the role, or the last part of the path")
+    role: Literal["base", "full_sft"] | None = Field(
+        None, description="base: what all are compared with; full_sft: full fine-tuning, the other yardstick"
+    )
+    revision: str | None = Field(None, description="branch, tag or commit of a hub name")
+
+    @property
+    def title(self) -> str:
+        """The model's name in tables and files."""
+        return self.name or self.role or Path(self.path).name
+
+
+def as_model(value: Any) -> Any:
+    """`NAME=PATH` stands for `{name: NAME, path: PATH}`, and a path alone for `{path: …}`."""
+    if not isinstance(value, str):
+        return value
+    name, sign, path = value.partition("=")
+    return {"name": name, "path": path} if sign else {"path": value}
+
+
+class Eval(Section):
+    suite: str | None = Field(
+        None, description="a YAML file with a section eval, whose tasks stand where this section names none"
+    )
+    data: str | None = Field(None, description="folder that the relative paths of these tasks start from")
+    models: Annotated[tuple[Annotated[EvalModel, BeforeValidator(as_model)], ...], BeforeValidator(as_list)] = Field(
+        (), description="models beside the base (model) and this config's own run, which are always there"
+    )
+    speciality: Tasks = Field((), description="tasks of the speciality")
+    versatility: Versatility = Field(default_factory=Versatility, description="tasks of the three general abilities")
+    speciality_weight: float = Field(0.5, ge=0, le=1, description="w in unified = w·speciality + (1 − w)·versatility")
+    on_bad_item: Literal["error", "drop"] = Field(
+        "error", description="stop at an item that cannot be asked or judged, or leave it out and count it"
+    )
+    batch_size: int = Field(16, gt=0, description="items a batch; keep it the same in everything that is compared")
+
+    @field_validator("models")
+    @classmethod
+    def _a_role_is_one_models(cls, models: tuple[EvalModel, ...]) -> tuple[EvalModel, ...]:
+        for role in ("base", "full_sft"):
+            named = [m.path for m in models if m.role == role]
+            if len(named) > 1:
+                raise ValueError(f"one model has the role {role}, not {len(named)} ({', '.join(named)})")
+        return models
