@@ -97,9 +97,9 @@ class Bootstrap:
     """A joint bootstrap of all models: draws of every score, from which any difference or ratio takes its interval.
 
     Each task's draws are taken from its items and two more that every model gets right or wrong by a coin of its own
-    (Agresti and Min 2005 add the same half an item to each cell of the paired table), and moved back to the estimate.
-    Without them intervals of few discordant items cover too little, and those of none have no width
-    (tests/evaluation/test_paired.py).
+    (Agresti and Min 2005 add the same half an item to each cell of the paired table); their deviations from the mean
+    are then those of the task's n items. Without them intervals of few discordant items cover too little, and those of
+    none have no width (tests/evaluation/test_paired.py).
     """
 
     def __init__(
@@ -212,7 +212,7 @@ def _draw_means(items: TaskItems, draws: int, generator: np.random.Generator) ->
 
     Items on which all models scored alike are exchangeable, so a draw counts the patterns and not the items: the same
     distribution, and four patterns instead of thousands of items for two models of binary scores. Scores without a
-    scale from 0 to 1 have no coin; their deviations are widened by sqrt(n/(n − 1)) alone.
+    scale from 0 to 1 have no coin.
     """
     patterns, counts = np.unique(items.scores, axis=1, return_counts=True)  # [M, P], [P]
     coins = COIN_ITEMS if items.metric.unit == "share" else 0
@@ -223,10 +223,8 @@ def _draw_means(items: TaskItems, draws: int, generator: np.random.Generator) ->
     for start in range(0, draws, chunk):
         times = generator.multinomial(total, weights, min(chunk, draws - start))  # [D, P + 1]
         heads = generator.binomial(times[:, -1:], 0.5, (len(times), len(patterns)))
-        drawn.append((times[:, :-1] @ patterns.T + heads) / total)
-    centre = (counts @ patterns.T + coins / 2) / total
-    widening = 1.0 if coins else np.sqrt(total / max(1, total - 1))
-    return items.means + (np.concatenate(drawn) - centre) * widening
+        drawn.append(times[:, :-1] @ patterns.T + heads)
+    return items.means + (np.concatenate(drawn) - counts @ patterns.T - coins / 2) / items.items
 
 
 def _estimate(value: float, drawn: Array) -> Estimate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich import box
@@ -14,6 +15,17 @@ NONE = "–"
 NOISE = "~"  # after a change that is smaller than the noise between training seeds
 
 Entry = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How a figure is read: decimals, and whether more is better."""
+
+    digits: int
+    higher_is_better: bool
+
+
+POINTS = Scale(1, True)
 
 
 def scores_table(scores: Entry) -> Table:
@@ -144,13 +156,14 @@ def _cells(scores: Entry, name: str, title: str | None) -> list[Text]:
         found: Entry | None = comparison["tasks"][title] if title else comparison["summary"][name]
         return found
 
+    scale = _scale(scores["tasks"][title]) if title else POINTS
     figures = [_figure(scores, model, name, title, with_raw=len(others) < 2) for model in scores["models"]]
     if len(others) == 1:
         found = change(others[0])
-        return [*figures, _coloured(found, _signed(_value(found))), Text(_interval(found))]
+        return [*figures, _coloured(found, scale), Text(_interval(found, scale))]
     return [
         figures[0],
-        *(_stacked(figure, change(model)) for figure, model in zip(figures[1:], others, strict=True)),
+        *(_stacked(figure, change(model), scale) for figure, model in zip(figures[1:], others, strict=True)),
     ]
 
 
@@ -158,7 +171,7 @@ def _figure(scores: Entry, model: str, name: str, title: str | None, with_raw: b
     own = scores["models"][model]
     if title is not None:
         task = own["tasks"][title]
-        if scores["tasks"][title].get("unit", "share") != "share":
+        if scores["tasks"][title]["unit"] != "share":
             return Text(f"{task['raw']:.3f}")
         return Text(_number(task["score"]) + (f" ({task['raw']:.3f})" if with_raw else ""))
     value = own["categories"][name] if name in own["categories"] else own[name]
@@ -166,22 +179,27 @@ def _figure(scores: Entry, model: str, name: str, title: str | None, with_raw: b
     return Text(_number(value) + (" " * len(" (0.000)") if with_raw and value is not None else ""))
 
 
-def _stacked(figure: Text, change: Entry | None) -> Text:
+def _scale(task: Entry) -> Scale:
+    return POINTS if task["unit"] == "share" else Scale(3, task["higher_is_better"])
+
+
+def _stacked(figure: Text, change: Entry | None, scale: Scale) -> Text:
     if change is None:
         return figure
-    return Text.assemble(figure, " ", _coloured(change, _signed(change["value"])), "\n", _interval(change))
+    return Text.assemble(figure, " ", _coloured(change, scale), "\n", _interval(change, scale))
 
 
-def _interval(change: Entry | None) -> str:
-    return "" if change is None else f"{_signed(change['low'])} to {_signed(change['high'])}"
+def _interval(change: Entry | None, scale: Scale) -> str:
+    return "" if change is None else " to ".join(_signed(change[end], scale.digits) for end in ("low", "high"))
 
 
-def _coloured(change: Entry | None, text: str) -> Text:
+def _coloured(change: Entry | None, scale: Scale) -> Text:
     """Green or red where the interval excludes 0; marked where it is below the noise between seeds."""
     if change is None:
         return Text(NONE)
-    style = "green" if change["low"] > 0 else "red" if change["high"] < 0 else ""
-    return Text(text + (NOISE if change["within_noise"] else ""), style)
+    up, down = ("green", "red") if scale.higher_is_better else ("red", "green")
+    style = up if change["low"] > 0 else down if change["high"] < 0 else ""
+    return Text(_signed(change["value"], scale.digits) + (NOISE if change["within_noise"] else ""), style)
 
 
 def _value(change: Entry | None) -> float | None:
@@ -192,9 +210,9 @@ def _number(value: float | None) -> str:
     return NONE if value is None else f"{value:.1f}".replace("-", "−")
 
 
-def _signed(change: float | None) -> str:
+def _signed(change: float | None, digits: int = 1) -> str:
     """`+1.2`, `−0.3` or `0.0`: a change that rounds to nothing has no sign."""
     if change is None:
         return "none (no task)"
-    text = f"{abs(change):.1f}"
-    return text if text == "0.0" else ("+" if change > 0 else "−") + text
+    text = f"{abs(change):.{digits}f}"
+    return text if float(text) == 0 else ("+" if change > 0 else "−") + text

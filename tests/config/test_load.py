@@ -306,3 +306,16 @@ def test_a_prefix_cache_is_refused_for_code_that_the_model_brings_along(write: A
     assert load_config(path).train.prefix_cache == "disk"
     (problem,) = problems(path, "model.trust_remote_code=true")
     assert "train.prefix_cache: disk" in problem and "must be none" in problem
+
+
+def test_models_are_named_in_three_forms_and_added_by_options(write: Any) -> None:
+    models = "eval: {models: [runs/a, seed2=runs/b, {path: runs/full, role: full_sft}]}\n"
+    config = load_config(write(SMALLEST + models))
+    named = [(m.title, m.path, m.role) for m in config.eval.models]
+    assert named == [("a", "runs/a", None), ("seed2", "runs/b", None), ("full_sft", "runs/full", "full_sft")]
+    more = config.with_models(["x/lora", "other=y"], None).eval.models[3:]
+    assert [(m.title, m.path) for m in more] == [("lora", "x/lora"), ("other", "y")]
+    with pytest.raises(ConfigError, match="names a model with the role full_sft already"):
+        config.with_models([], "z")
+    (problem,) = problems(write(SMALLEST + "eval: {models: [{path: a, role: base}, {path: b, role: base}]}\n"))
+    assert "one model has the role base, not 2 (a, b)" in problem

@@ -68,8 +68,7 @@ def test_the_bootstrap_has_the_distribution_of_resampling_items_one_by_one() -> 
             chosen = rng.integers(0, items.items + 2, items.items + 2)
             for m in (0, 1):
                 own = [items.scores[m, i] if i < items.items else rng.integers(0, 2) for i in chosen]
-                centre = (items.scores[m].sum() + 1) / (items.items + 2)
-                mean = float(items.scores[m].mean() + np.mean(own) - centre)
+                mean = float(items.scores[m].mean() + (np.sum(own) - items.scores[m].sum() - 1) / items.items)
                 drawn[m][title] = TaskScore(items.category, mean, items.chance)
         before, after = (summarise(d, 0.3).by_name() for d in drawn)
         for name, value in after.items():
@@ -204,4 +203,4 @@ def test_the_intervals_cover_with_twenty_items_a_task() -> None:
     found = simulate(-0.08, 0.7, most=20)
     print(found)
     for name in ("speciality", "versatility", "unified"):
-        assert 0.93 <= found["coverage"][name] <= 0.97
+        assert 0.93 <= found["coverage"][name] <= 0.98

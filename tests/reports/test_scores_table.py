@@ -77,6 +77,20 @@ def test_many_models_stand_in_columns_with_their_changes_below() -> None:
     assert "change against base" in lines[0]
 
 
+def test_a_cross_entropy_keeps_its_unit_and_more_of_it_is_worse() -> None:
+    scores = make_scores(BASE_AND_RUN)
+    scores["tasks"]["arc_easy"] |= {"unit": "nats", "higher_is_better": False}
+    scores["models"]["base"]["tasks"]["arc_easy"]["raw"] = 2.125
+    change = {"value": 0.0625, "low": 0.01, "high": 0.12, "within_noise": None}
+    scores["comparisons"][0]["tasks"]["arc_easy"] |= change
+    assert re.search(
+        r"2.125 .*\+0.062 +\+0.010 to \+0.120", next(line for line in render(scores) if "arc_easy" in line)
+    )
+    out = StringIO()
+    Console(file=out, width=80, force_terminal=True, color_system="standard").print(scores_table(scores))
+    assert "\x1b[31m+0.062" in out.getvalue()
+
+
 def test_a_category_without_tasks_shows_no_number() -> None:
     lines = render(make_scores(BASE_AND_RUN))
     assert cells(lines, "instruct") == ["instruct", "–", "–", "–"]
