@@ -40,7 +40,8 @@ class Example:
     @property
     def num_supervised(self) -> int:
         """Tokens that carry the loss. The first token of all is never predicted, so it never counts."""
-        return sum(label != IGNORED for label in self.labels[1:])
+        predicted = self.labels[1:]
+        return len(predicted) - predicted.count(IGNORED)
 
 
 def set_template(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
@@ -123,7 +124,13 @@ def encode(item: Item, tokenizer: PreTrainedTokenizerBase, train_on: str = "resp
 
 def _encode(item: Item, tokenizer: PreTrainedTokenizerBase, train_on: str) -> Example:
     text = render(tokenizer, item.messages())
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    encoded = tokenizer(
+        text,
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )
     ids = list(encoded["input_ids"])
     if train_on == "all":
         return Example(ids, list(ids))

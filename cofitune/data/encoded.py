@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -34,6 +34,7 @@ SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("supervised", pa.list_
 ROWS_AT_ONCE = 256
 BYTES_A_WORKER = 16 * 2**20  # less is tokenized sooner than a process starts
 MOST_WORKERS = 16
+OnRows = Callable[[str, int], None]
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def encode_sources(
     tokenizer: PreTrainedTokenizerBase,
     encoding: Encoding,
     at_most: int | None = None,
+    on_rows: OnRows | None = None,
 ) -> list[Encoded]:
     """Tokenize every source, or find it in the cache.
 
@@ -98,6 +100,7 @@ def encode_sources(
     Args:
         tokenizer: with its template set.
         at_most: rows to read in all, from the top of each source in proportion to its size; None: all.
+        on_rows: called while this process tokenizes, with the source's path and the rows that are done.
 
     Raises:
         DataError: a source cannot be found or read, or holds not one usable item; or an item is unusable.
@@ -105,7 +108,7 @@ def encode_sources(
     """
     opened = [open_source(source) for source in sources]
     limits = [None] * len(opened) if at_most is None else _shares(at_most, opened)
-    return [_encode_source(one, tokenizer, encoding, limit) for one, limit in zip(opened, limits, strict=True)]
+    return [_encode_source(one, tokenizer, encoding, limit, on_rows) for one, limit in zip(opened, limits, strict=True)]
 
 
 def _shares(at_most: int, opened: Sequence[OpenSource]) -> list[int]:
@@ -125,7 +128,11 @@ def _shares(at_most: int, opened: Sequence[OpenSource]) -> list[int]:
 
 
 def _encode_source(
-    opened: OpenSource, tokenizer: PreTrainedTokenizerBase, encoding: Encoding, limit: int | None
+    opened: OpenSource,
+    tokenizer: PreTrainedTokenizerBase,
+    encoding: Encoding,
+    limit: int | None,
+    on_rows: OnRows | None,
 ) -> Encoded:
     folder = cache_folder() / "items" / _key(opened, tokenizer, encoding, limit)
     if not folder.is_dir():
@@ -133,7 +140,7 @@ def _encode_source(
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{folder}.lock"):
                 if not folder.is_dir():
-                    _make(folder, opened, tokenizer, encoding, limit)
+                    _make(folder, opened, tokenizer, encoding, limit, on_rows)
         except OSError as error:
             raise UserError(
                 f"the cache {folder.parent} cannot be written ({error.strerror or error}); name another folder in the "
@@ -159,7 +166,12 @@ def _key(opened: OpenSource, tokenizer: PreTrainedTokenizerBase, encoding: Encod
 
 
 def _make(
-    folder: Path, opened: OpenSource, tokenizer: PreTrainedTokenizerBase, encoding: Encoding, limit: int | None
+    folder: Path,
+    opened: OpenSource,
+    tokenizer: PreTrainedTokenizerBase,
+    encoding: Encoding,
+    limit: int | None,
+    on_rows: OnRows | None,
 ) -> None:
     """Tokenize into a folder of another name, and put it in place when it is whole."""
     account = Account()
@@ -170,6 +182,8 @@ def _make(
                 for batch, part in _batches(islice(opened.rows(), limit), opened, tokenizer, encoding):
                     writer.write_batch(batch)
                     account.add(part)
+                    if on_rows:
+                        on_rows(opened.source.path, account.read)
             file.flush()
             os.fsync(file.fileno())
         if account.kept == 0:

@@ -19,8 +19,10 @@ from cofitune.data.read import Account, bad_item, make_item
 from cofitune.data.sources import OpenSource, open_source
 from cofitune.errors import DataError, UserError
 from cofitune.model.load import load_tokenizer, supports_packing
+from cofitune.ranks import this_rank
 from cofitune.recipes.shared import data_sources
 from cofitune.reports.plan import print_account
+from cofitune.reports.progress import show_tokenizing
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ def read_train_data(config: Config, model_config: PretrainedConfig, dry_run: boo
         opened = [open_source(source) for source in sources]
         return _together(opened, [_count(one, data.on_bad_item) for one in opened], [], None, data.template, None)
     template = set_template(tokenizer, data.template)
-    encoded = encode_sources(sources, tokenizer, Encoding(data.max_length, data.train_on, data.on_bad_item))
+    encoding = Encoding(data.max_length, data.train_on, data.on_bad_item)
+    with show_tokenizing(Console(stderr=True, quiet=this_rank().rank != 0)) as on_rows:
+        encoded = encode_sources(sources, tokenizer, encoding, on_rows=on_rows)
     packed_into = data.max_length if data.packing else None
     return _together(
         [e.opened for e in encoded], [e.account for e in encoded], encoded, tokenizer, template, packed_into

@@ -1,13 +1,32 @@
-"""The training's progress bar: loss, rate, tokens a second, time left."""
+"""What is shown while one waits: the rows that are tokenized; the training's steps, loss, rate and time left."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LINES_WITHOUT_TERMINAL = 10
+
+
+@contextmanager
+def show_tokenizing(console: Console) -> Iterator[Callable[[str, int], None]]:
+    """Give a function that tells, on a terminal, of which source how many rows are done; it is gone afterwards."""
+    status = console.status("")
+
+    def on_rows(path: str, rows: int) -> None:
+        if console.is_terminal:
+            status.update(f"tokenizing {escape(path)}: {rows:,} rows")
+            status.start()
+
+    try:
+        yield on_rows
+    finally:
+        status.stop()
 
 
 class TrainProgress:

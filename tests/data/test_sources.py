@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cofitune.data.read import make_item
-from cofitune.data.sources import Source, open_source
+from cofitune.data.sources import OpenSource, Source, open_source
 from cofitune.errors import DataError
 
 ROWS = [{"prompt": f"say {n}", "completion": text} for n, text in enumerate(("NA", "4", "", "null", 'a,\n"b"'))]
@@ -145,6 +145,22 @@ def test_without_a_network_a_hub_name_says_the_way_out(tmp_path: Path, monkeypat
     (tmp_path / "org" / "name").mkdir(parents=True)
     write(tmp_path / "org" / "name" / "a.jsonl")
     assert open_source(Source("org/name")).files == (Path("org/name/a.jsonl"),), "what exists here is meant"
+
+
+def test_rows_of_a_subset_and_split_are_read_as_from_the_hub(tmp_path: Path) -> None:
+    """A folder with the hub's own metadata stands in for the hub, which no test can reach."""
+    write(tmp_path / "en" / "test.jsonl", ROWS[:2])
+    write(tmp_path / "de" / "test.jsonl", ROWS[2:])
+    configs = "".join(
+        f"- config_name: {name}\n  data_files:\n  - split: test\n    path: {name}/test.jsonl\n" for name in ("en", "de")
+    )
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    found = OpenSource(Source(str(tmp_path), split="test", subset="en"), (), "sha", "commit")
+    assert list(found.rows()) == [(f"{tmp_path}: row {n}", row) for n, row in enumerate(ROWS[:2], start=1)]
+    assert found.identity() == {"path": str(tmp_path), "sha256": "sha", "revision": "commit"}
+    for wrong in (Source(str(tmp_path), split="train", subset="en"), Source(str(tmp_path), split="test", subset="fr")):
+        with pytest.raises(DataError, match="cannot be read"):
+            list(OpenSource(wrong, (), "sha", "commit").rows())
 
 
 @pytest.mark.parametrize(
