@@ -7,6 +7,7 @@ shape [L, units], fp32.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,15 @@ def read_importance(folder: Path, anatomy: Anatomy, base_fingerprint: str) -> Im
             raise ArtifactError(f"{path}: holds no '{kind}'")
         _check_vector(path, kind, vectors[kind], (anatomy.num_layers, units))
     return ImportanceFile(vectors, manifest, found)
+
+
+def merge_importance(sets: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Merge several importances of one model: a unit matters as much as it matters to any of them (CoFiTune).
+
+    Args:
+        sets: one or more of unit kind → [L, units] in [0, 1], normalised.
+    """
+    return {kind: torch.stack([one[kind] for one in sets]).amax(dim=0) for kind in sets[0]}
 
 
 def _check_vector(path: Path, kind: str, vector: Tensor, shape: tuple[int, int]) -> None:

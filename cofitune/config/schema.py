@@ -89,10 +89,25 @@ class Region(Section):
 
 class Importance(Section):
     data: Sources = Field((), description="general data: what the model should keep being able to do")
-    passes: Literal[2] = Field(2, description="dropout passes over each micro-batch whose KL is taken")
-    dropout: float = Field(0.003, gt=0, lt=1, description="probability, on attention weights and FFN outputs")
-    reduce: Literal["signed"] = Field("signed", description="how gate gradients add up over items")
-    normalize: Literal["zscore_tanh"] = Field("zscore_tanh", description="per layer: |tanh(z-score)|")
+    estimator: Literal["kl_dropout", "fisher"] = Field(
+        "kl_dropout",
+        description="kl_dropout: the paper's, KL between two dropout passes; fisher: squared gradients of the "
+        "responses' log-likelihood",
+    )
+    passes: Literal[2] = Field(2, description="kl_dropout: dropout passes over each micro-batch whose KL is taken")
+    dropout: float = Field(
+        0.003, gt=0, lt=1, description="kl_dropout: probability, on attention weights and FFN outputs"
+    )
+    reduce: Literal["signed", "absolute", "squared"] | None = Field(
+        None,
+        description="how gate gradients add up over items: signed (the published code), absolute (DAS), squared "
+        "(fisher); null: signed for kl_dropout, squared for fisher",
+    )
+    normalize: Literal["zscore_tanh", "rank"] | None = Field(
+        None,
+        description="per layer: |tanh(z-score)| of signed scores, or the share of units that score less; null: "
+        "zscore_tanh for signed, else rank",
+    )
     per_device_batch_size: int = Field(4, gt=0, description="items a micro-batch on one device")
     max_items: int | None = Field(
         None, gt=0, description="items to use, from the top of each source in proportion to its size; null: all"
@@ -106,13 +121,42 @@ class Importance(Section):
             raise ValueError("weight is for data.train; importance counts every item once")
         return data
 
+    @property
+    def reduced_by(self) -> Literal["signed", "absolute", "squared"]:
+        """The reduction, the estimator's default filled in."""
+        return self.reduce or ("signed" if self.estimator == "kl_dropout" else "squared")
+
+    @property
+    def normalized_by(self) -> Literal["zscore_tanh", "rank"]:
+        """The normalisation, the reduction's default filled in."""
+        return self.normalize or ("zscore_tanh" if self.reduced_by == "signed" else "rank")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Importance:
+        if (self.estimator == "fisher") != (self.reduced_by == "squared"):
+            raise ValueError(
+                f"reduce: {self.reduced_by} does not fit estimator: {self.estimator} (kl_dropout: signed or absolute; "
+                "fisher: squared)"
+            )
+        if self.normalized_by == "zscore_tanh" and self.reduced_by != "signed":
+            raise ValueError(
+                f"normalize: zscore_tanh does not fit reduce: {self.reduced_by}, whose scores are never negative: the "
+                "least important units would be masked almost as hard as the most; use rank"
+            )
+        return self
+
 
 class SoftMask(Section):
     apply_to: Literal["update", "gradient", "none"] = Field(
         "update", description="update: scales the step itself; gradient: the paper's equation; none: no mask"
     )
-    importance: str | None = Field(
-        None, description="folder with importance.safetensors; null: the one in this config's output_dir"
+    strength: float = Field(
+        1.0, gt=0, le=1, description="s in the factor 1 − s·I: 1 stops the most important units, less lets them move"
+    )
+    importance: Annotated[tuple[str, ...], BeforeValidator(_listed)] | None = Field(
+        None,
+        description="folders with importance.safetensors, merged by the larger importance of each unit; null: the one "
+        "in this config's output_dir",
     )
     modules: Names | None = Field(None, description="modules to mask; null: all that are trained")
 

@@ -1,9 +1,13 @@
-"""Importance scores: gate gradients of the KL divergence between two dropout passes, summed over the data.
+"""Importance scores: gate gradients of a loss on general data, reduced over the samples and summed over the data.
 
-For a micro-batch, two forward passes under different dropout masks give logits f1 and f2, and
-L = KL(softmax f2 ‖ softmax f1), summed over the real tokens of the whole conversation. A unit's score is ∂L/∂g at
-g = 1, signed, summed over the data and divided by its number of real tokens (CoFiTune, arXiv 2404.10306, Figure 2).
-Both passes read the same gate tensor and one backward runs through both, so a gate collects its gradient from both.
+Two estimators share the gates, the sums and the file: `kl_dropout`, the paper's (`cofitune.importance.kl`), and
+`fisher` (`cofitune.importance.fisher`). A gate is a row a sample, so one backward gives every sample's own gradient:
+
+- `signed`: Σ ∂L_n/∂g, divided by the data's real tokens. The published code's; samples may cancel each other.
+- `absolute`: 1/N Σ |∂L_n/∂g|. DAS's formula (Ke et al., arXiv 2302.03241).
+- `squared`: 1/N Σ (∂L_n/∂g)². With `fisher`, the empirical Fisher information.
+
+L_n is summed over the tokens of sample n, N counts the samples.
 """
 
 from __future__ import annotations
@@ -13,24 +17,53 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, distributed
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from cofitune.errors import UserError
-from cofitune.importance.gates import VirtualGates, seeded_dropout, virtual_gates
+from cofitune.importance.fisher import response_loss
+from cofitune.importance.gates import VirtualGates, virtual_gates
+from cofitune.importance.kl import KL_CHUNK, PASSES, kl_loss
 from cofitune.model.anatomy import Anatomy, anatomy_of
 from cofitune.vectors import unit_counts
 
-KL_CHUNK = 128  # token positions whose vocabulary-wide fp32 rows exist at one time
-PASSES = 2
+KL_DROPOUT, FISHER = "kl_dropout", "fisher"
+PASSES_OF = {KL_DROPOUT: PASSES, FISHER: 1}  # forward passes of a micro-batch that one backward runs through
+REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {  # [L, B, units] → [L, units], fp64
+    "signed": lambda gradient: gradient.sum(dim=1, dtype=torch.float64),
+    "absolute": lambda gradient: gradient.abs().sum(dim=1, dtype=torch.float64),
+    "squared": lambda gradient: gradient.double().square().sum(dim=1),
+}
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What the data says: `values` maps each unit kind to [L, units] in fp64 on the CPU (nats a token); `tokens`."""
+    """What the data says: `values` maps each unit kind to [L, units] in fp64 on the CPU; real `tokens`; `samples`."""
 
     values: dict[str, Tensor]
     tokens: int
+    samples: int
+
+
+@dataclass
+class Sums:
+    """What one rank has added up so far; an interrupted estimation goes on from here.
+
+    Attributes:
+        values: unit kind → [L, units], fp64: the order of additions, which differs between numbers of ranks, stays
+            below fp32's rounding.
+        tokens, samples, micro_batches: how many are in the sums.
+    """
+
+    values: dict[str, Tensor]
+    tokens: int = 0
+    samples: int = 0
+    micro_batches: int = 0
+
+
+def no_sums(anatomy: Anatomy) -> Sums:
+    """The sums before the first micro-batch, on the CPU."""
+    counts = unit_counts(anatomy)
+    return Sums({kind: torch.zeros(anatomy.num_layers, n, dtype=torch.float64) for kind, n in counts.items()})
 
 
 def estimate(
@@ -39,6 +72,9 @@ def estimate(
     *,
     dropout: float,
     seed: int,
+    estimator: str = KL_DROPOUT,
+    reduce: str = "signed",
+    sums: Sums | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Scores:
     """Estimate the importance scores of every unit, before normalisation.
@@ -48,91 +84,69 @@ def estimate(
 
     Args:
         model: the whole model, on this rank's device; it is left as it was found.
-        micro_batches: this rank's (index in the whole data, batch with `input_ids` and `attention_mask`, [B, T]).
-        dropout: probability p of both kinds of dropout.
+        micro_batches: this rank's (index in the whole data, batch with `input_ids`, `attention_mask` and, for
+            `fisher`, `labels`, each [B, T]) that are not in `sums` yet.
+        dropout: probability p of both kinds of dropout; `fisher` has none.
         seed: seed of the dropout masks.
+        reduce: signed | absolute | squared.
+        sums: where to go on from, added to in place; None: from nothing.
         on_batch: called after each micro-batch with its number of real tokens.
 
     Raises:
         UserError: no token at all, scores that are not finite, or a model that cannot be gated.
     """
-    anatomy = anatomy_of(model)
-    sums = {  # fp64: the order of additions, which differs between numbers of ranks, stays below fp32's rounding
-        kind: torch.zeros(anatomy.num_layers, units, dtype=torch.float64, device=model.device)
-        for kind, units in unit_counts(anatomy).items()
-    }
-    tokens = torch.zeros((), dtype=torch.int64, device=model.device)
-    with virtual_gates(model, dropout) as gates:
+    sums = sums or no_sums(anatomy_of(model))
+    reduction = REDUCTIONS[reduce]
+    with virtual_gates(model, dropout if estimator == KL_DROPOUT else 0.0) as gates:
         for index, batch in micro_batches:
-            for kind, gradient in gate_gradients(model, gates, batch, index, seed).items():
-                sums[kind] += gradient.sum(dim=1, dtype=torch.float64)  # signed: samples may cancel each other
-            here = batch["attention_mask"].sum()
-            tokens += here.to(tokens.device)
+            for kind, gradient in gate_gradients(model, gates, batch, index, seed, estimator).items():
+                sums.values[kind] += reduction(gradient).to(sums.values[kind].device)
+            here = int(batch["attention_mask"].sum())
+            sums.tokens += here
+            sums.samples += len(batch["input_ids"])
+            sums.micro_batches += 1
             if on_batch is not None:
-                on_batch(int(here))
-    return _over_ranks(sums, tokens)
+                on_batch(here)
+    return _over_ranks(sums, model.device, per_token=reduce == "signed")
 
 
 def gate_gradients(
-    model: PreTrainedModel, gates: VirtualGates, batch: Mapping[str, Tensor], index: int, seed: int
+    model: PreTrainedModel,
+    gates: VirtualGates,
+    batch: Mapping[str, Tensor],
+    index: int,
+    seed: int,
+    estimator: str = KL_DROPOUT,
 ) -> dict[str, Tensor]:
     """Per-sample gate gradients of one micro-batch: each unit kind → [L, B, units], fp32.
 
     Args:
         model: a model inside `virtual_gates`.
         gates: what that context gave.
-        batch: `input_ids` and `attention_mask`, each [B, T], on any device.
+        batch: `input_ids`, `attention_mask` and, for `fisher`, `labels`, each [B, T], on any device.
         index: the micro-batch's index in the whole data; with the seed it decides the dropout masks.
         seed: seed of the dropout masks.
     """
-    ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
-    leaves = gates.renew(len(ids))
-    logits = []
-    for pass_index in range(PASSES):
-        with seeded_dropout(seed, index, pass_index, model.device):
-            logits.append(model(input_ids=ids, attention_mask=mask, use_cache=False).logits)
-    loss = kl_of_passes(logits[0], logits[1], mask)
+    batch = {name: value.to(model.device) for name, value in batch.items()}
+    leaves = gates.renew(len(batch["input_ids"]))
+    loss = kl_loss(model, batch, index, seed) if estimator == KL_DROPOUT else response_loss(model, batch)
     # grad(), not backward(): gradients are returned, so that none can pile up in a gate or a weight
     flat = torch.autograd.grad(loss, [gate for kind in leaves.values() for gate in kind])
     rows = iter(flat)
     return {kind: torch.stack([next(rows) for _ in layers]) for kind, layers in leaves.items()}
 
 
-def kl_of_passes(first: Tensor, second: Tensor, mask: Tensor) -> Tensor:
-    """KL(softmax f2 ‖ softmax f1) in fp32, summed over real token positions, in nats.
-
-    Softmax rows are made a chunk of tokens at a time and made again in the backward pass, so that beside the model's
-    own two sets of logits only `KL_CHUNK` fp32 rows of the vocabulary exist at a time.
-
-    Args:
-        first: f1, logits [B, T, V] in the model's precision.
-        second: f2, the same shape.
-        mask: [B, T], 1 where a token is real; padding positions are never looked at.
-
-    Returns:
-        A scalar, fp32.
-    """
-    chunks = zip(
-        first.flatten(0, 1).split(KL_CHUNK),
-        second.flatten(0, 1).split(KL_CHUNK),
-        mask.flatten().bool().split(KL_CHUNK),
-        strict=True,
-    )
-    parts = [
-        checkpoint(_kl_of_chunk, one, two, real, use_reentrant=False, preserve_rng_state=False)
-        for one, two, real in chunks
-    ]
-    return torch.stack(parts).sum()
-
-
-def memory_estimate(anatomy: Anatomy, bytes_per_number: int, batch_size: int, longest: int) -> dict[str, int]:
-    """Roughly what one device holds at its fullest, in bytes: the weights, both passes' activations, and the logits.
+def memory_estimate(
+    anatomy: Anatomy, bytes_per_number: int, batch_size: int, longest: int, passes: int = PASSES
+) -> dict[str, int]:
+    """Roughly what one device holds at its fullest, in bytes: the weights, all passes' activations, and the logits.
 
     Args:
         anatomy: the model's sizes.
         bytes_per_number: of the model's precision.
         batch_size: items a micro-batch.
         longest: tokens of the longest item.
+        passes: forward passes that one backward runs through.
     """
     tokens = batch_size * longest
     heads = anatomy.num_heads * anatomy.head_dim
@@ -144,31 +158,32 @@ def memory_estimate(anatomy: Anatomy, bytes_per_number: int, batch_size: int, lo
     rows = KL_CHUNK * anatomy.vocab_size * 4
     return {
         "weights": anatomy.num_parameters * bytes_per_number,
-        "activations": PASSES * anatomy.num_layers * layer,
+        "activations": passes * anatomy.num_layers * layer,
         # themselves, their gradients, and those gradients' chunks before they are joined
-        "logits": 3 * PASSES * tokens * anatomy.vocab_size * bytes_per_number + 6 * rows,
+        "logits": 3 * passes * tokens * anatomy.vocab_size * bytes_per_number + 6 * rows,
     }
 
 
-def _kl_of_chunk(first: Tensor, second: Tensor, real: Tensor) -> Tensor:
-    log_p1 = first[real].float().log_softmax(dim=-1)
-    log_p2 = second[real].float().log_softmax(dim=-1)
-    return (log_p2.exp() * (log_p2 - log_p1)).sum()
+def _over_ranks(sums: Sums, device: torch.device, per_token: bool) -> Scores:
+    """Add up the ranks' sums and divide once, by all tokens or samples. Checks come after, so that ranks fail together.
 
-
-def _over_ranks(sums: dict[str, Tensor], tokens: Tensor) -> Scores:
-    """Add up the ranks' sums and divide once, by all tokens. Checks come after, so that ranks fail together."""
+    Args:
+        device: where the ranks talk.
+    """
+    values = {kind: value.to(device) for kind, value in sums.values.items()}
+    counts = torch.tensor([sums.tokens, sums.samples], dtype=torch.int64, device=device)
     if distributed.is_available() and distributed.is_initialized():
-        for value in (*sums.values(), tokens):
+        for value in (*values.values(), counts):
             distributed.all_reduce(value)
-    count = int(tokens)
-    if count == 0:
+    tokens, samples = counts.tolist()
+    if tokens == 0:
         raise UserError("importance: the data holds not one token")
-    for kind, value in sums.items():
+    for kind, value in values.items():
         if not torch.isfinite(value).all():
             layer = int((~torch.isfinite(value)).any(dim=1).nonzero()[0])
             raise UserError(
                 f"importance: the scores of '{kind}' in layer {layer} overflowed (NaN or infinity); try model.dtype: "
                 "float32, and check that the model's weights are sound"
             )
-    return Scores({kind: (value / count).cpu() for kind, value in sums.items()}, count)
+    divisor = tokens if per_token else samples
+    return Scores({kind: (value / divisor).cpu() for kind, value in values.items()}, tokens, samples)

@@ -1,4 +1,8 @@
-"""From scores to importance in [0, 1]: per layer and unit kind, I = |tanh z| with z the score's z-score over units."""
+"""From scores to importance in [0, 1], layer by layer and unit kind by unit kind.
+
+`zscore_tanh` is the paper's and for signed scores: what stands out in either direction is important. `rank` is for
+scores that are never negative, where |tanh z| would mask the least important units almost as hard as the most.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +29,7 @@ def zscore_tanh(scores: Tensor) -> Tensor:
     Raises:
         UserError: a score is NaN or infinite.
     """
-    if not torch.isfinite(scores).all():
-        layer = int((~torch.isfinite(scores)).any(dim=-1).nonzero()[0])
-        raise UserError(f"importance: layer {layer} has scores that are NaN or infinite; they cannot be normalised")
+    _check_finite(scores)
     values = scores.double()
     largest = values.abs().amax(dim=-1, keepdim=True)
     values = values / torch.where(largest > 0, largest, 1.0)  # squares of tiny scores would underflow to a std of 0
@@ -36,3 +38,32 @@ def zscore_tanh(scores: Tensor) -> Tensor:
     flat = std <= FLAT
     z = torch.where(flat, 0.0, centred / torch.where(flat, 1.0, std))
     return z.tanh().abs().to(scores.dtype)
+
+
+def rank(scores: Tensor) -> Tensor:
+    """Normalise scores layer by layer: I = the share of the layer's other units that score less.
+
+    Monotone whatever the scores' scale and tails, so it fits the non-negative reductions. Equal scores have equal
+    importance, so a layer whose units all score the same has importance 0.
+
+    Args:
+        scores: [L, units]; fp32 or fp64.
+
+    Returns:
+        [L, units] in [0, 1], of the same precision; a single highest unit has 1.
+
+    Raises:
+        UserError: a score is NaN or infinite.
+    """
+    _check_finite(scores)
+    below = torch.searchsorted(scores.sort(dim=-1).values, scores.contiguous(), side="left")
+    return (below / max(1, scores.shape[-1] - 1)).to(scores.dtype)
+
+
+NORMALIZATIONS = {"zscore_tanh": zscore_tanh, "rank": rank}
+
+
+def _check_finite(scores: Tensor) -> None:
+    if not torch.isfinite(scores).all():
+        layer = int((~torch.isfinite(scores)).any(dim=-1).nonzero()[0])
+        raise UserError(f"importance: layer {layer} has scores that are NaN or infinite; they cannot be normalised")

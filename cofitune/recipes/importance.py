@@ -23,8 +23,8 @@ from cofitune.data.encoded import Encoding, Examples, encode_sources
 from cofitune.data.read import Account
 from cofitune.data.sources import OpenSource
 from cofitune.errors import ArtifactError, UserError
-from cofitune.importance.estimate import PASSES, Scores, estimate, memory_estimate
-from cofitune.importance.normalize import zscore_tanh
+from cofitune.importance.estimate import KL_DROPOUT, PASSES_OF, Scores, estimate, memory_estimate
+from cofitune.importance.normalize import NORMALIZATIONS
 from cofitune.model.anatomy import Anatomy, read_anatomy, read_model_config
 from cofitune.model.load import choose_dtype, fingerprint, load_tokenizer, weight_files
 from cofitune.ranks import Rank, this_rank
@@ -35,7 +35,6 @@ from cofitune.reports.plan import gib, print_account
 from cofitune.training.engine import meeting
 from cofitune.vectors import read_importance, unit_counts, write_importance
 
-ESTIMATOR = "kl_dropout"
 LONGEST_WAIT = timedelta(hours=2)  # ranks meet once, at the end: the slowest may be far behind on an uneven machine
 
 
@@ -51,6 +50,7 @@ class Plan:
     pad_token_id: int
     template: str
     batch_size: int
+    passes: int
     memory: dict[str, int]
 
     @property
@@ -104,7 +104,8 @@ def importance(
     print_account(console, plan.account)
     with _process_group(rank):
         scores = _estimate(plan, config, rank, console)
-    vectors = {kind: zscore_tanh(values) for kind, values in scores.values.items()}
+    normalize = NORMALIZATIONS[config.importance.normalized_by]
+    vectors = {kind: normalize(values) for kind, values in scores.values.items()}
     if rank.rank == 0:
         start_folder(config, "importance", overwrite)
         write_importance(plan.folder, vectors, scores.values, manifest)
@@ -134,15 +135,16 @@ def make_plan(config: Config, overwrite: bool = False) -> Plan:
     template = set_template(tokenizer, config.data.template)
     sources = data_sources(wanted.data)
     # the KL looks at whole conversations, so nothing needs the response to be told apart
-    encoding = Encoding(config.data.max_length, "all", config.data.on_bad_item)
+    train_on = "all" if wanted.estimator == KL_DROPOUT else "response"
+    encoding = Encoding(config.data.max_length, train_on, config.data.on_bad_item)
     encoded = encode_sources(sources, tokenizer, encoding, wanted.max_items)
     examples = Examples.chain(e.examples for e in encoded)
     longest = int(examples.lengths.max())
     size = choose_dtype(model.dtype).itemsize
-    memory = memory_estimate(anatomy, size, wanted.per_device_batch_size, longest)
+    memory = memory_estimate(anatomy, size, wanted.per_device_batch_size, longest, PASSES_OF[wanted.estimator])
     return Plan(
         folder, anatomy, examples, tuple(e.opened for e in encoded), Account.total(e.account for e in encoded),
-        tokenizer.pad_token_id, template, wanted.per_device_batch_size, memory,
+        tokenizer.pad_token_id, template, wanted.per_device_batch_size, PASSES_OF[wanted.estimator], memory,
     )  # fmt: skip
 
 
@@ -159,6 +161,8 @@ def _estimate(plan: Plan, config: Config, rank: Rank, console: Console) -> Score
             plan.micro_batches(rank),
             dropout=config.importance.dropout,
             seed=config.importance.seed,
+            estimator=config.importance.estimator,
+            reduce=config.importance.reduced_by,
             on_batch=lambda tokens: progress.advance(bar),
         )
 
@@ -195,11 +199,10 @@ def _manifest(plan: Plan, config: Config) -> dict[str, Any]:
         "model_type": plan.anatomy.model_type,
         "sizes": {"num_layers": plan.anatomy.num_layers, **unit_counts(plan.anatomy)},
         "dtype": str(choose_dtype(config.model.dtype)).removeprefix("torch."),
-        "estimator": ESTIMATOR,
-        "reduce": wanted.reduce,
-        "normalize": wanted.normalize,
-        "dropout": wanted.dropout,
-        "passes": wanted.passes,
+        "estimator": wanted.estimator,
+        "reduce": wanted.reduced_by,
+        "normalize": wanted.normalized_by,
+        **({"dropout": wanted.dropout, "passes": wanted.passes} if wanted.estimator == KL_DROPOUT else {}),
         "seed": wanted.seed,
         "per_device_batch_size": wanted.per_device_batch_size,
         "items": len(plan.examples),
@@ -235,7 +238,7 @@ def _show_plan(plan: Plan, rank: Rank, console: Console) -> None:
         f"data     {len(plan.examples):,} items, {plan.tokens:,} tokens (longest {longest:,}), template "
         f"{plan.template}\n"
         f"work     {plan.num_micro_batches:,} micro-batches of {plan.batch_size} over {rank.world_size} rank(s), "
-        f"{PASSES} passes each",
+        f"{plan.passes} pass{'es' if plan.passes > 1 else ''} each",
         highlight=False,
     )
     parts = ", ".join(f"{name} {gib(size)}" for name, size in plan.memory.items())

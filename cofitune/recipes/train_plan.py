@@ -24,7 +24,7 @@ from cofitune.softmask.factors import Factor, build_factors, check_masked
 from cofitune.training.engine import EngineSettings
 from cofitune.training.memory import estimate_memory
 from cofitune.training.prefix import SHARED_MEMORY, PrefixPlan, changing_prefix
-from cofitune.vectors import read_importance
+from cofitune.vectors import merge_importance, read_importance
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def plan_training(config: Config, world_size: int, dry_run: bool = False) -> Tra
     masked = _masked_modules(config, region)
     _check_sharding(config)
     importance = _importance(config, anatomy, base_fingerprint, dry_run, missing, used) if masked else {}
-    factors = build_factors(importance, region, masked, anatomy) if importance else {}
+    factors = build_factors(importance, region, masked, anatomy, config.softmask.strength) if importance else {}
     data = read_train_data(config, model_config, dry_run, missing)
     train = config.train
     batch = (train.per_device_train_batch_size, train.gradient_accumulation_steps, world_size)
@@ -190,21 +190,22 @@ def _importance(
     missing: list[str],
     used: dict[str, dict[str, str]],
 ) -> dict[str, Tensor]:
-    folder = Path(config.softmask.importance or config.run / "importance")
-    if not (folder / "manifest.json").is_file():
-        message = (
-            f"softmask: no importance in {folder}; run `cofitune importance` with this config first, name its folder "
-            "in softmask.importance, or set softmask.apply_to: none"
-        )
-        if not dry_run:
-            raise ArtifactError(message)
-        missing.append(message)
-        return {}
-    if base_fingerprint is None:  # a dry run without weights: nothing to compare the importance with
-        return {}
-    found = read_importance(folder, anatomy, base_fingerprint)
-    used["importance"] = _artifact(folder / "importance.safetensors")
-    return found.vectors
+    folders = [Path(f) for f in config.softmask.importance or (config.run / "importance",)]
+    sets = []
+    for number, folder in enumerate(folders, start=1):
+        if not (folder / "manifest.json").is_file():
+            message = (
+                f"softmask: no importance in {folder}; run `cofitune importance` with this config first, name its "
+                "folder in softmask.importance, or set softmask.apply_to: none"
+            )
+            if not dry_run:
+                raise ArtifactError(message)
+            missing.append(message)
+        elif base_fingerprint is not None:  # a dry run without weights has nothing to compare the importance with
+            sets.append(read_importance(folder, anatomy, base_fingerprint).vectors)
+            name = "importance" if len(folders) == 1 else f"importance {number}"
+            used[name] = _artifact(folder / "importance.safetensors")
+    return merge_importance(sets) if len(sets) == len(folders) else {}
 
 
 def _prefix(

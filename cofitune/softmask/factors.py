@@ -40,7 +40,11 @@ class Factor:
 
 
 def build_factors(
-    importance: Mapping[str, Tensor], region: Region, modules: tuple[str, ...], anatomy: Anatomy
+    importance: Mapping[str, Tensor],
+    region: Region,
+    modules: tuple[str, ...],
+    anatomy: Anatomy,
+    strength: float = 1.0,
 ) -> dict[str, Factor]:
     """One factor for each masked parameter of the region, by the parameter's name.
 
@@ -51,6 +55,7 @@ def build_factors(
     Args:
         importance: unit kind → [L, units] in [0, 1].
         modules: modules to mask, each of them trained.
+        strength: s in the factor 1 − s·I, in (0, 1].
 
     Raises:
         RegionError: a module to mask is not trained.
@@ -59,7 +64,7 @@ def build_factors(
     factors: dict[str, Factor] = {}
     for layer in region.layers:
         for module in modules:
-            values = 1 - _unit_per_row(importance[UNIT_OF_MODULE[module]][layer].float(), module, anatomy)
+            values = 1 - strength * _unit_per_row(importance[UNIT_OF_MODULE[module]][layer].float(), module, anatomy)
             axis = 1 if module == "o_proj" else 0
             for name in anatomy.parameter_names(layer, module):
                 if not (axis == 1 and name.endswith("bias")):

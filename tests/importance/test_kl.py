@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cofitune.importance.estimate import KL_CHUNK, kl_of_passes
+from cofitune.importance.kl import KL_CHUNK, kl_of_passes
 
 
 def test_kl_is_torchs_kl_of_the_second_pass_from_the_first() -> None:

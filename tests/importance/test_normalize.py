@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cofitune.errors import UserError
-from cofitune.importance.normalize import zscore_tanh
+from cofitune.importance.normalize import rank, zscore_tanh
 
 
 def test_it_is_the_formula_by_hand() -> None:
@@ -71,3 +71,37 @@ def test_scores_that_are_not_finite_are_refused_with_their_layer(bad: float) -> 
     scores[2, 1] = bad
     with pytest.raises(UserError, match="layer 2"):
         zscore_tanh(scores)
+
+
+def test_rank_is_the_share_of_units_that_score_less() -> None:
+    scores = torch.rand(3, 17, generator=torch.Generator().manual_seed(0))
+    scores[1, 4] = scores[1, 9]
+    scores[2] = 0.25
+    expected = [[sum(other < s for other in row) / 16 for s in row] for row in scores.tolist()]
+    torch.testing.assert_close(rank(scores), torch.tensor(expected))
+    assert bool((rank(scores)[2] == 0).all())
+
+
+@pytest.mark.parametrize("power", [1e-30, 1.0, 1e30])
+def test_rank_is_monotone_on_any_scale(power: float) -> None:
+    scores = torch.rand(2, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).pow(4) * power
+    order = scores.argsort(dim=-1)
+    assert bool((rank(scores).gather(-1, order).diff(dim=-1) > 0).all())
+    assert rank(scores).amin(-1).tolist() == [0, 0]
+    assert rank(scores).amax(-1).tolist() == [1, 1]
+
+
+def test_zscore_tanh_is_monotone_in_the_distance_from_the_mean_and_not_in_non_negative_scores() -> None:
+    signed = torch.randn(2, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    far = (signed - signed.mean(-1, keepdim=True)).abs()
+    assert bool((zscore_tanh(signed).gather(-1, far.argsort(-1)).diff(dim=-1) >= 0).all())
+    lengths = signed.abs()
+    least, middle = lengths.argmin(-1), lengths.sub(lengths.mean(-1, keepdim=True)).abs().argmin(-1)
+    found = zscore_tanh(lengths)
+    assert bool((found[[0, 1], least] > found[[0, 1], middle]).all())  # why `rank` exists
+
+
+def test_rank_of_a_single_unit_is_zero_and_nan_is_refused() -> None:
+    assert rank(torch.tensor([[3.0], [0.0]])).tolist() == [[0.0], [0.0]]
+    with pytest.raises(UserError, match="layer 1"):
+        rank(torch.tensor([[1.0, 2.0], [float("nan"), 0.0]]))
