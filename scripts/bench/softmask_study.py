@@ -90,6 +90,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, default=Path("scripts/bench/results/softmask.jsonl"))
     parser.add_argument("--work", type=Path, default=Path(".cache/softmask"), help="where importance is kept")
     parser.add_argument("--hours", type=float, default=24.0, help="start no run after this long")
+    parser.add_argument("--runs", type=int, default=len(CONDITIONS), help="make at most this many in this call")
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--test-items", type=int, default=48, help="of law; and of general data in all")
     parser.add_argument("--importance-items", type=int, default=66)
@@ -110,9 +111,8 @@ def main() -> None:
     started = time.monotonic()
     torch.manual_seed(0)
     study, facts = prepare(arguments.model, arguments.data, arguments.work, settings)
-    for run in CONDITIONS:
-        if _stored(arguments.store, run, facts):
-            continue
+    missing = [run for run in CONDITIONS if not _stored(arguments.store, run, facts)]
+    for run in missing[: arguments.runs]:
         if time.monotonic() - started > arguments.hours * 3600:
             print("the time is up; call again to go on", flush=True)
             break
@@ -199,14 +199,14 @@ class FromLayer:
     """The model from layer `first` up, for batches whose `input_ids` hold that layer's input, [B, T, H]."""
 
     def __init__(self, model: PreTrainedModel, first: int) -> None:
-        self.model, self.first = model, first
+        self.module, self.first = model, first
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: Tensor | int = 0, use_cache: bool = False
     ) -> Any:
         """The model's own output."""
-        with _layers(self.model, self.first):
-            return self.model(
+        with _layers(self.module, self.first):
+            return self.module(
                 inputs_embeds=input_ids, attention_mask=attention_mask, logits_to_keep=logits_to_keep, use_cache=False
             )
 
