@@ -28,8 +28,9 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
 from cofitune.data.batches import Batch, Plan, collate, plan_steps, rank_micro_batches, step_indices
-from cofitune.data.chat import IGNORED, Example, encode_items, set_template
-from cofitune.data.read import read_items
+from cofitune.data.chat import IGNORED, Example, set_template
+from cofitune.data.encoded import Encoding, encode_sources
+from cofitune.data.sources import Source
 from cofitune.files import write_tensors
 from cofitune.importance.estimate import estimate
 from cofitune.importance.normalize import NORMALIZATIONS
@@ -50,7 +51,6 @@ SETS = {  # name → estimator, reduction, normalisation
     "fisher": ("fisher", "squared", "rank"),
 }
 DECILES = 10
-MOST = 600  # items of a file that are tokenised
 
 
 @dataclass(frozen=True)
@@ -263,11 +263,11 @@ def _mean(losses: list[tuple[float, int]]) -> float:
 
 
 def _examples(path: Path, tokenizer: PreTrainedTokenizerBase, settings: Settings) -> list[Example]:
-    """The short enough ones among `MOST` items of a file, in a fixed order of chance: some files are sorted by kind."""
-    items, _ = read_items([(str(path), "auto")], "error")
-    order = torch.randperm(len(items), generator=torch.Generator().manual_seed(0)).tolist()
-    examples = encode_items([items[i] for i in order[:MOST]], tokenizer, 4096, "response")
-    return [e for e in examples if len(e.input_ids) <= settings.longest]
+    """A file's items that are short enough, in a fixed order of chance: some files are sorted by kind."""
+    (encoded,) = encode_sources([Source(str(path))], tokenizer, Encoding(max_length=4096))
+    examples = encoded.examples
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).tolist()
+    return [examples[i] for i in order if examples.lengths[i] <= settings.longest]
 
 
 def _optimizer(run: Run, flats: list[Tensor], settings: Settings) -> torch.optim.Optimizer:
