@@ -153,7 +153,7 @@ class SoftMask(Section):
     strength: float = Field(
         1.0, gt=0, le=1, description="s in the factor 1 − s·I: 1 stops the most important units, less lets them move"
     )
-    importance: Annotated[tuple[str, ...], BeforeValidator(_listed)] | None = Field(
+    importance: Names | None = Field(
         None,
         description="folders with importance.safetensors, merged by the larger importance of each unit; null: the one "
         "in this config's output_dir",
