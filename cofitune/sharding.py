@@ -112,7 +112,8 @@ def begin_moments(engine: Any, step: int) -> None:
     inner = inner_optimizer(engine)
     for flat in flats(engine):
         # a step of its own for each: sub-groups that share one object would count it up together
-        counted = torch.tensor(float(step)) if isinstance(inner, torch.optim.AdamW) else step
+        where = flat.tensor.device if inner.defaults.get("fused") else None  # as torch begins it: fused reads it there
+        counted = torch.tensor(float(step), device=where) if isinstance(inner, torch.optim.AdamW) else step
         zeros = {key: torch.zeros_like(flat.tensor.data) for key in MOMENTS}
         inner.state[flat.tensor] = {"step": counted, **zeros}
 

@@ -43,7 +43,7 @@ def print_region(console: Console, region: Region, anatomy: Anatomy, masked: tup
 
 def print_memory(console: Console, memory: Memory, world_size: int) -> None:
     """The estimate, part by part."""
-    parts = ("weights", "gradients", "optimizer", "activations")
+    parts = ("weights", "gradients", "optimizer", "buffers", "activations")
     told = ", ".join(f"{part} {gib(getattr(memory, part))}" for part in parts)
     console.print(
         f"memory a rank (estimated, {world_size} rank{'s' if world_size > 1 else ''}): "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.region import Region
-from cofitune.training.engine import EngineSettings
+from cofitune.training.engine import EngineSettings, deepspeed_config
 
 MASTER_AND_MOMENTS = 12  # bytes a trained weight: fp32 master, exp_avg, exp_avg_sq
 MOMENTS = 8  # fp32 training has no separate master
@@ -16,9 +16,10 @@ ACCUMULATED_GRADIENT = 4  # fp32, also under bf16
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: four parts on each device, and two on the whole machine.
+    """Bytes: five parts on each device, and two on the whole machine.
 
     Attributes:
+        buffers: DeepSpeed's gradient bucket, and the gradient and old values of what one inner step takes.
         host_loading: the weights while they are read, by rank 0 alone or as pages that the ranks share.
         host_offloaded: what offloading keeps there for the whole run.
     """
@@ -26,6 +27,7 @@ class Memory:
     weights: int
     gradients: int
     optimizer: int
+    buffers: int
     activations: int
     host_loading: int
     host_offloaded: int
@@ -33,7 +35,7 @@ class Memory:
     @property
     def device(self) -> int:
         """The sum on one device."""
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return self.weights + self.gradients + self.optimizer + self.buffers + self.activations
 
 
 def estimate_memory(
@@ -59,9 +61,12 @@ def estimate_memory(
     all_gradients = trained * ACCUMULATED_GRADIENT
     all_states = trained * (MASTER_AND_MOMENTS if width == 2 else MOMENTS)
     gradients, optimizer = all_gradients // (world_size if stage >= 2 else 1), all_states // world_size
-    offloaded = 0
+    zero = deepspeed_config(settings)["zero_optimization"]
+    at_once = min(trained // world_size, zero["sub_group_size"] if stage == 3 else trained)
+    bucket = min(trained, zero["reduce_bucket_size"]) * width
+    buffers, offloaded = bucket + 2 * at_once * ACCUMULATED_GRADIENT, 0
     if settings.offload_optimizer == "cpu":
-        gradients, optimizer, offloaded = 0, 0, all_gradients + all_states
+        gradients, optimizer, buffers, offloaded = 0, 0, bucket, all_gradients + all_states
     if settings.offload_param == "cpu":
         weights, offloaded = weights - whole // world_size, offloaded + whole
     tokens = settings.micro_batch * max_length
@@ -69,4 +74,4 @@ def estimate_memory(
     depth = anatomy.num_layers - region.first
     kept = depth * tokens * anatomy.hidden_size * width + one_layer if checkpointing else depth * one_layer
     logits = tokens * anatomy.vocab_size * 8  # fp32, and their gradient; less where only responses are scored
-    return Memory(weights, gradients, optimizer, kept + logits, whole, offloaded)
+    return Memory(weights, gradients, optimizer, buffers, kept + logits, whole, offloaded)

@@ -128,9 +128,8 @@ class PrefixCache:
                 raise RuntimeError(
                     f"hidden states are {hidden.dtype}, the prefix cache was made for {self._plan.dtype}"
                 )
-            for row, index in enumerate(batch["indices"].tolist()):
-                start, end = self._starts[index], self._starts[index + 1]
-                self._rows[start:end].copy_(hidden[row, : end - start])
+            for row, begin, kept in self._places(batch):
+                kept.copy_(hidden[row, begin : begin + len(kept)])
             self._kept[batch["indices"].tolist()] = 1
 
         first = self._model.get_submodule(f"{LAYERS}.{self._plan.first}")
@@ -149,9 +148,8 @@ class PrefixCache:
         """
         rows, longest = batch["input_ids"].shape
         hidden = torch.zeros(rows, longest, self._plan.hidden_size, dtype=self._plan.dtype)
-        for row, index in enumerate(batch["indices"].tolist()):
-            start, end = self._starts[index], self._starts[index + 1]
-            hidden[row, : end - start] = self._rows[start:end]
+        for row, begin, kept in self._places(batch):
+            hidden[row, begin : begin + len(kept)] = kept
         given = _Given(hidden.to(batch["input_ids"].device))
         layers: Any = self._model.get_submodule(LAYERS)
         embedding = self._model.get_input_embeddings()  # type: ignore[operator]
@@ -165,6 +163,18 @@ class PrefixCache:
             self._model.set_input_embeddings(embedding)  # type: ignore[operator]
             for index, layer in enumerate(frozen):
                 layers[index] = layer
+
+    def _places(self, batch: Batch) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield row, first column and kept hidden states [T, H] of each item: a row each, or in one row all of them."""
+        indices = batch["indices"].tolist()
+        column = 0
+        for number, index in enumerate(indices):
+            kept = self._rows[self._starts[index] : self._starts[index + 1]]
+            if len(batch["input_ids"]) == len(indices):
+                yield number, 0, kept
+            else:
+                yield 0, column, kept
+                column += len(kept)
 
 
 class _Given(nn.Module):

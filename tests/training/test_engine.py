@@ -27,7 +27,7 @@ def test_bf16_accumulates_gradients_in_fp32() -> None:
 def test_raw_is_merged_last_section_by_section() -> None:
     raw = {"zero_optimization": {"sub_group_size": 10}, "wall_clock_breakdown": True}
     config = deepspeed_config(replace(SETTINGS, raw=raw))
-    assert config["zero_optimization"] == {"stage": 3, "sub_group_size": 10}
+    assert config["zero_optimization"] == {"stage": 3, "reduce_bucket_size": 10**8, "sub_group_size": 10}
     assert config["wall_clock_breakdown"] is True
 
 

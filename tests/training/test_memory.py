@@ -47,7 +47,11 @@ def test_stage_3_shards_all_that_is_trained_and_all_weights(llama_7b: Anatomy) -
     logits = 16 * 512 * 32000 * 8
     assert memory.activations > inputs_of_layers + logits
     assert memory.host_loading == ALL * 2 and memory.host_offloaded == 0
-    assert memory.device == memory.weights + memory.gradients + memory.optimizer + memory.activations
+    a_rank = TRAINED // 8
+    assert a_rank < 10**8, "one inner step takes a rank's whole share: its gradient and its old values, in fp32"
+    assert memory.buffers == 10**8 * 2 + 2 * a_rank * 4
+    parts = memory.weights, memory.gradients, memory.optimizer, memory.buffers, memory.activations
+    assert memory.device == sum(parts)
 
 
 @pytest.mark.parametrize(("stage", "share_of_gradients"), [(1, 1), (2, 8)])
@@ -62,6 +66,7 @@ def test_lower_stages_keep_whole_weights(llama_7b: Anatomy, stage: int, share_of
 def test_offloaded_states_lie_once_on_the_host(llama_7b: Anatomy, stage: int) -> None:
     memory = _estimate(llama_7b, zero_stage=stage, offload_optimizer="cpu")
     assert memory.gradients == memory.optimizer == 0
+    assert memory.buffers == 10**8 * 2, "the gradient bucket stays on the device"
     assert memory.host_offloaded == TRAINED * (4 + 12)
 
 
@@ -73,3 +78,14 @@ def test_offloaded_weights_leave_the_gathered_layers_on_the_device(llama_7b: Ana
 
 def test_fp32_has_no_separate_master_weights(llama_7b: Anatomy) -> None:
     assert _estimate(llama_7b, dtype=torch.float32).optimizer == TRAINED * 8 // 8
+
+
+def test_one_card_holds_7b_with_buffers_of_one_inner_step(llama_7b: Anatomy) -> None:
+    """DeepSpeed's own sub-groups of 1e9 would copy all trained weights' gradients and old values at once."""
+    region = resolve_region("25%-50%", ["up_proj", "down_proj"], 32)
+    raw = {"zero_optimization": {"sub_group_size": 10**9, "reduce_bucket_size": 5 * 10**8}}
+    ours, theirs = (
+        estimate_memory(llama_7b, region, replace(SETTINGS, micro_batch=1, raw=r), 1, 2048, True) for r in ({}, raw)
+    )
+    assert ours.buffers == 10**8 * 2 + 2 * 10**8 * 4
+    assert theirs.buffers == 5 * 10**8 * 2 + 2 * TRAINED * 4

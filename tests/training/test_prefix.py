@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from cofitune.data.batches import Batch, plan_steps, rank_micro_batches
 from cofitune.data.chat import IGNORED, Example
+from cofitune.data.packing import join
 from cofitune.errors import UserError
 from cofitune.model.anatomy import LAYERS
 from cofitune.model.region import freeze_outside
@@ -91,6 +92,24 @@ def test_the_loss_and_its_gradient_are_the_same_bit_for_bit(kind: str, tmp_path:
     assert any(gradient.any() for gradient in gradients)
     after, _ = _gradients(model, batch)
     assert torch.equal(loss, after) and any("embed_tokens" in name for name in called), "the model is whole again"
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_packs_are_kept_too_a_row_each_or_all_in_one(flat: bool, tmp_path: Path) -> None:
+    start_distributed()
+    items = _examples(5)
+    examples = [join(items[:2]), join(items[2:4]), join(items[4:])]
+    model, plan = _model(), plan_steps(3, 3, 1, 1, 1, None, flat)
+    (batch,) = rank_micro_batches(examples, range(3), plan, 0, 0)
+    assert len(batch["input_ids"]) == (1 if flat else 3) and len(batch["indices"]) == 3
+    cache = PrefixCache(model, _plan(examples, tmp_path))
+    with cache.writing(batch):
+        loss = summed_loss(model, batch)
+    with cache.reading(batch):
+        assert torch.equal(summed_loss(model, batch), loss)
+    other = rank_micro_batches(examples, range(3), plan_steps(3, 3, 1, 1, 1, None, not flat), 0, 0)
+    with cache.reading(other[0]):
+        torch.testing.assert_close(summed_loss(model, other[0]), loss)
 
 
 def _losses(tmp_path: Path, cached: bool, stage: int, micro_batch: int, longest: int) -> tuple[list[float], int]:

@@ -1,0 +1,174 @@
+"""One GPU, random-weight LLaMA: what `scripts/bench/gpu` runs once the environment is there.
+
+bfloat16, sequences of 2048 tokens that all carry the loss, micro-batch 1, activation checkpointing, no offload. Ours
+trains up_proj and down_proj of 25-50 % of the layers, without a mask and with one in update mode; the other side is
+Hugging Face's Trainer with a LoRA adapter (r = 8) on every linear module. Each side has the card to itself. MFU: the
+operations of one step without recomputation, counted on the meta device, over the card's bfloat16 peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from sides import Job, Side, dump, machine, typed
+from transformers import LlamaConfig
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4},
+    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
+    "13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
+}
+VOCABULARY = 32000
+PEAK_GIB = {"7b": 30.0, "13b": 55.0}  # the targets
+MASK_SHARE = 0.02
+BF16_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "A10": 125.0}  # dense, from the data sheets
+PLAIN, MASKED, LORA = "region", "region, update mask", "LoRA r=8"
+
+
+def main() -> None:
+    """Run every size and kernel and write the two files of figures."""
+    arguments = parse()
+    results: dict[str, Any] = {
+        "command": typed("scripts/bench/gpu", sys.argv[1:], {arguments.out: "OUT"}),
+        "machine": machine(),
+        "peak_tflops": arguments.peak_tflops,
+        "runs": [],
+    }
+    for size, kernel in product(arguments.sizes, arguments.attention):
+        with tempfile.TemporaryDirectory() as work:
+            for job in jobs(Path(work), size, kernel, arguments):
+                results["runs"].append({"size": size, "attention": kernel, **run(job, arguments)})
+                print(dump(results["runs"][-1]), flush=True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "gpu.json").write_text(dump(results), encoding="utf-8")
+    text = report(results)
+    (arguments.out / "gpu.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+def parse() -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(prog="scripts/bench/gpu", description=__doc__)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["7b", "13b"])
+    parser.add_argument("--attention", nargs="+", default=["sdpa"], help="kernels, by transformers' names")
+    parser.add_argument("--zero-stage", type=int, choices=(1, 2, 3), default=3)
+    parser.add_argument("--length", type=int, default=2048, help="tokens of an item")
+    parser.add_argument("--warm", type=int, default=3, help="steps before the measured ones")
+    parser.add_argument("--steps", type=int, default=20, help="measured steps")
+    parser.add_argument("--profile", action="store_true", help="profile one more step of each side")
+    parser.add_argument("--peak-tflops", type=float, default=known_peak(), help="the card's dense bfloat16 peak")
+    parser.add_argument("--out", type=Path, default=REPOSITORY / "scripts" / "bench" / "results")
+    return parser.parse_args()
+
+
+def known_peak() -> float | None:
+    """The card's peak, where its name is in our list."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return next((peak for card, peak in BF16_TFLOPS.items() if card in name), None)
+
+
+def jobs(work: Path, size: str, kernel: str, arguments: argparse.Namespace) -> list[Job]:
+    """The sides of one size, each on a folder that holds a config.json and nothing more."""
+    LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=4096, dtype="bfloat16", **SIZES[size]).save_pretrained(
+        work / "model"
+    )
+    count = arguments.warm + arguments.steps + 1
+    item = '{"instruction": "random tokens take its place", "output": "yes"}\n'
+    (work / "train.jsonl").write_text(item * count, encoding="utf-8")
+
+    def config(mask: str) -> dict[str, Any]:
+        return {
+            "model": {"name": str(work / "model"), "dtype": "bfloat16", "attn_implementation": kernel},
+            "data": {"train": str(work / "train.jsonl"), "max_length": arguments.length},
+            "region": {"layers": "25%-50%", "modules": ["up_proj", "down_proj"]},
+            "softmask": {"apply_to": mask},
+            "train": {
+                "num_train_epochs": 1,
+                "per_device_train_batch_size": 1,
+                "gradient_accumulation_steps": 1,
+                "gradient_checkpointing": True,
+            },
+            "deepspeed": {"zero_stage": arguments.zero_stage},
+            "output_dir": str(work / "run"),
+        }
+
+    return [
+        Job(PLAIN, "ours", config("none"), arguments.length),
+        Job(MASKED, "ours", config("update"), arguments.length),
+        Job(LORA, "lora", config("none"), arguments.length),
+    ]
+
+
+def run(job: Job, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One side alone on the card."""
+    side = Side(job)
+    try:
+        answers = [side.step() for _ in range(arguments.warm + arguments.steps)][arguments.warm :]
+        profile = side.step("profile")["profile"] if arguments.profile else None
+    finally:
+        side.stop()
+    seconds = statistics.median(a["seconds"] for a in answers)
+    peak_flops = arguments.peak_tflops and arguments.peak_tflops * 1e12
+    return {
+        "side": job.name,
+        "trained": side.told["trained"],
+        "seconds": seconds,
+        "tokens_per_second": answers[0]["tokens"] / seconds,
+        "mfu": side.told["model_flops"] / seconds / peak_flops if peak_flops else None,
+        "peak_bytes": answers[-1]["peak_bytes"],
+        "model_bytes": side.told["model_bytes"],
+        "mask_share": statistics.median(a.get("mask_seconds", 0.0) / a["seconds"] for a in answers),
+        "profile": profile,
+    }
+
+
+def report(results: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    lines = ["# One GPU, random weights", "", f"    {results['command']}", "", __doc__ or "", ""]
+    lines += [f"Machine: {', '.join(f'{key} {value}' for key, value in results['machine'].items())}.", ""]
+    lines += ["| model | attention | side | trained weights | s a step | tokens/s | MFU | peak | mask's share |"]
+    lines += ["|" + "---|" * 9]
+    for r in results["runs"]:
+        mfu = "unknown peak" if r["mfu"] is None else f"{100 * r['mfu']:.1f} %"
+        lines.append(
+            f"| {r['size']} | {r['attention']} | {r['side']} | {r['trained']:,} | {r['seconds']:.3f} | "
+            f"{r['tokens_per_second']:,.0f} | {mfu} | {r['peak_bytes'] / 2**30:.2f} GiB | "
+            f"{100 * r['mask_share']:.1f} % |"
+        )
+    lines += ["", "| target | at most | found | |", "|---|---|---|---|", *verdicts(results["runs"])]
+    for r in results["runs"]:
+        if r["profile"]:
+            lines += ["", f"## Profile: {r['size']}, {r['attention']}, {r['side']}", "", "```text", r["profile"], "```"]
+    return "\n".join(lines) + "\n"
+
+
+def verdicts(runs: list[dict[str, Any]]) -> list[str]:
+    """Lines of the table of targets."""
+    lines = []
+    for r in runs:
+        where = f"{r['size']}, {r['attention']}"
+        other = next(o for o in runs if (o["size"], o["attention"], o["side"]) == (r["size"], r["attention"], LORA))
+        if r["side"] != MASKED:
+            continue
+        if r["size"] in PEAK_GIB:
+            lines.append(line(f"{where}: peak, GiB", PEAK_GIB[r["size"]], r["peak_bytes"] / 2**30))
+        lines.append(line(f"{where}: time of a step, of LoRA's", 1.0, r["seconds"] / other["seconds"]))
+        lines.append(line(f"{where}: the mask's share of a step", MASK_SHARE, r["mask_share"]))
+    return lines
+
+
+def line(what: str, most: float, found: float) -> str:
+    """One target."""
+    return f"| {what} | {most:g} | {found:.3g} | {'met' if found <= most else '**missed**'} |"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""A training step side by side on SmolLM2-135M: what `scripts/bench/step` runs once the environment is there.
+
+Every side loads the model once, in a process of its own, and then takes steps in turn with the others, on the same
+batches of 8. The first epoch warms up and fills the prefix cache; the steps after it are measured, and ratios are taken
+step by step before their median. One more step is run to count floating-point operations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sides import Job, Side, dump, machine, typed
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+COLUMNS = ("region", "region, prefix kept", "LoRA r=8", "full")
+OURS, KEPT, LORA, FULL = COLUMNS
+
+
+@dataclass(frozen=True)
+class Target:
+    """A promise: one side's figure is at most `most` of another's."""
+
+    data: str
+    what: str
+    side: str
+    against: str
+    most: float
+
+
+TARGETS = (
+    Target("law", "seconds", OURS, FULL, 0.52),
+    Target("law", "seconds", OURS, LORA, 0.75),
+    Target("law", "seconds", KEPT, FULL, 0.44),
+    Target("law", "memory_above_model", OURS, FULL, 0.45),
+)
+WORDS = {"seconds": "time of a step", "memory_above_model": "memory above the model", "flops": "counted FLOPs"}
+
+
+def main() -> None:
+    """Run all sides on each data set and write the two files of figures."""
+    arguments = parse()
+    paths = {arguments.data: "DATA", arguments.model: "MODEL", arguments.out: "OUT"}
+    command = typed("scripts/bench/step", sys.argv[1:], paths)
+    results: dict[str, Any] = {"command": command, "machine": machine(), "data": {}}
+    for name in arguments.sets:
+        print(f"{name}:", flush=True)
+        results["data"][name] = compare(name, arguments)
+    results["targets"] = [verdict(t, results["data"]) for t in TARGETS if t.data in results["data"]]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "step.json").write_text(dump(results), encoding="utf-8")
+    text = report(results)
+    (arguments.out / "step.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+def parse() -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(prog="scripts/bench/step", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder with law/train.jsonl and math/train.jsonl")
+    parser.add_argument("--sets", nargs="+", default=["law", "math"], help="folders in it")
+    parser.add_argument("--model", type=Path, default=REPOSITORY / ".cache" / "SmolLM2-135M-Instruct")
+    parser.add_argument("--batch", type=int, default=8, help="items of a batch")
+    parser.add_argument("--batches", type=int, default=2, help="batches in an epoch")
+    parser.add_argument("--steps", type=int, default=4, help="measured steps of each side")
+    parser.add_argument("--seed", type=int, default=1234, help="which items, and their order")
+    parser.add_argument("--profile", action="store_true", help="profile every side, not only where a target is missed")
+    parser.add_argument("--out", type=Path, default=REPOSITORY / "scripts" / "bench" / "results")
+    return parser.parse_args()
+
+
+def compare(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """All sides on one data set, a step each in turn."""
+    with tempfile.TemporaryDirectory() as work:
+        items = sample(arguments.data / name / "train.jsonl", arguments.batch * arguments.batches, arguments.seed)
+        (Path(work) / "train.jsonl").write_text("".join(items), encoding="utf-8")
+        sides = [Side(job) for job in jobs(Path(work), arguments)]
+        try:
+            rounds = [a_round(sides, number, "time") for number in range(arguments.batches + arguments.steps)]
+            counted = a_round(sides, 0, "flops")
+            found = summary(sides, rounds, arguments.batches, counted)
+            missed = [verdict(t, {name: found}) for t in TARGETS if t.data == name]
+            if arguments.profile or not all(v["met"] for v in missed):
+                found["profiles"] = {s.job.name: s.step("profile")["profile"] for s in sides}
+            return found
+        finally:
+            for side in sides:
+                side.stop()
+
+
+def sample(path: Path, count: int, seed: int) -> list[str]:
+    """So many lines of a file, drawn at random."""
+    return random.Random(seed).sample(path.read_text(encoding="utf-8").splitlines(keepends=True), count)
+
+
+def jobs(work: Path, arguments: argparse.Namespace) -> list[Job]:
+    """The sides. Epochs are more than are measured: a step is left for counting and one for profiling."""
+    epochs = 1 + -(-(arguments.steps + 2) // arguments.batches)
+    config: dict[str, Any] = {
+        "model": {"name": str(arguments.model), "dtype": "float32"},
+        "data": {"train": str(work / "train.jsonl"), "max_length": 512},
+        "region": {"layers": "25%-50%", "modules": ["up_proj", "down_proj"]},
+        "train": {
+            "num_train_epochs": epochs,
+            "per_device_train_batch_size": arguments.batch,
+            "gradient_accumulation_steps": 1,
+            "gradient_checkpointing": False,
+            "seed": arguments.seed,
+        },
+        "output_dir": str(work / "run"),
+    }
+    kept = config | {"train": config["train"] | {"prefix_cache": "memory"}}
+    return [Job(OURS, "ours", config), Job(KEPT, "ours", kept), Job(LORA, "lora", config), Job(FULL, "full", config)]
+
+
+def a_round(sides: Sequence[Side], number: int, what: str) -> dict[str, dict[str, Any]]:
+    """One step of each side on the same batch; another side begins each time, so that drift hits all alike."""
+    turn = number % len(sides)
+    answers = {side.job.name: side.step(what) for side in [*sides[turn:], *sides[:turn]]}
+    counts = {(a["tokens"], a["supervised"]) for a in answers.values()}
+    if len(counts) > 1:
+        raise SystemExit(f"the sides were given different batches: {answers}")
+    print("  " + "  ".join(f"{n} {answers[n]['seconds']:.2f} s" for n in COLUMNS), flush=True)
+    return answers
+
+
+def summary(
+    sides: Sequence[Side], rounds: list[dict[str, Any]], warm: int, counted: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """Medians of each side, and of its ratios to each other side."""
+    measured = rounds[warm:]
+    found: dict[str, Any] = {
+        "tokens": [r[FULL]["tokens"] for r in measured],
+        "supervised": [r[FULL]["supervised"] for r in measured],
+        "sides": {},
+    }
+    for side in sides:
+        name = side.job.name
+        found["sides"][name] = {
+            "seconds": statistics.median(r[name]["seconds"] for r in measured),
+            "cpu_seconds": statistics.median(r[name]["cpu_seconds"] for r in measured),  # of all its threads
+            "all_seconds": [r[name]["seconds"] for r in measured],
+            "flops": counted[name]["flops"],
+            # of the steps after the first epoch; the peak so far, and so the last is the whole run's
+            "memory_above_model": measured[-1][name]["memory_above_model"],
+            "trained": side.told["trained"],
+            "first_loss": rounds[0][name]["loss"],
+        }
+    found["ratios"] = {
+        a: {b: statistics.median(r[a]["seconds"] / r[b]["seconds"] for r in measured) for b in COLUMNS if b != a}
+        for a in COLUMNS
+    }
+    return found
+
+
+def verdict(target: Target, data: dict[str, Any]) -> dict[str, Any]:
+    """Whether a promise is kept."""
+    found = data[target.data]
+    if target.what == "seconds":
+        ratio = found["ratios"][target.side][target.against]
+    else:
+        ratio = found["sides"][target.side][target.what] / found["sides"][target.against][target.what]
+    return {**vars(target), "ratio": ratio, "met": ratio <= target.most}
+
+
+def report(results: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    lines = ["# A training step, side by side", "", f"    {results['command']}", "", __doc__ or "", ""]
+    lines += [f"Machine: {', '.join(f'{key} {value}' for key, value in results['machine'].items())}.", ""]
+    for name, found in results["data"].items():
+        tokens, supervised = statistics.median(found["tokens"]), statistics.median(found["supervised"])
+        lines += [f"## {name}: {tokens:,.0f} tokens a batch, {supervised:,.0f} of them carry the loss", ""]
+        lines += ["| side | trained weights | s a step | of full | of LoRA | FLOPs of full | of LoRA | memory above "
+                  "the model | of full |", "|" + "---|" * 9]  # fmt: skip
+        lines += [row(name, found) for name in COLUMNS]
+        lines += [""]
+    lines += [
+        "Memory is the peak of the resident set during the steps, less what it was when the model was loaded.",
+        "",
+    ]
+    lines += ["| target | at most | found | |", "|---|---|---|---|"]
+    for t in results["targets"]:
+        told = f"{t['data']}: {WORDS[t['what']]}, {t['side']} against {t['against']}"
+        lines.append(f"| {told} | {t['most']:.2f} | {t['ratio']:.2f} | {'met' if t['met'] else '**missed**'} |")
+    for name, found in results["data"].items():
+        for side, profile in found.get("profiles", {}).items():
+            lines += ["", f"## Profile of a step: {name}, {side}", "", "```text", profile.rstrip(), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def row(name: str, found: dict[str, Any]) -> str:
+    """One side as a line of the table."""
+    side, full, lora = found["sides"][name], found["sides"][FULL], found["sides"][LORA]
+    ratios = found["ratios"][name]
+    cells = [
+        name,
+        f"{side['trained']:,}",
+        f"{side['seconds']:.2f}",
+        f"{ratios.get(FULL, 1):.2f}",
+        f"{ratios.get(LORA, 1):.2f}",
+        f"{side['flops'] / full['flops']:.2f}",
+        f"{side['flops'] / lora['flops']:.2f}",
+        f"{side['memory_above_model'] / 2**20:,.0f} MiB",
+        f"{side['memory_above_model'] / full['memory_above_model']:.2f}",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    main()

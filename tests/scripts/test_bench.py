@@ -1,0 +1,56 @@
+"""scripts/bench: the scripts run, with every side on the same batches; tiny models on a CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCH = Path(__file__).resolve().parents[2] / "scripts" / "bench"
+
+
+def _run(script: str, out: Path, *arguments: object) -> dict[str, Any]:
+    command = [sys.executable, BENCH / f"{script}.py", *arguments, "--out", out]
+    of_a_rank = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what other tests may have set
+    mine = {name: value for name, value in os.environ.items() if name not in of_a_rank}
+    environment = {**mine, "PYTHONPATH": str(BENCH.parents[1]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, timeout=300, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert (out / f"{script}.md").read_text().startswith("# ")
+    found: dict[str, Any] = json.loads((out / f"{script}.json").read_text())
+    assert str(out) not in json.dumps(found), "no paths of this machine"
+    return found
+
+
+def test_step_gives_all_sides_the_same_batches_and_counts_fewer_operations(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft")
+    (tmp_path / "law").mkdir()
+    items = [{"instruction": f"Say {word}", "output": word} for word in ("court", "lease", "void", "Paris")]
+    (tmp_path / "law" / "train.jsonl").write_text("".join(json.dumps(i) + "\n" for i in items))
+    sizes = ("--batch", 2, "--batches", 1, "--steps", 1)
+    found = _run("step", tmp_path / "out", "--data", tmp_path, "--model", tiny_model_folder, "--sets", "law", *sizes)
+    sides = found["data"]["law"]["sides"]
+    assert max(s["first_loss"] for s in sides.values()) == pytest.approx(
+        min(s["first_loss"] for s in sides.values()), rel=1e-5
+    )
+    flops = [sides[name]["flops"] for name in ("region, prefix kept", "region", "full")]
+    assert flops == sorted(set(flops))
+    assert {t["side"] for t in found["targets"]} == {"region", "region, prefix kept"}
+
+
+def test_gpu_runs_at_a_tiny_size(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    found = _run("gpu", tmp_path, "--sizes", "tiny", "--length", 16, "--steps", 1, "--warm", 1, "--peak-tflops", 1)
+    plain, masked, lora = found["runs"]
+    assert plain["trained"] == masked["trained"] == 2 * 64 * 96, "one of four layers"
+    assert masked["mask_share"] > plain["mask_share"] == 0
+    assert all(run["mfu"] > 0 and run["tokens_per_second"] > 0 for run in (plain, masked, lora))
