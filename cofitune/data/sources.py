@@ -18,6 +18,7 @@ from cofitune.files import sha256_file
 
 TABLES = {".parquet": "parquet", ".csv": "csv"}  # read through `datasets`; anything else is JSON
 IN_FOLDERS = (".jsonl", ".ndjson", ".json", *TABLES)
+COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -212,6 +213,8 @@ def _hub_commit(source: Source) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
+    if source.revision and COMMIT.fullmatch(source.revision):  # nothing to ask: once tokenized, it needs no network
+        return source.revision
     nothing_here = f"{source.path}: no such file or folder here (paths are relative to {Path.cwd()})"
     try:
         return str(HfApi().dataset_info(source.path, revision=source.revision, timeout=30).sha)

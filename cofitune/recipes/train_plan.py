@@ -111,7 +111,7 @@ def print_plan(plan: TrainPlan, config: Config, world_size: int, console: Consol
 def _print_steps(plan: TrainPlan, config: Config, world_size: int, console: Console) -> None:
     train = config.train
     print_data(plan.data, console)
-    what = "packs" if config.data.packing else "items"
+    what = "packs" if plan.data.packed_into else "items"
     console.print(
         f"steps: [bold]{plan.steps.num_steps}[/] of {plan.steps.per_step} {what} ("
         f"{train.per_device_train_batch_size} × {train.gradient_accumulation_steps} accumulated × {world_size} "

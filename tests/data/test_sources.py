@@ -142,6 +142,8 @@ def test_without_a_network_a_hub_name_says_the_way_out(tmp_path: Path, monkeypat
     monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", "http://127.0.0.1:9")
     with pytest.raises(DataError, match=r"org/name: no such file or folder here .* cannot be reached; .*hf down"):
         open_source(Source("org/name"))
+    known = open_source(Source("org/name", revision="0" * 40))
+    assert known.revision == "0" * 40, "a whole commit needs nobody to say which one it is"
     (tmp_path / "org" / "name").mkdir(parents=True)
     write(tmp_path / "org" / "name" / "a.jsonl")
     assert open_source(Source("org/name")).files == (Path("org/name/a.jsonl"),), "what exists here is meant"

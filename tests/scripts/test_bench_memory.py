@@ -1,0 +1,50 @@
+"""The memory bench measures what it says: generated files repeat, children are found, and an allocation shows."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "bench" / "memory"
+MEBIBYTE = 2**20
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    loader = importlib.machinery.SourceFileLoader("bench_memory", str(SCRIPT))
+    spec = importlib.util.spec_from_loader("bench_memory", loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["bench_memory"] = module
+    loader.exec_module(module)
+    return module
+
+
+def test_the_same_size_gives_the_same_file(bench: ModuleType, tmp_path: Path) -> None:
+    one, two = tmp_path / "1.jsonl", tmp_path / "2.jsonl"
+    assert bench.write_items(one, 200_000) == bench.write_items(two, 200_000) == len(one.read_text().splitlines())
+    assert one.read_bytes() == two.read_bytes() and 200_000 <= one.stat().st_size < 210_000
+
+
+def test_memory_is_seen_in_children_and_shared_pages_count_once(bench: ModuleType) -> None:
+    hold = "import os, sys\nx = bytearray(os.urandom(64 * 2**20))\n"
+    fork = "if os.fork() == 0:\n    sys.stdin.read()\n    os._exit(0)\n"
+    wait = "print('ready', flush=True)\nsys.stdin.read()\nos.wait()\n"
+    command = [sys.executable, "-c", hold + fork + wait]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        pids = bench._tree(process.pid)
+        seen = sum(bench._proportional_anonymous(pid) for pid in pids)
+        resident = bench._field(Path(f"/proc/{process.pid}/status"), "VmHWM:")
+        process.communicate("")
+    assert len(pids) == 2 and pids[0] == process.pid
+    assert 64 * MEBIBYTE < seen < 96 * MEBIBYTE, "the child's copy is the parent's pages"
+    assert resident > 64 * MEBIBYTE
+    assert bench._tree(os.getpid())[0] == os.getpid()
