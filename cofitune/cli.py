@@ -129,17 +129,24 @@ def evaluate(
     ] = None,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
+    num_processes: NumProcesses = None,
+    hostfile: HostFile = None,
 ) -> None:
     """Score speciality and versatility of the base, the run and further models, side by side.
 
     Exit codes: 0 done, 2 a mistake of yours, 3 a requirement is not met.
     """
-    _alone("eval")
     resolved = load_config(config, overrides).with_models(model or (), full_sft)
     from cofitune.recipes import evaluate as recipe
 
-    done = recipe.evaluate(resolved, require=require or (), overwrite=overwrite, dry_run=dry_run, console=_console())
-    if not done.met:
+    wanted, console = require or (), _console()
+    if _in_ranks(num_processes, hostfile, dry_run, lambda ranks: recipe.make_plan(resolved, overwrite, wanted)):
+        # rank 0 has said everything; all is known now, and only the verdict is read off here
+        overwrite, console = False, Console(quiet=True)
+    done = recipe.evaluate(
+        resolved, require=wanted, overwrite=overwrite, dry_run=dry_run, console=console, rank=this_rank()
+    )
+    if not done.met and not launch.has_parent():
         raise typer.Exit(launch.NOT_MET)
 
 

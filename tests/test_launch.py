@@ -117,13 +117,13 @@ def test_a_crash_of_every_rank_shows_one_traceback(tmp_path: Path, tiny_model_fo
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("command", ["search", "eval"])
+@pytest.mark.parametrize("command", ["search", "export"])
 def test_a_command_of_one_process_refuses_to_be_one_of_several(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sys, "argv", ["cofitune", command, "c.yaml"])
+    monkeypatch.setattr(sys, "argv", ["cofitune", command, "c.yaml", *(["--to", "x"] if command == "export" else [])])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == 2

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from datetime import timedelta
+from typing import Any, TypeVar
 
+from torch import distributed
+
+LONGEST_WAIT = timedelta(hours=12)  # ranks meet after each task, and one may have the long batches
 T = TypeVar("T")
 
 
@@ -16,12 +20,14 @@ class Share:
     Batches are made before they are dealt out, so an answer is the same on any number of ranks, to the last bit.
 
     Attributes:
-        rank, world_size: this process among those that answer; with more than one, torch.distributed is initialised.
+        rank, world_size: this process among those that answer.
+        group: the process group of them all; None: the default one.
         on_progress: told (requests done, requests of the task) after each batch of this rank.
     """
 
     rank: int = 0
     world_size: int = 1
+    group: Any = None
     on_progress: Callable[[int, int], None] | None = None
 
     def run(self, batches: Sequence[Sequence[int]], answer: Callable[[Sequence[int]], Sequence[T]]) -> list[T]:
@@ -41,12 +47,27 @@ class Share:
             if self.on_progress is not None:
                 self.on_progress(done, total)
         if self.world_size > 1:
-            from torch import distributed
-
             parts: list[dict[int, T]] = [{}] * self.world_size
-            distributed.all_gather_object(parts, found)
+            distributed.all_gather_object(parts, found, group=self.group)
             found = {index: value for part in parts for index, value in part.items()}
         return [found[index] for index in range(total)]
+
+    def agree(self, value: T) -> T:
+        """Rank 0's value, on every rank."""
+        if self.world_size == 1:
+            return value
+        values = [value]
+        distributed.broadcast_object_list(values, src=0, group=self.group)
+        return values[0]
+
+
+def join(rank: int, world_size: int) -> Share:
+    """Meet the other ranks of the environment; the answers travel through the CPU, however long one rank takes."""
+    if world_size == 1:
+        return Share()
+    if not distributed.is_initialized():
+        distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
+    return Share(rank, world_size, distributed.new_group(backend="gloo", timeout=LONGEST_WAIT))
 
 
 def in_batches(items: Sequence[T], size: int) -> list[Sequence[T]]:

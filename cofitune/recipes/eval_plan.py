@@ -23,6 +23,7 @@ from cofitune.evaluation.lengths import fit_lengths
 from cofitune.evaluation.samples import TaskResult
 from cofitune.evaluation.tasks import LoadedTask, load_tasks
 from cofitune.model.load import choose_dtype
+from cofitune.ranks import this_rank
 from cofitune.recipes.eval_models import Scored, find_models
 from cofitune.recipes.folders import check_folder
 from cofitune.recipes.shared import eval_tasks
@@ -172,5 +173,6 @@ def tell_left_out(plan: Plan, console: Console) -> None:
 
 
 def device() -> torch.device:
-    """Where models are scored."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    """Where models are scored: on this rank's GPU, where there is one."""
+    count = torch.cuda.device_count()
+    return torch.device("cuda", this_rank().device(count)) if count else torch.device("cpu")

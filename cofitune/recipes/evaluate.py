@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,15 @@ from cofitune.evaluation.comparison import Compared, changed_items, put_together
 from cofitune.evaluation.gate import Verdict, judge
 from cofitune.evaluation.harness import score_model
 from cofitune.evaluation.samples import TaskResult, save_result
+from cofitune.evaluation.share import Share, join
 from cofitune.evaluation.tasks import LoadedTask
 from cofitune.files import write_json, write_text
+from cofitune.ranks import Rank
 from cofitune.recipes.eval_models import Scored
 from cofitune.recipes.eval_plan import Plan, Results, device, make_plan, print_plan, tell_left_out
 from cofitune.recipes.folders import start_folder
 from cofitune.recipes.shared import load_base
+from cofitune.reports.eval_progress import EvalProgress
 from cofitune.reports.scores_table import example_lines, scores_table, sentences, verdict_line
 from cofitune.training.delta import delta_applied, read_delta
 
@@ -54,6 +57,7 @@ def evaluate(
     overwrite: bool = False,
     dry_run: bool = False,
     console: Console | None = None,
+    rank: Rank | None = None,
 ) -> Evaluation:
     """Score the base, the run and every further model on the same items and compare them, in `<output_dir>/eval`.
 
@@ -66,6 +70,7 @@ def evaluate(
         overwrite: score everything anew, and replace a folder of another config.
         dry_run: print the plan and write nothing.
         console: where to talk; default: the terminal.
+        rank: this process, where several ranks call this together and share the batches; None: it is alone.
 
     Raises:
         UserError: anything that the user can mend, found before weights load.
@@ -75,10 +80,16 @@ def evaluate(
     if dry_run:
         print_plan(plan, {m.name: {} for m in plan.models} if overwrite else plan.known(), console)
         return Evaluation(plan.folder)
-    start_folder(config, "eval", overwrite)
-    tell_left_out(plan, console)
-    results = plan.known()
-    _score_missing(plan, config, results, console)
+    rank = rank or Rank()
+    share = join(rank.rank, rank.world_size)
+    share.agree(None)  # every rank has read its plan before rank 0 changes the folder
+    if rank.rank == 0:
+        start_folder(config, "eval", overwrite)
+        tell_left_out(plan, console)
+    results = share.agree(plan.known() if rank.rank == 0 else {})
+    _score_missing(plan, config, results, share, console)
+    if rank.rank != 0:
+        return Evaluation(plan.folder)
     scores = _scores(plan, config, results)
     verdicts = judge(plan.requirements, _changes(scores))
     changed = _changed(plan, results, scores)
@@ -89,7 +100,7 @@ def evaluate(
     return Evaluation(plan.folder, tuple(verdicts))
 
 
-def _score_missing(plan: Plan, config: Config, results: Results, console: Console) -> None:
+def _score_missing(plan: Plan, config: Config, results: Results, share: Share, console: Console) -> None:
     """Ask what has not been answered yet; every base is loaded once, its runs' deltas are put in and taken out."""
     todo = [m for m in plan.models if len(results[m.name]) < len(plan.tasks)]
     asked = sum(len(found) for found in results.values())
@@ -103,7 +114,7 @@ def _score_missing(plan: Plan, config: Config, results: Results, console: Consol
             weights = load_base(wanted).to(device())
         for model in group:
             with _with_delta(weights, model):
-                _score(plan, model, weights, results[model.name], console)
+                _score(plan, model, weights, results[model.name], share, console)
         del weights  # its memory must be back before the next one loads
         gc.collect()
         if torch.cuda.is_available():
@@ -119,19 +130,22 @@ def _with_delta(weights: PreTrainedModel, model: Scored) -> Iterator[None]:
         yield
 
 
-def _score(plan: Plan, model: Scored, weights: PreTrainedModel, found: dict[str, TaskResult], console: Console) -> None:
+def _score(
+    plan: Plan, model: Scored, weights: PreTrainedModel, found: dict[str, TaskResult], share: Share, console: Console
+) -> None:
     """Score one model on the tasks that it lacks; each answer is kept as soon as its task is done."""
     width = max(len(m.name) for m in plan.models)
-    by_title = {t.task.title: t for t in plan.tasks}
-    with _status(console, model.name) as status:
+    missing = {t.task.title: t for t in plan.tasks if t.task.title not in found}
+    with EvalProgress(console, model.name, sum(len(t.items) for t in missing.values())) as progress:
 
-        def say(loaded: LoadedTask) -> None:
-            if status is not None:
-                status.update(f"{model.name}: {loaded.task.title}, {len(loaded.items)} items")
+        def begin(loaded: LoadedTask) -> None:
+            progress.start(loaded.task.title, len(loaded.items))
 
         def keep(result: TaskResult) -> None:
-            plan.cache.put(plan.key(model, by_title[result.title]), result)
             found[result.title] = result
+            if share.rank != 0:
+                return
+            plan.cache.put(plan.key(model, missing[result.title]), result)
             console.print(
                 f"{model.name:<{width}} {result.title}: {result.metric.name} {result.raw:.3f} of {result.items} items "
                 f"({result.seconds:.0f} s)",
@@ -139,8 +153,9 @@ def _score(plan: Plan, model: Scored, weights: PreTrainedModel, found: dict[str,
                 highlight=False,
             )
 
-        missing = [t for t in plan.tasks if t.task.title not in found]
-        score_model(weights, model.source.tokenizer, missing, plan.settings["batch_size"], None, say, keep)
+        mine = replace(share, on_progress=progress.advance)
+        tasks, batch_size = tuple(missing.values()), plan.settings["batch_size"]
+        score_model(weights, model.source.tokenizer, tasks, batch_size, None, begin, keep, mine)
 
 
 def _scores(plan: Plan, config: Config, results: Results) -> dict[str, Any]:
