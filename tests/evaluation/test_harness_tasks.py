@@ -166,6 +166,41 @@ def test_in_the_chat_template_the_scores_are_the_harness_own_too(data: Path, lou
     assert "<|im_start|>" in ours.samples[0].prompt
 
 
+def test_a_file_of_ours_scores_as_the_same_task_written_for_the_harness(loud_model: Path, tmp_path: Path) -> None:
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    rows = [{"question": q, "choices": choices, "answer": i % len(choices)} for i, (q, choices, _) in enumerate(ARC)]
+    write(tmp_path, "items", rows)
+    described = {
+        "task": "same",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "items.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "choices",
+        "doc_to_target": "answer",
+        "metric_list": [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in ("acc", "acc_norm")],
+    }
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include/same.yaml").write_text(json.dumps(described))
+    theirs = lm_eval.simple_evaluate(
+        HFLM(pretrained=str(loud_model), dtype="float32", device="cpu", batch_size=2),
+        tasks=["same"],
+        task_manager=TaskManager(include_path=str(tmp_path / "include"), include_defaults=False),
+        bootstrap_iters=0,
+    )
+    items = str(tmp_path / "items.jsonl")
+    task = EvalTask("same", "gen_kn", items, "multiple_choice", "acc_norm", prompt="continuation")
+    ours = ask(loud_model, *load_tasks([task]))["same"]
+    assert ours.raw == theirs["results"]["same"]["acc_norm,none"]
+    assert ours.others["acc"] == theirs["results"]["same"]["acc,none"]
+    for mine, their in zip(ours.samples, theirs["samples"]["same"], strict=True):
+        assert mine.log_likelihoods == pytest.approx([value for value, _ in their["filtered_resps"]], abs=1e-3)
+
+
 def test_a_group_is_one_task_with_the_items_of_all(
     data: Path, loud_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
