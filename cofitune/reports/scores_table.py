@@ -53,7 +53,8 @@ def scores_table(scores: Entry) -> Table:
     if len(others) == 1:
         columns += ["change", "95 % interval"]
     for name in columns:
-        table.add_column(Text(name), justify="right", no_wrap=True)
+        # many models in a narrow terminal break their cells at spaces; no figure is cut
+        table.add_column(Text(name), justify="right", no_wrap=len(others) < 2, overflow="fold")
     for category in CATEGORIES:
         titles = [title for title, about in scores["tasks"].items() if about["category"] == category]
         table.add_row(category, "", *_cells(scores, category, None), style="bold")
@@ -134,8 +135,8 @@ def _ratio_lines(comparison: Entry) -> Iterator[str]:
         if ratio["value"] is None:
             yield f"{comparison['model']}: {NONE} % {words[name]}: {ratio['reason']}"
         else:
-            ends = f"{ratio['low']:.0f} to {ratio['high']:.0f}"
-            yield f"{comparison['model']}: {ratio['value']:.0f} % ({ends}) {words[name]}".replace("-", "−")
+            value, low, high = (f"{ratio[part]:.0f}".replace("-", "−") for part in ("value", "low", "high"))
+            yield f"{comparison['model']}: {value} % ({low} to {high}) {words[name]}"
 
 
 def _changed_sides(comparison: Entry) -> str:

@@ -77,6 +77,13 @@ def test_many_models_stand_in_columns_with_their_changes_below() -> None:
     assert "change against base" in lines[0]
 
 
+def test_more_models_than_the_terminal_is_wide_lose_no_figure() -> None:
+    models = BASE_AND_RUN | {f"m{i}": [0.5, 0.55, 0.4] for i in range(5)}
+    lines = render(make_scores(models))
+    assert max(map(len, lines)) <= 80 and "…" not in "".join(lines)
+    assert sum(line.count("+45.0") for line in lines) == 2 * 5  # law, and speciality, of each
+
+
 def test_a_cross_entropy_keeps_its_unit_and_more_of_it_is_worse() -> None:
     scores = make_scores(BASE_AND_RUN)
     scores["tasks"]["arc_easy"] |= {"unit": "nats", "higher_is_better": False}
@@ -110,6 +117,8 @@ def test_sentences_say_what_was_gained_what_it_cost_and_what_is_not_known() -> N
     assert re.fullmatch(r"run: 56 % \(\d\d to \d\d\) of versatility kept", said[1])
     assert said[2] == ("run: 16 items lost, 60 gained; changed beyond chance (McNemar, Holm, 5 %): law, arc_easy")
     assert said[3].startswith("noise floor: not known (it takes two runs")
+    (kept,) = [line for line in sentences(make_scores(BASE_AND_RUN | {"a-b": [0.5, 0.2, 0.1]})) if "a-b: −" in line]
+    assert re.fullmatch(r"a-b: −\d+ % \(−\d+ to −?\d+\) of versatility kept", kept), "a name keeps its hyphen"
     beside = list(sentences(make_scores(BASE_AND_RUN | {"full": [0.6, 0.54, 0.38]}, full_sft="full")))
     assert any(line.startswith("run: – % of what full forgot is not forgotten: what 'full' forgot") for line in beside)
     assert any(re.match(r"run: 91 % \(\d+ to \d+\) of what full gained is gained", line) for line in beside)
