@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.machinery
 import importlib.util
 import os
 import subprocess
@@ -12,18 +11,18 @@ from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "bench" / "memory"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "bench" / "memory.py"
 MEBIBYTE = 2**20
 
 
-@pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    loader = importlib.machinery.SourceFileLoader("bench_memory", str(SCRIPT))
-    spec = importlib.util.spec_from_loader("bench_memory", loader)
-    assert spec is not None
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(SCRIPT.parent)  # the scripts there share a module
+    spec = importlib.util.spec_from_file_location("bench_memory", SCRIPT)
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["bench_memory"] = module
-    loader.exec_module(module)
+    monkeypatch.setitem(sys.modules, "bench_memory", module)
+    spec.loader.exec_module(module)
     return module
 
 
@@ -48,3 +47,16 @@ def test_memory_is_seen_in_children_and_shared_pages_count_once(bench: ModuleTyp
     assert 64 * MEBIBYTE < seen < 96 * MEBIBYTE, "the child's copy is the parent's pages"
     assert resident > 64 * MEBIBYTE
     assert bench._tree(os.getpid())[0] == os.getpid()
+
+
+def test_the_report_says_what_the_large_file_takes(bench: ModuleType) -> None:
+    small = {"file": "small", "size": MEBIBYTE, "items": 10, "tokens_on_disk": MEBIBYTE, "seconds": 1.0}
+    runs = [
+        {**small, "anonymous": 400 * MEBIBYTE, "resident": 500 * MEBIBYTE},
+        {**small, "file": "large", "size": 100 * MEBIBYTE, "anonymous": 430 * MEBIBYTE, "resident": 590 * MEBIBYTE},
+    ]
+    results = {"command": "x", "machine": {"device": "CPU"}, "runs": runs}
+    assert "takes 30 MiB more of anonymous memory and 90 MiB more resident.\nTarget, less" in bench.report(results)
+    assert "less than 1,024 MiB: held." in bench.report(results)
+    runs[1]["resident"] = 1524 * MEBIBYTE
+    assert "less than 1,024 MiB: missed." in bench.report(results)
