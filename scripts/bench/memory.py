@@ -156,7 +156,7 @@ def report(results: dict[str, Any]) -> str:
         f"`{results['command']}`, {where}.",
         "",
         "The same training through `cofitune train` on two generated files, tokenized from scratch. Anonymous: the",
-        "peak of what the system cannot take back, of the process and its tokenizing workers, shared pages counted once.",
+        "peak of what the system cannot take back, of the process and its workers, pages that they share counted once.",
         "Resident: the main process's peak (VmHWM), pages of mapped files included, which the system may take back.",
         "",
         "| file | size | items | tokens on disk | anonymous | resident | seconds |",
