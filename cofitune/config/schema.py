@@ -27,8 +27,16 @@ SECTIONS_READ: dict[str, tuple[str, ...]] = {
 
 # settings of those sections that change nothing in what is trained: they may differ from one call to the next
 FREE_SETTINGS: dict[str, frozenset[str]] = {
-    "train": frozenset({"save_steps", "keep_last", "keep_checkpoints", "stop_grace_seconds"}),
+    "data": frozenset({"validation"}),
+    "train": frozenset(
+        {"save_steps", "keep_last", "keep_checkpoints", "stop_grace_seconds", "validation_steps", "report_to"}
+    ),
 }
+
+
+def _none_or_list(value: Any) -> Any:
+    """`none` stands for `[]`, and `x` for `[x]`."""
+    return () if value in (None, "none") else as_list(value)
 
 
 class Model(Section):
@@ -67,6 +75,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 class Data(Section):
     train: Sources = Field((), description="training items, one or more sources")
+    validation: Sources = Field((), description="items whose loss is watched and that are not trained on")
     max_length: int = Field(512, gt=1, description="tokens an item may have; a longer response is cut, and counted")
     template: Literal["auto", "chat", "plain"] = Field(
         "auto", description="chat: the tokenizer's chat template; plain: our own; auto: chat where there is one"
@@ -76,6 +85,13 @@ class Data(Section):
     packing: bool = Field(
         False, description="several items in a row of up to max_length tokens, each attending to itself alone"
     )
+
+    @field_validator("validation")
+    @classmethod
+    def _every_item_counts_once(cls, data: tuple[Source, ...]) -> tuple[Source, ...]:
+        if any(source.weight != 1 for source in data):
+            raise ValueError("weight is for data.train; validation counts every item once")
+        return data
 
 
 class Region(Section):
@@ -192,6 +208,12 @@ class Train(Section):
     keep_checkpoints: bool = Field(
         False, description="keep them when the delta is written, too; they take 12 bytes a trained weight each"
     )
+    validation_steps: int = Field(
+        100, gt=0, description="optimizer steps between two losses on data.validation, besides the first and the last"
+    )
+    report_to: Annotated[tuple[Literal["tensorboard", "wandb"], ...], BeforeValidator(_none_or_list)] = Field(
+        (), description="where curves are drawn besides metrics.jsonl: none, tensorboard, wandb, or a list"
+    )
     stop_grace_seconds: int = Field(
         300, gt=0, description="seconds that ranks get after SIGTERM or SIGINT to finish the step and save"
     )
@@ -199,10 +221,9 @@ class Train(Section):
 
 # what DeepSpeed reads besides the keys that other sections of ours own; it ignores unknown keys without a word
 RAW_KEYS = (
-    "activation_checkpointing", "aio", "comms_logger", "communication_data_type", "compile", "csv_monitor",
-    "dump_state", "flops_profiler", "gradient_predivide_factor", "memory_breakdown", "prescale_gradients",
-    "seq_parallel_communication_data_type", "steps_per_print", "tensorboard", "wall_clock_breakdown", "wandb",
-    "zero_optimization",
+    "activation_checkpointing", "aio", "comms_logger", "communication_data_type", "compile", "dump_state",
+    "flops_profiler", "gradient_predivide_factor", "memory_breakdown", "prescale_gradients",
+    "seq_parallel_communication_data_type", "steps_per_print", "wall_clock_breakdown", "zero_optimization",
 )  # fmt: skip
 ZERO_KEYS = (  # of its section zero_optimization, offloading and retired names left out
     "allgather_bucket_size", "allgather_partitions", "allgather_sequential", "contiguous_gradients",
@@ -226,6 +247,9 @@ OWNED_KEYS = {
     "bf16": "model.dtype",
     "fp16": "model.dtype",
     "data_types": "model.dtype",
+    "tensorboard": "train.report_to (DeepSpeed's engine would draw the loss as it is scaled for the backward pass)",
+    "wandb": "train.report_to (DeepSpeed's engine would draw the loss as it is scaled for the backward pass)",
+    "csv_monitor": "train/metrics.jsonl, which is always written",
     "zero_optimization.stage": "deepspeed.zero_stage",
     "zero_optimization.offload_optimizer": "deepspeed.offload_optimizer",
     "zero_optimization.offload_param": "deepspeed.offload_param",

@@ -94,6 +94,7 @@ def trial_config(config: Config, region: Region | None, tasks: schema.Eval, fold
     changes: dict[str, Any] = {
         "softmask": schema.SoftMask(apply_to="none"),
         "train": _trial_train(config),
+        "data": config.data.model_copy(update={"validation": ()}),  # a trial is judged by its evaluation
         "eval": tasks,
         "output_dir": str(folder),
     }
@@ -105,7 +106,7 @@ def trial_config(config: Config, region: Region | None, tasks: schema.Eval, fold
 
 def _trial_train(config: Config) -> schema.Train:
     rate = config.search.learning_rate or config.train.learning_rate
-    update = {"max_steps": config.search.train_steps, "learning_rate": rate, "save_steps": None}
+    update = {"max_steps": config.search.train_steps, "learning_rate": rate, "save_steps": None, "report_to": ()}
     return config.train.model_copy(update=update)  # a trial that was stopped is made anew, so it saves nothing
 
 
@@ -147,7 +148,7 @@ def _identity(
     """What a trial's scores depend on besides its region, by contents and not by path."""
     without_effect = {"max_steps", "num_train_epochs", *schema.FREE_SETTINGS["train"]}
     train = _trial_train(config).model_dump(mode="json", exclude=without_effect)
-    data = config.data.model_dump(mode="json", exclude={"train"})
+    data = config.data.model_dump(mode="json", exclude={"train", *schema.FREE_SETTINGS["data"]})
     data_from = [
         {"format": o.source.format, "weight": o.source.weight, "sha256": o.sha256} for o in training.data.sources
     ]

@@ -19,16 +19,16 @@ from cofitune.model.region import freeze_outside
 from cofitune.ranks import is_launched, this_rank
 from cofitune.recipes.folders import check_disk_space, check_folder, environment, start_folder
 from cofitune.recipes.shared import load_base
-from cofitune.recipes.train_plan import TrainPlan, plan_training, print_plan
+from cofitune.recipes.train_plan import TrainPlan, footprint, plan_training, print_plan
 from cofitune.recipes.train_state import (
     Saver,
-    append_metrics,
     check_resume,
     checkpoint_bytes,
     find_checkpoint,
     keep_metrics,
     newest_readable,
 )
+from cofitune.recipes.train_watch import Watch
 from cofitune.reports.progress import TrainProgress
 from cofitune.sharding import inner_optimizer, shards
 from cofitune.softmask.gradient import mask_gradients
@@ -42,9 +42,11 @@ from cofitune.training.engine import (
     start_engine,
 )
 from cofitune.training.loop import StepRecord, fit
+from cofitune.training.out_of_memory import explaining_out_of_memory
 from cofitune.training.prefix import PrefixCache
 from cofitune.training.state import load_state
 from cofitune.training.stop import StopRequest
+from cofitune.training.throughput import start_meter
 
 
 def train(
@@ -82,7 +84,13 @@ def train(
     if dry_run:
         return folder
 
-    rank, _ = start_distributed()
+    with explaining_out_of_memory(footprint(plan, config, world_size)):
+        _train(config, plan, folder, console, overwrite=overwrite, resume=resume)
+    return folder
+
+
+def _train(config: Config, plan: TrainPlan, folder: Path, console: Console, *, overwrite: bool, resume: bool) -> None:
+    rank, world_size = start_distributed()
     torch.manual_seed(config.train.seed)
     trained = plan.region.parameter_names(plan.anatomy)
     with sharded_loading(plan.anatomy.num_parameters, plan.settings, world_size):
@@ -97,22 +105,21 @@ def train(
         mask_updates(inner_optimizer(engine), shards(engine), plan.factors)
 
     done = load_state(engine, find_checkpoint(config, plan, folder, console) if rank == 0 else None) if resume else 0
-    records: list[StepRecord] = []
+    watch = Watch(config, plan.data, plan.steps.num_steps, engine, folder)
     if rank == 0:  # only now: a model that does not load leaves no run behind, and an old one where it was
         start_folder(config, "train", overwrite, resumes=done > 0)
-        records = keep_metrics(folder / "metrics.jsonl", done)
+        watch.records, watch.validations = keep_metrics(folder / "metrics.jsonl", done)
     frozen = [name for name, _ in model.named_parameters() if name not in set(trained)]
     before = hash_parameters(model, frozen)
-    _fit(engine, plan, config, folder, console, records, done)
+    _fit(engine, plan, config, folder, console, watch, done)
     _prove_frozen(before, hash_parameters(model, frozen), console)
     tensors = collect(model, trained)
     if rank == 0:
-        write_delta(folder, tensors, _manifest(config, plan, before, tensors, records, world_size))
+        write_delta(folder, tensors, _manifest(config, plan, before, tensors, watch))
         console.print(f"wrote {folder}/delta.safetensors: {len(tensors)} tensors", highlight=False, soft_wrap=True)
         if not config.train.keep_checkpoints:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     release(engine)
-    return folder
 
 
 def check(
@@ -160,10 +167,8 @@ def _check_finished(config: Config, plan: TrainPlan, folder: Path) -> None:
         )
 
 
-def _fit(
-    engine: Any, plan: TrainPlan, config: Config, folder: Path, console: Console, records: list[StepRecord], done: int
-) -> None:
-    """Train from step `done` on: on every step a line in metrics.jsonl, progress, and where it is due a checkpoint.
+def _fit(engine: Any, plan: TrainPlan, config: Config, folder: Path, console: Console, watch: Watch, done: int) -> None:
+    """Train from step `done` on: on every step what is watched, and where it is due a checkpoint.
 
     Raises:
         Stopped: a signal ended it.
@@ -172,13 +177,14 @@ def _fit(
         raise RuntimeError("a dry run's plan cannot be trained")
     rank = torch.distributed.get_rank()
     saver = Saver(config, plan, folder, engine, done)
+    meter = start_meter(plan.anatomy, plan.region, plan.settings.dtype, plan.steps.world_size)
+    if torch.cuda.is_available() and meter.peak is None:
+        console.print(f"no MFU: what a {meter.device_name} can do is not in our table", highlight=False)
     with TrainProgress(console, plan.steps.num_steps, visible=rank == 0, done=done) as progress:
+        watch.begin(progress, done)
 
         def on_step(record: StepRecord, stopped_by: int) -> None:
-            records.append(record)
-            if rank == 0:
-                progress.advance(record.loss, record.learning_rate, record.tokens / record.seconds)
-                append_metrics(folder / "metrics.jsonl", record)
+            watch.after_step(record, stopped_by)
             saver.after_step(record, stopped_by)
 
         prefix = PrefixCache(engine.module, plan.prefix) if plan.prefix else None
@@ -187,7 +193,7 @@ def _fit(
             try:
                 stopped_by = fit(
                     engine, plan.data.examples, plan.steps, config.train.seed, pad, on_step, prefix,
-                    done=done, asked=lambda: stop.signum,
+                    meter=meter, done=done, asked=lambda: stop.signum,
                 )  # fmt: skip
             except UserError as error:
                 raise UserError(f"{error} ({saver.whereabouts()})") from error
@@ -214,8 +220,7 @@ def _manifest(
     plan: TrainPlan,
     frozen: dict[str, str],
     tensors: dict[str, torch.Tensor],
-    records: list[StepRecord],
-    world_size: int,
+    watch: Watch,
 ) -> dict[str, Any]:
     return {
         "base": config.model.name,
@@ -232,12 +237,17 @@ def _manifest(
         },
         "softmask": {"apply_to": config.softmask.apply_to if plan.masked else "none", "modules": list(plan.masked)},
         "items": [asdict(account) for account in plan.data.accounts],
-        "steps": len(records),
-        "first_loss": records[0].loss,
-        "last_loss": records[-1].loss,
-        "tokens": sum(r.tokens for r in records),
-        "seconds": round(sum(r.seconds for r in records), 3),
-        "ranks": world_size,
+        "steps": len(watch.records),
+        "first_loss": watch.records[0].loss,
+        "last_loss": watch.records[-1].loss,
+        "validation": {
+            "data": [source.identity() for source in plan.data.validation_sources],
+            "items": len(plan.data.validation),
+            "losses": [record.as_dict() for record in watch.validations],
+        },
+        "tokens": sum(r.tokens for r in watch.records),
+        "seconds": round(sum(r.seconds for r in watch.records), 3),
+        "ranks": plan.steps.world_size,
         "seed": config.train.seed,
         "made_with": {"cofitune": __version__, "environment": environment()},
         "trained_sha256": {name: hash_tensor(t) for name, t in tensors.items()},

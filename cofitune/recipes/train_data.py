@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from rich.console import Console
@@ -37,6 +37,8 @@ class TrainData:
         accounts: what became of each source's items.
         template: chat or plain.
         packed_into: tokens that a pack may have; None where items are not packed.
+        validation: the items of data.validation, tokenized, never packed; empty without any, and in such a dry run.
+        validation_sources: where they come from.
     """
 
     examples: Sequence[Example]
@@ -47,6 +49,8 @@ class TrainData:
     tokenizer: PreTrainedTokenizerBase | None
     template: str
     packed_into: int | None = None
+    validation: Sequence[Example] = ()
+    validation_sources: tuple[OpenSource, ...] = ()
 
     @property
     def account(self) -> Account:
@@ -83,9 +87,17 @@ def read_train_data(config: Config, model_config: PretrainedConfig, dry_run: boo
     encoding = Encoding(data.max_length, data.train_on, data.on_bad_item)
     with show_tokenizing(Console(stderr=True, quiet=this_rank().rank != 0)) as on_rows:
         encoded = encode_sources(sources, tokenizer, encoding, on_rows=on_rows)
+        held_out = encode_sources(data_sources(data.validation), tokenizer, encoding, on_rows=on_rows)
     packed_into = data.max_length if data.packing else None
-    return _together(
+    together = _together(
         [e.opened for e in encoded], [e.account for e in encoded], encoded, tokenizer, template, packed_into
+    )
+    if not held_out:
+        return together
+    return replace(
+        together,
+        validation=Examples.chain(e.examples for e in held_out),
+        validation_sources=tuple(e.opened for e in held_out),
     )
 
 
@@ -138,6 +150,8 @@ def print_data(data: TrainData, console: Console) -> None:
         supervised = round(sum(weight * a.supervised for weight, a in weighted))
         told = f"{tokens:,} tokens an epoch, {supervised:,} of them carry the loss ({data.template} template)"
         console.print(f"  {'about ' if mixed else ''}{told}", highlight=False, soft_wrap=True)
+    if data.validation:
+        console.print(f"  {len(data.validation):,} items more for the validation loss", highlight=False)
     if mixed:
         for one, size, weight in zip(data.sources, mixture.sizes, mixture.weights, strict=True):
             what = "packs" if data.packed_into else "items"

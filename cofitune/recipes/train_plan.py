@@ -22,7 +22,8 @@ from cofitune.reports.plan import gib, print_memory, print_region
 from cofitune.search.winner import FILE_NAME, read_winner
 from cofitune.softmask.factors import Factor, build_factors, check_masked
 from cofitune.training.engine import EngineSettings
-from cofitune.training.memory import estimate_memory
+from cofitune.training.monitor import check_usable
+from cofitune.training.out_of_memory import Footprint
 from cofitune.training.prefix import SHARED_MEMORY, PrefixPlan, changing_prefix
 from cofitune.vectors import merge_importance, read_importance
 
@@ -62,6 +63,7 @@ def plan_training(config: Config, world_size: int, dry_run: bool = False) -> Tra
     Raises:
         UserError: the first thing that would make the run impossible or not what the config says.
     """
+    check_usable(config.train.report_to)
     model_config = read_model_config(config.model.name, config.model.revision, config.model.trust_remote_code)
     anatomy = read_anatomy(model_config, config.model.trust_remote_code)
     missing: list[str] = []
@@ -94,10 +96,7 @@ def print_plan(plan: TrainPlan, config: Config, world_size: int, console: Consol
     console.print(f"soft mask: {apply_to}" + (f" on {', '.join(plan.masked)}" if plan.masked else ""), highlight=False)
     _print_steps(plan, config, world_size, console)
     _print_prefix(plan, config, console)
-    train = config.train
-    memory = estimate_memory(
-        plan.anatomy, plan.region, plan.settings, world_size, config.data.max_length, train.gradient_checkpointing
-    )
+    memory = footprint(plan, config, world_size).memory
     print_memory(console, memory, world_size)
     console.print(
         f"writes: {config.run / 'train'}/ (delta.safetensors, manifest.json, metrics.jsonl, config.yaml)",
@@ -106,6 +105,12 @@ def print_plan(plan: TrainPlan, config: Config, world_size: int, console: Consol
     )
     for text in plan.missing:
         console.print(f"[yellow]still missing:[/] {text}", highlight=False, soft_wrap=True)
+
+
+def footprint(plan: TrainPlan, config: Config, world_size: int) -> Footprint:
+    """What the run's memory hangs on."""
+    checkpointing = config.train.gradient_checkpointing
+    return Footprint(plan.anatomy, plan.region, plan.settings, world_size, config.data.max_length, checkpointing)
 
 
 def _print_steps(plan: TrainPlan, config: Config, world_size: int, console: Console) -> None:

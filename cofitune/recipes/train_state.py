@@ -22,6 +22,7 @@ from cofitune.training.state import (
     read_checkpoint,
     save_state,
 )
+from cofitune.training.validation import ValidationRecord
 
 # they say how a step's items are shared out and what is computed anew, not what the step computes
 SHARING = {"per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "prefix_cache"}
@@ -60,7 +61,7 @@ def identity(config: Config, plan: TrainPlan) -> dict[str, Any]:
     Neither the ranks, nor the ZeRO stage, nor the settings of saving are part of it, as long as an optimizer step takes
     the same items.
     """
-    data = config.data.model_dump(mode="json", exclude={"train"})
+    data = config.data.model_dump(mode="json", exclude={"train", *FREE_SETTINGS["data"]})
     sources = {
         str(i): {"format": s.source.format, "weight": s.source.weight, "sha256": s.sha256}
         for i, s in enumerate(plan.data.sources)
@@ -141,7 +142,7 @@ def find_checkpoint(config: Config, plan: TrainPlan, folder: Path, console: Cons
     return found
 
 
-def keep_metrics(path: Path, step: int) -> list[StepRecord]:
+def keep_metrics(path: Path, step: int) -> tuple[list[StepRecord], list[ValidationRecord]]:
     """Cut metrics.jsonl after `step`, so that every step occurs once, and return what stays.
 
     Raises:
@@ -150,18 +151,19 @@ def keep_metrics(path: Path, step: int) -> list[StepRecord]:
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     if step and lines and not _is_record(lines[-1]):
         lines.pop()  # torn: its process was killed
-    records = [r for line in lines[:step] if (r := StepRecord(**json.loads(line))).step <= step] if step else []
+    kept = [entry for line in lines if (entry := json.loads(line))["step"] <= step] if step else []
+    records = [StepRecord(**entry) for entry in kept if "loss" in entry]
     if [r.step for r in records] != list(range(1, step + 1)):
         raise ArtifactError(f"{path} does not hold the steps 1 to {step}, after which the checkpoint was written")
     if records:
-        write_text(path, "".join(json.dumps(r.as_dict()) + "\n" for r in records))
+        write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
     else:
         path.unlink(missing_ok=True)
-    return records
+    return records, [ValidationRecord(**entry) for entry in kept if "validation_loss" in entry]
 
 
-def append_metrics(path: Path, record: StepRecord) -> None:
-    """Add a step's line; it is on the disk before the checkpoint that relies on it."""
+def append_metrics(path: Path, record: StepRecord | ValidationRecord) -> None:
+    """Add a line; it is on the disk before the checkpoint that relies on it."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record.as_dict()) + "\n")
         file.flush()

@@ -1,7 +1,8 @@
-"""What is shown while one waits: the rows that are tokenized; the training's steps, loss, rate and time left."""
+"""What is shown while one waits: the rows that are tokenized; the training's steps, figures and time left."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -11,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LINES_WITHOUT_TERMINAL = 10
+SECONDS_BETWEEN_LINES = 60  # at most, so that a long training's log shows that it lives
 
 
 @contextmanager
@@ -30,28 +32,32 @@ def show_tokenizing(console: Console) -> Iterator[Callable[[str, int], None]]:
 
 
 class TrainProgress:
-    """A context manager around the steps; where there is no terminal it prints about ten plain lines instead."""
+    """A context manager around the steps.
+
+    Where there is no terminal it prints plain lines instead: about ten over the whole training, or one a minute where
+    that is more.
+    """
 
     def __init__(self, console: Console, num_steps: int, visible: bool, done: int = 0) -> None:
         self._console, self._num_steps, self._visible = console, num_steps, visible
-        self._done = done
+        self._done = self._done_before = done
+        self._began = self._spoke = time.monotonic()
         self._bar = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
             BarColumn(bar_width=24),
-            TextColumn("loss {task.fields[loss]:.4f}  rate {task.fields[rate]:.2e}  {task.fields[speed]:.0f} tokens/s"),
+            TextColumn("{task.fields[figures]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
             disable=not (visible and console.is_terminal),
         )
-        self._task = self._bar.add_task(
-            "train", total=num_steps, completed=done, loss=float("nan"), rate=0.0, speed=0.0
-        )
+        self._task = self._bar.add_task("train", total=num_steps, completed=done, figures="")
 
     def __enter__(self) -> TrainProgress:
         self._bar.start()
+        self._began = self._spoke = time.monotonic()
         return self
 
     def __exit__(
@@ -59,12 +65,29 @@ class TrainProgress:
     ) -> None:
         self._bar.stop()
 
-    def advance(self, loss: float, rate: float, speed: float) -> None:
-        """One step is done. `loss` in nats a token, `speed` in tokens a second."""
+    def advance(self, loss: float, rate: float, speed: float, mfu: float | None = None) -> None:
+        """One step is done. `loss` in nats a token, `speed` in tokens a second, `mfu` in [0, 1]."""
         self._done += 1
-        self._bar.update(self._task, advance=1, loss=loss, rate=rate, speed=speed)
+        figures = f"loss {loss:.4f}  rate {rate:.2e}  {speed:.0f} tokens/s"
+        figures += "" if mfu is None else f"  MFU {mfu:.1%}"
+        self._bar.update(self._task, advance=1, figures=figures)
         every = max(1, self._num_steps // LINES_WITHOUT_TERMINAL)
-        last = self._done == self._num_steps
-        if self._visible and not self._console.is_terminal and (self._done % every == 0 or last):
-            line = f"step {self._done}/{self._num_steps}  loss {loss:.4f}  rate {rate:.2e}  {speed:.0f} tokens/s"
-            self._console.print(line, highlight=False)
+        due = self._done % every == 0 or time.monotonic() - self._spoke > SECONDS_BETWEEN_LINES
+        if self._visible and not self._console.is_terminal and (due or self._done == self._num_steps):
+            self._spoke = time.monotonic()
+            line = f"step {self._done}/{self._num_steps}  {figures}"
+            if self._done < self._num_steps:
+                seconds_a_step = (self._spoke - self._began) / (self._done - self._done_before)
+                line += f"  {clock(seconds_a_step * (self._num_steps - self._done))} left"
+            self._console.print(line, highlight=False, soft_wrap=True)
+
+    def say(self, line: str) -> None:
+        """A line between the steps, above the bar."""
+        if self._visible:
+            self._bar.console.print(line, highlight=False, soft_wrap=True)
+
+
+def clock(seconds: float) -> str:
+    """`0:04:10`."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from cofitune.data.batches import Batch, Plan, count_supervised, rank_micro_batc
 from cofitune.data.chat import IGNORED, Example
 from cofitune.errors import UserError
 from cofitune.training.prefix import PrefixCache
+from cofitune.training.throughput import Meter
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -35,7 +37,11 @@ class StepRecord:
         supervised_tokens: tokens that carried the loss, over all ranks.
         tokens: all real tokens, over all ranks.
         seconds: wall time of the step.
+        tokens_per_second: real tokens, over all ranks.
+        padded_share: the share of the positions that went through the model and were padding.
+        mfu: model FLOPs utilisation in [0, 1] (training/throughput.py); None on a device whose peak is not known.
         peak_gpu_bytes: the most memory that tensors have taken on rank 0's GPU so far; 0 on a CPU.
+        peak_host_bytes: the most memory that rank 0's process has held so far.
     """
 
     step: int
@@ -46,7 +52,11 @@ class StepRecord:
     supervised_tokens: int
     tokens: int
     seconds: float
+    tokens_per_second: float
+    padded_share: float
+    mfu: float | None
     peak_gpu_bytes: int
+    peak_host_bytes: int
 
     def as_dict(self) -> dict[str, Any]:
         """The record as JSON takes it."""
@@ -62,6 +72,7 @@ def fit(
     on_step: Callable[[StepRecord, int], None],
     prefix: PrefixCache | None = None,
     *,
+    meter: Meter | None = None,
     done: int = 0,
     asked: Callable[[], int] = lambda: 0,
 ) -> int:
@@ -74,6 +85,7 @@ def fit(
     Args:
         on_step: gets a step's record, and the signal after which the ranks will stop here, or 0.
         prefix: keeps the frozen prefix's activations, and gives them back once all ranks have those of a whole step.
+        meter: knows what a step needs of the devices.
         done: optimizer steps that were taken before; their data is passed over.
         asked: the signal (SIGINT or SIGTERM) by which this rank was asked to stop, or 0. One rank is enough.
 
@@ -93,12 +105,8 @@ def fit(
             continue
         started = time.perf_counter()
         batches = rank_micro_batches(examples, indices, plan, rank, pad_token_id)
-        local = [
-            sum(map(count_supervised, batches)),
-            sum(int(b["attention_mask"].sum()) for b in batches),
-            prefix.count_missing(batches) if prefix else 0,
-        ]
-        supervised, tokens, missing = _all_sum(torch.tensor(local, dtype=torch.float64, device=device)).long().tolist()
+        local = [prefix.count_missing(batches) if prefix else 0, *_count(batches)]
+        missing, supervised, tokens, positions, pairs = _all_sum(torch.tensor(local, device=device)).tolist()
         learning_rate = engine.get_lr()[0]
         total = torch.zeros((), dtype=torch.float64, device=device)
         for batch in batches:
@@ -109,6 +117,7 @@ def fit(
             engine.step()
             total += loss.detach().double()
         summed, *asks = _all_sum(torch.stack([total, *_flags(asked(), total)])).tolist()
+        seconds = time.perf_counter() - started
         record = StepRecord(
             step=step,
             epoch=examples_seen / plan.num_examples,
@@ -117,8 +126,12 @@ def fit(
             grad_norm=float(engine.get_global_grad_norm() or 0.0),
             supervised_tokens=supervised,
             tokens=tokens,
-            seconds=time.perf_counter() - started,
+            seconds=seconds,
+            tokens_per_second=tokens / seconds,
+            padded_share=1 - tokens / positions,
+            mfu=meter.mfu(tokens, pairs, supervised, seconds, prefix is not None and not missing) if meter else None,
             peak_gpu_bytes=torch.cuda.max_memory_allocated() if device.type == "cuda" else 0,
+            peak_host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         )
         _check_finite(record, engine.was_step_applied())
         given = [int(s) for s, ranks in zip(STOP_SIGNALS, asks, strict=True) if ranks]
@@ -166,6 +179,19 @@ def _head_sees(model: Any, rows: Tensor, positions: Tensor) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def _count(batches: Sequence[Batch]) -> list[int]:
+    """Of one rank's micro-batches: supervised tokens, real tokens, positions, and pairs of tokens of one item."""
+    masks = [b["attention_mask"] for b in batches]
+    # the p-th token of an item, counted from 0, adds 2p + 1 to the square of its length
+    places = [b.get("position_ids", torch.arange(b["input_ids"].shape[1])) for b in batches]
+    return [
+        sum(map(count_supervised, batches)),
+        sum(int(mask.sum()) for mask in masks),
+        sum(mask.numel() for mask in masks),
+        sum(int(((2 * place + 1) * mask).sum()) for place, mask in zip(places, masks, strict=True)),
+    ]
 
 
 def _around(prefix: PrefixCache | None, batch: Batch, missing: int) -> AbstractContextManager[None]:

@@ -238,7 +238,7 @@ output_dir: 'runs/ä: #1'
 data: {train: [{path: a.jsonl, format: alpaca}, b.jsonl], max_length: 128}
 region: {layers: '3', modules: [ffn]}
 train: {learning_rate: 4e-5, max_steps: 12, adam_betas: [0.9, 0.999]}
-deepspeed: {zero_stage: 1, raw: {wandb: {b: [1, 2.5, null, off, '12']}}}
+deepspeed: {zero_stage: 1, raw: {comms_logger: {b: [1, 2.5, null, off, '12']}}}
 eval:
   speciality: {path: t.jsonl, kind: generate, metric: regex, pattern: '(\\d+)', stop: "\\n"}
   versatility: {gen_kn: [{path: k.jsonl, kind: multiple_choice}]}

@@ -21,6 +21,7 @@ from cofitune.training.engine import EngineSettings
 from cofitune.vectors import UNIT_KINDS, unit_counts
 
 VOCAB, LAYERS, STEPS, WORLD, MICRO, ACCUMULATION, SEED = 64, 4, 7, 2, 2, 2, 5
+VALIDATION = 5  # items: at the second forward there is one for two ranks
 ALL_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -196,8 +197,9 @@ def run_case(case: Case, folder: Path) -> None:
     """Train one case on this rank; rank 0 writes every parameter."""
     from cofitune.files import write_json, write_tensors
     from cofitune.training.delta import collect, hash_parameters
-    from cofitune.training.loop import fit
+    from cofitune.training.loop import StepRecord, fit
     from cofitune.training.prefix import PrefixCache, PrefixPlan
+    from cofitune.training.validation import validate
 
     model, names, engine = start_case(case, folder, settings_of(case))
     frozen = [n for n, _ in model.named_parameters() if n not in set(names)]
@@ -207,8 +209,15 @@ def run_case(case: Case, folder: Path) -> None:
     lengths = [len(e.input_ids) for e in examples]
     kept = PrefixPlan(region_of(case).first, lengths, anatomy_of(model).hidden_size, settings_of(case).dtype, folder)
     prefix = PrefixCache(model, kept) if case.prefix_cache else None
-    model.model.layers[0].register_forward_hook(lambda *_: ran.append(1))
-    fit(engine, examples, plan_of(case), SEED, 0, lambda record, _: losses.append(record.loss), prefix)
+    model.model.layers[0].register_forward_hook(lambda layer, *_: ran.append(1) if layer.training else None)
+
+    def on_step(record: StepRecord, _: int) -> None:
+        losses.append(record.loss)
+        if record.step == 4:  # in the middle: what follows must not notice
+            validate(engine, examples[:VALIDATION], MICRO, 0, record.step)
+
+    fit(engine, examples, plan_of(case), SEED, 0, on_step, prefix)
+    validation = validate(engine, examples[:VALIDATION], MICRO, 0, STEPS)
     frozen_forwards = len(ran)
     after = hash_parameters(model, frozen)
     engine.eval()
@@ -219,6 +228,7 @@ def run_case(case: Case, folder: Path) -> None:
         write_tensors(folder / f"{case.name}.safetensors", tensors)
         write_tensors(folder / f"{case.name}.logits.safetensors", {"logits": logits.contiguous()})
         told = {"losses": losses, "before": before, "after": after, "frozen_forwards": frozen_forwards}
+        told["validation"] = validation.as_dict()
         write_json(folder / f"{case.name}.json", told)
     engine.destroy()
 

@@ -126,6 +126,21 @@ def test_two_ranks_equal_one_plain_loop(case, two_ranks: Path, table_line: Calla
     assert off_losses <= 1e-5
 
 
+@pytest.mark.parametrize("case", [c for c in cases.CASES if not c.bf16], ids=lambda c: c.name)
+def test_the_validation_loss_is_a_plain_loops_and_training_goes_on_as_before(case, two_ranks: Path) -> None:  # type: ignore[no-untyped-def]
+    """That it goes on as before is shown by every other test here: each case has validated in its middle."""
+    model = cases.tiny_model(case.bias)
+    model.load_state_dict(load_file(two_ranks / f"{case.name}.safetensors"))
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for example in cases.tiny_examples()[: cases.VALIDATION]:
+            logits, targets = model(torch.tensor([example.input_ids])).logits[0, :-1], torch.tensor(example.labels[1:])
+            total += cross_entropy(logits, targets, reduction="sum", ignore_index=-100).item()
+            count += int((targets != -100).sum())
+    told = json.loads((two_ranks / f"{case.name}.json").read_text())["validation"]
+    assert told == {"step": cases.STEPS, "validation_loss": pytest.approx(total / count, rel=1e-5)}
+
+
 @pytest.mark.parametrize("case", [c for c in cases.CASES if c.prefix_cache], ids=lambda c: c.name)
 def test_the_frozen_layers_run_in_the_first_epoch_alone(case, two_ranks: Path) -> None:  # type: ignore[no-untyped-def]
     told = json.loads((two_ranks / f"{case.name}.json").read_text())

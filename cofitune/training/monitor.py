@@ -1,0 +1,65 @@
+"""Curves elsewhere than in metrics.jsonl: TensorBoard and Weights & Biases, through DeepSpeed's own writers.
+
+The writers are DeepSpeed's, the figures ours: its engine would draw the loss as it is scaled for the backward pass, so
+it is not told of them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cofitune.errors import UserError
+
+
+def check_usable(names: Sequence[str]) -> None:
+    """Find out before any weight is read whether the packages are there, and whether W&B knows who we are.
+
+    Raises:
+        UserError: one is not, or it does not.
+    """
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        extras = ",".join(missing)
+        raise UserError(f"train.report_to: {extras} is not installed; pip install 'cofitune[{extras}]'")
+    if "wandb" in names and os.environ.get("WANDB_MODE", "online") == "online":
+        import wandb
+
+        if not wandb.login(prompt=False):
+            raise UserError(
+                "train.report_to: wandb: no login; type `wandb login` once, or set WANDB_API_KEY or WANDB_MODE=offline"
+            )
+
+
+class Monitor:
+    """Draws figures over optimizer steps; without names it draws nothing. Every rank may have one: rank 0's writes."""
+
+    def __init__(self, names: Sequence[str], folder: Path, run: str) -> None:
+        """Open what is named.
+
+        Args:
+            names: of `tensorboard` and `wandb`.
+            folder: TensorBoard's files go into its subfolder `tensorboard`, W&B's into `wandb`.
+            run: the run's name at W&B, whose project is WANDB_PROJECT, or `cofitune`.
+        """
+        from deepspeed.monitor.config import get_monitor_config
+        from deepspeed.monitor.monitor import MonitorMaster
+
+        os.environ.setdefault("WANDB_NAME", run)
+        os.environ.setdefault("WANDB_DIR", str(folder))
+        project = os.environ.get("WANDB_PROJECT", "cofitune")
+        config: dict[str, Any] = {
+            "tensorboard": {
+                "enabled": "tensorboard" in names, "output_path": str(folder), "job_name": "tensorboard",
+            },
+            "wandb": {"enabled": "wandb" in names, "project": project},
+        }  # fmt: skip
+        self._writers = MonitorMaster(get_monitor_config(config)) if names else None
+
+    def write(self, step: int, figures: Mapping[str, float | None]) -> None:
+        """Draw each figure at this step, under its name; what is None is left out."""
+        if self._writers:
+            self._writers.write_events([(name, value, step) for name, value in figures.items() if value is not None])

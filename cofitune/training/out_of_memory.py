@@ -1,0 +1,113 @@
+"""When memory runs out: which settings would make room for this run, by how much, and what each costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+
+from cofitune.errors import UserError
+from cofitune.model.anatomy import Anatomy
+from cofitune.model.region import Region
+from cofitune.training.engine import EngineSettings
+from cofitune.training.memory import Memory, estimate_memory
+
+WORTH_SAYING = 0.02  # of a rank's memory
+# what the CPU's allocator and the drivers say in a plain RuntimeError
+WORDS = ("can't allocate memory", "not enough memory", "out of memory", "CUDNN_STATUS_ALLOC_FAILED")
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """A run by what its memory hangs on."""
+
+    anatomy: Anatomy
+    region: Region
+    settings: EngineSettings
+    world_size: int
+    max_length: int
+    checkpointing: bool
+
+    @property
+    def memory(self) -> Memory:
+        """The estimate, part by part."""
+        return estimate_memory(
+            self.anatomy, self.region, self.settings, self.world_size, self.max_length, self.checkpointing
+        )
+
+
+def ways_out(run: Footprint, on_gpu: bool) -> list[str]:
+    """Settings that would take less memory, the least costly first, each with what it saves by the estimate."""
+    settings = run.settings
+    half, more = settings.micro_batch // 2, 2 * settings.accumulation
+    length = run.max_length // 2
+    ways: list[tuple[str, Footprint]] = []
+
+    def way(told: str, possible: bool, *, then: Footprint | None = None, **changed: object) -> None:
+        if possible:
+            ways.append((told, then or replace(run, settings=replace(settings, **changed))))  # type: ignore[arg-type]
+
+    way(
+        f"train.per_device_train_batch_size: {half} with train.gradient_accumulation_steps: {more} (the same training)",
+        settings.micro_batch > 1,
+        micro_batch=half,
+    )
+    way(
+        "train.gradient_checkpointing: true (the same training, slower)",
+        not run.checkpointing,
+        then=replace(run, checkpointing=True),
+    )
+    way("deepspeed.zero_stage: 3 (the same training)", settings.zero_stage < 3 and run.world_size > 1, zero_stage=3)
+    way(
+        "deepspeed.offload_optimizer: cpu (the same training, slower)",
+        on_gpu and settings.offload_optimizer == "none",
+        offload_optimizer="cpu",
+    )
+    way(
+        "deepspeed.offload_param: cpu (the same training, much slower)",
+        on_gpu and settings.offload_param == "none" and settings.zero_stage == 3,
+        offload_param="cpu",
+    )
+    way("model.dtype: bfloat16", on_gpu and settings.dtype == torch.float32, dtype=torch.bfloat16)
+    way(f"data.max_length: {length} (cuts longer items)", length > 1, then=replace(run, max_length=length))
+    way(
+        "twice as many ranks, with half of train.gradient_accumulation_steps",
+        settings.zero_stage == 3,
+        then=replace(run, world_size=2 * run.world_size),
+    )
+    saved = [(told, run.memory.device - then.memory.device) for told, then in ways]
+    return [f"{told}: about {_size(b)} less" for told, b in saved if b > WORTH_SAYING * run.memory.device]
+
+
+@contextmanager
+def explaining_out_of_memory(run: Footprint) -> Iterator[None]:
+    """Turn an allocation that failed into one message that says which settings to change.
+
+    Raises:
+        UserError: memory ran out inside.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        on_gpu = isinstance(error, torch.OutOfMemoryError)
+        said = (str(error).strip().splitlines() or ["MemoryError"])[0].strip()
+        ways = ways_out(run, torch.cuda.is_available())
+        raise UserError(
+            f"out of memory on the {'GPU' if on_gpu else 'host'}: {said}\n"
+            f"this run was estimated to take {_size(run.memory.device)} a rank; what would take less:\n"
+            + "\n".join(f"  - {way}" for way in ways or ["a machine with more memory: no setting would help much"])
+        ) from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(words in str(error) for words in WORDS)
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -1,0 +1,75 @@
+"""What TensorBoard and W&B really get: the files that their own packages write, read again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cofitune.errors import UserError
+from cofitune.ranks import VARIABLES
+from cofitune.training import monitor
+from cofitune.training.engine import start_distributed
+from cofitune.training.monitor import Monitor, check_usable
+
+
+def test_tensorboard_gets_every_figure_at_its_step(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    start_distributed()
+    drawn = Monitor(["tensorboard"], tmp_path, "run")
+    drawn.write(1, {"loss": 2.5, "mfu": None})
+    drawn.write(2, {"loss": 2.25, "validation_loss": 3.0})
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) == {"loss", "validation_loss"}
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 2.5), (2, 2.25)]
+
+
+def test_without_a_name_nothing_is_written(tmp_path: Path) -> None:
+    start_distributed()
+    Monitor([], tmp_path, "run").write(1, {"loss": 2.5})
+    assert not list(tmp_path.iterdir())
+
+
+WANDB = """
+import sys
+from pathlib import Path
+import wandb
+from cofitune.training.engine import start_distributed
+from cofitune.training.monitor import Monitor
+start_distributed()
+drawn = Monitor(["wandb"], Path(sys.argv[1]), "law")
+drawn.write(1, {"loss": 2.5})
+drawn.write(2, {"loss": 2.25})
+print(wandb.run.project, wandb.run.name)
+"""
+
+
+def test_wandb_writes_offline(tmp_path: Path) -> None:
+    """In a process of its own, whose end is what closes the file, as after a training."""
+    pytest.importorskip("wandb")
+    kept = {k: v for k, v in os.environ.items() if k not in VARIABLES and not k.startswith("WANDB_")}
+    done = subprocess.run(
+        [sys.executable, "-c", WANDB, str(tmp_path)],
+        env=kept | {"WANDB_MODE": "offline"}, capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert "cofitune law" in done.stdout
+    (written,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    assert b"loss" in written.read_bytes() and b"2.25" in written.read_bytes()
+
+
+def test_a_missing_package_is_named_with_the_way_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitor.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"report_to: wandb is not installed; pip install 'cofitune\[wandb\]'"):
+        check_usable(["wandb"])
+
+
+def test_wandb_without_a_login_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match="wandb: no login; type `wandb login` once"):
+        check_usable(["wandb"])

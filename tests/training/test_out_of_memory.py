@@ -1,0 +1,113 @@
+"""Running out of memory: what is proposed, and one message from a training that really does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from cofitune.errors import UserError
+from cofitune.model.anatomy import Anatomy
+from cofitune.model.region import resolve_region
+from cofitune.ranks import VARIABLES
+from cofitune.training.engine import EngineSettings
+from cofitune.training.out_of_memory import Footprint, explaining_out_of_memory, ways_out
+
+LAYER: dict[str, tuple[int, ...]] = {
+    "self_attn.q_proj": (4096, 4096), "self_attn.k_proj": (4096, 4096), "self_attn.v_proj": (4096, 4096),
+    "self_attn.o_proj": (4096, 4096), "mlp.gate_proj": (11008, 4096), "mlp.up_proj": (11008, 4096),
+    "mlp.down_proj": (4096, 11008),
+}  # fmt: skip
+SHAPES = {f"model.layers.{i}.{m}.weight": shape for i in range(32) for m, shape in LAYER.items()}
+LLAMA_7B = Anatomy("llama", 32, 32, 32, 128, 11008, 4096, 32000, 6_738_415_616, SHAPES)
+SETTINGS = EngineSettings(
+    zero_stage=3, offload_optimizer="none", offload_param="none", raw={}, dtype=torch.bfloat16, micro_batch=16,
+    accumulation=2, learning_rate=4e-5, weight_decay=0.1, adam_betas=(0.9, 0.95), adam_epsilon=1e-8, max_grad_norm=1.0,
+    lr_scheduler_type="cosine", warmup_ratio=0.03, num_steps=10,
+)  # fmt: skip
+RUN = Footprint(LLAMA_7B, resolve_region("25%-50%", ("up_proj", "down_proj"), 32), SETTINGS, 2, 512, False)
+
+
+def names(run: Footprint, on_gpu: bool = True) -> list[str]:
+    return [way.split(":")[0].split()[0] for way in ways_out(run, on_gpu)]
+
+
+def test_what_leaves_the_training_the_same_comes_first() -> None:
+    told = ways_out(RUN, on_gpu=True)
+    assert told[0].startswith(
+        "train.per_device_train_batch_size: 8 with train.gradient_accumulation_steps: 4 (the same training): about "
+    )
+    assert names(RUN) == [
+        "train.per_device_train_batch_size", "train.gradient_checkpointing", "deepspeed.offload_optimizer",
+        "deepspeed.offload_param", "data.max_length", "twice",
+    ]  # fmt: skip
+
+
+def test_only_what_this_run_has_not_yet_is_proposed() -> None:
+    frugal = replace(SETTINGS, micro_batch=1, offload_optimizer="cpu", offload_param="cpu")
+    assert "train.per_device_train_batch_size" not in names(replace(RUN, settings=frugal))
+    assert "deepspeed.offload_optimizer" not in names(replace(RUN, settings=frugal))
+    assert "train.gradient_checkpointing" not in names(replace(RUN, checkpointing=True))
+    assert "deepspeed.zero_stage" in names(replace(RUN, settings=replace(SETTINGS, zero_stage=2)))
+    one_rank = replace(RUN, settings=replace(SETTINGS, zero_stage=2), world_size=1)
+    assert "deepspeed.zero_stage" not in names(one_rank), "one rank has nothing to shard over"
+    assert not any(name.startswith("deepspeed.offload") for name in names(RUN, on_gpu=False))
+
+
+def test_the_words_give_the_savings_of_the_plan() -> None:
+    half = replace(RUN, settings=replace(SETTINGS, micro_batch=8, accumulation=4))
+    saved = (RUN.memory.device - half.memory.device) / 2**30
+    assert ways_out(RUN, on_gpu=True)[0].endswith(f": about {saved:.1f} GiB less")
+
+
+def test_other_errors_pass_through() -> None:
+    with pytest.raises(RuntimeError, match="ours"), explaining_out_of_memory(RUN):
+        raise RuntimeError("ours")
+
+
+def test_a_gpu_without_memory_is_named() -> None:
+    told = r"(?s)out of memory on the GPU: CUDA out of memory.*\n  - train\.per_device"
+    with pytest.raises(UserError, match=told), explaining_out_of_memory(RUN):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+# the limit is set once all libraries are loaded: to what they have mapped, and 400 MiB
+LIMITED = """
+import resource, sys
+from cofitune import cli
+from cofitune.recipes import train
+import deepspeed
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + 400 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+sys.argv = ["cofitune", "train", sys.argv[1]]
+cli.main()
+"""
+
+
+def test_a_training_that_runs_out_of_memory_says_what_to_change(tmp_path: Path, tiny_model_folder: Path) -> None:
+    items = [{"instruction": "Say void. " * 40, "output": "void " * 40} for _ in range(256)]
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    config = {
+        "model": {"name": str(tiny_model_folder), "dtype": "float32"},
+        "data": {"train": str(tmp_path / "items.jsonl")},
+        "train": {"per_device_train_batch_size": 256, "max_steps": 1, "gradient_checkpointing": False},
+        "output_dir": str(tmp_path / "run"),
+    }
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path / "c.yaml")],
+        env={k: v for k, v in os.environ.items() if k not in VARIABLES},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "error: out of memory on the host: " in done.stderr
+    assert "train.per_device_train_batch_size: 128 with train.gradient_accumulation_steps: 4" in done.stderr
+    assert "Traceback" not in done.stderr
