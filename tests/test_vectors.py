@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import LlamaConfig
 
 from cofitune.errors import ArtifactError
 from cofitune.files import sha256_file, write_json, write_tensors
-from cofitune.model.anatomy import Anatomy
+from cofitune.model.anatomy import read_anatomy
 from cofitune.vectors import (
     ATTENTION_HEADS,
     FFN_NEURONS,
@@ -25,17 +26,15 @@ from cofitune.vectors import (
 )
 
 BASE = "b" * 64
-ANATOMY = Anatomy(
-    model_type="llama",
-    num_layers=3,
-    num_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    intermediate_size=48,
-    hidden_size=32,
-    vocab_size=64,
-    num_parameters=1,
-    shapes={},
+ANATOMY = read_anatomy(
+    LlamaConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=64,
+    )
 )
 
 

@@ -167,7 +167,7 @@ def _worth_saying(item: Any) -> bool:
     if word_branch:
         return word_given
     structure_wanted = item["type"] in ("model_type", "tuple_type", "model_attributes_type")
-    in_union = any(isinstance(p, str) and (p in ("Region",) or p.startswith("tuple[")) for p in item["loc"])
+    in_union = any(isinstance(p, str) and ("Region" in p or p.startswith("tuple[")) for p in item["loc"])
     return not (structure_wanted and word_given and in_union)
 
 

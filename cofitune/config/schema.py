@@ -12,11 +12,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from cofitune.config.region import Anatomy, Region
 from cofitune.config.section import Names, Section, as_list, as_source, as_text
 from cofitune.config.tasks import Eval, EvalModel, Task, Versatility, as_model
 from cofitune.errors import ConfigError, did_you_mean
 
-__all__ = ["SECTIONS_READ", "Config", "Eval", "EvalModel", "Task", "Versatility"]
+__all__ = ["SECTIONS_READ", "Config", "Eval", "EvalModel", "Region", "Task", "Versatility"]
 
 SECTIONS_READ: dict[str, tuple[str, ...]] = {
     "train": ("model", "data", "region", "softmask", "train", "deepspeed"),
@@ -44,11 +45,14 @@ class Model(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="the one place for precision; auto: bfloat16 on a GPU, float32 on a CPU"
     )
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = Field(
-        "sdpa", description="attention kernel, by transformers' names"
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+        "auto", description="attention kernel, by transformers' names; auto: sdpa, or eager for a model without it"
     )
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     trust_remote_code: bool = Field(False, description="run code that the model's folder brings along")
+    anatomy: Anatomy | None = Field(
+        None, description="what a decoder layer is made of; null: as one of the layouts that are known"
+    )
 
 
 class Source(Section):
@@ -92,15 +96,6 @@ class Data(Section):
         if any(source.weight != 1 for source in data):
             raise ValueError("weight is for data.train; validation counts every item once")
         return data
-
-
-class Region(Section):
-    layers: Annotated[str, BeforeValidator(as_text)] = Field(
-        "25%-50%", description="25%-50%, 8-15 (0-based, inclusive), a name such as bottom2, or all"
-    )
-    modules: Names = Field(
-        ("up_proj", "down_proj"), min_length=1, description="q_proj … down_proj, or the groups mha, ffn, all"
-    )
 
 
 class Importance(Section):

@@ -76,6 +76,7 @@ def estimate(
     reduce: str = "signed",
     sums: Sums | None = None,
     on_batch: Callable[[int], None] | None = None,
+    anatomy: Anatomy | None = None,
 ) -> Scores:
     """Estimate the importance scores of every unit, before normalisation.
 
@@ -91,13 +92,15 @@ def estimate(
         reduce: signed | absolute | squared.
         sums: where to go on from, added to in place; None: from nothing.
         on_batch: called after each micro-batch with its number of real tokens.
+        anatomy: the model's; None: it is in the table of layouts.
 
     Raises:
         UserError: no token at all, scores that are not finite, or a model that cannot be gated.
     """
-    sums = sums or no_sums(anatomy_of(model))
+    anatomy = anatomy or anatomy_of(model)
+    sums = sums or no_sums(anatomy)
     reduction = REDUCTIONS[reduce]
-    with virtual_gates(model, dropout if estimator == KL_DROPOUT else 0.0) as gates:
+    with virtual_gates(model, dropout if estimator == KL_DROPOUT else 0.0, anatomy) as gates:
         for index, batch in micro_batches:
             for kind, gradient in gate_gradients(model, gates, batch, index, seed, estimator).items():
                 sums.values[kind] += reduction(gradient).to(sums.values[kind].device)

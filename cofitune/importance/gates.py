@@ -1,8 +1,12 @@
 """Virtual gates on an unmodified model: each unit's output is multiplied by 1, and that 1 receives a gradient.
 
 CoFiTune, Figure 2 (arXiv 2404.10306): a module's output o becomes g ⊙ o with g = 1. The units are a layer's attention
-heads (gate on each head's output, the input of `o_proj`), FFN neurons (on `up_proj`'s output) and FFN output channels
-(on `down_proj`'s output). Dropout acts on the attention probabilities and, after the gate, on the FFN's output.
+heads (gate on each head's output, the input of `o_proj`), FFN neurons (on the input of `down_proj`) and FFN output
+channels (on `down_proj`'s output). Dropout acts on the attention probabilities and, after the gate, on the FFN's
+output.
+
+The paper's neuron gate is on `up_proj`'s output. Where the FFN has a gate that is the same: (g ⊙ up) ⊙ act(gate) =
+g ⊙ (up ⊙ act(gate)). On the input of `down_proj` it is also right for fused weights, and where there is no gate.
 """
 
 from __future__ import annotations
@@ -18,7 +22,8 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from cofitune.errors import UserError
-from cofitune.model.anatomy import LAYERS, anatomy_of
+from cofitune.model.anatomy import Anatomy, anatomy_of
+from cofitune.model.layouts import Layout
 from cofitune.vectors import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS, unit_counts
 
 Gates = dict[str, tuple[Tensor, ...]]
@@ -51,7 +56,7 @@ class VirtualGates:
 
 
 @contextmanager
-def virtual_gates(model: PreTrainedModel, dropout: float) -> Iterator[VirtualGates]:
+def virtual_gates(model: PreTrainedModel, dropout: float, anatomy: Anatomy | None = None) -> Iterator[VirtualGates]:
     """Put gates and the method's dropout on a model, and leave it as it was found.
 
     Inside, every parameter is frozen and every module is in eval mode except the attention modules themselves, which
@@ -59,34 +64,37 @@ def virtual_gates(model: PreTrainedModel, dropout: float) -> Iterator[VirtualGat
     can switch itself on.
 
     Args:
-        model: a causal language model laid out as `cofitune.model.anatomy` says.
+        model: a causal language model.
         dropout: probability p, on attention probabilities and FFN outputs.
+        anatomy: the model's; None: it is in the table of layouts.
 
     Raises:
         UserError: the model's layout, or its attention's dropout, is not one that we know.
     """
-    anatomy = anatomy_of(model)
-    layers = list(model.get_submodule(LAYERS))
-    _check_attention(model, layers)
+    anatomy = anatomy or anatomy_of(model)
+    layout = anatomy.layout
+    layers = list(model.get_submodule(layout.layers))
+    _check_attention(model, layers, layout)
     gates = VirtualGates(unit_counts(anatomy), anatomy.num_layers, model.device)
     training = [(module, module.training) for module in model.modules()]
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    dropouts = [(layer.self_attn, layer.self_attn.attention_dropout) for layer in layers]
+    attentions = [layer.get_submodule(layout.attention) for layer in layers]
+    dropouts = [_get_dropout(attention, layout.attention_dropout) for attention in attentions]
     handles: list[RemovableHandle] = []
     try:
         model.eval()
         model.requires_grad_(False)
-        for attention, _ in dropouts:
+        for attention in attentions:
             attention.training = True  # not .train(), which would wake the children too
-            attention.attention_dropout = dropout
+            _set_dropout(attention, layout.attention_dropout, dropout)
         for index, layer in enumerate(layers):
-            handles += _hook_layer(layer, index, gates, anatomy.num_heads, dropout)
+            handles += _hook_layer(layer, index, gates, anatomy, dropout)
         yield gates
     finally:
         for handle in handles:
             handle.remove()
-        for attention, before in dropouts:
-            attention.attention_dropout = before
+        for attention, probability in zip(attentions, dropouts, strict=True):
+            _set_dropout(attention, layout.attention_dropout, probability)
         for parameter, before in trained:
             parameter.requires_grad_(before)
         for module, before in training:
@@ -141,30 +149,45 @@ def _multiply(output: Tensor, gate: Tensor) -> Tensor:
 
 
 def _hook_layer(
-    layer: nn.Module, index: int, gates: VirtualGates, num_heads: int, dropout: float
+    layer: nn.Module, index: int, gates: VirtualGates, anatomy: Anatomy, dropout: float
 ) -> list[RemovableHandle]:
     """Hook one decoder layer's three gated places."""
 
     def gate_heads(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        heads = inputs[0].unflatten(-1, (num_heads, -1))  # [B, T, A, D]
+        heads = inputs[0].unflatten(-1, (anatomy.num_heads, -1))  # [B, T, A, D]
         gate = gates.current[ATTENTION_HEADS][index][:, None, :, None]
         return (_multiply(heads, gate).flatten(-2), *inputs[1:])
 
-    def gate_neurons(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return _multiply(output, gates.current[FFN_NEURONS][index][:, None, :])  # [B, T, F]
+    def gate_neurons(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (_multiply(inputs[0], gates.current[FFN_NEURONS][index][:, None, :]), *inputs[1:])  # [B, T, F]
 
     def gate_outputs(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         gated = _multiply(output, gates.current[FFN_OUTPUTS][index][:, None, :])  # [B, T, H]
         return nn.functional.dropout(gated, p=dropout, training=True)
 
+    down = layer.get_submodule(anatomy.layout.modules["down_proj"])
     return [
-        layer.get_submodule("self_attn.o_proj").register_forward_pre_hook(gate_heads),
-        layer.get_submodule("mlp.up_proj").register_forward_hook(gate_neurons),
-        layer.get_submodule("mlp.down_proj").register_forward_hook(gate_outputs),
+        layer.get_submodule(anatomy.layout.modules["o_proj"]).register_forward_pre_hook(gate_heads),
+        down.register_forward_pre_hook(gate_neurons),
+        down.register_forward_hook(gate_outputs),
     ]
 
 
-def _check_attention(model: PreTrainedModel, layers: list[nn.Module]) -> None:
+def _get_dropout(attention: nn.Module, name: str) -> float:
+    value = getattr(attention, name)
+    return float(value.p if isinstance(value, nn.Dropout) else value)
+
+
+def _set_dropout(attention: nn.Module, name: str, probability: float) -> None:
+    """Set the probability that an attention module hands to its kernel while it is in train mode."""
+    value = getattr(attention, name)
+    if isinstance(value, nn.Dropout):
+        value.p = probability
+    else:
+        setattr(attention, name, probability)
+
+
+def _check_attention(model: PreTrainedModel, layers: list[nn.Module], layout: Layout) -> None:
     """Refuse attention whose dropout we could not switch on: the importance would silently miss half of its noise."""
     kernel = model.config._attn_implementation
     if kernel not in SEEDED_KERNELS:
@@ -172,8 +195,15 @@ def _check_attention(model: PreTrainedModel, layers: list[nn.Module]) -> None:
             f"model.attn_implementation: importance needs attention dropout, which '{kernel}' is not known to have "
             f"(use one of {', '.join(SEEDED_KERNELS)})"
         )
-    if not all(hasattr(layer.self_attn, "attention_dropout") for layer in layers):
+    kind, name = model.config.model_type, layout.attention_dropout
+    values = [getattr(layer.get_submodule(layout.attention), name, None) for layer in layers]
+    if not all(isinstance(value, int | float | nn.Dropout) for value in values):
         raise UserError(
-            f"model type {model.config.model_type}: its attention modules have no 'attention_dropout' to set, so "
-            "importance cannot be estimated on it yet"
+            f"model type {kind}: its attention modules ({layout.attention}) have no probability '{name}' to set, so "
+            "importance cannot be estimated on it; where it has another name, model.anatomy.attention_dropout says it"
+        )
+    if kernel == "eager" and getattr(model.config, "reorder_and_upcast_attn", False):
+        raise UserError(
+            f"model type {kind}: with reorder_and_upcast_attn its eager attention drops nothing that could be set; "
+            "use model.attn_implementation: sdpa"
         )

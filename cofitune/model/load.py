@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from transformers.utils import logging
 
 from cofitune.errors import UserError
 from cofitune.files import sha256_file, write_json
+from cofitune.model.anatomy import Anatomy
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -38,7 +39,7 @@ def choose_dtype(dtype: str) -> torch.dtype:
 def load_model(
     name: str,
     dtype: torch.dtype,
-    attn_implementation: str = "sdpa",
+    attn_implementation: str = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
@@ -53,7 +54,7 @@ def load_model(
         model, found = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=dtype,
-            attn_implementation=attn_implementation,
+            attn_implementation=None if attn_implementation == "auto" else attn_implementation,
             revision=revision,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
@@ -63,10 +64,7 @@ def load_model(
         raise UserError(f"model.name: {name} cannot be loaded: {_first_line(error)}") from error
     missing = sorted(found["missing_keys"])
     if missing:
-        raise UserError(
-            f"model.name: the weight files of {name} lack {len(missing)} of the model's tensors ({missing[0]}, …); "
-            "are they an adapter's, or saved under other names?"
-        )
+        raise _lacking(name, missing)
     return model
 
 
@@ -80,27 +78,40 @@ def supports_packing(config: PretrainedConfig, trust_remote_code: bool = False) 
     return known and not trust_remote_code and MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_attention_backend
 
 
-def check_shapes(files: list[Path], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare the weight files' headers with the model's shapes, before anything is loaded.
+def check_files(files: list[Path], anatomy: Anatomy) -> None:
+    """Compare the weight files' headers with the model's names and shapes, before anything is loaded.
 
-    Under ZeRO-3 a mismatch would raise on rank 0 alone and hang the others.
+    Under ZeRO-3 a mismatch would raise on rank 0 alone and hang the others; and a tensor that the files name otherwise
+    would find no place in them when the trained model is exported.
 
     Raises:
-        UserError: a file is no safetensors file, or a tensor has another shape.
+        UserError: a file is no safetensors file, a tensor has another shape, or one of the model's is missing.
     """
+    missing = dict.fromkeys(anatomy.shapes)
     for file in files:
         try:
             with safe_open(file, framework="pt") as header:
-                for name in header.keys():  # noqa: SIM118 -- not a dict
-                    shape = tuple(header.get_slice(name).get_shape())
-                    if name in shapes and shape != shapes[name]:
+                for key in header.keys():  # noqa: SIM118 -- not a dict
+                    name = parameter_name(key, anatomy.shapes, anatomy.prefix, anatomy.tied)
+                    shape = tuple(header.get_slice(key).get_shape())
+                    if name is not None and shape != anatomy.shapes[name]:
                         raise UserError(
-                            f"{file}: {name} has shape {list(shape)}, config.json says {list(shapes[name])}"
+                            f"{file}: {key} has shape {list(shape)}, config.json says {list(anatomy.shapes[name])}"
                         )
+                    missing.pop(name or "", None)
         except (OSError, SafetensorError) as error:
             raise UserError(
                 f"{file}: cannot be read as safetensors ({_first_line(error)}); is the download complete?"
             ) from error
+    if missing:
+        raise _lacking(str(files[0].parent), list(missing))
+
+
+def parameter_name(key: str, known: Container[str], prefix: str, tied: Mapping[str, str]) -> str | None:
+    """The parameter that a weight file's key means: of that name, of that name behind the base model's prefix (GPT-2's
+    files leave out `transformer.`), or the one that such a name is tied to; None where `known` has none of them."""
+    names = (key, prefix + key)
+    return next((n for name in names for n in (name, tied.get(name, "")) if n in known), None)
 
 
 def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -197,6 +208,13 @@ def _hub_folder(name: str, revision: str | None, patterns: list[str], download: 
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=not download))
     except (OSError, ValueError) as error:
         raise UserError(f"model.name: {name} cannot be had: {_first_line(error)}") from error
+
+
+def _lacking(name: str, missing: list[str]) -> UserError:
+    return UserError(
+        f"model.name: the weight files of {name} lack {len(missing)} of the model's tensors ({missing[0]}, …); "
+        "are they an adapter's, or saved under other names? (transformers' save_pretrained writes the model's own)"
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -1,16 +1,20 @@
-"""The region: a layer range × a set of modules, what is trained (CoFiTune's coarse level, METHOD's layer names)."""
+"""The region: layers × modules, what is trained (CoFiTune's coarse level, METHOD's layer names)."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import groupby
+from typing import Any
 
 from torch import nn
 
 from cofitune.errors import RegionError, did_you_mean
-from cofitune.model.anatomy import Anatomy, expand_modules
+from cofitune.model.anatomy import Anatomy
+from cofitune.model.layouts import MODULES, expand_modules
 
 # The authors' names, as shares of the depth: the first layer is ⌈L·a⌉, the last ⌈L·b⌉ − 1.
 NAMED_RANGES = {
@@ -29,41 +33,142 @@ _INDICES = re.compile(r"^\s*(\d+)\s*(?:-\s*(\d+))?\s*$")
 
 @dataclass(frozen=True)
 class Region:
-    """Layers `first` … `last` (0-based, inclusive) × `modules` (single modules in the layer's own order)."""
+    """`layers` (0-based, ascending) × `modules` (single modules in the layer's own order), or what a regex matched.
 
-    first: int
-    last: int
+    Attributes:
+        matched: names of exactly the trained parameters, where a regex chose them; `layers` and `modules` are then
+            those that they lie in, and may be empty.
+        reaches: the lowest layer that the backward pass runs through, where that is not the lowest of `layers`.
+    """
+
+    layers: tuple[int, ...]
     modules: tuple[str, ...]
+    matched: tuple[str, ...] = ()
+    reaches: int | None = None
+
+    @classmethod
+    def span(cls, first: int, last: int, modules: tuple[str, ...]) -> Region:
+        """Layers `first` … `last`, both included."""
+        return cls(tuple(range(first, last + 1)), modules)
 
     @property
-    def layers(self) -> range:
-        """The trained layers."""
-        return range(self.first, self.last + 1)
+    def first(self) -> int:
+        """The lowest layer that the backward pass runs through: what lies below is frozen and needs no gradient."""
+        return self.layers[0] if self.reaches is None else self.reaches
+
+    @property
+    def last(self) -> int:
+        """The highest trained layer."""
+        return self.layers[-1]
+
+    @property
+    def layers_text(self) -> str:
+        """The layers as a config writes them: `0-3,8`."""
+        stretches = groupby(enumerate(self.layers), key=lambda item: item[1] - item[0])
+        ends = [[layer for _, layer in stretch] for _, stretch in stretches]
+        return ",".join(f"{s[0]}-{s[-1]}" if len(s) > 1 else str(s[0]) for s in ends)
 
     def __str__(self) -> str:
-        return f"layers {self.first}-{self.last} × {', '.join(self.modules)}"
+        if self.matched:
+            return f"{len(self.matched)} tensors: {', '.join(self.matched[:3])}" + (", …" * (len(self.matched) > 3))
+        return f"layers {self.layers_text} × {', '.join(self.modules)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """What names the region in a file: layers and modules as a config writes them."""
+        return {"layers": self.layers_text, "modules": list(self.modules)}
 
     def parameter_names(self, anatomy: Anatomy) -> list[str]:
-        """Names of every trained parameter, weights and biases, in the model's order."""
-        return [n for layer in self.layers for module in self.modules for n in anatomy.parameter_names(layer, module)]
+        """Names of every parameter that trains, wholly or in part: weights and biases, in the model's order."""
+        if self.matched:
+            return list(self.matched)
+        names = [n for layer in self.layers for m in self.modules for n in anatomy.parameter_names(layer, m)]
+        return list(dict.fromkeys(names))
+
+    def trains(self, layer: int, module: str, anatomy: Anatomy) -> bool:
+        """Whether a module of a layer trains (of a regex's region: whether any of its tensors does)."""
+        if self.matched:
+            return any(name in self.matched for name in anatomy.parameter_names(layer, module))
+        return layer in self.layers and module in self.modules
 
     def num_parameters(self, anatomy: Anatomy) -> int:
-        """Trained weights and biases, counted from the true shapes."""
+        """Weights and biases that may move, counted from the true shapes."""
+        if self.matched:
+            return self.num_touched(anatomy)
+        return sum(
+            math.prod(anatomy.shapes[name]) // anatomy.num_rows_of_tensor(module) * anatomy.num_rows(module)
+            for layer in self.layers
+            for module in self.modules
+            for name in anatomy.parameter_names(layer, module)
+        )
+
+    def num_touched(self, anatomy: Anatomy) -> int:
+        """Weights and biases of all tensors that train, wholly or in part: what has a gradient and a state."""
         return sum(math.prod(anatomy.shapes[name]) for name in self.parameter_names(anatomy))
+
+    def num_held(self, anatomy: Anatomy) -> int:
+        """Weights and biases that share a fused tensor with a trained module, and are held where they are."""
+        return self.num_touched(anatomy) - self.num_parameters(anatomy)
 
     def inside(self, other: Region) -> bool:
         """Whether this region trains nothing that `other` does not."""
-        return other.first <= self.first and self.last <= other.last and set(self.modules) <= set(other.modules)
+        return set(self.layers) <= set(other.layers) and set(self.modules) <= set(other.modules)
 
 
-def resolve_region(layers: str, modules: tuple[str, ...] | list[str], num_layers: int) -> Region:
-    """Turn what a config says into a region of a model with `num_layers` layers.
+def region_from_dict(value: Mapping[str, Any]) -> Region:
+    """The region that `Region.to_dict` wrote.
 
     Raises:
-        RegionError: an unknown name, an empty range, or layers that the model does not have.
+        KeyError, TypeError, RegionError: it is none.
     """
-    first, last = layer_range(layers, num_layers)
-    return Region(first, last, expand_modules(modules))
+    layers = str(value["layers"])
+    return Region(layer_set(layers, 1 + max(map(int, re.findall(r"\d+", layers)))), tuple(value["modules"]))
+
+
+def resolve_region(
+    layers: str, modules: tuple[str, ...] | list[str], num_layers: int, available: tuple[str, ...] = MODULES
+) -> Region:
+    """Turn what a config says into a region of a model with `num_layers` layers and the modules `available`.
+
+    Raises:
+        RegionError: an unknown name, an empty range, or layers or modules that the model does not have.
+    """
+    return Region(layer_set(layers, num_layers), expand_modules(modules, available))
+
+
+def match_region(pattern: str, anatomy: Anatomy) -> Region:
+    """The region of exactly the parameters whose whole name a regex matches, whatever they are.
+
+    Raises:
+        RegionError: it matches none.
+    """
+    names = [name for name in anatomy.shapes if re.fullmatch(pattern, name)]
+    if not names:
+        tied = {second: name for second, name in anatomy.tied.items() if re.fullmatch(pattern, second)}
+        if tied:
+            second, name = next(iter(tied.items()))
+            raise RegionError(f"region.match: {second} is no tensor of its own, it is tied to {name}: match that name")
+        near = did_you_mean(pattern.replace("\\", ""), anatomy.shapes)
+        raise RegionError(
+            f"region.match: '{pattern}' matches no parameter's whole name{near} (names look like "
+            f"{', '.join(list(anatomy.shapes)[:3])}, …)"
+        )
+    in_layer = re.compile(re.escape(anatomy.layout.layers) + r"\.(\d+)\.")
+    layers = tuple(sorted({int(found[1]) for name in names if (found := in_layer.match(name))}))
+    touched = {m for layer in layers for m in anatomy.modules if set(anatomy.parameter_names(layer, m)) & set(names)}
+    outside = {name for name in names if not in_layer.match(name)}
+    # only an untied head is known to lie above all layers; anything else outside them may feed the lowest
+    late = {anatomy.head} - {anatomy.embedding}
+    reaches = 0 if outside - late else layers[0] if layers else anatomy.num_layers - 1
+    return Region(layers, tuple(m for m in anatomy.modules if m in touched), tuple(names), reaches)
+
+
+def layer_set(text: str, num_layers: int) -> tuple[int, ...]:
+    """The layers, ascending, of one or more ranges with commas between them: `0-3,8,50%-75%,top`."""
+    layers: set[int] = set()
+    for part in text.split(","):
+        first, last = layer_range(part, num_layers)
+        layers.update(range(first, last + 1))
+    return tuple(sorted(layers))
 
 
 def layer_range(text: str, num_layers: int) -> tuple[int, int]:
@@ -89,8 +194,8 @@ def layer_range(text: str, num_layers: int) -> tuple[int, int]:
         return first, last
     else:
         raise RegionError(
-            f"region.layers: '{text}' is no layer range{did_you_mean(text, NAMED_RANGES)}; write 25%-50%, 8-15 or one "
-            f"of {', '.join(NAMED_RANGES)}"
+            f"region.layers: '{text}' is no layer range{did_you_mean(text, NAMED_RANGES)}; write 25%-50%, 8-15, 3, one "
+            f"of {', '.join(NAMED_RANGES)}, or several with commas between them"
         )
     first, last = math.ceil(num_layers * low), math.ceil(num_layers * high) - 1
     if first > last:

@@ -16,7 +16,7 @@ from cofitune.data.chat import set_template
 from cofitune.errors import ArtifactError, UserError
 from cofitune.files import read_json, write_json, write_tensors
 from cofitune.model.anatomy import is_missing_folder
-from cofitune.model.load import DTYPES, fingerprint, load_tokenizer, weight_files
+from cofitune.model.load import DTYPES, fingerprint, load_tokenizer, parameter_name, weight_files
 from cofitune.training.delta import Delta, read_delta
 
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
@@ -79,6 +79,7 @@ def export(
 
 
 def _write_weights(files: list[Path], folder: Path, delta: Delta, dtype: torch.dtype) -> None:
+    names = delta.manifest.get("names", {})
     placed: set[str] = set()
     weight_map: dict[str, str] = {}
     size = 0
@@ -86,9 +87,9 @@ def _write_weights(files: list[Path], folder: Path, delta: Delta, dtype: torch.d
         tensors: dict[str, Tensor] = {}
         with safe_open(file, framework="pt") as shard:
             for key in shard.keys():  # noqa: SIM118 -- not a dict
-                tensor = delta.tensors.get(key)
-                placed.update([key] if tensor is not None else [])
-                tensor = shard.get_tensor(key) if tensor is None else tensor
+                name = parameter_name(key, delta.tensors, names.get("prefix", ""), names.get("tied", {}))
+                placed.update([name] if name else [])
+                tensor = delta.tensors[name] if name else shard.get_tensor(key)
                 tensors[key] = tensor.to(dtype) if tensor.is_floating_point() else tensor
         write_tensors(folder / file.name, tensors)
         weight_map.update(dict.fromkeys(tensors, file.name))

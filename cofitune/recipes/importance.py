@@ -25,11 +25,11 @@ from cofitune.data.sources import OpenSource
 from cofitune.errors import ArtifactError, UserError
 from cofitune.importance.estimate import KL_DROPOUT, PASSES_OF, Scores, estimate, memory_estimate
 from cofitune.importance.normalize import NORMALIZATIONS
-from cofitune.model.anatomy import Anatomy, read_anatomy, read_model_config
+from cofitune.model.anatomy import Anatomy
 from cofitune.model.load import choose_dtype, fingerprint, load_tokenizer, weight_files
 from cofitune.ranks import Rank, this_rank
 from cofitune.recipes.folders import check_folder, start_folder
-from cofitune.recipes.shared import data_sources, load_base
+from cofitune.recipes.shared import base_anatomy, base_config, data_sources, load_base
 from cofitune.reports.importance_table import importance_report
 from cofitune.reports.plan import gib, print_account
 from cofitune.training.engine import meeting
@@ -127,9 +127,7 @@ def make_plan(config: Config, overwrite: bool = False) -> Plan:
             "example importance: {data: [{path: data/general.jsonl}]}"
         )
     folder = check_folder(config, "importance", overwrite)
-    anatomy = read_anatomy(
-        read_model_config(model.name, model.revision, model.trust_remote_code), model.trust_remote_code
-    )
+    anatomy = base_anatomy(model, base_config(model))
     weight_files(model.name, model.revision)
     tokenizer = load_tokenizer(model.name, model.revision, model.trust_remote_code)
     template = set_template(tokenizer, config.data.template)
@@ -164,6 +162,7 @@ def _estimate(plan: Plan, config: Config, rank: Rank, console: Console) -> Score
             estimator=config.importance.estimator,
             reduce=config.importance.reduced_by,
             on_batch=lambda tokens: progress.advance(bar),
+            anatomy=plan.anatomy,
         )
 
 

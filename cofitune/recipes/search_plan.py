@@ -14,13 +14,14 @@ from cofitune.config import schema
 from cofitune.config.schema import Config
 from cofitune.errors import ConfigError
 from cofitune.evaluation.tasks import LoadedTask, load_tasks
-from cofitune.model.anatomy import Anatomy, read_anatomy, read_model_config
+from cofitune.model.anatomy import Anatomy
+from cofitune.model.layouts import MODULES
 from cofitune.model.region import Region
 from cofitune.recipes.eval_plan import make_plan as plan_evaluation
 from cofitune.recipes.folders import check_folder
-from cofitune.recipes.shared import eval_tasks, tasks_by_category
+from cofitune.recipes.shared import base_anatomy, base_config, eval_tasks, tasks_by_category
 from cofitune.recipes.train_plan import TrainPlan, plan_training
-from cofitune.search.space import PAPER_LEVELS, Level, PlannedLevel, check_levels, plan, whole_model
+from cofitune.search.space import Level, PlannedLevel, check_levels, paper_levels, plan, whole_model
 from cofitune.search.store import open_store
 
 
@@ -50,7 +51,7 @@ class Plan:
     @property
     def root(self) -> Region:
         """All layers × all modules."""
-        return whole_model(self.anatomy.num_layers)
+        return whole_model(self.anatomy.num_layers, self.anatomy.modules)
 
     @property
     def at_most(self) -> int:
@@ -68,13 +69,10 @@ def make_plan(config: Config, overwrite: bool = False, dry_run: bool = False, ra
             made with other contents of these files.
     """
     folder = check_folder(config, "search", overwrite)
-    model = config.model
-    anatomy = read_anatomy(
-        read_model_config(model.name, model.revision, model.trust_remote_code), model.trust_remote_code
-    )
-    levels = _levels(config)
-    check_levels(levels, anatomy.num_layers)
-    planned = plan(levels, anatomy.num_layers, config.search.beam)
+    anatomy = base_anatomy(config.model, base_config(config.model))
+    levels = _levels(config, anatomy.modules)
+    check_levels(levels, anatomy.num_layers, anatomy.modules)
+    planned = plan(levels, anatomy.num_layers, config.search.beam, anatomy.modules)
     tasks = _trial_tasks(config)
     loaded = _load_tasks(tasks, "eval" if config.search.eval is None else "search.eval")
     first = next(region for level in planned for region in level.candidates)
@@ -99,8 +97,8 @@ def trial_config(config: Config, region: Region | None, tasks: schema.Eval, fold
         "output_dir": str(folder),
     }
     # the base trains nothing, but a config that came with `region: search` must not look for a winner there
-    chosen = region or whole_model(1)
-    changes["region"] = schema.Region(layers=f"{chosen.first}-{chosen.last}", modules=chosen.modules)
+    chosen = region or Region.span(0, 0, MODULES)
+    changes["region"] = schema.Region(layers=chosen.layers_text, modules=chosen.modules)
     return config.model_copy(update=changes)
 
 
@@ -110,9 +108,9 @@ def _trial_train(config: Config) -> schema.Train:
     return config.train.model_copy(update=update)  # a trial that was stopped is made anew, so it saves nothing
 
 
-def _levels(config: Config) -> tuple[Level, ...]:
+def _levels(config: Config, modules: tuple[str, ...]) -> tuple[Level, ...]:
     if config.search.levels == "paper":
-        return PAPER_LEVELS
+        return paper_levels(modules)
     return tuple(Level(level.layers or (), level.modules or ()) for level in config.search.levels)
 
 

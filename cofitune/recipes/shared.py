@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from cofitune.config import schema
 from cofitune.data.sources import Source
 from cofitune.evaluation.tasks import EvalTask
+from cofitune.model.anatomy import Anatomy, read_anatomy, read_model_config
+from cofitune.model.layouts import Layout
 from cofitune.model.load import choose_dtype, load_model
 
 
@@ -26,6 +28,25 @@ def load_base(model: schema.Model) -> PreTrainedModel:
 def data_sources(sources: Iterable[schema.Source]) -> list[Source]:
     """Sources of items in plain values."""
     return [Source(**source.model_dump()) for source in sources]
+
+
+def base_config(model: schema.Model) -> PretrainedConfig:
+    """Read the base model's config.json.
+
+    Raises:
+        UserError: there is no such model, or its config.json cannot be used.
+    """
+    return read_model_config(model.name, model.revision, model.trust_remote_code)
+
+
+def base_anatomy(model: schema.Model, config: PretrainedConfig) -> Anatomy:
+    """What the base model is made of, by its config.json and, where there is one, the section `model.anatomy`.
+
+    Raises:
+        UserError: its layout is unknown or not as described.
+    """
+    described = Layout(**model.anatomy.model_dump()) if model.anatomy else None
+    return read_anatomy(config, model.trust_remote_code, described)
 
 
 def tasks_by_category(tasks: schema.Eval) -> dict[str, tuple[schema.Task, ...]]:

@@ -97,12 +97,11 @@ def _train(config: Config, plan: TrainPlan, folder: Path, console: Console, *, o
         model = load_base(config.model)
     freeze_outside(model, set(trained))
     if config.train.gradient_checkpointing:
-        checkpoint_layers(model, plan.region.first)
-    if config.softmask.apply_to == "gradient":
-        mask_gradients(model, plan.factors)
+        checkpoint_layers(model, plan.anatomy.layout.layers, plan.region.first)
+    mask_gradients(model, plan.factors_on("gradient", config.softmask.apply_to))
     engine = start_engine(model, plan.settings)
-    if config.softmask.apply_to == "update":
-        mask_updates(inner_optimizer(engine), shards(engine), plan.factors)
+    if on_update := plan.factors_on("update", config.softmask.apply_to):
+        mask_updates(inner_optimizer(engine), shards(engine), on_update)
 
     done = load_state(engine, find_checkpoint(config, plan, folder, console) if rank == 0 else None) if resume else 0
     watch = Watch(config, plan.data, plan.steps.num_steps, engine, folder)
@@ -110,9 +109,9 @@ def _train(config: Config, plan: TrainPlan, folder: Path, console: Console, *, o
         start_folder(config, "train", overwrite, resumes=done > 0)
         watch.records, watch.validations = keep_metrics(folder / "metrics.jsonl", done)
     frozen = [name for name, _ in model.named_parameters() if name not in set(trained)]
-    before = hash_parameters(model, frozen)
+    before = hash_parameters(model, frozen, plan.held)
     _fit(engine, plan, config, folder, console, watch, done)
-    _prove_frozen(before, hash_parameters(model, frozen), console)
+    _prove_frozen(before, hash_parameters(model, frozen, plan.held), console)
     tensors = collect(model, trained)
     if rank == 0:
         write_delta(folder, tensors, _manifest(config, plan, before, tensors, watch))
@@ -147,10 +146,10 @@ def check(
         _check_finished(config, plan, folder)
     if reached is not None and resume and not plan.missing:
         check_resume(config, plan, reached)
-    trained = plan.region.num_parameters(plan.anatomy)
+    touched = plan.region.num_touched(plan.anatomy)
     # the delta exists twice while it is put in place
-    delta = 2 * trained * plan.settings.dtype.itemsize
-    check_disk_space(folder, delta + checkpoint_bytes(config, trained, folder))
+    delta = 2 * touched * plan.settings.dtype.itemsize
+    check_disk_space(folder, delta + checkpoint_bytes(config, touched, folder))
     if plan.prefix and not dry_run:  # a dry run tells both figures, perhaps on another machine
         plan.prefix.check_space()
     return folder, plan
@@ -227,12 +226,14 @@ def _manifest(
         "revision": config.model.revision,
         "trust_remote_code": config.model.trust_remote_code,
         **_stands_on(config, plan),
+        "names": {"prefix": plan.anatomy.prefix, "tied": plan.anatomy.tied},
         "dtype": str(plan.settings.dtype).removeprefix("torch."),
         "template": plan.data.template,
         "region": {
-            "layers": f"{plan.region.first}-{plan.region.last}",
-            "modules": list(plan.region.modules),
+            **plan.region.to_dict(),
+            "match": config.region.match if config.region != "search" else None,
             "trained_weights": plan.region.num_parameters(plan.anatomy),
+            "held_weights": plan.region.num_held(plan.anatomy),
             "all_weights": plan.anatomy.num_parameters,
         },
         "softmask": {"apply_to": config.softmask.apply_to if plan.masked else "none", "modules": list(plan.masked)},

@@ -14,13 +14,15 @@ from cofitune.config.schema import Config
 from cofitune.data.batches import Plan, plan_steps
 from cofitune.errors import ArtifactError, UserError
 from cofitune.files import sha256_file
-from cofitune.model.anatomy import Anatomy, expand_modules, read_anatomy, read_model_config
-from cofitune.model.load import check_shapes, choose_dtype, fingerprint, weight_files
-from cofitune.model.region import Region, resolve_region
+from cofitune.model.anatomy import Anatomy
+from cofitune.model.layouts import expand_modules
+from cofitune.model.load import check_files, choose_dtype, fingerprint, weight_files
+from cofitune.model.region import Region, match_region, resolve_region
+from cofitune.recipes.shared import base_anatomy, base_config
 from cofitune.recipes.train_data import TrainData, print_data, read_train_data
 from cofitune.reports.plan import gib, print_memory, print_region
 from cofitune.search.winner import FILE_NAME, read_winner
-from cofitune.softmask.factors import Factor, build_factors, check_masked
+from cofitune.softmask.factors import Factor, build_factors, check_masked, hold_factors, join
 from cofitune.training.engine import EngineSettings
 from cofitune.training.monitor import check_usable
 from cofitune.training.out_of_memory import Footprint
@@ -35,6 +37,7 @@ class TrainPlan:
     Attributes:
         masked: modules under the soft mask, empty without one.
         factors: parameter name → soft-mask factor.
+        held: fused tensor's name → factor 0 on its rows that do not train, where it trains in part.
         used: artifacts that the run stands on: what, where, sha256.
         prefix: what the prefix cache will keep; None without one.
         base_fingerprint: None where a dry run has nothing to know it by.
@@ -45,6 +48,7 @@ class TrainPlan:
     region: Region
     masked: tuple[str, ...]
     factors: dict[str, Factor]
+    held: dict[str, Factor]
     settings: EngineSettings
     used: dict[str, dict[str, str]]
     data: TrainData
@@ -52,6 +56,10 @@ class TrainPlan:
     prefix: PrefixPlan | None
     base_fingerprint: str | None
     missing: tuple[str, ...] = ()
+
+    def factors_on(self, what: str, apply_to: str) -> dict[str, Factor]:
+        """What multiplies the gradient, or the update: held rows have 0 on both, the soft mask lies on one of them."""
+        return join(self.held, self.factors if apply_to == what else {})
 
 
 def plan_training(config: Config, world_size: int, dry_run: bool = False) -> TrainPlan:
@@ -64,14 +72,15 @@ def plan_training(config: Config, world_size: int, dry_run: bool = False) -> Tra
         UserError: the first thing that would make the run impossible or not what the config says.
     """
     check_usable(config.train.report_to)
-    model_config = read_model_config(config.model.name, config.model.revision, config.model.trust_remote_code)
-    anatomy = read_anatomy(model_config, config.model.trust_remote_code)
+    model_config = base_config(config.model)
+    anatomy = base_anatomy(config.model, model_config)
     missing: list[str] = []
     base_fingerprint = _check_weights(config, anatomy, dry_run, missing)
     used: dict[str, dict[str, str]] = {}
     region = _region(config, anatomy, base_fingerprint, used)
-    masked = _masked_modules(config, region)
-    _check_sharding(config)
+    masked = _masked_modules(config, region, anatomy)
+    held = hold_factors(region, anatomy)
+    _check_sharding(config, bool(held))
     importance = _importance(config, anatomy, base_fingerprint, dry_run, missing, used) if masked else {}
     factors = build_factors(importance, region, masked, anatomy, config.softmask.strength) if importance else {}
     data = read_train_data(config, model_config, dry_run, missing)
@@ -83,7 +92,7 @@ def plan_training(config: Config, world_size: int, dry_run: bool = False) -> Tra
     lengths = data.lengths.tolist()
     prefix = _prefix(config, model_config, anatomy, region, lengths, settings.dtype) if steps.num_epochs > 1 else None
     return TrainPlan(
-        anatomy, region, masked, factors, settings, used, data, steps, prefix, base_fingerprint, tuple(missing)
+        anatomy, region, masked, factors, held, settings, used, data, steps, prefix, base_fingerprint, tuple(missing)
     )  # fmt: skip
 
 
@@ -149,7 +158,7 @@ def _check_weights(config: Config, anatomy: Anatomy, dry_run: bool, missing: lis
     """Compare the weight files' headers with the config, and name the base by its fingerprint."""
     name, revision = config.model.name, config.model.revision
     try:
-        check_shapes(weight_files(name, revision, download=not dry_run), anatomy.shapes)
+        check_files(weight_files(name, revision, download=not dry_run), anatomy)
         return fingerprint(name, revision, download=not dry_run)
     except UserError as error:
         if not dry_run:
@@ -160,30 +169,39 @@ def _check_weights(config: Config, anatomy: Anatomy, dry_run: bool, missing: lis
 
 def _region(config: Config, anatomy: Anatomy, base_fingerprint: str | None, used: dict[str, dict[str, str]]) -> Region:
     if config.region != "search":
-        return resolve_region(config.region.layers, config.region.modules, anatomy.num_layers)
+        if config.region.match is not None:
+            return match_region(config.region.match, anatomy)
+        layers, modules = config.region.layers or "", config.region.modules or ()  # the schema fills them in
+        return resolve_region(layers, modules, anatomy.num_layers, anatomy.modules)
     folder = config.run / "search"
     layers, modules = read_winner(folder, base_fingerprint)
     used["region"] = _artifact(folder / FILE_NAME)
-    return resolve_region(layers, modules, anatomy.num_layers)
+    return resolve_region(layers, modules, anatomy.num_layers, anatomy.modules)
 
 
-def _masked_modules(config: Config, region: Region) -> tuple[str, ...]:
+def _masked_modules(config: Config, region: Region, anatomy: Anatomy) -> tuple[str, ...]:
     if config.softmask.apply_to == "none":
         return ()
+    if not region.modules:
+        raise UserError(
+            "softmask.apply_to: region.match trains no tensor with units (heads, neurons, outputs) that a mask could "
+            "lie on; set it to none"
+        )
     if config.softmask.modules is None:
         return region.modules
-    modules = expand_modules(config.softmask.modules)
+    modules = expand_modules(config.softmask.modules, anatomy.modules)
     check_masked(modules, region)
     return modules
 
 
-def _check_sharding(config: Config) -> None:
+def _check_sharding(config: Config, holds: bool) -> None:
     deepspeed = config.deepspeed
     in_bf16 = choose_dtype(config.model.dtype) == torch.bfloat16
-    if in_bf16 and deepspeed.zero_stage == 1 and config.softmask.apply_to == "update":
+    what = "softmask.apply_to: update" if config.softmask.apply_to == "update" else "a part of a fused tensor as region"
+    if in_bf16 and deepspeed.zero_stage == 1 and (config.softmask.apply_to == "update" or holds):
         raise UserError(
-            "deepspeed.zero_stage: 1 with bfloat16 runs DeepSpeed's BF16_Optimizer, under which softmask.apply_to: "
-            "update is not supported; use zero_stage: 2 or 3"
+            f"deepspeed.zero_stage: 1 with bfloat16 runs DeepSpeed's BF16_Optimizer, under which {what} is not "
+            "supported; use zero_stage: 2 or 3"
         )
 
 
@@ -230,7 +248,7 @@ def _prefix(
     folder = SHARED_MEMORY if kind == "memory" else config.run / "train"
     if kind == "memory" and not folder.is_dir():
         raise UserError(f"train.prefix_cache: memory needs {folder}, which this machine does not have; use disk")
-    return PrefixPlan(region.first, lengths, anatomy.hidden_size, dtype, folder)
+    return PrefixPlan(anatomy.layout.layers, region.first, lengths, anatomy.hidden_size, dtype, folder)
 
 
 def _settings(config: Config, num_steps: int) -> EngineSettings:

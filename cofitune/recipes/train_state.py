@@ -75,7 +75,7 @@ def identity(config: Config, plan: TrainPlan) -> dict[str, Any]:
             "dtype": str(plan.settings.dtype).removeprefix("torch."),
             "attn_implementation": config.model.attn_implementation,
         },
-        "region": {"layers": f"{plan.region.first}-{plan.region.last}", "modules": list(plan.region.modules)},
+        "region": {**plan.region.to_dict(), "matched": list(plan.region.matched)},
         "softmask": softmask,
         "data": {**data, "template": plan.data.template, "train": sources},
         "train": {

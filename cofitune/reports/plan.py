@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from itertools import groupby
 
 from rich.console import Console
 from rich.table import Table
 
 from cofitune.data.read import Account
-from cofitune.model.anatomy import MODULE_PATHS, Anatomy
+from cofitune.model.anatomy import Anatomy
 from cofitune.model.region import Region
 from cofitune.training.memory import Memory
 
@@ -17,9 +19,11 @@ def region_map(region: Region, anatomy: Anatomy, masked: tuple[str, ...] = ()) -
     """One row a stretch of equal layers, one column a module: trained, trained and masked, or frozen."""
     table = Table(title="what trains", title_justify="left", box=None, pad_edge=False)
     table.add_column("layers", justify="right")
-    for module in MODULE_PATHS:
+    for module in anatomy.modules:
         table.add_column(module, justify="center")
-    rows = [tuple(_cell(layer, module, region, masked) for module in MODULE_PATHS) for layer in _depth(anatomy)]
+    rows = [
+        tuple(_cell(layer, module, region, anatomy, masked) for module in anatomy.modules) for layer in _depth(anatomy)
+    ]
     for cells, layers in groupby(_depth(anatomy), key=lambda layer: rows[layer]):
         stretch = list(layers)
         label = f"{stretch[0]}-{stretch[-1]}" if len(stretch) > 1 else str(stretch[0])
@@ -32,13 +36,36 @@ def print_region(console: Console, region: Region, anatomy: Anatomy, masked: tup
     trained = region.num_parameters(anatomy)
     console.print(region_map(region, anatomy, masked))
     legend = "● trained, ◐ trained under the soft mask, · frozen" if masked else "● trained, · frozen"
-    console.print(f"  {legend}; embeddings, norms and head are frozen", style="dim")
+    others = _others(region, anatomy)
+    console.print(f"  {legend}{'' if others else '; embeddings, norms and head are frozen'}", style="dim")
+    if others:
+        tail = ", not under the soft mask: they have no units" if masked else ""
+        console.print(f"also trained{tail}: {', '.join(others)}", highlight=False, soft_wrap=True)
     console.print(
         f"trained weights: [bold]{trained:,}[/] of {anatomy.num_parameters:,} "
         f"({100 * trained / anatomy.num_parameters:.1f} %); frozen: {anatomy.num_parameters - trained:,}",
         highlight=False,
         soft_wrap=True,
     )
+    if held := region.num_held(anatomy):
+        console.print(
+            f"{held:,} of the frozen weights share a tensor with trained ones: they are held where they are, exactly, "
+            "but take gradients and optimizer states as if they trained",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _others(region: Region, anatomy: Anatomy) -> list[str]:
+    """What trains besides modules, only ever by a regex: the layers of one name counted, the rest by name."""
+    names = set(region.parameter_names(anatomy))
+    for layer in region.layers:
+        for module in anatomy.modules:
+            names -= set(anatomy.parameter_names(layer, module))
+    in_layer = re.compile(re.escape(anatomy.layout.layers) + r"\.\d+\.")
+    counts = Counter(in_layer.sub(f"{anatomy.layout.layers}.*.", name) for name in anatomy.shapes if name in names)
+    second = {name: f" (tied to {other})" for other, name in anatomy.tied.items()}
+    return [f"{name}{f' in {count} layers' if '*' in name else second.get(name, '')}" for name, count in counts.items()]
 
 
 def print_memory(console: Console, memory: Memory, world_size: int) -> None:
@@ -68,8 +95,8 @@ def _depth(anatomy: Anatomy) -> range:
     return range(anatomy.num_layers)
 
 
-def _cell(layer: int, module: str, region: Region, masked: tuple[str, ...]) -> str:
-    if layer not in region.layers or module not in region.modules:
+def _cell(layer: int, module: str, region: Region, anatomy: Anatomy, masked: tuple[str, ...]) -> str:
+    if not region.trains(layer, module, anatomy):
         return "·"
     return "◐" if module in masked else "●"
 

@@ -13,7 +13,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.text import Text
 from rich.tree import Tree
 
-from cofitune.model.anatomy import GROUPS
+from cofitune.model.layouts import GROUPS
 from cofitune.model.region import Region
 
 WIDTH = 100
@@ -153,8 +153,8 @@ def region_text(region: Region | None) -> str:
         return "the base"
     for name, modules in GROUPS.items():
         if set(region.modules) == set(modules):
-            return f"{region.first}-{region.last} × {name}"
-    return f"{region.first}-{region.last} × {'+'.join(m.removesuffix('_proj') for m in region.modules)}"
+            return f"{region.layers_text} × {name}"
+    return f"{region.layers_text} × {'+'.join(m.removesuffix('_proj') for m in region.modules)}"
 
 
 def progress_line(row: Row, base: Row | None, number: int, at_most: int, known: bool) -> str:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cofitune.errors import ConfigError, RegionError
-from cofitune.model.anatomy import MODULE_PATHS
-from cofitune.model.region import Region, layer_range, resolve_region
+from cofitune.model.layouts import GROUPS, MODULES, expand_modules
+from cofitune.model.region import Region, layer_set
 
 
 @dataclass(frozen=True)
@@ -69,27 +69,32 @@ PAPER_LEVELS = (
 )
 
 
-def whole_model(num_layers: int) -> Region:
-    """The root of the tree: all layers × all seven modules. It is never trained itself."""
-    return Region(0, num_layers - 1, tuple(MODULE_PATHS))
+def paper_levels(modules: tuple[str, ...]) -> tuple[Level, ...]:
+    """`PAPER_LEVELS` for a model with these modules: sets that name another (a gate that there is not) are left out."""
+    known = {*modules, *GROUPS}
+    return tuple(Level(level.layers, tuple(m for m in level.modules if set(m) <= known)) for level in PAPER_LEVELS)
 
 
-def children(parent: Region, level: Level, num_layers: int) -> list[Region]:
+def whole_model(num_layers: int, modules: tuple[str, ...] = MODULES) -> Region:
+    """The root of the tree: all layers × all modules that the model has. It is never trained itself."""
+    return Region.span(0, num_layers - 1, modules)
+
+
+def children(parent: Region, level: Level, num_layers: int, available: tuple[str, ...] = MODULES) -> list[Region]:
     """The regions that a level offers strictly inside `parent`, in the level's order, each once.
 
     A level that offers nothing there passes the parent through: the answer is then `[parent]`.
 
     Raises:
-        RegionError: the level names an unknown module or range, or layers that the model does not have.
+        RegionError: the level names an unknown module or range, or layers or modules that the model does not have.
     """
-    offered = [Region(*layer_range(text, num_layers), parent.modules) for text in level.layers]
-    own_layers = f"{parent.first}-{parent.last}"
-    offered += [resolve_region(own_layers, modules, num_layers) for modules in level.modules]
+    offered = [Region(layer_set(text, num_layers), parent.modules) for text in level.layers]
+    offered += [Region(parent.layers, expand_modules(modules, available)) for modules in level.modules]
     inside = [region for region in offered if region.inside(parent) and region != parent]
     return list(dict.fromkeys(inside)) or [parent]
 
 
-def check_levels(levels: Sequence[Level], num_layers: int) -> None:
+def check_levels(levels: Sequence[Level], num_layers: int, available: tuple[str, ...] = MODULES) -> None:
     """Find every mistake in the levels before the first trial.
 
     Raises:
@@ -101,30 +106,32 @@ def check_levels(levels: Sequence[Level], num_layers: int) -> None:
         where = f"search.levels.{index}"
         if bool(level.layers) == bool(level.modules):
             problems.append(f"{where}: a level tries either layers or modules, and at least one of them")
-        root = whole_model(num_layers)
+        root = whole_model(num_layers, available)
         single = [Level(layers=(text,)) for text in level.layers] + [Level(modules=(m,)) for m in level.modules]
         for one in single:
             try:
-                children(root, one, num_layers)
+                children(root, one, num_layers, available)
             except RegionError as error:
                 problems.append(f"{where}: {str(error).removeprefix('region.layers: ')}")
     if problems:
         raise ConfigError(problems)
-    if not any(planned.most for planned in plan(levels, num_layers, beam=1)):
+    if not any(planned.most for planned in plan(levels, num_layers, 1, available)):
         raise ConfigError(["search.levels: they offer no region smaller than the whole model; name layers or modules"])
 
 
-def plan(levels: Sequence[Level], num_layers: int, beam: int) -> list[PlannedLevel]:
+def plan(
+    levels: Sequence[Level], num_layers: int, beam: int, available: tuple[str, ...] = MODULES
+) -> list[PlannedLevel]:
     """Count the trials before any is run: exactly while the parents are known, then an upper bound.
 
     The bound of a level is the sum over the `beam` possible parents with the most children. It counts a trial once: one
     that fails is tried again, and a level of which nothing finishes leaves its parents to the next.
     """
-    parents = [whole_model(num_layers)]
+    parents = [whole_model(num_layers, available)]
     exact = True
     planned = []
     for level in levels:
-        families = {parent: children(parent, level, num_layers) for parent in parents}
+        families = {parent: children(parent, level, num_layers, available) for parent in parents}
         real = {parent: family for parent, family in families.items() if family != [parent]}
         offered = tuple(dict.fromkeys(itertools.chain(*real.values())))
         sizes = sorted((len(family) for family in real.values()), reverse=True)

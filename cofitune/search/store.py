@@ -19,7 +19,7 @@ from cofitune.files import read_json, write_json, write_text
 from cofitune.model.region import Region
 from cofitune.search.trial import Trial, trial_from_json, trial_id
 
-VERSION = 1
+VERSION = 2
 
 
 class Store:

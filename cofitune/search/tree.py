@@ -67,7 +67,7 @@ def search(
         candidates: dict[Region, None] = {}
         for parent in parents:
             above = reached.get(parent)
-            for region in children(parent, level, root.last + 1):
+            for region in children(parent, level, root.last + 1, root.modules):
                 candidates[region] = None
                 if region == root or region in reached:
                     continue

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from cofitune.model.region import Region
+from cofitune.errors import RegionError
+from cofitune.model.region import Region, region_from_dict
 
 BASE = "base"  # the id of the trial that trains nothing: the untouched model, which the others are compared with
 ID_LENGTH = 12
@@ -69,7 +70,7 @@ class Trial:
 
     def to_json(self) -> str:
         """One line of JSON, without a line break."""
-        value = asdict(self)
+        value = {**asdict(self), "region": self.region.to_dict() if self.region else None}
         return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
 
 
@@ -85,9 +86,9 @@ def trial_from_json(line: str) -> Trial:
     try:
         region = value["region"]
         if region is not None:
-            value["region"] = Region(region["first"], region["last"], tuple(region["modules"]))
+            value["region"] = region_from_dict(region)
         return Trial(**value)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, RegionError) as error:
         raise ValueError(f"not a trial: {error}") from None
 
 
@@ -100,7 +101,7 @@ def trial_id(region: Region | None, identity: Mapping[str, Any]) -> str:
     """
     if region is None:
         return BASE
-    content = json.dumps({"region": asdict(region), "identity": identity}, sort_keys=True, ensure_ascii=False)
+    content = json.dumps({"region": region.to_dict(), "identity": identity}, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(content.encode()).hexdigest()[:ID_LENGTH]
 
 
@@ -109,7 +110,7 @@ def rank(trial: Trial) -> tuple[Any, ...]:
     weights, then the lower first layer (the last parts only make the order total)."""
     score = -math.inf if trial.unified is None else trial.unified
     region = trial.region
-    place = (region.first, region.last, region.modules) if region else (-1, -1, ())
+    place = (region.layers, region.modules) if region else ((), ())
     return (-score, trial.num_trained, *place)
 
 

@@ -9,7 +9,7 @@ import yaml
 
 from cofitune.errors import ArtifactError, RegionError
 from cofitune.files import write_text
-from cofitune.model.anatomy import expand_modules
+from cofitune.model.layouts import expand_modules
 from cofitune.search.trial import Trial
 
 FILE_NAME = "region.yaml"
@@ -34,8 +34,7 @@ def write_winner(folder: Path, winner: Trial, reason: str, model: str) -> Path:
         raise ArtifactError(f"{folder}: the base is no region that could be trained")
     scores = {"speciality": winner.speciality, "versatility": winner.versatility, "unified": winner.unified}
     content = {
-        "layers": f"{winner.region.first}-{winner.region.last}",
-        "modules": list(winner.region.modules),
+        **winner.region.to_dict(),
         "trial": winner.id,
         "scores": {**scores, "categories": winner.categories},
         "reason": reason,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from cofitune.errors import RegionError
@@ -29,13 +30,17 @@ UNIT_OF_MODULE = {
 
 @dataclass(frozen=True)
 class Factor:
-    """What multiplies a weight's update: `values` [rows] along axis 0, or [columns] along axis 1; in [0, 1], fp32."""
+    """What multiplies a weight's update: `values` along one of its axes, or along its only one; in [0, 1], fp32."""
 
     values: Tensor
     axis: int
 
+    def part_at_zero(self, tensor: Tensor) -> Tensor:
+        """The rows (or columns) of a whole tensor that the factor 0 holds."""
+        return tensor.index_select(self.axis, (self.values == 0).nonzero().flatten())
+
     def shaped(self, tensor: Tensor) -> Tensor:
-        """`values` so that it broadcasts over a whole weight [rows, columns] or bias [rows]."""
+        """`values` so that it broadcasts over a whole weight or bias."""
         return self.values if tensor.dim() == 1 else self.values[:, None] if self.axis == 0 else self.values[None, :]
 
 
@@ -50,7 +55,8 @@ def build_factors(
 
     Rows of up, gate (FFN neurons), down (FFN output channels), q, k, v (heads); columns of `o_proj`, where a head is an
     input block. With grouped queries a key/value head takes the maximum over the heads that it serves. A bias is masked
-    with its row; `o_proj`'s bias belongs to no head and is not masked.
+    with its row; `o_proj`'s bias belongs to no head and is not masked. In a fused tensor each module's rows get their
+    own units' factors, and those of modules that are not masked get 1.
 
     Args:
         importance: unit kind → [L, units] in [0, 1].
@@ -61,15 +67,42 @@ def build_factors(
         RegionError: a module to mask is not trained.
     """
     check_masked(modules, region)
+    trained = set(region.parameter_names(anatomy))
     factors: dict[str, Factor] = {}
     for layer in region.layers:
         for module in modules:
             values = 1 - strength * _unit_per_row(importance[UNIT_OF_MODULE[module]][layer].float(), module, anatomy)
-            axis = 1 if module == "o_proj" else 0
             for name in anatomy.parameter_names(layer, module):
-                if not (axis == 1 and name.endswith("bias")):
-                    factors[name] = Factor(values, axis)
+                is_bias = len(anatomy.shapes[name]) == 1
+                if name not in trained or (is_bias and module == "o_proj"):
+                    continue
+                if module == "o_proj":
+                    factors[name] = Factor(values, 1 - anatomy.row_axis)
+                else:
+                    factors.setdefault(name, _uniform(1.0, name, module, anatomy)).values[anatomy.rows(module)] = values
     return factors
+
+
+def hold_factors(region: Region, anatomy: Anatomy) -> dict[str, Factor]:
+    """What holds the frozen rows of fused tensors: 0 on them, 1 on those of trained modules.
+
+    `requires_grad` is a whole tensor's: of one that is trained in part, the rest is held by its factor, on the gradient
+    (so that clipping does not see it) and on the update (so that weight decay does not move it).
+    """
+    held: dict[str, Factor] = {}
+    for layer in region.layers if not region.matched else ():
+        for module in region.modules:
+            if not set(anatomy.layout.parts(module)) <= set(region.modules):
+                for name in anatomy.parameter_names(layer, module):
+                    factor = held.setdefault(name, _uniform(0.0, name, module, anatomy))
+                    factor.values[anatomy.rows(module)] = 1
+    return held
+
+
+def join(held: Mapping[str, Factor], mask: Mapping[str, Factor]) -> dict[str, Factor]:
+    """Both at once: where a parameter has two factors, their product."""
+    both = {n: Factor(mask[n].values * held[n].values, held[n].axis) for n in held.keys() & mask.keys()}
+    return {**held, **mask, **both}
 
 
 def check_masked(modules: tuple[str, ...], region: Region) -> None:
@@ -80,6 +113,12 @@ def check_masked(modules: tuple[str, ...], region: Region) -> None:
             f"softmask.modules: {', '.join(untrained)} would be masked but not trained (trained: "
             f"{', '.join(region.modules)})"
         )
+
+
+def _uniform(value: float, name: str, module: str, anatomy: Anatomy) -> Factor:
+    """One factor for all rows of the tensor that a module lies in."""
+    axis = 0 if len(anatomy.shapes[name]) == 1 else anatomy.row_axis
+    return Factor(torch.full((anatomy.num_rows_of_tensor(module),), value), axis)
 
 
 def _unit_per_row(importance: Tensor, module: str, anatomy: Anatomy) -> Tensor:

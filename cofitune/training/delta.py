@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cofitune.errors import ArtifactError
 from cofitune.files import read_json, read_tensors, sha256_file, write_json, write_tensors
 from cofitune.sharding import gathered
+from cofitune.softmask.factors import Factor
 
 FORMAT = 1
 HASHED_AT_ONCE = 4
@@ -113,20 +114,26 @@ def delta_applied(model: nn.Module, delta: Delta) -> Iterator[None]:
                 parameters[name].copy_(tensor)
 
 
-def hash_parameters(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+def hash_parameters(model: nn.Module, names: Iterable[str], held: Mapping[str, Factor] | None = None) -> dict[str, str]:
     """sha256 of each named parameter's bytes. Every rank must call and gets the same answer.
 
     Parameters are gathered one at a time; the ranks share the hashing, parameter i falling to rank i mod world.
+
+    Args:
+        held: parameters of which only the part with factor 0 is hashed, as `NAME (held part)`.
     """
     parameters = dict(model.named_parameters())
+    held_parts = {f"{name} (held part)": (name, factor) for name, factor in (held or {}).items()}
     rank, world = _rank(), _world_size()
     # sha256 lets go of Python's lock, so a few threads hash while the next parameter is gathered
     with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
         pending = {}
-        for index, name in enumerate(names):
+        for index, entry in enumerate([*names, *held_parts]):
+            name, factor = held_parts.get(entry, (entry, None))
             with gathered(parameters[name]) as whole:
                 if index % world == rank:
-                    pending[name] = pool.submit(_hash, whole.detach().to("cpu", copy=True))
+                    kept = whole.detach().to("cpu", copy=True)
+                    pending[entry] = pool.submit(_hash, factor.part_at_zero(kept) if factor else kept)
                     if len(pending) >= HASHED_AT_ONCE:  # bounds the copies that wait
                         list(pending.values())[-HASHED_AT_ONCE].result()
         mine = {name: future.result() for name, future in pending.items()}

@@ -169,16 +169,20 @@ def meeting() -> Iterator[None]:
         raise UserError(f"rank 0 is not to be found at MASTER_ADDR {address}, MASTER_PORT {port}: {said}") from error
 
 
-def checkpoint_layers(model: Any, first_trained: int) -> None:
+def checkpoint_layers(model: Any, layers: str, first_trained: int) -> None:
     """Recompute activations in the backward pass, only from the lowest trained layer up.
 
     Layers below it take no part in the backward pass, so that checkpointing them would gain nothing. Non-reentrant
     checkpointing needs no gradient at its inputs; asking for one would run the backward pass through frozen layers.
+
+    Args:
+        layers: path of the model's list of decoder layers.
+        first_trained: the lowest layer that the backward pass runs through.
     """
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if getattr(model, "_require_grads_hooks", None) or getattr(model, "_require_grads_hook", None):
         model.disable_input_require_grads()
-    for index, layer in enumerate(model.model.layers):
+    for index, layer in enumerate(model.get_submodule(layers)):
         layer.gradient_checkpointing = index >= first_trained
 
 

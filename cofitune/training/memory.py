@@ -44,15 +44,17 @@ def estimate_memory(
     """Estimate a run's memory from counts alone.
 
     ZeRO-3 shards weights, gradients and optimizer states over the ranks and gathers about two layers at a time;
-    stage 2 shards gradients and states, stage 1 only states. Frozen weights have neither gradient nor state.
+    stage 2 shards gradients and states, stage 1 only states. Frozen weights have neither gradient nor state; the held
+    rows of a fused tensor that trains in part have both.
     Activations are kept from the lowest trained layer up: one layer input each when checkpointing, else what a layer
     keeps for its backward pass (as Korthikanti et al., arXiv 2205.05198, count it, without attention scores: fused
     kernels never write them).
     """
     width = settings.dtype.itemsize
-    trained = region.num_parameters(anatomy)
+    trained = region.num_touched(anatomy)
     stage = settings.zero_stage
-    layer = sum(math.prod(shape) for name, shape in anatomy.shapes.items() if f".{region.first}." in name)
+    first = f"{anatomy.layout.layers}.{region.first}."
+    layer = sum(math.prod(shape) for name, shape in anatomy.shapes.items() if name.startswith(first))
     whole = anatomy.num_parameters * width
     weights = whole
     if stage == 3:

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from cofitune.data.batches import Batch
 from cofitune.errors import UserError
-from cofitune.model.anatomy import LAYERS
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -33,12 +32,14 @@ class PrefixPlan:
     """What will be kept, known before any weight is read.
 
     Attributes:
+        layers: path of the model's list of decoder layers.
         first: the lowest trained layer.
         lengths: tokens of each item, by its index.
         hidden_size, dtype: of the hidden states [T, H] that enter that layer.
         folder: where the one file lies that all ranks of the machine share.
     """
 
+    layers: str
     first: int
     lengths: Sequence[int]
     hidden_size: int
@@ -132,7 +133,7 @@ class PrefixCache:
                 kept.copy_(hidden[row, begin : begin + len(kept)])
             self._kept[batch["indices"].tolist()] = 1
 
-        first = self._model.get_submodule(f"{LAYERS}.{self._plan.first}")
+        first = self._model.get_submodule(f"{self._plan.layers}.{self._plan.first}")
         handle = first.register_forward_pre_hook(keep, with_kwargs=True)
         try:
             yield
@@ -151,7 +152,7 @@ class PrefixCache:
         for row, begin, kept in self._places(batch):
             hidden[row, begin : begin + len(kept)] = kept
         given = _Given(hidden.to(batch["input_ids"].device))
-        layers: Any = self._model.get_submodule(LAYERS)
+        layers: Any = self._model.get_submodule(self._plan.layers)
         embedding = self._model.get_input_embeddings()  # type: ignore[operator]
         frozen = [layers[index] for index in range(self._plan.first)]
         self._model.set_input_embeddings(given)  # type: ignore[operator]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cofitune.model.anatomy import LAYERS, MODULE_PATHS, Anatomy
+from cofitune.model.anatomy import Anatomy
 from cofitune.model.region import Region
 
 ATTENTION = ("q_proj", "k_proj", "v_proj")
@@ -57,8 +57,8 @@ def training_cost(anatomy: Anatomy, region: Region, cached: bool = False) -> Cos
 
     Every linear module of P weights takes 2P a token in the forward pass, 2P for its weight's gradient where it is
     trained, and 2P for its input's gradient where something below it is trained; the four products of attention
-    likewise. Below the lowest trained layer there is no backward pass; norms, rotations and the embedding count as
-    nothing.
+    likewise. A fused tensor of which a part trains gets a gradient whole. Below the lowest trained layer there is no
+    backward pass; norms, rotations and the embedding count as nothing.
 
     Args:
         cached: the layers below the lowest trained one are not run, their result having been kept.
@@ -67,7 +67,8 @@ def training_cost(anatomy: Anatomy, region: Region, cached: bool = False) -> Cos
     token = pair = 0
     below = False  # whether anything is trained below, so that gradients must pass through
     for layer in range(region.first if cached else 0, anatomy.num_layers):
-        trained = region.modules if layer in region.layers else ()
+        trained = {m for m in anatomy.modules if any(region.trains(layer, p, anatomy) for p in anatomy.layout.parts(m))}
+        below = below or (bool(region.matched) and layer >= region.first)  # a regex may train what is no module
         wants = {m: below or m in trained for m in ATTENTION}  # the gradient of q, of k and of v
         after_attention = below or any(m in trained for m in (*ATTENTION, "o_proj"))
         inside_ffn = after_attention or "gate_proj" in trained or "up_proj" in trained
@@ -77,8 +78,9 @@ def training_cost(anatomy: Anatomy, region: Region, cached: bool = False) -> Cos
             "up_proj": after_attention,
             "down_proj": inside_ffn,
         }
-        for module, path in MODULE_PATHS.items():
-            weights = math.prod(anatomy.shapes[f"{LAYERS}.{layer}.{path}.weight"])
+        for module in anatomy.modules:
+            shape = anatomy.shapes[next(anatomy.parameter_names(layer, module))]
+            weights = math.prod(shape) // anatomy.num_rows_of_tensor(module) * anatomy.num_rows(module)
             token += 2 * weights * (1 + (module in trained) + passes[module])
         scores = wants["q_proj"] or wants["k_proj"]
         pair += product * (2 + wants["q_proj"] + wants["k_proj"] + wants["v_proj"] + scores)

@@ -143,7 +143,7 @@ def prepare(job: Job) -> tuple[Any, Any, Any]:
     plan = replace(plan, data=replace(plan.data, examples=examples))
     described = AutoConfig.from_pretrained(config.model.name)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        kernel = config.model.attn_implementation
+        kernel = None if config.model.attn_implementation == "auto" else config.model.attn_implementation
         model = AutoModelForCausalLM.from_config(described, dtype=plan.settings.dtype, attn_implementation=kernel)
     return config, plan, model
 
@@ -177,7 +177,7 @@ def ours(job: Job, turns: Turns) -> None:
     freeze_outside(model, names)
     turns.loaded(model)
     if config.train.gradient_checkpointing:
-        checkpoint_layers(model, plan.region.first)
+        checkpoint_layers(model, plan.anatomy.layout.layers, plan.region.first)
     engine = start_engine(model, plan.settings)
     masked: Callable[[], float] = lambda: 0.0  # noqa: E731
     if config.softmask.apply_to == "update":

@@ -121,7 +121,7 @@ def test_packs_stay_apart_under_activation_checkpointing() -> None:
     examples = some_examples(1)
     batch = collate([join(examples[:5]), join(examples[5:])], 0)
     expected, gradients = loss_and_gradients(model, [collate([e], 0) for e in examples])
-    checkpoint_layers(model, 0)
+    checkpoint_layers(model, "model.layers", 0)
     loss, packed = loss_and_gradients(model, [batch])
     assert loss == pytest.approx(expected, rel=1e-5)
     assert (packed - gradients).norm() <= 1e-5 * gradients.norm()

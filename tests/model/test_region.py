@@ -102,8 +102,8 @@ def test_what_is_no_range_is_refused(text: str, said: str) -> None:
 
 def test_groups_and_repetitions_become_modules_in_the_layers_order() -> None:
     region = resolve_region("top", ["down_proj", "mha", "q_proj"], 4)
-    assert region == Region(3, 3, ("q_proj", "k_proj", "v_proj", "o_proj", "down_proj"))
-    assert str(region) == "layers 3-3 × q_proj, k_proj, v_proj, o_proj, down_proj"
+    assert region == Region.span(3, 3, ("q_proj", "k_proj", "v_proj", "o_proj", "down_proj"))
+    assert str(region) == "layers 3 × q_proj, k_proj, v_proj, o_proj, down_proj"
     with pytest.raises(RegionError, match="did you mean 'down_proj'"):
         resolve_region("top", ["downproj"], 4)
 
@@ -147,20 +147,20 @@ def test_biases_belong_to_their_module() -> None:
         "vocab_size": 64,
     }
     anatomy = read_anatomy(LlamaConfig(**sizes, attention_bias=True, mlp_bias=True))
-    names = Region(1, 1, ("q_proj", "up_proj")).parameter_names(anatomy)
+    names = Region.span(1, 1, ("q_proj", "up_proj")).parameter_names(anatomy)
     assert names == [
         f"model.layers.1.{name}.{kind}" for name in ("self_attn.q_proj", "mlp.up_proj") for kind in ("weight", "bias")
     ]
-    assert Region(1, 1, ("q_proj", "up_proj")).num_parameters(anatomy) == 32 * 32 + 32 + 48 * 32 + 48
+    assert Region.span(1, 1, ("q_proj", "up_proj")).num_parameters(anatomy) == 32 * 32 + 32 + 48 * 32 + 48
 
 
 def test_containment() -> None:
-    big = Region(2, 5, ("q_proj", "up_proj"))
+    big = Region.span(2, 5, ("q_proj", "up_proj"))
     assert big.inside(big)
-    assert Region(3, 4, ("up_proj",)).inside(big)
-    assert not Region(1, 4, ("up_proj",)).inside(big)
-    assert not Region(3, 6, ("up_proj",)).inside(big)
-    assert not Region(3, 4, ("k_proj",)).inside(big)
+    assert Region.span(3, 4, ("up_proj",)).inside(big)
+    assert not Region.span(1, 4, ("up_proj",)).inside(big)
+    assert not Region.span(3, 6, ("up_proj",)).inside(big)
+    assert not Region.span(3, 4, ("k_proj",)).inside(big)
     assert list(big.layers) == [2, 3, 4, 5]
 
 
@@ -173,7 +173,7 @@ def tiny() -> nn.Module:
 
 def test_exactly_the_region_is_left_trainable(tiny: nn.Module) -> None:
     anatomy = anatomy_of(tiny)
-    region = Region(1, 2, ("up_proj", "k_proj"))
+    region = Region.span(1, 2, ("up_proj", "k_proj"))
     freeze_outside(tiny, set(region.parameter_names(anatomy)))
     trained = {n for n, p in tiny.named_parameters() if p.requires_grad}
     assert trained == {f"model.layers.{i}.{m}.weight" for i in (1, 2) for m in ("mlp.up_proj", "self_attn.k_proj")}

@@ -13,6 +13,7 @@ from rich.console import Console
 from cofitune.config.load import load_config
 from cofitune.config.schema import Config
 from cofitune.errors import ConfigError, UserError
+from cofitune.model.region import resolve_region
 from cofitune.recipes.search import search
 from cofitune.search.store import read_trials
 from cofitune.search.trial import TrialError
@@ -75,8 +76,8 @@ class Trainer:
         assert region != "search"
         if region.layers in self.broken and train:
             raise TrialError(f"exit code 1 at {region.layers}")
-        first, last = map(int, region.layers.split("-"))
-        own = {(layer, m) for layer in range(first, last + 1) for m in region.modules} if train else set()
+        chosen = resolve_region(region.layers or "", region.modules or (), 4)
+        own = {(layer, m) for layer in chosen.layers for m in chosen.modules} if train else set()
         speciality = 100 * len(own & TARGET) / len(own | TARGET)
         categories = {"speciality": speciality, "gen_kn": 50.0, "gen_rs": None}
         unified = (speciality + 50) / 2 if self.unified is None else self.unified
@@ -106,17 +107,17 @@ def test_it_finds_the_region_that_the_formula_favours_and_writes_it_for_train(co
     trainer = Trainer()
     folder, shown = run(config, trainer)
     assert folder == config.run / "search"
-    assert read_winner(folder) == ("1-1", ("up_proj", "down_proj"))
+    assert read_winner(folder) == ("1", ("up_proj", "down_proj"))
     assert trainer.trained == [False] + [True] * 13
     tree = json.loads((folder / "tree.json").read_text(encoding="utf-8"))
     winner = next(t for t in tree["trials"] if t["id"] == tree["winner"])
-    assert winner["region"] == {"first": 1, "last": 1, "modules": ["up_proj", "down_proj"]}
+    assert winner["region"] == {"layers": "1", "modules": ["up_proj", "down_proj"]}
     assert winner["unified"] == 75.0 and winner["train_loss"] == 2.8
     assert winner["num_trained"] == 2 * 32 * 48
     assert winner["speciality"] == 100.0 and winner["categories"] == {"gen_kn": 50.0, "gen_rs": None}
     assert tree["base"]["unified"] == 25.0 and tree["base"]["region"] is None
     assert len(tree["levels"]) == 4
-    assert "★ 1-1 × up+down" in shown and "Winner: 1-1 × up+down" in shown
+    assert "★ 1 × up+down" in shown and "Winner: 1 × up+down" in shown
 
 
 def test_each_trial_gets_its_own_config(config: Config) -> None:
@@ -195,12 +196,12 @@ def test_a_failed_trial_is_recorded_with_its_reason_and_the_search_goes_on(confi
     failed = [t for t in records(folder) if t["status"] == "failed"]
     assert [t["reason"] for t in failed] == ["exit code 1 at 0-1"] * 2
     assert "failed: exit code 1 at 0-1" in shown
-    assert read_winner(folder) == ("1-1", ("up_proj", "down_proj")), "reached through layers 1-2"
+    assert read_winner(folder) == ("1", ("up_proj", "down_proj")), "reached through layers 1-2"
     assert not list(folder.rglob("*.safetensors"))
 
 
 def test_when_all_fail_the_first_reason_is_told(config: Config) -> None:
-    broken = tuple(f"{a}-{b}" for a in range(4) for b in range(4))
+    broken = tuple(f"{a}-{b}" if a < b else str(a) for a in range(4) for b in range(4))
     with pytest.raises(UserError, match="exit code 1 at 0-1"):
         run(config, Trainer(broken=broken))
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from rich.console import Console, RenderableType
 
-from cofitune.model.anatomy import GROUPS
+from cofitune.model.layouts import GROUPS
 from cofitune.model.region import Region
 from cofitune.reports.search_tree import (
     PlanRow,
@@ -20,11 +20,13 @@ from cofitune.reports.search_tree import (
 )
 
 BASE = Row("base", None, None, 0, 0, 10.0, 50.0, 30.0, 60)
-HALF = Row("half", None, Region(0, 15, GROUPS["all"]), 1, 3_000_000_000, 60.0, 30.0, 45.0, 1200)
-QUARTER = Row("quarter", "half", Region(8, 15, GROUPS["all"]), 2, 1_600_000_000, 55.0, 40.0, 47.5, 1100)
-OTHER = Row("other", "half", Region(0, 7, GROUPS["all"]), 2, 1_600_000_000, 100.0, 0.0, 50.0, 1100)
-FAILED = Row("bad", None, Region(16, 31, GROUPS["all"]), 1, 1, None, None, None, 3, "out\nof memory [red]" + "x" * 200)
-BEST = Row("best", "quarter", Region(8, 15, ("up_proj", "down_proj")), 3, 721_420_288, 54.0, 49.0, 51.5, 1000)
+HALF = Row("half", None, Region.span(0, 15, GROUPS["all"]), 1, 3_000_000_000, 60.0, 30.0, 45.0, 1200)
+QUARTER = Row("quarter", "half", Region.span(8, 15, GROUPS["all"]), 2, 1_600_000_000, 55.0, 40.0, 47.5, 1100)
+OTHER = Row("other", "half", Region.span(0, 7, GROUPS["all"]), 2, 1_600_000_000, 100.0, 0.0, 50.0, 1100)
+FAILED = Row(
+    "bad", None, Region.span(16, 31, GROUPS["all"]), 1, 1, None, None, None, 3, "out\nof memory [red]" + "x" * 200
+)
+BEST = Row("best", "quarter", Region.span(8, 15, ("up_proj", "down_proj")), 3, 721_420_288, 54.0, 49.0, 51.5, 1000)
 ROWS = [HALF, FAILED, OTHER, QUARTER, BEST]
 
 
@@ -91,7 +93,7 @@ def test_the_winner_and_the_runner_up_in_one_sentence() -> None:
 def test_a_tie_is_explained() -> None:
     tied = replace(QUARTER, unified=51.5)
     assert "tied, but it trains more weights" in winner_sentence(BASE, [*ROWS[:3], tied, BEST], "best", "quarter")
-    twin = replace(BEST, id="twin", region=Region(16, 23, BEST.region.modules if BEST.region else ()))
+    twin = replace(BEST, id="twin", region=Region.span(16, 23, BEST.region.modules if BEST.region else ()))
     assert "tied, but it trains as many weights further up" in winner_sentence(BASE, [BEST, twin], "best", "twin")
 
 
@@ -109,16 +111,18 @@ def test_unknown_scores_leave_a_dash() -> None:
 
 
 def test_regions_are_short_and_groups_have_their_names() -> None:
-    assert region_text(Region(0, 7, GROUPS["mha"])) == "0-7 × mha"
-    assert region_text(Region(0, 7, GROUPS["ffn"])) == "0-7 × ffn"
-    assert region_text(Region(3, 3, ("q_proj", "v_proj"))) == "3-3 × q+v"
+    assert region_text(Region.span(0, 7, GROUPS["mha"])) == "0-7 × mha"
+    assert region_text(Region.span(0, 7, GROUPS["ffn"])) == "0-7 × ffn"
+    assert region_text(Region.span(3, 3, ("q_proj", "v_proj"))) == "3 × q+v"
     assert region_text(None) == "the base"
 
 
 def test_a_long_region_deep_in_the_tree_is_cut_and_keeps_the_columns() -> None:
     rows = [replace(HALF, id="0")]
     for depth in range(1, 9):
-        rows.append(replace(BEST, id=str(depth), parent=str(depth - 1), region=Region(100, 127, GROUPS["all"][:6])))
+        rows.append(
+            replace(BEST, id=str(depth), parent=str(depth - 1), region=Region.span(100, 127, GROUPS["all"][:6]))
+        )
     lines = show(search_report(BASE, rows, "8"))
     assert any("…" in line for line in lines)
     assert all(len(line) <= 100 for line in lines)
@@ -135,8 +139,8 @@ def test_a_line_a_trial_while_it_runs() -> None:
 
 def test_the_plan_tells_exact_counts_from_bounds() -> None:
     rows = [
-        PlanRow("layers: bottom1, top", (Region(0, 7, ("q_proj",)), Region(24, 31, ("q_proj",))), 2, True),
-        PlanRow("modules: mha, ffn", (Region(0, 7, GROUPS["mha"]),), 4, False),
+        PlanRow("layers: bottom1, top", (Region.span(0, 7, ("q_proj",)), Region.span(24, 31, ("q_proj",))), 2, True),
+        PlanRow("modules: mha, ffn", (Region.span(0, 7, GROUPS["mha"]),), 4, False),
     ]
     text = "\n".join(show(plan_report(rows, 60, 1)))
     assert "at most 6 trials of 60 optimizer steps each, and the base once" in text

@@ -5,50 +5,50 @@ from __future__ import annotations
 import pytest
 
 from cofitune.errors import ConfigError, RegionError
-from cofitune.model.anatomy import GROUPS, MODULE_PATHS
+from cofitune.model.layouts import GROUPS, MODULES
 from cofitune.model.region import Region
 from cofitune.search.space import PAPER_LEVELS, Level, check_levels, children, plan, whole_model
 
-ALL = tuple(MODULE_PATHS)
+ALL = MODULES
 FFN, MHA = GROUPS["ffn"], GROUPS["mha"]
 
 
 def test_the_root_is_the_whole_model() -> None:
-    assert whole_model(32) == Region(0, 31, ALL)
+    assert whole_model(32) == Region.span(0, 31, ALL)
 
 
 def test_half_ranges_then_the_quarters_inside_them() -> None:
     halves = children(whole_model(32), PAPER_LEVELS[0], 32)
-    assert halves == [Region(0, 15, ALL), Region(8, 23, ALL), Region(16, 31, ALL)]
-    assert children(halves[1], PAPER_LEVELS[1], 32) == [Region(8, 15, ALL), Region(16, 23, ALL)]
+    assert halves == [Region.span(0, 15, ALL), Region.span(8, 23, ALL), Region.span(16, 31, ALL)]
+    assert children(halves[1], PAPER_LEVELS[1], 32) == [Region.span(8, 15, ALL), Region.span(16, 23, ALL)]
 
 
 def test_modules_split_and_the_pairs_stay_inside_their_group() -> None:
-    quarter = Region(8, 15, ALL)
-    assert children(quarter, PAPER_LEVELS[2], 32) == [Region(8, 15, MHA), Region(8, 15, FFN)]
-    inside_ffn = children(Region(8, 15, FFN), PAPER_LEVELS[3], 32)
-    assert Region(8, 15, ("up_proj", "down_proj")) in inside_ffn, "the paper's best must be on the way"
+    quarter = Region.span(8, 15, ALL)
+    assert children(quarter, PAPER_LEVELS[2], 32) == [Region.span(8, 15, MHA), Region.span(8, 15, FFN)]
+    inside_ffn = children(Region.span(8, 15, FFN), PAPER_LEVELS[3], 32)
+    assert Region.span(8, 15, ("up_proj", "down_proj")) in inside_ffn, "the paper's best must be on the way"
     assert all(set(region.modules) < set(FFN) for region in inside_ffn)
     assert len(inside_ffn) == len(set(inside_ffn)) == 6
 
 
 def test_children_lie_strictly_inside_and_keep_the_order_of_the_level() -> None:
-    parent = Region(2, 5, FFN)
+    parent = Region.span(2, 5, FFN)
     level = Level(modules=(("down_proj",), ("ffn",), ("all",), ("up_proj",), ("down_proj",)))
-    assert children(parent, level, 8) == [Region(2, 5, ("down_proj",)), Region(2, 5, ("up_proj",))]
+    assert children(parent, level, 8) == [Region.span(2, 5, ("down_proj",)), Region.span(2, 5, ("up_proj",))]
     assert children(parent, Level(layers=("4-5", "2-5", "5-6", "4-5", "2")), 8) == [
-        Region(4, 5, FFN),
-        Region(2, 2, FFN),
+        Region.span(4, 5, FFN),
+        Region.span(2, 2, FFN),
     ]
 
 
 def test_order_and_repetition_inside_a_module_set_make_no_new_region() -> None:
     level = Level(modules=(("up_proj", "down_proj"), ("down_proj", "up_proj", "up_proj")))
-    assert children(Region(0, 3, ALL), level, 4) == [Region(0, 3, ("up_proj", "down_proj"))]
+    assert children(Region.span(0, 3, ALL), level, 4) == [Region.span(0, 3, ("up_proj", "down_proj"))]
 
 
 def test_a_level_with_nothing_inside_passes_its_parent_through() -> None:
-    parent = Region(0, 1, FFN)
+    parent = Region.span(0, 1, FFN)
     assert children(parent, Level(layers=("top",)), 8) == [parent]
     assert children(parent, Level(modules=(("mha",),)), 8) == [parent]
 

@@ -16,8 +16,8 @@ from cofitune.search.trial import Trial
 from cofitune.search.winner import read_winner, write_winner
 
 IDENTITY = {"model": "abc", "train": {"learning_rate": 4e-5, "betas": (0.9, 0.95)}, "data": ["d"]}
-FIRST = Trial("a", Region(0, 1, ("up_proj",)), "done", 1, 1, 10, 2.0, unified=5.0)
-SECOND = replace(FIRST, id="b", region=Region(2, 3, ("up_proj",)))
+FIRST = Trial("a", Region.span(0, 1, ("up_proj",)), "done", 1, 1, 10, 2.0, unified=5.0)
+SECOND = replace(FIRST, id="b", region=Region.span(2, 3, ("up_proj",)))
 FAILED = replace(SECOND, status="failed", unified=None, reason="no memory")
 
 
@@ -96,7 +96,7 @@ def test_a_damaged_or_missing_card_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_same_region_has_the_same_id_whatever_store_object_is_asked(tmp_path: Path) -> None:
-    region = Region(0, 1, ("up_proj",))
+    region = Region.span(0, 1, ("up_proj",))
     fresh = open_store(tmp_path, IDENTITY)
     assert fresh.id_of(region) == open_store(tmp_path, IDENTITY).id_of(region) != fresh.id_of(SECOND.region)
 
@@ -137,7 +137,9 @@ def test_the_lock_outlives_the_emptying_of_its_folder(tmp_path: Path) -> None:
 
 
 def test_the_winner_is_read_back_as_train_wants_it(tmp_path: Path) -> None:
-    path = write_winner(tmp_path, replace(FIRST, region=Region(8, 15, ("up_proj", "down_proj"))), "because: »x«", "f00")
+    path = write_winner(
+        tmp_path, replace(FIRST, region=Region.span(8, 15, ("up_proj", "down_proj"))), "because: »x«", "f00"
+    )
     assert path == tmp_path / "region.yaml"
     assert read_winner(tmp_path) == ("8-15", ("up_proj", "down_proj"))
     assert read_winner(tmp_path, model="f00") == ("8-15", ("up_proj", "down_proj"))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cofitune.errors import UserError
-from cofitune.model.anatomy import GROUPS
+from cofitune.model.layouts import GROUPS
 from cofitune.model.region import Region
 from cofitune.search.space import PAPER_LEVELS, Level, plan, whole_model
 from cofitune.search.store import Store, open_store
@@ -76,9 +76,9 @@ def all_reachable() -> list[Region]:
     """Every region of the paper's levels, written out by hand from its sets."""
     everything = (*GROUPS["mha"], *GROUPS["ffn"])
     sets = [s for level in PAPER_LEVELS for s in level.modules if s not in (("mha",), ("ffn",))]
-    found = [Region(a, b, everything) for a, b in HALVES + QUARTERS]
-    found += [Region(a, b, GROUPS[g]) for (a, b), g in itertools.product(QUARTERS, ("mha", "ffn"))]
-    found += [Region(a, b, s) for (a, b), s in itertools.product(QUARTERS, sets)]
+    found = [Region.span(a, b, everything) for a, b in HALVES + QUARTERS]
+    found += [Region.span(a, b, GROUPS[g]) for (a, b), g in itertools.product(QUARTERS, ("mha", "ffn"))]
+    found += [Region.span(a, b, s) for (a, b), s in itertools.product(QUARTERS, sets)]
     return found
 
 
@@ -130,21 +130,21 @@ def test_a_score_that_rises_down_one_path_is_followed_to_the_papers_best(tmp_pat
 
     bench = Bench(tmp_path, overlap)
     found = bench.search()
-    assert found.winner.region == Region(2, 3, ("up_proj", "down_proj"))
+    assert found.winner.region == Region.span(2, 3, ("up_proj", "down_proj"))
     assert found.winner.unified == 100
     assert len(bench.ran) == 3 + 2 + 2 + 6
     by_id = {t.id: t for t in found.trials}
     way = [found.winner]
     while way[-1].parent:
         way.append(by_id[way[-1].parent])
-    assert way[-1].region == Region(0, 3, ROOT.modules), "of the two halves that hold the target the lower one"
+    assert way[-1].region == Region.span(0, 3, ROOT.modules), "of the two halves that hold the target the lower one"
     assert [t.level for t in way] == [4, 3, 2, 1]
 
 
 def test_children_worse_than_their_parent_are_still_expanded_but_the_parent_wins(tmp_path: Path) -> None:
     bench = Bench(tmp_path, lambda region: 10.0 * len(region.layers) + len(region.modules))
     found = bench.search()
-    assert found.winner.region == Region(0, 3, ROOT.modules)
+    assert found.winner.region == Region.span(0, 3, ROOT.modules)
     assert {t.level for t in found.trials} == {1, 2, 3, 4}
     assert all(len(ids) == 1 for ids in found.expanded)
 
@@ -184,7 +184,7 @@ def test_a_wider_beam_runs_only_what_is_new(tmp_path: Path) -> None:
 
 def test_a_search_killed_at_any_trial_goes_on_to_the_same_store(tmp_path: Path) -> None:
     score = random_score(5, 6)
-    fragile = [(Region(0, 3, ROOT.modules), 1), (Region(2, 3, ROOT.modules), 1)]
+    fragile = [(Region.span(0, 3, ROOT.modules), 1), (Region.span(2, 3, ROOT.modules), 1)]
     (tmp_path / "whole").mkdir()
     whole = Bench(tmp_path / "whole", score, fragile)
     expected = whole.search(beam=2)
@@ -216,7 +216,7 @@ def test_a_line_torn_by_the_kill_is_mended_on_the_way(tmp_path: Path) -> None:
 
 
 def test_a_trial_that_fails_once_is_tried_again(tmp_path: Path) -> None:
-    region = Region(0, 3, ROOT.modules)
+    region = Region.span(0, 3, ROOT.modules)
     bench = Bench(tmp_path, lambda region: 1.0, [(region, 1)])
     found = bench.search(PAPER_LEVELS[:1])
     assert bench.ran.count(region) == 2
@@ -225,12 +225,12 @@ def test_a_trial_that_fails_once_is_tried_again(tmp_path: Path) -> None:
 
 
 def test_a_trial_that_keeps_failing_is_recorded_and_does_not_end_the_search(tmp_path: Path) -> None:
-    region = Region(0, 3, ROOT.modules)
+    region = Region.span(0, 3, ROOT.modules)
     bench = Bench(tmp_path, lambda region: -float(region.first), [(region, 99)])
     found = bench.search(PAPER_LEVELS[:2])
     assert bench.ran.count(region) == 2
     assert [t.region for t in found.trials if not t.done] == [region]
-    assert found.winner.region == Region(2, 3, ROOT.modules)
+    assert found.winner.region == Region.span(2, 3, ROOT.modules)
     later = Bench(tmp_path, lambda region: -float(region.first))
     again = later.search(PAPER_LEVELS[:2])
     assert later.ran[0] == region, "a later call tries it again"
@@ -238,7 +238,7 @@ def test_a_trial_that_keeps_failing_is_recorded_and_does_not_end_the_search(tmp_
 
 
 def test_a_kill_between_the_two_tries_leaves_one_for_the_next_call(tmp_path: Path) -> None:
-    region = Region(0, 3, ROOT.modules)
+    region = Region.span(0, 3, ROOT.modules)
     with pytest.raises(KeyboardInterrupt):
         Bench(tmp_path, lambda region: 1.0, [(region, 99)], kill_at=1).search(PAPER_LEVELS[:1])
     for _ in range(2):  # the second try, and then one in each later call
@@ -249,9 +249,9 @@ def test_a_kill_between_the_two_tries_leaves_one_for_the_next_call(tmp_path: Pat
 
 
 def test_a_level_of_which_nothing_finished_is_skipped(tmp_path: Path) -> None:
-    broken = [(Region(a, b, ROOT.modules), 99) for a, b in HALVES]
+    broken = [(Region.span(a, b, ROOT.modules), 99) for a, b in HALVES]
     found = Bench(tmp_path, lambda region: float(region.first), broken).search(PAPER_LEVELS[:2])
-    assert found.winner.region == Region(6, 7, ROOT.modules)
+    assert found.winner.region == Region.span(6, 7, ROOT.modules)
     assert found.winner.parent is None
     assert found.expanded[0] == ()
 
@@ -266,8 +266,8 @@ def test_a_level_without_anything_inside_keeps_the_regions_above(tmp_path: Path)
     levels = (Level(layers=("bottom1", "top")), Level(layers=("middle",)), Level(modules=(("ffn",),)))
     bench = Bench(tmp_path, lambda region: float(region.first))
     found = bench.search(levels)
-    above = [Region(0, 1, ROOT.modules), Region(6, 7, ROOT.modules)]
-    assert bench.ran == [*above, Region(6, 7, GROUPS["ffn"])]
+    above = [Region.span(0, 1, ROOT.modules), Region.span(6, 7, ROOT.modules)]
+    assert bench.ran == [*above, Region.span(6, 7, GROUPS["ffn"])]
     assert found.expanded[0] == found.expanded[1]
 
 

@@ -15,7 +15,7 @@ from cofitune.model.region import Region
 from cofitune.search.trial import BASE, Trial, rank, trial_from_json, trial_id
 
 IDENTITY = {"model": "abc", "train": {"learning_rate": 4e-5, "seed": 1}, "data": ["d"]}
-REGION = Region(8, 15, ("up_proj", "down_proj"))
+REGION = Region.span(8, 15, ("up_proj", "down_proj"))
 DONE = Trial(
     id="abc",
     region=REGION,
@@ -76,8 +76,8 @@ def test_a_finished_trial_needs_a_score_that_can_be_ranked(unified: float | None
 
 def test_the_id_depends_on_the_region_and_on_every_part_of_the_identity() -> None:
     changed = [
-        trial_id(Region(8, 14, REGION.modules), IDENTITY),
-        trial_id(Region(8, 15, ("up_proj",)), IDENTITY),
+        trial_id(Region.span(8, 14, REGION.modules), IDENTITY),
+        trial_id(Region.span(8, 15, ("up_proj",)), IDENTITY),
         trial_id(REGION, {**IDENTITY, "model": "abd"}),
         trial_id(REGION, {**IDENTITY, "train": {"learning_rate": 4e-5, "seed": 2}}),
         trial_id(REGION, {**IDENTITY, "data": ["d", "e"]}),
@@ -92,7 +92,7 @@ def test_the_id_is_the_same_in_another_process_and_in_any_order_of_keys() -> Non
     assert mine == trial_id(REGION, dict(reversed(list(IDENTITY.items()))))
     code = (
         "from cofitune.search.trial import trial_id; from cofitune.model.region import Region; "
-        f"print(trial_id(Region(8, 15, ('up_proj', 'down_proj')), {IDENTITY!r}))"
+        f"print(trial_id(Region.span(8, 15, ('up_proj', 'down_proj')), {IDENTITY!r}))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     other = subprocess.run(
@@ -102,8 +102,8 @@ def test_the_id_is_the_same_in_another_process_and_in_any_order_of_keys() -> Non
 
 
 def test_equal_scores_go_by_fewer_weights_and_then_by_the_lower_first_layer() -> None:
-    high = replace(DONE, id="high", region=Region(24, 31, ("up_proj",)), num_trained=10, unified=50.0)
-    low = replace(high, id="low", region=Region(0, 7, ("up_proj",)))
+    high = replace(DONE, id="high", region=Region.span(24, 31, ("up_proj",)), num_trained=10, unified=50.0)
+    low = replace(high, id="low", region=Region.span(0, 7, ("up_proj",)))
     small = replace(high, id="small", num_trained=9)
     better = replace(high, id="better", num_trained=99, unified=50.001)
     order = [t.id for t in sorted([high, low, small, better], key=rank)]

@@ -7,12 +7,13 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cofitune.errors import RegionError
-from cofitune.model.anatomy import MODULE_PATHS, anatomy_of
+from cofitune.model.anatomy import anatomy_of
+from cofitune.model.layouts import LAYOUTS, MODULES
 from cofitune.model.region import resolve_region
 from cofitune.softmask.factors import build_factors
 from cofitune.vectors import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS, UNIT_KINDS, unit_counts
 
-MODULES = tuple(MODULE_PATHS)
+PATHS = LAYOUTS["plain"].modules
 CONFIG = LlamaConfig(
     vocab_size=32,
     hidden_size=24,
@@ -57,7 +58,7 @@ def test_every_element_gets_the_factor_of_its_own_unit(model: LlamaForCausalLM, 
     factors = build_factors(importance, region, (module,), anatomy_of(model))
     parameters = dict(model.named_parameters())
     for layer in (1, 2):
-        name = f"model.layers.{layer}.{MODULE_PATHS[module]}.weight"
+        name = f"model.layers.{layer}.{PATHS[module]}.weight"
         weight = parameters[name]
         spread = factors[name].shaped(weight).expand_as(weight)
         for row in range(weight.shape[0]):
@@ -71,7 +72,7 @@ def test_a_bias_is_masked_with_its_row_and_o_projs_bias_is_free(model: LlamaForC
     region = resolve_region("0", ["all"], 3)
     factors = build_factors(_importance(), region, region.modules, anatomy_of(model))
     for module in MODULES:
-        prefix = f"model.layers.0.{MODULE_PATHS[module]}"
+        prefix = f"model.layers.0.{PATHS[module]}"
         if module == "o_proj":
             assert f"{prefix}.bias" not in factors
         else:

@@ -183,7 +183,7 @@ def start_case(case: Case, folder: Path, settings: EngineSettings) -> tuple[Llam
     names = region.parameter_names(anatomy)
     freeze_outside(model, set(names))
     if case.checkpointing:
-        engines.checkpoint_layers(model, region.first)
+        engines.checkpoint_layers(model, anatomy.layout.layers, region.first)
     factors = factors_of(case, anatomy)
     if case.mask == "gradient":
         mask_gradients(model, factors)
@@ -207,7 +207,8 @@ def run_case(case: Case, folder: Path) -> None:
     losses: list[float] = []
     examples, ran = tiny_examples(), []
     lengths = [len(e.input_ids) for e in examples]
-    kept = PrefixPlan(region_of(case).first, lengths, anatomy_of(model).hidden_size, settings_of(case).dtype, folder)
+    anatomy, first, dtype = anatomy_of(model), region_of(case).first, settings_of(case).dtype
+    kept = PrefixPlan(anatomy.layout.layers, first, lengths, anatomy.hidden_size, dtype, folder)
     prefix = PrefixCache(model, kept) if case.prefix_cache else None
     model.model.layers[0].register_forward_hook(lambda layer, *_: ran.append(1) if layer.training else None)
 

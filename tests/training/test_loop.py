@@ -72,7 +72,7 @@ def test_a_batch_without_supervised_tokens_gives_0_and_a_gradient_of_0(model: Ll
 def test_the_backward_pass_stops_at_the_lowest_trained_layer(model: LlamaForCausalLM) -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("layers.1.mlp.up_proj" in name)
-    checkpoint_layers(model, first_trained=1)
+    checkpoint_layers(model, "model.layers", first_trained=1)
     model.train()
     asked: list[int] = []
     for index, layer in enumerate(model.model.layers):

@@ -12,21 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from transformers import LlamaConfig
 
 from cofitune.errors import UserError
-from cofitune.model.anatomy import Anatomy
+from cofitune.model.anatomy import read_anatomy
 from cofitune.model.region import resolve_region
 from cofitune.ranks import VARIABLES
 from cofitune.training.engine import EngineSettings
 from cofitune.training.out_of_memory import Footprint, explaining_out_of_memory, ways_out
 
-LAYER: dict[str, tuple[int, ...]] = {
-    "self_attn.q_proj": (4096, 4096), "self_attn.k_proj": (4096, 4096), "self_attn.v_proj": (4096, 4096),
-    "self_attn.o_proj": (4096, 4096), "mlp.gate_proj": (11008, 4096), "mlp.up_proj": (11008, 4096),
-    "mlp.down_proj": (4096, 11008),
-}  # fmt: skip
-SHAPES = {f"model.layers.{i}.{m}.weight": shape for i in range(32) for m, shape in LAYER.items()}
-LLAMA_7B = Anatomy("llama", 32, 32, 32, 128, 11008, 4096, 32000, 6_738_415_616, SHAPES)
+LLAMA_7B = read_anatomy(LlamaConfig(intermediate_size=11008, vocab_size=32000))
 SETTINGS = EngineSettings(
     zero_stage=3, offload_optimizer="none", offload_param="none", raw={}, dtype=torch.bfloat16, micro_batch=16,
     accumulation=2, learning_rate=4e-5, weight_decay=0.1, adam_betas=(0.9, 0.95), adam_epsilon=1e-8, max_grad_norm=1.0,

@@ -16,7 +16,6 @@ from cofitune.data.batches import Batch, plan_steps, rank_micro_batches
 from cofitune.data.chat import IGNORED, Example
 from cofitune.data.packing import join
 from cofitune.errors import UserError
-from cofitune.model.anatomy import LAYERS
 from cofitune.model.region import freeze_outside
 from cofitune.training.engine import EngineSettings, checkpoint_layers, release, start_distributed, start_engine
 from cofitune.training.loop import fit, summed_loss
@@ -59,7 +58,7 @@ def _examples(count: int, longest: int = 12) -> list[Example]:
 
 
 def _plan(examples: list[Example], folder: Path) -> PrefixPlan:
-    return PrefixPlan(FIRST, [len(e.input_ids) for e in examples], HIDDEN, torch.float32, folder)
+    return PrefixPlan("model.layers", FIRST, [len(e.input_ids) for e in examples], HIDDEN, torch.float32, folder)
 
 
 def _gradients(model: Any, batch: Batch) -> tuple[Tensor, list[Tensor]]:
@@ -76,16 +75,16 @@ def test_the_loss_and_its_gradient_are_the_same_bit_for_bit(kind: str, tmp_path:
     cache = PrefixCache(model, _plan(examples, tmp_path))
     called: list[str] = []
     for name, module in model.named_modules():
-        if "embed_tokens" in name or name.startswith(LAYERS + "."):
+        if "embed_tokens" in name or name.startswith("model.layers."):
             module.register_forward_hook(lambda *_, name=name: called.append(name))
     with cache.writing(batch):
         loss, gradients = _gradients(model, batch)
     assert cache.count_missing([batch]) == 0
-    assert any(name.startswith(f"{LAYERS}.0") for name in called)
+    assert any(name.startswith("model.layers.0") for name in called)
     called.clear()
     with cache.reading(batch):
         again, gradients_again = _gradients(model, batch)
-    lowest = min(int(name.split(".")[2]) for name in called if name.startswith(LAYERS))
+    lowest = min(int(name.split(".")[2]) for name in called if name.startswith("model.layers"))
     assert lowest == FIRST and not any("embed_tokens" in name for name in called)
     assert torch.equal(loss, again)
     assert all(map(torch.equal, gradients, gradients_again))
@@ -116,7 +115,7 @@ def _losses(tmp_path: Path, cached: bool, stage: int, micro_batch: int, longest:
     """Losses of four and a half epochs, and how often the lowest frozen layer ran."""
     start_distributed()
     model, examples = _model(), _examples(7, longest)
-    checkpoint_layers(model, FIRST)
+    checkpoint_layers(model, "model.layers", FIRST)
     ran: list[int] = []
     model.model.layers[0].register_forward_hook(lambda *_: ran.append(1))
     settings = replace(SETTINGS, zero_stage=stage, micro_batch=micro_batch)
