@@ -257,6 +257,13 @@ class DeepSpeed(Section):
     offload_param: Literal["none", "cpu"] = Field("none", description="where parameter shards live (stage 3)")
     raw: dict[str, Any] = Field(default_factory=dict, description="DeepSpeed keys, merged in last")
 
+    @field_validator("zero_stage", mode="before")
+    @classmethod
+    def _stage_0_steps_at_start_up(cls, stage: Any) -> Any:
+        if stage == 0:
+            raise ValueError("in bfloat16 0 takes a real optimizer step at start-up; use 1, on one rank it is the same")
+        return stage
+
     @model_validator(mode="after")
     def _offload_needs_stage_3(self) -> DeepSpeed:
         if self.offload_param == "cpu" and self.zero_stage != 3:

@@ -152,6 +152,11 @@ def weight_files(name: str, revision: str | None = None, download: bool = True) 
         folder = _hub_folder(name, revision, names, download)
     files = [folder / n for n in names]
     missing = [str(f) for f in files if not f.is_file()]
+    if missing and any(folder.glob("*.gguf")):
+        raise UserError(
+            f"model.name: {name} has its weights in GGUF, which every rank would have to dequantise whole; convert it "
+            "to safetensors once, as scripts/small_model.py does"
+        )
     if missing:
         raise UserError(f"model.name: {name} has no safetensors weights (missing: {', '.join(missing)})")
     return files

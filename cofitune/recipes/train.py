@@ -47,6 +47,7 @@ from cofitune.training.prefix import PrefixCache
 from cofitune.training.state import load_state
 from cofitune.training.stop import StopRequest
 from cofitune.training.throughput import start_meter
+from cofitune.training.used import watch_gradients
 
 
 def train(
@@ -171,6 +172,7 @@ def _fit(engine: Any, plan: TrainPlan, config: Config, folder: Path, console: Co
 
     Raises:
         Stopped: a signal ended it.
+        UserError: training diverged, or a trained tensor takes no part in the loss.
     """
     if plan.data.tokenizer is None:
         raise RuntimeError("a dry run's plan cannot be trained")
@@ -179,10 +181,12 @@ def _fit(engine: Any, plan: TrainPlan, config: Config, folder: Path, console: Co
     meter = start_meter(plan.anatomy, plan.region, plan.settings.dtype, plan.steps.world_size)
     if torch.cuda.is_available() and meter.peak is None:
         console.print(f"no MFU: what a {meter.device_name} can do is not in our table", highlight=False)
+    check_used = watch_gradients(engine.module)
     with TrainProgress(console, plan.steps.num_steps, visible=rank == 0, done=done) as progress:
         watch.begin(progress, done)
 
         def on_step(record: StepRecord, stopped_by: int) -> None:
+            check_used()
             watch.after_step(record, stopped_by)
             saver.after_step(record, stopped_by)
 

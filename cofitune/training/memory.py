@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.region import Region
-from cofitune.training.engine import EngineSettings, deepspeed_config
+from cofitune.training.engine import ELEMENTS_AT_ONCE, EngineSettings, deepspeed_config
 
 MASTER_AND_MOMENTS = 12  # bytes a trained weight: fp32 master, exp_avg, exp_avg_sq
 MOMENTS = 8  # fp32 training has no separate master
@@ -64,8 +65,8 @@ def estimate_memory(
     all_states = trained * (MASTER_AND_MOMENTS if width == 2 else MOMENTS)
     gradients, optimizer = all_gradients // (world_size if stage >= 2 else 1), all_states // world_size
     zero = deepspeed_config(settings)["zero_optimization"]
-    at_once = min(trained // world_size, zero["sub_group_size"] if stage == 3 else trained)
-    bucket = min(trained, zero["reduce_bucket_size"]) * width
+    at_once = min(trained // world_size, _elements(zero["sub_group_size"]) if stage == 3 else trained)
+    bucket = min(trained, _elements(zero["reduce_bucket_size"])) * width
     buffers, offloaded = bucket + 2 * at_once * ACCUMULATED_GRADIENT, 0
     if settings.offload_optimizer == "cpu":
         gradients, optimizer, buffers, offloaded = 0, 0, bucket, all_gradients + all_states
@@ -77,3 +78,8 @@ def estimate_memory(
     kept = depth * tokens * anatomy.hidden_size * width + one_layer if checkpointing else depth * one_layer
     logits = tokens * anatomy.vocab_size * 8  # fp32, and their gradient; less where only responses are scored
     return Memory(weights, gradients, optimizer, buffers, kept + logits, whole, offloaded)
+
+
+def _elements(value: Any) -> int:
+    """A size of `deepspeed.raw`, which DeepSpeed has not checked yet; it will refuse what is no number."""
+    return int(value) if isinstance(value, int | float) else ELEMENTS_AT_ONCE

@@ -319,3 +319,8 @@ def test_models_are_named_in_three_forms_and_added_by_options(write: Any) -> Non
         config.with_models([], "z")
     (problem,) = problems(write(SMALLEST + "eval: {models: [{path: a, role: base}, {path: b, role: base}]}\n"))
     assert "one model has the role base, not 2 (a, b)" in problem
+
+
+def test_zero_stage_0_is_refused_with_the_reason(write: Any) -> None:
+    (problem,) = problems(write(SMALLEST), "deepspeed.zero_stage=0")
+    assert "optimizer step at start-up; use 1" in problem
