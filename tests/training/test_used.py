@@ -35,7 +35,7 @@ def _step(stage: int, idle: int | None) -> Any:
     if idle is not None:
         model.model.layers[idle].mlp.forward = lambda hidden: hidden
     freeze_outside(model, set(NAMES))
-    checkpoint_layers(model, 1)
+    checkpoint_layers(model, "model.layers", 1)
     engine = start_engine(model, replace(SETTINGS, zero_stage=stage))
     check = watch_gradients(model)
     fit(engine, [Example([1, 2, 3, 4], [1, 2, 3, 4])], plan_steps(1, 1, 1, 1, 1, 1), 0, 0, lambda *_: None)
