@@ -31,8 +31,10 @@ SLIDING = {"sliding_window": 4, "use_sliding_window": True, "max_window_layers":
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {}, "mistral": {"sliding_window": 4}, "qwen2": SLIDING, "qwen3": SLIDING, "gemma": {},
     "gemma2": {"sliding_window": 4}, "gemma3_text": {"sliding_window": 4}, "granite": {"embedding_multiplier": 12.0},
-    "olmo2": {}, "smollm3": {}, "cohere2": {"sliding_window": 4},
+    "olmo2": {}, "smollm3": {}, "cohere2": {"sliding_window": 4}, "phi3": {}, "gpt_neox": {},
+    "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
 }  # fmt: skip
+LAYERS = {"gpt_neox": "gpt_neox.layers", "gpt2": "transformer.h"}  # of the others: model.layers
 
 
 def _model(kind: str = "llama") -> Any:
@@ -43,7 +45,8 @@ def _model(kind: str = "llama") -> Any:
         "pad_token_id": 0,
     }  # fmt: skip
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **KINDS[kind]))
-    freeze_outside(model, {n for n, _ in model.named_parameters() if f"layers.{FIRST}.mlp" in n})
+    layers = LAYERS.get(kind, "model.layers")
+    freeze_outside(model, {n for n, _ in model.named_parameters() if n.startswith(f"{layers}.{FIRST}.mlp")})
     return model
 
 
@@ -57,8 +60,8 @@ def _examples(count: int, longest: int = 12) -> list[Example]:
     return examples
 
 
-def _plan(examples: list[Example], folder: Path) -> PrefixPlan:
-    return PrefixPlan("model.layers", FIRST, [len(e.input_ids) for e in examples], HIDDEN, torch.float32, folder)
+def _plan(examples: list[Example], folder: Path, layers: str = "model.layers") -> PrefixPlan:
+    return PrefixPlan(layers, FIRST, [len(e.input_ids) for e in examples], HIDDEN, torch.float32, folder)
 
 
 def _gradients(model: Any, batch: Batch) -> tuple[Tensor, list[Tensor]]:
@@ -72,19 +75,21 @@ def test_the_loss_and_its_gradient_are_the_same_bit_for_bit(kind: str, tmp_path:
     start_distributed()
     model, examples = _model(kind), _examples(4)
     (batch,) = rank_micro_batches(examples, range(4), plan_steps(4, 4, 1, 1, 1, None), 0, 0)
-    cache = PrefixCache(model, _plan(examples, tmp_path))
+    layers = LAYERS.get(kind, "model.layers")
+    cache = PrefixCache(model, _plan(examples, tmp_path, layers))
     called: list[str] = []
+    model.get_input_embeddings().register_forward_hook(lambda *_: called.append("embed_tokens"))
     for name, module in model.named_modules():
-        if "embed_tokens" in name or name.startswith("model.layers."):
+        if name.startswith(f"{layers}."):
             module.register_forward_hook(lambda *_, name=name: called.append(name))
     with cache.writing(batch):
         loss, gradients = _gradients(model, batch)
     assert cache.count_missing([batch]) == 0
-    assert any(name.startswith("model.layers.0") for name in called)
+    assert any(name.startswith(f"{layers}.0") for name in called)
     called.clear()
     with cache.reading(batch):
         again, gradients_again = _gradients(model, batch)
-    lowest = min(int(name.split(".")[2]) for name in called if name.startswith("model.layers"))
+    lowest = min(int(name.split(".")[2]) for name in called if name.startswith(layers))
     assert lowest == FIRST and not any("embed_tokens" in name for name in called)
     assert torch.equal(loss, again)
     assert all(map(torch.equal, gradients, gradients_again))
