@@ -148,6 +148,11 @@ def _multiply(output: Tensor, gate: Tensor) -> Tensor:
     return gated
 
 
+def _multiply_rows(output: Tensor, gate: Tensor) -> Tensor:
+    """output [B, T, units] ⊙ gate [B, units]; some models (OPT) hand their FFN all rows' tokens as [B·T, units]."""
+    return _multiply(output.reshape(len(gate), -1, gate.shape[1]), gate[:, None, :]).view_as(output)
+
+
 def _hook_layer(
     layer: nn.Module, index: int, gates: VirtualGates, anatomy: Anatomy, dropout: float
 ) -> list[RemovableHandle]:
@@ -159,10 +164,10 @@ def _hook_layer(
         return (_multiply(heads, gate).flatten(-2), *inputs[1:])
 
     def gate_neurons(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (_multiply(inputs[0], gates.current[FFN_NEURONS][index][:, None, :]), *inputs[1:])  # [B, T, F]
+        return (_multiply_rows(inputs[0], gates.current[FFN_NEURONS][index]), *inputs[1:])  # [B, T, F]
 
     def gate_outputs(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        gated = _multiply(output, gates.current[FFN_OUTPUTS][index][:, None, :])  # [B, T, H]
+        gated = _multiply_rows(output, gates.current[FFN_OUTPUTS][index])  # [B, T, H]
         return nn.functional.dropout(gated, p=dropout, training=True)
 
     down = layer.get_submodule(anatomy.layout.modules["down_proj"])

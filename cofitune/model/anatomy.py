@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from cofitune.errors import UserError
 from cofitune.model.layouts import MODULES, Layout
-from cofitune.model.recognise import choose_layout, how_to_describe, true_shape
+from cofitune.model.recognise import choose_layout, how_to_describe, names_in_files, true_shape
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Anatomy:
         num_parameters: all weights of the model, tied ones counted once.
         shapes: name of every parameter → its shape.
         tied: second names of tied parameters → the name in `shapes` (the head's, where it is the embedding).
+        written: names in weight files that are not the model's own → the name in `shapes`.
         embedding, head: names in `shapes` of the input embedding's and the head's weight.
         prefix: how the names in `shapes` begin that some weight files write without it (GPT-2's `transformer.`).
     """
@@ -40,6 +41,7 @@ class Anatomy:
     num_parameters: int
     shapes: dict[str, tuple[int, ...]]
     tied: dict[str, str]
+    written: dict[str, str]
     embedding: str
     head: str | None
     prefix: str
@@ -48,6 +50,11 @@ class Anatomy:
     def modules(self) -> tuple[str, ...]:
         """The modules that a layer has, in its own order."""
         return tuple(module for module in MODULES if module in self.layout.modules)
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Every other name that a weight file may have for a parameter → its name in `shapes`."""
+        return {**self.tied, **self.written}
 
     @property
     def row_axis(self) -> int:
@@ -134,6 +141,7 @@ def anatomy_of(model: PreTrainedModel, described: Layout | None = None) -> Anato
         num_parameters=sum(math.prod(shape) for shape in shapes.values()),
         shapes=shapes,
         tied={n: names[id(p)] for n, p in model.named_parameters(remove_duplicate=False) if n not in parameters},
+        written=names_in_files(model),
         embedding=names[id(model.get_input_embeddings().weight)],
         head=None if head is None else names[id(head.weight)],
         prefix=f"{model.base_model_prefix}.",

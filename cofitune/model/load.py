@@ -92,7 +92,7 @@ def check_files(files: list[Path], anatomy: Anatomy) -> None:
         try:
             with safe_open(file, framework="pt") as header:
                 for key in header.keys():  # noqa: SIM118 -- not a dict
-                    name = parameter_name(key, anatomy.shapes, anatomy.prefix, anatomy.tied)
+                    name = parameter_name(key, anatomy.shapes, anatomy.prefix, anatomy.aliases)
                     shape = tuple(header.get_slice(key).get_shape())
                     if name is not None and shape != anatomy.shapes[name]:
                         raise UserError(
@@ -107,11 +107,11 @@ def check_files(files: list[Path], anatomy: Anatomy) -> None:
         raise _lacking(str(files[0].parent), list(missing))
 
 
-def parameter_name(key: str, known: Container[str], prefix: str, tied: Mapping[str, str]) -> str | None:
+def parameter_name(key: str, known: Container[str], prefix: str, aliases: Mapping[str, str]) -> str | None:
     """The parameter that a weight file's key means: of that name, of that name behind the base model's prefix (GPT-2's
-    files leave out `transformer.`), or the one that such a name is tied to; None where `known` has none of them."""
+    files leave out `transformer.`), or the one that such a name is an alias of; None where `known` has none of them."""
     names = (key, prefix + key)
-    return next((n for name in names for n in (name, tied.get(name, "")) if n in known), None)
+    return next((n for name in names for n in (name, aliases.get(name, "")) if n in known), None)
 
 
 def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.pytorch_utils import Conv1D
 
 from cofitune.errors import UserError
@@ -89,6 +91,17 @@ def what_is_there(model: PreTrainedModel) -> str:
         return "it has no list of layers with linear modules"
     told = ", ".join(f"{path} {list(shape)}" for path, shape in found[1].items())
     return f"a layer of '{found[0]}' holds these linear modules, [out, in]: {told}"
+
+
+def names_in_files(model: PreTrainedModel) -> dict[str, str]:
+    """Names that transformers writes into weight files, where they are not the model's own → the model's own.
+
+    GPT-NeoX's head, for one, is `lm_head` in memory and `embed_out` in every file.
+    """
+    mapping = get_model_conversion_mapping(model, add_legacy=False)
+    back = [change.reverse_transform() for change in reversed(mapping) if isinstance(change, WeightRenaming)]
+    written = {name: rename_source_key(name, back, [], reverse=True)[0] for name, _ in model.named_parameters()}
+    return {other: name for name, other in written.items() if other != name}
 
 
 def true_shape(parameter: Tensor) -> tuple[int, ...]:

@@ -87,7 +87,7 @@ def _write_weights(files: list[Path], folder: Path, delta: Delta, dtype: torch.d
         tensors: dict[str, Tensor] = {}
         with safe_open(file, framework="pt") as shard:
             for key in shard.keys():  # noqa: SIM118 -- not a dict
-                name = parameter_name(key, delta.tensors, names.get("prefix", ""), names.get("tied", {}))
+                name = parameter_name(key, delta.tensors, names.get("prefix", ""), names.get("aliases", {}))
                 placed.update([name] if name else [])
                 tensor = delta.tensors[name] if name else shard.get_tensor(key)
                 tensors[key] = tensor.to(dtype) if tensor.is_floating_point() else tensor

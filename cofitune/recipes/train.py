@@ -230,7 +230,7 @@ def _manifest(
         "revision": config.model.revision,
         "trust_remote_code": config.model.trust_remote_code,
         **_stands_on(config, plan),
-        "names": {"prefix": plan.anatomy.prefix, "tied": plan.anatomy.tied},
+        "names": {"prefix": plan.anatomy.prefix, "aliases": plan.anatomy.aliases},
         "dtype": str(plan.settings.dtype).removeprefix("torch."),
         "template": plan.data.template,
         "region": {
