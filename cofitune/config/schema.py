@@ -124,6 +124,9 @@ class Importance(Section):
         None, gt=0, description="items to use, from the top of each source in proportion to its size; null: all"
     )
     seed: int = Field(1234, ge=0, description="seed of the dropout masks")
+    save_steps: int = Field(
+        25, gt=0, description="micro-batches on a rank between saves, from which an interrupted run goes on"
+    )
 
     @field_validator("data")
     @classmethod

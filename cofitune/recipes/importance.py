@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import distributed
+from torch import Tensor, distributed
 
 from cofitune import __version__
 from cofitune.config.schema import Config
@@ -23,18 +25,22 @@ from cofitune.data.encoded import Encoding, Examples, encode_sources
 from cofitune.data.read import Account
 from cofitune.data.sources import OpenSource
 from cofitune.errors import ArtifactError, UserError
-from cofitune.importance.estimate import KL_DROPOUT, PASSES_OF, Scores, estimate, memory_estimate
+from cofitune.files import write_text
+from cofitune.importance.estimate import KL_DROPOUT, PASSES_OF, Scores, estimate, memory_estimate, no_sums
 from cofitune.importance.normalize import NORMALIZATIONS
+from cofitune.importance.partial import load_sums, save_sums
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.load import choose_dtype, fingerprint, load_tokenizer, weight_files
 from cofitune.ranks import Rank, this_rank
 from cofitune.recipes.folders import check_folder, start_folder
 from cofitune.recipes.shared import base_anatomy, base_config, data_sources, load_base
-from cofitune.reports.importance_table import importance_report
+from cofitune.reports.importance_table import importance_report, spread_csv
 from cofitune.reports.plan import gib, print_account
+from cofitune.reports.plots import EXTRA, can_draw, draw_importance
 from cofitune.training.engine import meeting
 from cofitune.vectors import read_importance, unit_counts, write_importance
 
+PARTIAL = "partial"  # folder of the ranks' sums while they are unfinished
 LONGEST_WAIT = timedelta(hours=2)  # ranks meet once, at the end: the slowest may be far behind on an uneven machine
 
 
@@ -63,9 +69,9 @@ class Plan:
         """Micro-batches over all ranks."""
         return math.ceil(len(self.examples) / self.batch_size)
 
-    def micro_batches(self, rank: Rank) -> Iterator[tuple[int, Batch]]:
-        """Yield a rank's micro-batches with their index in the whole data, in the files' order."""
-        for index in range(rank.rank, self.num_micro_batches, rank.world_size):
+    def micro_batches(self, rank: Rank, done: int = 0) -> Iterator[tuple[int, Batch]]:
+        """Yield a rank's micro-batches after the first `done`, with their index in the whole data, in its order."""
+        for index in range(rank.rank + done * rank.world_size, self.num_micro_batches, rank.world_size):
             part = self.examples[index * self.batch_size : (index + 1) * self.batch_size]
             yield index, collate(part, self.pad_token_id)
 
@@ -100,16 +106,21 @@ def importance(
         _check_finished(plan, config)
         console.print(f"{plan.folder} is finished already, with this config and this data (--overwrite makes it anew)")
         return plan.folder
-    manifest = _manifest(plan, config) if rank.rank == 0 else {}
+    manifest = _manifest(plan, config)
+    if overwrite:
+        shutil.rmtree(plan.folder / PARTIAL, ignore_errors=True)
     print_account(console, plan.account)
     with _process_group(rank):
-        scores = _estimate(plan, config, rank, console)
+        scores = _estimate(plan, config, manifest, rank, console)
     normalize = NORMALIZATIONS[config.importance.normalized_by]
     vectors = {kind: normalize(values) for kind, values in scores.values.items()}
     if rank.rank == 0:
         start_folder(config, "importance", overwrite)
         write_importance(plan.folder, vectors, scores.values, manifest)
+        shutil.rmtree(plan.folder / PARTIAL, ignore_errors=True)
         console.print(importance_report(vectors))
+        write_text(plan.folder / "spread.csv", spread_csv(vectors))
+        _draw(plan, config, vectors, console)
         console.print(f"\n{scores.tokens:,} tokens of {len(plan.examples):,} items → {plan.folder}")
     return plan.folder
 
@@ -146,24 +157,51 @@ def make_plan(config: Config, overwrite: bool = False) -> Plan:
     )  # fmt: skip
 
 
-def _estimate(plan: Plan, config: Config, rank: Rank, console: Console) -> Scores:
-    """Load the model onto this rank's device and run its share of the micro-batches under a progress bar."""
+def _estimate(plan: Plan, config: Config, manifest: dict[str, Any], rank: Rank, console: Console) -> Scores:
+    """Load the model onto this rank's device and run its share of the micro-batches under a progress bar.
+
+    Its sums are saved on the way; an interrupted run goes on from them if nothing that they depend on has changed.
+    """
     with console.status(f"loading {config.model.name}") if console.is_terminal else nullcontext():
         model = load_base(config.model).to(_device(rank))
+    wanted = config.importance
+    identity = json.dumps([manifest, config.model.attn_implementation, rank.world_size], sort_keys=True)
+    path = plan.folder / PARTIAL / f"{rank.rank}-of-{rank.world_size}.safetensors"
+    sums = load_sums(path, identity) or no_sums(plan.anatomy)
+    if sums.micro_batches:
+        console.print(f"going on after {sums.micro_batches} micro-batches of an interrupted run")
     total = len(range(rank.rank, plan.num_micro_batches, rank.world_size))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console) as progress:
-        bar = progress.add_task("micro-batches", total=total)
+        bar = progress.add_task("micro-batches", total=total, completed=sums.micro_batches)
+
+        def on_batch(_: int) -> None:
+            progress.advance(bar)
+            if sums.micro_batches % wanted.save_steps == 0:
+                save_sums(path, sums, identity)
+
         return estimate(
             model,
-            plan.micro_batches(rank),
-            dropout=config.importance.dropout,
-            seed=config.importance.seed,
-            estimator=config.importance.estimator,
-            reduce=config.importance.reduced_by,
-            on_batch=lambda tokens: progress.advance(bar),
+            plan.micro_batches(rank, sums.micro_batches),
+            dropout=wanted.dropout,
+            seed=wanted.seed,
+            estimator=wanted.estimator,
+            reduce=wanted.reduced_by,
+            sums=sums,
+            on_batch=on_batch,
             anatomy=plan.anatomy,
         )
+
+
+def _draw(plan: Plan, config: Config, vectors: dict[str, Tensor], console: Console) -> None:
+    if not can_draw():
+        console.print(f"no picture: pip install 'cofitune[{EXTRA}]' draws one", markup=False)
+        return
+    wanted = config.importance
+    how = f"{wanted.estimator}, {wanted.reduced_by}, {wanted.normalized_by}"
+    told = f"{Path(config.model.name).name}: {how}, {len(plan.examples):,} items"
+    picture, _ = draw_importance(plan.folder, vectors, told)
+    console.print(f"picture: {picture} (and .svg)", highlight=False, soft_wrap=True)
 
 
 def _device(rank: Rank) -> torch.device:
@@ -243,5 +281,6 @@ def _show_plan(plan: Plan, rank: Rank, console: Console) -> None:
     parts = ", ".join(f"{name} {gib(size)}" for name, size in plan.memory.items())
     console.print(f"memory   about {gib(sum(plan.memory.values()))} on each device ({parts})", highlight=False)
     print_account(console, plan.account)
-    files = ("importance.safetensors", "scores.safetensors", "manifest.json", "config.yaml")
+    pictures = ("importance.png", "importance.svg") if can_draw() else ()
+    files = ("importance.safetensors", "scores.safetensors", "spread.csv", *pictures, "manifest.json", "config.yaml")
     console.print(f"writes   {plan.folder}/: {', '.join(files)}", highlight=False, soft_wrap=True)

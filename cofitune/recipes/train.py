@@ -32,6 +32,7 @@ from cofitune.recipes.train_watch import Watch
 from cofitune.reports.progress import TrainProgress
 from cofitune.sharding import inner_optimizer, shards
 from cofitune.softmask.gradient import mask_gradients
+from cofitune.softmask.kept import KeptShare, kept_sentence
 from cofitune.softmask.update import mask_updates
 from cofitune.training.delta import collect, hash_parameters, hash_tensor, write_delta
 from cofitune.training.engine import (
@@ -99,19 +100,23 @@ def _train(config: Config, plan: TrainPlan, folder: Path, console: Console, *, o
     freeze_outside(model, set(trained))
     if config.train.gradient_checkpointing:
         checkpoint_layers(model, plan.anatomy.layout.layers, plan.region.first)
-    mask_gradients(model, plan.factors_on("gradient", config.softmask.apply_to))
+    apply_to = config.softmask.apply_to
+    kept = KeptShare(plan.factors) if plan.factors else None
+    mask_gradients(model, plan.factors_on("gradient", apply_to), kept if apply_to == "gradient" else None)
     engine = start_engine(model, plan.settings)
-    if on_update := plan.factors_on("update", config.softmask.apply_to):
-        mask_updates(inner_optimizer(engine), shards(engine), on_update)
+    if on_update := plan.factors_on("update", apply_to):
+        mask_updates(inner_optimizer(engine), shards(engine), on_update, kept if apply_to == "update" else None)
 
     done = load_state(engine, find_checkpoint(config, plan, folder, console) if rank == 0 else None) if resume else 0
-    watch = Watch(config, plan.data, plan.steps.num_steps, engine, folder)
+    watch = Watch(config, plan.data, plan.steps.num_steps, engine, folder, kept)
     if rank == 0:  # only now: a model that does not load leaves no run behind, and an old one where it was
         start_folder(config, "train", overwrite, resumes=done > 0)
         watch.records, watch.validations = keep_metrics(folder / "metrics.jsonl", done)
     frozen = [name for name, _ in model.named_parameters() if name not in set(trained)]
     before = hash_parameters(model, frozen, plan.held)
     _fit(engine, plan, config, folder, console, watch, done)
+    if rank == 0 and (share := watch.records[-1].kept_share):
+        console.print(kept_sentence(share, apply_to), highlight=False)
     _prove_frozen(before, hash_parameters(model, frozen, plan.held), console)
     tensors = collect(model, trained)
     if rank == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from cofitune.config.schema import Config
 from cofitune.recipes.train_data import TrainData
 from cofitune.recipes.train_state import append_metrics
 from cofitune.reports.progress import TrainProgress
+from cofitune.softmask.kept import KeptShare
 from cofitune.training.loop import StepRecord
 from cofitune.training.monitor import Monitor
 from cofitune.training.validation import ValidationRecord, validate
@@ -24,9 +26,11 @@ class Watch:
         validations: the losses on data.validation so far, likewise.
     """
 
-    def __init__(self, config: Config, data: TrainData, num_steps: int, engine: Any, folder: Path) -> None:
+    def __init__(
+        self, config: Config, data: TrainData, num_steps: int, engine: Any, folder: Path, kept: KeptShare | None
+    ) -> None:
         self._config, self._data, self._num_steps = config, data, num_steps
-        self._engine, self._folder = engine, folder
+        self._engine, self._folder, self._kept = engine, folder, kept
         self.records: list[StepRecord] = []
         self.validations: list[ValidationRecord] = []
 
@@ -34,17 +38,29 @@ class Watch:
         """Open what is written to; before the very first step, the validation loss of the base."""
         self._progress = progress
         self._monitor = Monitor(self._config.train.report_to, self._folder, self._config.run.name)
+        if self._kept is not None:
+            self._kept.watch_for(done + 1, self._num_steps)
         if done == 0:
             self._validate(0)
 
     def after_step(self, record: StepRecord, stopped_by: int) -> None:
         """Tell a step, and validate where it is due, unless a signal has ended the training."""
+        record = self._with_kept_share(record)
         self.records.append(record)
         self._progress.advance(record.loss, record.learning_rate, record.tokens_per_second, record.mfu)
         self._write(record)
         due = record.step % self._config.train.validation_steps == 0 or record.step == self._num_steps
         if due and not stopped_by:
             self._validate(record.step)
+
+    def _with_kept_share(self, record: StepRecord) -> StepRecord:
+        if self._kept is None:
+            return record
+        if self._kept.watching:
+            share = self._kept.read(self._engine.device)
+            record = replace(record, kept_share={str(layer): round(s, 4) for layer, s in share.items()})
+        self._kept.watch_for(record.step + 1, self._num_steps)
+        return record
 
     def _validate(self, step: int) -> None:
         if not self._data.validation or self._data.tokenizer is None:
@@ -60,4 +76,6 @@ class Watch:
         if torch.distributed.get_rank() == 0:
             append_metrics(self._folder / "metrics.jsonl", record)
             figures = record.as_dict()
+            for layer, share in (figures.pop("kept_share", None) or {}).items():
+                figures[f"kept_share/layer_{layer}"] = share
             self._monitor.write(figures.pop("step"), figures)

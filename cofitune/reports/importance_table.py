@@ -1,6 +1,9 @@
-"""The importance of every layer as a table of 80 columns, and in one sentence."""
+"""The importance of every layer as a table of 80 columns, in one sentence, and its spread as CSV."""
 
 from __future__ import annotations
+
+import csv
+import io
 
 import torch
 from rich.console import Group, RenderableType
@@ -58,6 +61,21 @@ def summary(vectors: dict[str, Tensor]) -> str:
     if silent:
         text += f" No unit stands out among the {', '.join(silent)}: their scores are all equal, so nothing is masked."
     return text
+
+
+def spread_csv(vectors: dict[str, Tensor]) -> str:
+    """A line a layer and unit kind: how its units' importance is spread, in [0, 1], and its most important unit."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    quantiles = {"p10": 0.1, "p50": 0.5, "p90": 0.9}
+    writer.writerow(["layer", "kind", "units", "mean", "std", *quantiles, "above_0.9", "below_0.1", "top_unit"])
+    for kind, vector in vectors.items():
+        for layer, row in enumerate(vector.double()):
+            cut = torch.quantile(row, torch.tensor(list(quantiles.values()), dtype=row.dtype)).tolist()
+            shares = [float((row > HIGH).double().mean()), float((row < LOW).double().mean())]
+            figures = [float(row.mean()), float(row.std(correction=0)), *cut, *shares]
+            writer.writerow([layer, kind, len(row), *(f"{f:.4f}" for f in figures), int(row.argmax())])
+    return text.getvalue()
 
 
 def _all_zero(vector: Tensor) -> list[int]:

@@ -15,10 +15,14 @@ from torch.utils.hooks import RemovableHandle
 
 from cofitune.sharding import Shard
 from cofitune.softmask.factors import Factor
+from cofitune.softmask.kept import KeptShare
 
 
 def mask_updates(
-    optimizer: torch.optim.Optimizer, shards: Mapping[int, list[Shard]], factors: Mapping[str, Factor]
+    optimizer: torch.optim.Optimizer,
+    shards: Mapping[int, list[Shard]],
+    factors: Mapping[str, Factor],
+    kept: KeptShare | None = None,
 ) -> UpdateMask:
     """Install the mask on the inner optimizer.
 
@@ -26,16 +30,22 @@ def mask_updates(
         optimizer: steps on flat fp32 tensors, each a row of shards.
         shards: id of a flat tensor → its shards (`cofitune.sharding.shards`).
         factors: parameter name → factor; parameters without one move freely.
+        kept: told, while it is watching, what each update would have been and what is left of it.
     """
-    return UpdateMask(optimizer, shards, factors)
+    return UpdateMask(optimizer, shards, factors, kept)
 
 
 class UpdateMask:
     """The installed hooks. `remove()` takes them off."""
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, shards: Mapping[int, list[Shard]], factors: Mapping[str, Factor]
+        self,
+        optimizer: torch.optim.Optimizer,
+        shards: Mapping[int, list[Shard]],
+        factors: Mapping[str, Factor],
+        kept: KeptShare | None,
     ) -> None:
+        self._kept = kept
         self._masked = {key: [(s, factors[s.name]) for s in row if s.name in factors] for key, row in shards.items()}
         self._old: list[tuple[Tensor, Shard, Factor, Tensor]] = []
         self._handles: list[RemovableHandle] = [
@@ -58,7 +68,11 @@ class UpdateMask:
 
     def _hold_back(self, *_: Any) -> None:
         for flat, shard, factor, old in self._old:
-            hold_back(_piece(flat, shard), old, shard, factor)
+            new = _piece(flat, shard)
+            free = new - old if self._kept is not None and self._kept.watching else None
+            hold_back(new, old, shard, factor)
+            if self._kept is not None and free is not None:
+                self._kept.add(shard.name, free, new - old)
         self._old = []
 
 

@@ -42,6 +42,7 @@ class StepRecord:
         mfu: model FLOPs utilisation in [0, 1] (training/throughput.py); None on a device whose peak is not known.
         peak_gpu_bytes: the most memory that tensors have taken on rank 0's GPU so far; 0 on a CPU.
         peak_host_bytes: the most memory that rank 0's process has held so far.
+        kept_share: layer → the share of its update (or gradient) that the soft mask left; None where none was read.
     """
 
     step: int
@@ -57,6 +58,7 @@ class StepRecord:
     mfu: float | None
     peak_gpu_bytes: int
     peak_host_bytes: int
+    kept_share: dict[str, float] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The record as JSON takes it."""

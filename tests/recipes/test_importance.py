@@ -19,7 +19,9 @@ from cofitune.config.load import load_config
 from cofitune.config.schema import Config
 from cofitune.errors import ArtifactError, UserError
 from cofitune.files import read_tensors, sha256_file
+from cofitune.importance import estimate
 from cofitune.importance.normalize import zscore_tanh
+from cofitune.importance.partial import load_sums, save_sums
 from cofitune.model.anatomy import read_anatomy, read_model_config
 from cofitune.model.load import fingerprint
 from cofitune.recipes import importance as recipe
@@ -75,9 +77,12 @@ def test_it_writes_vectors_scores_and_a_manifest(made: Path, tiny_model_folder: 
     assert folder == made / "run" / "importance"
     assert {p.name for p in folder.iterdir()} == {
         "config.yaml",
+        "importance.png",
         "importance.safetensors",
+        "importance.svg",
         "manifest.json",
         "scores.safetensors",
+        "spread.csv",
     }
     anatomy = read_anatomy(read_model_config(str(tiny_model_folder)))
     base = fingerprint(str(tiny_model_folder))
@@ -167,6 +172,62 @@ def test_an_interrupted_folder_is_made_again(made: Path, monkeypatch: pytest.Mon
         importance(read(made), console=quiet())
     assert not (made / "run" / "importance" / "manifest.json").exists()
     assert (importance(read(made), console=quiet()) / "manifest.json").exists()
+
+
+KILLED = """
+import os, signal, sys
+from cofitune.config.load import load_config
+from cofitune.recipes import importance as recipe
+save = recipe.save_sums
+def save_twice(path, sums, identity):
+    save(path, sums, identity)
+    if sums.micro_batches == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+recipe.save_sums = save_twice
+recipe.importance(load_config(sys.argv[1], sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("estimator", ["kl_dropout", "fisher"])
+def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
+    made: Path, monkeypatch: pytest.MonkeyPatch, estimator: str
+) -> None:
+    overrides = ["importance.save_steps=1", f"importance.estimator={estimator}"]
+    whole = importance(read(made, *overrides, f"output_dir={made / 'whole'}"), console=quiet())
+    root = Path(cofitune.__file__).parents[1]
+    command = [sys.executable, "-c", KILLED, str(made / "config.yaml"), *overrides]
+    killed = subprocess.run(command, check=False, cwd=root, capture_output=True, text=True, timeout=300)
+    assert killed.returncode == -9, killed.stderr
+    folder = made / "run" / "importance"
+    assert [p.name for p in folder.iterdir()] == ["partial"]
+    seen: list[int] = []
+    gradients = estimate.gate_gradients
+
+    def counted(*arguments: Any) -> Any:
+        seen.append(arguments[3])
+        return gradients(*arguments)
+
+    monkeypatch.setattr(estimate, "gate_gradients", counted)
+    console = quiet()
+    assert importance(read(made, *overrides), console=console) == folder
+    assert seen == [2]
+    assert "going on after 2 micro-batches" in console.export_text()
+    for file in ("scores.safetensors", "importance.safetensors"):
+        assert sha256_file(folder / file) == sha256_file(whole / file)
+    assert not (folder / "partial").exists()
+
+
+def test_the_sums_of_another_run_are_not_gone_on_from(made: Path, tmp_path: Path) -> None:
+    path = tmp_path / "sums.safetensors"
+    sums = estimate.Sums({"ffn_neurons": torch.rand(2, 3, dtype=torch.float64)}, 30, 4, 2)
+    save_sums(path, sums, "this run")
+    found = load_sums(path, "this run")
+    assert found is not None and torch.equal(found.values["ffn_neurons"], sums.values["ffn_neurons"])
+    assert (found.tokens, found.samples, found.micro_batches) == (30, 4, 2)
+    assert load_sums(path, "another run") is None
+    path.write_bytes(path.read_bytes()[:-5])
+    assert load_sums(path, "this run") is None
+    assert load_sums(tmp_path / "none", "this run") is None
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,9 @@ def test_a_run_trains_its_region_and_nothing_else(
         assert not torch.equal(tensor[1], base[name][1])
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [m["step"] for m in metrics] == [1, 2, 3]
+    assert [m["kept_share"] for m in metrics[:2]] == [None, None]
+    assert 0 < metrics[2]["kept_share"]["1"] < 1
+    assert "soft mask: left" in said and "of the update" in said
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["base_fingerprint"] == fingerprint(str(tiny_model_folder))
     assert manifest["trained_sha256"] == {n: hash_tensor(t) for n, t in delta.items()}

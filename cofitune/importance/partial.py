@@ -1,0 +1,36 @@
+"""One rank's sums on disk, so that an interrupted estimation goes on where it was and ends with the same vectors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from cofitune.files import write_tensors
+from cofitune.importance.estimate import Sums
+
+COUNTS = "counts"
+
+
+def save_sums(path: Path, sums: Sums, identity: str) -> None:
+    """Write the sums atomically, in the fp64 they are added up in.
+
+    Args:
+        identity: names everything that the sums depend on.
+    """
+    counts = torch.tensor([sums.tokens, sums.samples, sums.micro_batches])
+    write_tensors(path, {**sums.values, COUNTS: counts}, {"identity": identity})
+
+
+def load_sums(path: Path, identity: str) -> Sums | None:
+    """Read the sums again; None where there are none, or where they are damaged or of another identity."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            if file.metadata().get("identity") != identity:
+                return None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- not a dict
+    except (OSError, SafetensorError):
+        return None
+    tokens, samples, micro_batches = tensors.pop(COUNTS).tolist()
+    return Sums(tensors, tokens, samples, micro_batches)

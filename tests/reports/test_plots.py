@@ -1,0 +1,46 @@
+"""The picture of an importance, and the table of its spread."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cofitune.reports.importance_table import spread_csv
+from cofitune.reports.plots import draw_importance
+from cofitune.vectors import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS
+
+
+def make_vectors() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    units = {ATTENTION_HEADS: 9, FFN_NEURONS: 1536, FFN_OUTPUTS: 576}
+    return {kind: torch.rand(30, count, generator=generator) for kind, count in units.items()}
+
+
+def test_the_picture_is_a_png_and_an_svg_with_units_on_their_axes(tmp_path: Path) -> None:
+    png, svg = draw_importance(tmp_path / "a", make_vectors(), "a model")
+    with Image.open(png) as image:
+        colours = len(set(image.convert("RGB").resize((200, 150)).getdata()))
+        assert image.format == "PNG" and image.width >= 1000 and colours > 100
+    text = svg.read_text()
+    for expected in ("a model", "heads, as they stand", "outputs, sorted in each layer", "layer (index)", "0: free"):
+        assert expected in text
+    assert svg.stat().st_size < 400_000
+    again = draw_importance(tmp_path / "b", make_vectors(), "a model")
+    assert [p.read_bytes() for p in again] == [png.read_bytes(), svg.read_bytes()]
+
+
+def test_the_spread_is_the_numbers_of_each_layer() -> None:
+    vectors = make_vectors()
+    rows = list(csv.DictReader(io.StringIO(spread_csv(vectors))))
+    assert len(rows) == 90
+    row = next(r for r in rows if r["kind"] == FFN_NEURONS and r["layer"] == "7")
+    values = sorted(vectors[FFN_NEURONS][7].tolist())
+    assert float(row["mean"]) == round(sum(values) / 1536, 4)
+    assert abs(float(row["p50"]) - (values[767] + values[768]) / 2) < 1e-4
+    assert float(row["above_0.9"]) == round(sum(v > 0.9 for v in values) / 1536, 4)
+    assert int(row["top_unit"]) == int(vectors[FFN_NEURONS][7].argmax())
