@@ -137,7 +137,7 @@ Made by `{COMMAND}` from `softmask.jsonl`, which holds every run. {state}
 
 SmolLM2-135M-Instruct (from a 4-bit GGUF, dequantised to fp32), layers {settings["layers"]}, trained on law (short
 answers): {settings["steps"]} steps × {settings["items_a_step"]} items, cosine, clip 1, AdamW {settings["adamw_rate"]:g}
-(weight decay 0.1), SGD {settings["sgd_rate"]:g} (no momentum, no decay; the rate at which it learns about as much).
+(weight decay 0.1), SGD {settings["sgd_rate"]:g} (no momentum, no decay).
 Tested on {settings["test_items"]} law items and {settings["test_items"]} general ones (a third each of replay, math and
 user_oriented); importance from {settings["importance_items"]} other general items. Losses are nats an answer token;
 base: {told}. Only items of at most {settings["longest"]} tokens. {os.cpu_count()} cores, {platform.machine()}, torch

@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--test-items", type=int, default=48, help="of law; and of general data in all")
     parser.add_argument("--importance-items", type=int, default=66)
     parser.add_argument("--adamw-rate", type=float, default=4e-4)
-    parser.add_argument("--sgd-rate", type=float, default=0.5)
+    parser.add_argument("--sgd-rate", type=float, default=0.2, help="0.1 learns slowly, 0.5 is unstable")
     parser.add_argument("--report", action="store_true", help="only write the report anew from the store")
     arguments = parser.parse_args()
     settings = Settings(
