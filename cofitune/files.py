@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cofitune.errors import ArtifactError
+from cofitune.errors import ArtifactError, UserError
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -94,6 +97,40 @@ def sha256_file(path: Path) -> str:
     """Hash a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def exclusive(folder: Path, what: str) -> Iterator[None]:
+    """Hold the folder's lock: two processes must not write one folder. The system frees it when the process ends.
+
+    The lock file lies beside the folder, so that emptying the folder does not remove the lock.
+
+    Args:
+        what: names in the message what is done there.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    path = folder.parent / f".{folder.name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        os.set_inheritable(file.fileno(), True)  # a child that outlives a killed process still holds the lock
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip()
+            raise UserError(
+                f"{folder}: another {what} is writing here{f' (process {holder})' if holder else ''}; "
+                "wait for it, or choose another output_dir"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):  # a file system that knows no locks
+                raise
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 def _write_utf8(path: Path, text: str) -> None:

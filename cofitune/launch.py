@@ -147,8 +147,9 @@ def run_place(place: Place, arguments: Sequence[str]) -> int:
 
 def tell_failures(failures: Mapping[int, ProcessFailure]) -> int:
     """Say why ranks failed: once what several of them say, the first failure first. Returns the exit code."""
-    if {failure.exitcode for failure in failures.values()} <= STOPPED:
-        return max(failure.exitcode for failure in failures.values())  # rank 0 has said so
+    codes = {failure.exitcode for failure in failures.values()}
+    if codes & STOPPED and codes <= STOPPED | {-signal.SIGTERM}:  # the last to end may be told to while it ends
+        return max(codes)  # rank 0 has said why
     began = min(failure.timestamp for failure in failures.values())
     own = {rank: f for rank, f in failures.items() if not _ended_by_another(f, began)} or failures
     mistakes = {rank: f for rank, f in own.items() if f.exitcode == USER_ERROR}

@@ -15,18 +15,18 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from cofitune import cli, launch
 from cofitune.config.load import load_config
 from cofitune.errors import UserError
+from cofitune.files import exclusive
 from cofitune.ranks import VARIABLES, Rank, is_launched, this_rank
-from cofitune.search.store import exclusive
 from cofitune.search.trial import TrialError
 
 
 def test_a_trial_that_outlives_its_search_still_holds_the_lock(tmp_path: Path) -> None:
-    with exclusive(tmp_path / "search"):
+    with exclusive(tmp_path / "search", "search"):
         orphan = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False)
-    with pytest.raises(UserError, match="another search is writing here"), exclusive(tmp_path / "search"):
+    with pytest.raises(UserError, match="another search is writing here"), exclusive(tmp_path / "search", "search"):
         pass
     orphan.communicate(b"\n")
-    with exclusive(tmp_path / "search"):
+    with exclusive(tmp_path / "search", "search"):
         pass
 
 

@@ -14,13 +14,13 @@ from rich.console import Console
 
 from cofitune.config.schema import Config
 from cofitune.errors import UserError
-from cofitune.files import read_json, write_json
+from cofitune.files import exclusive, read_json, write_json
 from cofitune.model.region import Region
 from cofitune.recipes.folders import start_folder
 from cofitune.recipes.search_plan import Plan, make_plan, trial_config
 from cofitune.reports.search_tree import PlanRow, Row, plan_report, progress_line, search_report, winner_sentence
 from cofitune.search import tree
-from cofitune.search.store import Store, exclusive, open_store
+from cofitune.search.store import Store, open_store
 from cofitune.search.trial import BASE, Trial, TrialError
 from cofitune.search.winner import write_winner
 
@@ -78,7 +78,7 @@ def search(
         for text in made.missing:
             console.print(f"still missing: {text}", markup=False, soft_wrap=True)
         return made.folder
-    with exclusive(made.folder):
+    with exclusive(made.folder, "search"):
         start_folder(config, "search", overwrite)
         store = open_store(made.folder, made.identity)
         base = _score_base(config, made, store, start_trial, console)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import shutil
 import signal
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from transformers import PreTrainedModel
 
 from cofitune import __version__
 from cofitune.config.schema import Config
 from cofitune.errors import ArtifactError, Stopped, UserError
-from cofitune.files import read_json
+from cofitune.files import exclusive, read_json
 from cofitune.model.region import freeze_outside
 from cofitune.ranks import is_launched, this_rank
 from cofitune.recipes.folders import check_disk_space, check_folder, environment, start_folder
@@ -87,36 +89,40 @@ def train(
         return folder
 
     with explaining_out_of_memory(footprint(plan, config, world_size)):
-        _train(config, plan, folder, console, overwrite=overwrite, resume=resume)
+        rank, _ = start_distributed()
+        model, engine, kept = _load(config, plan, world_size)
+        with exclusive(folder, "training") if rank == 0 else nullcontext():
+            _train(model, engine, kept, config, plan, folder, console, overwrite=overwrite, resume=resume)
+        release(engine)
     return folder
 
 
-def _train(config: Config, plan: TrainPlan, folder: Path, console: Console, *, overwrite: bool, resume: bool) -> None:
-    rank, world_size = start_distributed()
-    torch.manual_seed(config.train.seed)
-    trained = plan.region.parameter_names(plan.anatomy)
-    with sharded_loading(plan.anatomy.num_parameters, plan.settings, world_size):
-        model = load_base(config.model)
-    freeze_outside(model, set(trained))
-    if config.train.gradient_checkpointing:
-        checkpoint_layers(model, plan.anatomy.layout.layers, plan.region.first)
-    apply_to = config.softmask.apply_to
-    kept = KeptShare(plan.factors) if plan.factors else None
-    mask_gradients(model, plan.factors_on("gradient", apply_to), kept if apply_to == "gradient" else None)
-    engine = start_engine(model, plan.settings)
-    if on_update := plan.factors_on("update", apply_to):
-        mask_updates(inner_optimizer(engine), shards(engine), on_update, kept if apply_to == "update" else None)
-
-    done = load_state(engine, find_checkpoint(config, plan, folder, console) if rank == 0 else None) if resume else 0
+def _train(
+    model: PreTrainedModel,
+    engine: Any,
+    kept: KeptShare | None,
+    config: Config,
+    plan: TrainPlan,
+    folder: Path,
+    console: Console,
+    *,
+    overwrite: bool,
+    resume: bool,
+) -> None:
+    """From the checkpoint on, if there is one: train, prove that nothing else changed, write the delta."""
+    rank = torch.distributed.get_rank()
+    found = find_checkpoint(config, plan, folder, console) if resume and rank == 0 else None
+    done = load_state(engine, found) if resume else 0
     watch = Watch(config, plan.data, plan.steps.num_steps, engine, folder, kept)
     if rank == 0:  # only now: a model that does not load leaves no run behind, and an old one where it was
         start_folder(config, "train", overwrite, resumes=done > 0)
         watch.records, watch.validations = keep_metrics(folder / "metrics.jsonl", done)
+    trained = plan.region.parameter_names(plan.anatomy)
     frozen = [name for name, _ in model.named_parameters() if name not in set(trained)]
     before = hash_parameters(model, frozen, plan.held)
     _fit(engine, plan, config, folder, console, watch, done)
     if rank == 0 and (share := watch.records[-1].kept_share):
-        console.print(kept_sentence(share, apply_to), highlight=False)
+        console.print(kept_sentence(share, config.softmask.apply_to), highlight=False)
     _prove_frozen(before, hash_parameters(model, frozen, plan.held), console)
     tensors = collect(model, trained)
     if rank == 0:
@@ -124,7 +130,6 @@ def _train(config: Config, plan: TrainPlan, folder: Path, console: Console, *, o
         console.print(f"wrote {folder}/delta.safetensors: {len(tensors)} tensors", highlight=False, soft_wrap=True)
         if not config.train.keep_checkpoints:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    release(engine)
 
 
 def check(
@@ -159,6 +164,27 @@ def check(
     if plan.prefix and not dry_run:  # a dry run tells both figures, perhaps on another machine
         plan.prefix.check_space()
     return folder, plan
+
+
+def _load(config: Config, plan: TrainPlan, world_size: int) -> tuple[PreTrainedModel, Any, KeptShare | None]:
+    """Load the base, freeze what lies outside the region, and put the soft mask where its mode wants it.
+
+    Returns:
+        The model, DeepSpeed's engine around it, and what measures the share of an update that the mask keeps.
+    """
+    torch.manual_seed(config.train.seed)
+    with sharded_loading(plan.anatomy.num_parameters, plan.settings, world_size):
+        model = load_base(config.model)
+    freeze_outside(model, set(plan.region.parameter_names(plan.anatomy)))
+    if config.train.gradient_checkpointing:
+        checkpoint_layers(model, plan.anatomy.layout.layers, plan.region.first)
+    apply_to = config.softmask.apply_to
+    kept = KeptShare(plan.factors) if plan.factors else None
+    mask_gradients(model, plan.factors_on("gradient", apply_to), kept if apply_to == "gradient" else None)
+    engine = start_engine(model, plan.settings)
+    if on_update := plan.factors_on("update", apply_to):
+        mask_updates(inner_optimizer(engine), shards(engine), on_update, kept if apply_to == "update" else None)
+    return model, engine, kept
 
 
 def _check_finished(config: Config, plan: TrainPlan, folder: Path) -> None:

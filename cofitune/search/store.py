@@ -6,15 +6,13 @@ out while one is writing.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cofitune.errors import ArtifactError, UserError, differences
+from cofitune.errors import ArtifactError, differences
 from cofitune.files import read_json, write_json, write_text
 from cofitune.model.region import Region
 from cofitune.search.trial import Trial, trial_from_json, trial_id
@@ -112,34 +110,6 @@ def read_trials(path: Path) -> list[Trial]:
         except ValueError as error:
             raise ArtifactError(f"{path}:{number}: this line of the search store is damaged: {error}") from None
     return trials
-
-
-@contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock: two searches must not write one store. The system frees it when the process ends.
-
-    The lock file lies beside the folder, so that emptying the folder does not remove the lock.
-
-    Raises:
-        UserError: another search holds it.
-    """
-    path = folder.parent / f".{folder.name}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        os.set_inheritable(file.fileno(), True)  # a trial that outlives a killed search still holds the lock
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip()
-            raise UserError(
-                f"{folder}: another search is writing here{f' (process {holder})' if holder else ''}; "
-                "wait for it, or choose another output_dir"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
 
 
 def _cut_torn_line(file: Any) -> None:

@@ -110,15 +110,8 @@ def fit(
         local = [prefix.count_missing(batches) if prefix else 0, *_count(batches)]
         missing, supervised, tokens, positions, pairs = _all_sum(torch.tensor(local, device=device)).tolist()
         learning_rate = engine.get_lr()[0]
-        total = torch.zeros((), dtype=torch.float64, device=device)
-        for batch in batches:
-            inputs = {k: v.to(device) for k, v in batch.items()}
-            with _around(prefix, inputs, missing):
-                loss = summed_loss(engine, inputs)
-            engine.backward(loss * (plan.world_size * plan.accumulation / max(1, supervised)))
-            engine.step()
-            total += loss.detach().double()
-        summed, *asks = _all_sum(torch.stack([total, *_flags(asked(), total)])).tolist()
+        total = _take_step(engine, batches, plan.world_size * plan.accumulation / max(1, supervised), prefix, missing)
+        summed, given = _agree(total, asked())
         seconds = time.perf_counter() - started
         record = StepRecord(
             step=step,
@@ -136,12 +129,28 @@ def fit(
             peak_host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         )
         _check_finite(record, engine.was_step_applied())
-        given = [int(s) for s, ranks in zip(STOP_SIGNALS, asks, strict=True) if ranks]
-        stopped_by = given[0] if given and step < plan.num_steps else 0
+        stopped_by = given if step < plan.num_steps else 0
         on_step(record, stopped_by)
         if stopped_by:
             return stopped_by
     return 0
+
+
+def _take_step(engine: Any, batches: Sequence[Batch], scale: float, prefix: PrefixCache | None, missing: int) -> Tensor:
+    """Forward and backward of each micro-batch, `scale` times its loss, and with the last the optimizer's step.
+
+    Returns:
+        The loss summed over this rank's supervised tokens, unscaled, in float64.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=engine.device)
+    for batch in batches:
+        inputs = {k: v.to(engine.device) for k, v in batch.items()}
+        with _around(prefix, inputs, missing):
+            loss = summed_loss(engine, inputs)
+        engine.backward(loss * scale)
+        engine.step()
+        total += loss.detach().double()
+    return total
 
 
 def summed_loss(model: Any, batch: Batch) -> Tensor:
@@ -214,9 +223,11 @@ def _check_finite(record: StepRecord, applied: bool) -> None:
     raise UserError(f"{what} in step {record.step}: training diverged; lower train.learning_rate")
 
 
-def _flags(signum: int, like: Tensor) -> list[Tensor]:
-    """One number a signal, so that the ranks' sum says which of them were given."""
-    return [torch.full_like(like, float(signum == s)) for s in STOP_SIGNALS]
+def _agree(total: Tensor, signum: int) -> tuple[float, int]:
+    """In one reduction: the ranks' summed loss, and a signal that any of them was given, or 0."""
+    flags = [torch.full_like(total, float(signum == s)) for s in STOP_SIGNALS]
+    summed, *ranks = _all_sum(torch.stack([total, *flags])).tolist()
+    return summed, next((int(s) for s, count in zip(STOP_SIGNALS, ranks, strict=True) if count), 0)
 
 
 def _all_sum(value: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 import torch
 import yaml
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 
 from cofitune import cli
 from cofitune.training import loop
+from cofitune.training.state import read_checkpoint
 
 WORDS = ["court", "contract", "void", "seller", "buyer", "tenant", "lease", "landlord", "capital", "France", "Paris"]
 
@@ -349,16 +351,10 @@ def test_a_gradient_that_is_not_finite_is_never_saved(
 @pytest.mark.parametrize(
     ("ranks", "signum", "code"), [(1, signal.SIGINT, 130), (2, signal.SIGTERM, 143), (2, signal.SIGINT, 130)]
 )
-def test_the_real_command_saves_on_a_signal_and_goes_on(
+def test_the_real_command_finishes_its_step_saves_and_says_so(
     ranks: int, signum: int, code: int, config: dict[str, Any], environment: dict[str, str]
 ) -> None:
-    config["train"].update(max_steps=2000, save_steps=1000, lr_scheduler_type="constant")
-    config["train"]["gradient_accumulation_steps"] = 2 // ranks
-    config["data"]["train"] = [config["data"]["train"]]
-    folder = Path(config["output_dir"])
-    command = [sys.executable, "-m", "cofitune", "train", str(write(config)), "--num-processes", str(ranks)]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: (folder / "train" / "metrics.jsonl").is_file() and len(steps_of(folder)) >= 3, process)
+    process, folder = start(config, environment, ranks)
     process.send_signal(signum)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == code, said
@@ -366,6 +362,68 @@ def test_the_real_command_saves_on_a_signal_and_goes_on(
     assert f"stopped by {signal.Signals(signum).name}: the state after step {reached} is in" in said
     assert "Traceback" not in said
     assert (folder / "train" / "checkpoints" / f"step-{reached:06d}" / "manifest.json").is_file()
+
+
+def test_a_second_interrupt_ends_it_at_once(config: dict[str, Any], environment: dict[str, str]) -> None:
+    process, folder = start(config, environment, ranks=2)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+    assert process.wait(timeout=30) == 130
+    assert not (folder / "train" / "manifest.json").exists()
+
+
+def test_a_signal_to_one_rank_stops_all_and_a_second_sigterm_does_not_hurry_them(
+    config: dict[str, Any], environment: dict[str, str]
+) -> None:
+    process, folder = start(config, environment, ranks=2)
+    one = psutil.Process(process.pid).children()[1]
+    for _ in range(2):  # SLURM signals every process, and the launcher hands it on
+        one.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 143, said
+    reached = steps_of(folder)[-1]
+    assert said.strip().startswith(f"stopped by SIGTERM: the state after step {reached}") and said.count("\n") == 1
+    assert read_checkpoint(folder / "train" / "checkpoints" / f"step-{reached:06d}").step == reached
+
+
+def test_a_trial_of_a_search_saves_nothing_and_ends_promptly(
+    config: dict[str, Any], environment: dict[str, str]
+) -> None:
+    config["train"]["save_steps"] = None
+    process, folder = start(config, environment, ranks=2, command="_trial")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 143
+    assert not (folder / "train" / "checkpoints").exists()
+
+
+def test_two_trainings_never_write_one_folder(
+    config: dict[str, Any],
+    environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    process, _ = start(config, environment, ranks=1)
+    try:
+        assert run(monkeypatch, config, "--resume") == 2
+        assert "another training is writing here" in capsys.readouterr().err
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def start(
+    config: dict[str, Any], environment: dict[str, str], ranks: int, command: str = "train"
+) -> tuple[subprocess.Popen[str], Path]:
+    """A long training in processes of its own, which has taken three steps; and its folder."""
+    config["train"].update(max_steps=5000, save_steps=config["train"]["save_steps"] and 2500)
+    config["train"].update(lr_scheduler_type="constant", gradient_accumulation_steps=2 // ranks)
+    folder = Path(config["output_dir"])
+    words = [sys.executable, "-m", "cofitune", command, str(write(config)), "--num-processes", str(ranks)]
+    process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    metrics = folder / "train" / "metrics.jsonl"
+    wait_for(lambda: metrics.is_file() and metrics.read_text().count("\n") >= 3, process)
+    return process, folder
 
 
 def wait_for(holds: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from cofitune.errors import ArtifactError, UserError
+from cofitune.files import exclusive
 from cofitune.model.region import Region
-from cofitune.search.store import exclusive, open_store, read_trials
+from cofitune.search.store import open_store, read_trials
 from cofitune.search.trial import Trial
 from cofitune.search.winner import read_winner, write_winner
 
@@ -104,35 +105,35 @@ def test_the_same_region_has_the_same_id_whatever_store_object_is_asked(tmp_path
 def test_two_searches_cannot_hold_one_folder(tmp_path: Path) -> None:
     folder = tmp_path / "search"
     refused = pytest.raises(UserError, match=r"another search is writing here \(process \d+\)")
-    with exclusive(folder), refused, exclusive(folder):
+    with exclusive(folder, "search"), refused, exclusive(folder, "search"):
         pass
-    with exclusive(folder):
+    with exclusive(folder, "search"):
         pass  # free again
 
 
 def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path: Path) -> None:
     folder = tmp_path / "search"
     code = (
-        "import sys, time; from pathlib import Path; from cofitune.search.store import exclusive\n"
-        "with exclusive(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"
+        "import sys, time; from pathlib import Path; from cofitune.files import exclusive\n"
+        "with exclusive(Path(sys.argv[1]), 'search'):\n    print('held', flush=True)\n    time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert any("held" in line for line in iter(process.stdout.readline, ""))
-        with pytest.raises(UserError, match=f"process {process.pid}"), exclusive(folder):
+        with pytest.raises(UserError, match=f"process {process.pid}"), exclusive(folder, "search"):
             pass
         process.kill()
         process.wait(timeout=30)
-    with exclusive(folder):
+    with exclusive(folder, "search"):
         pass
 
 
 def test_the_lock_outlives_the_emptying_of_its_folder(tmp_path: Path) -> None:
     folder = tmp_path / "search"
     folder.mkdir()
-    with exclusive(folder):
+    with exclusive(folder, "search"):
         folder.rmdir()
-        with pytest.raises(UserError), exclusive(folder):
+        with pytest.raises(UserError), exclusive(folder, "search"):
             pass
 
 
