@@ -244,7 +244,7 @@ def test_a_write_out_that_was_cut_short_is_no_checkpoint(
         ("train.learning_rate=1e-3", "train.learning_rate is 0.01 there and 0.001 here"),
         ("train.max_steps=9", "train.max_steps is 5 there and 9 here"),
         ("train.seed=7", "train.seed is 1234 there and 7 here"),
-        ("region.layers=0-1", "region.layers is '1-1' there and '0-1' here"),
+        ("region.layers=0-1", "region.layers is '1' there and '0-1' here"),
         ("region.modules=[up_proj]", "region.modules is ['up_proj', 'down_proj'] there and ['up_proj'] here"),
         ("data.max_length=64", "data.max_length is 128 there and 64 here"),
         ("data.template=plain", "data.template is 'chat' there and 'plain' here"),
