@@ -99,6 +99,11 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_json(value: Any) -> str:
+    """Hash a value of JSON, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 @contextmanager
 def exclusive(folder: Path, what: str) -> Iterator[None]:
     """Hold the folder's lock: two processes must not write one folder. The system frees it when the process ends.

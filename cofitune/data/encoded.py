@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -26,7 +24,7 @@ from cofitune.data.chat import IGNORED, Example, encode_rows
 from cofitune.data.read import Account, Row
 from cofitune.data.sources import OpenSource, Source, open_source
 from cofitune.errors import DataError, UserError
-from cofitune.files import read_json, write_json
+from cofitune.files import read_json, sha256_json, write_json
 from cofitune.model.load import cache_folder
 
 VERSION = 1  # raised whenever the same item becomes other tokens or labels
@@ -158,11 +156,15 @@ def _key(opened: OpenSource, tokenizer: PreTrainedTokenizerBase, encoding: Encod
         "version": VERSION,
         "source": {**opened.identity(), "format": opened.source.format, "rows": limit},
         "encoding": asdict(encoding),
-        "template": tokenizer.chat_template,
-        "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
-        "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+        "tokenizer": tokenizer_sha256(tokenizer),
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    return sha256_json(parts)[:32]
+
+
+def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
+    """One hash over all of a tokenizer, its template set, that tokens and labels depend on."""
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return sha256_json([tokenizer.chat_template, special, tokenizer.backend_tokenizer.to_str()])
 
 
 def _make(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from typing import Any
 
 from cofitune.data.read import Row, lines
 from cofitune.errors import DataError
-from cofitune.files import sha256_file
+from cofitune.files import sha256_file, sha256_json
 
 TABLES = {".parquet": "parquet", ".csv": "csv"}  # read through `datasets`; anything else is JSON
 IN_FOLDERS = (".jsonl", ".ndjson", ".json", *TABLES)
@@ -98,7 +97,7 @@ def open_source(source: Source) -> OpenSource:
         _refuse(source, "subset", "revision")
         files = _folder_files(path, source.split)
         names = [[str(f.relative_to(path)), sha256_file(f)] for f in files]
-        return OpenSource(source, files, _sha256(names))
+        return OpenSource(source, files, sha256_json(names))
     if path.exists() or not _is_hub_name(source.path):
         _refuse(source, "subset", "revision", *([] if source.split == "train" else ["split"]))
         try:
@@ -108,7 +107,7 @@ def open_source(source: Source) -> OpenSource:
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error}") from None
     commit = _hub_commit(source)
-    return OpenSource(source, (), _sha256([source.path, commit, source.subset, source.split]), commit)
+    return OpenSource(source, (), sha256_json([source.path, commit, source.subset, source.split]), commit)
 
 
 def _is_hub_name(path: str) -> bool:
@@ -228,7 +227,3 @@ def _hub_commit(source: Source) -> str:
             f"{nothing_here}, and the hub, where a data set of this name could be, cannot be reached; fetch it where "
             f"there is a network (`hf download --repo-type dataset {source.path} --local-dir FOLDER`) and name FOLDER"
         ) from error
-
-
-def _sha256(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

@@ -271,7 +271,11 @@ def _manifest(
             "held_weights": plan.region.num_held(plan.anatomy),
             "all_weights": plan.anatomy.num_parameters,
         },
-        "softmask": {"apply_to": config.softmask.apply_to if plan.masked else "none", "modules": list(plan.masked)},
+        "softmask": {
+            "apply_to": config.softmask.apply_to if plan.masked else "none",
+            "modules": list(plan.masked),
+            "strength": config.softmask.strength,
+        },
         "items": [asdict(account) for account in plan.data.accounts],
         "steps": len(watch.records),
         "first_loss": watch.records[0].loss,

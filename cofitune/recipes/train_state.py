@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from cofitune.config.schema import FREE_SETTINGS, Config
+from cofitune.data.encoded import tokenizer_sha256
 from cofitune.errors import ArtifactError, UserError, differences
 from cofitune.files import write_text
 from cofitune.recipes.train_plan import TrainPlan
@@ -61,19 +63,27 @@ def identity(config: Config, plan: TrainPlan) -> dict[str, Any]:
     Neither the ranks, nor the ZeRO stage, nor the settings of saving are part of it, as long as an optimizer step takes
     the same items.
     """
-    data = config.data.model_dump(mode="json", exclude={"train", *FREE_SETTINGS["data"]})
+    # an item that `on_bad_item: error` stops at never gets here: with the same contents it changes nothing
+    data = config.data.model_dump(mode="json", exclude={"train", "on_bad_item", *FREE_SETTINGS["data"]})
+    tokenizer = plan.data.tokenizer
     sources = {
         str(i): {"format": s.source.format, "weight": s.source.weight, "sha256": s.sha256}
         for i, s in enumerate(plan.data.sources)
     }
     softmask: dict[str, Any] = {"apply_to": config.softmask.apply_to if plan.masked else "none"}
     if plan.masked:
-        softmask |= {"modules": list(plan.masked), "importance_sha256": plan.used["importance"]["sha256"]}
+        softmask |= {
+            "modules": list(plan.masked),
+            "strength": config.softmask.strength,
+            "importance_sha256": sorted(used["sha256"] for name, used in plan.used.items() if name != "region"),
+        }
     return {
         "model": {
             "base_fingerprint": plan.base_fingerprint,
             "dtype": str(plan.settings.dtype).removeprefix("torch."),
             "attn_implementation": config.model.attn_implementation,
+            "layout": asdict(plan.anatomy.layout),
+            "tokenizer_sha256": tokenizer_sha256(tokenizer) if tokenizer else None,
         },
         "region": {**plan.region.to_dict(), "matched": list(plan.region.matched)},
         "softmask": softmask,

@@ -7,8 +7,6 @@ file. The data's cursor and the schedule's are the step itself. Frozen weights a
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cofitune.errors import ArtifactError, UserError
-from cofitune.files import fsync_folder, read_json, read_tensors, sha256_file, write_json, write_tensors
+from cofitune.files import fsync_folder, read_json, read_tensors, sha256_file, sha256_json, write_json, write_tensors
 from cofitune.sharding import MOMENTS, Flat, begin_moments, flats, go_to_step, moments, publish_masters
 
 FORMAT = 1
@@ -62,7 +60,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         ArtifactError: it is missing or damaged, or of another format.
     """
     manifest = read_json(folder / "manifest.json", "checkpoint's manifest")
-    if not isinstance(manifest, dict) or manifest.pop("manifest_sha256", None) != _hash_json(manifest):
+    if not isinstance(manifest, dict) or manifest.pop("manifest_sha256", None) != sha256_json(manifest):
         raise ArtifactError(f"{folder}/manifest.json: this checkpoint's manifest is damaged: its checksum differs")
     if manifest.pop("format") != FORMAT:
         raise ArtifactError(f"{folder}: this checkpoint is not of format {FORMAT}, which we read")
@@ -214,7 +212,7 @@ def _write(
     )
     hashes = {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
     manifest = {"format": FORMAT, **content, "tensors": places, "sha256": hashes}
-    write_json(folder / "manifest.json", {**manifest, "manifest_sha256": _hash_json(manifest)})
+    write_json(folder / "manifest.json", {**manifest, "manifest_sha256": sha256_json(manifest)})
 
 
 def _put_in_place(temporary: Path, target: Path) -> None:
@@ -279,10 +277,6 @@ def _from_rank_0(value: Any) -> Any:
     box = [value]
     torch.distributed.broadcast_object_list(box, 0)
     return box[0]
-
-
-def _hash_json(value: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _step_of(folder: Path) -> int:

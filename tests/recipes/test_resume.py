@@ -18,10 +18,14 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoTokenizer
 
 from cofitune import cli
+from cofitune.model.anatomy import read_anatomy
+from cofitune.model.load import fingerprint
 from cofitune.training import loop
 from cofitune.training.state import read_checkpoint
+from cofitune.vectors import unit_counts, write_importance
 
 WORDS = ["court", "contract", "void", "seller", "buyer", "tenant", "lease", "landlord", "capital", "France", "Paris"]
 
@@ -292,8 +296,36 @@ def test_changed_data_base_and_mask_are_refused_by_their_contents(
     save_file(weights, other / "model.safetensors", {"format": "pt"})
     assert run(monkeypatch, config, "--resume", f"model.name={other}") == 2
     assert "model.base_fingerprint is '" in capsys.readouterr().err
+    taught = shutil.copytree(tiny_model_folder, tmp_path / "taught")
+    AutoTokenizer.from_pretrained(taught, unk_token="another").save_pretrained(taught)
+    assert run(monkeypatch, config, "--resume", f"model.name={taught}") == 2
+    assert "model.tokenizer_sha256 is '" in capsys.readouterr().err
     moved = shutil.copytree(tiny_model_folder, tmp_path / "moved")
     assert run(monkeypatch, config, "--resume", f"model.name={moved}") == 0, "the same weights in another place"
+
+
+def test_a_mask_of_several_importances_is_told_by_all_of_them_and_by_its_strength(
+    config: dict[str, Any],
+    tmp_path: Path,
+    tiny_model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    anatomy = read_anatomy(AutoConfig.from_pretrained(tiny_model_folder))
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    for value, folder in zip((0.2, 0.4, 0.6), folders, strict=True):
+        vectors = {kind: torch.full((anatomy.num_layers, n), value) for kind, n in unit_counts(anatomy).items()}
+        write_importance(folder, vectors, vectors, {"base_fingerprint": fingerprint(str(tiny_model_folder))})
+    config["softmask"] = {"apply_to": "update", "importance": [str(f) for f in folders[:2]]}
+    assert run(monkeypatch, config, f"output_dir={config['output_dir']}-whole") == 0
+    interrupted(monkeypatch, config, after=2)
+    assert run(monkeypatch, config, "--resume", "softmask.strength=0.5") == 2
+    assert "(softmask.strength is 1.0 there and 0.5 here)" in capsys.readouterr().err
+    assert run(monkeypatch, config, "--resume", f"softmask.importance=[{folders[0]},{folders[2]}]") == 2
+    assert "softmask.importance_sha256 is [" in capsys.readouterr().err
+    turned = f"softmask.importance=[{folders[1]},{folders[0]}]"
+    assert run(monkeypatch, config, "--resume", turned) == 0, "the larger of both, in whatever order"
+    assert same(delta(config["output_dir"]), delta(f"{config['output_dir']}-whole"))
 
 
 def test_what_does_not_change_the_training_may_change_on_the_way(
@@ -302,6 +334,7 @@ def test_what_does_not_change_the_training_may_change_on_the_way(
     assert run(monkeypatch, config, f"output_dir={config['output_dir']}-whole") == 0
     interrupted(monkeypatch, config, after=2)
     others = ["train.save_steps=1", "train.keep_last=1", "deepspeed.zero_stage=2", "train.gradient_checkpointing=false"]
+    others.append("data.on_bad_item=drop")
     batch = ["train.per_device_train_batch_size=1", "train.gradient_accumulation_steps=4"]
     assert run(monkeypatch, config, "--resume", *others, *batch) == 0
     got, expected = delta(config["output_dir"]), delta(f"{config['output_dir']}-whole")
