@@ -8,7 +8,15 @@ from typing import Any
 
 
 class UserError(Exception):
-    """Something the user gave is wrong: the message says what, where, and what would be right."""
+    """Something the user gave is wrong: the message says what, where, and what would be right.
+
+    Attributes:
+        everywhere: rank 0 has met the same, and its word is enough.
+    """
+
+    def __init__(self, message: str, *, everywhere: bool = False) -> None:
+        super().__init__(message)
+        self.everywhere = everywhere
 
 
 class ConfigError(UserError):

@@ -193,6 +193,8 @@ def say_mistake(error: UserError) -> None:
         tell_parent(type(error), error, error.__traceback__)
     elif rank.rank == 0:
         print(f"error: {error}", file=sys.stderr)
+    elif error.everywhere:
+        return
     elif rank.local_rank == 0 or ("torch" in sys.modules and sys.modules["torch"].distributed.is_initialized()):
         print(f"rank {rank.rank} on {socket.gethostname()}: error: {error}", file=sys.stderr)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from cofitune.sharding import inner_optimizer, shards
 from cofitune.softmask.gradient import mask_gradients
 from cofitune.softmask.kept import KeptShare, kept_sentence
 from cofitune.softmask.update import mask_updates
+from cofitune.training.agree import on_rank_0
 from cofitune.training.delta import collect, hash_parameters, hash_tensor, write_delta
 from cofitune.training.engine import (
     checkpoint_layers,
@@ -89,9 +90,10 @@ def train(
         return folder
 
     with explaining_out_of_memory(footprint(plan, config, world_size)):
-        rank, _ = start_distributed()
+        start_distributed()
         model, engine, kept = _load(config, plan, world_size)
-        with exclusive(folder, "training") if rank == 0 else nullcontext():
+        with ExitStack() as lock:
+            on_rank_0(lambda: lock.enter_context(exclusive(folder, "training")))
             _train(model, engine, kept, config, plan, folder, console, overwrite=overwrite, resume=resume)
         release(engine)
     return folder
@@ -111,14 +113,16 @@ def _train(
 ) -> None:
     """From the checkpoint on, if there is one: train, prove that nothing else changed, write the delta."""
     rank = torch.distributed.get_rank()
-    found = find_checkpoint(config, plan, folder, console) if resume and rank == 0 else None
-    done = load_state(engine, found) if resume else 0
+    done = load_state(engine, on_rank_0(lambda: find_checkpoint(config, plan, folder, console))) if resume else 0
     watch = Watch(config, plan.data, plan.steps.num_steps, engine, folder, kept)
-    if rank == 0:  # only now: a model that does not load leaves no run behind, and an old one where it was
+
+    def start() -> None:  # only now: a model that does not load leaves no run behind, and an old one where it was
         start_folder(config, "train", overwrite, resumes=done > 0)
         watch.records, watch.validations = keep_metrics(folder / "metrics.jsonl", done)
+
+    on_rank_0(start)
     trained = plan.region.parameter_names(plan.anatomy)
-    frozen = [name for name, _ in model.named_parameters() if name not in set(trained)]
+    frozen = [name for name in plan.anatomy.shapes if name not in trained]
     before = hash_parameters(model, frozen, plan.held)
     _fit(engine, plan, config, folder, console, watch, done)
     if rank == 0 and (share := watch.records[-1].kept_share):

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from cofitune.errors import ArtifactError
+from cofitune.errors import ArtifactError, UserError
 from cofitune.files import read_json, read_tensors, sha256_file, write_json, write_tensors
 from cofitune.sharding import gathered
 from cofitune.softmask.factors import Factor
@@ -44,10 +45,17 @@ def collect(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
 
 
 def write_delta(folder: Path, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> None:
-    """Write `delta.safetensors`, then `manifest.json`; a folder without the manifest counts as unfinished."""
+    """Write `delta.safetensors`, then `manifest.json`; a folder without the manifest counts as unfinished.
+
+    Raises:
+        UserError: the disk is full, or cannot be written.
+    """
     path = folder / "delta.safetensors"
-    write_tensors(path, tensors)
-    write_json(folder / "manifest.json", {"format": FORMAT, "delta_sha256": sha256_file(path), **manifest})
+    try:
+        write_tensors(path, tensors)
+        write_json(folder / "manifest.json", {"format": FORMAT, "delta_sha256": sha256_file(path), **manifest})
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be written: {error}; --resume trains from the newest checkpoint on") from error
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from cofitune.data.batches import Batch
 from cofitune.errors import UserError
+from cofitune.training.agree import on_rank_0
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -200,23 +201,27 @@ def _shared_bytes(plan: PrefixPlan) -> Tensor:
         raise UserError(
             f"train.prefix_cache: the ranks are on {len(set(hosts))} machines, which share no memory; set it to none"
         )
-    told: list[str | None] = [None, None]  # the file's name, or what went wrong
-    if torch.distributed.get_rank() == 0:
-        try:
-            descriptor, told[0] = tempfile.mkstemp(prefix="prefix-", dir=plan.folder)
-            try:
-                os.posix_fallocate(descriptor, 0, plan.num_bytes)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            told[1] = f"train.prefix_cache: no room for {plan.num_bytes / 2**30:.1f} GiB in {plan.folder}: {error}"
-    torch.distributed.broadcast_object_list(told)
-    name, error_text = told
-    if name is not None and error_text is None:
-        whole = torch.from_file(name, shared=True, size=plan.num_bytes, dtype=torch.uint8)
+    name = on_rank_0(lambda: _reserve(plan))
+    whole = torch.from_file(name, shared=True, size=plan.num_bytes, dtype=torch.uint8)
     torch.distributed.barrier()
-    if name is not None and torch.distributed.get_rank() == 0:
+    if torch.distributed.get_rank() == 0:
         Path(name).unlink()
-    if error_text is not None:
-        raise UserError(error_text)
     return whole
+
+
+def _reserve(plan: PrefixPlan) -> str:
+    """Make the file, and return its name."""
+    try:
+        descriptor, name = tempfile.mkstemp(prefix="prefix-", dir=plan.folder)
+        try:
+            os.posix_fallocate(descriptor, 0, plan.num_bytes)
+        except OSError:
+            Path(name).unlink()
+            raise
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise UserError(
+            f"train.prefix_cache: no room for {plan.num_bytes / 2**30:.1f} GiB in {plan.folder}: {error}"
+        ) from error
+    return name

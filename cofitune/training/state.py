@@ -8,6 +8,7 @@ file. The data's cursor and the schedule's are the step itself. Frozen weights a
 from __future__ import annotations
 
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor
 from cofitune.errors import ArtifactError, UserError
 from cofitune.files import fsync_folder, read_json, read_tensors, sha256_file, sha256_json, write_json, write_tensors
 from cofitune.sharding import MOMENTS, Flat, begin_moments, flats, go_to_step, moments, publish_masters
+from cofitune.training.agree import on_rank_0
 
 FORMAT = 1
 MASTER = "master"
@@ -91,24 +93,25 @@ def save_state(folder: Path, engine: Any, step: int, identity: Mapping[str, Any]
     it is on the disk, so that a process that dies on the way leaves nothing that could be taken for a checkpoint.
 
     Raises:
-        UserError: the disk is full, or cannot be written.
+        UserError: the disk is full, or cannot be written; on every rank.
     """
-    rank = torch.distributed.get_rank()
     states: list[dict[str, Tensor]] = [{} for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(states, _random_state())
-    tensors = _gathered_tensors(engine, step, keep=rank == 0)
-    if rank == 0:
+    tensors = _gathered_tensors(engine, step, keep=torch.distributed.get_rank() == 0)
+
+    def write() -> None:
         temporary = folder / f".step-{step:06d}.tmp"
         try:
             _write(temporary, tensors, states, {"step": step, "world_size": len(states), "identity": dict(identity)})
             _put_in_place(temporary, folder / f"step-{step:06d}")
         except (OSError, SafetensorError) as error:
+            deque(tensors, maxlen=0)  # the other ranks gather what is left
             raise UserError(f"{folder}: the checkpoint of step {step} cannot be written: {error}") from error
         _drop_old(folder, step, keep_last)
-    else:
-        for _ in tensors:  # takes part in the gathering
-            pass
-    torch.distributed.barrier()  # a rank that ended earlier would have the launcher end the one that writes
+
+    if torch.distributed.get_rank() != 0:
+        deque(tensors, maxlen=0)  # takes part in the gathering
+    on_rank_0(write)  # for which all wait: a rank that ended earlier would have the launcher end the one that writes
 
 
 def load_state(engine: Any, checkpoint: Checkpoint | None) -> int:
@@ -120,7 +123,7 @@ def load_state(engine: Any, checkpoint: Checkpoint | None) -> int:
     Returns:
         The optimizer steps that are done.
     """
-    found = _from_rank_0(checkpoint and (checkpoint.step, _read_random(checkpoint)))
+    found = on_rank_0(lambda: (checkpoint.step, _read_random(checkpoint)) if checkpoint else None)
     if found is None:
         return 0
     step, states = found
@@ -271,12 +274,6 @@ def _set_random_state(state: dict[str, Tensor]) -> None:
     torch.set_rng_state(state["cpu"])
     if torch.cuda.is_available() and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"])
-
-
-def _from_rank_0(value: Any) -> Any:
-    box = [value]
-    torch.distributed.broadcast_object_list(box, 0)
-    return box[0]
 
 
 def _step_of(folder: Path) -> int:

@@ -464,3 +464,16 @@ def wait_for(holds: Callable[[], bool], process: subprocess.Popen[str], seconds:
     while not holds():
         assert process.poll() is None and time.monotonic() < end, "it never came so far"
         time.sleep(0.05)
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_all_ranks_with_one_message(
+    config: dict[str, Any], environment: dict[str, str]
+) -> None:
+    folder = Path(config["output_dir"]) / "train"
+    folder.mkdir(parents=True)
+    (folder / "checkpoints").write_text("a file stands in the way")
+    command = [sys.executable, "-m", "cofitune", "train", str(write(config)), "--num-processes", "2"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2, done.stderr
+    assert f"error: {folder / 'checkpoints'}: the checkpoint of step 1 cannot be written" in done.stderr
+    assert done.stderr.count("cannot be written") == 1 and "Traceback" not in done.stderr
