@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from cofitune.config.region import Anatomy, Region
 from cofitune.config.section import Names, Section, as_list, as_source, as_text
 from cofitune.config.tasks import Eval, EvalModel, Task, Versatility, as_model
-from cofitune.errors import ConfigError, did_you_mean
+from cofitune.config.training import DeepSpeed, Train
+from cofitune.errors import ConfigError
 
-__all__ = ["SECTIONS_READ", "Config", "Eval", "EvalModel", "Region", "Task", "Versatility"]
+__all__ = ["SECTIONS_READ", "Config", "DeepSpeed", "Eval", "EvalModel", "Region", "Task", "Train", "Versatility"]
 
 SECTIONS_READ: dict[str, tuple[str, ...]] = {
     "train": ("model", "data", "region", "softmask", "train", "deepspeed"),
@@ -33,11 +34,6 @@ FREE_SETTINGS: dict[str, frozenset[str]] = {
         {"save_steps", "keep_last", "keep_checkpoints", "stop_grace_seconds", "validation_steps", "report_to"}
     ),
 }
-
-
-def _none_or_list(value: Any) -> Any:
-    """`none` stands for `[]`, and `x` for `[x]`."""
-    return () if value in (None, "none") else as_list(value)
 
 
 class Model(Section):
@@ -74,7 +70,6 @@ class Source(Section):
 
 
 Sources = Annotated[tuple[Annotated[Source, BeforeValidator(as_source)], ...], BeforeValidator(as_list)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Data(Section):
@@ -173,120 +168,6 @@ class SoftMask(Section):
         "in this config's output_dir",
     )
     modules: Names | None = Field(None, description="modules to mask; null: all that are trained")
-
-
-class Train(Section):
-    learning_rate: float = Field(4e-5, gt=0, description="peak rate of AdamW")
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
-        "cosine", description="schedule, by transformers' names"
-    )
-    warmup_ratio: float = Field(0.03, ge=0, lt=1, description="share of the steps that warm up")
-    num_train_epochs: float = Field(3.0, gt=0, description="passes over the training data")
-    max_steps: int | None = Field(None, gt=0, description="optimizer steps; overrules num_train_epochs")
-    per_device_train_batch_size: int = Field(16, gt=0, description="items a micro-batch on one device")
-    gradient_accumulation_steps: int = Field(2, gt=0, description="micro-batches an optimizer step")
-    weight_decay: float = Field(0.1, ge=0, description="decoupled weight decay of AdamW")
-    adam_betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="AdamW's betas, each in [0, 1)")
-    adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon")
-    max_grad_norm: float = Field(1.0, ge=0, description="clip the gradient's global norm; 0: off")
-    gradient_checkpointing: bool = Field(True, description="recompute activations from the lowest trained layer up")
-    prefix_cache: Literal["none", "memory", "disk"] = Field(
-        "none",
-        description="keep what enters the lowest trained layer (tokens × hidden size × bytes of the dtype), and skip "
-        "the frozen layers below it from the second epoch on; memory: in /dev/shm; disk: in output_dir",
-    )
-    seed: int = Field(1234, ge=0, description="order of the data, and every other random number")
-    save_steps: int | None = Field(
-        200,
-        gt=0,
-        description="optimizer steps between two checkpoints; there is one at an epoch's end and on SIGTERM or SIGINT, "
-        "too; null: none at all",
-    )
-    keep_last: int = Field(2, gt=0, description="checkpoints to keep while training, the newest ones")
-    keep_checkpoints: bool = Field(
-        False, description="keep them when the delta is written, too; they take 12 bytes a trained weight each"
-    )
-    validation_steps: int = Field(
-        100, gt=0, description="optimizer steps between two losses on data.validation, besides the first and the last"
-    )
-    report_to: Annotated[tuple[Literal["tensorboard", "wandb"], ...], BeforeValidator(_none_or_list)] = Field(
-        (), description="where curves are drawn besides metrics.jsonl: none, tensorboard, wandb, or a list"
-    )
-    stop_grace_seconds: int = Field(
-        300, gt=0, description="seconds that ranks get after SIGTERM or SIGINT to finish the step and save"
-    )
-
-
-# what DeepSpeed reads besides the keys that other sections of ours own; it ignores unknown keys without a word
-RAW_KEYS = (
-    "activation_checkpointing", "aio", "comms_logger", "communication_data_type", "compile", "dump_state",
-    "flops_profiler", "gradient_predivide_factor", "memory_breakdown", "prescale_gradients",
-    "seq_parallel_communication_data_type", "steps_per_print", "wall_clock_breakdown", "zero_optimization",
-)  # fmt: skip
-ZERO_KEYS = (  # of its section zero_optimization, offloading and retired names left out
-    "allgather_bucket_size", "allgather_partitions", "allgather_sequential", "contiguous_gradients",
-    "gather_16bit_weights_on_model_save", "ignore_unused_parameters", "leaf_module", "load_from_fp32_weights",
-    "log_trace_cache_warnings", "max_live_parameters", "max_reuse_distance", "memory_efficient_linear",
-    "model_persistence_threshold", "module_granularity_threshold", "overlap_comm", "param_persistence_threshold",
-    "prefetch_bucket_size", "reduce_bucket_size", "reduce_scatter", "round_robin_gradients",
-    "stage3_allgather_sequential", "stage3_max_live_parameters", "stage3_max_reuse_distance",
-    "stage3_model_persistence_threshold", "stage3_module_granularity_threshold", "stage3_param_persistence_threshold",
-    "stage3_prefetch_bucket_size", "stage3_use_all_reduce_for_fetch_params", "sub_group_size",
-    "use_all_reduce_for_fetch_params", "use_multi_rank_bucket_allreduce", "zero_hpz_partition_size",
-    "zero_quantized_gradients", "zero_quantized_nontrainable_weights", "zero_quantized_weights",
-)  # fmt: skip
-OWNED_KEYS = {
-    "train_batch_size": "train.per_device_train_batch_size",
-    "train_micro_batch_size_per_gpu": "train.per_device_train_batch_size",
-    "gradient_accumulation_steps": "train.gradient_accumulation_steps",
-    "gradient_clipping": "train.max_grad_norm",
-    "optimizer": "train.learning_rate, weight_decay, adam_betas and adam_epsilon",
-    "scheduler": "train.lr_scheduler_type and warmup_ratio",
-    "bf16": "model.dtype",
-    "fp16": "model.dtype",
-    "data_types": "model.dtype",
-    "tensorboard": "train.report_to (DeepSpeed's engine would draw the loss as it is scaled for the backward pass)",
-    "wandb": "train.report_to (DeepSpeed's engine would draw the loss as it is scaled for the backward pass)",
-    "csv_monitor": "train/metrics.jsonl, which is always written",
-    "zero_optimization.stage": "deepspeed.zero_stage",
-    "zero_optimization.offload_optimizer": "deepspeed.offload_optimizer",
-    "zero_optimization.offload_param": "deepspeed.offload_param",
-}
-
-
-class DeepSpeed(Section):
-    zero_stage: Literal[1, 2, 3] = Field(3, description="ZeRO stage")
-    offload_optimizer: Literal["none", "cpu"] = Field("none", description="where optimizer states live")
-    offload_param: Literal["none", "cpu"] = Field("none", description="where parameter shards live (stage 3)")
-    raw: dict[str, Any] = Field(default_factory=dict, description="DeepSpeed keys, merged in last")
-
-    @field_validator("zero_stage", mode="before")
-    @classmethod
-    def _stage_0_steps_at_start_up(cls, stage: Any) -> Any:
-        if stage == 0:
-            raise ValueError("in bfloat16 0 takes a real optimizer step at start-up; use 1, on one rank it is the same")
-        return stage
-
-    @model_validator(mode="after")
-    def _offload_needs_stage_3(self) -> DeepSpeed:
-        if self.offload_param == "cpu" and self.zero_stage != 3:
-            raise ValueError("offload_param: cpu needs zero_stage: 3 (lower stages keep whole parameters)")
-        return self
-
-    @field_validator("raw")
-    @classmethod
-    def _raw_keys_are_deepspeeds(cls, raw: dict[str, Any]) -> dict[str, Any]:
-        zero = raw.get("zero_optimization", {})
-        if not isinstance(zero, dict):
-            raise ValueError(f"zero_optimization must be a mapping of DeepSpeed's keys, not {zero!r}")
-        given = [("", key, RAW_KEYS) for key in raw] + [("zero_optimization.", key, ZERO_KEYS) for key in zero]
-        for section, key, known in given:
-            if section + key in OWNED_KEYS:
-                raise ValueError(f"'{section}{key}' is set by {OWNED_KEYS[section + key]}")
-            if key not in known:
-                near = did_you_mean(key, known)
-                raise ValueError(f"DeepSpeed knows no key '{section}{key}'{near} (accepted: {', '.join(known)})")
-        return raw
 
 
 class Level(Section):
