@@ -138,5 +138,10 @@ def exclusive(folder: Path, what: str) -> Iterator[None]:
         yield
 
 
+def gib(count: float) -> str:
+    """Bytes as GiB, or MiB below one GiB."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
 def _write_utf8(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")

@@ -13,7 +13,7 @@ from cofitune import __version__
 from cofitune.config.load import dump_config, load_config
 from cofitune.config.schema import FREE_SETTINGS, SECTIONS_READ, Config
 from cofitune.errors import UserError, differences
-from cofitune.files import write_text
+from cofitune.files import gib, write_text
 
 PACKAGES = ("torch", "transformers", "deepspeed", "lm-eval")
 
@@ -90,12 +90,15 @@ def _git_state() -> str:
 
 def check_disk_space(folder: Path, needed: int) -> None:
     """Raise a UserError where fewer than `needed` bytes are free at `folder` (which need not exist yet)."""
-    parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    free = shutil.disk_usage(parent).free
+    free = free_bytes(folder)
     if free < needed:
-        raise UserError(
-            f"output_dir: {folder} needs {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free there"
-        )
+        raise UserError(f"output_dir: {folder} needs {gib(needed)} and {gib(free)} are free there")
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that are free at `folder`, which need not exist yet."""
+    parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    return shutil.disk_usage(parent).free
 
 
 def _without_free(config: dict[str, Any]) -> dict[str, Any]:

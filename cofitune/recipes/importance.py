@@ -25,7 +25,7 @@ from cofitune.data.encoded import Encoding, Examples, encode_sources
 from cofitune.data.read import Account
 from cofitune.data.sources import OpenSource
 from cofitune.errors import ArtifactError, UserError
-from cofitune.files import write_text
+from cofitune.files import gib, write_text
 from cofitune.importance.estimate import KL_DROPOUT, PASSES_OF, Scores, estimate, memory_estimate, no_sums
 from cofitune.importance.normalize import NORMALIZATIONS
 from cofitune.importance.partial import load_sums, save_sums
@@ -35,7 +35,7 @@ from cofitune.ranks import Rank, this_rank
 from cofitune.recipes.folders import check_folder, start_folder
 from cofitune.recipes.shared import base_anatomy, base_config, data_sources, load_base
 from cofitune.reports.importance_table import importance_report, spread_csv
-from cofitune.reports.plan import gib, print_account
+from cofitune.reports.plan import print_account
 from cofitune.reports.plots import EXTRA, can_draw, draw_importance
 from cofitune.training.engine import meeting
 from cofitune.vectors import read_importance, unit_counts, write_importance

@@ -24,8 +24,8 @@ from cofitune.recipes.shared import load_base
 from cofitune.recipes.train_plan import TrainPlan, footprint, plan_training, print_plan
 from cofitune.recipes.train_state import (
     Saver,
+    bytes_to_come,
     check_resume,
-    checkpoint_bytes,
     find_checkpoint,
     keep_metrics,
     newest_readable,
@@ -161,12 +161,10 @@ def check(
         _check_finished(config, plan, folder)
     if reached is not None and resume and not plan.missing:
         check_resume(config, plan, reached)
-    touched = plan.region.num_touched(plan.anatomy)
-    # the delta exists twice while it is put in place
-    delta = 2 * touched * plan.settings.dtype.itemsize
-    check_disk_space(folder, delta + checkpoint_bytes(config, touched, folder))
-    if plan.prefix and not dry_run:  # a dry run tells both figures, perhaps on another machine
-        plan.prefix.check_space()
+    if not dry_run:  # which tells what is needed and what is free, perhaps on another machine
+        if plan.prefix:
+            plan.prefix.check_space()
+        check_disk_space(folder, bytes_to_come(config, plan, folder))
     return folder, plan
 
 

@@ -13,20 +13,22 @@ from transformers import PretrainedConfig
 from cofitune.config.schema import Config
 from cofitune.data.batches import Plan, plan_steps
 from cofitune.errors import ArtifactError, UserError
-from cofitune.files import sha256_file
+from cofitune.files import gib, sha256_file
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.layouts import expand_modules
 from cofitune.model.load import check_files, choose_dtype, fingerprint, weight_files
 from cofitune.model.region import Region, match_region, resolve_region
+from cofitune.recipes.folders import free_bytes
 from cofitune.recipes.shared import base_anatomy, base_config
 from cofitune.recipes.train_data import TrainData, print_data, read_train_data
-from cofitune.reports.plan import gib, print_memory, print_region
+from cofitune.reports.plan import print_memory, print_region
 from cofitune.search.winner import FILE_NAME, read_winner
 from cofitune.softmask.factors import Factor, build_factors, check_masked, hold_factors, join
 from cofitune.training.engine import EngineSettings
 from cofitune.training.monitor import check_usable
 from cofitune.training.out_of_memory import Footprint
 from cofitune.training.prefix import SHARED_MEMORY, PrefixPlan, changing_prefix
+from cofitune.training.state import BYTES_A_WEIGHT
 from cofitune.vectors import merge_importance, read_importance
 
 
@@ -56,6 +58,16 @@ class TrainPlan:
     prefix: PrefixPlan | None
     base_fingerprint: str | None
     missing: tuple[str, ...] = ()
+
+    @property
+    def delta_bytes(self) -> int:
+        """Size of delta.safetensors."""
+        return self.region.num_touched(self.anatomy) * self.settings.dtype.itemsize
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Size of one checkpoint."""
+        return self.region.num_touched(self.anatomy) * BYTES_A_WEIGHT
 
     def factors_on(self, what: str, apply_to: str) -> dict[str, Factor]:
         """What multiplies the gradient, or the update: held rows have 0 on both, the soft mask lies on one of them."""
@@ -112,8 +124,24 @@ def print_plan(plan: TrainPlan, config: Config, world_size: int, console: Consol
         highlight=False,
         soft_wrap=True,
     )
+    _print_disk(plan, config, console)
     for text in plan.missing:
         console.print(f"[yellow]still missing:[/] {text}", highlight=False, soft_wrap=True)
+
+
+def _print_disk(plan: TrainPlan, config: Config, console: Console) -> None:
+    train = config.train
+    checkpoints = (
+        f"a checkpoint {gib(plan.checkpoint_bytes)}, every {train.save_steps} steps and at an epoch's end, of which "
+        f"{train.keep_last} are kept"
+        if train.save_steps
+        else "no checkpoints"
+    )
+    console.print(
+        f"disk: the delta {gib(plan.delta_bytes)}; {checkpoints}; {gib(free_bytes(config.run))} are free there",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def footprint(plan: TrainPlan, config: Config, world_size: int) -> Footprint:

@@ -17,7 +17,6 @@ from cofitune.files import write_text
 from cofitune.recipes.train_plan import TrainPlan
 from cofitune.training.loop import StepRecord
 from cofitune.training.state import (
-    BYTES_A_WEIGHT,
     Checkpoint,
     checkpoint_folders,
     newest_whole,
@@ -180,12 +179,15 @@ def append_metrics(path: Path, record: StepRecord | ValidationRecord) -> None:
         os.fsync(file.fileno())
 
 
-def checkpoint_bytes(config: Config, num_trained: int, folder: Path) -> int:
-    """Bytes that checkpoints will take besides those that are there: one more than are kept, while one is written."""
-    if config.train.save_steps is None:
-        return 0
+def bytes_to_come(config: Config, plan: TrainPlan, folder: Path) -> int:
+    """Bytes that a training will take in its folder at most, besides the checkpoints that are there already.
+
+    Of checkpoints there is one more than are kept, while it is written.
+    """
     there = sum(p.stat().st_size for p in (folder / "checkpoints").rglob("*.safetensors"))
-    return max(0, (config.train.keep_last + 1) * num_trained * BYTES_A_WEIGHT - there)
+    checkpoints = (config.train.keep_last + 1) * plan.checkpoint_bytes if config.train.save_steps else 0
+    prefix = plan.prefix.num_bytes if plan.prefix and config.train.prefix_cache == "disk" else 0
+    return max(0, checkpoints - there) + plan.delta_bytes + prefix
 
 
 def _is_record(line: str) -> bool:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cofitune.data.read import Account
+from cofitune.files import gib
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.region import Region
 from cofitune.training.memory import Memory
@@ -84,11 +85,6 @@ def print_memory(console: Console, memory: Memory, world_size: int) -> None:
         highlight=False,
         soft_wrap=True,
     )
-
-
-def gib(count: float) -> str:
-    """Bytes as GiB, or MiB below one GiB."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def _depth(anatomy: Anatomy) -> range:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from cofitune.errors import UserError
+from cofitune.files import gib
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.region import Region
 from cofitune.training.engine import EngineSettings
@@ -17,6 +18,7 @@ from cofitune.training.memory import Memory, estimate_memory
 WORTH_SAYING = 0.02  # of a rank's memory
 # what the CPU's allocator and the drivers say in a plain RuntimeError
 WORDS = ("can't allocate memory", "not enough memory", "out of memory", "CUDNN_STATUS_ALLOC_FAILED")
+GPU_WORDS = ("CUDA", "CUDNN", "HIP")
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,15 @@ class Footprint:
 
 
 def ways_out(run: Footprint, on_gpu: bool) -> list[str]:
-    """Settings that would take less memory, the least costly first, each with what it saves by the estimate."""
+    """Settings that would take less of a device's memory, the least costly first, each with what it saves.
+
+    Args:
+        on_gpu: whether the device is a GPU; else the ranks train in the host's memory.
+    """
     settings = run.settings
-    half, more = settings.micro_batch // 2, 2 * settings.accumulation
-    length = run.max_length // 2
+    parts = next((n for n in range(2, settings.micro_batch + 1) if settings.micro_batch % n == 0), 1)
+    less, more = settings.micro_batch // parts, settings.accumulation * parts
+    length, sharing = run.max_length // 2, settings.accumulation % 2 == 0
     ways: list[tuple[str, Footprint]] = []
 
     def way(told: str, possible: bool, *, then: Footprint | None = None, **changed: object) -> None:
@@ -50,9 +57,9 @@ def ways_out(run: Footprint, on_gpu: bool) -> list[str]:
             ways.append((told, then or replace(run, settings=replace(settings, **changed))))  # type: ignore[arg-type]
 
     way(
-        f"train.per_device_train_batch_size: {half} with train.gradient_accumulation_steps: {more} (the same training)",
+        f"train.per_device_train_batch_size: {less} with train.gradient_accumulation_steps: {more} (the same training)",
         settings.micro_batch > 1,
-        micro_batch=half,
+        micro_batch=less,
     )
     way(
         "train.gradient_checkpointing: true (the same training, slower)",
@@ -73,12 +80,31 @@ def ways_out(run: Footprint, on_gpu: bool) -> list[str]:
     way("model.dtype: bfloat16", on_gpu and settings.dtype == torch.float32, dtype=torch.bfloat16)
     way(f"data.max_length: {length} (cuts longer items)", length > 1, then=replace(run, max_length=length))
     way(
-        "twice as many ranks, with half of train.gradient_accumulation_steps",
+        "twice as many ranks, with "
+        + (
+            f"train.gradient_accumulation_steps: {settings.accumulation // 2} (the same training)"
+            if sharing
+            else "twice the items in an optimizer step"
+        ),
         settings.zero_stage == 3,
         then=replace(run, world_size=2 * run.world_size),
     )
     saved = [(told, run.memory.device - then.memory.device) for told, then in ways]
-    return [f"{told}: about {_size(b)} less" for told, b in saved if b > WORTH_SAYING * run.memory.device]
+    return [f"{told}: about {gib(b)} less" for told, b in saved if b > WORTH_SAYING * run.memory.device]
+
+
+def ways_out_of_host(run: Footprint) -> list[str]:
+    """Settings that would take less of the memory beside the GPUs: what is offloaded there, given back to them."""
+    ways = []
+    for name in ("offload_param", "offload_optimizer"):
+        if getattr(run.settings, name) == "cpu":
+            then = replace(run, settings=replace(run.settings, **{name: "none"})).memory  # type: ignore[arg-type]
+            saved, taken = run.memory.host_offloaded - then.host_offloaded, then.device - run.memory.device
+            ways.append(
+                f"deepspeed.{name}: none (the same training, faster): about {gib(saved)} less, and {gib(taken)} more "
+                "on each GPU"
+            )
+    return ways
 
 
 @contextmanager
@@ -93,12 +119,17 @@ def explaining_out_of_memory(run: Footprint) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
-        on_gpu = isinstance(error, torch.OutOfMemoryError)
+        on_gpu = isinstance(error, torch.OutOfMemoryError) or any(w in str(error) for w in GPU_WORDS)
         said = (str(error).strip().splitlines() or ["MemoryError"])[0].strip()
-        ways = ways_out(run, torch.cuda.is_available())
+        memory = run.memory
+        if torch.cuda.is_available() and not on_gpu:
+            ways = ways_out_of_host(run)
+            takes = f"{gib(memory.host_loading)} while the weights load, then {gib(memory.host_offloaded)} offloaded"
+        else:
+            ways, takes = ways_out(run, on_gpu), f"{gib(memory.device)} a rank"
         raise UserError(
             f"out of memory on the {'GPU' if on_gpu else 'host'}: {said}\n"
-            f"this run was estimated to take {_size(run.memory.device)} a rank; what would take less:\n"
+            f"this run was estimated to take {takes}; what would take less:\n"
             + "\n".join(f"  - {way}" for way in ways or ["a machine with more memory: no setting would help much"])
         ) from error
 
@@ -107,7 +138,3 @@ def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return any(words in str(error) for words in WORDS)
-
-
-def _size(count: float) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from cofitune.data.batches import Batch
 from cofitune.errors import UserError
+from cofitune.files import gib
 from cofitune.training.agree import on_rank_0
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -72,8 +73,8 @@ class PrefixPlan:
         """
         if self.num_bytes > self.free_bytes:
             raise UserError(
-                f"train.prefix_cache needs {self.num_bytes / 2**30:.1f} GiB in {self.folder}, where "
-                f"{self.free_bytes / 2**30:.1f} GiB are free; set it to "
+                f"train.prefix_cache needs {gib(self.num_bytes)} in {self.folder}, where "
+                f"{gib(self.free_bytes)} are free; set it to "
                 + ("disk or none" if self.folder == SHARED_MEMORY else "none, or choose another output_dir")
             )
 
@@ -221,7 +222,5 @@ def _reserve(plan: PrefixPlan) -> str:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise UserError(
-            f"train.prefix_cache: no room for {plan.num_bytes / 2**30:.1f} GiB in {plan.folder}: {error}"
-        ) from error
+        raise UserError(f"train.prefix_cache: no room for {gib(plan.num_bytes)} in {plan.folder}: {error}") from error
     return name

@@ -20,6 +20,8 @@ import torch
 from sides import Job, Side, dump, machine, typed
 from transformers import LlamaConfig
 
+from cofitune.training.throughput import peak_flops
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4},
@@ -29,7 +31,6 @@ SIZES: dict[str, dict[str, int]] = {
 VOCABULARY = 32000
 PEAK_GIB = {"7b": 30.0, "13b": 55.0}  # the targets
 MASK_SHARE = 0.02
-BF16_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "A10": 125.0}  # dense, from the data sheets
 PLAIN, MASKED, LORA = "region", "region, update mask", "LoRA r=8"
 
 
@@ -70,9 +71,10 @@ def parse() -> argparse.Namespace:
 
 
 def known_peak() -> float | None:
-    """The card's peak, where its name is in our list."""
+    """The card's peak, where `cofitune train` knows it."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return next((peak for card, peak in BF16_TFLOPS.items() if card in name), None)
+    peak = peak_flops(name, torch.bfloat16, tf32=False)
+    return peak and peak / 1e12
 
 
 def jobs(work: Path, size: str, kernel: str, arguments: argparse.Namespace) -> list[Job]:

@@ -128,9 +128,9 @@ def command(config: Path, output: Path) -> list[str]:
 
 
 def wait_for_step(process: subprocess.Popen[bytes], output: Path, step: int, log: Path) -> None:
-    """Wait until the training has taken `step` steps."""
+    """Wait until the training has said where it begins, and has taken `step` steps (those of a life before count)."""
     end = time.monotonic() + SECONDS
-    while len(records(output / "train")) < step:
+    while "resume: " not in log.read_text() or len(records(output / "train")) < step:
         if process.poll() is not None or time.monotonic() > end:
             process.kill()
             raise SystemExit(f"the training ended or hung before step {step}:\n{log.read_text()}")

@@ -425,9 +425,13 @@ def machine() -> dict[str, Any]:
 
 
 def typed(script: str, words: list[str], paths: dict[Path, str]) -> str:
-    """The command that was typed, this machine's paths put as words."""
-    names = {str(path): name for path, name in paths.items()}
-    return shlex.join([script, *(names.get(word, word) for word in words)])
+    """The command that was typed, this machine's paths put as words, in whichever form they were given."""
+
+    def named(word: str) -> str:
+        option, sign, value = word.rpartition("=")
+        return next((f"{option}{sign}{name}" for path, name in paths.items() if Path(value) == path), word)
+
+    return shlex.join([script, *map(named, words)])
 
 
 def dump(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -426,6 +427,30 @@ def test_the_prefix_cache_is_told_beforehand_and_trains_the_same(
         assert set(Path("/dev/shm").iterdir()) <= before and not list(folder.glob("prefix*")), "nothing is left behind"
         for name, tensor in load_file(folder / "delta.safetensors").items():
             torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_what_the_disk_must_hold_is_told_in_a_dry_run_and_checked_together_before_a_run(
+    monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train.max_steps=20", "train.prefix_cache=disk", "train.save_steps=7", "train.keep_last=1"]
+    real = shutil.disk_usage
+
+    def with_free(free: int) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=free))
+
+    assert run(monkeypatch, config, *arguments, "--dry-run") == 0
+    said = capsys.readouterr().out
+    trained = int(said.split("trained weights: ")[1].split(" of")[0].replace(",", ""))
+    tokens, hidden = (int(n) for n in re.findall(r"\((\d+) tokens × (\d+) × 4 bytes", said)[0])
+    items = int(re.findall(r"data: (\d+) items read", said)[0])
+    needed = trained * 4 + 2 * trained * 12 + tokens * hidden * 4 + items
+    with_free(needed - 1)
+    assert run(monkeypatch, config, *arguments) == 2, "each of them would fit"
+    assert " are free there" in capsys.readouterr().err
+    assert run(monkeypatch, config, *arguments, "--dry-run") == 0, "a plan may be made on another machine"
+    assert "a checkpoint 0 MiB, every 7 steps and at an epoch's end, of which 1 are kept" in capsys.readouterr().out
+    with_free(needed)
+    assert run(monkeypatch, config, *arguments) == 0
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,32 @@ def test_the_words_give_the_savings_of_the_plan() -> None:
     assert ways_out(RUN, on_gpu=True)[0].endswith(f": about {saved:.1f} GiB less")
 
 
+def test_the_same_training_is_said_of_what_takes_the_same_items_alone() -> None:
+    odd = replace(RUN, settings=replace(SETTINGS, micro_batch=9, accumulation=1))
+    told = ways_out(odd, on_gpu=True)
+    assert told[0].startswith(
+        "train.per_device_train_batch_size: 3 with train.gradient_accumulation_steps: 3 (the same"
+    )
+    assert told[-1].startswith("twice as many ranks, with twice the items in an optimizer step: about")
+    assert "with train.gradient_accumulation_steps: 1 (the same training)" in ways_out(RUN, on_gpu=True)[-1]
+
+
+def test_a_host_without_memory_beside_gpus_is_not_told_to_offload_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    offloading = replace(RUN, settings=replace(SETTINGS, offload_optimizer="cpu", offload_param="cpu"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UserError, match="out of memory on the host") as raised, explaining_out_of_memory(offloading):
+        raise MemoryError
+    ways = [line for line in str(raised.value).splitlines() if line.startswith("  - ")]
+    assert [way.split(" (")[0] for way in ways] == [
+        "  - deepspeed.offload_param: none", "  - deepspeed.offload_optimizer: none",
+    ]  # fmt: skip
+    # 7B in bfloat16; 16 bytes a trained weight
+    assert "about 12.6 GiB less" in ways[0] and f"about {721_420_288 * 16 / 2**30:.1f} GiB less" in ways[1]
+    with pytest.raises(UserError, match="on the GPU") as raised, explaining_out_of_memory(RUN):
+        raise RuntimeError("CUDA error: out of memory")
+    assert "train.per_device_train_batch_size" in str(raised.value)
+
+
 def test_other_errors_pass_through() -> None:
     with pytest.raises(RuntimeError, match="ours"), explaining_out_of_memory(RUN):
         raise RuntimeError("ours")
