@@ -46,6 +46,9 @@ class Task(Section):
     max_new_tokens: int = Field(64, gt=0, description="length limit of an answer, in tokens")
     stop: Names = Field((), description="strings that end an answer, besides the end-of-turn token")
     limit: int | None = Field(None, gt=0, description="items to use, from the top; null: all")
+    on_bad_item: Literal["error", "drop"] | None = Field(
+        None, description="of path: as the section's, for this task alone; null: the section's"
+    )
 
     _METRICS: ClassVar[dict[str, tuple[str, ...]]] = {
         "multiple_choice": ("acc", "acc_norm"),
@@ -54,7 +57,7 @@ class Task(Section):
         "ifeval": ("prompt_strict",),
     }
     _OF_HARNESS = ("dataset_path", "num_fewshot", "apply_chat_template")
-    _OF_PATH = ("kind", "prompt", "answer_field", "pattern", "tokenize", "max_new_tokens", "stop")
+    _OF_PATH = ("kind", "prompt", "answer_field", "pattern", "tokenize", "max_new_tokens", "stop", "on_bad_item")
 
     @property
     def title(self) -> str:
@@ -142,6 +145,11 @@ class Eval(Section):
     speciality_weight: float = Field(0.5, ge=0, le=1, description="w in unified = w·speciality + (1 − w)·versatility")
     on_bad_item: Literal["error", "drop"] = Field(
         "error", description="stop at an item that cannot be asked or judged, or leave it out and count it"
+    )
+    limit: int | None = Field(
+        None,
+        gt=0,
+        description="items of each task to use, from the top, instead of the tasks' own limits; null: theirs",
     )
     batch_size: int = Field(16, gt=0, description="items a batch; keep it the same in everything that is compared")
 

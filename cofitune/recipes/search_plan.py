@@ -121,11 +121,11 @@ def _trial_tasks(config: Config) -> schema.Eval:
     def limited(tasks: tuple[schema.Task, ...]) -> tuple[schema.Task, ...]:
         if most is None:
             return tasks
-        return tuple(task.model_copy(update={"limit": min(task.limit or most, most)}) for task in tasks)
+        return tuple(task.model_copy(update={"limit": min(given.limit or task.limit or most, most)}) for task in tasks)
 
     parts = {name: limited(getattr(given.versatility, name)) for name in schema.Versatility.model_fields}
     versatility = given.versatility.model_copy(update=parts)
-    return given.model_copy(update={"speciality": limited(given.speciality), "versatility": versatility})
+    return given.model_copy(update={"speciality": limited(given.speciality), "versatility": versatility, "limit": None})
 
 
 def _load_tasks(tasks: schema.Eval, section: str) -> tuple[LoadedTask, ...]:

@@ -31,6 +31,14 @@ def test_each_suite_has_tasks_in_every_category(tmp_path: Path, name: str) -> No
     assert all(task.path.startswith("d/") or task.harness for task in tasks)
 
 
+@pytest.mark.parametrize("name", ["folder", "quick"])
+def test_the_limits_of_a_suite_can_be_raised_at_once(tmp_path: Path, name: str) -> None:
+    tasks = eval_tasks(load(tmp_path, name, "eval.data=d").eval)
+    assert all(task.limit is not None for task in tasks)
+    assert {task.limit for task in eval_tasks(load(tmp_path, name, "eval.limit=1000").eval)} == {1000}
+    assert {task.title for task in tasks if task.on_bad_item == "drop"} == {"ifeval"}, "nothing else is dropped"
+
+
 def test_the_harness_has_the_tasks_of_the_paper_suite(tmp_path: Path) -> None:
     import lm_eval.tasks
 
@@ -46,10 +54,9 @@ def test_the_harness_has_the_tasks_of_the_paper_suite(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path(DATA, "mmlu/test.jsonl").is_file(), reason="COFITUNE_DATA names no folder of data")
 @pytest.mark.parametrize("name", ["folder", "quick"])
 def test_the_items_of_a_data_folder_can_be_asked(tmp_path: Path, name: str) -> None:
-    tasks = eval_tasks(load(tmp_path, name, f"eval.data={DATA}", "eval.on_bad_item=drop").eval)
+    tasks = eval_tasks(load(tmp_path, name, f"eval.data={DATA}", "eval.limit=1000").eval)
     loaded: dict[str, LoadedTask] = {task.task.title: task for task in load_tasks(tasks)}
     unusable = {title: len(task.unusable) for title, task in loaded.items() if task.unusable}
     assert unusable.keys() <= {"ifeval"}  # where NLTK's table is missing
-    if name == "folder":
-        assert len(loaded["ifeval"].items) + unusable.get("ifeval", 0) == 541
-        assert len(loaded["hellaswag"].items) == 1000
+    assert len(loaded["ifeval"].items) + unusable.get("ifeval", 0) == 541
+    assert len(loaded["mmlu"].items) == 1000
