@@ -20,6 +20,7 @@ DRAWS = 10_000
 CONFIDENCE = 0.95
 SEED = 1234
 LOST_BY = 0.5  # an item whose score got worse by this was lost: for right or wrong answers, what was right before
+LOST_PART = 0.1  # for scores without a scale from 0 to 1, such as losses: by this part of the reference's mean
 COIN_ITEMS = 2  # see Bootstrap
 CELLS_AT_ONCE = 20_000_000  # of a chunk's draws × items, 8 bytes each
 
@@ -49,7 +50,8 @@ class TaskItems:
         """Indices of the items that the model lost against the reference, and of those that it gained."""
         better = self.scores[model] - self.scores[reference]
         better = better if self.metric.higher_is_better else -better
-        lost, gained = np.flatnonzero(better <= -LOST_BY), np.flatnonzero(better >= LOST_BY)
+        by = LOST_BY if self.metric.unit == "share" else LOST_PART * abs(float(self.means[reference]))
+        lost, gained = (np.flatnonzero((d != 0) & (d >= by)) for d in (-better, better))
         return tuple(map(int, lost)), tuple(map(int, gained))
 
 
@@ -81,7 +83,8 @@ class TaskChange:
 
     Attributes:
         change: of the 0–100 score, or of the figure of a task that enters no mean.
-        lost, gained: indices of the items that got worse, or better, by half the metric's unit or more.
+        lost, gained: indices of the items that got worse, or better: by `LOST_BY`; where there is no scale from 0 to 1,
+            by `LOST_PART` of the mean before.
         p: exact McNemar test, two-sided; None where the task's items are not right or wrong.
         p_holm: `p` corrected for the tasks of this comparison (Holm).
     """

@@ -98,6 +98,12 @@ def example_lines(model: str, lost: Sequence[Entry], most: int = 3) -> Iterator[
     """The first few items that a model lost, each with what is right and what it says now."""
     for item in lost[:most]:
         right, now = item["reference"], item["after"].get("answer", item["after"].get("pick"))
+        if now is None:  # a loss, or a choice that the harness judged
+            yield (
+                f"{model} lost {item['task']}:{item['line']}: right is {_shortened(right)}, scored "
+                f"{item['before']['score']:.3f} before and {item['after']['score']:.3f} now"
+            )
+            continue
         if "choices" in item:
             right, now = (item["choices"][n] if isinstance(n, int) else n for n in (right, now))
         yield (

@@ -136,9 +136,11 @@ def test_changes_within_the_noise_between_seeds_are_marked() -> None:
 def test_lost_items_and_verdicts_are_told_in_one_line_each() -> None:
     item = {"task": "arc", "line": 7, "reference": 1, "choices": ["a", "four\nlegs"], "after": {"pick": 0}}
     free = {"task": "law", "line": 9, "reference": "the buyer", "after": {"answer": "no " * 40}}
-    assert list(example_lines("run", [item, free], most=2)) == [
+    loss = {"task": "drift", "line": 2, "reference": "Paris", "before": {"score": 1.25}, "after": {"score": 2.5}}
+    assert list(example_lines("run", [item, free, loss])) == [
         "run lost arc:7: right is 'four legs', now it says 'a'",
         "run lost law:9: right is 'the buyer', now it says 'no no no no no no no no no no no no no …'",
+        "run lost drift:2: right is 'Paris', scored 1.250 before and 2.500 now",
     ]
     verdict = {"require": "run:versatility>=-1", "met": False, "value": -3.24, "low": -5.0, "high": -1.0}
     assert verdict_line(verdict) == "NOT MET run:versatility>=-1: the change is −3.2 (−5.0 to −1.0)"
