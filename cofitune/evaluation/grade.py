@@ -12,16 +12,15 @@ from cofitune.errors import UserError, did_you_mean
 
 HARNESS_MISSING = "evaluation needs lm-evaluation-harness and what its metrics import: pip install 'cofitune[eval]'"
 PACKAGES = ("lm_eval", "langdetect", "immutabledict", "nltk", "rouge_score", "sacrebleu")
+NO_PUNKT = (
+    "count sentences or capital words, for which NLTK needs its table punkt_tab: python -m nltk.downloader punkt_tab"
+)
 NEEDS_PUNKT = ("length_constraints:number_sentences", "change_case:capital_word_frequency")
 
 
 def require_harness() -> None:
     """Raise a UserError where the packages of the extra `eval` are missing. Imports none of them."""
-    missing = [
-        name
-        for name in ("lm_eval", "langdetect", "immutabledict", "nltk", "rouge_score", "sacrebleu")
-        if find_spec(name) is None
-    ]
+    missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise UserError(f"{HARNESS_MISSING} (missing: {', '.join(missing)})")
 
@@ -71,7 +70,7 @@ def punkt_is_there() -> bool:
 @contextmanager
 def _ifeval() -> Iterator[Any]:
     """The harness's verifiers, seeded; Python's own random state is given back afterwards."""
-    utils = _import_verifiers()
+    utils = import_verifiers()
     state = random.getstate()
     random.seed(0)
     try:
@@ -80,7 +79,7 @@ def _ifeval() -> Iterator[Any]:
         random.setstate(state)
 
 
-def _import_verifiers() -> Any:
+def import_verifiers() -> Any:
     """Import the verifiers without their attempt to download `punkt_tab` at import: we ask for it by name instead."""
     require_harness()
     import langdetect

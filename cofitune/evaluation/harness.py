@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from cofitune.evaluation.share import Share
 from cofitune.evaluation.tasks import EvalItem, LoadedTask
 
 METRIC = "score"  # our name for a task's one metric inside the harness
+OWN_CODE = ("grade.py", "harness.py", "harness_score.py", "judge.py", "metrics.py")  # what answers and grades
 LOSS_METRICS = ("nats_per_token", "nats_per_byte")
 
 
@@ -32,6 +35,7 @@ def score_model(
     on_start: Callable[[LoadedTask], None] | None = None,
     on_result: Callable[[TaskResult], None] | None = None,
     share: Share | None = None,
+    positions: int | None = None,
 ) -> dict[str, TaskResult]:
     """Ask a model every item of every task, greedily, and grade the answers.
 
@@ -45,6 +49,7 @@ def score_model(
         on_result: called after each task.
         share: this rank's share where several ranks, each with the whole model, call this with the same tasks; all of
             them return all results, and they are the same as one rank's.
+        positions: tokens that a prompt and its answer may have; None: as many as the model can attend to.
 
     Returns:
         A result for each title, in the tasks' order.
@@ -54,34 +59,37 @@ def score_model(
         DataError: no item of a task fits into the model's positions.
     """
     grade.require_harness()
-    tasks = fit_lengths(tasks, tokenizer, max_positions(model.config))
+    positions = positions or max_positions(model.config)
+    tasks = fit_lengths(tasks, tokenizer, positions)
     if device is not None:
         model.to(device)
     results = {}
     with quiet_harness(), _as_it_was(model):
         from cofitune.evaluation.judge import HarnessJudge, Judge
 
+        asked = (model, tokenizer, batch_size, share or Share(), positions)
         for task in tasks:
             if on_start is not None:
                 on_start(task)
-            if task.harness:
-                result = score_harness(HarnessJudge(model, tokenizer, batch_size, share or Share()), task)
-            else:
-                result = _score_task(Judge(model, tokenizer, batch_size, share or Share()), task)
+            result = score_harness(HarnessJudge(*asked), task) if task.harness else _score_task(Judge(*asked), task)
             results[task.task.title] = result
             if on_result is not None:
                 on_result(result)
     return results
 
 
-def harness_version() -> str:
-    """Version of lm-evaluation-harness.
+def versions() -> dict[str, str]:
+    """Versions of what asks and grades: the harness, its metrics' packages, and a hash of our own code for it.
 
     Raises:
-        UserError: it is not installed.
+        UserError: a package is not installed.
     """
     grade.require_harness()
-    return metadata.version("lm-eval")
+    own = hashlib.sha256()
+    for name in OWN_CODE:
+        own.update(Path(__file__).with_name(name).read_bytes())
+    names = (name.replace("_", "-") for name in grade.PACKAGES)
+    return {name: metadata.version(name) for name in names} | {"own_code": own.hexdigest()}
 
 
 def _score_task(judge: Any, loaded: LoadedTask) -> TaskResult:

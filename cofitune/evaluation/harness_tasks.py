@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from cofitune.errors import DataError, UserError, did_you_mean
-from cofitune.evaluation.grade import require_harness
+from cofitune.evaluation.grade import NO_PUNKT, import_verifiers, needs_punkt, punkt_is_there, require_harness
 from cofitune.evaluation.items import EvalItem, EvalTask
 from cofitune.evaluation.metrics import Metric
 from cofitune.evaluation.quiet import quiet_harness
@@ -23,6 +23,7 @@ FEWSHOT_SEED = 1234  # the harness's command line's
 # of what the harness's tasks report, what is a share of something: the rest is shown on its own scale, in no mean
 BINARY = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "prompt_level_strict_acc", "pass@1")
 SHARES = (*BINARY, "em", "f1", "inst_level_strict_acc", "prompt_level_loose_acc", "inst_level_loose_acc")
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a function without source text, another one in every process
 Leaf = tuple[Path, dict[str, Any]]  # the file that describes a task, and what a group changes in it
 
 
@@ -55,6 +56,8 @@ def load_harness(task: EvalTask) -> Harness:
     with quiet_harness(), tempfile.TemporaryDirectory() as folder:
         try:
             names = write_task_files(task, Path(folder))
+            if "ifeval" in str(task.harness):
+                import_verifiers()  # before the harness does, which would try to download NLTK's table
             built = _build(names, Path(folder))
         except ImportError as error:
             raise UserError(f"{where} needs a package that is missing: {error}") from None
@@ -63,7 +66,11 @@ def load_harness(task: EvalTask) -> Harness:
             raise UserError(f"{where} cannot be loaded: {_one_line(error)}{hint}") from None
         for one in built:
             one.set_config("num_fewshot", _num_fewshot(one.get_config("num_fewshot"), task.num_fewshot))
-        metric = _metric(task, built[0], where)
+        for one in built:
+            _check_punkt(one, task.limit, where)
+        metric, *others = (_metric(task, one, where) for one in built)
+        if set(others) - {metric}:
+            raise UserError(f"{where}: its tasks have no common metric first; name one (metric:), or its tasks")
         items = tuple(_items(built, task.limit, metric))
         return Harness(tuple(built), items, metric, _sha256(task, built))
 
@@ -184,6 +191,13 @@ def _num_fewshot(own: int | None, asked: int | None) -> int:
     return 0 if own == 0 else asked if asked is not None else own or 0
 
 
+def _check_punkt(one: Any, limit: int | None, where: str) -> None:
+    """IFEval's verifiers in the harness would miss the table only after the last answer."""
+    needing = sum(needs_punkt(doc) for _, doc in one.doc_iterator(limit=limit))
+    if needing and not punkt_is_there():
+        raise UserError(f"{where}: {needing} of its items {NO_PUNKT}")
+
+
 def _metric(task: EvalTask, one: Any, where: str) -> Metric:
     """The metric, with the filter whose answers it judges; its figure must be the mean of what each item got."""
     from lm_eval.api.registry import get_aggregation
@@ -219,7 +233,8 @@ def _sha256(task: EvalTask, built: list[Any]) -> str:
     for settings, _ in content:
         for place in ("dataset_path", "dataset_kwargs", "metadata"):
             settings.pop(place, None)  # where the data lies is not what it says
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode("utf-8")).hexdigest()
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(ADDRESS.sub("", text).encode("utf-8")).hexdigest()
 
 
 def _one_line(error: Exception) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from cofitune.data.formats import user_text
 from cofitune.data.read import read_jsonl
 from cofitune.errors import DataError, UserError
-from cofitune.evaluation.grade import ifeval_problem, needs_punkt, punkt_is_there
+from cofitune.evaluation.grade import NO_PUNKT, ifeval_problem, needs_punkt, punkt_is_there
 from cofitune.evaluation.metrics import unreachable
 
 
@@ -110,7 +110,8 @@ def read_items(task: EvalTask) -> tuple[tuple[EvalItem, ...], tuple[int, ...]]:
     needing = [item.line for item in items if needs_punkt(item.checks or {})]
     if needing and not punkt_is_there():
         if task.on_bad_item == "error":
-            raise UserError(_no_punkt(task, needing, len(items)))
+            of = f"{task.path}: {len(needing)} of {len(items)} items (lines {_some(needing)})"
+            raise UserError(f"{of} {NO_PUNKT} (or leave them out: on_bad_item: drop)")
         unusable += needing
         items = [item for item in items if item.line not in needing]
     if not items:
@@ -197,12 +198,8 @@ _READERS: dict[str, Callable[[int, dict[str, Any], EvalTask], EvalItem]] = {
 }
 
 
-def _no_punkt(task: EvalTask, lines: list[int], items: int) -> str:
-    shown = ", ".join(map(str, lines[:5])) + (f" and {len(lines) - 5} more" if len(lines) > 5 else "")
-    return (
-        f"{task.path}: {len(lines)} of {items} items (lines {shown}) count sentences or capital words, for which NLTK "
-        "needs its table punkt_tab: python -m nltk.downloader punkt_tab (or leave them out: eval.on_bad_item=drop)"
-    )
+def _some(lines: list[int]) -> str:
+    return ", ".join(map(str, lines[:5])) + (f" and {len(lines) - 5} more" if len(lines) > 5 else "")
 
 
 def _question(fields: dict[str, Any]) -> str:

@@ -28,10 +28,16 @@ class HarnessJudge(HFLM):
         tokenizer: PreTrainedTokenizerBase,
         batch_size: int,
         share: Share,
+        positions: int | None = None,
         add_bos_token: bool | None = None,
     ) -> None:
         super().__init__(
-            pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=batch_size, add_bos_token=add_bos_token
+            pretrained=model,
+            backend="causal",
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            max_length=positions,
+            add_bos_token=add_bos_token,
         )
         self._share = share
 
@@ -83,9 +89,14 @@ class Judge(HarnessJudge):
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, share: Share
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        batch_size: int,
+        share: Share,
+        positions: int | None = None,
     ) -> None:
-        super().__init__(model, tokenizer, batch_size, share, add_bos_token=False)
+        super().__init__(model, tokenizer, batch_size, share, positions, add_bos_token=False)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Split the tokens of the whole text where the prompt ends; a token astride belongs to the prompt."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cofitune.data.chat import render
 from cofitune.errors import DataError
-from cofitune.evaluation.tasks import EvalItem, LoadedTask
+from cofitune.evaluation.tasks import EvalItem, EvalTask, LoadedTask
 
 
 def max_positions(config: Any) -> int | None:
@@ -45,44 +47,75 @@ def fit_lengths(
     """Leave out the items that the model cannot hold, and count them; asked again, nothing more is left out.
 
     The harness would cut such a prompt from the left, template and instruction first. Of the harness's own tasks the
-    items that it will cut are counted, and stay.
+    items that it will cut are counted, and stay; so do items whose answer is longer than `max_new_tokens`.
 
     Args:
         positions: tokens that the model can attend to; None: without limit.
 
     Raises:
-        DataError: no item of a task fits with its answer.
+        DataError: no item of a task fits with its answer, or no right answer fits into `max_new_tokens`.
     """
     return tuple((_cut if loaded.harness else _fit)(loaded, tokenizer, positions) for loaded in tasks)
 
 
 def _fit(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, positions: int | None) -> LoadedTask:
     task = loaded.task
-    fitting, left_out, longest, shortest = [], [], 0, None
+    fitting, left_out, longest, shortest, asked = [], [], 0, None, hashlib.sha256()
     for item in loaded.items:
-        length = _num_tokens(tokenizer, render_prompt(tokenizer, item, task.prompt))
+        prompt = render_prompt(tokenizer, item, task.prompt)
         given = item.choices or (item.references if task.kind == "loss" else ())
-        answer = max((_num_tokens(tokenizer, text) for text in given), default=task.max_new_tokens)
+        answers = [render_answer(item, text, task.prompt) for text in given]
+        length = _num_tokens(tokenizer, prompt)
+        answer = max((_num_tokens(tokenizer, text) for text in answers), default=task.max_new_tokens)
         if positions is not None and length + answer > positions:
             left_out.append(item.line)
             shortest = min(shortest or (length, answer), (length, answer))
             continue
         fitting.append(item)
+        asked.update(json.dumps([prompt, answers]).encode())
         longest = max(longest, length)
     if not fitting and shortest is not None:
         raise DataError(
             f"{task.path}: no item of task '{task.title}' fits: the shortest prompt has {shortest[0]} tokens and its "
             f"answer may have {shortest[1]}, but the model has {positions} positions"
         )
-    return replace(loaded, items=tuple(fitting), left_out=(*loaded.left_out, *left_out), longest=longest)
+    return replace(
+        loaded,
+        items=tuple(fitting),
+        left_out=(*loaded.left_out, *left_out),
+        too_long=_too_long(task, fitting, tokenizer),
+        longest=longest,
+        asked_sha256=asked.hexdigest(),
+    )
+
+
+def _too_long(task: EvalTask, items: Sequence[EvalItem], tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Lines of the items of which even the shortest right answer has more tokens than an answer may have.
+
+    The last number of a text may come without the text; every other metric compares whole references.
+
+    Raises:
+        DataError: they are all so.
+    """
+    if task.kind != "generate" or task.metric == "number":
+        return ()
+    lengths = {item.line: min(_num_tokens(tokenizer, text.strip()) for text in item.references) for item in items}
+    found = tuple(line for line, length in lengths.items() if length > task.max_new_tokens)
+    if len(found) == len(lengths):
+        raise DataError(
+            f"{task.path}: no answer of task '{task.title}' can be all right: each right one has "
+            f"{min(lengths.values())} tokens or more, and max_new_tokens is {task.max_new_tokens}"
+        )
+    return found
 
 
 def _cut(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, positions: int | None) -> LoadedTask:
     """The harness cuts prompts itself, and its own figures contain that: such items stay in, and are counted."""
     from cofitune.evaluation.harness_score import build_requests
 
-    cut, longest = set(), 0
+    cut, longest, asked = set(), 0, hashlib.sha256()
     for number, context, answer in build_requests(loaded, tokenizer):
+        asked.update(json.dumps([number, context, answer]).encode())
         length = _num_tokens(tokenizer, context)
         longest = max(longest, length)
         if (
@@ -95,7 +128,7 @@ def _cut(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, positions: int 
             f"harness task '{loaded.task.title}': no item fits into the model's {positions} positions (the longest "
             f"prompt has {longest} tokens; num_fewshot makes it shorter)"
         )
-    return replace(loaded, cut=tuple(sorted(cut)), longest=longest)
+    return replace(loaded, cut=tuple(sorted(cut)), longest=longest, asked_sha256=asked.hexdigest())
 
 
 def _num_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> int:

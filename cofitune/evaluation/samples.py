@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,11 @@ class TaskResult:
     def items(self) -> int:
         """How many items were asked."""
         return len(self.samples)
+
+    @property
+    def are_numbers(self) -> bool:
+        """Whether all log-likelihoods are: weights that overflowed in training give none."""
+        return all(math.isfinite(value) for sample in self.samples for value in sample.log_likelihoods or ())
 
 
 def save_result(result: TaskResult, path: Path) -> None:

@@ -28,7 +28,9 @@ class LoadedTask:
         unusable: lines of the items that cannot be asked or judged, and were left out as `on_bad_item` says.
         left_out: lines of the items that do not fit into the model, as `fit_lengths` found.
         cut: lines of a harness task's items whose prompts the harness cuts from the left to make them fit, likewise.
+        too_long: lines of the items whose right answer is longer than an answer may be, likewise; they stay in.
         longest: tokens of the longest prompt, likewise; 0 before.
+        asked_sha256: hash of all prompts and given answers as the model sees them, likewise; empty before.
         harness: the harness's own task objects, several for a group; none for a file's task.
     """
 
@@ -39,7 +41,9 @@ class LoadedTask:
     unusable: tuple[int, ...] = ()
     left_out: tuple[int, ...] = ()
     cut: tuple[int, ...] = ()
+    too_long: tuple[int, ...] = ()
     longest: int = 0
+    asked_sha256: str = ""
     harness: tuple[Any, ...] = field(default=(), compare=False, repr=False)
 
     @property

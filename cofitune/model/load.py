@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Container, Mapping
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ from cofitune.files import sha256_file, write_json
 from cofitune.model.anatomy import Anatomy
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# as safetensors' headers call them
+STORED_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def choose_dtype(dtype: str) -> torch.dtype:
@@ -100,9 +104,7 @@ def check_files(files: list[Path], anatomy: Anatomy) -> None:
                         )
                     missing.pop(name or "", None)
         except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"{file}: cannot be read as safetensors ({_first_line(error)}); is the download complete?"
-            ) from error
+            raise _unreadable(file, error) from error
     if missing:
         raise _lacking(str(files[0].parent), list(missing))
 
@@ -160,6 +162,30 @@ def weight_files(name: str, revision: str | None = None, download: bool = True) 
     if missing:
         raise UserError(f"model.name: {name} has no safetensors weights (missing: {', '.join(missing)})")
     return files
+
+
+def stored_dtype(files: list[Path]) -> torch.dtype | None:
+    """The floating-point dtype that most of the weights are stored in, by the files' headers; None where there is none.
+
+    Raises:
+        UserError: a file is no safetensors file.
+    """
+    counts: Counter[torch.dtype] = Counter()
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as header:
+                for name in header.keys():  # noqa: SIM118 -- not a dict
+                    part = header.get_slice(name)
+                    if (dtype := STORED_DTYPES.get(part.get_dtype())) is not None:
+                        counts[dtype] += math.prod(part.get_shape())
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(file, error) from error
+    return max(counts, key=lambda dtype: counts[dtype], default=None)
+
+
+def coarser(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """The dtype with the widest gap between numbers."""
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def fingerprint(name: str, revision: str | None = None, download: bool = True) -> str:
@@ -220,6 +246,10 @@ def _lacking(name: str, missing: list[str]) -> UserError:
         f"model.name: the weight files of {name} lack {len(missing)} of the model's tensors ({missing[0]}, …); "
         "are they an adapter's, or saved under other names? (transformers' save_pretrained writes the model's own)"
     )
+
+
+def _unreadable(file: Path, error: Exception) -> UserError:
+    return UserError(f"{file}: cannot be read as safetensors ({_first_line(error)}); is the download complete?")
 
 
 def _first_line(error: Exception) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from cofitune.config.load import load_config
@@ -19,7 +20,16 @@ from cofitune.errors import ArtifactError, ConfigError, UserError
 from cofitune.evaluation.lengths import max_positions
 from cofitune.evaluation.tasks import is_title
 from cofitune.model.anatomy import is_missing_folder, read_model_config
-from cofitune.model.load import fingerprint, load_tokenizer, remembered_sha256, weight_files
+from cofitune.model.load import (
+    DTYPES,
+    choose_dtype,
+    coarser,
+    fingerprint,
+    load_tokenizer,
+    remembered_sha256,
+    stored_dtype,
+    weight_files,
+)
 from cofitune.training.delta import read_manifest
 
 WHY = {
@@ -36,6 +46,7 @@ class Source:
 
     Attributes:
         asked: what the prompts and the ends of answers depend on.
+        dtype: what its weights are stored in; None where they are no floating-point numbers.
         positions: tokens that the model can attend to.
     """
 
@@ -44,6 +55,7 @@ class Source:
     fingerprint: str
     tokenizer: PreTrainedTokenizerBase
     asked: dict[str, Any]
+    dtype: torch.dtype | None
     positions: int | None
 
     @property
@@ -64,6 +76,7 @@ class Scored:
         source: the whole weights that it stands on.
         train: a run's `train` folder, with the delta; None for whole weights.
         delta_sha256: of the delta; None for whole weights.
+        dtype: what its weights, or its delta's, are stored in.
         seed: a run's training seed.
         training: what a run's training stood on, the seed left out: runs that share it differ by their seeds only.
     """
@@ -74,6 +87,7 @@ class Scored:
     source: Source
     train: Path | None = None
     delta_sha256: str | None = None
+    dtype: torch.dtype | None = None
     seed: int | None = None
     training: str | None = None
 
@@ -108,6 +122,7 @@ def find_models(config: Config) -> tuple[Scored, ...]:
     _check_names(found)
     found.sort(key=lambda model: model.role != "base")
     _check_side_by_side(found)
+    _check_dtypes(found, choose_dtype(config.model.dtype))
     return tuple(found)
 
 
@@ -139,7 +154,8 @@ def _whole(wanted: EvalModel, own: Source, source: GetSource) -> Scored:
     if is_missing_folder(wanted.path):
         raise UserError(f"eval.models: {wanted.path} is not there (seen from {Path.cwd()})")
     same = (wanted.path, wanted.revision) == own.place
-    return Scored(wanted.title, wanted.role, wanted.path, own if same else source(wanted.path, wanted.revision))
+    whole = own if same else source(wanted.path, wanted.revision)
+    return Scored(wanted.title, wanted.role, wanted.path, whole, dtype=whole.dtype)
 
 
 def _run(wanted: EvalModel, train: Path, own: Source, source: GetSource, config: Config) -> Scored:
@@ -162,9 +178,8 @@ def _run(wanted: EvalModel, train: Path, own: Source, source: GetSource, config:
     if delta.is_file() and remembered_sha256(delta) != manifest["delta_sha256"]:
         raise ArtifactError(f"{delta}: its bytes are not those that the manifest names; train again")
     training, seed = _training(train, manifest)
-    return Scored(
-        wanted.title, wanted.role, wanted.path, base, train, manifest["delta_sha256"], seed, training
-    )  # fmt: skip
+    sha256, dtype = manifest["delta_sha256"], DTYPES[manifest["dtype"]]
+    return Scored(wanted.title, wanted.role, wanted.path, base, train, sha256, dtype, seed, training)
 
 
 def _training(train: Path, manifest: Mapping[str, Any]) -> tuple[str | None, int | None]:
@@ -177,6 +192,7 @@ def _training(train: Path, manifest: Mapping[str, Any]) -> tuple[str | None, int
     stood_on = {
         "base": manifest.get("base_fingerprint"),
         "data": [d["sha256"] for d in manifest.get("data", ())],
+        "weights": [source.weight for source in config.data.train],
         "used": {what: entry["sha256"] for what, entry in manifest.get("used", {}).items()},
         **{part: manifest.get(part) for part in ("dtype", "template", "region", "softmask", "steps", "ranks")},
         "train": config.train.model_dump(mode="json", exclude={"seed"}),
@@ -188,7 +204,7 @@ def _training(train: Path, manifest: Mapping[str, Any]) -> tuple[str | None, int
 def _read_source(name: str, revision: str | None, config: Config) -> Source:
     trust = config.model.trust_remote_code
     model_config = read_model_config(name, revision, trust)
-    weight_files(name, revision)
+    dtype = stored_dtype(weight_files(name, revision))
     tokenizer = load_tokenizer(name, revision, trust)
     template = set_template(tokenizer, config.data.template)
     try:
@@ -202,7 +218,7 @@ def _read_source(name: str, revision: str | None, config: Config) -> Source:
         "tokenizer_sha256": _sha256(_tokenizer_text(tokenizer)),
         "end_tokens": sorted(ends if isinstance(ends, list) else [ends]) if ends is not None else [],
     }
-    return Source(name, revision, fingerprint(name, revision), tokenizer, asked, max_positions(model_config))
+    return Source(name, revision, fingerprint(name, revision), tokenizer, asked, dtype, max_positions(model_config))
 
 
 def _tokenizer_text(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -239,6 +255,25 @@ def _check_side_by_side(models: list[Scored]) -> None:
     ]
     if problems:
         raise UserError("these models cannot be put side by side: " + "; ".join(problems))
+
+
+def _check_dtypes(models: list[Scored], dtype: torch.dtype) -> None:
+    """Raise a UserError where a model's weights were rounded more than the base's are when they are scored in `dtype`.
+
+    What rounding alone changes would stand in the table as learnt or forgotten.
+    """
+
+    def scored(model: Scored) -> torch.dtype:
+        return coarser((model.dtype or dtype, dtype))
+
+    base, *others = models
+    for model in others:
+        if coarser((scored(base), scored(model))) != scored(base):
+            own, theirs = (str(scored(m)).removeprefix("torch.") for m in (model, base))
+            raise UserError(
+                f"these models cannot be put side by side: the weights of '{model.name}' ({model.path}) are in {own}, "
+                f"those of '{base.name}' would be scored in {theirs}; model.dtype=bfloat16 rounds all alike"
+            )
 
 
 def _short(value: Any) -> str:

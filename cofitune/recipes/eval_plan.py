@@ -18,7 +18,7 @@ from cofitune.config.schema import Config
 from cofitune.errors import UserError
 from cofitune.evaluation.cache import AnswerCache
 from cofitune.evaluation.gate import Requirement, read_requirements
-from cofitune.evaluation.harness import harness_version
+from cofitune.evaluation.harness import versions
 from cofitune.evaluation.lengths import fit_lengths
 from cofitune.evaluation.samples import TaskResult
 from cofitune.evaluation.tasks import LoadedTask, load_tasks
@@ -65,7 +65,8 @@ class Plan:
         """All that one model's answers to one task depend on, by content."""
         task = {k: v for k, v in asdict(loaded.task).items() if k not in NOT_ASKED}
         task |= {"data_sha256": loaded.sha256, "unusable": loaded.unusable}
-        task |= {"left_out": loaded.left_out, "cut": loaded.cut}
+        task |= {"left_out": loaded.left_out, "asked_sha256": loaded.asked_sha256}
+        task |= {"cut": loaded.cut, "cut_to": self.positions} if loaded.cut else {}
         return {"model": model.weights, "task": task, "settings": self.settings}
 
     def known(self) -> Results:
@@ -85,7 +86,7 @@ def make_plan(config: Config, overwrite: bool = False, require: Sequence[str] = 
             cannot stand side by side; a requirement is malformed.
     """
     folder = check_folder(config, "eval", overwrite)
-    version = harness_version()
+    grading = versions()
     tasks = load_tasks(eval_tasks(config.eval))
     if not tasks:
         raise UserError(
@@ -104,7 +105,7 @@ def make_plan(config: Config, overwrite: bool = False, require: Sequence[str] = 
         **base.asked,
         "versions": {
             "cofitune": __version__,
-            "lm-eval": version,
+            **grading,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
@@ -120,7 +121,7 @@ def _about(loaded: LoadedTask) -> dict[str, Any]:
     """What a task's score depends on, as scores.json tells it."""
     fields = asdict(loaded.task) | {"stop": list(loaded.task.stop)} | asdict(loaded.metric)
     fields |= {"metric": fields.pop("name"), "unusable": list(loaded.unusable)}
-    fields |= {"left_out": list(loaded.left_out), "cut": list(loaded.cut)}
+    fields |= {"left_out": list(loaded.left_out), "cut": list(loaded.cut), "too_long": list(loaded.too_long)}
     del fields["title"]
     return fields | {"items": len(loaded.items), "chance": loaded.chance, "sha256": loaded.sha256}
 
@@ -164,6 +165,7 @@ def tell_left_out(plan: Plan, console: Console) -> None:
         for lines, what in (
             (loaded.unusable, "are left out; they cannot be asked or judged"),
             (loaded.left_out, f"are left out; with their answers they exceed the model's {plan.positions} positions"),
+            (loaded.too_long, f"have no right answer within max_new_tokens: {loaded.task.max_new_tokens}"),
             (loaded.cut, f"exceed {plan.positions} positions, and the harness cuts their prompts from the left"),
         ):
             if lines:

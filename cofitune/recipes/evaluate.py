@@ -17,6 +17,7 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from cofitune.config.schema import Config
+from cofitune.errors import UserError
 from cofitune.evaluation.comparison import Compared, changed_items, put_together
 from cofitune.evaluation.gate import Verdict, judge
 from cofitune.evaluation.harness import score_model
@@ -73,7 +74,7 @@ def evaluate(
         rank: this process, where several ranks call this together and share the batches; None: it is alone.
 
     Raises:
-        UserError: anything that the user can mend, found before weights load.
+        UserError: anything that the user can mend, found before weights load; or weights that give no numbers.
     """
     console = console or Console()
     plan = make_plan(config, overwrite, require)
@@ -142,6 +143,11 @@ def _score(
             progress.start(loaded.task.title, len(loaded.items))
 
         def keep(result: TaskResult) -> None:
+            if not result.are_numbers:
+                raise UserError(
+                    f"'{model.name}' ({model.path}) gives log-likelihoods that are no numbers (task '{result.title}'): "
+                    "its weights are damaged; did its training diverge?"
+                )
             found[result.title] = result
             if share.rank != 0:
                 return
@@ -155,7 +161,7 @@ def _score(
 
         mine = replace(share, on_progress=progress.advance)
         tasks, batch_size = tuple(missing.values()), plan.settings["batch_size"]
-        score_model(weights, model.source.tokenizer, tasks, batch_size, None, begin, keep, mine)
+        score_model(weights, model.source.tokenizer, tasks, batch_size, None, begin, keep, mine, plan.positions)
 
 
 def _scores(plan: Plan, config: Config, results: Results) -> dict[str, Any]:

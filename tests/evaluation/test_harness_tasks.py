@@ -15,6 +15,7 @@ import torch
 
 from cofitune.data.chat import set_template
 from cofitune.errors import DataError, UserError
+from cofitune.evaluation import harness_tasks
 from cofitune.evaluation.harness import score_model
 from cofitune.evaluation.harness_tasks import write_task_files
 from cofitune.evaluation.lengths import fit_lengths
@@ -251,6 +252,19 @@ def test_what_is_wrong_is_told_before_weights_load(data: Path, tmp_path: Path) -
     refused(UserError, "names its own data", "squadv2", path=str(data / "arc_easy"))
     refused(UserError, "cannot be loaded: .choices. is undefined", path=str(data / "gsm8k"))
     refused(UserError, "runs code that the model writes", "humaneval", path=str(human_eval(data)))
+
+
+def test_a_missing_sentence_table_is_told_of_the_harness_task_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    item = {"key": 1, "prompt": "Hello.", "instruction_id_list": ["length_constraints:number_sentences"]}
+    write(tmp_path / "ifeval", "train", [item | {"kwargs": [{"relation": "at least", "num_sentences": 2}]}])
+    monkeypatch.setattr(harness_tasks, "punkt_is_there", lambda: False)
+    with pytest.raises(UserError, match="harness task 'ifeval': 1 of its items .*nltk.downloader punkt_tab"):
+        load_tasks([harness_task(tmp_path, "ifeval")])
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(harness_tasks, "punkt_is_there", lambda: True)
+    assert len(load_tasks([harness_task(tmp_path, "ifeval")])[0].items) == 1
 
 
 def human_eval(data: Path) -> Path:

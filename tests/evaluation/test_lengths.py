@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from cofitune.errors import DataError
+from cofitune.evaluation import lengths
 from cofitune.evaluation.lengths import fit_lengths, render_answer, render_prompt
 from cofitune.evaluation.tasks import EvalItem, EvalTask, LoadedTask, load_tasks
 
@@ -24,17 +26,47 @@ def make_task(folder: Path, items: list[dict[str, Any]], kind: str = "generate",
 def test_items_that_do_not_fit_are_left_out_and_counted(tmp_path: Path, tiny_tokenizer: Any) -> None:
     items = [{"question": text, "answer": "a"} for text in ("short", "long " * 100, "also short")]
     task = make_task(tmp_path, items, max_new_tokens=10)
-    lengths = [len(tiny_tokenizer(render_prompt(tiny_tokenizer, item))["input_ids"]) for item in task.items]
-    (fitting,) = fit_lengths([task], tiny_tokenizer, max(lengths[0], lengths[2]) + 10)
+    tokens = [len(tiny_tokenizer(render_prompt(tiny_tokenizer, item))["input_ids"]) for item in task.items]
+    (fitting,) = fit_lengths([task], tiny_tokenizer, max(tokens[0], tokens[2]) + 10)
     assert [item.line for item in fitting.items] == [1, 3]
     assert fitting.left_out == (2,)
-    assert fitting.longest == max(lengths[0], lengths[2])
+    assert fitting.longest == max(tokens[0], tokens[2])
     assert fit_lengths([fitting], tiny_tokenizer, fitting.longest + 10) == (fitting,)
-    (exact,) = fit_lengths([task], tiny_tokenizer, lengths[1] + 10)  # the last position counts
+    (exact,) = fit_lengths([task], tiny_tokenizer, tokens[1] + 10)  # the last position counts
     assert exact.left_out == ()
     assert fit_lengths([task], tiny_tokenizer, None)[0].left_out == ()
-    with pytest.raises(DataError, match=rf"no item of task 't' fits: the shortest prompt has {min(lengths)} tokens"):
-        fit_lengths([task], tiny_tokenizer, min(lengths) + 9)
+    with pytest.raises(DataError, match=rf"no item of task 't' fits: the shortest prompt has {min(tokens)} tokens"):
+        fit_lengths([task], tiny_tokenizer, min(tokens) + 9)
+
+
+def test_answers_longer_than_the_limit_are_counted_and_a_task_of_such_is_refused(
+    tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    long = "a very long answer " * 20
+    items = [{"question": "Q?", "answers": answers} for answers in (["a", long], [long], ["b"])]
+    (found,) = fit_lengths([make_task(tmp_path, items, max_new_tokens=4)], tiny_tokenizer, None)
+    assert (found.too_long, len(found.items)) == ((2,), 3)
+    with pytest.raises(DataError, match=r"no answer of task 't' can be all right: .* max_new_tokens is 4"):
+        fit_lengths([make_task(tmp_path, items[1:2], max_new_tokens=4)], tiny_tokenizer, None)
+    numbers = make_task(tmp_path, [{"question": "Q?", "answer": f"{long} 7"}], max_new_tokens=4)
+    number = replace(numbers, task=replace(numbers.task, metric="number"))
+    assert fit_lengths([number], tiny_tokenizer, None)[0].too_long == (), "the number may come alone"
+
+
+def test_the_hash_of_what_is_asked_follows_the_prompts_and_the_given_answers(
+    tmp_path: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = make_task(tmp_path, [{"question": "Q?", "choices": ["b", "c"], "answer": 1}], "multiple_choice")
+
+    def asked() -> str:
+        return fit_lengths([task], tiny_tokenizer, None)[0].asked_sha256
+
+    before = asked()
+    assert asked() == before
+    monkeypatch.setattr(lengths, "render_prompt", lambda *_: "another prompt")
+    changed = asked()
+    monkeypatch.setattr(lengths, "render_answer", lambda *_: "another answer")
+    assert len({before, changed, asked()}) == 3
 
 
 @pytest.mark.parametrize("kind", ["loss", "multiple_choice"])

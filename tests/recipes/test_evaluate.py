@@ -20,7 +20,7 @@ from cofitune import cli
 from cofitune.config.load import dump_config
 from cofitune.config.schema import Config, Train
 from cofitune.errors import ArtifactError, DataError, UserError
-from cofitune.evaluation import harness
+from cofitune.evaluation import harness, lengths
 from cofitune.files import sha256_file
 from cofitune.model.load import fingerprint
 from cofitune.recipes import evaluate as recipe
@@ -351,6 +351,12 @@ def test_runs_that_differ_by_their_seed_give_the_noise_floor(place: Place) -> No
     another = place.train(3, "again", steps=7)
     place.evaluate(config=place.config(models=str(another)))
     assert place.scores()["noise_floor"]["scores"] is None
+    place.train(2, "again")  # the same files, and another share of one of them
+    saved = place.folder / "again/train/config.yaml"
+    saved.write_text(saved.read_text().replace("train: []", "train: [{path: law.jsonl, weight: 0.5}]"))
+    assert "weight: 0.5" in saved.read_text()
+    place.evaluate(config=place.config(models=str(again)))
+    assert place.scores()["noise_floor"]["scores"] is None
 
 
 def test_a_run_of_another_base_brings_its_own(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -460,6 +466,40 @@ def test_models_that_would_be_asked_otherwise_are_refused(place: Place, monkeypa
     plain = place.train(1, "plain", template="plain")
     with pytest.raises(UserError, match="trained under the template 'plain' and would be asked in 'chat'"):
         place.evaluate(config=place.config(models=str(plain)))
+
+
+def test_weights_rounded_more_than_the_bases_are_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounded = export(place.train(1, "one"), place.folder / "rounded", dtype="bfloat16", console=Console(quiet=True))
+    with monkeypatch.context() as patch:
+        forbid_loading(patch)
+        with pytest.raises(
+            UserError, match="'rounded' .* are in bfloat16, those of 'base' .* in float32; model.dtype="
+        ):
+            place.evaluate(config=place.config(models=str(rounded)))
+        other = place.train(2, "other", dtype="bfloat16")
+        with pytest.raises(UserError, match="'other' .* are in bfloat16"):
+            place.evaluate(config=place.config(models=str(other)))
+    in_bf16 = {"model": place.config().model.model_copy(update={"dtype": "bfloat16"})}
+    place.evaluate(config=place.config(models=str(rounded)).model_copy(update=in_bf16))
+    place.model = rounded  # a base in bfloat16 beside a run in float32: both as their weights are
+    place.evaluate(config=place.config(models=str(place.train(3, "fine"))), overwrite=True)
+
+
+def test_a_changed_prompt_is_asked_anew(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.evaluate()
+    render = lengths.render_prompt
+    monkeypatch.setattr(lengths, "render_prompt", lambda *given: render(*given) + "!")
+    scored = record_scoring(monkeypatch)
+    place.evaluate()
+    assert [titles for _, titles in scored] == [ALL]
+
+
+def test_weights_that_give_no_numbers_are_named(place: Place) -> None:
+    broken = place.copy_of_model("broken")
+    tensors = load_file(broken / "model.safetensors")
+    save_file(tensors | {REPLACED: torch.full((48, 32), torch.nan)}, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"'broken' .* no numbers \(task 'know'\).*did its training diverge"):
+        place.evaluate(config=place.config(models=str(broken)))
 
 
 def test_models_that_cannot_be_used_are_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
