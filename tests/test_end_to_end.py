@@ -39,7 +39,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
         "eval": {
             "speciality": {
-                "path": str(folder / "ledger_test.jsonl"), "kind": "generate", "max_new_tokens": 8, "limit": 4,
+                "path": str(folder / "ledger_test.jsonl"), "kind": "generate", "max_new_tokens": 32, "limit": 4,
             },
             "versatility": {
                 "gen_kn": {"path": str(folder / "gen_kn.jsonl"), "kind": "multiple_choice", "limit": 8},

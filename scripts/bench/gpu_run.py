@@ -113,7 +113,7 @@ def write_config(work: Path, model: Path, arguments: argparse.Namespace) -> Path
             "gradient_accumulation_steps": 1,
         },
         "eval": {
-            "speciality": {"path": str(work / "general.jsonl"), "kind": "generate", "max_new_tokens": 16},
+            "speciality": {"path": str(work / "general.jsonl"), "kind": "generate", "max_new_tokens": 32},
             "versatility": {"gen_kn": {"path": str(work / "mc.jsonl"), "kind": "multiple_choice"}},
         },
         "output_dir": str(work / "run"),

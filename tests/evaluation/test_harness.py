@@ -171,10 +171,10 @@ def test_choices_may_go_on_in_the_items_own_text(tmp_path: Path, model: Any, tok
 
 
 def test_an_answer_is_worth_what_the_metric_says(tmp_path: Path, model: Any, tokenizer: Any) -> None:
-    answers = [s.answer or "" for s in ask(model, tokenizer, generate_task(tmp_path, max_new_tokens=6)).samples]
+    answers = [s.answer or "" for s in ask(model, tokenizer, generate_task(tmp_path, max_new_tokens=12)).samples]
     for metric in ("f1", "chrf", "bleu"):
         references = ["the court pays the buyer", f"{answers[1]} and more", answers[2]]
-        result = ask(model, tokenizer, generate_task(tmp_path, references, metric, max_new_tokens=6))
+        result = ask(model, tokenizer, generate_task(tmp_path, references, metric, max_new_tokens=12))
         scores = [metrics.text_score(metric, a, [r]) for a, r in zip(answers, references, strict=True)]
         assert [s.score for s in result.samples] == scores
         assert result.raw == pytest.approx(sum(scores) / 3)
@@ -295,7 +295,7 @@ def test_the_model_is_asked_with_the_tokens_that_it_was_taught_with(
     model.forward = listen
     question, choice = "Two plus two?", "four of them, please"
     for kind, fields in (
-        ("generate", {"instruction": "Two plus", "input": "two?", "answer": choice}),
+        ("generate", {"instruction": "Two plus", "input": "two?", "answer": "4"}),
         ("multiple_choice", {"question": question, "choices": [choice, choice], "answer": 0}),
     ):
         asked.clear()
@@ -321,7 +321,7 @@ def test_a_changed_file_changes_the_scores(tmp_path: Path, model: Any, tokenizer
 def test_the_model_and_the_random_state_are_left_as_they_were_and_nothing_is_printed(
     tmp_path: Path, model: Any, tokenizer: Any, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    task = generate_task(tmp_path, max_new_tokens=2)
+    task = generate_task(tmp_path, max_new_tokens=3)
     choices = make_task(tmp_path, QUESTIONS, "multiple_choice", "acc", title="c")
     model.train()
     model.model.layers[1].eval()
