@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import signal
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,16 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from cofitune import __version__
 from cofitune.config.schema import Config
-from cofitune.errors import ArtifactError, Stopped, UserError
-from cofitune.files import exclusive, read_json
+from cofitune.errors import Stopped, UserError
+from cofitune.files import exclusive
 from cofitune.model.region import freeze_outside
 from cofitune.ranks import is_launched, this_rank
-from cofitune.recipes.folders import check_disk_space, check_folder, environment, start_folder
+from cofitune.recipes.folders import check_disk_space, check_folder, start_folder
 from cofitune.recipes.shared import load_base
-from cofitune.recipes.train_plan import TrainPlan, footprint, plan_training, print_plan
+from cofitune.recipes.train_manifest import check_finished, make_manifest
+from cofitune.recipes.train_plan import TrainPlan, footprint, plan_training
+from cofitune.recipes.train_report import print_plan
 from cofitune.recipes.train_state import (
     Saver,
     bytes_to_come,
@@ -37,7 +37,7 @@ from cofitune.softmask.gradient import mask_gradients
 from cofitune.softmask.kept import KeptShare, kept_sentence
 from cofitune.softmask.update import mask_updates
 from cofitune.training.agree import on_rank_0
-from cofitune.training.delta import collect, hash_parameters, hash_tensor, write_delta
+from cofitune.training.delta import collect, hash_parameters, write_delta
 from cofitune.training.engine import (
     checkpoint_layers,
     release,
@@ -130,7 +130,7 @@ def _train(
     _prove_frozen(before, hash_parameters(model, frozen, plan.held), console)
     tensors = collect(model, trained)
     if rank == 0:
-        write_delta(folder, tensors, _manifest(config, plan, before, tensors, watch))
+        write_delta(folder, tensors, make_manifest(config, plan, before, tensors, watch.records, watch.validations))
         console.print(f"wrote {folder}/delta.safetensors: {len(tensors)} tensors", highlight=False, soft_wrap=True)
         if not config.train.keep_checkpoints:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -158,7 +158,7 @@ def check(
         )
     plan = plan_training(config, ranks, dry_run)
     if finished and not overwrite:
-        _check_finished(config, plan, folder)
+        check_finished(config, plan, folder)
     if reached is not None and resume and not plan.missing:
         check_resume(config, plan, reached)
     if not dry_run:  # which tells what is needed and what is free, perhaps on another machine
@@ -187,17 +187,6 @@ def _load(config: Config, plan: TrainPlan, world_size: int) -> tuple[PreTrainedM
     if on_update := plan.factors_on("update", apply_to):
         mask_updates(inner_optimizer(engine), shards(engine), on_update, kept if apply_to == "update" else None)
     return model, engine, kept
-
-
-def _check_finished(config: Config, plan: TrainPlan, folder: Path) -> None:
-    before = read_json(folder / "manifest.json", "training manifest")
-    now = _stands_on(config, plan)
-    changed = [what for what, value in now.items() if before.get(what) != value]
-    if changed and not plan.missing:
-        raise ArtifactError(
-            f"{folder} was trained from other contents ({', '.join(changed)} changed since); --overwrite trains it "
-            "again, or choose another output_dir"
-        )
 
 
 def _fit(engine: Any, plan: TrainPlan, config: Config, folder: Path, console: Console, watch: Watch, done: int) -> None:
@@ -232,7 +221,7 @@ def _fit(engine: Any, plan: TrainPlan, config: Config, folder: Path, console: Co
                     meter=meter, done=done, asked=lambda: stop.signum,
                 )  # fmt: skip
             except UserError as error:
-                raise UserError(f"{error} ({saver.whereabouts()})") from error
+                raise UserError(f"{error} ({saver.whereabouts()})", everywhere=rank != 0) from error
     if stopped_by:
         raise Stopped(f"stopped by {signal.Signals(stopped_by).name}: {saver.whereabouts()}", stopped_by)
 
@@ -249,58 +238,3 @@ def _prove_frozen(before: dict[str, str], after: dict[str, str], console: Consol
     console.print(
         f"frozen: all {len(before)} tensors are unchanged, bit for bit (sha256)", highlight=False, soft_wrap=True
     )
-
-
-def _manifest(
-    config: Config,
-    plan: TrainPlan,
-    frozen: dict[str, str],
-    tensors: dict[str, torch.Tensor],
-    watch: Watch,
-) -> dict[str, Any]:
-    return {
-        "base": config.model.name,
-        "revision": config.model.revision,
-        "trust_remote_code": config.model.trust_remote_code,
-        **_stands_on(config, plan),
-        "names": {"prefix": plan.anatomy.prefix, "aliases": plan.anatomy.aliases},
-        "dtype": str(plan.settings.dtype).removeprefix("torch."),
-        "template": plan.data.template,
-        "region": {
-            **plan.region.to_dict(),
-            "match": config.region.match if config.region != "search" else None,
-            "trained_weights": plan.region.num_parameters(plan.anatomy),
-            "held_weights": plan.region.num_held(plan.anatomy),
-            "all_weights": plan.anatomy.num_parameters,
-        },
-        "softmask": {
-            "apply_to": config.softmask.apply_to if plan.masked else "none",
-            "modules": list(plan.masked),
-            "strength": config.softmask.strength,
-        },
-        "items": [asdict(account) for account in plan.data.accounts],
-        "steps": len(watch.records),
-        "first_loss": watch.records[0].loss,
-        "last_loss": watch.records[-1].loss,
-        "validation": {
-            "data": [source.identity() for source in plan.data.validation_sources],
-            "items": len(plan.data.validation),
-            "losses": [record.as_dict() for record in watch.validations],
-        },
-        "tokens": sum(r.tokens for r in watch.records),
-        "seconds": round(sum(r.seconds for r in watch.records), 3),
-        "ranks": plan.steps.world_size,
-        "seed": config.train.seed,
-        "made_with": {"cofitune": __version__, "environment": environment()},
-        "trained_sha256": {name: hash_tensor(t) for name, t in tensors.items()},
-        "frozen_sha256": frozen,
-    }
-
-
-def _stands_on(config: Config, plan: TrainPlan) -> dict[str, Any]:
-    """The contents that a training depends on besides its config, as the manifest keeps them."""
-    return {
-        "base_fingerprint": plan.base_fingerprint,
-        "used": plan.used,
-        "data": [source.identity() for source in plan.data.sources],
-    }

@@ -81,6 +81,8 @@ def read_train_data(config: Config, model_config: PretrainedConfig, dry_run: boo
         if not dry_run:
             raise
         missing.append(str(error))
+        if data.packing:
+            missing.append("data.packing: no packs without a tokenizer; the steps are counted as if each held one item")
         opened = [open_source(source) for source in sources]
         return _together(opened, [_count(one, data.on_bad_item) for one in opened], [], None, data.template, None)
     template = set_template(tokenizer, data.template)

@@ -6,22 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from torch import Tensor
 from transformers import PretrainedConfig
 
 from cofitune.config.schema import Config
 from cofitune.data.batches import Plan, plan_steps
 from cofitune.errors import ArtifactError, UserError
-from cofitune.files import gib, sha256_file
+from cofitune.files import sha256_file
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.layouts import expand_modules
 from cofitune.model.load import check_files, choose_dtype, fingerprint, weight_files
 from cofitune.model.region import Region, match_region, resolve_region
-from cofitune.recipes.folders import free_bytes
 from cofitune.recipes.shared import base_anatomy, base_config
-from cofitune.recipes.train_data import TrainData, print_data, read_train_data
-from cofitune.reports.plan import print_memory, print_region
+from cofitune.recipes.train_data import TrainData, read_train_data
 from cofitune.search.winner import FILE_NAME, read_winner
 from cofitune.softmask.factors import Factor, build_factors, check_masked, hold_factors, join
 from cofitune.training.engine import EngineSettings
@@ -108,78 +105,10 @@ def plan_training(config: Config, world_size: int, dry_run: bool = False) -> Tra
     )  # fmt: skip
 
 
-def print_plan(plan: TrainPlan, config: Config, world_size: int, console: Console) -> None:
-    """Say what will train, on what, with which memory, and what will be written."""
-    print_region(console, plan.region, plan.anatomy, plan.masked)
-    for what, entry in plan.used.items():
-        console.print(f"{what}: {entry['path']} (sha256 {entry['sha256'][:12]})", highlight=False, soft_wrap=True)
-    apply_to = config.softmask.apply_to if plan.masked else "none"
-    console.print(f"soft mask: {apply_to}" + (f" on {', '.join(plan.masked)}" if plan.masked else ""), highlight=False)
-    _print_steps(plan, config, world_size, console)
-    _print_prefix(plan, config, console)
-    memory = footprint(plan, config, world_size).memory
-    print_memory(console, memory, world_size)
-    console.print(
-        f"writes: {config.run / 'train'}/ (delta.safetensors, manifest.json, metrics.jsonl, config.yaml)",
-        highlight=False,
-        soft_wrap=True,
-    )
-    _print_disk(plan, config, console)
-    for text in plan.missing:
-        console.print(f"[yellow]still missing:[/] {text}", highlight=False, soft_wrap=True)
-
-
-def _print_disk(plan: TrainPlan, config: Config, console: Console) -> None:
-    train = config.train
-    checkpoints = (
-        f"a checkpoint {gib(plan.checkpoint_bytes)}, every {train.save_steps} steps and at an epoch's end, of which "
-        f"{train.keep_last} are kept"
-        if train.save_steps
-        else "no checkpoints"
-    )
-    console.print(
-        f"disk: the delta {gib(plan.delta_bytes)}; {checkpoints}; {gib(free_bytes(config.run))} are free there",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
 def footprint(plan: TrainPlan, config: Config, world_size: int) -> Footprint:
     """What the run's memory hangs on."""
     checkpointing = config.train.gradient_checkpointing
     return Footprint(plan.anatomy, plan.region, plan.settings, world_size, config.data.max_length, checkpointing)
-
-
-def _print_steps(plan: TrainPlan, config: Config, world_size: int, console: Console) -> None:
-    train = config.train
-    print_data(plan.data, console)
-    what = "packs" if plan.data.packed_into else "items"
-    console.print(
-        f"steps: [bold]{plan.steps.num_steps}[/] of {plan.steps.per_step} {what} ("
-        f"{train.per_device_train_batch_size} × {train.gradient_accumulation_steps} accumulated × {world_size} "
-        f"rank{'s' if world_size > 1 else ''}), rate {train.learning_rate:g} {train.lr_scheduler_type}, "
-        f"ZeRO-{config.deepspeed.zero_stage}, {str(plan.settings.dtype).removeprefix('torch.')}",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-def _print_prefix(plan: TrainPlan, config: Config, console: Console) -> None:
-    kind, prefix = config.train.prefix_cache, plan.prefix
-    if kind == "none":
-        return
-    if plan.region.first == 0:
-        told = "nothing to keep: the region starts at layer 0"
-    elif plan.steps.num_epochs == 1:
-        told = "nothing to keep: one pass over the data would reuse none of it"
-    elif prefix is None or not prefix.lengths:
-        told = f"{kind}; its size is known once the items can be counted in tokens"
-    else:
-        told = (
-            f"{gib(prefix.num_bytes)} in {prefix.folder} ({sum(prefix.lengths):,} tokens × {prefix.hidden_size} × "
-            f"{prefix.dtype.itemsize} bytes; {gib(prefix.free_bytes)} are free there)"
-        )
-    console.print(f"prefix cache: {told}", highlight=False, soft_wrap=True)
 
 
 def _check_weights(config: Config, anatomy: Anatomy, dry_run: bool, missing: list[str]) -> str | None:

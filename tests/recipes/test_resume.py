@@ -477,3 +477,15 @@ def test_a_checkpoint_that_cannot_be_written_ends_all_ranks_with_one_message(
     assert done.returncode == 2, done.stderr
     assert f"error: {folder / 'checkpoints'}: the checkpoint of step 1 cannot be written" in done.stderr
     assert done.stderr.count("cannot be written") == 1 and "Traceback" not in done.stderr
+
+
+def test_a_prefix_cache_is_filled_anew_and_may_come_or_go_on_the_way(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(monkeypatch, config, f"output_dir={config['output_dir']}-whole") == 0
+    expected = delta(f"{config['output_dir']}-whole")
+    interrupted(monkeypatch, config, "train.prefix_cache=memory", after=3)  # in the second epoch, of what it kept
+    assert run(monkeypatch, config, "--resume", "train.prefix_cache=disk") == 0
+    got = delta(config["output_dir"])
+    assert all(torch.allclose(got[n], expected[n], rtol=1e-5, atol=1e-6) for n in expected)
+    assert steps_of(Path(config["output_dir"])) == [1, 2, 3, 4, 5]

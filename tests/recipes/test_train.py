@@ -225,7 +225,8 @@ def test_the_ready_configs_plan_from_a_config_json_alone(
     repository = Path(__file__).parents[2]
     monkeypatch.chdir(repository)
     folder = _llama_folder(tmp_path / "model", **sizes)
-    arguments = [f"model.name={folder}", f"output_dir={tmp_path / 'run'}", "--dry-run", "--num-processes", "8"]
+    settings = [f"model.name={folder}", f"output_dir={tmp_path / 'run'}", "data.packing=true"]
+    arguments = [*settings, "--dry-run", "--num-processes", "8"]
     monkeypatch.setattr(sys, "argv", ["cofitune", "train", f"configs/{name}.yaml", *arguments])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
@@ -233,6 +234,7 @@ def test_the_ready_configs_plan_from_a_config_json_alone(
     assert not stopped.value.code
     assert f"trained weights: {trained} of" in said
     assert "still missing" in said and "no safetensors weights" in said
+    assert "no packs without a tokenizer; the steps are counted as if each held one item" in said
     assert not (tmp_path / "run").exists()
 
 
