@@ -14,7 +14,6 @@ import sys
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -24,19 +23,8 @@ from cofitune.reports.scores_table import scores_table, sentences
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "scripts" / "bench" / "results"
-TASKS: dict[str, list[dict[str, Any]]] = {  # of each, --items from the top; ifeval half as many
-    "speciality": [{"path": "law/test.jsonl", "kind": "generate", "metric": "squad_match", "max_new_tokens": 24}],
-    "gen_kn": [
-        {"path": "mmlu/test.jsonl", "kind": "multiple_choice"},
-        {"path": "arc_easy/test.jsonl", "kind": "multiple_choice"},
-        {"path": "openbookqa/test.jsonl", "kind": "multiple_choice"},
-    ],
-    "gen_rs": [
-        {"path": "bbh/test.jsonl", "kind": "multiple_choice"},
-        {"path": "hellaswag/test.jsonl", "kind": "multiple_choice", "metric": "acc_norm", "prompt": "continuation"},
-    ],
-    "instruct": [{"path": "ifeval/test.jsonl", "kind": "ifeval", "max_new_tokens": 160}],
-}
+SUITE = REPOSITORY / "configs" / "suites" / "folder.yaml"
+LAW = {"path": "law/test.jsonl", "kind": "generate", "metric": "squad_match", "max_new_tokens": 24}
 
 
 @dataclass(frozen=True)
@@ -77,7 +65,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=REPOSITORY / "runs" / "bench-evaluate", help="where runs go")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the results go (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=40, help="optimizer steps of 8 items each (default: %(default)s)")
-    parser.add_argument("--items", type=int, default=80, help="items a task (default: %(default)s)")
+    parser.add_argument("--items", type=int, default=40, help="items a task (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=1, help="training seeds of the region (default: %(default)s)")
     return parser.parse_args()
 
@@ -85,16 +73,17 @@ def parse() -> argparse.Namespace:
 def write_config(arguments: argparse.Namespace) -> Path:
     """The one config of all commands; each run's own words are overrides."""
 
-    def limited(task: dict[str, Any]) -> dict[str, Any]:
-        items = max(1, arguments.items // 2) if task["kind"] == "ifeval" else arguments.items
-        return {**task, "path": str(arguments.data / task["path"]), "limit": items}
-
-    tasks = {category: [limited(task) for task in group] for category, group in TASKS.items()}
     config = {
         "model": {"name": str(arguments.model), "dtype": "float32"},
         "data": {"train": str(arguments.data / "law" / "train.jsonl"), "max_length": 384, "on_bad_item": "drop"},
         "train": {"max_steps": arguments.steps, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
-        "eval": {"speciality": tasks.pop("speciality"), "versatility": tasks, "batch_size": 16},
+        "eval": {
+            "suite": str(SUITE),
+            "data": str(arguments.data),
+            "limit": arguments.items,
+            "speciality": [LAW],
+            "batch_size": 16,
+        },
         "output_dir": str(arguments.work / "eval"),
     }
     path = Path(arguments.work) / "config.yaml"
@@ -119,7 +108,7 @@ def write_results(arguments: argparse.Namespace, runs: list[Run]) -> None:
     console.print(*sentences(scores), sep="\n", markup=False, highlight=False, soft_wrap=True)
     table = "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")
     changed = f" --steps {arguments.steps} --items {arguments.items} --seeds {arguments.seeds}"
-    typed = f"scripts/bench/evaluate --data FOLDER{'' if changed == ' --steps 40 --items 80 --seeds 1' else changed}"
+    typed = f"scripts/bench/evaluate --data FOLDER{'' if changed == ' --steps 40 --items 40 --seeds 1' else changed}"
     trained = "\n".join(
         f"- `{r.name}`: layers {r.layers}, modules {r.modules}, peak rate {r.learning_rate:g}, seed {r.seed}"
         for r in runs
