@@ -65,7 +65,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=REPOSITORY / "runs" / "bench-evaluate", help="where runs go")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the results go (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=40, help="optimizer steps of 8 items each (default: %(default)s)")
-    parser.add_argument("--items", type=int, default=40, help="items a task (default: %(default)s)")
+    parser.add_argument("--items", type=int, default=24, help="items a task (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=1, help="training seeds of the region (default: %(default)s)")
     return parser.parse_args()
 
@@ -108,7 +108,7 @@ def write_results(arguments: argparse.Namespace, runs: list[Run]) -> None:
     console.print(*sentences(scores), sep="\n", markup=False, highlight=False, soft_wrap=True)
     table = "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")
     changed = f" --steps {arguments.steps} --items {arguments.items} --seeds {arguments.seeds}"
-    typed = f"scripts/bench/evaluate --data FOLDER{'' if changed == ' --steps 40 --items 40 --seeds 1' else changed}"
+    typed = f"scripts/bench/evaluate --data FOLDER{'' if changed == ' --steps 40 --items 24 --seeds 1' else changed}"
     trained = "\n".join(
         f"- `{r.name}`: layers {r.layers}, modules {r.modules}, peak rate {r.learning_rate:g}, seed {r.seed}"
         for r in runs
