@@ -1,0 +1,55 @@
+"""What a search asks of whoever runs its trials: orders go in, outcomes come back as they end, in any order.
+
+The search decides; how processes start, on which machines and how many at once belongs to the launcher above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from cofitune.config.schema import Config
+
+
+@dataclass(frozen=True)
+class Order:
+    """One trial, or the next part of one.
+
+    Attributes:
+        id: the trial's.
+        config: complete; its `output_dir` is `folder`.
+        folder: where the trial leaves `train/metrics.jsonl` and `eval/` (scores.json, samples/); the base's
+            answers are found in `eval/cache` if they were handed on.
+        train: without, nothing is trained and the base itself is scored.
+        until: the optimizer step after which the training pauses and what there is is evaluated; the same order with a
+            later step, or None for the last, goes on from there to the same bits as if it had never paused.
+    """
+
+    id: str
+    config: Config
+    folder: Path
+    train: bool = True
+    until: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an order ended.
+
+    Attributes:
+        error: why it failed, in one line; None: its files are in the order's folder.
+        seconds: wall time of its parts: `start`, `train`, `evaluate`, `other`.
+    """
+
+    order: Order
+    error: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class RunOrders(Protocol):
+    """Runs trials, one after the other or several at once. No outcome depends on what ran before it."""
+
+    def __call__(self, orders: Sequence[Order]) -> Iterator[Outcome]:
+        """Run all of them and yield each outcome as it ends. Closing the iterator ends what is still running."""
