@@ -16,7 +16,7 @@ from rich.console import Console
 from cofitune import __version__, launch
 from cofitune.config.load import load_config
 from cofitune.errors import Stopped, UserError
-from cofitune.ranks import is_launched, this_rank
+from cofitune.ranks import Rank, is_launched, this_rank
 from cofitune.slurm import adopt_task
 
 app = typer.Typer(
@@ -79,9 +79,13 @@ def importance(
     resolved = load_config(config, overrides)
     from cofitune.recipes import importance as recipe
 
-    if _in_ranks(num_processes, hostfile, dry_run, lambda ranks: recipe.make_plan(resolved, overwrite)):
+    def check(ranks: int) -> object:
+        return recipe.make_plan(resolved, overwrite, Rank(world_size=ranks))
+
+    if _in_ranks(num_processes, hostfile, dry_run, check):
         return
-    recipe.importance(resolved, overwrite=overwrite, dry_run=dry_run, console=_console())
+    ranks = launch.choose_ranks(num_processes, hostfile).count if dry_run else 1
+    recipe.importance(resolved, overwrite=overwrite, dry_run=dry_run, console=_console(), ranks=ranks)
 
 
 @app.command()

@@ -68,6 +68,32 @@ def gathered(parameter: nn.Parameter) -> Iterator[Tensor]:
         yield parameter.data
 
 
+def tell_passes_apart(model: nn.Module, output: Tensor) -> None:
+    """Where several forward passes come before a backward pass, let ZeRO-3 see the end of each one's backward.
+
+    In each module it counts the inputs whose gradients are still to come, and shards the module's weights again when it
+    has counted down to 0. Every forward pass begins that count anew, so that of two passes the first one's backward
+    would count on below 0 and leave the whole model gathered. Nothing is done to a model that is not sharded.
+
+    Args:
+        output: of the pass that has just ended. When its gradient comes, those of later passes are through: autograd
+            runs the newest nodes first.
+    """
+    counts = [(m, m.ds_grads_remaining) for m in model.modules() if "ds_grads_remaining" in m.__dict__]
+
+    def restore(_: Tensor) -> None:
+        for module, count in counts:
+            module.ds_grads_remaining = count
+
+    if counts:
+        output.register_hook(restore)
+
+
+def gathered_weights(model: nn.Module) -> int:
+    """Weights of a ZeRO-3 model that lie whole on this rank at the moment."""
+    return sum(p.ds_numel for p in model.parameters() if p.ds_status.name == "AVAILABLE")
+
+
 def inner_optimizer(engine: Any) -> torch.optim.Optimizer:
     """The optimizer that steps on the fp32 shards, before they are copied to the model's precision."""
     inner: torch.optim.Optimizer = engine.basic_optimizer

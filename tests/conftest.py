@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 import pytest
 
 TABLES = pytest.StashKey[dict[str, list[str]]]()
+WORKERS = os.environ.get("PYTEST_XDIST_WORKER_COUNT")
+if WORKERS:  # before torch is imported: workers that each took every core would wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(WORKERS))))
 
 SENTENCES = [
     "The court held that the contract was void, and the seller had to pay the buyer back.",
@@ -98,6 +102,21 @@ def table_line(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         request.config.stash.setdefault(TABLES, {}).setdefault(title, []).append(line)
 
     return add
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of pytest-xdist hands its tables to the process that prints."""
+    handed: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
+    if handed is not None:
+        handed["tables"] = session.config.stash.get(TABLES, {})
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take a worker's tables over."""
+    tables = node.config.stash.setdefault(TABLES, {})
+    for title, lines in getattr(node, "workeroutput", {}).get("tables", {}).items():
+        tables.setdefault(title, []).extend(lines)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -30,6 +30,7 @@ SECTIONS_READ: dict[str, tuple[str, ...]] = {
 # settings of those sections that change nothing in what is trained: they may differ from one call to the next
 FREE_SETTINGS: dict[str, frozenset[str]] = {
     "data": frozenset({"validation"}),
+    "importance": frozenset({"save_steps", "sharding"}),
     "train": frozenset(
         {"save_steps", "keep_last", "keep_checkpoints", "stop_grace_seconds", "validation_steps", "report_to"}
     ),
@@ -121,6 +122,11 @@ class Importance(Section):
     seed: int = Field(1234, ge=0, description="seed of the dropout masks")
     save_steps: int = Field(
         25, gt=0, description="micro-batches on a rank between saves, from which an interrupted run goes on"
+    )
+    sharding: Literal["auto", "none", "zero3"] = Field(
+        "auto",
+        description="zero3: the ranks share the weights; none: each holds them all, which is faster; auto: zero3 where "
+        "there are several ranks and the model does not fit each one's device",
     )
 
     @field_validator("data")

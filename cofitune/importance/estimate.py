@@ -19,11 +19,13 @@ import torch
 from torch import Tensor, distributed
 from transformers import PreTrainedModel
 
+from cofitune.data.chat import IGNORED
 from cofitune.errors import UserError
 from cofitune.importance.fisher import response_loss
 from cofitune.importance.gates import VirtualGates, virtual_gates
 from cofitune.importance.kl import KL_CHUNK, PASSES, kl_loss
 from cofitune.model.anatomy import Anatomy, anatomy_of
+from cofitune.training.memory import gathered_at_once
 from cofitune.vectors import unit_counts
 
 KL_DROPOUT, FISHER = "kl_dropout", "fisher"
@@ -77,6 +79,7 @@ def estimate(
     sums: Sums | None = None,
     on_batch: Callable[[int], None] | None = None,
     anatomy: Anatomy | None = None,
+    idle: int = 0,
 ) -> Scores:
     """Estimate the importance scores of every unit, before normalisation.
 
@@ -84,7 +87,7 @@ def estimate(
     `torch.distributed` (where it is initialised) share them out. Every rank returns the same scores.
 
     Args:
-        model: the whole model, on this rank's device; it is left as it was found.
+        model: the model on this rank's device, whole or sharded by ZeRO-3; it is left as it was found.
         micro_batches: this rank's (index in the whole data, batch with `input_ids`, `attention_mask` and, for
             `fisher`, `labels`, each [B, T]) that are not in `sums` yet.
         dropout: probability p of both kinds of dropout; `fisher` has none.
@@ -93,6 +96,8 @@ def estimate(
         sums: where to go on from, added to in place; None: from nothing.
         on_batch: called after each micro-batch with its number of real tokens.
         anatomy: the model's; None: it is in the table of layouts.
+        idle: how many micro-batches another rank has more than this one. Where the weights are sharded all ranks must
+            run equally many forward passes, so that this one runs as many over two tokens, which count for nothing.
 
     Raises:
         UserError: no token at all, scores that are not finite, or a model that cannot be gated.
@@ -110,6 +115,8 @@ def estimate(
             sums.micro_batches += 1
             if on_batch is not None:
                 on_batch(here)
+        for _ in range(idle):
+            gate_gradients(model, gates, _two_tokens(), 0, seed, estimator)
     return _over_ranks(sums, model.device, per_token=reduce == "signed")
 
 
@@ -139,8 +146,14 @@ def gate_gradients(
     return {kind: torch.stack([next(rows) for _ in layers]) for kind, layers in leaves.items()}
 
 
+def _two_tokens() -> dict[str, Tensor]:
+    """A micro-batch that costs next to nothing, and whose responses are empty."""
+    ids = torch.zeros(1, 2, dtype=torch.long)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.full_like(ids, IGNORED)}
+
+
 def memory_estimate(
-    anatomy: Anatomy, bytes_per_number: int, batch_size: int, longest: int, passes: int = PASSES
+    anatomy: Anatomy, bytes_per_number: int, batch_size: int, longest: int, passes: int = PASSES, shared_by: int = 1
 ) -> dict[str, int]:
     """Roughly what one device holds at its fullest, in bytes: the weights, all passes' activations, and the logits.
 
@@ -150,6 +163,7 @@ def memory_estimate(
         batch_size: items a micro-batch.
         longest: tokens of the longest item.
         passes: forward passes that one backward runs through.
+        shared_by: ranks that share the weights; 1: each holds them all.
     """
     tokens = batch_size * longest
     heads = anatomy.num_heads * anatomy.head_dim
@@ -158,9 +172,10 @@ def memory_estimate(
     numbers = 5 * heads + 4 * anatomy.intermediate_size + 2 * anatomy.hidden_size
     layer = tokens * (numbers * bytes_per_number + 2 * anatomy.hidden_size * 4)
     layer += tokens * longest * anatomy.num_heads * (3 * bytes_per_number + 1)
+    weights = anatomy.num_parameters // shared_by + (gathered_at_once(anatomy) if shared_by > 1 else 0)
     rows = KL_CHUNK * anatomy.vocab_size * 4
     return {
-        "weights": anatomy.num_parameters * bytes_per_number,
+        "weights": weights * bytes_per_number,
         "activations": passes * anatomy.num_layers * layer,
         # themselves, their gradients, and those gradients' chunks before they are joined
         "logits": 3 * passes * tokens * anatomy.vocab_size * bytes_per_number + 6 * rows,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 from torch import distributed
 
 from cofitune.errors import UserError
@@ -33,3 +34,16 @@ def on_rank_0(work: Callable[[], T]) -> T:
         raise UserError(told[1], everywhere=True)
     result: T = told[0]
     return result
+
+
+def largest(value: int, device: torch.device) -> int:
+    """The largest of the ranks' numbers. Collective where there are several ranks.
+
+    Args:
+        device: where the ranks talk.
+    """
+    if not distributed.is_initialized():
+        return value
+    found = torch.tensor(value, device=device)
+    distributed.all_reduce(found, distributed.ReduceOp.MAX)
+    return int(found)

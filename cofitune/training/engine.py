@@ -205,10 +205,17 @@ def sharded_loading(num_parameters: int, settings: EngineSettings, world_size: i
     if not (big and world_size > 1 and settings.zero_stage == 3):
         yield
         return
+    with loading_under(deepspeed_config(settings)):
+        yield
+
+
+@contextmanager
+def loading_under(config: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, `from_pretrained` shards weights while it reads them, by a DeepSpeed config of stage 3."""
     from transformers.integrations import HfDeepSpeedConfig
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-    config = HfDeepSpeedConfig(deepspeed_config(settings))  # noqa: F841 -- transformers holds it by a weak reference
+    held = HfDeepSpeedConfig(dict(config))  # noqa: F841 -- transformers holds it by a weak reference
     try:
         yield
     finally:

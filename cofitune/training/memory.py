@@ -54,13 +54,10 @@ def estimate_memory(
     width = settings.dtype.itemsize
     trained = region.num_touched(anatomy)
     stage = settings.zero_stage
-    first = f"{anatomy.layout.layers}.{region.first}."
-    layer = sum(math.prod(shape) for name, shape in anatomy.shapes.items() if name.startswith(first))
     whole = anatomy.num_parameters * width
     weights = whole
     if stage == 3:
-        working_set = (2 * layer + anatomy.vocab_size * anatomy.hidden_size) * width
-        weights = whole // world_size + working_set
+        weights = whole // world_size + gathered_at_once(anatomy, region.first) * width
     all_gradients = trained * ACCUMULATED_GRADIENT
     all_states = trained * (MASTER_AND_MOMENTS if width == 2 else MOMENTS)
     gradients, optimizer = all_gradients // (world_size if stage >= 2 else 1), all_states // world_size
@@ -78,6 +75,13 @@ def estimate_memory(
     kept = depth * tokens * anatomy.hidden_size * width + one_layer if checkpointing else depth * one_layer
     logits = tokens * anatomy.vocab_size * 8  # fp32, and their gradient; less where only responses are scored
     return Memory(weights, gradients, optimizer, buffers, kept + logits, whole, offloaded)
+
+
+def gathered_at_once(anatomy: Anatomy, layer: int = 0) -> int:
+    """Weights that ZeRO-3 has gathered at a time, about: two layers like this one, and the embedding or the head."""
+    path = f"{anatomy.layout.layers}.{layer}."
+    numel = sum(math.prod(shape) for name, shape in anatomy.shapes.items() if name.startswith(path))
+    return 2 * numel + anatomy.vocab_size * anatomy.hidden_size
 
 
 def _elements(value: Any) -> int:

@@ -54,3 +54,14 @@ def test_gpu_runs_at_a_tiny_size(tmp_path: Path) -> None:
     assert plain["trained"] == masked["trained"] == 2 * 64 * 96, "one of four layers"
     assert masked["mask_share"] > plain["mask_share"] == 0
     assert all(run["mfu"] > 0 and run["tokens_per_second"] > 0 for run in (plain, masked, lora))
+
+
+def test_importance_is_counted_and_timed_beside_a_full_step(tiny_model_folder: Path, tmp_path: Path) -> None:
+    sizes = ("--batch", 2, "--length", 32, "--rounds", 3)
+    found = _run("importance", tmp_path / "out", "--model", tiny_model_folder, *sizes)
+    step = found["flops"]["full fine-tuning step"]
+    assert 1.2 < found["flops"]["kl_dropout"] / step <= 1.4
+    assert 0.6 < found["flops"]["fisher"] / step <= 0.7
+    assert all(len(seconds) == 3 and min(seconds) > 0 for seconds in found["seconds"].values())
+    page = (tmp_path / "out" / "importance.md").read_text()
+    assert "| kl_dropout | " in page and page.endswith("Target, at most 1.4 times a step's FLOPs: held.\n")

@@ -89,3 +89,16 @@ def test_a_mask_on_what_is_not_trained_is_refused(model: LlamaForCausalLM) -> No
     region = resolve_region("1", ["up_proj"], 3)
     with pytest.raises(RegionError, match=r"q_proj would be masked but not trained \(trained: up_proj\)"):
         build_factors(_importance(), region, ("q_proj",), anatomy_of(model))
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.7, 0.001])
+def test_strength_is_how_much_of_the_importance_counts(model: LlamaForCausalLM, strength: float) -> None:
+    region = resolve_region("1", ["all"], 3)
+    importance = _importance()
+    whole = build_factors(importance, region, region.modules, anatomy_of(model))
+    found = build_factors(importance, region, region.modules, anatomy_of(model), strength)
+    assert found.keys() == whole.keys()
+    for name, factor in found.items():
+        by_hand = [1 - strength * (1 - value) for value in whole[name].values.tolist()]
+        assert factor.axis == whole[name].axis
+        torch.testing.assert_close(factor.values, torch.tensor(by_hand), rtol=1e-6, atol=1e-7)

@@ -1,0 +1,72 @@
+"""A part of a fused tensor as region, under the mask, on two real ranks: against the unfused copy in plain PyTorch."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cofitune.model.anatomy import anatomy_of
+from cofitune.model.region import resolve_region
+from cofitune.softmask.factors import hold_factors
+
+pytestmark = pytest.mark.xdist_group("fused")  # one worker starts the ranks, once
+WORKER = Path(__file__).with_name("fused_cases.py")
+
+
+def _load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("fused_cases", WORKER)
+    if spec is None or spec.loader is None:
+        raise RuntimeError(f"cannot load {WORKER}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["fused_cases"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+cases = _load()
+layouts = cases.layouts
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Start two ranks once; they run every case and write what came out."""
+    folder = tmp_path_factory.mktemp("fused")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(WORKER)]
+    done = subprocess.run([*command, str(folder)], capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode:
+        pytest.fail(f"the ranks failed:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
+    return folder
+
+
+@pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.name)
+def test_two_ranks_step_as_the_unfused_copy_and_hold_the_rest_bit_for_bit(case: Any, two_ranks: Path) -> None:
+    model = layouts.build(case.family)
+    anatomy = anatomy_of(model)
+    region = resolve_region("1", case.modules, layouts.L, anatomy.modules)
+    known = {"layers": region.layers, "modules": region.modules, "mask": case.mask}
+    expected = layouts.reference_step(case.family, model, known)
+    before, base = layouts.trained_parts(case.family, model), dict(model.named_parameters())
+    whole = load_file(two_ranks / f"{case.name}.safetensors")
+    held = hold_factors(region, anatomy)
+    assert held, "no tensor trains in part: the case would prove nothing"
+    for name, factor in held.items():
+        assert torch.equal(factor.part_at_zero(whole[name]), factor.part_at_zero(base[name].detach())), name
+        assert not torch.equal(whole[name], base[name]), name
+    after = layouts.build(case.family)
+    after.load_state_dict(whole, strict=False)
+    got = layouts.trained_parts(case.family, after)
+    for key, tensor in got.items():
+        if key[0] not in region.layers or key[1] not in region.modules:
+            assert torch.equal(tensor, before[key]), key
+            continue
+        moved, should = tensor - before[key], expected[key] - before[key]
+        assert should.norm() > 1e-3 * before[key].norm(), f"{key} hardly moved: the comparison would prove nothing"
+        assert (moved - should).norm() <= 2e-3 * should.norm(), key
