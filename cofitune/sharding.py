@@ -56,6 +56,17 @@ def skip_cpu_communication_op() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
+def forget_models() -> None:
+    """Let the next engine of this process begin as its first one did.
+
+    DeepSpeed counts the weights that stay whole under stage 3 (`stage3_model_persistence_threshold`) over all models
+    that there ever were.
+    """
+    from deepspeed.runtime.zero.partition_parameters import Init
+
+    Init.num_persisted_parameters = Init.num_persisted_elements = 0
+
+
 @contextmanager
 def gathered(parameter: nn.Parameter) -> Iterator[Tensor]:
     """Give the whole parameter for reading, whatever the sharding. Every rank must enter."""
