@@ -105,8 +105,8 @@ def test_a_crash_of_every_rank_shows_one_traceback(tmp_path: Path, tiny_model_fo
         "import os\n"
         "def broken(*_): raise RuntimeError('ours')\n"
         "if 'RANK' in os.environ:\n"
-        "    from cofitune.recipes import train\n"
-        "    train.start_engine = broken\n"
+        "    from cofitune.recipes import train_steps\n"
+        "    train_steps.start_engine = broken\n"
     )
     environment = {k: v for k, v in os.environ.items() if k not in VARIABLES}
     environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), environment.get("PYTHONPATH", "")])

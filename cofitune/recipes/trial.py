@@ -150,7 +150,12 @@ class Trials:
 @contextmanager
 def _in_memory(base: HeldModel, tensors: Tensors) -> Iterator[PreTrainedModel]:
     """The base with these tensors in the place of its own, where models are scored."""
+    _free_memory()  # of the engine before
     yield base.fresh(tensors).to(device())
+    _free_memory()
+
+
+def _free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,8 +1,7 @@
-"""The training of one trial: from the base, or from where it paused, to its end or its next pause. No delta is written."""
+"""The training of one trial: from the base, or from where it paused, to its next pause or its end. It writes no delta."""
 
 from __future__ import annotations
 
-import gc
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,12 +83,8 @@ def train_trial(
                 save_state(folder / "checkpoints", engine, int(until or 0), identity(config, plan), keep_last=1)
         tensors = collect(model, plan.region.parameter_names(plan.anatomy), everywhere=True)
         release(engine)
-    del engine, watch._engine
     if not pauses:
         on_rank_0(lambda: shutil.rmtree(folder / "checkpoints", ignore_errors=True))
-    gc.collect()  # the engine's memory must be back before a whole model is scored
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
     return Trained(tensors, [record.seconds for record in watch.records[before:]])
 
 
