@@ -10,10 +10,9 @@ import pytest
 import yaml
 
 from cofitune.config.load import load_config
-from cofitune.config.schema import Config
 from cofitune.launch import Ranks
-from cofitune.recipes.orders import Order, Outcome
-from cofitune.workers import local_orders, measure_trial
+from cofitune.recipes.orders import Order
+from cofitune.workers import local_orders
 
 ONE, TWO = (Ranks(n, (), ("--num-processes", str(n))) for n in (1, 2))
 
@@ -63,7 +62,9 @@ def left(folder: Path) -> dict[str, Any]:
     """All that a trial's scores hang on: its weights by their hash, its answers, the losses of its steps."""
     scores = json.loads((folder / "eval" / "scores.json").read_text())
     metrics = [json.loads(line) for line in (folder / "train" / "metrics.jsonl").read_text().splitlines()]
-    answers = {str(p.relative_to(folder)): p.read_text() for p in sorted((folder / "eval" / "samples").rglob("*.jsonl"))}
+    answers = {
+        str(p.relative_to(folder)): p.read_text() for p in sorted((folder / "eval" / "samples").rglob("*.jsonl"))
+    }
     run = scores["models"]["run"]
     return {
         "weights": run["delta_sha256"],
@@ -75,7 +76,13 @@ def left(folder: Path) -> dict[str, Any]:
 
 def test_smoke(settings: dict[str, Any], tmp_path: Path) -> None:
     with local_orders(ONE) as run_orders:
-        for outcome in run_orders([order(settings, tmp_path / "a", "1-2"), order(settings, tmp_path / "b", "2-3"), order(settings, tmp_path/"c", "1-2")]):
+        for outcome in run_orders(
+            [
+                order(settings, tmp_path / "a", "1-2"),
+                order(settings, tmp_path / "b", "2-3"),
+                order(settings, tmp_path / "c", "1-2"),
+            ]
+        ):
             print(outcome.error, outcome.seconds)
     print((tmp_path / "a" / "trial.log").read_text())
     assert left(tmp_path / "a") == left(tmp_path / "c")

@@ -68,6 +68,7 @@ class Trials:
         self._seconds = {"start": 0.0, "train": 0.0, "evaluate": 0.0}
         config = order.config
         base, plan = self._base(config), self._eval_plan(config)
+        gc.freeze()  # DeepSpeed collects garbage for each engine, and need not look through all that stays
         tensors: Tensors = {}
         if order.train:
             trained = self._train(base, config, order.until)

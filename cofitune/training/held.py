@@ -1,10 +1,11 @@
 """The base's weights held in memory, and models around them: loaded once, and the same to the bit for every trial.
 
-One engine after another on the same model object is not what we do: DeepSpeed leaves parameters partitioned, modules
-wrapped and hooks behind (stage 3), or parameters in its flat buffers (stages 1 and 2), and each of those would have to
-be taken back. A model object costs next to nothing, its weights do: so every training gets an object of its own whose
-parameters share the held tensors. DeepSpeed copies what it trains or shards into buffers of its own and writes into no
-tensor that it was given, under every stage; the tests probe that, and `changed` proves it after each trial.
+One engine after another on the same model object is not sound under ZeRO-3: DeepSpeed 0.19 leaves in each module the
+backward functions of its first engine (`pre_bwd_fn`), the second engine's backward pass then works on the first one's
+state, and with activation checkpointing it fails. A model object costs next to nothing, its weights do: so every
+training gets an object of its own, whose parameters share the held tensors. DeepSpeed copies what it trains or shards
+into buffers of its own and writes into no tensor that it was given, under every stage: tests/training/test_held.py
+probes that, bit for bit against a fresh model, and `changed` proves it after each trial.
 """
 
 from __future__ import annotations
