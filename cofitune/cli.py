@@ -60,10 +60,17 @@ def search(
     from cofitune.recipes import search as recipe
 
     ranks = launch.choose_ranks(num_processes, hostfile)
-    start_trial = partial(launch.start_trial, ranks=ranks)
-    recipe.search(
-        resolved, start_trial=start_trial, overwrite=overwrite, dry_run=dry_run, console=_console(), ranks=ranks.count
-    )
+    with workers.local_orders(ranks) as run_orders:
+        recipe.search(
+            resolved,
+            run_orders=run_orders,
+            start_proxy=launch.start_proxy,
+            measure=partial(workers.measure_trial, ranks=ranks),
+            overwrite=overwrite,
+            dry_run=dry_run,
+            console=_console(),
+            ranks=ranks.count,
+        )
 
 
 @app.command()
@@ -172,6 +179,15 @@ def worker(num_processes: NumProcesses = None, hostfile: HostFile = None) -> Non
     """What carries out the trials of a search, one after the other. `cofitune search` starts it."""
     if not _in_ranks(num_processes, hostfile, False, lambda _: None):
         workers.serve()
+
+
+@app.command(name="_proxy", hidden=True)
+def proxy(config: ConfigPath, to: Path) -> None:
+    """The gradient statistics of a search's proxy, in one process. `cofitune search` starts it."""
+    resolved = load_config(config)
+    from cofitune.recipes import search_proxy as recipe
+
+    recipe.take_statistics(resolved, to)
 
 
 @app.command(
