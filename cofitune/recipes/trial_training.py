@@ -1,4 +1,4 @@
-"""The training of one trial: from the base, or from where it paused, to its next pause or its end. It writes no delta."""
+"""The training of one trial: from the base, or from where it paused, to its next pause or end. It writes no delta."""
 
 from __future__ import annotations
 
