@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
 from cofitune.config.load import load_config
+from cofitune.files import exclusive
 from cofitune.launch import Ranks
-from cofitune.recipes.orders import Order
-from cofitune.workers import local_orders
+from cofitune.recipes.orders import Order, Outcome
+from cofitune.workers import local_orders, measure_trial
 
 ONE, TWO = (Ranks(n, (), ("--num-processes", str(n))) for n in (1, 2))
 
@@ -145,7 +153,7 @@ def test_a_search_that_is_ended_leaves_no_worker_behind(
 ) -> None:
     asked = order(settings, tmp_path / "trial", "1-2", max_steps=100_000)
     search = subprocess.Popen([sys.executable, "-c", SEARCH, str(asked.folder), str(ranks)])
-    wait_for(lambda: (asked.folder / "train" / "metrics.jsonl").is_file(), 90)
+    wait_for((asked.folder / "train" / "metrics.jsonl").is_file, 90)
     workers = psutil.Process(search.pid).children(recursive=True)
     assert len(workers) >= ranks
     search.send_signal(signum)
@@ -159,7 +167,7 @@ def test_a_worker_that_is_killed_is_told_of_and_replaced(settings: dict[str, Any
     long, after = order(settings, tmp_path / "long", "1-2", max_steps=100_000), order(settings, tmp_path / "after", "3")
 
     def kill() -> None:
-        wait_for(lambda: (long.folder / "train" / "metrics.jsonl").is_file(), 90)
+        wait_for((long.folder / "train" / "metrics.jsonl").is_file, 90)
         for process in psutil.Process().children():
             if "_worker" in process.cmdline():
                 process.kill()
