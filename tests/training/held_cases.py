@@ -38,7 +38,7 @@ def trial(sharded: ModuleType, model: Any, number: int, case: Any) -> tuple[str,
 
     from cofitune.model.anatomy import anatomy_of
     from cofitune.model.region import freeze_outside, resolve_region
-    from cofitune.sharding import drop_weights
+    from cofitune.sharding import empty
     from cofitune.training.delta import collect, hash_tensors
     from cofitune.training.engine import checkpoint_layers, release, start_engine
     from cofitune.training.loop import fit
@@ -56,7 +56,7 @@ def trial(sharded: ModuleType, model: Any, number: int, case: Any) -> tuple[str,
     fit(engine, sharded.tiny_examples(), plan, sharded.SEED, 0, lambda record, _: losses.append(record.loss))
     trained = collect(model, names, everywhere=True)
     release(engine)
-    drop_weights(model)
+    empty(engine)
     return hash_tensors(trained), losses
 
 
