@@ -18,7 +18,10 @@ REGIONS = (
 )
 ORDER = (0, 1, 0)
 STEPS = 3
-WAYS = tuple((stage, bf16) for stage in (1, 2, 3) for bf16 in (False, True))
+WAYS = {  # by number of ranks: ZeRO stage, bf16
+    1: tuple((stage, bf16) for stage in (1, 2, 3) for bf16 in (False, True)),
+    2: ((1, True), (2, False), (3, False), (3, True)),
+}
 
 
 def load_sharded() -> ModuleType:
@@ -92,9 +95,9 @@ def main() -> None:
     from cofitune.training.engine import start_distributed
 
     torch.set_num_threads(1)
-    rank, _ = start_distributed()
+    rank, world_size = start_distributed()
     sharded = load_sharded()
-    found = [run_way(sharded, *way) for way in WAYS]
+    found = [run_way(sharded, *way) for way in WAYS[world_size]]
     if rank == 0:
         write_json(Path(sys.argv[1]), found)
 
