@@ -87,17 +87,17 @@ def serve() -> None:
     line = _Line() if this_rank().rank == 0 else None
     from rich.console import Console
 
-    from cofitune.recipes.trial import Trials
+    from cofitune.recipes.trial import TrialRunner
 
-    trials = Trials(Console(quiet=line is None))
-    while (told := trials.agree(line.next() if line else None)) is not None:
+    runner = TrialRunner(Console(quiet=line is None))
+    while (told := runner.agree(line.next() if line else None)) is not None:
         _speak_into(Path(told["folder"]) / "trial.log")
         config = load_config(Path(told["config"]))
         if told["do"] == "measure":
-            answer = asdict(trials.measure(config))
+            answer = asdict(runner.measure(config))
         else:
             order = Order(told["id"], config, Path(told["folder"]), told["train"], told["until"])
-            answer = trials.run(order)
+            answer = runner.run(order)
         if line:
             line.answer(answer)
 

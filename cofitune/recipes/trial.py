@@ -41,7 +41,7 @@ STEPS_TO_MEASURE = 3  # the last one is timed, the first ones warm up
 T = TypeVar("T")
 
 
-class Trials:
+class TrialRunner:
     """Carries out orders on this rank. Every rank has one and must do the same with it."""
 
     def __init__(self, console: Console) -> None:
