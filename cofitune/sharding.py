@@ -56,6 +56,37 @@ def skip_cpu_communication_op() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
+def forget_models() -> None:
+    """Let the next engine of this process begin as its first one did.
+
+    Of stage 3, DeepSpeed counts the weights that stay whole (`stage3_model_persistence_threshold`) over all models that
+    there ever were, and its stack of running modules keeps the last model.
+    """
+    from deepspeed.runtime.zero import parameter_offload
+    from deepspeed.runtime.zero.partition_parameters import Init
+
+    Init.num_persisted_parameters = Init.num_persisted_elements = 0
+    parameter_offload.FWD_MODULE_STACK.clear()
+
+
+def empty(engine: Any) -> None:
+    """Give back the memory of an engine that is destroyed, with its model, which nobody will use again.
+
+    Under stage 3 neither would ever be collected: DeepSpeed makes two autograd functions a module, whose classes Python
+    keeps, and from them leads a way to the optimizer with its states and to every parameter.
+    """
+    if type(engine.optimizer).__name__ != STAGE_3:
+        return
+    for parameter in engine.module.parameters():
+        vars(parameter).clear()  # all of it is DeepSpeed's
+        parameter.data, parameter.grad = parameter.data.new_empty(0), None
+    inner = inner_optimizer(engine)
+    inner.state.clear()
+    inner.param_groups.clear()
+    vars(engine.optimizer).clear()
+    engine.optimizer = None
+
+
 @contextmanager
 def gathered(parameter: nn.Parameter) -> Iterator[Tensor]:
     """Give the whole parameter for reading, whatever the sharding. Every rank must enter."""
