@@ -40,7 +40,9 @@ DONE = Trial(
 FAILED = Trial("x", REGION, "failed", 1, 1, 5, 0.5, reason="out of memory:\n  »20 GiB«")
 
 
-@pytest.mark.parametrize("trial", [DONE, FAILED, replace(DONE, status="paused"), replace(DONE, id=BASE, region=None, parent=None)])
+@pytest.mark.parametrize(
+    "trial", [DONE, FAILED, replace(DONE, status="paused"), replace(DONE, id=BASE, region=None, parent=None)]
+)
 def test_a_trial_survives_its_line_exactly(trial: Trial) -> None:
     line = trial.to_json()
     assert "\n" not in line
