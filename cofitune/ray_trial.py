@@ -12,6 +12,8 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from cofitune.recipes.orders import Order, Outcome
 HANDED_ON = ("eval/cache/**/*",)  # the base's answers
 BROUGHT_BACK = ("trial.*", "train/*.json*", "train/*.yaml", "eval/**/*")
 WEIGHTS = ".safetensors"
+SECONDS_BETWEEN_LOOKS = 0.5
 
 
 @dataclass(frozen=True)
@@ -153,12 +156,28 @@ def _own_folder(folder: Path) -> None:
 
 
 def _run_here(order: Order, ranks: int) -> Outcome:
+    """Run an order in a worker of the local executor.
+
+    It is waited for by a thread: Ray ends a task by an exception in the main one, which must be awake to meet it.
+    """
     from cofitune.launch import Ranks
     from cofitune.workers import local_orders
 
-    with local_orders(Ranks(ranks, (), ("--num-processes", str(ranks)))) as run_orders:
-        (outcome,) = run_orders([order])
-    return outcome
+    _keep_open_files()
+    own = Ranks(ranks, (), ("--num-processes", str(ranks)))
+    with ThreadPoolExecutor(1) as waiter, local_orders(own) as run_orders:
+        outcome = waiter.submit(lambda: next(iter(run_orders([order]))))
+        while not outcome.done():
+            wait([outcome], timeout=SECONDS_BETWEEN_LOOKS)
+        return outcome.result()
+
+
+def _keep_open_files() -> None:
+    """Let no child have this process' open files: Ray tells that a worker was lost by the end of its connection."""
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            if int(name) > 2:
+                os.set_inheritable(int(name), False)
 
 
 def _paths_in(value: Any) -> Iterator[str]:

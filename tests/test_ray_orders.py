@@ -1,0 +1,237 @@
+"""Orders on a real Ray cluster of two nodes on this machine: light tasks for what may happen, and a real trial."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cofitune import ray_orders as module
+from cofitune.config.schema import Config, Model
+from cofitune.errors import UserError
+from cofitune.ray_cluster import nodes_that_hold
+from cofitune.ray_orders import Demand, choose_demand, ray_orders
+from cofitune.ray_trial import Errand, Report
+from cofitune.recipes.orders import Order, Outcome
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two nodes with one core each, on the loopback device, without a dashboard."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 80 * 2**20}
+    soon = {"health_check_period_ms": 500, "health_check_failure_threshold": 3, "health_check_initial_delay_ms": 0}
+    made = Cluster(True, head_node_args={**node, "include_dashboard": False, "_system_config": soon})
+    made.second = made.add_node(**node)
+    made.wait_for_nodes()
+    yield made
+    made.shutdown()
+
+
+def order(folder: Path, name: str, until: int | None = None) -> Order:
+    own = folder / "trials" / name
+    own.mkdir(parents=True, exist_ok=True)
+    return Order(name, Config(model=Model(name="x"), output_dir=str(own)), own, until=until)
+
+
+def run(cluster: Any, work: Any, *orders: Order, said: list[str] | None = None) -> dict[str, Outcome]:
+    with ray_orders(Demand(), cluster.address, say=(said or []).append, work=work) as run_orders:
+        return {outcome.order.id: outcome for outcome in run_orders(orders)}
+
+
+def test_as_many_trials_run_at_once_as_the_cluster_holds_and_their_files_come_back(
+    cluster: Any, tmp_path: Path
+) -> None:
+    def work(errand: Errand) -> Report:
+        meeting = tmp_path / "meeting"
+        meeting.mkdir(exist_ok=True)
+        (meeting / errand.id).touch()
+        end = time.monotonic() + 20
+        while len(list(meeting.iterdir())) < 2:
+            assert time.monotonic() < end, "nobody came: they run one after the other"
+            time.sleep(0.05)
+        files = {"eval/scores.json": b'{"at": "/there/eval"}', "eval/cache/key/more.jsonl": b"2"}
+        return Report(
+            "host", "/there", None, {"train": 1.5}, files | {f"eval/{k[5:]}": v for k, v in errand.files.items()}
+        )
+
+    one, other = order(tmp_path, "one"), order(tmp_path, "other")
+    cached = one.folder / "eval" / "cache" / "key" / "answers.jsonl"
+    cached.parent.mkdir(parents=True)
+    cached.write_text("the base's")
+    outcomes = run(cluster, work, one, other)
+    assert outcomes == {"one": Outcome(one, None, {"train": 1.5}), "other": Outcome(other, None, {"train": 1.5})}
+    assert (one.folder / "eval/scores.json").read_text() == f'{{"at": "{one.folder}/eval"}}', "the driver's folder"
+    assert cached.read_text() == "the base's" and (other.folder / "eval/cache/key/more.jsonl").read_text() == "2"
+
+
+def test_a_trial_that_fails_is_an_outcome_and_the_others_go_on(cluster: Any, tmp_path: Path) -> None:
+    def work(errand: Errand) -> Report:
+        if errand.id == "bug":
+            raise ValueError("a bug of ours")
+        return Report("host", "/there", "out of memory" if errand.id == "full" else None)
+
+    outcomes = run(cluster, work, *(order(tmp_path, name) for name in ("bug", "full", "good")))
+    assert outcomes["bug"].error == "on the cluster: ValueError: a bug of ours"
+    assert outcomes["full"].error == "out of memory"
+    assert outcomes["good"].error is None
+
+
+def test_a_trial_whose_worker_was_killed_runs_again_and_at_most_so_often(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(errand: Errand) -> Report:
+        tries = tmp_path / errand.id
+        with tries.open("a") as file:
+            file.write("x")
+        if errand.id == "always" or tries.stat().st_size == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Report("host", "/there")
+
+    monkeypatch.setattr(module, "RETRIES", 1)
+    said: list[str] = []
+    outcomes = run(cluster, work, order(tmp_path / "run", "once"), order(tmp_path / "run", "always"), said=said)
+    assert outcomes["once"].error is None and (tmp_path / "once").read_text() == "xx"
+    assert outcomes["always"].error == "the cluster lost it 2 times; at last worker crashed"
+    assert (tmp_path / "always").read_text() == "xx"
+    assert sorted(said) == [
+        f"trial {name}: the cluster lost it (worker crashed); it runs again, 1 of at most 1 times"
+        for name in ("always", "once")
+    ]
+
+
+def test_a_paused_trial_goes_on_where_its_state_lies_and_nothing_stays_there(cluster: Any, tmp_path: Path) -> None:
+    def work(errand: Errand) -> Report:
+        import ray
+
+        from cofitune.ray_trial import search_folder
+
+        state = search_folder(errand.search) / errand.id
+        state.mkdir(parents=True, exist_ok=True)
+        (state / "until").touch()
+        node = ray.get_runtime_context().get_node_id()
+        began = "anew" if errand.begin else "from its state"
+        return Report("host", str(state), None, {}, {"eval/log": f"{began} {node} {state}".encode()})
+
+    first, last = order(tmp_path, "a", until=2), order(tmp_path, "a")
+    busy = [order(tmp_path, name) for name in ("b", "c", "d")]
+    with ray_orders(Demand(), cluster.address, work=work) as run_orders:
+        list(run_orders([first]))
+        began, node, _ = (first.folder / "eval/log").read_text().split(" ")
+        assert began == "anew"
+        list(run_orders([*busy, last]))
+        assert (last.folder / "eval/log").read_text().startswith(f"from its state {node} ")
+        list(run_orders([order(tmp_path, "dropped", until=1)]))
+        state = Path((tmp_path / "trials/dropped/eval/log").read_text().split(" ")[-1])
+        assert (first.folder / "eval/log").exists() and state.name != "dropped", "the driver's folder is named"
+        assert len(list(Path(tempfile.gettempdir()).glob("cofitune-*/dropped/until"))) == 1
+    assert not list(Path(tempfile.gettempdir()).glob("cofitune-*/dropped")), "the search removes what it dropped"
+
+
+def test_what_is_running_ends_when_the_search_does(cluster: Any, tmp_path: Path) -> None:
+    def work(errand: Errand) -> Report:
+        if errand.id == "short":
+            return Report("host", "/there")
+        (tmp_path / f"{errand.id} began").touch()
+        try:
+            for _ in range(1200):
+                time.sleep(0.05)
+        finally:
+            (tmp_path / f"{errand.id} ended").touch()
+        return Report("host", "/there")
+
+    with ray_orders(Demand(), cluster.address, work=work) as run_orders:
+        outcomes = run_orders([order(tmp_path / "run", name) for name in ("short", "long", "queued", "queued too")])
+        assert next(outcomes).order.id == "short"
+        wait_for(tmp_path / "long began")
+        started = time.monotonic()
+        outcomes.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - started < 20
+    assert (tmp_path / "long ended").exists()
+
+
+def test_another_version_on_a_node_is_told_before_anything_runs(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cofitune.ray_trial.__version__", "0.0")  # here: the nodes have the real one
+    with pytest.raises(
+        UserError, match=r"not every node can take trials:\n.*127\.0\.0\.1\): has cofitune .*here it is 0\.0"
+    ):
+        run(cluster, None, order(tmp_path, "a"))
+
+
+def test_a_cluster_that_could_never_hold_a_trial_is_refused(cluster: Any, tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match=r"gpus_per_trial: 1: no node of the cluster has a GPU"),
+        ray_orders(Demand(gpus=1), cluster.address) as run_orders,
+    ):
+        list(run_orders([order(tmp_path, "a")]))
+
+
+def test_a_node_that_dies_in_the_middle_loses_no_trial(cluster: Any, tmp_path: Path) -> None:
+    """The last test on this cluster: one of its nodes is gone afterwards."""
+    second = cluster.second.node_id
+
+    def work(errand: Errand) -> Report:
+        import ray
+
+        node = ray.get_runtime_context().get_node_id()
+        (tmp_path / f"{errand.id} began on {node}").touch()
+        end = time.monotonic() + 60
+        while len(list(tmp_path.glob("* began on *"))) < 2 and time.monotonic() < end:
+            time.sleep(0.05)  # so that each node has one
+        time.sleep(60 if node == second else 0)
+        return Report(node, "/there")
+
+    def kill() -> None:
+        wait_for(tmp_path, f"* began on {second}")
+        cluster.remove_node(cluster.second, allow_graceful=False)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    said: list[str] = []
+    outcomes = run(cluster, work, order(tmp_path / "run", "a"), order(tmp_path / "run", "b"), said=said)
+    killer.join()
+    assert [outcome.error for outcome in outcomes.values()] == [None, None]
+    assert len(list(tmp_path.glob("* began on *"))) == 3
+    assert len(said) == 1 and "it runs again, 1 of at most 3 times" in said[0], said
+
+
+def wait_for(folder: Path, pattern: str | None = None) -> None:
+    end = time.monotonic() + 30
+    while not (any(folder.glob(pattern)) if pattern else folder.exists()):
+        assert time.monotonic() < end, f"{folder} {pattern or ''} does not come"
+        time.sleep(0.05)
+
+
+def test_the_nodes_that_can_hold_a_trial_are_told_with_what_they_have() -> None:
+    def node(name: str, gpus: int, cpus: int) -> dict[str, Any]:
+        resources = {"CPU": float(cpus)} | ({"GPU": float(gpus)} if gpus else {})
+        return {"NodeManagerHostname": name, "NodeManagerAddress": "10.0.0.1", "Resources": resources}
+
+    head, four, eight = node("head", 0, 4), node("four", 4, 32), node("eight", 8, 64)
+    assert nodes_that_hold([head, four, eight], 4, 4) == [four, eight]
+    assert nodes_that_hold([head, four], 0, 4) == [head, four]
+    with pytest.raises(UserError, match=r"for 8 GPUs and 8 CPU cores.*head \(10\.0\.0\.1\) has 0 GPUs, 4 cores; four"):
+        nodes_that_hold([head, four], 8, 8)
+
+
+def test_the_command_line_and_the_config_agree_on_the_ranks() -> None:
+    assert choose_demand(None, None, None, None) == Demand(1, None, None)
+    assert choose_demand(None, None, 8, 16) == Demand(8, 8, 16)
+    assert choose_demand(2, None, None, None) == Demand(2, None, None)
+    assert choose_demand(2, None, 0, None) == Demand(2, 0, None)
+    with pytest.raises(UserError, match="gpus_per_trial: 1, but each trial has 2 ranks"):
+        choose_demand(2, None, 1, None)
+    with pytest.raises(UserError, match="--hostfile"):
+        choose_demand(None, Path("hosts"), None, None)
