@@ -13,12 +13,15 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from cofitune.config.region import Anatomy, Region
-from cofitune.config.section import Names, Section, as_list, as_source, as_text
+from cofitune.config.search import Search
+from cofitune.config.section import Names, Section, as_list, as_source
 from cofitune.config.tasks import Eval, EvalModel, Task, Versatility, as_model
 from cofitune.config.training import DeepSpeed, Train
 from cofitune.errors import ConfigError
 
-__all__ = ["SECTIONS_READ", "Config", "DeepSpeed", "Eval", "EvalModel", "Region", "Task", "Train", "Versatility"]
+__all__ = [
+    "SECTIONS_READ", "Config", "DeepSpeed", "Eval", "EvalModel", "Region", "Search", "Task", "Train", "Versatility"
+]  # fmt: skip
 
 SECTIONS_READ: dict[str, tuple[str, ...]] = {
     "train": ("model", "data", "region", "softmask", "train", "deepspeed"),
@@ -170,32 +173,6 @@ class SoftMask(Section):
     modules: Names | None = Field(None, description="modules to mask; null: all that are trained")
 
 
-class Level(Section):
-    layers: Annotated[tuple[Annotated[str, BeforeValidator(as_text)], ...], BeforeValidator(as_list)] | None = Field(
-        None, description="layer ranges to try inside the parent's"
-    )
-    modules: tuple[Names, ...] | None = Field(None, description="module sets to try inside the parent's")
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> Level:
-        if (self.layers is None) == (self.modules is None):
-            raise ValueError("a level tries either layers or modules: give exactly one")
-        return self
-
-
-class Search(Section):
-    levels: Literal["paper"] | tuple[Level, ...] = Field(
-        "paper", description="paper: half-depth ranges → quarters → mha | ffn → projections; or a list of levels"
-    )
-    beam: int = Field(1, gt=0, description="regions expanded at each level")
-    train_steps: int = Field(60, gt=0, description="optimizer steps of a trial")
-    learning_rate: float | None = Field(
-        None, gt=0, description="peak rate of the trials, which few steps may need higher; null: train.learning_rate"
-    )
-    limit: int | None = Field(64, gt=0, description="items of each task in a trial's evaluation; null: all")
-    eval: Eval | None = Field(None, description="tasks of the trials, held apart from the test; null: those of eval")
-
-
 class Config(Section):
     """The whole file. `output_dir` is the run: every artifact of the four commands lives below it."""
 
@@ -213,20 +190,22 @@ class Config(Section):
     @model_validator(mode="after")
     def _flat_packs_have_no_prefix(self) -> Config:
         flat = self.data.packing and self.model.attn_implementation == "flash_attention_2"
-        if self.train.prefix_cache != "none" and flat:
-            raise ValueError(
-                "data.packing with model.attn_implementation: flash_attention_2 lays a micro-batch's packs in one row, "
-                "which train.prefix_cache cannot tell apart; set one of the three otherwise"
-            )
+        for section, kind in (("train", self.train.prefix_cache), ("search", self.search.prefix_cache)):
+            if kind != "none" and flat:
+                raise ValueError(
+                    "data.packing with model.attn_implementation: flash_attention_2 lays a micro-batch's packs in one "
+                    f"row, which {section}.prefix_cache cannot tell apart; set one of the three otherwise"
+                )
         return self
 
     @model_validator(mode="after")
     def _own_code_has_no_prefix(self) -> Config:
-        if self.train.prefix_cache != "none" and self.model.trust_remote_code:
-            raise ValueError(
-                f"train.prefix_cache: {self.train.prefix_cache} stands in for the frozen layers of transformers' own "
-                "models; with model.trust_remote_code: true it must be none"
-            )
+        for section, kind in (("train", self.train.prefix_cache), ("search", self.search.prefix_cache)):
+            if kind != "none" and self.model.trust_remote_code:
+                raise ValueError(
+                    f"{section}.prefix_cache: {kind} stands in for the frozen layers of transformers' own models; with "
+                    "model.trust_remote_code: true it must be none"
+                )
         return self
 
     @property

@@ -324,3 +324,36 @@ def test_models_are_named_in_three_forms_and_added_by_options(write: Any) -> Non
 def test_zero_stage_0_is_refused_with_the_reason(write: Any) -> None:
     (problem,) = problems(write(SMALLEST), "deepspeed.zero_stage=0")
     assert "optimizer step at start-up; use 1" in problem
+
+
+@pytest.mark.parametrize(
+    ("search", "told"),
+    [
+        ("objective: speciality", "objective: speciality needs floor, the change of versatility"),
+        ("objective: versatility", "objective: versatility needs floor, the change of speciality"),
+        ("floor: -2", "floor is for objective: speciality"),
+        ("objective: best", "must be 'unified', 'speciality' or 'versatility' (given: 'best')"),
+        ("{objective: speciality, floor: .nan}", "search.floor"),
+        ("{train_steps: 30, halving: {steps: [15, 30]}}", "halving.steps: 30 is not below train_steps (30)"),
+        ("halving: {steps: [30, 15]}", "search.halving.steps: must be one or more steps, each larger"),
+        ("halving: {steps: []}", "search.halving.steps: must be one or more steps"),
+        ("halving: {steps: 15, keep: 0}", "search.halving.keep"),
+        ("halving: {}", "search.halving.steps: is required"),
+        ("budget_hours: 0", "search.budget_hours"),
+        ("ray: {gpus: 2}", "search.ray.gpus: unknown key"),
+    ],
+)
+def test_a_search_that_makes_no_sense_is_refused(write: Any, search: str, told: str) -> None:
+    section = search if search.startswith("{") else f"{{{search}}}"
+    (problem,) = problems(write(SMALLEST + f"search: {section}\n"))
+    assert "search" in problem and told in problem
+
+
+def test_the_rungs_of_a_search_may_be_one_number(write: Any) -> None:
+    search = load_config(write(SMALLEST + "search: {objective: speciality, floor: -2, halving: {steps: 15}}\n")).search
+    assert search.halving is not None and search.halving.steps == (15,) and search.floor == -2
+
+
+def test_a_prefix_cache_of_the_search_is_refused_where_it_would_not_give_the_same_loss(write: Any) -> None:
+    text = "model: {name: some/model, trust_remote_code: true}\noutput_dir: runs/x\nsearch: {prefix_cache: disk}\n"
+    assert "search.prefix_cache: disk stands in for the frozen layers" in problems(write(text))[0]
