@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cofitune import __version__, launch
+from cofitune import __version__, launch, workers
 from cofitune.config.load import load_config
 from cofitune.errors import Stopped, UserError
 from cofitune.ranks import is_launched, this_rank
@@ -60,10 +60,17 @@ def search(
     from cofitune.recipes import search as recipe
 
     ranks = launch.choose_ranks(num_processes, hostfile)
-    start_trial = partial(launch.start_trial, ranks=ranks)
-    recipe.search(
-        resolved, start_trial=start_trial, overwrite=overwrite, dry_run=dry_run, console=_console(), ranks=ranks.count
-    )
+    with workers.local_orders(ranks) as run_orders:
+        recipe.search(
+            resolved,
+            run_orders=run_orders,
+            start_proxy=launch.start_proxy,
+            measure=partial(workers.measure_trial, ranks=ranks),
+            overwrite=overwrite,
+            dry_run=dry_run,
+            console=_console(),
+            ranks=ranks.count,
+        )
 
 
 @app.command()
@@ -167,21 +174,20 @@ def export(
     recipe.export(run, to, base=base, dtype=dtype, overwrite=overwrite, console=_console())
 
 
-@app.command(name="_trial", hidden=True)
-def trial(
-    config: ConfigPath,
-    train: Annotated[bool, typer.Option(help="Train first; without, the base itself is scored.")] = True,
-    num_processes: NumProcesses = None,
-    hostfile: HostFile = None,
-) -> None:
-    """One trial of a search: train, then evaluate on rank 0. `cofitune search` starts it in fresh processes."""
-    resolved = load_config(config)
-    from cofitune.recipes import train as training
-    from cofitune.recipes import trial as recipe
+@app.command(name="_worker", hidden=True)
+def worker(num_processes: NumProcesses = None, hostfile: HostFile = None) -> None:
+    """What carries out the trials of a search, one after the other. `cofitune search` starts it."""
+    if not _in_ranks(num_processes, hostfile, False, lambda _: None):
+        workers.serve()
 
-    if train and _in_ranks(num_processes, hostfile, False, lambda ranks: training.check(resolved, ranks=ranks)):
-        return
-    recipe.trial(resolved, train_first=train, console=_console())
+
+@app.command(name="_proxy", hidden=True)
+def proxy(config: ConfigPath, to: Path) -> None:
+    """The gradient statistics of a search's proxy, in one process. `cofitune search` starts it."""
+    resolved = load_config(config)
+    from cofitune.recipes import search_proxy as recipe
+
+    recipe.take_statistics(resolved, to)
 
 
 @app.command(

@@ -1,4 +1,4 @@
-"""From one process to ranks: torch's launcher on this machine, what ranks say when they fail, and a search's trials."""
+"""From one process to ranks: torch's launcher on this machine, what ranks say when they fail, and a search's proxy."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ USER_ERROR = 2
 NOT_MET = 3  # a requirement of `cofitune eval --require`
 PARENT = "COFITUNE_PARENT"  # set in ranks that `run_ranks` started: its machine's name where there are several
 STOPPED = {128 + signal.SIGINT, 128 + signal.SIGTERM}  # exit codes of a rank that a signal ended in good order
-SECONDS_TO_END = 30  # for the trial of a search that is ended
+SECONDS_TO_END = 30  # for the proxy of a search that is ended
 
 
 @dataclass(frozen=True)
@@ -216,40 +216,40 @@ def _words(failure: ProcessFailure) -> str:
     return f"ended without a word, {failure.signal_name() if failure.exitcode < 0 else f'exit code {failure.exitcode}'}"
 
 
-def start_trial(config: Config, folder: Path, *, train: bool, ranks: Ranks) -> None:
-    """Run one trial of a search in fresh processes, so that no trial depends on what ran before it.
+def start_proxy(config: Config, path: Path) -> None:
+    """Take the gradient statistics of a search's proxy in a process of its own, whose memory is free again afterwards.
 
-    What the processes say goes into `<folder>/trial.log`.
+    What the process says goes into `<path>.log`.
 
     Args:
-        ranks: on how many ranks it trains, and where.
+        path: where the statistics are to lie.
 
     Raises:
-        TrialError: a process failed; the message is the last thing that it said.
+        UserError: the process failed; the message is the last thing that it said.
     """
-    from cofitune.search.trial import TrialError
-
-    path, log = folder / "trial.yaml", folder / "trial.log"
-    write_text(path, dump_config(config))
-    command = [sys.executable, "-m", "cofitune", "_trial", str(path), *ranks.options]
+    place, log = path.with_suffix(".yaml"), path.with_suffix(".log")
+    write_text(place, dump_config(config))
+    command = [sys.executable, "-m", "cofitune", "_proxy", str(place), str(path)]
     with log.open("w", encoding="utf-8") as file:
-        # inheritable files stay open in the trial: with them the search's lock, for as long as anyone writes
+        # inheritable files stay open in the process: with them the search's lock, for as long as anyone writes
         process = subprocess.Popen(
-            command + ([] if train else ["--no-train"]),
+            command,
             stdout=file,
             stderr=subprocess.STDOUT,
             close_fds=False,
-            env={name: value for name, value in os.environ.items() if name not in VARIABLES},  # no rank yet
+            env={name: value for name, value in os.environ.items() if name not in VARIABLES},  # no rank
         )
         try:
             code = process.wait()
-        except BaseException:  # a signal ends the search, and with it its trial
+        except BaseException:  # a signal ends the search, and with it its process
             process.terminate()
             process.wait(SECONDS_TO_END)
             raise
     if code:
         said = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        raise TrialError(f"{said[-1].strip() if said else 'no word'} (exit {code}; {log})")
+        raise UserError(f"search.proxy: {said[-1].strip() if said else 'no word'} (exit {code}; {log})")
+    place.unlink()
+    log.unlink()
 
 
 def quiet_libraries() -> None:

@@ -56,6 +56,30 @@ def skip_cpu_communication_op() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
+def forget_models() -> None:
+    """Let the next engine of this process begin as its first one did.
+
+    Of stage 3, DeepSpeed counts the weights that stay whole (`stage3_model_persistence_threshold`) over all models that
+    there ever were, and its stack of running modules keeps the last model.
+    """
+    from deepspeed.runtime.zero import parameter_offload
+    from deepspeed.runtime.zero.partition_parameters import Init
+
+    Init.num_persisted_parameters = Init.num_persisted_elements = 0
+    parameter_offload.FWD_MODULE_STACK.clear()
+
+
+def drop_weights(model: nn.Module) -> None:
+    """Empty a model that stage 3 has sharded and nobody will use again.
+
+    DeepSpeed makes two autograd functions a module, whose classes Python does not collect; they keep the model's object
+    (little), and would keep its weights.
+    """
+    for parameter in model.parameters():
+        if hasattr(parameter, "ds_id"):
+            parameter.data, parameter.ds_tensor, parameter.grad = parameter.data.new_empty(0), None, None
+
+
 @contextmanager
 def gathered(parameter: nn.Parameter) -> Iterator[Tensor]:
     """Give the whole parameter for reading, whatever the sharding. Every rank must enter."""

@@ -17,7 +17,6 @@ from cofitune.config.load import load_config
 from cofitune.errors import UserError
 from cofitune.files import exclusive
 from cofitune.ranks import VARIABLES, Rank, is_launched, this_rank
-from cofitune.search.trial import TrialError
 
 
 def test_a_trial_that_outlives_its_search_still_holds_the_lock(tmp_path: Path) -> None:
@@ -30,11 +29,11 @@ def test_a_trial_that_outlives_its_search_still_holds_the_lock(tmp_path: Path) -
         pass
 
 
-def test_a_failed_trial_says_the_last_thing_that_its_process_said(tmp_path: Path) -> None:
+def test_a_failed_proxy_says_the_last_thing_that_its_process_said(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(f"model: {{name: {tmp_path}/none}}\noutput_dir: {tmp_path}/run\n")
     config = load_config(tmp_path / "c.yaml")
-    with pytest.raises(TrialError, match=r"error: model\.name: .*none: no such folder \(exit 2; .*trial\.log\)"):
-        launch.start_trial(config, tmp_path / "run", train=True, ranks=launch.choose_ranks(1, None))
+    with pytest.raises(UserError, match=r"error: model\.name: .*none: no such folder \(exit 2; .*proxy\.log\)"):
+        launch.start_proxy(config, tmp_path / "proxy.json")
 
 
 @pytest.mark.parametrize(
@@ -105,8 +104,8 @@ def test_a_crash_of_every_rank_shows_one_traceback(tmp_path: Path, tiny_model_fo
         "import os\n"
         "def broken(*_): raise RuntimeError('ours')\n"
         "if 'RANK' in os.environ:\n"
-        "    from cofitune.recipes import train\n"
-        "    train.start_engine = broken\n"
+        "    from cofitune.recipes import train_steps\n"
+        "    train_steps.start_engine = broken\n"
     )
     environment = {k: v for k, v in os.environ.items() if k not in VARIABLES}
     environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), environment.get("PYTHONPATH", "")])

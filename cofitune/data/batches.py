@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -130,9 +131,7 @@ def rank_micro_batches(
     example of each row (where the plan is flat: of each pack in the row), int64.
     """
     by_length = sorted(((i, examples[i]) for i in indices), key=lambda one: len(one[1].input_ids), reverse=True)
-    slots = plan.accumulation * plan.world_size
-    each, more = divmod(len(by_length), slots)
-    bounds = [slot * each + min(slot, more) for slot in range(slots + 1)]
+    bounds = _bounds(len(by_length), plan)
     batches = []
     for number in range(plan.accumulation):
         # every other time the ranks take turns the other way round, or the first would always have the longest
@@ -142,6 +141,29 @@ def rank_micro_batches(
         names = torch.tensor([index for index, _ in part or by_length[-1:]])
         batches.append(collate([join(rows)] if plan.flat else rows, pad_token_id) | {"indices": names})
     return batches
+
+
+def count_positions(plan: Plan, lengths: Sequence[int], seed: int) -> int:
+    """Positions of all batches of a training, padding included, over all ranks.
+
+    Args:
+        lengths: tokens of each example.
+    """
+    count = 0
+    for indices in step_indices(plan, seed):
+        ordered = sorted((lengths[i] for i in indices), reverse=True)
+        bounds = _bounds(len(ordered), plan)
+        for begin, end in pairwise(bounds):
+            part = ordered[begin:end] or ordered[-1:]
+            count += sum(part) if plan.flat else part[0] * len(part)
+    return count
+
+
+def _bounds(count: int, plan: Plan) -> list[int]:
+    """Where a step's examples, ordered by length, are cut into the micro-batches of all ranks."""
+    slots = plan.accumulation * plan.world_size
+    each, more = divmod(count, slots)
+    return [slot * each + min(slot, more) for slot in range(slots + 1)]
 
 
 def collate(examples: Sequence[Example], pad_token_id: int) -> Batch:

@@ -88,11 +88,11 @@ def match_items(results: Results) -> dict[str, TaskItems]:
     first, *others = results
     tasks = {}
     for title, result in results[first].items():
-        asked = [_content(s) for s in result.samples]
+        asked = [content(s) for s in result.samples]
         rows = [[s.score for s in result.samples]]
         for name in others:
             other = results[name].get(title)
-            if other is None or [_content(s) for s in other.samples] != asked:
+            if other is None or [content(s) for s in other.samples] != asked:
                 raise UserError(
                     f"'{first}' and '{name}' were not asked the same items of task '{title}', so they cannot be put "
                     "side by side"
@@ -100,6 +100,12 @@ def match_items(results: Results) -> dict[str, TaskItems]:
             rows.append([s.score for s in other.samples])
         tasks[title] = TaskItems(result.category, result.metric, result.chance, np.array(rows, dtype=np.float64))
     return tasks
+
+
+def content(sample: Sample) -> str:
+    """Hash an item: what the model saw and what is right."""
+    text = json.dumps([sample.prompt, sample.reference], ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def changed_items(
@@ -201,12 +207,6 @@ def _model(bootstrap: Bootstrap, model: int, results: Mapping[str, TaskResult]) 
         "versatility": summary.versatility,
         "unified": summary.unified,
     }
-
-
-def _content(sample: Sample) -> str:
-    """An item by its content: what the model saw and what is right."""
-    text = json.dumps([sample.prompt, sample.reference], ensure_ascii=False, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _answer(sample: Sample) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -36,6 +36,7 @@ from cofitune.training.delta import delta_applied, read_delta
 
 FORMAT = 2
 Changed = dict[str, dict[str, list[dict[str, Any]]]]  # by model: lost and gained items
+Weights = Callable[[Scored], AbstractContextManager[PreTrainedModel]]
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,41 @@ def evaluate(
         print_plan(plan, {m.name: {} for m in plan.models} if overwrite else plan.known(), console)
         return Evaluation(plan.folder)
     rank = rank or Rank()
-    share = join(rank.rank, rank.world_size)
+    return carry_out(plan, config, join(rank.rank, rank.world_size), console, overwrite=overwrite)
+
+
+def carry_out(
+    plan: Plan,
+    config: Config,
+    share: Share,
+    console: Console,
+    *,
+    overwrite: bool = False,
+    weights: Weights | None = None,
+) -> Evaluation:
+    """Do what the plan says: ask what has not been answered yet, and write scores and answers. All of `share` call.
+
+    Args:
+        weights: gives a model in memory, where it is to be asked; None: they are loaded from their files.
+
+    Raises:
+        UserError: weights that cannot be loaded, or give no numbers.
+    """
     share.agree(None)  # every rank has read its plan before rank 0 changes the folder
-    if rank.rank == 0:
+    if share.rank == 0:
         start_folder(config, "eval", overwrite)
         tell_left_out(plan, console)
-    results = share.agree(plan.known() if rank.rank == 0 else {})
-    _score_missing(plan, config, results, share, console)
-    if rank.rank != 0:
+    results = share.agree(plan.known() if share.rank == 0 else {})
+    if asked := sum(len(found) for found in results.values()):
+        console.print(f"{asked} of {len(plan.models) * len(plan.tasks)} results as scored before", highlight=False)
+    todo = [m for m in plan.models if len(results[m.name]) < len(plan.tasks)]
+    if weights is None:
+        _load_and_score(todo, plan, config, results, share, console)
+    else:
+        for model in todo:
+            with weights(model) as whole:
+                _score(plan, model, whole, results[model.name], share, console)
+    if share.rank != 0:
         return Evaluation(plan.folder)
     scores = _scores(plan, config, results)
     verdicts = judge(plan.requirements, _changes(scores))
@@ -101,12 +129,10 @@ def evaluate(
     return Evaluation(plan.folder, tuple(verdicts))
 
 
-def _score_missing(plan: Plan, config: Config, results: Results, share: Share, console: Console) -> None:
-    """Ask what has not been answered yet; every base is loaded once, its runs' deltas are put in and taken out."""
-    todo = [m for m in plan.models if len(results[m.name]) < len(plan.tasks)]
-    asked = sum(len(found) for found in results.values())
-    if asked:
-        console.print(f"{asked} of {len(plan.models) * len(plan.tasks)} results as scored before", highlight=False)
+def _load_and_score(
+    todo: list[Scored], plan: Plan, config: Config, results: Results, share: Share, console: Console
+) -> None:
+    """Every base is loaded once, its runs' deltas are put in and taken out."""
     places = {model.source.place: index for index, model in reversed(list(enumerate(plan.models)))}
     todo.sort(key=lambda m: places[m.source.place])  # stable, so that the base comes before its runs
     for (name, revision), group in groupby(todo, key=lambda m: m.source.place):

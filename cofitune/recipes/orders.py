@@ -48,6 +48,21 @@ class Outcome:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What a trial takes, from a few real steps and a few items.
+
+    Attributes:
+        seconds_to_start: until a fresh worker can train; a trial in a worker that is there needs next to nothing of it.
+        seconds_a_step: of one optimizer step in this region.
+        seconds_to_evaluate: for all items of all tasks.
+    """
+
+    seconds_to_start: float
+    seconds_a_step: float
+    seconds_to_evaluate: float
+
+
 class RunOrders(Protocol):
     """Runs trials, one after the other or several at once. No outcome depends on what ran before it."""
 

@@ -5,8 +5,9 @@ Every mistake of the user is found here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from cofitune.recipes.eval_plan import make_plan as plan_evaluation
 from cofitune.recipes.folders import check_folder
 from cofitune.recipes.shared import base_anatomy, base_config, eval_tasks, tasks_by_category
 from cofitune.recipes.train_plan import TrainPlan, plan_training
+from cofitune.recipes.trial_prefix import check_prefix, layer_bytes
 from cofitune.search.space import Level, PlannedLevel, check_levels, paper_levels, plan, whole_model
 from cofitune.search.store import open_store
 
@@ -32,6 +34,8 @@ class Plan:
     Attributes:
         identity: what the scores of a trial depend on besides its region, as JSON values.
         tasks: the evaluation of each trial, limits applied.
+        most_weights: trained weights of the largest region of the search.
+        prefix_bytes: what search.prefix_cache keeps of one layer, on all ranks together.
         missing: what a dry run could not find but the search will need.
     """
 
@@ -40,7 +44,9 @@ class Plan:
     levels: tuple[Level, ...]
     planned: tuple[PlannedLevel, ...]
     tasks: schema.Eval
-    identity: dict[str, Any]
+    most_weights: int
+    prefix_bytes: int = 0
+    identity: dict[str, Any] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
 
     @property
@@ -52,6 +58,18 @@ class Plan:
     def root(self) -> Region:
         """All layers × all modules."""
         return whole_model(self.anatomy.num_layers, self.anatomy.modules)
+
+    @property
+    def largest(self) -> Region:
+        """The region with the most weights, whose trial takes longest."""
+        regions = (region for level in self.planned for region in level.candidates)
+        return max(regions, key=lambda region: region.num_parameters(self.anatomy))
+
+    @property
+    def lowest_layers(self) -> tuple[int, ...]:
+        """The lowest trained layers of the regions, layer 0 excepted: what enters them can be kept."""
+        regions = (region for level in self.planned for region in level.candidates)
+        return tuple(sorted({region.first for region in regions} - {0}))
 
     @property
     def at_most(self) -> int:
@@ -75,25 +93,33 @@ def make_plan(config: Config, overwrite: bool = False, dry_run: bool = False, ra
     planned = plan(levels, anatomy.num_layers, config.search.beam, anatomy.modules)
     tasks = _trial_tasks(config)
     loaded = _load_tasks(tasks, "eval" if config.search.eval is None else "search.eval")
-    first = next(region for level in planned for region in level.candidates)
-    trial = trial_config(config, first, tasks, folder)
+    _check_proxy(config)
+    check_prefix(config)
+    made = Plan(folder, anatomy, levels, tuple(planned), tasks, most_weights=0)
+    made = replace(made, most_weights=made.largest.num_parameters(anatomy))
+    trial = trial_config(config, made.largest, made, folder)
     training = plan_training(trial, ranks, dry_run)
     if not dry_run:
         plan_evaluation(trial)
-    identity = _identity(config, tasks, loaded, training, ranks)
-    made = Plan(folder, anatomy, levels, tuple(planned), tasks, identity, training.missing)
+    identity = _identity(config, made, loaded, training, ranks)
+    keeps = config.search.prefix_cache != "none" and len(training.data.lengths) > 0
+    kept = layer_bytes(training, config.train.seed) if keeps else 0
+    made = replace(made, prefix_bytes=kept, identity=identity, missing=training.missing)
     if made.has_store and not overwrite and training.base_fingerprint:
         open_store(folder, identity)
     return made
 
 
-def trial_config(config: Config, region: Region | None, tasks: schema.Eval, folder: Path) -> Config:
+def trial_config(config: Config, region: Region | None, made: Plan, folder: Path) -> Config:
     """The config of one trial: the base config with this region, no mask, few steps, and the trials' own evaluation."""
+    train = config.train.model_copy(update=_TRIAL_TRAIN | {"max_steps": config.search.train_steps})
+    if region is not None:
+        train = train.model_copy(update={"learning_rate": trial_rate(config, region, made)})
     changes: dict[str, Any] = {
         "softmask": schema.SoftMask(apply_to="none"),
-        "train": _trial_train(config),
+        "train": train,
         "data": config.data.model_copy(update={"validation": ()}),  # a trial is judged by its evaluation
-        "eval": tasks,
+        "eval": made.tasks,
         "output_dir": str(folder),
     }
     # the base trains nothing, but a config that came with `region: search` must not look for a winner there
@@ -102,10 +128,36 @@ def trial_config(config: Config, region: Region | None, tasks: schema.Eval, fold
     return config.model_copy(update=changes)
 
 
-def _trial_train(config: Config) -> schema.Train:
-    rate = config.search.learning_rate or config.train.learning_rate
-    update = {"max_steps": config.search.train_steps, "learning_rate": rate, "save_steps": None, "report_to": ()}
-    return config.train.model_copy(update=update)  # a trial that was stopped is made anew, so it saves nothing
+def trial_rate(config: Config, region: Region, made: Plan) -> float:
+    """Peak learning rate of a region's trial.
+
+    With `search.rate_scaling: sqrt` it is the rate × √(weights of the search's largest region / its own). Under AdamW
+    every weight moves by about the rate, so n weights move by rate × √n in all (their Euclidean distance from the
+    base): scaled so, trials of all sizes go equally far. Ours; a smaller region usually wants the higher rate.
+    """
+    rate = base_rate(config)
+    if config.search.rate_scaling == "none":
+        return rate
+    return float(f"{rate * math.sqrt(made.most_weights / region.num_parameters(made.anatomy)):.4g}")
+
+
+# a trial that was stopped is made anew, so it saves nothing
+_TRIAL_TRAIN: dict[str, Any] = {"save_steps": None, "report_to": ()}
+
+
+def base_rate(config: Config) -> float:
+    """The rate of the largest region's trial."""
+    return config.search.learning_rate or config.train.learning_rate
+
+
+def _check_proxy(config: Config) -> None:
+    if config.search.proxy != "none" and not config.importance.data:
+        raise ConfigError(
+            [
+                f"search.proxy: {config.search.proxy} needs general data to see what a region would harm: name it in "
+                "importance.data, for example importance: {data: [data/general.jsonl]}"
+            ]
+        )
 
 
 def _levels(config: Config, modules: tuple[str, ...]) -> tuple[Level, ...]:
@@ -141,11 +193,13 @@ def _load_tasks(tasks: schema.Eval, section: str) -> tuple[LoadedTask, ...]:
 
 
 def _identity(
-    config: Config, tasks: schema.Eval, loaded: Sequence[LoadedTask], training: TrainPlan, ranks: int
+    config: Config, made: Plan, loaded: Sequence[LoadedTask], training: TrainPlan, ranks: int
 ) -> dict[str, Any]:
     """What a trial's scores depend on besides its region, by contents and not by path."""
     without_effect = {"max_steps", "num_train_epochs", *schema.FREE_SETTINGS["train"]}
-    train = _trial_train(config).model_dump(mode="json", exclude=without_effect)
+    train = config.train.model_dump(mode="json", exclude=without_effect) | {"learning_rate": base_rate(config)}
+    if config.search.rate_scaling != "none":
+        train |= {"rate_scaling": config.search.rate_scaling, "rate_is_of_weights": made.most_weights}
     data = config.data.model_dump(mode="json", exclude={"train", *schema.FREE_SETTINGS["data"]})
     data_from = [
         {"format": o.source.format, "weight": o.source.weight, "sha256": o.sha256} for o in training.data.sources
@@ -159,8 +213,8 @@ def _identity(
         "data": {**data, "train": data_from},
         "train": {**train, "steps": config.search.train_steps, "ranks": ranks},  # ranks: the batch grows with them
         "eval": {
-            "speciality_weight": tasks.speciality_weight,
-            "batch_size": tasks.batch_size,
+            "speciality_weight": made.tasks.speciality_weight,
+            "batch_size": made.tasks.batch_size,
             "tasks": {one.task.title: _task_identity(one) for one in loaded},
         },
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,45 +12,23 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from cofitune.config.schema import Config
-from cofitune.errors import Stopped, UserError
+from cofitune.errors import UserError
 from cofitune.files import exclusive
-from cofitune.model.region import freeze_outside
 from cofitune.ranks import is_launched, this_rank
 from cofitune.recipes.folders import check_disk_space, check_folder, start_folder
 from cofitune.recipes.shared import load_base
 from cofitune.recipes.train_manifest import check_finished, make_manifest
 from cofitune.recipes.train_plan import TrainPlan, footprint, plan_training
 from cofitune.recipes.train_report import print_plan
-from cofitune.recipes.train_state import (
-    Saver,
-    bytes_to_come,
-    check_resume,
-    find_checkpoint,
-    keep_metrics,
-    newest_readable,
-)
+from cofitune.recipes.train_state import bytes_to_come, check_resume, find_checkpoint, keep_metrics, newest_readable
+from cofitune.recipes.train_steps import make_ready, take_steps
 from cofitune.recipes.train_watch import Watch
-from cofitune.reports.progress import TrainProgress
-from cofitune.sharding import inner_optimizer, shards
-from cofitune.softmask.gradient import mask_gradients
 from cofitune.softmask.kept import KeptShare, kept_sentence
-from cofitune.softmask.update import mask_updates
 from cofitune.training.agree import on_rank_0
 from cofitune.training.delta import collect, hash_parameters, write_delta
-from cofitune.training.engine import (
-    checkpoint_layers,
-    release,
-    sharded_loading,
-    start_distributed,
-    start_engine,
-)
-from cofitune.training.loop import StepRecord, fit
+from cofitune.training.engine import release, sharded_loading, start_distributed
 from cofitune.training.out_of_memory import explaining_out_of_memory
-from cofitune.training.prefix import PrefixCache
 from cofitune.training.state import load_state
-from cofitune.training.stop import StopRequest
-from cofitune.training.throughput import start_meter
-from cofitune.training.used import watch_gradients
 
 
 def train(
@@ -124,7 +101,7 @@ def _train(
     trained = plan.region.parameter_names(plan.anatomy)
     frozen = [name for name in plan.anatomy.shapes if name not in trained]
     before = hash_parameters(model, frozen, plan.held)
-    _fit(engine, plan, config, folder, console, watch, done)
+    take_steps(engine, plan, config, folder, console, watch, done)
     if rank == 0 and (share := watch.records[-1].kept_share):
         console.print(kept_sentence(share, config.softmask.apply_to), highlight=False)
     _prove_frozen(before, hash_parameters(model, frozen, plan.held), console)
@@ -169,7 +146,7 @@ def check(
 
 
 def _load(config: Config, plan: TrainPlan, world_size: int) -> tuple[PreTrainedModel, Any, KeptShare | None]:
-    """Load the base, freeze what lies outside the region, and put the soft mask where its mode wants it.
+    """Load the base and make it ready to train.
 
     Returns:
         The model, DeepSpeed's engine around it, and what measures the share of an update that the mask keeps.
@@ -177,53 +154,7 @@ def _load(config: Config, plan: TrainPlan, world_size: int) -> tuple[PreTrainedM
     torch.manual_seed(config.train.seed)
     with sharded_loading(plan.anatomy.num_parameters, plan.settings, world_size):
         model = load_base(config.model)
-    freeze_outside(model, set(plan.region.parameter_names(plan.anatomy)))
-    if config.train.gradient_checkpointing:
-        checkpoint_layers(model, plan.anatomy.layout.layers, plan.region.first)
-    apply_to = config.softmask.apply_to
-    kept = KeptShare(plan.factors) if plan.factors else None
-    mask_gradients(model, plan.factors_on("gradient", apply_to), kept if apply_to == "gradient" else None)
-    engine = start_engine(model, plan.settings)
-    if on_update := plan.factors_on("update", apply_to):
-        mask_updates(inner_optimizer(engine), shards(engine), on_update, kept if apply_to == "update" else None)
-    return model, engine, kept
-
-
-def _fit(engine: Any, plan: TrainPlan, config: Config, folder: Path, console: Console, watch: Watch, done: int) -> None:
-    """Train from step `done` on: on every step what is watched, and where it is due a checkpoint.
-
-    Raises:
-        Stopped: a signal ended it.
-        UserError: training diverged, or a trained tensor takes no part in the loss.
-    """
-    if plan.data.tokenizer is None:
-        raise RuntimeError("a dry run's plan cannot be trained")
-    rank = torch.distributed.get_rank()
-    saver = Saver(config, plan, folder, engine, done)
-    meter = start_meter(plan.anatomy, plan.region, plan.settings.dtype, plan.steps.world_size)
-    if torch.cuda.is_available() and meter.peak is None:
-        console.print(f"no MFU: what a {meter.device_name} can do is not in our table", highlight=False)
-    check_used = watch_gradients(engine.module)
-    with TrainProgress(console, plan.steps.num_steps, visible=rank == 0, done=done) as progress:
-        watch.begin(progress, done)
-
-        def on_step(record: StepRecord, stopped_by: int) -> None:
-            check_used()
-            watch.after_step(record, stopped_by)
-            saver.after_step(record, stopped_by)
-
-        prefix = PrefixCache(engine.module, plan.prefix) if plan.prefix else None
-        pad = plan.data.tokenizer.pad_token_id
-        with StopRequest(listens=config.train.save_steps is not None) as stop:
-            try:
-                stopped_by = fit(
-                    engine, plan.data.examples, plan.steps, config.train.seed, pad, on_step, prefix,
-                    meter=meter, done=done, asked=lambda: stop.signum,
-                )  # fmt: skip
-            except UserError as error:
-                raise UserError(f"{error} ({saver.whereabouts()})", everywhere=rank != 0) from error
-    if stopped_by:
-        raise Stopped(f"stopped by {signal.Signals(stopped_by).name}: {saver.whereabouts()}", stopped_by)
+    return model, *make_ready(model, config, plan)
 
 
 def _prove_frozen(before: dict[str, str], after: dict[str, str], console: Console) -> None:

@@ -71,11 +71,16 @@ class TrainPlan:
         return join(self.held, self.factors if apply_to == what else {})
 
 
-def plan_training(config: Config, world_size: int, dry_run: bool = False) -> TrainPlan:
+def plan_training(
+    config: Config, world_size: int, dry_run: bool = False, known_data: TrainData | None = None
+) -> TrainPlan:
     """Resolve a run and find every mistake of the user's in it.
 
     A dry run also plans a model of which only config.json is at hand: it says what is missing, and leaves unknown what
     hangs on it.
+
+    Args:
+        known_data: what was read before by the same sections `model` and `data`; None: it is read now.
 
     Raises:
         UserError: the first thing that would make the run impossible or not what the config says.
@@ -92,7 +97,7 @@ def plan_training(config: Config, world_size: int, dry_run: bool = False) -> Tra
     _check_sharding(config, bool(held))
     importance = _importance(config, anatomy, base_fingerprint, dry_run, missing, used) if masked else {}
     factors = build_factors(importance, region, masked, anatomy, config.softmask.strength) if importance else {}
-    data = read_train_data(config, model_config, dry_run, missing)
+    data = known_data or read_train_data(config, model_config, dry_run, missing)
     train = config.train
     batch = (train.per_device_train_batch_size, train.gradient_accumulation_steps, world_size)
     flat = config.data.packing and config.model.attn_implementation == "flash_attention_2"

@@ -6,8 +6,8 @@ columns where the terminal, or a file, claims fewer: print it with `crop=False`,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
@@ -20,7 +20,9 @@ WIDTH = 100
 LABEL = 42  # columns of the first cell, the tree's guides included
 GUIDE = 4  # columns that rich's guides take a level
 WON, ON_PATH = "★ ", "» "
-LEGEND = f"{WON}winner   {ON_PATH}on the way to it   scores 0-100 (0: chance), with the change against the base"
+TIED = "≈ "
+LEGEND = f"{WON}winner   {ON_PATH}on the way to it   {TIED}ties with it   scores 0-100 with the change against the base"
+MARKS = {"won": WON, "best": WON, "way": ON_PATH}
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,15 @@ class Row:
     Attributes:
         num_trained: trained weights.
         speciality, versatility, unified: 0-100.
-        seconds: wall time of training and evaluation.
+        seconds: wall time of training and evaluation, all parts and attempts together.
+        reason: why it failed or was stopped.
+        status: done, paused, stopped or failed; only what is done is compared with the others.
+        steps: optimizer steps that the scores are of.
+        behind: the deciding score minus the winner's, with the ends of its 95 % interval (paired on the same items);
+            None where it is not known.
+        tied: whether the trial cannot be told apart from the winner.
+        missed: points by which it misses the floor.
+        intervals: of the three scores' changes against the base, the ends of the 95 % intervals, where known.
     """
 
     id: str
@@ -43,6 +53,17 @@ class Row:
     unified: float | None
     seconds: float
     reason: str | None = None
+    status: str = "done"
+    steps: int = 0
+    behind: tuple[float, float, float] | None = None
+    tied: bool = False
+    missed: float = 0.0
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it was trained to the end and scored."""
+        return self.status == "done" and self.reason is None
 
 
 @dataclass(frozen=True)
@@ -65,86 +86,90 @@ class PlanRow:
     exact: bool
 
 
-def search_report(base: Row, rows: Sequence[Row], winner: str, runner_up: str | None = None) -> RenderableType:
-    """The tree, its legend, and the winner with its reason and its runner-up.
+def search_report(base: Row, rows: Sequence[Row], winner: str, sentences: Sequence[str] = ()) -> RenderableType:
+    """The tree, its legend, and what is to be said of it.
 
     Args:
         base: the untouched model.
         rows: the trials in the order they were tried, parents before their children.
         winner: id of the winning trial.
-        runner_up: id of the second best, if there is one.
+        sentences: the winner with its reason, and what else there is to know (search_words.py).
     """
-    return Group(
-        search_tree(base, rows, winner),
-        Text(LEGEND, style="dim"),
-        Text(winner_sentence(base, rows, winner, runner_up)),
-    )
+    return Group(search_tree(base, rows, winner), Text(LEGEND, style="dim"), *map(Text, sentences))
 
 
 def search_tree(base: Row, rows: Sequence[Row], winner: str) -> RenderableType:
     """The trials below the base, each under the one whose region it lies in."""
     by_id = {row.id: row for row in rows}
-    path = _path(by_id, winner)
-    header = "region (layers × modules)".ljust(LABEL) + _cells(
-        "weights", "speciality", "versatility", "unified", "seconds"
-    )
-    tree = Tree(Text(_label("the base, nothing trained", 0) + _scores(base, None), no_wrap=True))
+    way = path_to(by_id, winner)
+    tree = Tree(Text(tree_line(base, None, depth=0), no_wrap=True))
     nodes = {base.id: tree}
     for row in rows:
-        mark = WON if row.id == winner else ON_PATH if row.id in path else ""
+        mark = "won" if row.id == winner else "way" if row.id in way else ""
         above = nodes.get(row.parent or base.id, tree)
-        depth = _depth(by_id, row)
-        style = "bold" if mark else "dim" if row.reason else ""
-        nodes[row.id] = above.add(Text(_line(row, base, mark, depth), style=style, no_wrap=True))
-    return FullWidth(Group(Text(header, style="bold", no_wrap=True), tree))
+        style = "bold" if mark else "" if row.finished else "dim"
+        line = tree_line(row, base, depth=len(path_to(by_id, row.id)), mark=mark)
+        nodes[row.id] = above.add(Text(line, style=style, no_wrap=True))
+    return FullWidth(Group(Text(tree_heading(), style="bold", no_wrap=True), tree))
 
 
-def winner_sentence(base: Row, rows: Sequence[Row], winner: str, runner_up: str | None = None) -> str:
-    """Who won and why, in one sentence, and who came second."""
-    by_id = {row.id: row for row in rows}
-    won = by_id[winner]
-    gains = f"speciality {_change(won.speciality, base.speciality)}, versatility " + _change(
-        won.versatility, base.versatility
-    )
-    text = (
-        f"Winner: {region_text(won.region)}, with the highest unified score of {_count(rows)} "
-        f"({_number(won.unified)}; against the base: {gains})"
-    )
-    second = by_id.get(runner_up or "")
-    if second is None:
-        text += "; there is no runner-up."
-    else:
-        tied = second.unified == won.unified
-        lead = f", tied, but it trains {_tie(won, second)}" if tied else f" ({_number(second.unified)})"
-        text += f"; runner-up: {region_text(second.region)}{lead}."
-    if base.unified is not None and won.unified is not None and won.unified <= base.unified:
-        text += f" No region beats the untouched base (unified {_number(base.unified)}) in this many steps."
-    return text
+def tree_heading() -> str:
+    """The names of the tree's columns."""
+    cells = _cells("weights", "speciality", "versatility", "unified", "seconds")
+    return "region (layers × modules)".ljust(LABEL) + cells
 
 
-def plan_report(rows: Sequence[PlanRow], train_steps: int, num_done: int = 0) -> RenderableType:
+def tree_line(row: Row, base: Row | None, *, depth: int, mark: str = "", instead: str | None = None) -> str:
+    """One trial's line: its region, then its scores beside the base's, or why there are none to compare.
+
+    Args:
+        base: None: the row is the base's own.
+        depth: how deep in the tree it stands, the base being 0.
+        mark: won, best, way, or nothing.
+        instead: stands in the place of the scores, such as how far a running trial is.
+    """
+    region = "the base, nothing trained" if base is None else region_text(row.region)
+    label = _label(MARKS.get(mark, TIED if row.tied else "") + region, depth)
+    if instead is None and not row.finished:
+        instead = _unfinished(row, base)
+    if instead is None:
+        return label + _scores(row, base)
+    return f"{label}  {_cut(instead, WIDTH - LABEL - 2)}"
+
+
+def path_to(by_id: Mapping[str, Row], trial: str | None) -> list[str]:
+    """The ids from a trial up to the first level, its own first; empty where it is not known."""
+    path: list[str] = []
+    while trial is not None and trial in by_id and trial not in path:
+        path.append(trial)
+        trial = by_id[trial].parent
+    return path
+
+
+def plan_report(rows: Sequence[PlanRow], train_steps: int, num_done: int = 0, costs: Sequence[str] = ()) -> Group:
     """What a search would try, before anything runs.
 
     Args:
         rows: the levels, in order.
         train_steps: optimizer steps of each trial.
         num_done: trials that are finished already and will not be repeated.
+        costs: what it takes, a sentence a line.
     """
     total = sum(row.trials for row in rows)
     at_most = "" if all(row.exact for row in rows) else "at most "
-    tree = Tree(f"{at_most}{_many(total, 'trial')} of {_many(train_steps, 'optimizer step')} each, and the base once")
+    tree = Tree(f"{at_most}{many(total, 'trial')} of {many(train_steps, 'optimizer step')} each, and the base once")
     for number, row in enumerate(rows, start=1):
-        count = _many(row.trials, "trial")
+        count = many(row.trials, "trial")
         if not row.exact:
-            count = f"at most {count} of {_many(len(row.regions), 'region')}"
+            count = f"at most {count} of {many(len(row.regions), 'region')}"
         level = tree.add(Text(f"level {number}: {row.title}  ({count})"))
         if row.exact:
             for region in row.regions:
                 level.add(Text(region_text(region)))
     notes = [Text("A trial that fails is tried once more; its second try is not counted here.", style="dim")]
     if num_done:
-        notes.append(Text(f"In the store already, and not to be repeated: {_many(num_done, 'trial')}."))
-    return Group(tree, *notes)
+        notes.append(Text(f"In the store already, and not to be repeated: {many(num_done, 'trial')}."))
+    return Group(tree, *notes, *map(Text, costs))
 
 
 def region_text(region: Region | None) -> str:
@@ -160,37 +185,21 @@ def region_text(region: Region | None) -> str:
 def progress_line(row: Row, base: Row | None, number: int, at_most: int, known: bool) -> str:
     """One line as a trial ends: which it was, of how many at most, and what came out."""
     head = f"trial {number} of at most {max(at_most, number)}: {region_text(row.region)}: "
-    if row.reason is not None:
-        return head + f"failed: {row.reason}"
-    change = f" ({_change(row.unified, base.unified)} against the base)" if base else ""
-    return (
-        head + f"unified {_number(row.unified)}{change}, {row.seconds:.0f} s" + (" (from the store)" if known else "")
-    )
+    if not row.finished:
+        return head + _unfinished(row, base)
+    change = f" ({change_text(row.unified, base.unified)} against the base)" if base else ""
+    text = f"unified {number_text(row.unified)}{change}, {row.seconds:.0f} s"
+    return head + text + (" (from the store)" if known else "")
 
 
-def _path(by_id: dict[str, Row], winner: str) -> set[str]:
-    path: set[str] = set()
-    here: str | None = winner
-    while here in by_id and here not in path:
-        path.add(here)
-        here = by_id[here].parent
-    return path
-
-
-def _depth(by_id: dict[str, Row], row: Row) -> int:
-    depth = 1
-    while row.parent in by_id:
-        row = by_id[row.parent]
-        depth += 1
-    return depth
-
-
-def _line(row: Row, base: Row, mark: str, depth: int) -> str:
-    label = _label(mark + region_text(row.region), depth)
-    if row.reason is None:
-        return label + _scores(row, base)
-    room = WIDTH - LABEL - 2
-    return f"{label}  {_cut('failed: ' + ' '.join(row.reason.split()), room)}"
+def _unfinished(row: Row, base: Row | None) -> str:
+    """What became of a trial that was not trained to its end."""
+    reason = " ".join((row.reason or "").split())
+    if row.status not in ("paused", "stopped"):
+        return f"failed: {reason}"
+    change = f" ({change_text(row.unified, base.unified)})" if base else ""
+    text = f"{row.status} after {many(row.steps, 'step')}: unified {number_text(row.unified)}{change}"
+    return f"{text}; {reason}" if reason else text
 
 
 def _label(text: str, depth: int) -> str:
@@ -201,10 +210,10 @@ def _label(text: str, depth: int) -> str:
 def _scores(row: Row, base: Row | None) -> str:
     def score(name: str) -> str:
         now = getattr(row, name)
-        return _number(now) + (f" {_change(now, getattr(base, name))}" if base else "")
+        return number_text(now) + (f" {change_text(now, getattr(base, name))}" if base else "")
 
     return _cells(
-        "" if base is None else _weights(row.num_trained),
+        "" if base is None else weights_text(row.num_trained),
         score("speciality"),
         score("versatility"),
         score("unified"),
@@ -212,7 +221,8 @@ def _scores(row: Row, base: Row | None) -> str:
     )
 
 
-def _weights(count: int) -> str:
+def weights_text(count: int) -> str:
+    """A number of weights in few columns."""
     return f"{count / 1e6:.1f} M" if count >= 100_000 else f"{count:,}"
 
 
@@ -220,11 +230,13 @@ def _cells(weights: str, speciality: str, versatility: str, unified: str, second
     return f"{weights:>9}{speciality:>13}{versatility:>13}{unified:>13}{seconds:>9}"
 
 
-def _number(value: float | None) -> str:
+def number_text(value: float | None) -> str:
+    """A score with one decimal, or a dash."""
     return "-" if value is None else f"{value:.1f}"
 
 
-def _change(now: float | None, before: float | None) -> str:
+def change_text(now: float | None, before: float | None) -> str:
+    """A change with its sign, or a dash."""
     return "-" if now is None or before is None else f"{now - before:+.1f}"
 
 
@@ -232,13 +244,6 @@ def _cut(text: str, room: int) -> str:
     return text if len(text) <= room else text[: room - 1] + "…"
 
 
-def _count(rows: Sequence[Row]) -> str:
-    return _many(sum(row.reason is None for row in rows), "finished trial")
-
-
-def _many(count: int, what: str) -> str:
+def many(count: int, what: str) -> str:
+    """A count with its noun."""
     return f"{count} {what}{'' if count == 1 else 's'}"
-
-
-def _tie(won: Row, second: Row) -> str:
-    return "more weights" if second.num_trained > won.num_trained else "as many weights further up"

@@ -1,4 +1,4 @@
-"""The search's memory: one JSON line a trial, appended and fsynced, so that a killed search goes on where it was.
+"""The search's memory: one JSON line a part of a trial, appended and fsynced: a killed search goes on where it was.
 
 `store.json` says what the trials depend on; a search with another identity is refused. The lock keeps a second search
 out while one is writing.
@@ -17,7 +17,7 @@ from cofitune.files import read_json, write_json, write_text
 from cofitune.model.region import Region
 from cofitune.search.trial import Trial, trial_from_json, trial_id
 
-VERSION = 2
+VERSION = 3
 
 
 class Store:
@@ -27,7 +27,10 @@ class Store:
         self.path = path
         self.identity = identity
         self._latest: dict[str, Trial] = {}
+        self._scored: dict[tuple[str, int | None], Trial] = {}  # by id and step; None: the last
         self._failures: dict[str, int] = {}
+        self._seconds: dict[str, float] = {}
+        self._lines: list[Trial] = []
         for trial in lines:
             self._note(trial)
 
@@ -36,16 +39,33 @@ class Store:
         return trial_id(region, self.identity)
 
     def get(self, trial: str) -> Trial | None:
-        """The latest line of a trial, or None if it was never tried to the end."""
+        """The latest line of a trial, or None if it was never tried."""
         return self._latest.get(trial)
+
+    def at(self, trial: str, step: int | None) -> Trial | None:
+        """The trial as it was scored at a step (None: the last one), or None if it has not come there."""
+        return self._scored.get((trial, step))
+
+    def goes_on_from(self, trial: str, until: int) -> int:
+        """The step that a trial is paused at and may be taken on from to a later one; 0 where it must begin anew."""
+        latest = self.get(trial)
+        return latest.steps if latest is not None and latest.status == "paused" and latest.steps < until else 0
 
     def failures(self, trial: str) -> int:
         """How often a trial has failed."""
         return self._failures.get(trial, 0)
 
+    def seconds(self, trial: str | None = None) -> float:
+        """Wall time of all parts of a trial, failed ones included; None: of all trials, the base's too."""
+        return sum(self._seconds.values()) if trial is None else self._seconds.get(trial, 0.0)
+
     def trials(self) -> list[Trial]:
         """The latest line of each trial, in the order of their first."""
         return list(self._latest.values())
+
+    def lines(self) -> list[Trial]:
+        """Every line, in the order they were written."""
+        return list(self._lines)
 
     def append(self, trial: Trial) -> None:
         """Write one line and wait until it is on the disk; half a line left by a killed process is cut off first."""
@@ -58,8 +78,14 @@ class Store:
         self._note(trial)
 
     def _note(self, trial: Trial) -> None:
+        self._lines.append(trial)
         self._latest[trial.id] = trial
-        if not trial.done:
+        self._seconds[trial.id] = self.seconds(trial.id) + trial.seconds
+        if trial.done:
+            self._scored[trial.id, None] = trial
+        elif trial.status == "paused":
+            self._scored[trial.id, trial.steps] = trial
+        elif trial.status == "failed":
             self._failures[trial.id] = self.failures(trial.id) + 1
 
 

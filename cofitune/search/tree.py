@@ -3,28 +3,46 @@
 The rules, all ours (the paper's own search order is not known to us):
 
 - A level's candidates are what it offers strictly inside each expanded region; where it offers nothing, the region
-  itself stands again, with the scores it has.
-- The `beam` best of a level by the unified score are expanded, also when all are worse than their parent: a level down
-  may still be better. Of equal scores the one with fewer trained weights goes first, then the lower first layer.
+  itself stands again, with the scores it has. All of them are ordered together, so that several may run at once; what
+  is found does not depend on which ends first.
+- The `beam` best of a level by the objective are expanded, also when all are worse than their parent: a level down may
+  still be better.
 - The winner is the best over *all* finished trials that the search reached, so going down never costs it a better
-  region further up.
-- A trial that failed is tried once more in the same call, and once in each later call; then the search goes on without
-  it. A level of which nothing finished is skipped: its parents are expanded at the next.
+  region further up. Under successive halving (rungs.py) only what was trained to the end is finished.
+- A trial that failed is tried once more when the others of its level have ended, and once in each later call; then the
+  search goes on without it. A level of which nothing finished is skipped: its parents are expanded at the next.
+- Where the budget leaves no room, the level at hand ends with what fits, and no other is begun.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from cofitune.errors import UserError
 from cofitune.model.region import Region
+from cofitune.search.race import Job, OnTrial, Race, Rules, RunJobs
+from cofitune.search.rungs import share_of
 from cofitune.search.space import Level, children
 from cofitune.search.store import Store
-from cofitune.search.trial import RunTrial, Trial, rank
+from cofitune.search.trial import Trial
 
-ATTEMPTS = 2
-OnTrial = Callable[[Trial, bool], None]
+
+@dataclass(frozen=True)
+class Untried:
+    """What the search did not come to.
+
+    Attributes:
+        regions: candidates that the budget had no room for, or that it left paused.
+        levels: levels that were not begun.
+        reason: the limit that was met; None: the search went to its end.
+        pruned: candidates that the proxy left out.
+    """
+
+    regions: tuple[Region, ...] = ()
+    levels: tuple[Level, ...] = ()
+    reason: str | None = None
+    pruned: tuple[Region, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -34,75 +52,86 @@ class Found:
     Attributes:
         winner: the best finished trial.
         runner_up: the second best, if there is one.
-        trials: every trial that was reached, in order; failed ones included.
+        trials: every trial that was reached, in order; failed and stopped ones included.
         expanded: for each level the ids that were taken on to the next, best first.
+        untried: what it did not come to.
     """
 
     winner: Trial
     runner_up: Trial | None
     trials: tuple[Trial, ...]
     expanded: tuple[tuple[str, ...], ...]
+    untried: Untried = field(default_factory=Untried)
 
 
 def search(
-    root: Region, levels: Sequence[Level], *, beam: int, run_trial: RunTrial, store: Store, on_trial: OnTrial
+    root: Region, levels: Sequence[Level], *, rules: Rules, run_jobs: RunJobs, store: Store, on_trial: OnTrial
 ) -> Found:
     """Search the tree below `root`, taking from the store what is already there.
 
     Args:
         root: the whole model (all layers × all modules); it is never trained itself.
         levels: tried in order.
-        beam: regions expanded at each level.
-        run_trial: trains and evaluates a region at a level (from 1) and returns the trial, also a failed one.
-        store: gets one line a trial as soon as it ends.
-        on_trial: told of every trial, and whether it was known from the store.
+        run_jobs: trains and evaluates.
+        store: gets one line for each part of a trial as soon as it ends.
+        on_trial: told of every part of a trial, and whether it was known from the store.
 
     Raises:
         UserError: no trial finished; the message gives the first reason.
     """
     reached: dict[Region, Trial] = {}
-    expanded = []
+    expanded: list[tuple[str, ...]] = []
+    pruned: list[Region] = []
     parents = [root]
+    race = Race(rules, run_jobs, store, on_trial)
     for number, level in enumerate(levels, start=1):
-        candidates: dict[Region, None] = {}
-        for parent in parents:
-            above = reached.get(parent)
-            for region in children(parent, level, root.last + 1, root.modules):
-                candidates[region] = None
-                if region == root or region in reached:
-                    continue
-                place = (region, number, above.id if above else None)
-                reached[region] = _finish(*place, run_trial=run_trial, store=store, on_trial=on_trial)
-        parents = _best(candidates, reached, beam) or parents
+        candidates = _offered(parents, level, root)
+        new = [region for region in candidates if region != root and region not in reached]
+        chosen, left_out = _choose(new, rules)
+        pruned += left_out
+        above = {region: reached.get(parent) for region, parent in candidates.items()}
+        ids = {region: trial.id if trial else None for region, trial in above.items()}
+        reached |= race.run([Job(store.id_of(region), region, number, ids[region]) for region in chosen])
+        parents = _best(candidates, reached, rules) or parents
         expanded.append(tuple(reached[r].id for r in parents if r in reached))
-    finished = sorted((t for t in reached.values() if t.done), key=rank)
+        if race.ended:
+            break
+    not_begun = tuple(levels[len(expanded) :])  # none, unless the budget ended
+    untried = Untried(tuple(race.untried), not_begun, race.ended, tuple(pruned))
+    finished = sorted((t for t in reached.values() if t.done), key=rules.objective.rank)
     if not finished:
-        first = next((t.reason for t in reached.values() if t.reason), "the levels offer no region")
-        raise UserError(f"search: not one of {len(reached)} trials finished; the first one's reason: {first}")
+        raise UserError(_why_nothing_finished(reached, race.ended))
     runner_up = finished[1] if len(finished) > 1 else None
-    return Found(finished[0], runner_up, tuple(reached.values()), tuple(expanded))
+    return Found(finished[0], runner_up, tuple(reached.values()), tuple(expanded), untried)
 
 
-def _best(candidates: dict[Region, None], reached: dict[Region, Trial], beam: int) -> list[Region]:
+def _offered(parents: Sequence[Region], level: Level, root: Region) -> dict[Region, Region]:
+    """A level's candidates, each with the first of the regions that it lies in."""
+    offered: dict[Region, Region] = {}
+    for parent in parents:
+        for region in children(parent, level, root.last + 1, root.modules):
+            offered.setdefault(region, parent)
+    return offered
+
+
+def _choose(regions: Sequence[Region], rules: Rules) -> tuple[list[Region], list[Region]]:
+    """The candidates that are tried, in the order in which they are, and those that the proxy leaves out."""
+    if rules.favour is None:
+        return list(regions), []
+    favour = rules.favour
+    order = sorted(regions, key=lambda region: -favour(region))  # stable: of equals the level's order
+    most = max(rules.beam, share_of(rules.keep, len(order)))
+    return order[:most], order[most:]
+
+
+def _best(candidates: Iterable[Region], reached: Mapping[Region, Trial], rules: Rules) -> list[Region]:
     """The `beam` best finished candidates, best first."""
     finished = [region for region in candidates if region in reached and reached[region].done]
-    return sorted(finished, key=lambda region: rank(reached[region]))[:beam]
+    return sorted(finished, key=lambda region: rules.objective.rank(reached[region]))[: rules.beam]
 
 
-def _finish(
-    region: Region, level: int, parent: str | None, *, run_trial: RunTrial, store: Store, on_trial: OnTrial
-) -> Trial:
-    """Take a trial from the store, or run it, and once more if it failed for the first time."""
-    name = store.id_of(region)
-    known = store.get(name)
-    if known is not None and known.done:
-        trial = replace(known, level=level, parent=parent)  # another beam may have reached it by another way
-        on_trial(trial, True)
-        return trial
-    for _ in range(max(1, ATTEMPTS - store.failures(name))):
-        trial = replace(run_trial(region, level), id=name, level=level, parent=parent)
-        store.append(trial)
-        on_trial(trial, False)
-        if trial.done:
-            break
-    return trial
+def _why_nothing_finished(reached: Mapping[Region, Trial], ended: str | None) -> str:
+    if ended is not None:
+        return f"search: {ended} ended it before one trial was trained to its end; what was done is kept, so raise it"
+    first = next((t.reason for t in reached.values() if t.reason), "the levels offer no region")
+    return f"search: not one of {len(reached)} trials finished; the first one's reason: {first}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -22,51 +22,67 @@ class TrialError(Exception):
 
 @dataclass(frozen=True)
 class Trial:
-    """One line of the store.
+    """One line of the store: how far a trial has come, and what was said of it there.
 
     Attributes:
         id: hash of the region and of everything else that the scores depend on, or `base`.
         region: what was trained; None for the base.
-        status: done, with scores; or failed, with a reason.
+        status: done, with the scores of the last step; paused, with those of an earlier one, from which it may go on;
+            stopped, likewise, and the search left it there; or failed, with a reason.
         level: 1 for the first level of the search, 0 for the base.
         parent: id of the trial whose region this one lies in; None at the first level.
         seed: the training's seed.
         num_trained: trained weights and biases.
+        steps: optimizer steps that the scores are of; they are never compared with those of other steps. 0 of the base.
+        begun_at: the step that this part of the trial went on from.
+        learning_rate: peak rate of its training; None for the base.
         speciality, versatility, unified: the scores, 0-100 (100: everything right, 0: chance).
         categories: versatility's parts (gen_kn, gen_rs, instruct), same scale.
+        intervals: of speciality, versatility and unified, the ends of the 95 % interval of the change against the base.
         train_loss: loss of the last optimizer step, in nats a token; None where it is unknown or not finite.
-        seconds: wall time of training and evaluation.
-        reason: why it failed.
+        seconds: wall time of this part.
+        parts: the same, by what it went into: start, train, evaluate, other.
+        reason: why it failed or was stopped.
 
     Raises:
-        ValueError: a finished trial without a finite unified score, or another status than these two.
+        ValueError: scores without a finite unified score, or another status than these four.
     """
 
     id: str
     region: Region | None
-    status: Literal["done", "failed"]
+    status: Literal["done", "paused", "stopped", "failed"]
     level: int
     seed: int
     num_trained: int
     seconds: float
+    steps: int = 0
+    begun_at: int = 0
     parent: str | None = None
+    learning_rate: float | None = None
     speciality: float | None = None
     versatility: float | None = None
     unified: float | None = None
     categories: dict[str, float | None] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     train_loss: float | None = None
+    parts: dict[str, float] = field(default_factory=dict)
     reason: str | None = None
 
     def __post_init__(self) -> None:
-        if self.status not in ("done", "failed"):
-            raise ValueError(f"a trial is done or failed, not {self.status!r}")
-        if self.done and (self.unified is None or not math.isfinite(self.unified)):
+        if self.status not in ("done", "paused", "stopped", "failed"):
+            raise ValueError(f"a trial is done, paused, stopped or failed, not {self.status!r}")
+        if self.scored and (self.unified is None or not math.isfinite(self.unified)):
             raise ValueError("a finished trial needs a unified score")
 
     @property
     def done(self) -> bool:
-        """Whether it has scores."""
+        """Whether it was trained to the end and scored there: nothing else can win."""
         return self.status == "done"
+
+    @property
+    def scored(self) -> bool:
+        """Whether it has scores, of whichever step."""
+        return self.status != "failed"
 
     def to_json(self) -> str:
         """One line of JSON, without a line break."""
@@ -87,8 +103,9 @@ def trial_from_json(line: str) -> Trial:
         region = value["region"]
         if region is not None:
             value["region"] = region_from_dict(region)
+        value["intervals"] = {name: (low, high) for name, (low, high) in value["intervals"].items()}
         return Trial(**value)
-    except (KeyError, TypeError, RegionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RegionError) as error:
         raise ValueError(f"not a trial: {error}") from None
 
 
@@ -105,20 +122,10 @@ def trial_id(region: Region | None, identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:ID_LENGTH]
 
 
-def rank(trial: Trial) -> tuple[Any, ...]:
-    """Sorting key of finished trials, best first: the highest unified score; of equals the one with fewer trained
-    weights, then the lower first layer (the last parts only make the order total)."""
-    score = -math.inf if trial.unified is None else trial.unified
-    region = trial.region
-    place = (region.layers, region.modules) if region else ((), ())
-    return (-score, trial.num_trained, *place)
-
-
-RunTrial = Callable[[Region, int], Trial]
-
-
 def _finite(value: Any) -> Any:
     """JSON has no NaN: what is not finite is written as null."""
     if isinstance(value, dict):
         return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -13,7 +13,10 @@ from cofitune.model.layouts import expand_modules
 from cofitune.search.trial import Trial
 
 FILE_NAME = "region.yaml"
-_HEAD = "# The winner of `cofitune search`; `cofitune train` takes it under `region: search`.\n"
+_HEAD = (
+    "# The winner of `cofitune search`; `cofitune train` takes its layers and modules under `region: search`, and\n"
+    "# trains by the settings of its own section `train`: the steps and the peak rate below were the trial's.\n"
+)
 
 
 def write_winner(folder: Path, winner: Trial, reason: str, model: str) -> Path:
@@ -21,7 +24,7 @@ def write_winner(folder: Path, winner: Trial, reason: str, model: str) -> Path:
 
     Args:
         folder: the search's folder.
-        reason: one sentence that says why it won.
+        reason: why it won, and what else there is to know: what ties with it, what was not tried.
         model: fingerprint of the base model that the trials started from.
 
     Returns:
@@ -36,6 +39,7 @@ def write_winner(folder: Path, winner: Trial, reason: str, model: str) -> Path:
     content = {
         **winner.region.to_dict(),
         "trial": winner.id,
+        "trained": {"steps": winner.steps, "learning_rate": winner.learning_rate},
         "scores": {**scores, "categories": winner.categories},
         "reason": reason,
         "model": model,

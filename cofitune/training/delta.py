@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from cofitune.errors import ArtifactError, UserError
-from cofitune.files import read_json, read_tensors, sha256_file, write_json, write_tensors
+from cofitune.files import read_json, read_tensors, sha256_file, sha256_json, write_json, write_tensors
 from cofitune.sharding import gathered
 from cofitune.softmask.factors import Factor
 
@@ -32,10 +32,14 @@ class Delta:
     sha256: str
 
 
-def collect(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
-    """Gather the named parameters whole, one at a time. Every rank must call; rank 0 gets them, others nothing."""
+def collect(model: nn.Module, names: Iterable[str], everywhere: bool = False) -> dict[str, Tensor]:
+    """Gather the named parameters whole, one at a time. Every rank must call.
+
+    Returns:
+        Copies on the CPU for rank 0, nothing for the others; or `everywhere` the same.
+    """
     parameters = dict(model.named_parameters())
-    keep = _rank() == 0
+    keep = everywhere or _rank() == 0
     tensors = {}
     for name in names:
         with gathered(parameters[name]) as whole:
@@ -155,6 +159,12 @@ def hash_parameters(model: nn.Module, names: Iterable[str], held: Mapping[str, F
 def hash_tensor(tensor: Tensor) -> str:
     """sha256 of a tensor's bytes, as `hash_parameters` counts them."""
     return _hash(tensor.detach().cpu())
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """One sha256 for tensors by name, whatever their order."""
+    with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
+        return sha256_json(dict(zip(tensors, pool.map(hash_tensor, tensors.values()), strict=True)))
 
 
 def _hash(tensor: Tensor) -> str:

@@ -18,7 +18,7 @@ from transformers import get_scheduler
 
 from cofitune.errors import UserError
 from cofitune.ranks import is_launched, this_rank
-from cofitune.sharding import skip_cpu_communication_op
+from cofitune.sharding import forget_models, skip_cpu_communication_op
 
 SHARDED_LOADING_FROM = 8 * 2**30  # bytes of weights
 # elements of the gradient bucket, and of what one inner step takes with copies of its gradient and (in update mode) its
@@ -218,6 +218,7 @@ def sharded_loading(num_parameters: int, settings: EngineSettings, world_size: i
 def release(engine: Any) -> None:
     """Let go of the engine's hooks and memory, so that an evaluation or another engine may follow."""
     engine.destroy()
+    forget_models()
 
 
 def _leave() -> None:

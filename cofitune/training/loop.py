@@ -7,7 +7,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from cofitune.data.batches import Batch, Plan, count_supervised, rank_micro_batches, step_indices
 from cofitune.data.chat import IGNORED, Example
 from cofitune.errors import UserError
-from cofitune.training.prefix import PrefixCache
+from cofitune.training.prefix import Prefix
 from cofitune.training.throughput import Meter
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -72,10 +72,11 @@ def fit(
     seed: int,
     pad_token_id: int,
     on_step: Callable[[StepRecord, int], None],
-    prefix: PrefixCache | None = None,
+    prefix: Prefix | None = None,
     *,
     meter: Meter | None = None,
     done: int = 0,
+    until: int | None = None,
     asked: Callable[[], int] = lambda: 0,
 ) -> int:
     """Train until `plan.num_steps` optimizer steps are taken. Every rank must call with the same arguments.
@@ -89,6 +90,7 @@ def fit(
         prefix: keeps the frozen prefix's activations, and gives them back once all ranks have those of a whole step.
         meter: knows what a step needs of the devices.
         done: optimizer steps that were taken before; their data is passed over.
+        until: the step after which to pause, as if there were no more; None: the last one.
         asked: the signal (SIGINT or SIGTERM) by which this rank was asked to stop, or 0. One rank is enough.
 
     Returns:
@@ -107,12 +109,13 @@ def fit(
             continue
         started = time.perf_counter()
         batches = rank_micro_batches(examples, indices, plan, rank, pad_token_id)
-        local = [prefix.count_missing(batches) if prefix else 0, *_count(batches)]
-        missing, supervised, tokens, positions, pairs = _all_sum(torch.tensor(local, device=device)).tolist()
+        local = [*_count(batches), *(prefix.count_missing(batches) if prefix else [])]
+        supervised, tokens, positions, pairs, *missing = _all_sum(torch.tensor(local, device=device)).tolist()
         learning_rate = engine.get_lr()[0]
         total = _take_step(engine, batches, plan.world_size * plan.accumulation / max(1, supervised), prefix, missing)
         summed, given = _agree(total, asked())
         seconds = time.perf_counter() - started
+        all_kept = prefix is not None and not any(missing)
         record = StepRecord(
             step=step,
             epoch=examples_seen / plan.num_examples,
@@ -124,19 +127,21 @@ def fit(
             seconds=seconds,
             tokens_per_second=tokens / seconds,
             padded_share=1 - tokens / positions,
-            mfu=meter.mfu(tokens, pairs, supervised, seconds, prefix is not None and not missing) if meter else None,
+            mfu=meter.mfu(tokens, pairs, supervised, seconds, all_kept) if meter else None,
             peak_gpu_bytes=torch.cuda.max_memory_allocated() if device.type == "cuda" else 0,
             peak_host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         )
         _check_finite(record, engine.was_step_applied())
         stopped_by = given if step < plan.num_steps else 0
         on_step(record, stopped_by)
-        if stopped_by:
+        if stopped_by or step == until:
             return stopped_by
     return 0
 
 
-def _take_step(engine: Any, batches: Sequence[Batch], scale: float, prefix: PrefixCache | None, missing: int) -> Tensor:
+def _take_step(
+    engine: Any, batches: Sequence[Batch], scale: float, prefix: Prefix | None, missing: Sequence[int]
+) -> Tensor:
     """Forward and backward of each micro-batch, `scale` times its loss, and with the last the optimizer's step.
 
     Returns:
@@ -145,7 +150,8 @@ def _take_step(engine: Any, batches: Sequence[Batch], scale: float, prefix: Pref
     total = torch.zeros((), dtype=torch.float64, device=engine.device)
     for batch in batches:
         inputs = {k: v.to(engine.device) for k, v in batch.items()}
-        with _around(prefix, inputs, missing):
+        # what is missing is summed over the ranks: under ZeRO-3 all must go one way
+        with prefix.around(inputs, missing) if prefix else nullcontext():
             loss = summed_loss(engine, inputs)
         engine.backward(loss * scale)
         engine.step()
@@ -203,13 +209,6 @@ def _count(batches: Sequence[Batch]) -> list[int]:
         sum(mask.numel() for mask in masks),
         sum(int(((2 * place + 1) * mask).sum()) for place, mask in zip(places, masks, strict=True)),
     ]
-
-
-def _around(prefix: PrefixCache | None, batch: Batch, missing: int) -> AbstractContextManager[None]:
-    """What a micro-batch's forward runs in. `missing` is summed over the ranks: under ZeRO-3 all must go one way."""
-    if prefix is None:
-        return nullcontext()
-    return prefix.writing(batch) if missing else prefix.reading(batch)
 
 
 def _check_finite(record: StepRecord, applied: bool) -> None:

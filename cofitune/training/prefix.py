@@ -11,12 +11,12 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +101,20 @@ def changing_prefix(config: Mapping[str, Any]) -> str | None:
     return None
 
 
+class Prefix(Protocol):
+    """Keeps what enters a layer of the frozen prefix, and gives it back in place of all that lies below."""
+
+    def count_missing(self, batches: Sequence[Batch]) -> list[int]:
+        """How much of these batches is not kept yet on this rank, in as many numbers as on every other rank."""
+
+    def around(self, batch: Batch, missing: Sequence[int]) -> AbstractContextManager[None]:
+        """What the batch's forward pass runs in.
+
+        Args:
+            missing: of the whole step, summed over all ranks.
+        """
+
+
 class PrefixCache:
     """The kept hidden states of one training. One collective call makes it; the file vanishes with the processes."""
 
@@ -117,16 +131,19 @@ class PrefixCache:
         self._rows = whole[: plan.row_bytes].view(plan.dtype).view(-1, plan.hidden_size)  # [tokens of all items, H]
         self._kept = whole[plan.row_bytes :]
 
-    def count_missing(self, batches: Sequence[Batch]) -> int:
+    def count_missing(self, batches: Sequence[Batch]) -> list[int]:
         """How many rows of these batches are not kept yet (on this rank: what others keep, it may read)."""
-        return sum(int((self._kept[batch["indices"].tolist()] == 0).sum()) for batch in batches)
+        return [sum(int((self._kept[batch["indices"].tolist()] == 0).sum()) for batch in batches)]
+
+    def around(self, batch: Batch, missing: Sequence[int]) -> AbstractContextManager[None]:
+        """Keep the batch, or read it where nothing of its step is missing on any rank."""
+        return self.writing(batch) if any(missing) else self.reading(batch)
 
     @contextmanager
     def writing(self, batch: Batch) -> Iterator[None]:
         """Inside, one whole forward pass of the batch is kept."""
 
-        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden = (args[0] if args else kwargs["hidden_states"]).detach()  # [B, T, H]
+        def keep(hidden: Tensor) -> None:
             if hidden.dtype != self._plan.dtype:
                 raise RuntimeError(
                     f"hidden states are {hidden.dtype}, the prefix cache was made for {self._plan.dtype}"
@@ -135,37 +152,18 @@ class PrefixCache:
                 kept.copy_(hidden[row, begin : begin + len(kept)])
             self._kept[batch["indices"].tolist()] = 1
 
-        first = self._model.get_submodule(f"{self._plan.layers}.{self._plan.first}")
-        handle = first.register_forward_pre_hook(keep, with_kwargs=True)
-        try:
+        with catching(self._model, self._plan.layers, self._plan.first, keep):
             yield
-        finally:
-            handle.remove()
 
     @contextmanager
     def reading(self, batch: Batch) -> Iterator[None]:
-        """Inside, the forward pass of the batch begins at the lowest trained layer with what was kept.
-
-        A stand-in takes the place of the embedding and of every layer below, so that the model's own code still makes
-        masks and positions, and ZeRO-3 has nothing to gather there.
-        """
+        """Inside, the forward pass of the batch begins at the lowest trained layer with what was kept."""
         rows, longest = batch["input_ids"].shape
         hidden = torch.zeros(rows, longest, self._plan.hidden_size, dtype=self._plan.dtype)
         for row, begin, kept in self._places(batch):
             hidden[row, begin : begin + len(kept)] = kept
-        given = _Given(hidden.to(batch["input_ids"].device))
-        layers: Any = self._model.get_submodule(self._plan.layers)
-        embedding = self._model.get_input_embeddings()  # type: ignore[operator]
-        frozen = [layers[index] for index in range(self._plan.first)]
-        self._model.set_input_embeddings(given)  # type: ignore[operator]
-        for index in range(self._plan.first):
-            layers[index] = given
-        try:
+        with standing_in(self._model, self._plan.layers, self._plan.first, hidden.to(batch["input_ids"].device)):
             yield
-        finally:
-            self._model.set_input_embeddings(embedding)  # type: ignore[operator]
-            for index, layer in enumerate(frozen):
-                layers[index] = layer
 
     def _places(self, batch: Batch) -> Iterator[tuple[int, int, Tensor]]:
         """Yield row, first column and kept hidden states [T, H] of each item: a row each, or in one row all of them."""
@@ -178,6 +176,46 @@ class PrefixCache:
             else:
                 yield 0, column, kept
                 column += len(kept)
+
+
+@contextmanager
+def catching(model: nn.Module, layers: str, first: int, keep: Callable[[Tensor], None]) -> Iterator[None]:
+    """Inside, `keep` is told of what enters layer `first`, [B, T, H].
+
+    Args:
+        layers: path of the model's list of decoder layers.
+    """
+
+    def tell(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        keep((args[0] if args else kwargs["hidden_states"]).detach())
+
+    handle = model.get_submodule(f"{layers}.{first}").register_forward_pre_hook(tell, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def standing_in(model: nn.Module, layers: str, first: int, hidden: Tensor) -> Iterator[None]:
+    """Inside, the model's forward pass begins at layer `first` with `hidden` [B, T, H].
+
+    A stand-in takes the place of the embedding and of every layer below, so that the model's own code still makes masks
+    and positions, and ZeRO-3 has nothing to gather there.
+    """
+    given = _Given(hidden)
+    places: Any = model.get_submodule(layers)
+    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    below = [places[index] for index in range(first)]
+    model.set_input_embeddings(given)  # type: ignore[operator]
+    for index in range(first):
+        places[index] = given
+    try:
+        yield
+    finally:
+        model.set_input_embeddings(embedding)  # type: ignore[operator]
+        for index, layer in enumerate(below):
+            places[index] = layer
 
 
 class _Given(nn.Module):

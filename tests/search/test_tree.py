@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cofitune.errors import UserError
 from cofitune.model.layouts import GROUPS
 from cofitune.model.region import Region
+from cofitune.search.race import Job, Rules
 from cofitune.search.space import PAPER_LEVELS, Level, plan, whole_model
 from cofitune.search.store import Store, open_store
 from cofitune.search.tree import Found, search
@@ -21,6 +23,7 @@ L = 8
 ROOT = whole_model(L)
 HALVES = [(0, 3), (2, 5), (4, 7)]
 QUARTERS = [(0, 1), (2, 3), (4, 5), (6, 7)]
+STEPS, EVALUATION = 60, 10.0  # of a trial; seconds
 Score = Callable[[Region], float]
 
 
@@ -45,24 +48,37 @@ class Bench:
         self.score, self.kill_at = score, kill_at
         self.failing = dict(failing)
         self.ran: list[Region] = []
+        self.ordered: list[tuple[Region, int, int]] = []  # with the steps from and to
+        self.backwards = False
         self.told: list[tuple[str, bool]] = []
 
-    def run(self, region: Region, level: int) -> Trial:
+    def run(self, jobs: Sequence[Job]) -> Iterator[Trial]:
+        """Yield the trials one after the other, or backwards, as if the last had been the fastest."""
+        for job in reversed(jobs) if self.backwards else jobs:
+            yield self.run_one(job)
+
+    def run_one(self, job: Job) -> Trial:
         if self.kill_at is not None and len(self.ran) == self.kill_at:
             raise KeyboardInterrupt
+        region, steps = job.region, job.until or STEPS
         self.ran.append(region)
+        self.ordered.append((region, self.store.goes_on_from(job.id, steps), steps))
+        begun_at, weight = self.ordered[-1][1], weights(region)
         fails = self.failing.get(region, 0)
         if fails:
             self.failing[region] = fails - 1
-            return Trial("?", region, "failed", level, 1, weights(region), 1.0, reason=f"broken {region}")
-        return Trial("?", region, "done", level, 1, weights(region), 1.0, unified=self.score(region))
+            return Trial(job.id, region, "failed", 0, 1, weight, 1.0, steps, begun_at, reason=f"broken {region}")
+        status: Any = "paused" if job.until else "done"
+        seconds = float(steps - begun_at) + EVALUATION
+        score, parts = self.score(region), {"train": float(steps - begun_at), "evaluate": EVALUATION}
+        return Trial(job.id, region, status, 0, 1, weight, seconds, steps, begun_at, unified=score, parts=parts)
 
-    def search(self, levels: tuple[Level, ...] = PAPER_LEVELS, beam: int = 1) -> Found:
+    def search(self, levels: tuple[Level, ...] = PAPER_LEVELS, beam: int = 1, **rules: Any) -> Found:
         return search(
             ROOT,
             levels,
-            beam=beam,
-            run_trial=self.run,
+            rules=Rules(STEPS, beam, **rules),
+            run_jobs=self.run,
             store=self.store,
             on_trial=lambda trial, known: self.told.append((trial.id, known)),
         )

@@ -12,7 +12,8 @@ from dataclasses import replace
 import pytest
 
 from cofitune.model.region import Region
-from cofitune.search.trial import BASE, Trial, rank, trial_from_json, trial_id
+from cofitune.search.objective import Objective
+from cofitune.search.trial import BASE, Trial, trial_from_json, trial_id
 
 IDENTITY = {"model": "abc", "train": {"learning_rate": 4e-5, "seed": 1}, "data": ["d"]}
 REGION = Region.span(8, 15, ("up_proj", "down_proj"))
@@ -29,12 +30,19 @@ DONE = Trial(
     versatility=None,
     unified=33.3,
     categories={"gen_kn": 1 / 3, "instruct": None},
+    intervals={"unified": (-1.5, 1 / 3)},
     train_loss=1.25,
+    steps=60,
+    begun_at=15,
+    learning_rate=5e-4,
+    parts={"train": 10.0, "evaluate": 2.5},
 )
 FAILED = Trial("x", REGION, "failed", 1, 1, 5, 0.5, reason="out of memory:\n  »20 GiB«")
 
 
-@pytest.mark.parametrize("trial", [DONE, FAILED, replace(DONE, id=BASE, region=None, parent=None)])
+@pytest.mark.parametrize(
+    "trial", [DONE, FAILED, replace(DONE, status="paused"), replace(DONE, id=BASE, region=None, parent=None)]
+)
 def test_a_trial_survives_its_line_exactly(trial: Trial) -> None:
     line = trial.to_json()
     assert "\n" not in line
@@ -106,5 +114,5 @@ def test_equal_scores_go_by_fewer_weights_and_then_by_the_lower_first_layer() ->
     low = replace(high, id="low", region=Region.span(0, 7, ("up_proj",)))
     small = replace(high, id="small", num_trained=9)
     better = replace(high, id="better", num_trained=99, unified=50.001)
-    order = [t.id for t in sorted([high, low, small, better], key=rank)]
+    order = [t.id for t in sorted([high, low, small, better], key=Objective().rank)]
     assert order == ["better", "small", "low", "high"]

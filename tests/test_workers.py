@@ -1,0 +1,189 @@
+"""Orders on real workers, with the tiny model: what a trial leaves, and that none depends on what ran before it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from cofitune.config.load import load_config
+from cofitune.files import exclusive
+from cofitune.launch import Ranks
+from cofitune.recipes.orders import Order, Outcome
+from cofitune.workers import local_orders, measure_trial
+
+ONE, TWO = (Ranks(n, (), ("--num-processes", str(n))) for n in (1, 2))
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> dict[str, Any]:
+    """A trial's config, the region and the folder left out."""
+    folder = tmp_path_factory.mktemp("items")
+    words = ("contract", "seller", "tenant", "notice", "landlord", "buyer", "reason", "lease", "court")
+    law = [{"instruction": f"Say {w}{' please' * (i % 3)}", "output": f"The {w} is void."} for i, w in enumerate(words)]
+    choice = [{"question": f"Which {w}?", "choices": ["Paris", "Rome"], "answer": i % 2} for i, w in enumerate(words)]
+    for name, items in (("law", law), ("choice", choice)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    return {
+        "model": {"name": str(tiny_model_folder), "dtype": "float32"},
+        "data": {"train": f"{folder}/law.jsonl", "max_length": 64},
+        "train": {
+            "max_steps": 4, "learning_rate": 1e-2, "warmup_ratio": 0, "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 1, "save_steps": None,
+        },
+        "eval": {
+            "batch_size": 4,
+            "speciality": [
+                {"path": f"{folder}/law.jsonl", "kind": "generate", "metric": "f1", "max_new_tokens": 8},
+                {"path": f"{folder}/law.jsonl", "kind": "loss", "name": "law loss"},
+            ],
+            "versatility": {"gen_kn": [{"path": f"{folder}/choice.jsonl", "kind": "multiple_choice"}]},
+        },
+        "softmask": {"apply_to": "none"},
+    }  # fmt: skip
+
+
+def order(settings: dict[str, Any], folder: Path, layers: str, until: int | None = None, **train: Any) -> Order:
+    """A trial of these layers' up and down projections, with settings of `train` of its own."""
+    text = json.loads(json.dumps(settings))
+    text |= {"region": {"layers": layers, "modules": ["up_proj", "down_proj"]}, "output_dir": str(folder)}
+    text["train"] |= train
+    path = folder.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(text))
+    return Order(folder.name, load_config(path), folder, until=until)
+
+
+def left(folder: Path) -> dict[str, Any]:
+    """All that a trial's scores hang on: its weights by their hash, the losses of its steps, its answers."""
+    scores = json.loads((folder / "eval" / "scores.json").read_text())
+    metrics = [json.loads(line) for line in (folder / "train" / "metrics.jsonl").read_text().splitlines()]
+    files = sorted((folder / "eval" / "samples").rglob("*.jsonl"))
+    run = scores["models"]["run"]
+    return {
+        "weights": run["delta_sha256"],
+        "unified": run["unified"],
+        "steps": [(m["step"], m["loss"], m["grad_norm"]) for m in metrics],
+        "answers": {str(path.relative_to(folder)): path.read_text() for path in files},
+    }
+
+
+def run_all(ranks: Ranks, orders: list[Order]) -> list[Outcome]:
+    with local_orders(ranks) as run_orders:
+        return list(run_orders(orders))
+
+
+def test_no_trial_depends_on_what_ran_before_it_in_its_worker_or_in_one_that_failed(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    first, other, again, after = (
+        order(settings, tmp_path / name, layers)
+        for name, layers in (("first", "1-2"), ("other", "2-3"), ("again", "1-2"), ("after", "1-2"))
+    )
+    diverges = order(settings, tmp_path / "diverges", "1-2", learning_rate=1e30)
+    outcomes = run_all(ONE, [first, other, again, diverges, after])
+    assert [o.order.id for o in outcomes] == ["first", "other", "again", "diverges", "after"]
+    assert [o.error is None for o in outcomes] == [True, True, True, False, True]
+    assert "training diverged" in str(outcomes[3].error) and f"(exit 2; {tmp_path}/diverges/trial.log)" in str(
+        outcomes[3].error
+    )
+    alone = left(first.folder)
+    assert len(alone["steps"]) == 4 and len(alone["answers"]) == 6
+    assert left(again.folder) == alone and left(after.folder) == alone
+    assert left(other.folder)["weights"] != alone["weights"]
+    assert not list(tmp_path.rglob("*.safetensors")), "no weights are written"
+    seconds = [o.seconds for o in outcomes]
+    assert all(set(s) == {"start", "train", "evaluate", "other"} for s in seconds)
+    assert seconds[0]["start"] > 1 and seconds[4]["start"] > 1, "a worker starts with the first order, and anew"
+    assert max(seconds[1]["start"], seconds[2]["start"]) < 0.5
+    assert "step 4/4" in (other.folder / "trial.log").read_text()
+
+
+def test_two_ranks_share_a_trial_and_go_on_where_it_paused(settings: dict[str, Any], tmp_path: Path) -> None:
+    whole, other = order(settings, tmp_path / "whole", "1-2"), order(settings, tmp_path / "other", "0-1")
+    paused, later = (order(settings, tmp_path / "paused", "1-2", until) for until in (2, None))
+    with local_orders(TWO) as run_orders:
+        assert [o.error for o in run_orders([whole, paused])] == [None, None]
+        half = left(paused.folder)
+        assert [step for step, *_ in half["steps"]] == [1, 2]
+        assert [p.name for p in (paused.folder / "train" / "checkpoints").iterdir()] == ["step-000002"]
+        assert [o.error for o in run_orders([other, later])] == [None, None]
+    assert left(paused.folder) == left(whole.folder)
+    assert half["steps"] == left(whole.folder)["steps"][:2] and half["weights"] != left(whole.folder)["weights"]
+    assert not list(tmp_path.rglob("*.safetensors")), "the checkpoint goes when the trial ends"
+
+
+def test_a_measured_trial_leaves_nothing(settings: dict[str, Any], tmp_path: Path) -> None:
+    asked = order(settings, tmp_path / "trial", "1-2")
+    measured = measure_trial(asked.config, ONE)
+    assert measured.seconds_to_start > measured.seconds_a_step > 0 and measured.seconds_to_evaluate > 0
+    assert not asked.folder.exists()
+
+
+SEARCH = """
+import signal, sys, time
+from pathlib import Path
+from cofitune.config.load import load_config
+from cofitune.files import exclusive
+from cofitune.launch import Ranks
+from cofitune.recipes.orders import Order
+from cofitune.workers import local_orders
+
+folder, ranks = Path(sys.argv[1]), sys.argv[2]
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+asked = Order("trial", load_config(folder.with_suffix(".yaml")), folder)
+with exclusive(folder.parent / "search", "search"):
+    with local_orders(Ranks(int(ranks), (), ("--num-processes", ranks))) as run_orders:
+        print([outcome.error for outcome in run_orders([asked])], flush=True)
+"""
+
+
+@pytest.mark.parametrize(("ranks", "signum"), [(2, signal.SIGKILL), (1, signal.SIGTERM)])
+def test_a_search_that_is_ended_leaves_no_worker_behind(
+    ranks: int, signum: signal.Signals, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    asked = order(settings, tmp_path / "trial", "1-2", max_steps=100_000)
+    search = subprocess.Popen([sys.executable, "-c", SEARCH, str(asked.folder), str(ranks)])
+    wait_for((asked.folder / "train" / "metrics.jsonl").is_file, 90)
+    workers = psutil.Process(search.pid).children(recursive=True)
+    assert len(workers) >= ranks
+    search.send_signal(signum)
+    assert search.wait(timeout=30) == (143 if signum == signal.SIGTERM else -signal.SIGKILL)
+    wait_for(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in workers), 20)
+    with exclusive(tmp_path / "search", "search"):  # which the worker held, too, as long as it was there
+        pass
+
+
+def test_a_worker_that_is_killed_is_told_of_and_replaced(settings: dict[str, Any], tmp_path: Path) -> None:
+    long, after = order(settings, tmp_path / "long", "1-2", max_steps=100_000), order(settings, tmp_path / "after", "3")
+
+    def kill() -> None:
+        wait_for((long.folder / "train" / "metrics.jsonl").is_file, 90)
+        for process in psutil.Process().children():
+            if "_worker" in process.cmdline():
+                process.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    outcomes = run_all(ONE, [long, after])
+    killer.join()
+    assert outcomes[0].error == (
+        f"was killed from outside, as the system does when the machine's memory is full ({long.folder}/trial.log)"
+    )
+    assert outcomes[1].error is None
+
+
+def wait_for(holds: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it never came so far"
+        time.sleep(0.05)
