@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cofitune.config.schema import Config
 from cofitune.errors import UserError
 from cofitune.hosts import CARRIED
 from cofitune.ray_cluster import check_versions, join_cluster, last_line, nodes_that_hold, pinned_to
@@ -26,12 +27,13 @@ from cofitune.ray_trial import (
     Errand,
     Report,
     forget_search,
+    measure_errand,
     needed_paths,
     read_files,
     run_errand,
     write_files,
 )
-from cofitune.recipes.orders import Order, Outcome, RunOrders
+from cofitune.recipes.orders import Measured, Order, Outcome
 
 RETRIES = 3  # for a trial whose worker or node was lost
 SECONDS_TO_END = 30  # for trials that are ended, before their processes are killed
@@ -73,7 +75,7 @@ def choose_demand(num_processes: int | None, hostfile: Path | None, gpus: int | 
 @contextmanager
 def ray_orders(
     demand: Demand, address: str = "auto", *, say: Callable[[str], None] = print, work: Work = run_errand
-) -> Iterator[RunOrders]:
+) -> Iterator[RayOrders]:
     """Run a search's orders on the Ray cluster at `address`; the first order connects to it.
 
     Args:
@@ -86,14 +88,16 @@ def ray_orders(
         UserError: (by the orders) ray is not installed, there is no cluster, no node could ever hold a trial, or a
             node has other versions than this machine.
     """
-    orders = _RayOrders(demand, address, say, work)
+    orders = RayOrders(demand, address, say, work)
     try:
         yield orders
     finally:
         orders.close()
 
 
-class _RayOrders:
+class RayOrders:
+    """What `RunOrders` asks for, on a cluster."""
+
     def __init__(self, demand: Demand, address: str, say: Callable[[str], None], work: Work) -> None:
         self._demand, self._address, self._say, self._work = demand, address, say, work
         self._ray: Any = None
@@ -108,7 +112,7 @@ class _RayOrders:
         """Hand all of them to the cluster, which runs as many at once as it can hold."""
         if orders and self._ray is None:
             self._connect(orders[0].folder.parent)
-        running = {self._start(order): order for order in orders}
+        running = {self._send(order): order for order in orders}
         lost: Counter[str] = Counter()
         try:
             while running:
@@ -126,11 +130,27 @@ class _RayOrders:
                         continue
                     told = f"trial {order.id}: the cluster lost it ({_kind(error)})"
                     self._say(f"{told}; it runs again, {lost[order.id]} of at most {RETRIES} times")
-                    running[self._start(order)] = order
+                    running[self._send(order)] = order
                 else:
                     yield self._take(order, node, report)
         finally:
             self._end(list(running))
+
+    def measure(self, config: Config) -> Measured:
+        """Take the time of a few steps of a trial, and of a few items, on a node that can hold it.
+
+        Raises:
+            UserError: as for orders; or it failed.
+        """
+        folder = Path(config.output_dir)
+        if self._ray is None:
+            self._connect(folder.parent)
+        try:
+            _, measured = self._ray.get(self._send(Order("measured", config, folder), measure_errand))
+        except self._ray.exceptions.RayError as error:
+            raise UserError(f"no trial could be measured on the cluster: {last_line(error)}") from None
+        found: Measured = measured
+        return found
 
     def close(self) -> None:
         """Remove what lost, ended and paused trials have left on the nodes, and let go of the cluster."""
@@ -160,12 +180,14 @@ class _RayOrders:
         self._environment = _environment(demand.ranks, gpus, cpus)
         self._task = ray.remote(num_gpus=gpus, num_cpus=cpus, max_retries=0)(_on_node)  # retries are counted here
 
-    def _start(self, order: Order) -> Any:
+    def _send(self, order: Order, work: Callable[[Errand], Any] | None = None) -> Any:
+        """Make an order a task of the cluster."""
         node = self._state_lies_on.get(order.id)
+        search = order.config.search.model_copy(update={"prefix_cache": "none"})  # each trial has a worker of its own
         errand = Errand(
             id=order.id,
             search=self._search,
-            config=order.config.model_dump(mode="json"),
+            config=order.config.model_copy(update={"search": search}).model_dump(mode="json"),
             train=order.train,
             until=order.until,
             cwd=str(Path.cwd()),
@@ -176,7 +198,7 @@ class _RayOrders:
             files=read_files(order.folder, HANDED_ON),
         )
         task = self._task.options(**pinned_to(node, soft=True)) if node else self._task
-        return task.remote(self._work, errand)
+        return task.remote(work or self._work, errand)
 
     def _take(self, order: Order, node: str, report: Report) -> Outcome:
         """Put what came back into the order's folder, which it names instead of the node's."""
@@ -198,7 +220,7 @@ class _RayOrders:
                 _, tasks = self._ray.wait(tasks, num_returns=len(tasks), timeout=SECONDS_TO_END)
 
 
-def _on_node(work: Work, errand: Errand) -> tuple[str, Report]:
+def _on_node(work: Callable[[Errand], Any], errand: Errand) -> tuple[str, Any]:
     """The task: on which node it runs, and what came of it."""
     import ray
 

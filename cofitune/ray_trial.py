@@ -22,8 +22,9 @@ from cofitune import __version__
 from cofitune.config.schema import Config
 from cofitune.errors import UserError
 from cofitune.files import write_atomically
+from cofitune.launch import Ranks
 from cofitune.recipes.folders import PACKAGES, package_version
-from cofitune.recipes.orders import Order, Outcome
+from cofitune.recipes.orders import Measured, Order, Outcome
 
 HANDED_ON = ("eval/cache/**/*",)  # the base's answers
 BROUGHT_BACK = ("trial.*", "train/*.json*", "train/*.yaml", "eval/**/*")
@@ -82,18 +83,13 @@ def run_errand(errand: Errand, run_here: RunHere | None = None) -> Report:
         run_here: runs an order on so many ranks of this machine; default: a worker of the local executor.
     """
     host, folder = socket.gethostname(), search_folder(errand.search) / errand.id
-    missing = [path for path in errand.needs if not Path(path).exists()]
-    if missing:
-        must = "data and model must lie at the same place on every node that takes trials"
-        return Report(host, str(folder), f"{host} has not {', '.join(missing)}: {must}")
-    _own_folder(search_folder(errand.search))
+    try:
+        config = _make_ready(errand, folder)
+    except UserError as error:
+        return Report(host, str(folder), str(error))
     if errand.begin:
         shutil.rmtree(folder, ignore_errors=True)
     write_files(folder, errand.files)
-    os.environ.update(errand.environment)
-    if Path(errand.cwd).is_dir():  # else there are no relative paths: what they name would be missing
-        os.chdir(errand.cwd)
-    config = Config.model_validate({**errand.config, "output_dir": str(folder)})
     paused = False
     try:
         outcome = (run_here or _run_here)(Order(errand.id, config, folder, errand.train, errand.until), errand.ranks)
@@ -103,6 +99,19 @@ def run_errand(errand: Errand, run_here: RunHere | None = None) -> Report:
     finally:
         if not paused:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def measure_errand(errand: Errand) -> Measured:
+    """Take the time of a few steps of a trial on this node, and of a few items.
+
+    Raises:
+        UserError: it failed; the message says why.
+    """
+    from cofitune.workers import measure_trial
+
+    config = _make_ready(errand, search_folder(errand.search) / errand.id)
+    _keep_open_files()
+    return measure_trial(config, _ranks(errand.ranks))
 
 
 def forget_search(search: str) -> None:
@@ -144,6 +153,23 @@ def _write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
+def _make_ready(errand: Errand, folder: Path) -> Config:
+    """Let this process be as the search's: its variables, the folder that it was typed in. Returns the trial's config.
+
+    Raises:
+        UserError: this node has not the data or the model.
+    """
+    missing = [path for path in errand.needs if not Path(path).exists()]
+    if missing:
+        must = "data and model must lie at the same place on every node that takes trials"
+        raise UserError(f"{socket.gethostname()} has not {', '.join(missing)}: {must}")
+    _own_folder(search_folder(errand.search))
+    os.environ.update(errand.environment)
+    if Path(errand.cwd).is_dir():  # else there are no relative paths: what they name would be missing
+        os.chdir(errand.cwd)
+    return Config.model_validate({**errand.config, "output_dir": str(folder)})
+
+
 def _own_folder(folder: Path) -> None:
     """Make a folder that nobody else can look into or has put there.
 
@@ -160,24 +186,26 @@ def _run_here(order: Order, ranks: int) -> Outcome:
 
     It is waited for by a thread: Ray ends a task by an exception in the main one, which must be awake to meet it.
     """
-    from cofitune.launch import Ranks
     from cofitune.workers import local_orders
 
     _keep_open_files()
-    own = Ranks(ranks, (), ("--num-processes", str(ranks)))
-    with ThreadPoolExecutor(1) as waiter, local_orders(own) as run_orders:
+    with ThreadPoolExecutor(1) as waiter, local_orders(_ranks(ranks)) as run_orders:
         outcome = waiter.submit(lambda: next(iter(run_orders([order]))))
         while not outcome.done():
             wait([outcome], timeout=SECONDS_BETWEEN_LOOKS)
         return outcome.result()
 
 
+def _ranks(count: int) -> Ranks:
+    return Ranks(count, (), ("--num-processes", str(count)))
+
+
 def _keep_open_files() -> None:
     """Let no child have this process' open files: Ray tells that a worker was lost by the end of its connection."""
-    for name in os.listdir("/proc/self/fd"):
-        with suppress(OSError):
-            if int(name) > 2:
-                os.set_inheritable(int(name), False)
+    for number in (int(path.name) for path in list(Path("/proc/self/fd").iterdir())):
+        with suppress(OSError):  # the folder's own is closed again
+            if number > 2:
+                os.set_inheritable(number, False)
 
 
 def _paths_in(value: Any) -> Iterator[str]:

@@ -72,12 +72,13 @@ def forget_models() -> None:
 def drop_weights(model: nn.Module) -> None:
     """Empty a model that stage 3 has sharded and nobody will use again.
 
-    DeepSpeed makes two autograd functions a module, whose classes Python does not collect; they keep the model's object
-    (little), and would keep its weights.
+    DeepSpeed makes two autograd functions a module, whose classes Python does not collect. They keep the model's object,
+    which is little, and would keep what hangs on its parameters: their weights, and the optimizer with its states.
     """
     for parameter in model.parameters():
         if hasattr(parameter, "ds_id"):
-            parameter.data, parameter.ds_tensor, parameter.grad = parameter.data.new_empty(0), None, None
+            vars(parameter).clear()  # all of it is DeepSpeed's
+            parameter.data, parameter.grad = parameter.data.new_empty(0), None
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import tempfile
@@ -14,18 +15,22 @@ from typing import Any
 import pytest
 
 from cofitune import ray_orders as module
+from cofitune.config.load import load_config
 from cofitune.config.schema import Config, Model
 from cofitune.errors import UserError
+from cofitune.launch import Ranks
 from cofitune.ray_cluster import nodes_that_hold
 from cofitune.ray_orders import Demand, choose_demand, ray_orders
 from cofitune.ray_trial import Errand, Report
 from cofitune.recipes.orders import Order, Outcome
+from cofitune.workers import local_orders
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """Two nodes with one core each, on the loopback device, without a dashboard."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # keeps the driver, too, on the loopback device
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     from ray.cluster_utils import Cluster
 
@@ -45,7 +50,7 @@ def order(folder: Path, name: str, until: int | None = None) -> Order:
 
 
 def run(cluster: Any, work: Any, *orders: Order, said: list[str] | None = None) -> dict[str, Outcome]:
-    with ray_orders(Demand(), cluster.address, say=(said or []).append, work=work) as run_orders:
+    with ray_orders(Demand(), cluster.address, say=([] if said is None else said).append, work=work) as run_orders:
         return {outcome.order.id: outcome for outcome in run_orders(orders)}
 
 
@@ -176,6 +181,52 @@ def test_a_cluster_that_could_never_hold_a_trial_is_refused(cluster: Any, tmp_pa
         ray_orders(Demand(gpus=1), cluster.address) as run_orders,
     ):
         list(run_orders([order(tmp_path, "a")]))
+
+
+def test_a_real_trial_gives_what_the_local_executor_gives_also_in_two_parts(
+    cluster: Any, tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums round alike
+    words = ("contract", "seller", "tenant", "notice", "landlord", "buyer")
+    law = [{"instruction": f"Say {word}", "output": f"The {word} is void."} for word in words]
+    (tmp_path / "law.jsonl").write_text("".join(json.dumps(item) + "\n" for item in law))
+    (tmp_path / "c.yaml").write_text(f"""
+model: {{name: {tiny_model_folder}, dtype: float32}}
+data: {{train: {tmp_path}/law.jsonl, max_length: 64}}
+region: {{layers: 1-2, modules: [up_proj, down_proj]}}
+train: {{max_steps: 4, learning_rate: 1e-2, per_device_train_batch_size: 2, gradient_accumulation_steps: 1}}
+eval:
+  speciality: [{{path: {tmp_path}/law.jsonl, kind: generate, metric: f1, max_new_tokens: 8}}]
+  versatility: {{gen_kn: [{{path: {tmp_path}/law.jsonl, kind: generate, metric: rouge_l, max_new_tokens: 8}}]}}
+output_dir: {tmp_path}
+""")
+    config = load_config(tmp_path / "c.yaml")
+
+    def part(name: str, until: int | None) -> Order:
+        return Order(name, config.model_copy(update={"output_dir": str(tmp_path / name)}), tmp_path / name, until=until)
+
+    with local_orders(Ranks(1, (), ("--num-processes", "1"))) as run_orders:
+        assert [outcome.error for outcome in run_orders([part("here", None)])] == [None]
+    with ray_orders(Demand(), cluster.address) as on_ray:
+        for until in (2, None):
+            assert [outcome.error for outcome in on_ray([part("there", until)])] == [None]
+            assert len((tmp_path / "there/train/metrics.jsonl").read_text().splitlines()) == (until or 4)
+    here, there = (left(tmp_path / name) for name in ("here", "there"))
+    assert here == there
+    assert len(here["weights"]) == 64 and len(here["losses"]) == 4 and len(here["answers"]) >= 2
+    assert "step 4/4" in (tmp_path / "there/trial.log").read_text()
+    assert not list(tmp_path.rglob("*.safetensors")) and not (tmp_path / "there/train/checkpoints").exists()
+
+
+def left(folder: Path) -> dict[str, Any]:
+    """What a trial's scores hang on: the hash of its weights, its losses, its answers, its scores."""
+    scores = json.loads((folder / "eval/scores.json").read_text())["models"]["run"]
+    for task in scores["tasks"].values():
+        del task["seconds"]
+    lines = (folder / "train/metrics.jsonl").read_text().splitlines()
+    answers = {path.name: path.read_text() for path in (folder / "eval/samples/run").glob("*.jsonl")}
+    losses = [json.loads(line)["loss"] for line in lines]
+    return {"weights": scores["delta_sha256"], "losses": losses, "answers": answers, "scores": scores}
 
 
 def test_a_node_that_dies_in_the_middle_loses_no_trial(cluster: Any, tmp_path: Path) -> None:

@@ -103,8 +103,9 @@ class Search(Section):
     )
     prefix_cache: Literal["none", "memory", "disk"] = Field(
         "none",
-        description="keep what enters the trials' lower trained layers, for all trials that start there or higher "
-        "(tokens × hidden size × bytes of the dtype for each kept layer); memory: in /dev/shm; disk: in output_dir",
+        description="keep what enters the trials' lowest trained layers, for all trials that start there or higher "
+        "(tokens × hidden size × bytes of the dtype for each kept layer); memory: of the trials' processes; disk: in "
+        "output_dir",
     )
     executor: Literal["local", "ray"] = Field(
         "local", description="where trials run: one after the other on the ranks of this call, or on a Ray cluster"

@@ -106,7 +106,7 @@ def _prefix_lines(config: Config, made: Plan) -> list[str]:
     kind, layers = config.search.prefix_cache, made.lowest_layers
     if kind == "none" or not made.prefix_bytes or not layers:
         return []
-    where = "/dev/shm" if kind == "memory" else str(made.folder)
+    where = "memory" if kind == "memory" else str(made.folder)
     size = gib(made.prefix_bytes)
     return [
         f"The prefix cache takes {size} in {where} for each layer that it keeps the input of, at most "

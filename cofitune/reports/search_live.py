@@ -1,4 +1,4 @@
-"""A search while it runs: on a terminal the tree so far, what runs and the time left; in a log one line a trial."""
+"""A search while it runs, on a terminal: the tree so far, what runs and the time left."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from cofitune.reports.progress import clock
-from cofitune.reports.search_tree import Row, path_to, progress_line, region_text, tree_heading, tree_line
+from cofitune.reports.search_tree import Row, path_to, region_text, tree_heading, tree_line
 
 REFRESHES_A_SECOND = 2
 OTHER_LINES = 4  # of the terminal's, besides the trials': account, heading, base, and a spare one
@@ -35,6 +35,8 @@ class SearchLive:
         self._rows: dict[str, Row] = {}  # all that were ordered or ended, in the order in which they came
         self._began: dict[str, float | None] = {}  # those that have not ended; None: it waits
         self._ended: dict[str, float] = {}  # seconds
+        self._paused: dict[str, float] = {}  # likewise
+        self._seconds_here = 0.0  # of trials in this call
         self._first = now()
         self._live = Live(
             get_renderable=self.render, console=console, refresh_per_second=REFRESHES_A_SECOND, transient=True
@@ -58,34 +60,40 @@ class SearchLive:
     def on_start(self, rows: Sequence[Row]) -> None:
         """These are ordered, in this order; they have no scores yet."""
         for row in rows:
-            self._rows[row.id] = row
+            self._rows.setdefault(row.id, row)  # one that goes on keeps what is known of it
             self._began[row.id] = None
+            self._ended.pop(row.id, None)  # it failed, and is tried once more
         self._let_begin()
 
     def on_outcome(self, row: Row, known: bool = False, best: str | None = None) -> None:
-        """One has ended, or was known from the store; `best` is the best one's id so far."""
+        """One has ended or paused, or the store knew it; `best` is the best one's id so far."""
+        before = self._rows.get(row.id)
+        self._seconds_here += 0.0 if known else row.seconds - (before.seconds if before else 0.0)
         self._rows[row.id] = row
         self._began.pop(row.id, None)
-        self._ended[row.id] = row.seconds
+        spent = self._paused if row.status == "paused" else self._ended
+        self._paused.pop(row.id, None)
+        spent[row.id] = row.seconds
         self._best = best or self._best
         self._let_begin()
-        if not self._console.is_terminal:
-            line = progress_line(row, self._base, len(self._ended), self._at_most, known)
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def seconds_left(self) -> float | None:
-        """By the mean of the trials that have ended, and what is still to come; None before the first has."""
-        if not self._ended:
+        """By the mean of the whole trials so far, and what is still to come; None before the first has ended."""
+        whole = [self._ended[name] for name in self._ended if self._rows[name].finished]
+        if not whole:
             return None
-        spent = list(self._ended.values())
-        mean = sum(spent) / len(spent)
-        to_come = max(len(self._began), self._at_most - len(self._ended))
-        under_way = [min(mean, self._now() - began) for began in self._began.values() if began is not None]
-        at_once = self._at_once
-        if at_once is None:  # as many as there must have been
-            at_once = max(1, round(sum(spent) / max(1.0, self._now() - self._first)))
-            under_way = []  # or waiting
-        return (mean * to_come - sum(under_way)) / at_once
+        mean = sum(whole) / len(whole)
+        to_come = max(len(self._began.keys() | self._paused.keys()), self._at_most - len(self._ended))
+        spent = dict(self._paused)
+        for name, began in self._began.items():
+            if began is not None and self._at_once is not None:  # else it may wait
+                spent[name] = spent.get(name, 0.0) + self._now() - began
+        at_once = self._at_once or self._at_once_so_far()
+        return (mean * to_come - sum(min(mean, seconds) for seconds in spent.values())) / at_once
+
+    def _at_once_so_far(self) -> int:
+        """How many trials must have run at a time, by what all took and by the clock."""
+        return max(1, round(self._seconds_here / max(1.0, self._now() - self._first)))
 
     def render(self) -> RenderableType:
         """The account, then the tree, cut to what the terminal can hold."""
@@ -123,7 +131,7 @@ class SearchLive:
                 text = Text(tree_line(row, base, depth=depth, instead=self._stage(row.id)), style="cyan", no_wrap=True)
             else:
                 mark = "best" if row.id == self._best else "way" if row.id in way else ""
-                style = "bold" if mark else "dim" if row.reason else ""
+                style = "bold" if mark else "" if row.finished else "dim"
                 text = Text(tree_line(row, base, depth=depth, mark=mark), style=style, no_wrap=True)
             nodes[row.id] = nodes.get(row.parent or base.id, root).add(text)
         hidden = len(self._rows) - len(shown)

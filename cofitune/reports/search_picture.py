@@ -15,9 +15,10 @@ class Dot:
     """One trial as it is drawn.
 
     Attributes:
-        status: done, stopped (its scores are of fewer steps than the others') or failed (no scores).
+        status: done, stopped or paused (its scores are of fewer `steps` than the others'), or failed (no scores).
         tied: it cannot be told apart from the winner on the items of this search.
-        intervals: of speciality and versatility, the ends of their 95 % intervals, in points, where known.
+        bars: of speciality and versatility, the ends of the 95 % interval of the change against the base, around the
+            base's score: in points; where known.
     """
 
     id: str
@@ -30,7 +31,7 @@ class Dot:
     unified: float | None
     steps: int | None = None
     tied: bool = False
-    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    bars: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,12 @@ def read_picture(tree: Mapping[str, Any]) -> Picture:
     columns = ["base"]
     for number, level in enumerate(tree["levels"], start=1):
         columns.append(f"level {number}: {level['tries'].partition(':')[0]}")
-    dots = tuple(_dot(trial, tree) for trial in tree["trials"])
+    dots = tuple(_dot(trial, tree["base"]) for trial in tree["trials"])
     steps = tree.get("identity", {}).get("train", {}).get("steps")
     finished = sum(dot.status == "done" for dot in dots)
     title = f"{finished} finished trial{'' if finished == 1 else 's'}"
     title += f" of {steps} optimizer steps" if steps else ""
-    return Picture(_dot(tree["base"], tree), dots, tree["winner"], tuple(columns), title)
+    return Picture(_dot(tree["base"], tree["base"]), dots, tree["winner"], tuple(columns), title)
 
 
 def place_rows(picture: Picture) -> dict[str, float]:
@@ -114,8 +115,9 @@ def place_of(dot: Dot) -> tuple[float, ...]:
     return dot.versatility, dot.speciality
 
 
-def _dot(trial: Mapping[str, Any], tree: Mapping[str, Any]) -> Dot:
+def _dot(trial: Mapping[str, Any], base: Mapping[str, Any]) -> Dot:
     region = trial["region"]
+    intervals = {name: ends for name, ends in (trial.get("intervals") or {}).items() if base.get(name) is not None}
     return Dot(
         id=trial["id"],
         parent=trial.get("parent"),
@@ -126,4 +128,6 @@ def _dot(trial: Mapping[str, Any], tree: Mapping[str, Any]) -> Dot:
         versatility=trial.get("versatility"),
         unified=trial.get("unified"),
         steps=trial.get("steps"),
+        tied=bool((trial.get("to_winner") or {}).get("tied")),
+        bars={name: (base[name] + low, base[name] + high) for name, (low, high) in intervals.items()},
     )

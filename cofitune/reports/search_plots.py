@@ -23,6 +23,7 @@ WINNER, FRONTIER, QUIET, QUIET_TEXT = "#D55E00", "#0072B2", "#8C8C8C", "#595959"
 INCHES_A_ROW, INCHES_A_LEVEL, SCATTER_INCHES = 0.3, 2.35, 5.2
 TRUNK = 0.12  # of a level's width: how far before its children a parent's line branches
 NARROWEST = 10.0  # inches
+PARTLY = "stopped", "paused"  # not trained to the end: their scores cannot be compared with the others'
 
 
 def draw_search(folder: Path, tree: Mapping[str, Any]) -> tuple[Path, Path]:
@@ -46,7 +47,9 @@ def draw_search(folder: Path, tree: Mapping[str, Any]) -> tuple[Path, Path]:
     colours = _colours(picture)
     draw_tree(above, picture, rows, colours)
     draw_scores(below, picture, colours)
-    figure.colorbar(colours, ax=(above, below), label="unified score (points; 0: chance, 100: all right)", aspect=40)
+    bar = figure.colorbar(colours, ax=(above, below), aspect=40)
+    bar.set_label("unified score (points; 0: chance, 100: all right)", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
     figure.suptitle(picture.title, fontsize=11)
     return save_figure(figure, folder, "search")
 
@@ -62,10 +65,10 @@ def draw_tree(axes: Any, picture: Picture, rows: Mapping[str, float], colours: A
             to = by_id[child].level
             axes.plot([x, to - TRUNK, to - TRUNK, to], [y, y, rows[child], rows[child]], **style)
         _mark(axes, dot, x, y, picture.winner, colours)
-        label, inner = _tree_label(dot), bool(children.get(dot.id))
+        label, inner, won = _tree_label(dot), bool(children.get(dot.id)), dot.id == picture.winner
         axes.annotate(
-            label, (x, y), xytext=(9, 4 if inner else 0), textcoords="offset points", fontsize=8,
-            va="bottom" if inner else "center", weight="bold" if dot.id == picture.winner else "normal",
+            label, (x, y), xytext=(12 if won else 9, 4 if inner else 0), textcoords="offset points", fontsize=8,
+            va="bottom" if inner else "center", weight="bold" if won else "normal",
             color=QUIET_TEXT if dot.status != "done" else "black",
         )  # fmt: skip
     deepest = len(picture.columns) - 1
@@ -107,7 +110,7 @@ def _mark(axes: Any, dot: Dot, x: float, y: float, winner: str, colours: Any) ->
     """A dot by its fate: a star that won, a coloured disc that ran to its end, a hollow one, a cross."""
     if dot.status == "failed":
         axes.scatter(x, y, marker="X", s=55, c=QUIET, linewidths=0, zorder=4)
-    elif dot.status == "stopped":
+    elif dot.status in PARTLY:
         axes.scatter(x, y, s=60, facecolors="white", edgecolors=QUIET, linestyles="dashed", linewidths=1.3, zorder=4)
     elif dot.id == winner:
         axes.scatter(x, y, marker="*", s=330, c=WINNER, edgecolors="black", linewidths=0.8, zorder=6)
@@ -121,8 +124,8 @@ def _mark(axes: Any, dot: Dot, x: float, y: float, winner: str, colours: Any) ->
 def _bars(axes: Any, dot: Dot) -> None:
     x, y = place_of(dot)
     for name, at, draw in (("versatility", y, axes.hlines), ("speciality", x, axes.vlines)):
-        if name in dot.intervals:
-            draw(at, *dot.intervals[name], color=QUIET, lw=0.8, zorder=0.5)
+        if name in dot.bars:
+            draw(at, *dot.bars[name], color=QUIET, lw=0.8, zorder=0.5)
 
 
 def _name_dots(axes: Any, named: Sequence[Dot], shown: Sequence[Dot]) -> None:
@@ -168,10 +171,10 @@ def _legend(picture: Picture, shown: Sequence[Dot]) -> list[Any]:
     ]
     if any(dot.tied for dot in shown):
         entries.insert(1, entry("not told apart from it", marker="o", ms=12, mfc="none", mec=WINNER))
-    if any(dot.intervals for dot in shown):
-        entries.append(entry("95 % interval", linestyle="-", color=QUIET, lw=0.8))
-    if any(dot.status == "stopped" for dot in picture.dots):
-        entries.append(entry("stopped early (above)", marker="o", ms=8, mfc="white", mec=QUIET))
+    if any(dot.bars for dot in shown):
+        entries.append(entry("95 % interval of the change", linestyle="-", color=QUIET, lw=0.8))
+    if any(dot.status in PARTLY for dot in picture.dots):
+        entries.append(entry("not trained to the end (above)", marker="o", ms=8, mfc="white", mec=QUIET))
     if any(dot.status == "failed" for dot in picture.dots):
         entries.append(entry("failed (above)", marker="X", ms=8, mfc=QUIET, mec=QUIET))
     return entries
@@ -181,7 +184,7 @@ def _tree_label(dot: Dot) -> str:
     score = "-" if dot.unified is None else f"{dot.unified:.1f}"
     if dot.status == "failed":
         return f"{dot.label}  failed"
-    return f"{dot.label}  {score}" + (f" at step {dot.steps}, stopped" if dot.status == "stopped" else "")
+    return f"{dot.label}  {score}" + (f", {dot.status} at step {dot.steps}" if dot.status in PARTLY else "")
 
 
 def _colours(picture: Picture) -> Any:

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from cofitune.training.held import HeldModel, checksum
 
 WORKER = Path(__file__).with_name("held_cases.py")
-ORDER = (0, 1, 2, 1, 0)
+ORDER = (0, 1, 0)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -28,7 +28,7 @@ def test_engine_after_engine_on_held_weights_trains_as_on_a_fresh_model(ranks: i
     for way in json.loads((tmp_path / "found.json").read_text()):
         name = f"stage {way['stage']}, {'bf16' if way['bf16'] else 'fp32'}"
         assert way["after"] == [way["alone"][number] for number in ORDER], name
-        assert len({digest for digest, _ in way["alone"]}) == 3, "each region trains something else"
+        assert way["alone"][0] != way["alone"][1], "each region trains something else"
         assert way["changed"] == [], name
         assert way["alive"][-1] <= way["alive"][0], f"{name}: memory grows from trial to trial: {way['alive']}"
 
