@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from cofitune.errors import UserError
 from cofitune.ray_trial import tell_versions
 
 EXTRA = "ray"
+SECONDS_TO_CONNECT = 10
 SECONDS_TO_ANSWER = 120  # for a node's first word: a fresh worker imports this package
 
 
@@ -60,6 +63,7 @@ def _import_ray() -> Any:
 
 def _join(ray: Any, address: str) -> None:
     try:
+        _knock(ray, address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError) as error:
         raise UserError(
@@ -68,6 +72,26 @@ def _join(ray: Any, address: str) -> None:
         ) from None
     except RuntimeError as error:  # another Ray or Python than the cluster's
         raise UserError(f"search.ray.address: {address}: {' '.join(str(error).split())}") from None
+
+
+def _knock(ray: Any, address: str) -> None:
+    """See whether anybody answers where Ray will call: it would call for ever.
+
+    Raises:
+        ConnectionError: nobody does.
+    """
+    if address == "auto":
+        known = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+        address = os.environ.get("RAY_ADDRESS") or (known.read_text().strip() if known.is_file() else "")
+    host, _, port = address.rpartition(":")
+    if "://" in address or not port.isdigit():
+        return  # what this is, Ray knows better
+    if host in ("127.0.0.1", "localhost"):
+        host = ray.util.get_node_ip_address()  # as Ray does
+    try:
+        socket.create_connection((host, int(port)), SECONDS_TO_CONNECT).close()
+    except OSError as error:
+        raise ConnectionError(f"{host}:{port}: {error.strerror or error}") from None
 
 
 def check_versions(ray: Any, nodes: Sequence[Mapping[str, Any]]) -> None:

@@ -13,6 +13,7 @@ import re
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,14 +113,17 @@ class RayOrders:
         """Hand all of them to the cluster, which runs as many at once as it can hold."""
         if orders and self._ray is None:
             self._connect(orders[0].folder.parent)
-        running = {self._send(order): order for order in orders}
+        tasks = {order.id: self._send(order) for order in orders}
+        # Python waits for them, and not Ray, so that a signal is answered as everywhere else
+        running = {tasks[order.id].future(): order for order in orders}
         lost: Counter[str] = Counter()
         try:
             while running:
-                (task,), _ = self._ray.wait(list(running), num_returns=1)
-                order = running.pop(task)
+                ended = next(iter(wait(running, return_when=FIRST_COMPLETED).done))
+                order = running.pop(ended)
+                del tasks[order.id]
                 try:
-                    node, report = self._ray.get(task)
+                    node, report = ended.result()
                 except self._ray.exceptions.RayTaskError as error:
                     yield Outcome(order, f"on the cluster: {last_line(error)}")
                 except self._ray.exceptions.RayError as error:  # the worker, the node, or what it had brought
@@ -130,11 +134,12 @@ class RayOrders:
                         continue
                     told = f"trial {order.id}: the cluster lost it ({_kind(error)})"
                     self._say(f"{told}; it runs again, {lost[order.id]} of at most {RETRIES} times")
-                    running[self._send(order)] = order
+                    tasks[order.id] = self._send(order)
+                    running[tasks[order.id].future()] = order
                 else:
                     yield self._take(order, node, report)
         finally:
-            self._end(list(running))
+            self._end(list(tasks.values()))
 
     def measure(self, config: Config) -> Measured:
         """Take the time of a few steps of a trial, and of a few items, on a node that can hold it.

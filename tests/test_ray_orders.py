@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -165,6 +168,39 @@ def test_what_is_running_ends_when_the_search_does(cluster: Any, tmp_path: Path)
     assert (tmp_path / "long ended").exists()
 
 
+SEARCH = """
+import signal, sys, time
+from pathlib import Path
+from cofitune.config.schema import Config, Model
+from cofitune.ray_orders import Demand, ray_orders
+from cofitune.recipes.orders import Order
+
+folder = Path(sys.argv[2])
+
+def work(errand):
+    (folder / "began").touch()
+    try:
+        for _ in range(1200):
+            time.sleep(0.05)
+    finally:
+        (folder / "ended").touch()
+
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as in the command line
+with ray_orders(Demand(), sys.argv[1], work=work) as run_orders:
+    list(run_orders([Order("a", Config(model=Model(name="x"), output_dir="x"), folder / "run" / "a")]))
+"""
+
+
+def test_a_signal_to_the_search_ends_its_tasks_and_has_its_own_exit_code(cluster: Any, tmp_path: Path) -> None:
+    (tmp_path / "search.py").write_text(SEARCH)
+    command = [sys.executable, str(tmp_path / "search.py"), cluster.address, str(tmp_path)]
+    with subprocess.Popen(command) as search:
+        wait_for(tmp_path / "began")
+        search.terminate()
+        assert search.wait(25) == 128 + signal.SIGTERM
+    assert (tmp_path / "ended").exists()
+
+
 def test_another_version_on_a_node_is_told_before_anything_runs(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,6 +263,28 @@ def left(folder: Path) -> dict[str, Any]:
     answers = {path.name: path.read_text() for path in (folder / "eval/samples/run").glob("*.jsonl")}
     losses = [json.loads(line)["loss"] for line in lines]
     return {"weights": scores["delta_sha256"], "losses": losses, "answers": answers, "scores": scores}
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "auto", "no address"])
+def test_a_cluster_that_does_not_answer_is_told_at_once(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    started = time.monotonic()
+    with (
+        pytest.raises(UserError, match=r"search\.ray\.address: .*: no Ray cluster answers \(.*\); `ray start` makes"),
+        ray_orders(Demand(), address.format(port=port)) as run_orders,
+    ):
+        list(run_orders([order(tmp_path, "a")]))
+    assert time.monotonic() - started < 10
+
+
+def test_without_ray_the_message_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install 'cofitune\[ray\]'"), ray_orders(Demand()) as run_orders:
+        list(run_orders([order(tmp_path, "a")]))
 
 
 def test_a_node_that_dies_in_the_middle_loses_no_trial(cluster: Any, tmp_path: Path) -> None:
