@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cofitune import __version__, launch, workers
+from cofitune import __version__, launch, ray_orders, workers
 from cofitune.config.load import load_config
 from cofitune.errors import Stopped, UserError
 from cofitune.ranks import Rank, is_launched, this_rank
@@ -59,18 +59,20 @@ def search(
     resolved = load_config(config, overrides)
     from cofitune.recipes import search as recipe
 
+    console = _console()
+    run = partial(
+        recipe.search, resolved, start_proxy=launch.start_proxy, overwrite=overwrite, dry_run=dry_run, console=console
+    )
+    wanted = resolved.search.ray
+    if resolved.search.executor == "ray":
+        demand = ray_orders.choose_demand(num_processes, hostfile, wanted.gpus_per_trial, wanted.cpus_per_trial)
+        with ray_orders.ray_orders(demand, wanted.address, say=console.out) as on_ray:
+            run(run_orders=on_ray, measure=on_ray.measure, at_once=None, ranks=demand.ranks)
+        return
     ranks = launch.choose_ranks(num_processes, hostfile)
+    measure = partial(workers.measure_trial, ranks=ranks)
     with workers.local_orders(ranks) as run_orders:
-        recipe.search(
-            resolved,
-            run_orders=run_orders,
-            start_proxy=launch.start_proxy,
-            measure=partial(workers.measure_trial, ranks=ranks),
-            overwrite=overwrite,
-            dry_run=dry_run,
-            console=_console(),
-            ranks=ranks.count,
-        )
+        run(run_orders=run_orders, measure=measure, ranks=ranks.count)
 
 
 @app.command()

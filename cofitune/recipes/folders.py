@@ -65,11 +65,11 @@ def start_folder(config: Config, command: str, overwrite: bool, resumes: bool = 
 
 def environment() -> list[str]:
     """What made a run: our version, the packages' versions and the state of the git checkout it was typed in."""
-    versions = [f"{name} {_version(name)}" for name in PACKAGES]
+    versions = [f"{name} {package_version(name)}" for name in PACKAGES]
     return [f"cofitune {__version__}; {', '.join(versions)}", f"git: {_git_state()}"]
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

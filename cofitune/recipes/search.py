@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +18,8 @@ from cofitune.recipes.search_plan import Plan, make_plan
 from cofitune.recipes.search_proxy import Proxy, StartProxy, make_proxy
 from cofitune.recipes.search_result import make_result, row_of
 from cofitune.recipes.search_trials import Trials
+from cofitune.reports import plots, search_plots
+from cofitune.reports.search_live import SearchLive
 from cofitune.reports.search_tree import PlanRow, Row, plan_report, progress_line, search_report
 from cofitune.search import tree
 from cofitune.search.budget import Budget
@@ -90,7 +93,7 @@ def search(
         overwrite: forget all trials and begin anew.
         dry_run: print the levels and what they cost, and write nothing.
         console: where to talk; default: the terminal.
-        watcher: who is told of every trial; default: a line each on the console.
+        watcher: who is told of every trial; default: a tree that lives on a terminal, else a line each.
         ranks: on how many ranks a trial trains. The batch grows with them, so trials on another number of ranks are not
             comparable, and a store of such trials is refused.
 
@@ -112,19 +115,31 @@ def search(
         start_folder(config, "search", overwrite)
         store = open_store(made.folder, made.identity)
         proxy = make_proxy(config, made, start_proxy)
-        watcher = watcher or Lines(console, made.at_most)
         trials = Trials(config, made, store, run_orders)
-        base = trials.score_base()
-        rules = _rules(config, base, trials, proxy, at_once)
-        found = _search(made, rules, trials, store, watcher, base)
+        with _watched(watcher, console, made.at_most, at_once) as watching:
+            base = trials.score_base()
+            rules = _rules(config, base, trials, proxy, at_once)
+            found = _search(made, rules, trials, store, watching, base)
         result = make_result(config, made, store, found, rules.objective, trials, proxy)
         write_json(made.folder / "tree.json", result.tree)
         path = write_winner(
             made.folder, found.winner, " ".join(result.sentences), made.identity["model"]["fingerprint"]
         )
+    if plots.can_draw():
+        search_plots.draw_search(made.folder, result.tree)
     console.print(search_report(result.base, result.rows, found.winner.id, result.sentences), crop=False)
     console.print(f"{path}: `region: search` in this config trains it", markup=False, soft_wrap=True)
     return made.folder
+
+
+@contextmanager
+def _watched(watcher: Watcher | None, console: Console, at_most: int, at_once: int | None) -> Iterator[Watcher]:
+    """Who is told of the trials; a tree on the terminal is there as long as the context."""
+    if watcher is not None or not console.is_terminal:
+        yield watcher or Lines(console, at_most)
+        return
+    with SearchLive(console, at_most, at_once) as live:
+        yield live
 
 
 def _search(made: Plan, rules: Rules, trials: Trials, store: Store, watcher: Watcher, base: Trial) -> tree.Found:

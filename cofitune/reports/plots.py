@@ -30,7 +30,6 @@ def draw_importance(folder: Path, vectors: dict[str, Tensor], title: str) -> tup
     Returns:
         The two files.
     """
-    import matplotlib
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 2.6 * len(vectors)), dpi=DOTS_AN_INCH, layout="constrained")
@@ -49,7 +48,14 @@ def draw_importance(folder: Path, vectors: dict[str, Tensor], title: str) -> tup
             axes.tick_params(labelsize=7)
     figure.colorbar(image, ax=panels, label="importance (0: free, 1: held)", shrink=0.6)
     figure.suptitle(title, fontsize=10)
-    files = folder / "importance.png", folder / "importance.svg"
+    return save_figure(figure, folder, "importance")
+
+
+def save_figure(figure: Any, folder: Path, name: str) -> tuple[Path, Path]:
+    """Write a figure as PNG and SVG, without dates and chance ids: the same figure gives the same bytes."""
+    import matplotlib
+
+    files = folder / f"{name}.png", folder / f"{name}.svg"
     with matplotlib.rc_context({"svg.hashsalt": "cofitune", "svg.fonttype": "none"}):
         for file, metadata in zip(files, ({"Software": None}, {"Date": None}), strict=True):
             write_atomically(
