@@ -28,7 +28,7 @@ class Adapter(Section):
     target_modules: Annotated[tuple[str, ...], BeforeValidator(as_list)] = Field(
         ("all-linear",),
         min_length=1,
-        description="modules, in all layers, that carry the adapter: all-linear, mha, ffn, or any of q_proj … down_proj",
+        description="modules, of all layers, that carry the adapter: all-linear, mha, ffn, any of q_proj … down_proj",
     )
 
     @field_validator("target_modules")

@@ -20,8 +20,8 @@ OWN_SECTIONS = ("output_dir", "model", "eval", "compare", "search")  # of the co
 class Compare(Section):
     methods: dict[str, str | dict[str, Any]] = Field(
         default_factory=dict,
-        description="name → a YAML file, or the sections themselves, that are laid over this config: keys replace keys, "
-        "region and adapter each as a whole",
+        description="name → a YAML file, or the sections themselves, laid over this config: key by key, region and "
+        "adapter each as a whole",
     )
     learning_rates: Rates | dict[str, Rates] = Field(
         (), description="peak rates of all methods, or of each by its name; where none is named, train.learning_rate"
@@ -31,8 +31,8 @@ class Compare(Section):
     )
     alphas: Annotated[tuple[Alpha, ...], BeforeValidator(as_list)] = Field(
         (0.25, 0.5, 0.75, 1.0),
-        description="how much of each run's training is kept, scored without new training; 1 is the run itself, and the "
-        "base, 0, is scored anyway",
+        description="how much of each run's training is kept, scored without new training; 1 is the run itself; 0, "
+        "the base, is scored anyway",
     )
     reference: str | None = Field(
         None, description="the method that others are held against; null: full where there is one, else the first"

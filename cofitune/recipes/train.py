@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import signal
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from cofitune.recipes.train_state import (
 )
 from cofitune.recipes.train_watch import Watch
 from cofitune.reports.progress import TrainProgress
-from cofitune.sharding import inner_optimizer, shards
+from cofitune.sharding import flats, inner_optimizer, shards
 from cofitune.softmask.gradient import mask_gradients
 from cofitune.softmask.kept import KeptShare, kept_sentence
 from cofitune.softmask.update import mask_updates
@@ -45,8 +46,10 @@ from cofitune.training.engine import (
     start_distributed,
     start_engine,
 )
+from cofitune.training.l2 import PullToBase
 from cofitune.training.loop import StepRecord, fit
 from cofitune.training.out_of_memory import explaining_out_of_memory
+from cofitune.training.peft import base_names, insert_adapter, merged_weights, write_adapter
 from cofitune.training.prefix import PrefixCache
 from cofitune.training.state import load_state
 from cofitune.training.stop import StopRequest
@@ -91,7 +94,7 @@ def train(
 
     with explaining_out_of_memory(footprint(plan, config, world_size)):
         start_distributed()
-        model, engine, kept = _load(config, plan, world_size)
+        model, engine, kept, plan = _load(config, plan, world_size)
         with ExitStack() as lock:
             on_rank_0(lambda: lock.enter_context(exclusive(folder, "training")))
             _train(model, engine, kept, config, plan, folder, console, overwrite=overwrite, resume=resume)
@@ -121,14 +124,14 @@ def _train(
         watch.records, watch.validations = keep_metrics(folder / "metrics.jsonl", done)
 
     on_rank_0(start)
-    trained = plan.region.parameter_names(plan.anatomy)
-    frozen = [name for name in plan.anatomy.shapes if name not in trained]
-    before = hash_parameters(model, frozen, plan.held)
+    before = _hash_frozen(model, plan)
     _fit(engine, plan, config, folder, console, watch, done)
     if rank == 0 and (share := watch.records[-1].kept_share):
         console.print(kept_sentence(share, config.softmask.apply_to), highlight=False)
-    _prove_frozen(before, hash_parameters(model, frozen, plan.held), console)
-    tensors = collect(model, trained)
+    _prove_frozen(before, _hash_frozen(model, plan), console)
+    tensors = merged_weights(model, plan.adapter) if plan.adapter else collect(model, plan.trained)
+    if plan.adapter:
+        write_adapter(folder / "adapter", model, plan.adapter, config.model.name)
     if rank == 0:
         write_delta(folder, tensors, make_manifest(config, plan, before, tensors, watch.records, watch.validations))
         console.print(f"wrote {folder}/delta.safetensors: {len(tensors)} tensors", highlight=False, soft_wrap=True)
@@ -168,16 +171,22 @@ def check(
     return folder, plan
 
 
-def _load(config: Config, plan: TrainPlan, world_size: int) -> tuple[PreTrainedModel, Any, KeptShare | None]:
+def _load(config: Config, plan: TrainPlan, world_size: int) -> tuple[PreTrainedModel, Any, KeptShare | None, TrainPlan]:
     """Load the base, freeze what lies outside the region, and put the soft mask where its mode wants it.
 
     Returns:
-        The model, DeepSpeed's engine around it, and what measures the share of an update that the mask keeps.
+        The model, DeepSpeed's engine around it, what measures the share of an update that the mask keeps, and the plan,
+        which now knows what an adapter begins with.
     """
     torch.manual_seed(config.train.seed)
-    with sharded_loading(plan.anatomy.num_parameters, plan.settings, world_size):
+    # a decomposition takes whole weights
+    in_parts = plan.adapter is None or plan.adapter.kind != "osf"
+    with sharded_loading(plan.anatomy.num_parameters, plan.settings, world_size) if in_parts else nullcontext():
         model = load_base(config.model)
-    freeze_outside(model, set(plan.region.parameter_names(plan.anatomy)))
+    if plan.adapter:
+        plan = replace(plan, adapter_begins=insert_adapter(model, plan.adapter, config.train.seed))
+    else:
+        freeze_outside(model, set(plan.trained))
     if config.train.gradient_checkpointing:
         checkpoint_layers(model, plan.anatomy.layout.layers, plan.region.first)
     apply_to = config.softmask.apply_to
@@ -186,7 +195,16 @@ def _load(config: Config, plan: TrainPlan, world_size: int) -> tuple[PreTrainedM
     engine = start_engine(model, plan.settings)
     if on_update := plan.factors_on("update", apply_to):
         mask_updates(inner_optimizer(engine), shards(engine), on_update, kept if apply_to == "update" else None)
-    return model, engine, kept
+    if config.train.l2_to_base:  # after the mask, which then holds back the pull, too
+        PullToBase(inner_optimizer(engine), flats(engine), config.train.l2_to_base)
+    return model, engine, kept, plan
+
+
+def _hash_frozen(model: PreTrainedModel, plan: TrainPlan) -> dict[str, str]:
+    """sha256 of each tensor of the base, or held part of one, that does not train, by its name in the base."""
+    trained = set(plan.trained)
+    inside = base_names(plan.adapter, (name for name in plan.anatomy.shapes if name not in trained))
+    return {inside.get(name, name): digest for name, digest in hash_parameters(model, inside, plan.held).items()}
 
 
 def _fit(engine: Any, plan: TrainPlan, config: Config, folder: Path, console: Console, watch: Watch, done: int) -> None:
@@ -200,8 +218,10 @@ def _fit(engine: Any, plan: TrainPlan, config: Config, folder: Path, console: Co
         raise RuntimeError("a dry run's plan cannot be trained")
     rank = torch.distributed.get_rank()
     saver = Saver(config, plan, folder, engine, done)
-    meter = start_meter(plan.anatomy, plan.region, plan.settings.dtype, plan.steps.world_size)
-    if torch.cuda.is_available() and meter.peak is None:
+    # an adapter's FLOPs are not counted
+    measured = start_meter(plan.anatomy, plan.region, plan.settings.dtype, plan.steps.world_size)
+    meter = None if plan.adapter else measured
+    if meter and torch.cuda.is_available() and meter.peak is None:
         console.print(f"no MFU: what a {meter.device_name} can do is not in our table", highlight=False)
     check_used = watch_gradients(engine.module)
     with TrainProgress(console, plan.steps.num_steps, visible=rank == 0, done=done) as progress:

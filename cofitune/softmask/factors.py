@@ -106,9 +106,7 @@ def shuffle_units(importance: Mapping[str, Tensor], anatomy: Anatomy, seed: int)
         groups = torch.randperm(anatomy.num_key_value_heads, generator=generator).tolist()
         return torch.cat([group * size + torch.randperm(size, generator=generator) for group in groups])
 
-    return {
-        kind: torch.stack([row[order(kind, len(row))] for row in vectors]) for kind, vectors in importance.items()
-    }
+    return {kind: torch.stack([row[order(kind, len(row))] for row in vectors]) for kind, vectors in importance.items()}
 
 
 def hold_factors(region: Region, anatomy: Anatomy) -> dict[str, Factor]:
