@@ -29,6 +29,7 @@ SECTIONS_READ: dict[str, tuple[str, ...]] = {
     "train": ("model", "data", "region", "adapter", "softmask", "train", "deepspeed"),
     "importance": ("model", "data.max_length", "data.template", "data.on_bad_item", "importance"),
     "eval": ("model", "data.template"),  # answers are kept by what they depend on: tasks and models may come and go
+    "compare": ("model", "data.template"),  # every run's folder knows by itself what it was made by
     "search": ("model", "deepspeed"),  # the rest is compared, by contents, in the identity of the store of trials
 }
 
