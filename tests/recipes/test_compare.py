@@ -62,7 +62,7 @@ def config(tmp_path: Path, tiny_model_folder: Path) -> dict[str, Any]:
 
 def type_compare(config: dict[str, Any], *more: str) -> subprocess.Popen[str]:
     path = Path(config["output_dir"]).parent / "config.yaml"
-    path.write_text(yaml.safe_dump(config))
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
     return subprocess.Popen(
         [sys.executable, "-m", "cofitune", "compare", str(path), *more],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "COLUMNS": "160"},
@@ -88,7 +88,7 @@ def test_killed_and_resumed_a_comparison_is_whole_and_a_second_call_trains_nothi
     with store.open("a") as file:
         file.write('{"run": "torn')
     lines = [json.loads(line) for line in store.read_text().splitlines()[:-1]]
-    assert [line["run"] for line in lines][0] == "full-0.001-seed1234"
+    assert lines[0]["run"] == "full-0.001-seed1234"
     kept = (folder / "runs/full/0.001/1234/train/delta.safetensors").stat().st_mtime_ns
     for _ in range(300):  # what the killed one had started still holds the lock, and ends by itself
         second = type_compare(config)
@@ -132,7 +132,7 @@ def test_killed_and_resumed_a_comparison_is_whole_and_a_second_call_trains_nothi
 
 def load(config: dict[str, Any], folder: Path) -> Any:
     path = folder / "c.yaml"
-    path.write_text(yaml.safe_dump(config))
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
     return load_config(path)
 
 
