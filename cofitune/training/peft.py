@@ -162,9 +162,10 @@ def _peft_config(plan: AdapterPlan) -> Any:
 
     if plan.kind == "osf":
         return OSFConfig(effective_rank=plan.kept, target_modules=list(plan.paths), task_type="CAUSAL_LM")
+    scale: Any = plan.alpha  # PEFT asks for a whole number, and takes any: it is divided by r
     return LoraConfig(
         r=plan.r,
-        lora_alpha=plan.alpha,  # type: ignore[arg-type] -- any number will do, it is divided by r
+        lora_alpha=scale,
         lora_dropout=plan.dropout,
         target_modules=list(plan.paths),
         fan_in_fan_out=plan.transposed,

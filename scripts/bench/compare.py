@@ -61,7 +61,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the results go (default: %(default)s)")
     parser.add_argument("--hours", type=float, help="begin no training that would not end within these")
     parser.add_argument("--steps", type=int, default=24, help="optimizer steps of 8 items each (default: %(default)s)")
-    parser.add_argument("--items", type=int, default=48, help="items a task (default: %(default)s)")
+    parser.add_argument("--items", type=int, default=40, help="items a task (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=1, help="training seeds (default: %(default)s)")
     parser.add_argument("--alphas", type=float, nargs="+", default=[0.5, 1.0], help="default: 0.5 1")
     parser.add_argument("--methods", nargs="+", default=list(RATES), help="default: all")

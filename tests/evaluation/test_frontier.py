@@ -35,7 +35,7 @@ def test_a_frontier_is_what_the_definition_says(seed: int) -> None:
     generator = np.random.default_rng(seed)
     count = int(generator.integers(1, 9))
     # whole numbers, so that points share coordinates and some are equal
-    points = [tuple(map(float, p)) for p in generator.integers(0, 7, (count, 2))]
+    points = [(float(s), float(v)) for s, v in generator.integers(0, 7, (count, 2))]
     speciality, versatility = (np.array([p[n] for p in points]) for n in (0, 1))
     kept = frontier(speciality, versatility)
     undominated = [p for p in points if not any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in points)]
@@ -69,7 +69,8 @@ def test_known_curves() -> None:
     points = [(0.0, 10.0), (20.0, 8.0), (40.0, 2.0), (30.0, 4.0)]  # the last lies under the line and counts still
     assert [value(points, level) for level in (0, 10, 20, 25, 30, 35, 40)] == [10, 9, 8, 6, 4, 3, 2]
     assert np.isnan(value(points, 40.1)) and np.isnan(value(points, -0.1))
-    left, right, weight = place(*(np.array([[p[n] for p in points]]) for n in (0, 1)), np.array([25.0]))
+    speciality, versatility = (np.array([[p[n] for p in points]]) for n in (0, 1))
+    left, right, weight = place(speciality, versatility, np.array([25.0]))
     assert (left[0], right[0], weight[0]) == (1, 3, 0.5)
     assert value([(0.0, 5.0), (10.0, 7.0)], 3) == 7, "who learnt more and forgot less has what is wanted"
 

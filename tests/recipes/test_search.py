@@ -73,7 +73,7 @@ class Trainer:
         self.configs.append(config)
         self.trained.append(train)
         region = config.region
-        assert region != "search"
+        assert region is not None and region != "search"
         if region.layers in self.broken and train:
             raise TrialError(f"exit code 1 at {region.layers}")
         chosen = resolve_region(region.layers or "", region.modules or (), 4)
