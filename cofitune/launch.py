@@ -277,7 +277,10 @@ def run_command(arguments: Sequence[str], log: Path, ranks: Ranks, grace: int = 
             code = process.wait()
         except BaseException:  # a signal ends this process, and with it what it started
             process.terminate()
-            process.wait(grace)
+            try:
+                process.wait(grace)
+            except subprocess.TimeoutExpired:
+                process.kill()
             raise
     if not code:
         return None

@@ -193,6 +193,14 @@ class SoftMask(Section):
         "factors permuted over each layer's units, drawn from train.seed",
     )
 
+    @model_validator(mode="after")
+    def _a_control_stands_for_a_mask(self) -> SoftMask:
+        if self.control != "none" and self.apply_to == "none":
+            raise ValueError(
+                f"control: {self.control} stands in for a mask; say with apply_to on what, or control: none"
+            )
+        return self
+
 
 class Level(Section):
     layers: Annotated[tuple[Annotated[str, BeforeValidator(as_text)], ...], BeforeValidator(as_list)] | None = Field(

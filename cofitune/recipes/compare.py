@@ -100,7 +100,8 @@ def _run_all(
 ) -> dict[str, dict[str, Any]]:
     """Train and score every run that is not done; returns each run's last line of the store."""
     lines, began = dict(known), time.monotonic()
-    waiting = [run for run in plan.runs if lines.get(run.name, {}).get("status") != "done"]
+    lacking = _lacking_answers(plan, _done(plan, lines))
+    waiting = [run for run in plan.runs if run.name in lacking or run not in _done(plan, lines)]
     budget = plan.compare.budget_hours
     for number, run in enumerate(waiting):
         expected = time_left([run], _mean_seconds(lines)) or 0.0
@@ -150,20 +151,21 @@ def _run_one(plan: ComparePlan, run: Run, run_command: RunCommand) -> dict[str, 
 
 def _put_together(plan: ComparePlan, lines: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The content of compare.json, and beside it the evaluation of all of its models."""
-    done = [run for run in plan.runs if lines.get(run.name, {}).get("status") == "done"]
+    done = _done(plan, lines)
     evaluation = plan.eval_config(done)
-    evaluate(evaluation, console=Console(quiet=True))  # all is known by now, but for tasks that are new
+    evaluate(evaluation, console=Console(quiet=True))  # all is known by now: no weights load
     answers = eval_plan.make_plan(evaluation)
     results = answers.known()
     bootstrap = Bootstrap(match_items(results), plan.config.eval.speciality_weight)
     places = {name: index for index, name in enumerate(results)}
-    methods = {method: _points(plan, method, done, places) for method in plan.compare.methods}
+    seeds = _whole_seeds(plan, lines)
+    methods = {method: _points(plan, method, seeds, done, places) for method in plan.compare.methods}
     missing = [run.name for run in plan.runs if run not in done]
     return {
         "format": FORMAT,
         "reference": plan.compare.held_against,
         "partial": {"runs": len(plan.runs), "done": len(done), "missing": missing} if missing else None,
-        "seeds": list(plan.seeds),
+        "seeds": seeds,
         "alphas": list(plan.compare.alphas),
         "methods": {m: _about_method(plan, m) for m in plan.compare.methods},
         **match_methods(bootstrap, methods, plan.compare.held_against),
@@ -172,7 +174,7 @@ def _put_together(plan: ComparePlan, lines: dict[str, dict[str, Any]]) -> dict[s
         "intervals": {
             "confidence": CONFIDENCE,
             "method": "paired bootstrap over items, stratified by task, two coin items a task, percentiles"
-            + ("; seeds resampled alike for all methods" if len(plan.seeds) > 1 else "; one seed: over items alone"),
+            + ("; seeds resampled alike for all methods" if len(seeds) > 1 else "; one seed: over items alone"),
             "draws": DRAWS,
             "seed": SEED,
         },
@@ -182,12 +184,32 @@ def _put_together(plan: ComparePlan, lines: dict[str, dict[str, Any]]) -> dict[s
     }
 
 
-def _points(plan: ComparePlan, method: str, done: list[Run], places: dict[str, int]) -> list[Point]:
-    """A method's rates × alphas, as far as all of their seeds are there: means over other seeds are no equals."""
+def _done(plan: ComparePlan, lines: dict[str, dict[str, Any]]) -> list[Run]:
+    return [run for run in plan.runs if lines.get(run.name, {}).get("status") == "done"]
+
+
+def _lacking_answers(plan: ComparePlan, done: list[Run]) -> set[str]:
+    """Of finished runs, those that a task or an alpha which is new has not been asked of."""
+    if not done:
+        return set()
+    answers = eval_plan.make_plan(plan.eval_config(done))
+    known = answers.known()
+    alphas = plan.compare.alphas
+    return {run.name for run in done if any(len(known[model_name(run.name, a)]) < len(answers.tasks) for a in alphas)}
+
+
+def _whole_seeds(plan: ComparePlan, lines: dict[str, dict[str, Any]]) -> list[int]:
+    """The seeds of which every run was tried; without one, the first: means over unlike seeds are no equals."""
+    whole = [seed for seed in plan.seeds if all(run.name in lines for run in plan.runs if run.seed == seed)]
+    return whole or [plan.seeds[0]]
+
+
+def _points(plan: ComparePlan, method: str, seeds: list[int], done: list[Run], places: dict[str, int]) -> list[Point]:
+    """A method's rates × alphas, as far as all of these seeds have finished."""
     found = []
     for rate in dict.fromkeys(run.learning_rate for run in plan.runs if run.method == method):
-        runs = [run for run in done if (run.method, run.learning_rate) == (method, rate)]
-        if len(runs) == len(plan.seeds):
+        runs = [run for run in done if (run.method, run.learning_rate) == (method, rate) and run.seed in seeds]
+        if len(runs) == len(seeds):
             for alpha in plan.compare.alphas:
                 models = tuple(places[model_name(run.name, alpha)] for run in runs)
                 found.append(Point(model_name(runs[0].setting, alpha), rate, alpha, models))

@@ -91,6 +91,7 @@ def trial_config(config: Config, region: Region | None, tasks: schema.Eval, fold
     """The config of one trial: the base config with this region, no mask, few steps, and the trials' own evaluation."""
     changes: dict[str, Any] = {
         "softmask": schema.SoftMask(apply_to="none"),
+        "adapter": None,
         "train": _trial_train(config),
         "data": config.data.model_copy(update={"validation": ()}),  # a trial is judged by its evaluation
         "eval": tasks,

@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from cofitune.config.load import overlay
 from cofitune.config.schema import Config
 from cofitune.data.batches import step_indices
-from cofitune.errors import ArtifactError, ConfigError
+from cofitune.errors import ArtifactError, ConfigError, UserError
 from cofitune.model.anatomy import anatomy_of, read_anatomy
 from cofitune.model.load import fingerprint
 from cofitune.recipes import train as recipe
@@ -204,6 +204,41 @@ def test_osf_leaves_what_the_leading_directions_say(folder: Path) -> None:
         assert (moved @ right[:kept].T).norm() < 1e-4 * moved.norm(), name
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "phi3"])
+def test_lora_sits_beside_transposed_and_fused_weights(kind: str) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64, "pad_token_id": 0}
+    more = {"intermediate_size": 48, "num_key_value_heads": 2} if kind == "phi3" else {}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **more))
+    anatomy = anatomy_of(model)
+    with pytest.raises(UserError, match="q_proj lies in one tensor with k_proj, v_proj"):
+        plan_adapter("lora", ("q_proj",), anatomy, r=4, alpha=8, dropout=0, kept=0.5)
+    plan = plan_adapter("lora", anatomy.modules, anatomy, r=4, alpha=8, dropout=0, kept=0.5)
+    assert insert_adapter(model, plan, 0) is None
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert sum(p.numel() for p in trained) == plan.num_parameters
+    with torch.no_grad():
+        for parameter in trained:
+            parameter.add_(0.1)
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        wanted = model.eval()(ids).logits
+        merged = merged_weights(model, plan)
+        for name, tensor in merged.items():
+            module = model.get_submodule(name.removesuffix(".weight"))
+            module.base_layer.weight.copy_(tensor)
+            module.enable_adapters(False)
+        torch.testing.assert_close(model(ids).logits, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_lora_in_bfloat16_leaves_its_merged_weights_in_bfloat16(folder: Path, tmp_path: Path) -> None:
+    config = cases.config_of("lora_stage_3", folder, 1)
+    model = config.model.model_copy(update={"dtype": "bfloat16"})
+    train(config.model_copy(update={"model": model, "output_dir": str(tmp_path)}), console=Console(quiet=True))
+    delta, base = load_file(tmp_path / "train/delta.safetensors"), base_of(folder)
+    assert {t.dtype for t in delta.values()} == {torch.bfloat16}
+    assert any(not torch.equal(t, base[n].bfloat16()) for n, t in delta.items())
+
+
 def laid_over(folder: Path, method: str, place: Path, **changes: object) -> Config:
     """A ready method over the cases' common config."""
     common = cases.config_of("l2_stage_3", folder, 1, l2_to_base=0.0)
@@ -278,6 +313,7 @@ def test_replay_is_a_share_of_every_epoch_whatever_the_sizes(
         ({"train": {"learning_rate": 0.1, "l2_to_base": 10}}, "keep it below 1/learning_rate = 10"),
         ({"data": {"replay": {"share": 0.1}}}, "name general data in data.replay.data or in importance.data"),
         ({"softmask": {"control": "shufled"}}, "did you mean 'shuffled'"),
+        ({"softmask": {"control": "shuffled"}}, "control: shuffled stands in for a mask"),
     ],
 )
 def test_what_makes_no_sense_together_is_refused(given: dict[str, object], said: str) -> None:
