@@ -15,6 +15,7 @@ __all__ = ["can_draw", "draw_frontiers"]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
 MARKERS = "osD^vP*X<>hp"
 PANELS = {"versatility": "versatility (points)", "instruct": "instruction following (points)"}
+TITLES = {"versatility": "the methods' frontiers", "instruct": "instruction following along the same frontiers"}
 
 
 def draw_frontiers(folder: Path, content: Mapping[str, Any]) -> tuple[Path, Path]:
@@ -35,6 +36,7 @@ def draw_frontiers(folder: Path, content: Mapping[str, Any]) -> tuple[Path, Path
     panels = figure.subplots(1, len(PANELS), squeeze=False)[0]
     for axes, (score, label) in zip(panels, PANELS.items(), strict=True):
         _panel(axes, content, score)
+        axes.set_title(TITLES[score], fontsize=9)
         axes.set_xlabel("speciality (points: 0 is guessing, 100 all right)", fontsize=9)
         axes.set_ylabel(label, fontsize=9)
         axes.tick_params(labelsize=8)

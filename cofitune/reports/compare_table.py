@@ -15,38 +15,31 @@ CATEGORIES = ("gen_kn", "gen_rs", "instruct")
 
 
 def comparison_tables(content: Entry) -> Iterator[Table]:
-    """The matched table, and the table of all points below it."""
-    if content["matched"]:
-        yield matched_table(content)
+    """A table for each level of speciality, and that of all points."""
+    for level in content["matched"]:
+        yield matched_table(level, content["reference"])
     yield points_table(content)
 
 
-def matched_table(content: Entry) -> Table:
-    """For each level of speciality a row a method: versatility, its difference to the reference's; instruct apart."""
-    reference = content["reference"]
+def matched_table(level: Entry, reference: str) -> Table:
+    """A row a method: versatility and its difference to the reference's, and instruction following by itself."""
     table = Table(
-        title=f"at matched speciality: versatility, and its difference to {reference}'s with a 95 % interval; "
-        "instruct, instruction following, also by itself",
-        title_style="",
+        title=f"at a speciality of {_number(level['speciality'])} ({level['point']}: {level['why']}), differences to "
+        f"{reference} with 95 % intervals",
+        title_style="bold",
+        title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    table.add_column("method", overflow="fold")
-    for name in ("versatility", f"to {reference}", "95 % interval", "instruct", f"to {reference}", "95 % interval"):
+    table.add_column("method", overflow="fold", min_width=16)
+    for name in ("versatility", "difference", "95 % interval", "instruct", "difference", "95 % interval"):
         table.add_column(name, justify="right", overflow="fold")
-    for level in content["matched"]:
-        head = f"speciality {_number(level['speciality'])} ({level['point']}: {level['why']})"
-        table.add_row(Text(head, style="bold"))
-        for method, row in level["rows"].items():
-            if row["reason"]:
-                table.add_row(Text(f"  {method}"), NONE, Text(row["reason"], style="dim"))
-                continue
-            cells: list[Text | str] = []
-            for score in ("versatility", "instruct"):
-                cells += [_number(row.get(score)), *_difference(row.get(f"{score}_against_reference"))]
-            table.add_row(Text(f"  {method}"), *cells)
-        table.add_section()
+    for method, row in level["rows"].items():
+        cells: list[Text | str] = []
+        for score in ("versatility", "instruct"):
+            cells += [_number(row.get(score)), *_difference(row.get(f"{score}_against_reference"))]
+        table.add_row(Text(method), *cells)
     return table
 
 
@@ -93,6 +86,13 @@ def sentences(content: Entry) -> Iterator[str]:
                         f"{method} at speciality {_number(level['speciality'])}: {score} {_signed(found['value'])} "
                         f"({_signed(found['low'])} to {_signed(found['high'])}) against {reference}"
                     )
+    reasons = [row["reason"] for level in content["matched"] for row in level["rows"].values() if row["reason"]]
+    if reasons:
+        yield f"not matched ({NONE}): {'; '.join(dict.fromkeys(reasons))}"
+    counts = {m: sum(p["method"] == m for p in content["points"]) for m in content["methods"]}
+    if len({count for count in counts.values() if count}) > 1:
+        told_counts = ", ".join(f"{method} {count}" for method, count in counts.items())
+        yield f"points by method: {told_counts}; the best of many points is luckier than the best of few"
     if not content["matched"]:
         yield f"nothing is matched: no run of {reference} has learnt anything, or none has finished"
     elif not told:

@@ -177,6 +177,7 @@ def test_methods_are_laid_over_the_config_and_every_mistake_is_named(config: dic
     names = sorted(p.stem for p in METHODS.glob("*.yaml"))
     config["compare"] = {"methods": {name: str(METHODS / f"{name}.yaml") for name in names}, "seeds": [1, 2]}
     config["importance"] = {"data": config["data"]["train"]}
+    config["train"]["learning_rate"] = 1e-3
     runs = compare_plan._runs(load(config), tmp_path / "compare")
     assert [r.seed for r in runs] == [1] * len(names) + [2] * len(names)
     by_name = {r.method: r.config for r in runs}
