@@ -105,13 +105,15 @@ def test_eval_scores_a_run_at_an_alpha_without_an_export(
         return score(model, *rest)
 
     monkeypatch.setattr(recipe, "score_model", listen)
-    models = (f"quarter={run}@0.25", {"path": str(run), "alpha": 0.0, "name": "none"}, f"same={tmp_path}/exported")
+    models = (f"quarter={run}@0.25", f"same={tmp_path}/exported")
     evaluate(config(run, tiny_model_folder, *models), console=QUIET)
+    at_zero = {"path": str(run), "alpha": 0.0, "name": "none"}
+    evaluate(config(run, tiny_model_folder, *models, at_zero), console=QUIET)
     base, trained = tensors(tiny_model_folder)[REPLACED], load_file(run / "train/delta.safetensors")[REPLACED]
     sums = {round(float(t.sum()), 3) for t in scored}
     quarter = base + 0.25 * (trained - base)
     assert sums == {round(float(t.sum()), 3) for t in (base, trained, quarter)}
-    assert len(scored) == 4, "alpha 0 is the base, which is not asked again"
+    assert len(scored) == 4, "alpha 0 is the base, which was asked before"
     answers = {
         name: (run / f"eval/samples/{name}/know.jsonl").read_text()
         for name in ("quarter", "same", "base", "none", "run")
