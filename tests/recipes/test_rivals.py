@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -156,7 +157,7 @@ def test_the_pull_holds_the_weights_nearer(folder: Path) -> None:
 def test_an_adapter_goes_on_from_a_checkpoint_to_the_same_bits(
     kind: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = {"lora": {"kind": "lora", "r": 4, "dropout": 0.2}, "osf": {"kind": "osf"}}[kind]
+    given: dict[str, Any] = {"lora": {"kind": "lora", "r": 4, "dropout": 0.2}, "osf": {"kind": "osf"}}[kind]
     monkeypatch.setitem(cases.CASES, "resumed", {"adapter": given})
 
     def config(place: str) -> Config:
@@ -173,7 +174,7 @@ def test_an_adapter_goes_on_from_a_checkpoint_to_the_same_bits(
 
     (tmp_path / "cut/train/manifest.json").unlink()
     with pytest.raises(ArtifactError, match=r"adapter\.(r|kept) is"):
-        other = given | ({"r": 8} if kind == "lora" else {"kept": 0.25})
+        other: dict[str, Any] = {**given, **({"r": 8} if kind == "lora" else {"kept": 0.25})}
         monkeypatch.setitem(cases.CASES, "resumed", {"adapter": other})
         train(config("cut"), resume=True, console=Console(quiet=True))
     if kind == "osf":  # another machine's decomposition may differ in its signs, and what was trained would not fit it
