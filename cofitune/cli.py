@@ -127,7 +127,10 @@ def evaluate(
     overrides: Overrides = None,
     model: Annotated[
         list[str] | None,
-        typer.Option(metavar="[NAME=]PATH", help="A further model: run, folder or hub name. May be repeated."),
+        typer.Option(
+            metavar="[NAME=]PATH",
+            help="A further model: run, folder or hub name; RUN@0.7 keeps 0.7 of its training. May be repeated.",
+        ),
     ] = None,
     full_sft: Annotated[
         str | None, typer.Option(metavar="[NAME=]PATH", help="The model of full fine-tuning, the other yardstick.")
@@ -164,11 +167,35 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+    num_processes: NumProcesses = None,
+    hostfile: HostFile = None,
+) -> None:
+    """Train several methods at several rates and match them at equal speciality: what each forgets for it."""
+    _alone("compare")
+    resolved = load_config(config, overrides)
+    from cofitune.recipes import compare as recipe
+
+    ranks = launch.choose_ranks(num_processes, hostfile)
+    run_command = partial(launch.run_command, ranks=ranks, grace=resolved.train.stop_grace_seconds)
+    recipe.compare(
+        resolved, run_command=run_command, overwrite=overwrite, dry_run=dry_run, console=_console(), ranks=ranks.count
+    )
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run: a config's output_dir.")],
     to: Annotated[Path, typer.Option(help="The folder to write.")],
     base: Annotated[str | None, typer.Option(help="Where the base model is now, if it has moved.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16. Default: the training's.")] = None,
+    alpha: Annotated[
+        float, typer.Option(help="How much of the training to keep, from 0, the base, to 1, all of it.")
+    ] = 1.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
 ) -> None:
     """Write a trained run as a complete Hugging Face folder."""
@@ -177,7 +204,7 @@ def export(
         raise UserError(f"--dtype {dtype}: must be float32 or bfloat16")
     from cofitune.recipes import export as recipe
 
-    recipe.export(run, to, base=base, dtype=dtype, overwrite=overwrite, console=_console())
+    recipe.export(run, to, base=base, dtype=dtype, alpha=alpha, overwrite=overwrite, console=_console())
 
 
 @app.command(name="_worker", hidden=True)

@@ -252,6 +252,43 @@ def start_proxy(config: Config, path: Path) -> None:
     log.unlink()
 
 
+def run_command(arguments: Sequence[str], log: Path, ranks: Ranks, grace: int = SECONDS_TO_END) -> str | None:
+    """Type a cofitune command in fresh processes and wait; what it says is added to `log`.
+
+    Args:
+        ranks: on how many ranks it runs, and where.
+        grace: seconds that it gets to end by itself where a signal ends this process.
+
+    Returns:
+        None, or why it failed: the last thing that it said, and its exit code.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file:
+        begins = file.tell()
+        # inheritable files stay open in the command: with them the caller's lock, for as long as anyone writes
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cofitune", *arguments, *ranks.options],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            close_fds=False,
+            env={name: value for name, value in os.environ.items() if name not in VARIABLES},  # no rank yet
+        )
+        try:
+            code = process.wait()
+        except BaseException:  # a signal ends this process, and with it what it started
+            process.terminate()
+            try:
+                process.wait(grace)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            raise
+    if not code:
+        return None
+    said = log.read_bytes()[begins:].decode("utf-8", errors="replace").splitlines()
+    last = next((line.strip() for line in reversed(said) if line.strip()), "no word")
+    return f"{last} (exit {code}; {log})"
+
+
 def quiet_libraries() -> None:
     """Silence what libraries say that a user cannot act on, and show them the way. Runs before they are imported."""
     warnings.filterwarnings("ignore", category=FutureWarning)

@@ -6,7 +6,7 @@ Written for deepspeed 0.19; `flats` is checked against the whole parameters by t
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -123,6 +123,14 @@ def tell_passes_apart(model: nn.Module, output: Tensor) -> None:
 def gathered_weights(model: nn.Module) -> int:
     """Weights of a ZeRO-3 model that lie whole on this rank at the moment."""
     return sum(p.ds_numel for p in model.parameters() if p.ds_status.name == "AVAILABLE")
+
+
+def read_with(module: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
+    """Have ZeRO-3 gather these for the module's forward and backward, which reads them though they are not its own."""
+    import deepspeed
+
+    for parameter in parameters:
+        deepspeed.zero.register_external_parameter(module, parameter)
 
 
 def inner_optimizer(engine: Any) -> torch.optim.Optimizer:

@@ -9,9 +9,12 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from cofitune.config.compare import OWN_SECTIONS
 from cofitune.config.schema import Config
 from cofitune.config.suite import Place, add_suites, is_of_suite, start_from_data
 from cofitune.errors import ConfigError, did_you_mean
+
+WHOLE = ("region", "adapter")  # sections that another one replaces, never completes
 
 
 class _Loader(yaml.SafeLoader):
@@ -74,6 +77,41 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def overlay(config: Config, given: str | dict[str, Any], where: str, changes: dict[str, Any]) -> Config:
+    """Lay some sections over a config, key by key; `region` and `adapter`, which say what trains, each as a whole.
+
+    Args:
+        given: the sections, or the YAML file that holds them.
+        where: names the place in messages, where no file does.
+        changes: sections that are laid over all that.
+
+    Raises:
+        ConfigError: all mistakes together, as `load_config` explains them.
+    """
+    path, sources = Path(where), dict[Place, str]()
+    if isinstance(given, str):
+        path = Path(given)
+        given, sources = _read(path)
+    own = [key for key in given if key in OWN_SECTIONS]
+    if own:
+        raise ConfigError([f"{path}: {', '.join(own)}: is the comparison's own, the same for all methods"])
+    data = _laid_over(_laid_over(config.model_dump(mode="json"), given), changes)
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(
+            [_explain(item, data, sources, path, set()) for item in error.errors() if _worth_saying(item)]
+        ) from None
+
+
+def _laid_over(below: dict[str, Any], above: dict[str, Any], top: bool = True) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(below.get(key), dict) and not (top and key in WHOLE)
+        merged[key] = _laid_over(below[key], value, top=False) if both else value
+    return merged
 
 
 def parse_value(text: str) -> Any:

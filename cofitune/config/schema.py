@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from cofitune.config.adapter import Adapter
+from cofitune.config.compare import Compare
 from cofitune.config.region import Anatomy, Region
 from cofitune.config.search import Search
 from cofitune.config.section import Names, Section, as_list, as_source
@@ -20,13 +22,15 @@ from cofitune.config.training import DeepSpeed, Train
 from cofitune.errors import ConfigError
 
 __all__ = [
-    "SECTIONS_READ", "Config", "DeepSpeed", "Eval", "EvalModel", "Region", "Search", "Task", "Train", "Versatility"
+    "SECTIONS_READ", "Adapter", "Compare", "Config", "DeepSpeed", "Eval", "EvalModel", "Region", "Search", "Task",
+    "Train", "Versatility",
 ]  # fmt: skip
 
 SECTIONS_READ: dict[str, tuple[str, ...]] = {
-    "train": ("model", "data", "region", "softmask", "train", "deepspeed"),
+    "train": ("model", "data", "region", "adapter", "softmask", "train", "deepspeed"),
     "importance": ("model", "data.max_length", "data.template", "data.on_bad_item", "importance"),
     "eval": ("model", "data.template"),  # answers are kept by what they depend on: tasks and models may come and go
+    "compare": ("model", "data.template"),  # every run's folder knows by itself what it was made by
     "search": ("model", "deepspeed"),  # the rest is compared, by contents, in the identity of the store of trials
 }
 
@@ -76,9 +80,22 @@ class Source(Section):
 Sources = Annotated[tuple[Annotated[Source, BeforeValidator(as_source)], ...], BeforeValidator(as_list)]
 
 
+class Replay(Section):
+    data: Sources = Field((), description="general data to go over again; default: importance.data")
+    share: float = Field(0.1, gt=0, lt=1, description="share of an epoch's items that are general data")
+
+    @field_validator("data")
+    @classmethod
+    def _the_share_says_how_often(cls, data: tuple[Source, ...]) -> tuple[Source, ...]:
+        if any(source.weight != 1 for source in data):
+            raise ValueError("weight is for data.train; how often an item of replay counts follows from its share")
+        return data
+
+
 class Data(Section):
     train: Sources = Field((), description="training items, one or more sources")
     validation: Sources = Field((), description="items whose loss is watched and that are not trained on")
+    replay: Replay | None = Field(None, description="general data mixed into the training items; null: none")
     max_length: int = Field(512, gt=1, description="tokens an item may have; a longer response is cut, and counted")
     template: Literal["auto", "chat", "plain"] = Field(
         "auto", description="chat: the tokenizer's chat template; plain: our own; auto: chat where there is one"
@@ -177,6 +194,19 @@ class SoftMask(Section):
         "in this config's output_dir",
     )
     modules: Names | None = Field(None, description="modules to mask; null: all that are trained")
+    control: Literal["none", "uniform", "shuffled"] = Field(
+        "none",
+        description="what the mask is held against; uniform: each module's mean factor on all its units; shuffled: the "
+        "factors permuted over each layer's units, drawn from train.seed",
+    )
+
+    @model_validator(mode="after")
+    def _a_control_stands_for_a_mask(self) -> SoftMask:
+        if self.control != "none" and self.apply_to == "none":
+            raise ValueError(
+                f"control: {self.control} stands in for a mask; say with apply_to on what, or control: none"
+            )
+        return self
 
 
 class Config(Section):
@@ -185,13 +215,57 @@ class Config(Section):
     model: Model
     output_dir: str = Field(description="the run's folder")
     data: Data = Field(default_factory=Data)
-    region: Region | Literal["search"] = Field(default_factory=Region, description="what to train, or: search")
+    region: Region | Literal["search"] | None = Field(
+        default_factory=Region, description="what to train, or: search; null, and by default, with an adapter"
+    )
+    adapter: Adapter | None = Field(None, description="an adapter instead of a region: lora or osf; null: none")
     importance: Importance = Field(default_factory=Importance)
     softmask: SoftMask = Field(default_factory=lambda: SoftMask(apply_to="none"))
     train: Train = Field(default_factory=Train)
     deepspeed: DeepSpeed = Field(default_factory=DeepSpeed)
     eval: Eval = Field(default_factory=Eval)
     search: Search = Field(default_factory=Search)
+    compare: Compare = Field(default_factory=Compare)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _an_adapter_has_no_region(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("adapter") is not None and "region" not in value:
+            return {**value, "region": None}
+        return value
+
+    @model_validator(mode="after")
+    def _adapter_or_region(self) -> Config:
+        if self.adapter is None:
+            if self.region is None:
+                raise ValueError("region: null goes with an adapter; without one, name layers and modules, or search")
+            return self
+        if self.region is not None:
+            raise ValueError(
+                "region says which of the model's own weights train, and under an adapter none does: leave region out "
+                "(null), and name the modules in adapter.target_modules"
+            )
+        if self.softmask.apply_to != "none":
+            raise ValueError(
+                f"softmask.apply_to: {self.softmask.apply_to} masks units of trained weights, and an adapter trains "
+                "none of the model's own; set it to none"
+            )
+        if self.train.l2_to_base:
+            raise ValueError(
+                "train.l2_to_base pulls trained weights towards the base, and an adapter's have none there; set it to 0"
+            )
+        if self.train.prefix_cache != "none":
+            raise ValueError(
+                f"train.prefix_cache: {self.train.prefix_cache} keeps what frozen layers give, and an adapter sits in "
+                "them; set it to none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _replay_has_data(self) -> Config:
+        if self.data.replay and not (self.data.replay.data or self.importance.data):
+            raise ValueError("data.replay: name general data in data.replay.data or in importance.data")
+        return self
 
     @model_validator(mode="after")
     def _flat_packs_have_no_prefix(self) -> Config:

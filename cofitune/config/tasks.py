@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -117,19 +118,28 @@ class EvalModel(Section):
         None, description="base: what all are compared with; full_sft: full fine-tuning, the other yardstick"
     )
     revision: str | None = Field(None, description="branch, tag or commit of a hub name")
+    alpha: float = Field(
+        1.0, ge=0, le=1, description="of a run: how much of its training stays, from 0, the base, to 1, the run"
+    )
 
     @property
     def title(self) -> str:
         """The model's name in tables and files."""
-        return self.name or self.role or Path(self.path).name
+        return self.name or self.role or Path(self.path).name + ("" if self.alpha == 1 else f"-{self.alpha:g}")
+
+
+_AT_ALPHA = re.compile(r"(.+)@(0|1|[01]?\.\d+)")
 
 
 def as_model(value: Any) -> Any:
-    """`NAME=PATH` stands for `{name: NAME, path: PATH}`, and a path alone for `{path: …}`."""
+    """`NAME=PATH` stands for `{name: NAME, path: PATH}`, a path alone for `{path: …}`; `PATH@0.7` gives the alpha."""
     if not isinstance(value, str):
         return value
     name, sign, path = value.partition("=")
-    return {"name": name, "path": path} if sign else {"path": value}
+    path, found = path if sign else value, {"name": name} if sign else {}
+    if at := _AT_ALPHA.fullmatch(path):
+        return {**found, "path": at[1], "alpha": float(at[2])}
+    return {**found, "path": path}
 
 
 class Eval(Section):

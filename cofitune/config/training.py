@@ -28,6 +28,12 @@ class Train(Section):
     per_device_train_batch_size: int = Field(16, gt=0, description="items a micro-batch on one device")
     gradient_accumulation_steps: int = Field(2, gt=0, description="micro-batches an optimizer step")
     weight_decay: float = Field(0.1, ge=0, description="decoupled weight decay of AdamW")
+    l2_to_base: float = Field(
+        0.0,
+        ge=0,
+        description="λ of the pull towards the base, decoupled from AdamW as its weight decay is: each step takes "
+        "rate·λ of the way back; an Adam step moves a weight by about the rate, so that it stays within about 1/λ",
+    )
     adam_betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="AdamW's betas, each in [0, 1)")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon")
     max_grad_norm: float = Field(1.0, ge=0, description="clip the gradient's global norm; 0: off")
@@ -57,6 +63,15 @@ class Train(Section):
     stop_grace_seconds: int = Field(
         300, gt=0, description="seconds that ranks get after SIGTERM or SIGINT to finish the step and save"
     )
+
+    @model_validator(mode="after")
+    def _the_pull_stops_at_the_base(self) -> Train:
+        if self.learning_rate * self.l2_to_base >= 1:
+            raise ValueError(
+                f"l2_to_base: {self.l2_to_base:g} at learning_rate {self.learning_rate:g} would pull past the base; "
+                f"keep it below 1/learning_rate = {1 / self.learning_rate:g}"
+            )
+        return self
 
 
 # what DeepSpeed reads besides the keys that other sections of ours own; it ignores unknown keys without a word

@@ -124,19 +124,24 @@ class Bootstrap:
         """One model's scores as they are."""
         return summarise(self.task_scores(model), self.weight)
 
+    def draws(self, name: str) -> tuple[Array, Array] | None:
+        """A summary score of all models as it is [M], and in every draw [D, M]; None where there is no task."""
+        values, drawn = self._summary[name], self._summary_drawn[name]
+        return None if values is None or drawn is None else (values, drawn)
+
     def change(self, name: str, model: int, reference: int) -> Estimate | None:
         """Change of a summary score (`SUMMARIES`) from the reference to the model; None where there is no task."""
         values, drawn = self._summary[name], self._summary_drawn[name]
         if values is None or drawn is None:
             return None
         difference = float(values[model] - values[reference])
-        return _estimate(difference, drawn[:, model] - drawn[:, reference])
+        return estimate(difference, drawn[:, model] - drawn[:, reference])
 
     def task_change(self, title: str, model: int, reference: int) -> Estimate:
         """Change of a task's score from the reference to the model."""
         values, drawn = self._scores[title].score, self._drawn[title].score
         difference = float(values[model] - values[reference])
-        return _estimate(difference, drawn[:, model] - drawn[:, reference])
+        return estimate(difference, drawn[:, model] - drawn[:, reference])
 
     def ratio(self, name: str, above: tuple[int, int | None], below: tuple[int, int | None], what: str) -> Ratio:
         """100·(a − b)/(c − d) of a summary score for `above` = (a, b) and `below` = (c, d); None stands for 0.
@@ -148,7 +153,7 @@ class Bootstrap:
         if values is None or drawn is None:
             return Ratio(None, "there is no task to take it from")
         bottom_drawn = _minus(drawn.T, below)
-        bottom = _estimate(float(_minus(values, below)), bottom_drawn)
+        bottom = estimate(float(_minus(values, below)), bottom_drawn)
         if bottom.holds_zero:
             return Ratio(
                 None,
@@ -157,7 +162,7 @@ class Bootstrap:
             )
         with np.errstate(divide="ignore", invalid="ignore"):
             quotients = 100 * _minus(drawn.T, above) / bottom_drawn
-        return Ratio(_estimate(100 * float(_minus(values, above)) / bottom.value, quotients))
+        return Ratio(estimate(100 * float(_minus(values, above)) / bottom.value, quotients))
 
 
 def compare_tasks(bootstrap: Bootstrap, model: int, reference: int) -> dict[str, TaskChange]:
@@ -230,7 +235,8 @@ def _draw_means(items: TaskItems, draws: int, generator: np.random.Generator) ->
     return items.means + (np.concatenate(drawn) - counts @ patterns.T - coins / 2) / items.items
 
 
-def _estimate(value: float, drawn: Array) -> Estimate:
+def estimate(value: float, drawn: Array) -> Estimate:
+    """A value with the interval that its draws [D] give; those that are no number are left out."""
     tail = (1 - CONFIDENCE) / 2
     low, high = np.nanquantile(drawn, [tail, 1 - tail])
     return Estimate(value, float(low), float(high))

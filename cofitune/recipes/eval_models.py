@@ -32,6 +32,7 @@ from cofitune.model.load import (
 )
 from cofitune.training.delta import read_manifest
 
+PARTS = ("dtype", "template", "region", "adapter", "softmask", "steps", "ranks")  # of a manifest, what was trained
 WHY = {
     "template": "data.template: plain asks all alike",
     "template_sha256": "the chat template's text is another one; data.template: plain asks all alike",
@@ -79,6 +80,7 @@ class Scored:
         dtype: what its weights, or its delta's, are stored in.
         seed: a run's training seed.
         training: what a run's training stood on, the seed left out: runs that share it differ by their seeds only.
+        alpha: how much of a run's training stays; 0 is its base.
     """
 
     name: str
@@ -90,11 +92,14 @@ class Scored:
     dtype: torch.dtype | None = None
     seed: int | None = None
     training: str | None = None
+    alpha: float = 1.0
 
     @property
     def weights(self) -> dict[str, Any]:
         """What names the weights, by content."""
-        return {"fingerprint": self.source.fingerprint, "delta_sha256": self.delta_sha256}
+        delta = self.delta_sha256 if self.alpha else None
+        found = {"fingerprint": self.source.fingerprint, "delta_sha256": delta}
+        return found if self.alpha in (0, 1) else {**found, "alpha": self.alpha}
 
 
 def find_models(config: Config) -> tuple[Scored, ...]:
@@ -129,7 +134,7 @@ def find_models(config: Config) -> tuple[Scored, ...]:
 def _wanted(config: Config) -> list[EvalModel]:
     """The base, this config's own run where it is trained, and what `eval.models` names."""
     given = list(config.eval.models)
-    named = {Path(m.path).resolve() for m in given}
+    named = {Path(m.path).resolve() for m in given if m.alpha == 1}
     wanted = []
     if all(m.role != "base" for m in given):
         wanted.append(EvalModel(path=config.model.name, role="base", revision=config.model.revision))
@@ -146,6 +151,11 @@ def _train_folder(path: str) -> Path | None:
 
 def _whole(wanted: EvalModel, own: Source, source: GetSource) -> Scored:
     path = Path(wanted.path)
+    if wanted.alpha != 1:
+        raise UserError(
+            f"eval.models: {wanted.path} at alpha {wanted.alpha:g}: only a run whose training has finished "
+            "(train/manifest.json) has a base to go back to"
+        )
     if path.is_dir() and not (path / "config.json").is_file():
         raise UserError(
             f"eval.models: {wanted.path} is neither a run whose training has finished (train/manifest.json) nor a "
@@ -179,7 +189,9 @@ def _run(wanted: EvalModel, train: Path, own: Source, source: GetSource, config:
         raise ArtifactError(f"{delta}: its bytes are not those that the manifest names; train again")
     training, seed = _training(train, manifest)
     sha256, dtype = manifest["delta_sha256"], DTYPES[manifest["dtype"]]
-    return Scored(wanted.title, wanted.role, wanted.path, base, train, sha256, dtype, seed, training)
+    if training is not None and wanted.alpha != 1:
+        training = f"{training} at {wanted.alpha:g}"
+    return Scored(wanted.title, wanted.role, wanted.path, base, train, sha256, dtype, seed, training, wanted.alpha)
 
 
 def _training(train: Path, manifest: Mapping[str, Any]) -> tuple[str | None, int | None]:
@@ -194,7 +206,7 @@ def _training(train: Path, manifest: Mapping[str, Any]) -> tuple[str | None, int
         "data": [d["sha256"] for d in manifest.get("data", ())],
         "weights": [source.weight for source in config.data.train],
         "used": {what: entry["sha256"] for what, entry in manifest.get("used", {}).items()},
-        **{part: manifest.get(part) for part in ("dtype", "template", "region", "softmask", "steps", "ranks")},
+        **{part: manifest.get(part) for part in PARTS},
         "train": config.train.model_dump(mode="json", exclude={"seed"}),
         "encoding": config.data.model_dump(mode="json", exclude={"train"}),
     }

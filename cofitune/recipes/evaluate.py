@@ -153,7 +153,7 @@ def _with_delta(weights: PreTrainedModel, model: Scored) -> Iterator[None]:
     if model.train is None:
         yield
         return
-    with delta_applied(weights, read_delta(model.train, model.source.fingerprint)):
+    with delta_applied(weights, read_delta(model.train, model.source.fingerprint), model.alpha):
         yield
 
 

@@ -17,7 +17,7 @@ from cofitune.errors import ArtifactError, UserError
 from cofitune.files import read_json, write_json, write_tensors
 from cofitune.model.anatomy import is_missing_folder
 from cofitune.model.load import DTYPES, fingerprint, load_tokenizer, parameter_name, weight_files
-from cofitune.training.delta import Delta, read_delta
+from cofitune.training.delta import Delta, interpolate, read_delta
 
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
 
@@ -28,6 +28,7 @@ def export(
     *,
     base: str | None = None,
     dtype: str | None = None,
+    alpha: float = 1.0,
     overwrite: bool = False,
     console: Console | None = None,
 ) -> Path:
@@ -41,11 +42,15 @@ def export(
         to: the new folder.
         base: where the base model is now, if it has moved since the training.
         dtype: float32 or bfloat16; None keeps the training's.
+        alpha: how much of the training to keep: the trained tensors are base + alpha·(trained − base).
 
     Raises:
-        UserError: the run is not trained, its base is gone or another one, or `to` holds something already.
+        UserError: alpha lies outside [0, 1], the run is not trained, its base is gone or another one, or `to` holds
+            something already.
     """
     console = console or Console()
+    if not 0 <= alpha <= 1:
+        raise UserError(f"--alpha {alpha:g}: from 0, the base, to 1, the run")
     folder = run if run.name == "train" else run / "train"
     manifest = read_json(folder / "manifest.json", "trained run (its training manifest)")
     name = base or manifest["base"]
@@ -60,7 +65,7 @@ def export(
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     try:
-        _write_weights(files, building, delta, chosen)
+        _write_weights(files, building, delta, chosen, alpha)
         tokenizer = load_tokenizer(name, revision, manifest["trust_remote_code"])
         set_template(tokenizer, manifest["template"])
         tokenizer.save_pretrained(building)
@@ -71,14 +76,15 @@ def export(
     finally:
         shutil.rmtree(building, ignore_errors=True)
     console.print(
-        f"wrote {to}: {name} with {len(delta.tensors)} trained tensors, {str(chosen).removeprefix('torch.')}",
+        f"wrote {to}: {name} with {len(delta.tensors)} trained tensors{f' at alpha {alpha:g}' if alpha != 1 else ''}, "
+        f"{str(chosen).removeprefix('torch.')}",
         highlight=False,
         soft_wrap=True,
     )
     return to
 
 
-def _write_weights(files: list[Path], folder: Path, delta: Delta, dtype: torch.dtype) -> None:
+def _write_weights(files: list[Path], folder: Path, delta: Delta, dtype: torch.dtype, alpha: float) -> None:
     names = delta.manifest.get("names", {})
     placed: set[str] = set()
     weight_map: dict[str, str] = {}
@@ -89,7 +95,12 @@ def _write_weights(files: list[Path], folder: Path, delta: Delta, dtype: torch.d
             for key in shard.keys():  # noqa: SIM118 -- not a dict
                 name = parameter_name(key, delta.tensors, names.get("prefix", ""), names.get("aliases", {}))
                 placed.update([name] if name else [])
-                tensor = delta.tensors[name] if name else shard.get_tensor(key)
+                if name is None:
+                    tensor = shard.get_tensor(key)
+                elif alpha == 1:
+                    tensor = delta.tensors[name]
+                else:
+                    tensor = interpolate(shard.get_tensor(key), delta.tensors[name], alpha)
                 tensors[key] = tensor.to(dtype) if tensor.is_floating_point() else tensor
         write_tensors(folder / file.name, tensors)
         weight_map.update(dict.fromkeys(tensors, file.name))

@@ -116,6 +116,7 @@ def trial_config(config: Config, region: Region | None, made: Plan, folder: Path
     update = {"max_steps": config.search.train_steps, "learning_rate": rate, "save_steps": None, "report_to": ()}
     changes: dict[str, Any] = {
         "softmask": schema.SoftMask(apply_to="none"),
+        "adapter": None,
         "train": config.train.model_copy(update=update),
         "data": config.data.model_copy(update={"validation": ()}),  # a trial is judged by its evaluation
         "eval": made.tasks,

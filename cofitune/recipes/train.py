@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from cofitune.training.agree import on_rank_0
 from cofitune.training.delta import collect, hash_parameters, write_delta
 from cofitune.training.engine import release, sharded_loading, start_distributed
 from cofitune.training.out_of_memory import explaining_out_of_memory
+from cofitune.training.peft import base_names, merged_weights, write_adapter
 from cofitune.training.state import load_state
 
 
@@ -68,7 +69,7 @@ def train(
 
     with explaining_out_of_memory(footprint(plan, config, world_size)):
         start_distributed()
-        model, engine, kept = _load(config, plan, world_size)
+        model, engine, kept, plan = _load(config, plan, world_size)
         with ExitStack() as lock:
             on_rank_0(lambda: lock.enter_context(exclusive(folder, "training")))
             _train(model, engine, kept, config, plan, folder, console, overwrite=overwrite, resume=resume)
@@ -98,14 +99,14 @@ def _train(
         watch.records, watch.validations = keep_metrics(folder / "metrics.jsonl", done)
 
     on_rank_0(start)
-    trained = plan.region.parameter_names(plan.anatomy)
-    frozen = [name for name in plan.anatomy.shapes if name not in trained]
-    before = hash_parameters(model, frozen, plan.held)
+    before = _hash_frozen(model, plan)
     take_steps(engine, plan, config, folder, console, watch, done)
     if rank == 0 and (share := watch.records[-1].kept_share):
         console.print(kept_sentence(share, config.softmask.apply_to), highlight=False)
-    _prove_frozen(before, hash_parameters(model, frozen, plan.held), console)
-    tensors = collect(model, trained)
+    _prove_frozen(before, _hash_frozen(model, plan), console)
+    tensors = merged_weights(model, plan.adapter) if plan.adapter else collect(model, plan.trained)
+    if plan.adapter:
+        write_adapter(folder / "adapter", model, plan.adapter, config.model.name)
     if rank == 0:
         write_delta(folder, tensors, make_manifest(config, plan, before, tensors, watch.records, watch.validations))
         console.print(f"wrote {folder}/delta.safetensors: {len(tensors)} tensors", highlight=False, soft_wrap=True)
@@ -145,16 +146,26 @@ def check(
     return folder, plan
 
 
-def _load(config: Config, plan: TrainPlan, world_size: int) -> tuple[PreTrainedModel, Any, KeptShare | None]:
+def _load(config: Config, plan: TrainPlan, world_size: int) -> tuple[PreTrainedModel, Any, KeptShare | None, TrainPlan]:
     """Load the base and make it ready to train.
 
     Returns:
-        The model, DeepSpeed's engine around it, and what measures the share of an update that the mask keeps.
+        The model, DeepSpeed's engine around it, what measures the share of an update that the mask keeps, and the plan,
+        which now knows what an adapter begins with.
     """
     torch.manual_seed(config.train.seed)
-    with sharded_loading(plan.anatomy.num_parameters, plan.settings, world_size):
+    # a decomposition takes whole weights
+    in_parts = plan.adapter is None or plan.adapter.kind != "osf"
+    with sharded_loading(plan.anatomy.num_parameters, plan.settings, world_size) if in_parts else nullcontext():
         model = load_base(config.model)
     return model, *make_ready(model, config, plan)
+
+
+def _hash_frozen(model: PreTrainedModel, plan: TrainPlan) -> dict[str, str]:
+    """sha256 of each tensor of the base, or held part of one, that does not train, by its name in the base."""
+    trained = set(plan.trained)
+    inside = base_names(plan.adapter, (name for name in plan.anatomy.shapes if name not in trained))
+    return {inside.get(name, name): digest for name, digest in hash_parameters(model, inside, plan.held).items()}
 
 
 def _prove_frozen(before: dict[str, str], after: dict[str, str], console: Console) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from rich.console import Console
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from cofitune.config import schema
 from cofitune.config.schema import Config
 from cofitune.data.batches import Mixture
 from cofitune.data.chat import Example, set_template
@@ -74,7 +75,8 @@ def read_train_data(config: Config, model_config: PretrainedConfig, dry_run: boo
             f"data.packing: the attention of {model_config.model_type} cannot keep the conversations of a pack apart; "
             "set it to false"
         )
-    sources = data_sources(data.train)
+    sources = data_sources((*data.train, *replayed(config)))
+    replay = (len(replayed(config)), data.replay.share) if data.replay else None
     try:
         tokenizer = load_tokenizer(model.name, model.revision, model.trust_remote_code)
     except UserError as error:
@@ -84,7 +86,8 @@ def read_train_data(config: Config, model_config: PretrainedConfig, dry_run: boo
         if data.packing:
             missing.append("data.packing: no packs without a tokenizer; the steps are counted as if each held one item")
         opened = [open_source(source) for source in sources]
-        return _together(opened, [_count(one, data.on_bad_item) for one in opened], [], None, data.template, None)
+        accounts = [_count(one, data.on_bad_item) for one in opened]
+        return _together(opened, accounts, [], None, data.template, None, replay)
     template = set_template(tokenizer, data.template)
     encoding = Encoding(data.max_length, data.train_on, data.on_bad_item)
     with show_tokenizing(Console(stderr=True, quiet=this_rank().rank != 0)) as on_rows:
@@ -92,7 +95,7 @@ def read_train_data(config: Config, model_config: PretrainedConfig, dry_run: boo
         held_out = encode_sources(data_sources(data.validation), tokenizer, encoding, on_rows=on_rows)
     packed_into = data.max_length if data.packing else None
     together = _together(
-        [e.opened for e in encoded], [e.account for e in encoded], encoded, tokenizer, template, packed_into
+        [e.opened for e in encoded], [e.account for e in encoded], encoded, tokenizer, template, packed_into, replay
     )
     if not held_out:
         return together
@@ -110,7 +113,9 @@ def _together(
     tokenizer: PreTrainedTokenizerBase | None,
     template: str,
     packed_into: int | None,
+    replay: tuple[int, float] | None,
 ) -> TrainData:
+    """One data set of all sources; `replay` says how many of them, the last ones, are to be which share of an epoch."""
     examples: Sequence[Example] = []
     lengths, sizes = np.empty(0, dtype=np.int32), [account.kept for account in accounts]
     if encoded:
@@ -121,10 +126,26 @@ def _together(
             starts = np.cumsum([0, *sizes])
             packed = Packs(chained, [start + p for start, part in zip(starts, packs, strict=False) for p in part])
             examples, lengths, sizes = packed, packed.lengths, [len(part) for part in packs]
+    if replay:
+        opened = _weigh_replay(opened, sizes, *replay)
     mixture = Mixture(tuple(sizes), tuple(one.source.weight for one in opened))
     if mixture.per_epoch == 0:
         raise DataError("data.train: with these weights not one item is left in an epoch; raise them")
     return TrainData(examples, lengths, mixture, tuple(opened), tuple(accounts), tokenizer, template, packed_into)
+
+
+def replayed(config: Config) -> tuple[schema.Source, ...]:
+    """The general data that is gone over again; none without `data.replay`."""
+    replay = config.data.replay
+    return () if replay is None else replay.data or config.importance.data
+
+
+def _weigh_replay(opened: Sequence[OpenSource], sizes: Sequence[int], count: int, share: float) -> list[OpenSource]:
+    """Give the last `count` sources the weight by which their examples are `share` of an epoch's."""
+    own, again = list(opened[:-count]), opened[-count:]
+    learned = sum(size * one.source.weight for size, one in zip(sizes, own, strict=False))
+    weight = learned * share / (1 - share) / sum(sizes[-count:])
+    return own + [replace(one, source=replace(one.source, weight=weight)) for one in again]
 
 
 def _count(opened: OpenSource, on_bad_item: str) -> Account:

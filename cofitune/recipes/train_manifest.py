@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from cofitune import __version__
-from cofitune.config.schema import Config
+from cofitune.config.schema import Config, Region
 from cofitune.errors import ArtifactError
 from cofitune.files import read_json
 from cofitune.recipes.folders import environment
@@ -45,13 +45,15 @@ def make_manifest(
         "template": plan.data.template,
         "region": {
             **plan.region.to_dict(),
-            "match": config.region.match if config.region != "search" else None,
-            "trained_weights": plan.region.num_parameters(plan.anatomy),
+            "match": config.region.match if isinstance(config.region, Region) else None,
+            "trained_weights": plan.num_trained,
             "held_weights": plan.region.num_held(plan.anatomy),
             "all_weights": plan.anatomy.num_parameters,
         },
+        "adapter": plan.adapter.as_dict() if plan.adapter else None,
         "softmask": {
             "apply_to": config.softmask.apply_to if plan.masked else "none",
+            "control": config.softmask.control if plan.masked else "none",
             "modules": list(plan.masked),
             "strength": config.softmask.strength,
         },

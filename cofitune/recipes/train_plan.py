@@ -20,10 +20,11 @@ from cofitune.model.region import Region, match_region, resolve_region
 from cofitune.recipes.shared import base_anatomy, base_config
 from cofitune.recipes.train_data import TrainData, read_train_data
 from cofitune.search.winner import FILE_NAME, read_winner
-from cofitune.softmask.factors import Factor, build_factors, check_masked, hold_factors, join
+from cofitune.softmask.factors import Factor, build_factors, check_masked, hold_factors, join, shuffle_units
 from cofitune.training.engine import EngineSettings
 from cofitune.training.monitor import check_usable
 from cofitune.training.out_of_memory import Footprint
+from cofitune.training.peft import AdapterPlan, plan_adapter
 from cofitune.training.prefix import SHARED_MEMORY, PrefixPlan, changing_prefix
 from cofitune.training.state import BYTES_A_WEIGHT
 from cofitune.vectors import merge_importance, read_importance
@@ -41,6 +42,8 @@ class TrainPlan:
         prefix: what the prefix cache will keep; None without one.
         base_fingerprint: None where a dry run has nothing to know it by.
         missing: what a dry run could not find but the run will need.
+        region: what trains; under an adapter the modules that carry it, of all layers, which merging will change.
+        adapter_begins: hash of what an OSF adapter begins with, known once it is in the model.
     """
 
     anatomy: Anatomy
@@ -55,6 +58,8 @@ class TrainPlan:
     prefix: PrefixPlan | None
     base_fingerprint: str | None
     missing: tuple[str, ...] = ()
+    adapter: AdapterPlan | None = None
+    adapter_begins: str | None = None
 
     @property
     def delta_bytes(self) -> int:
@@ -64,7 +69,18 @@ class TrainPlan:
     @property
     def checkpoint_bytes(self) -> int:
         """Size of one checkpoint."""
-        return self.region.num_touched(self.anatomy) * BYTES_A_WEIGHT
+        trained = self.adapter.num_parameters if self.adapter else self.region.num_touched(self.anatomy)
+        return trained * BYTES_A_WEIGHT
+
+    @property
+    def num_trained(self) -> int:
+        """Weights that may move: the region's, or the adapter's own."""
+        return self.adapter.num_parameters if self.adapter else self.region.num_parameters(self.anatomy)
+
+    @property
+    def trained(self) -> list[str]:
+        """Names of the model's own parameters that train, wholly or in part; under an adapter none does."""
+        return [] if self.adapter else self.region.parameter_names(self.anatomy)
 
     def factors_on(self, what: str, apply_to: str) -> dict[str, Factor]:
         """What multiplies the gradient, or the update: held rows have 0 on both, the soft mask lies on one of them."""
@@ -92,11 +108,12 @@ def plan_training(
     base_fingerprint = _check_weights(config, anatomy, dry_run, missing)
     used: dict[str, dict[str, str]] = {}
     region = _region(config, anatomy, base_fingerprint, used)
+    adapter = _adapter(config, region, anatomy)
     masked = _masked_modules(config, region, anatomy)
     held = hold_factors(region, anatomy)
     _check_sharding(config, bool(held))
     importance = _importance(config, anatomy, base_fingerprint, dry_run, missing, used) if masked else {}
-    factors = build_factors(importance, region, masked, anatomy, config.softmask.strength) if importance else {}
+    factors = _factors(config, importance, region, masked, anatomy) if importance else {}
     data = known_data or read_train_data(config, model_config, dry_run, missing)
     train = config.train
     batch = (train.per_device_train_batch_size, train.gradient_accumulation_steps, world_size)
@@ -106,14 +123,18 @@ def plan_training(
     lengths = data.lengths.tolist()
     prefix = _prefix(config, model_config, anatomy, region, lengths, settings.dtype) if steps.num_epochs > 1 else None
     return TrainPlan(
-        anatomy, region, masked, factors, held, settings, used, data, steps, prefix, base_fingerprint, tuple(missing)
+        anatomy, region, masked, factors, held, settings, used, data, steps, prefix, base_fingerprint, tuple(missing),
+        adapter,
     )  # fmt: skip
 
 
 def footprint(plan: TrainPlan, config: Config, world_size: int) -> Footprint:
     """What the run's memory hangs on."""
     checkpointing = config.train.gradient_checkpointing
-    return Footprint(plan.anatomy, plan.region, plan.settings, world_size, config.data.max_length, checkpointing)
+    return Footprint(
+        plan.anatomy, plan.region, plan.settings, world_size, config.data.max_length, checkpointing,
+        plan.adapter.num_parameters if plan.adapter else None, config.train.l2_to_base > 0,
+    )  # fmt: skip
 
 
 def _check_weights(config: Config, anatomy: Anatomy, dry_run: bool, missing: list[str]) -> str | None:
@@ -130,6 +151,10 @@ def _check_weights(config: Config, anatomy: Anatomy, dry_run: bool, missing: lis
 
 
 def _region(config: Config, anatomy: Anatomy, base_fingerprint: str | None, used: dict[str, dict[str, str]]) -> Region:
+    if config.adapter is not None:
+        return resolve_region("all", config.adapter.modules, anatomy.num_layers, anatomy.modules)
+    if config.region is None:
+        raise RuntimeError("the schema lets no config without a region or an adapter through")
     if config.region != "search":
         if config.region.match is not None:
             return match_region(config.region.match, anatomy)
@@ -139,6 +164,25 @@ def _region(config: Config, anatomy: Anatomy, base_fingerprint: str | None, used
     layers, modules = read_winner(folder, base_fingerprint)
     used["region"] = _artifact(folder / FILE_NAME)
     return resolve_region(layers, modules, anatomy.num_layers, anatomy.modules)
+
+
+def _adapter(config: Config, region: Region, anatomy: Anatomy) -> AdapterPlan | None:
+    given = config.adapter
+    if given is None:
+        return None
+    return plan_adapter(
+        given.kind, region.modules, anatomy, r=given.r, alpha=given.alpha, dropout=given.dropout, kept=given.kept
+    )
+
+
+def _factors(
+    config: Config, importance: dict[str, Tensor], region: Region, masked: tuple[str, ...], anatomy: Anatomy
+) -> dict[str, Factor]:
+    """The soft mask, or the control that stands in for it."""
+    softmask = config.softmask
+    if softmask.control == "shuffled":
+        importance = shuffle_units(importance, anatomy, config.train.seed)
+    return build_factors(importance, region, masked, anatomy, softmask.strength, uniform=softmask.control == "uniform")
 
 
 def _masked_modules(config: Config, region: Region, anatomy: Anatomy) -> tuple[str, ...]:
@@ -159,8 +203,13 @@ def _masked_modules(config: Config, region: Region, anatomy: Anatomy) -> tuple[s
 def _check_sharding(config: Config, holds: bool) -> None:
     deepspeed = config.deepspeed
     in_bf16 = choose_dtype(config.model.dtype) == torch.bfloat16
-    what = "softmask.apply_to: update" if config.softmask.apply_to == "update" else "a part of a fused tensor as region"
-    if in_bf16 and deepspeed.zero_stage == 1 and (config.softmask.apply_to == "update" or holds):
+    hooks = {
+        "softmask.apply_to: update": config.softmask.apply_to == "update",
+        "train.l2_to_base": config.train.l2_to_base > 0,
+        "a part of a fused tensor as region": holds,
+    }
+    what = next((name for name, wanted in hooks.items() if wanted), None)
+    if in_bf16 and deepspeed.zero_stage == 1 and what:
         raise UserError(
             f"deepspeed.zero_stage: 1 with bfloat16 runs DeepSpeed's BF16_Optimizer, under which {what} is not "
             "supported; use zero_stage: 2 or 3"

@@ -10,27 +10,47 @@ from cofitune.recipes.folders import free_bytes
 from cofitune.recipes.train_data import print_data
 from cofitune.recipes.train_plan import TrainPlan, footprint
 from cofitune.reports.plan import print_memory, print_region
+from cofitune.training.peft import AdapterPlan
 
 
 def print_plan(plan: TrainPlan, config: Config, world_size: int, console: Console) -> None:
     """Say what will train, on what, with which memory, and what will be written."""
-    print_region(console, plan.region, plan.anatomy, plan.masked)
+    if plan.adapter:
+        _print_adapter(plan, plan.adapter, console)
+    else:
+        print_region(console, plan.region, plan.anatomy, plan.masked)
     for what, entry in plan.used.items():
         console.print(f"{what}: {entry['path']} (sha256 {entry['sha256'][:12]})", highlight=False, soft_wrap=True)
     apply_to = config.softmask.apply_to if plan.masked else "none"
-    console.print(f"soft mask: {apply_to}" + (f" on {', '.join(plan.masked)}" if plan.masked else ""), highlight=False)
+    control = f", control: {config.softmask.control}" if config.softmask.control != "none" and plan.masked else ""
+    masked = f" on {', '.join(plan.masked)}{control}" if plan.masked else ""
+    console.print(f"soft mask: {apply_to}{masked}", highlight=False, soft_wrap=True)
+    if config.train.l2_to_base:
+        console.print(f"pull towards the base: λ = {config.train.l2_to_base:g}, decoupled", highlight=False)
     _print_steps(plan, config, world_size, console)
     _print_prefix(plan, config, console)
     memory = footprint(plan, config, world_size).memory
     print_memory(console, memory, world_size)
     console.print(
-        f"writes: {config.run / 'train'}/ (delta.safetensors, manifest.json, metrics.jsonl, config.yaml)",
+        f"writes: {config.run / 'train'}/ (delta.safetensors, manifest.json, metrics.jsonl, "
+        f"config.yaml{', adapter/' if plan.adapter else ''})",
         highlight=False,
         soft_wrap=True,
     )
     _print_disk(plan, config, console)
     for text in plan.missing:
         console.print(f"[yellow]still missing:[/] {text}", highlight=False, soft_wrap=True)
+
+
+def _print_adapter(plan: TrainPlan, adapter: AdapterPlan, console: Console) -> None:
+    settings = ", ".join(f"{k} {v:g}" for k, v in adapter.as_dict().items() if isinstance(v, int | float))
+    console.print(
+        f"adapter: {adapter.kind} ({settings}) on {', '.join(adapter.paths)} of all {plan.anatomy.num_layers} layers\n"
+        f"trained weights: [bold]{adapter.num_parameters:,}[/], all of them the adapter's; frozen: all "
+        f"{plan.anatomy.num_parameters:,} of the model's own",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _print_steps(plan: TrainPlan, config: Config, world_size: int, console: Console) -> None:

@@ -63,7 +63,7 @@ def identity(config: Config, plan: TrainPlan) -> dict[str, Any]:
     the same items.
     """
     # an item that `on_bad_item: error` stops at never gets here: with the same contents it changes nothing
-    data = config.data.model_dump(mode="json", exclude={"train", "on_bad_item", *FREE_SETTINGS["data"]})
+    data = config.data.model_dump(mode="json", exclude={"train", "replay", "on_bad_item", *FREE_SETTINGS["data"]})
     tokenizer = plan.data.tokenizer
     sources = {
         str(i): {"format": s.source.format, "weight": s.source.weight, "sha256": s.sha256}
@@ -74,6 +74,7 @@ def identity(config: Config, plan: TrainPlan) -> dict[str, Any]:
         softmask |= {
             "modules": list(plan.masked),
             "strength": config.softmask.strength,
+            **({"control": config.softmask.control} if config.softmask.control != "none" else {}),
             "importance_sha256": sorted(used["sha256"] for name, used in plan.used.items() if name != "region"),
         }
     return {
@@ -85,6 +86,7 @@ def identity(config: Config, plan: TrainPlan) -> dict[str, Any]:
             "tokenizer_sha256": tokenizer_sha256(tokenizer) if tokenizer else None,
         },
         "region": {**plan.region.to_dict(), "matched": list(plan.region.matched)},
+        "adapter": {**plan.adapter.as_dict(), "begins": plan.adapter_begins} if plan.adapter else None,
         "softmask": softmask,
         "data": {**data, "template": plan.data.template, "train": sources},
         "train": {
@@ -124,6 +126,8 @@ def check_resume(config: Config, plan: TrainPlan, found: Checkpoint) -> None:
             f"{train.per_device_train_batch_size} × {train.gradient_accumulation_steps} accumulated × {world_size} "
             f"rank{'s' if world_size > 1 else ''}); {told}"
         )
+    if plan.adapter and plan.adapter_begins is None:  # known once it is in the model, when this is called once more
+        now["adapter"]["begins"] = (before.get("adapter") or {}).get("begins")
     changed = differences("", before, now)
     if changed:
         raise ArtifactError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +18,31 @@ from cofitune.recipes.train_plan import TrainPlan
 from cofitune.recipes.train_state import Saver
 from cofitune.recipes.train_watch import Watch
 from cofitune.reports.progress import TrainProgress
-from cofitune.sharding import inner_optimizer, shards
+from cofitune.sharding import flats, inner_optimizer, shards
 from cofitune.softmask.gradient import mask_gradients
 from cofitune.softmask.kept import KeptShare
 from cofitune.softmask.update import mask_updates
 from cofitune.training.engine import checkpoint_layers, start_engine
+from cofitune.training.l2 import PullToBase
 from cofitune.training.loop import StepRecord, fit
+from cofitune.training.peft import insert_adapter
 from cofitune.training.prefix import Prefix, PrefixCache
 from cofitune.training.stop import StopRequest
 from cofitune.training.throughput import start_meter
 from cofitune.training.used import watch_gradients
 
 
-def make_ready(model: PreTrainedModel, config: Config, plan: TrainPlan) -> tuple[Any, KeptShare | None]:
-    """Freeze what lies outside the region, put the soft mask where its mode wants it, and start the engine.
+def make_ready(model: PreTrainedModel, config: Config, plan: TrainPlan) -> tuple[Any, KeptShare | None, TrainPlan]:
+    """Freeze what does not train, put an adapter, the soft mask or the pull to where they belong, start the engine.
 
     Returns:
-        DeepSpeed's engine around the model, and what measures the share of an update that the mask keeps.
+        DeepSpeed's engine around the model, what measures the share of an update that the mask keeps, and the plan,
+        which now knows what an adapter begins with.
     """
-    freeze_outside(model, set(plan.region.parameter_names(plan.anatomy)))
+    if plan.adapter:
+        plan = replace(plan, adapter_begins=insert_adapter(model, plan.adapter, config.train.seed))
+    else:
+        freeze_outside(model, set(plan.trained))
     if config.train.gradient_checkpointing:
         checkpoint_layers(model, plan.anatomy.layout.layers, plan.region.first)
     apply_to = config.softmask.apply_to
@@ -44,7 +51,9 @@ def make_ready(model: PreTrainedModel, config: Config, plan: TrainPlan) -> tuple
     engine = start_engine(model, plan.settings)
     if on_update := plan.factors_on("update", apply_to):
         mask_updates(inner_optimizer(engine), shards(engine), on_update, kept if apply_to == "update" else None)
-    return engine, kept
+    if config.train.l2_to_base:  # after the mask, which then holds back the pull, too
+        PullToBase(inner_optimizer(engine), flats(engine), config.train.l2_to_base)
+    return engine, kept, plan
 
 
 def take_steps(
@@ -72,8 +81,10 @@ def take_steps(
         raise RuntimeError("a dry run's plan cannot be trained")
     rank = torch.distributed.get_rank()
     saver = Saver(config, plan, folder, engine, done)
-    meter = start_meter(plan.anatomy, plan.region, plan.settings.dtype, plan.steps.world_size)
-    if torch.cuda.is_available() and meter.peak is None:
+    # an adapter's FLOPs are not counted
+    measured = start_meter(plan.anatomy, plan.region, plan.settings.dtype, plan.steps.world_size)
+    meter = None if plan.adapter else measured
+    if meter and torch.cuda.is_available() and meter.peak is None:
         console.print(f"no MFU: what a {meter.device_name} can do is not in our table", highlight=False)
     check_used = watch_gradients(engine.module)
     with TrainProgress(console, plan.steps.num_steps, visible=rank == 0, done=done) as progress:

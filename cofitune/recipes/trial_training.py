@@ -66,7 +66,7 @@ def train_trial(
     pauses = until is not None and until < plan.steps.num_steps
     torch.manual_seed(config.train.seed)
     with explaining_out_of_memory(footprint(plan, config, plan.steps.world_size)):
-        engine, kept = make_ready(model, config, plan)
+        engine, kept, plan = make_ready(model, config, plan)
         checkpoint = on_rank_0(lambda: _reached(config, plan, folder, until, console))
         done = load_state(engine, checkpoint)
         watch = Watch(config, plan.data, plan.steps.num_steps, engine, folder, kept)

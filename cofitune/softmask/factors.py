@@ -50,6 +50,8 @@ def build_factors(
     modules: tuple[str, ...],
     anatomy: Anatomy,
     strength: float = 1.0,
+    *,
+    uniform: bool = False,
 ) -> dict[str, Factor]:
     """One factor for each masked parameter of the region, by the parameter's name.
 
@@ -62,6 +64,8 @@ def build_factors(
         importance: unit kind → [L, units] in [0, 1].
         modules: modules to mask, each of them trained.
         strength: s in the factor 1 − s·I, in (0, 1].
+        uniform: as a control, each module of a layer gets its mean factor on all of its units: what a smaller learning
+            rate alone would do.
 
     Raises:
         RegionError: a module to mask is not trained.
@@ -72,6 +76,7 @@ def build_factors(
     for layer in region.layers:
         for module in modules:
             values = 1 - strength * _unit_per_row(importance[UNIT_OF_MODULE[module]][layer].float(), module, anatomy)
+            values = values.mean().repeat(len(values)) if uniform else values
             for name in anatomy.parameter_names(layer, module):
                 is_bias = len(anatomy.shapes[name]) == 1
                 if name not in trained or (is_bias and module == "o_proj"):
@@ -81,6 +86,27 @@ def build_factors(
                 else:
                     factors.setdefault(name, _uniform(1.0, name, module, anatomy)).values[anatomy.rows(module)] = values
     return factors
+
+
+def shuffle_units(importance: Mapping[str, Tensor], anatomy: Anatomy, seed: int) -> dict[str, Tensor]:
+    """The same importances on other units, layer by layer: as a control, a mask that knows how much and not where.
+
+    Heads change places within their key/value group, and the groups with one another, so that the maxima over groups,
+    which mask keys and values, keep their mean, too.
+
+    Args:
+        importance: unit kind → [L, units].
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def order(kind: str, units: int) -> Tensor:
+        if kind != ATTENTION_HEADS:
+            return torch.randperm(units, generator=generator)
+        size = units // anatomy.num_key_value_heads
+        groups = torch.randperm(anatomy.num_key_value_heads, generator=generator).tolist()
+        return torch.cat([group * size + torch.randperm(size, generator=generator) for group in groups])
+
+    return {kind: torch.stack([row[order(kind, len(row))] for row in vectors]) for kind, vectors in importance.items()}
 
 
 def hold_factors(region: Region, anatomy: Anatomy) -> dict[str, Factor]:

@@ -94,8 +94,20 @@ def read_delta(folder: Path, base_fingerprint: str) -> Delta:
     return Delta(tensors, manifest, found)
 
 
-def apply_delta(model: nn.Module, delta: Delta) -> None:
-    """Copy the delta's tensors into a base model in memory.
+def interpolate(base: Tensor, trained: Tensor, alpha: float) -> Tensor:
+    """base + alpha·(trained − base) in fp32, in the trained tensor's dtype; 1 gives its own bits, 0 the base's.
+
+    The base is taken in that dtype, in which the training began. On a run that trained all weights this is WiSE-FT
+    (Wortsman et al., arXiv 2109.01903).
+    """
+    if alpha == 1:
+        return trained
+    start = base.to(trained.device, trained.dtype).float()
+    return torch.lerp(start, trained.float(), alpha).to(trained.dtype)
+
+
+def apply_delta(model: nn.Module, delta: Delta, alpha: float = 1.0) -> None:
+    """Copy the delta's tensors into a base model in memory, or what lies at `alpha` on the way there from the base.
 
     Raises:
         ArtifactError: a tensor has no place in the model, or another shape.
@@ -105,11 +117,11 @@ def apply_delta(model: nn.Module, delta: Delta) -> None:
         if name not in parameters or parameters[name].shape != tensor.shape:
             raise ArtifactError(f"the delta's {name} {list(tensor.shape)} has no place in this model")
         with torch.no_grad():
-            parameters[name].copy_(tensor)
+            parameters[name].copy_(interpolate(parameters[name].detach(), tensor, alpha))
 
 
 @contextmanager
-def delta_applied(model: nn.Module, delta: Delta) -> Iterator[None]:
+def delta_applied(model: nn.Module, delta: Delta, alpha: float = 1.0) -> Iterator[None]:
     """Have the delta in the model for a while; the tensors that it replaces wait on the CPU and come back.
 
     Raises:
@@ -118,7 +130,7 @@ def delta_applied(model: nn.Module, delta: Delta) -> Iterator[None]:
     parameters = dict(model.named_parameters())
     before = {n: parameters[n].detach().to("cpu", copy=True) for n in delta.tensors if n in parameters}
     try:
-        apply_delta(model, delta)
+        apply_delta(model, delta, alpha)
         yield
     finally:
         with torch.no_grad():

@@ -11,6 +11,7 @@ from cofitune.model.region import Region
 from cofitune.training.engine import ELEMENTS_AT_ONCE, EngineSettings, deepspeed_config
 
 MASTER_AND_MOMENTS = 12  # bytes a trained weight: fp32 master, exp_avg, exp_avg_sq
+MASTER = 4
 MOMENTS = 8  # fp32 training has no separate master
 ACCUMULATED_GRADIENT = 4  # fp32, also under bf16
 
@@ -40,7 +41,15 @@ class Memory:
 
 
 def estimate_memory(
-    anatomy: Anatomy, region: Region, settings: EngineSettings, world_size: int, max_length: int, checkpointing: bool
+    anatomy: Anatomy,
+    region: Region,
+    settings: EngineSettings,
+    world_size: int,
+    max_length: int,
+    checkpointing: bool,
+    *,
+    adapter: int | None = None,
+    base_kept: bool = False,
 ) -> Memory:
     """Estimate a run's memory from counts alone.
 
@@ -50,16 +59,20 @@ def estimate_memory(
     Activations are kept from the lowest trained layer up: one layer input each when checkpointing, else what a layer
     keeps for its backward pass (as Korthikanti et al., arXiv 2205.05198, count it, without attention scores: fused
     kernels never write them).
+
+    Args:
+        adapter: weights of an adapter, which train instead of the region that carries it; None without one.
+        base_kept: a copy of the trained weights as the base has them is kept, for the pull towards it.
     """
     width = settings.dtype.itemsize
-    trained = region.num_touched(anatomy)
+    trained = region.num_touched(anatomy) if adapter is None else adapter
     stage = settings.zero_stage
     whole = anatomy.num_parameters * width
     weights = whole
     if stage == 3:
         weights = whole // world_size + gathered_at_once(anatomy, region.first) * width
     all_gradients = trained * ACCUMULATED_GRADIENT
-    all_states = trained * (MASTER_AND_MOMENTS if width == 2 else MOMENTS)
+    all_states = trained * ((MASTER_AND_MOMENTS if width == 2 else MOMENTS) + (MASTER if base_kept else 0))
     gradients, optimizer = all_gradients // (world_size if stage >= 2 else 1), all_states // world_size
     zero = deepspeed_config(settings)["zero_optimization"]
     at_once = min(trained // world_size, _elements(zero["sub_group_size"]) if stage == 3 else trained)

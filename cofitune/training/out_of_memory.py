@@ -31,13 +31,16 @@ class Footprint:
     world_size: int
     max_length: int
     checkpointing: bool
+    adapter: int | None = None
+    base_kept: bool = False
 
     @property
     def memory(self) -> Memory:
         """The estimate, part by part."""
         return estimate_memory(
-            self.anatomy, self.region, self.settings, self.world_size, self.max_length, self.checkpointing
-        )
+            self.anatomy, self.region, self.settings, self.world_size, self.max_length, self.checkpointing,
+            adapter=self.adapter, base_kept=self.base_kept,
+        )  # fmt: skip
 
 
 def ways_out(run: Footprint, on_gpu: bool) -> list[str]:

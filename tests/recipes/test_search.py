@@ -104,7 +104,7 @@ class Trainer:
             raise KeyboardInterrupt
         self.orders.append(order)
         region = config.region
-        assert region != "search"
+        assert region is not None and region != "search"
         if region.layers in self.broken and order.train:
             return Outcome(order, f"exit code 1 at {region.layers}", {"start": 1.0})
         self.leave(order)
@@ -113,7 +113,7 @@ class Trainer:
 
     def leave(self, order: Order) -> None:
         folder, region = order.folder, order.config.region
-        assert region != "search"
+        assert region is not None and region != "search"
         chosen = resolve_region(region.layers or "", region.modules or (), 4)
         own = {(layer, m) for layer in chosen.layers for m in chosen.modules} if order.train else set()
         overlap = len(own & TARGET) / len(own | TARGET)

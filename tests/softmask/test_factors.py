@@ -10,7 +10,7 @@ from cofitune.errors import RegionError
 from cofitune.model.anatomy import anatomy_of
 from cofitune.model.layouts import LAYOUTS, MODULES
 from cofitune.model.region import resolve_region
-from cofitune.softmask.factors import build_factors
+from cofitune.softmask.factors import UNIT_OF_MODULE, build_factors, shuffle_units
 from cofitune.vectors import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS, UNIT_KINDS, unit_counts
 
 PATHS = LAYOUTS["plain"].modules
@@ -102,3 +102,30 @@ def test_strength_is_how_much_of_the_importance_counts(model: LlamaForCausalLM, 
         by_hand = [1 - strength * (1 - value) for value in whole[name].values.tolist()]
         assert factor.axis == whole[name].axis
         torch.testing.assert_close(factor.values, torch.tensor(by_hand), rtol=1e-6, atol=1e-7)
+
+
+def test_the_uniform_control_is_each_modules_mean_factor(model: LlamaForCausalLM) -> None:
+    anatomy, region = anatomy_of(model), resolve_region("1-2", MODULES, 3)
+    mask = build_factors(_importance(), region, MODULES, anatomy, 0.7)
+    control = build_factors(_importance(), region, MODULES, anatomy, 0.7, uniform=True)
+    assert mask.keys() == control.keys()
+    for name, factor in control.items():
+        assert factor.values.unique().numel() == 1 and factor.axis == mask[name].axis
+        assert factor.values.mean().item() == pytest.approx(mask[name].values.mean().item(), rel=1e-6)
+
+
+def test_the_shuffled_control_is_the_same_factors_on_other_units_of_the_layer(model: LlamaForCausalLM) -> None:
+    anatomy, region, importance = anatomy_of(model), resolve_region("all", MODULES, 3), _importance()
+    shuffled = shuffle_units(importance, anatomy, 5)
+    assert all(torch.equal(shuffled[k], v) for k, v in shuffle_units(importance, anatomy, 5).items())
+    assert not all(torch.equal(shuffled[k], v) for k, v in shuffle_units(importance, anatomy, 6).items())
+    for kind, values in importance.items():
+        assert torch.equal(shuffled[kind].sort(dim=1).values, values.sort(dim=1).values)
+        assert not torch.equal(shuffled[kind], values)
+    mask, control = (build_factors(i, region, MODULES, anatomy) for i in (importance, shuffled))
+    for name, factor in mask.items():
+        # keys and values, too, though they are masked by the maxima over their groups of heads
+        assert torch.equal(factor.values.sort().values, control[name].values.sort().values), name
+    moved = [n for n in mask if not torch.equal(mask[n].values, control[n].values)]
+    assert len(moved) > 0.8 * len(mask)
+    assert set(UNIT_OF_MODULE.values()) == importance.keys()

@@ -1,0 +1,120 @@
+"""A comparison on the terminal: versatility at matched speciality, and every point. Reads `compare.json` alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+Entry = Mapping[str, Any]
+NONE = "–"
+CATEGORIES = ("gen_kn", "gen_rs", "instruct")
+
+
+def comparison_tables(content: Entry) -> Iterator[Table]:
+    """A table for each level of speciality, and that of all points."""
+    for level in content["matched"]:
+        yield matched_table(level, content["reference"])
+    yield points_table(content)
+
+
+def matched_table(level: Entry, reference: str) -> Table:
+    """A row a method: versatility and its difference to the reference's, and instruction following by itself."""
+    table = Table(
+        title=f"at a speciality of {_number(level['speciality'])} ({level['point']}: {level['why']}), differences to "
+        f"{reference} with 95 % intervals",
+        title_style="bold",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    table.add_column("method", overflow="fold", min_width=16)
+    for name in ("versatility", "difference", "95 % interval", "instruct", "difference", "95 % interval"):
+        table.add_column(name, justify="right", overflow="fold")
+    for method, row in level["rows"].items():
+        cells: list[Text | str] = []
+        for score in ("versatility", "instruct"):
+            cells += [_number(row.get(score)), *_difference(row.get(f"{score}_against_reference"))]
+        table.add_row(Text(method), *cells)
+    return table
+
+
+def points_table(content: Entry) -> Table:
+    """Every point, method by method: its scores, and whether it is on its method's frontier."""
+    table = Table(
+        title="every point, means over seeds; ● on its method's frontier, · dominated",
+        title_style="",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    for name in ("method", "rate", "alpha", "", "speciality", "versatility", *CATEGORIES):
+        table.add_column(name, justify="left" if name == "method" else "right", overflow="fold")
+    base = content["base"]
+    table.add_row("base", "", "0", "", *(_number(base[s]) for s in ("speciality", "versatility", *CATEGORIES)))
+    for method in content["methods"]:
+        table.add_section()
+        for point in (p for p in content["points"] if p["method"] == method):
+            scores = [_number(point["scores"][s]) for s in ("speciality", "versatility", *CATEGORIES)]
+            mark = "●" if point["on_frontier"] else "·"
+            table.add_row(Text(method), f"{point['learning_rate']:g}", f"{point['alpha']:g}", mark, *scores)
+    return table
+
+
+def sentences(content: Entry) -> Iterator[str]:
+    """What can be said, and what cannot, one line each."""
+    if partial := content["partial"]:
+        yield (
+            f"PARTIAL: {partial['done']} of {partial['runs']} runs; missing: {', '.join(partial['missing'])}. "
+            "The same command goes on"
+        )
+    for run in content["runs"]:
+        if run["status"] == "failed":
+            yield f"failed: {run['run']}: {run['reason']}"
+    reference, told = content["reference"], 0
+    for level in content["matched"]:
+        for method, row in level["rows"].items():
+            for score in ("versatility", "instruct"):
+                found = row.get(f"{score}_against_reference")
+                if found and found["low"] is not None and not found["low"] <= 0 <= found["high"]:
+                    told += 1
+                    yield (
+                        f"{method} at speciality {_number(level['speciality'])}: {score} {_signed(found['value'])} "
+                        f"({_signed(found['low'])} to {_signed(found['high'])}) against {reference}"
+                    )
+    reasons = [row["reason"] for level in content["matched"] for row in level["rows"].values() if row["reason"]]
+    if reasons:
+        yield f"not matched ({NONE}): {'; '.join(dict.fromkeys(reasons))}"
+    counts = {m: sum(p["method"] == m for p in content["points"]) for m in content["methods"]}
+    if len({count for count in counts.values() if count}) > 1:
+        told_counts = ", ".join(f"{method} {count}" for method, count in counts.items())
+        yield f"points by method: {told_counts}; the best of many points is luckier than the best of few"
+    if not content["matched"]:
+        yield f"nothing is matched: no run of {reference} has learnt anything, or none has finished"
+    elif not told:
+        yield f"no method is told apart from {reference} at matched speciality: every interval contains 0"
+    if len(content["seeds"]) == 1:
+        yield "one seed: the intervals are over items alone, and say nothing of another training"
+
+
+def _difference(found: Entry | None) -> tuple[Text | str, Text | str]:
+    if found is None:
+        return "", ""
+    if found["low"] is None:
+        return _signed(found["value"]), Text("not known: its range moves too much", style="dim")
+    style = "green" if found["low"] > 0 else "red" if found["high"] < 0 else ""
+    return Text(_signed(found["value"]), style), f"{_signed(found['low'])} to {_signed(found['high'])}"
+
+
+def _number(value: float | None) -> str:
+    return NONE if value is None else f"{value:.1f}".replace("-", "−")
+
+
+def _signed(value: float) -> str:
+    """`+1.2`, `−0.3` or `0.0`: a change that rounds to nothing has no sign."""
+    text = f"{abs(value):.1f}"
+    return text if float(text) == 0 else ("+" if value > 0 else "−") + text

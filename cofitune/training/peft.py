@@ -1,0 +1,208 @@
+"""Adapters, through PEFT: put into a model before DeepSpeed wraps it, merged tensor by tensor when it is trained.
+
+The model stays transformers' own (no wrapper around it), so that the loop, the checkpoints and the collecting of
+tensors see an adapter's weights as parameters like any other. The base is frozen and never written to: what is merged
+are copies. DeepSpeed's ZeRO-3 is told which of an adapter's parameters are read outside of their own module.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cofitune.errors import UserError
+from cofitune.files import write_json, write_tensors
+from cofitune.model.anatomy import Anatomy
+from cofitune.sharding import gathered, read_with
+from cofitune.training.delta import collect
+
+NAME = "default"  # PEFT's name of the one adapter, which its files leave out
+PARAMETERS = {"lora": ("lora_A", "lora_B"), "osf": ("osf_svd_params",)}
+
+
+@dataclass(frozen=True)
+class AdapterPlan:
+    """An adapter, resolved for one model.
+
+    Attributes:
+        kind: lora or osf.
+        paths: the linear modules that carry it, each by its path below a decoder layer.
+        weights: names of those modules' weights in all layers, in the model's order: what merging will change.
+        r, alpha, dropout: LoRA's rank, scale (alpha / r) and dropout.
+        kept: OSF's share of singular directions that is kept as it is.
+        transposed: whether weights are [in, out].
+        num_parameters: weights of the adapter, all of which train.
+    """
+
+    kind: str
+    paths: tuple[str, ...]
+    weights: tuple[str, ...]
+    r: int
+    alpha: float
+    dropout: float
+    kept: float
+    transposed: bool
+    num_parameters: int
+
+    def inside(self, name: str) -> str:
+        """Where a parameter of the base lies while the adapter is in the model."""
+        module, _, kind = name.rpartition(".")
+        return f"{module}.base_layer.{kind}" if f"{module}.weight" in self.weights else name
+
+    def as_dict(self) -> dict[str, Any]:
+        """What a manifest says of it."""
+        settings = ("r", "alpha", "dropout") if self.kind == "lora" else ("kept",)
+        found = asdict(self)
+        return {"kind": self.kind, "modules": list(self.paths), **{name: found[name] for name in settings}}
+
+
+def plan_adapter(
+    kind: str, modules: tuple[str, ...], anatomy: Anatomy, *, r: int, alpha: float, dropout: float, kept: float
+) -> AdapterPlan:
+    """Resolve which weights carry an adapter, and count its own.
+
+    Args:
+        modules: of a decoder layer, such as q_proj; fused ones carry it together.
+
+    Raises:
+        UserError: PEFT is not installed, a part of a fused tensor is named alone, or this kind does not fit the model.
+    """
+    if find_spec("peft") is None:
+        raise UserError("adapter: needs the package peft; pip install 'cofitune[peft]'")
+    layout = anatomy.layout
+    for module in modules:
+        apart = [part for part in layout.parts(module) if part not in modules]
+        if apart:
+            raise UserError(
+                f"adapter.target_modules: {module} lies in one tensor with {', '.join(apart)} in this model, and an "
+                "adapter sits beside the whole tensor: name them all, or all-linear"
+            )
+    if kind == "osf" and layout.transposed:
+        raise UserError(f"adapter.kind: osf takes linear modules only, and {anatomy.model_type}'s are Conv1D; use lora")
+    paths = tuple(dict.fromkeys(layout.modules[module] for module in modules))
+    weights = tuple(f"{layout.layers}.{layer}.{path}.weight" for layer in range(anatomy.num_layers) for path in paths)
+    plan = AdapterPlan(kind, paths, weights, r, alpha, dropout, kept, layout.transposed, 0)
+    return replace(plan, num_parameters=sum(_num_parameters(plan, anatomy.shapes[name]) for name in weights))
+
+
+def insert_adapter(model: nn.Module, plan: AdapterPlan, seed: int) -> str | None:
+    """Put the adapter into the model and let it alone require gradients. Every rank must call, before the engine.
+
+    What it begins with is drawn from the seed (LoRA) or taken from the weights' singular value decomposition (OSF).
+    Rank 0's is given to all: a decomposition is unique up to signs only, and ranks may sit on machines that differ.
+
+    Returns:
+        A hash of what OSF's adapter begins with, which it goes on being counted from; None for LoRA.
+    """
+    from peft import inject_adapter_in_model
+
+    torch.manual_seed(seed)
+    inject_adapter_in_model(_peft_config(plan), model, NAME)
+    own = set(_own_parameters(model, plan))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in own)
+    begins = {n: t for n, t in (*model.named_parameters(), *model.named_buffers()) if n in own or "._osf_" in n}
+    for tensor in begins.values():
+        _from_rank_0(tensor.data)
+    if plan.kind == "lora":
+        return None
+    for module in _carriers(model, plan).values():
+        read_with(module, module.osf_svd_params[NAME].parameters())
+    digest = hashlib.sha256()
+    for name in sorted(begins):
+        digest.update(name.encode() + begins[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def merged_weights(model: nn.Module, plan: AdapterPlan) -> dict[str, Tensor]:
+    """The weights that carry the adapter with it merged in, as PEFT merges them, by their names in the base.
+
+    One weight and its adapter are gathered at a time, and the model is left as it is. Every rank must call; rank 0 gets
+    the tensors, others nothing.
+    """
+    keep = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    found = {}
+    for name, module in _carriers(model, plan).items():
+        with ExitStack() as whole, torch.no_grad():
+            for parameter in module.parameters():
+                whole.enter_context(gathered(parameter))
+            if keep:
+                weight = module.base_layer.weight
+                merged = weight.float() + module.get_delta_weight(NAME).float()
+                found[name] = merged.to(weight.dtype).cpu().contiguous()
+    return found
+
+
+def write_adapter(folder: Path, model: nn.Module, plan: AdapterPlan, base: str) -> None:
+    """Write the adapter in PEFT's own format, `adapter_model.safetensors` and `adapter_config.json`. All ranks call.
+
+    Args:
+        base: the base model's name, for PEFT to find it by.
+    """
+    tensors = collect(model, _own_parameters(model, plan))
+    if torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
+        return
+    # as a PeftModel's state dict calls them
+    named = {f"base_model.model.{name.replace(f'.{NAME}', '')}": tensor for name, tensor in tensors.items()}
+    write_tensors(folder / "adapter_model.safetensors", named)
+    config = _peft_config(plan).to_dict() | {"base_model_name_or_path": base, "inference_mode": True}
+    write_json(folder / "adapter_config.json", {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()})
+
+
+def _peft_config(plan: AdapterPlan) -> Any:
+    from peft import LoraConfig, OSFConfig
+
+    if plan.kind == "osf":
+        return OSFConfig(effective_rank=plan.kept, target_modules=list(plan.paths), task_type="CAUSAL_LM")
+    scale: Any = plan.alpha  # PEFT asks for a whole number, and takes any: it is divided by r
+    return LoraConfig(
+        r=plan.r,
+        lora_alpha=scale,
+        lora_dropout=plan.dropout,
+        target_modules=list(plan.paths),
+        fan_in_fan_out=plan.transposed,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _num_parameters(plan: AdapterPlan, shape: tuple[int, ...]) -> int:
+    """Trained weights beside one weight of this shape."""
+    if plan.kind == "lora":
+        return plan.r * sum(shape)
+    free = min(shape) - int(min(shape) * plan.kept)
+    if free == min(shape):
+        raise UserError(f"adapter.kept: {plan.kept:g} of {min(shape)} singular directions is none; raise it")
+    return free * (sum(shape) + 1)
+
+
+def _carriers(model: nn.Module, plan: AdapterPlan) -> dict[str, Any]:
+    """The modules that carry the adapter, by the names of their weights in the base."""
+    return {name: model.get_submodule(name.removesuffix(".weight")) for name in plan.weights}
+
+
+def _own_parameters(model: nn.Module, plan: AdapterPlan) -> list[str]:
+    """The adapter's own parameters, in the model's order."""
+    parts = PARAMETERS[plan.kind]
+    return [name for name, _ in model.named_parameters() if any(f".{part}." in name for part in parts)]
+
+
+def _from_rank_0(tensor: Tensor) -> None:
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return
+    on_gpu = torch.distributed.get_backend() == "nccl"  # which has nothing to do with the host's memory
+    sent = tensor.to("cuda" if on_gpu else "cpu").contiguous()
+    torch.distributed.broadcast(sent, 0)
+    tensor.copy_(sent)
+
+
+def base_names(plan: AdapterPlan | None, names: Iterable[str]) -> dict[str, str]:
+    """Where each of the base's parameters lies in the model now → its name in the base."""
+    return {plan.inside(name) if plan else name: name for name in names}

@@ -1,0 +1,87 @@
+"""Versatility at matched speciality, on models whose items are made up and whose answers are known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cofitune.evaluation.matched import Point, match_methods
+from cofitune.evaluation.metrics import Metric
+from cofitune.evaluation.paired import Bootstrap, TaskItems
+
+SHARE = Metric("acc", "share", True, True)
+ITEMS = 200
+
+
+def bootstrap(models: list[tuple[float, float, float]]) -> Bootstrap:
+    """Models by their shares of right answers in speciality, knowledge and instructions, always the first items."""
+
+    def task(category: str, number: int) -> TaskItems:
+        scores = np.array([[float(i < round(m[number] * ITEMS)) for i in range(ITEMS)] for m in models])
+        return TaskItems(category, SHARE, 0.0, scores)
+
+    return Bootstrap({"law": task("speciality", 0), "know": task("gen_kn", 1), "follow": task("instruct", 2)}, 0.5)
+
+
+def matched(models: list[tuple[float, float, float]], methods: dict[str, list[Point]]) -> dict[str, Any]:
+    return match_methods(bootstrap(models), methods, "full")
+
+
+def test_a_method_that_forgets_less_is_told_apart_at_the_same_speciality() -> None:
+    models = [(0.0, 0.6, 0.6), (0.4, 0.3, 0.3), (0.8, 0.1, 0.1), (0.2, 0.6, 0.6), (0.6, 0.5, 0.3)]
+    points = {
+        "full": [Point("f1", 1e-4, 1, (1,)), Point("f2", 2e-4, 1, (2,))],
+        "mask": [Point("m1", 1e-4, 1, (3,)), Point("m2", 2e-4, 1, (4,))],
+    }
+    found = matched(models, points)
+    assert found["frontiers"] == {"full": ["base", "f1", "f2"], "mask": ["m1", "m2"]}, "m1 forgets nothing"
+    assert [(level["point"], level["speciality"]) for level in found["matched"]] == [
+        ("f1", pytest.approx(40)), ("m2", pytest.approx(60)), ("f2", pytest.approx(80)),
+    ]  # fmt: skip
+    first, common, last = (level["rows"] for level in found["matched"])
+    # half way between m1 and m2: knowledge 55, instructions 45, versatility 50 against full's 30
+    assert first["mask"]["between"] == ["m1", "m2"] and first["mask"]["weight"] == pytest.approx(0.5)
+    assert first["mask"]["versatility"] == pytest.approx(50) and first["full"]["versatility"] == pytest.approx(30)
+    difference = first["mask"]["versatility_against_reference"]
+    assert difference["value"] == pytest.approx(20) and 10 < difference["low"] < 20 < difference["high"] < 30
+    assert first["mask"]["instruct_against_reference"]["value"] == pytest.approx(15)
+    assert first["mask"]["versatility_against_base"]["value"] == pytest.approx(-10)
+    assert common["full"]["versatility"] == pytest.approx(20), "half way between f1 and f2"
+    assert first["full"]["versatility_against_reference"] is None
+    assert last["mask"]["versatility"] is None and last["mask"]["reason"] == "mask reaches a speciality of 60.0 at most"
+
+
+def test_equal_methods_differ_by_nothing() -> None:
+    models = [(0.0, 0.6, 0.6), (0.4, 0.3, 0.3), (0.4, 0.3, 0.3)]
+    found = matched(models, {"full": [Point("f", 1, 1, (1,))], "twin": [Point("t", 1, 1, (2,))]})
+    (level,) = found["matched"]
+    difference = level["rows"]["twin"]["versatility_against_reference"]
+    assert difference["value"] == 0 and difference["low"] < 0 < difference["high"]
+
+
+def test_where_nothing_overlaps_or_nothing_was_learnt_there_is_null_and_a_reason() -> None:
+    models = [(0.3, 0.6, 0.6), (0.5, 0.3, 0.3), (0.2, 0.5, 0.5)]
+    found = matched(models, {"full": [Point("f", 1, 1, (1,))], "worse": [Point("w", 1, 1, (2,))], "none": []})
+    assert [level["point"] for level in found["matched"]] == ["f"], "below the base nothing is matched"
+    rows = found["matched"][0]["rows"]
+    assert rows["worse"]["reason"] == "worse reaches a speciality of 30.0 at most"
+    assert rows["none"]["reason"] == "none has no finished run"
+    assert rows["worse"]["versatility_against_reference"] is None
+    assert found["points"][1]["dominated_by"] == "base" and not found["points"][1]["on_frontier"]
+    assert matched(models, {"full": [], "worse": [Point("w", 1, 1, (2,))]})["matched"] == []
+
+
+def test_seeds_are_averaged_and_widen_the_interval() -> None:
+    calm = [(0.0, 0.6, 0.6), (0.4, 0.3, 0.3), (0.4, 0.3, 0.3), (0.4, 0.5, 0.5), (0.4, 0.5, 0.5)]
+    wild = [(0.0, 0.6, 0.6), (0.4, 0.3, 0.3), (0.4, 0.3, 0.3), (0.4, 0.3, 0.3), (0.4, 0.7, 0.7)]
+    points = {"full": [Point("f", 1, 1, (1, 2))], "mask": [Point("m", 1, 1, (3, 4))]}
+    differences = []
+    for models in (calm, wild):
+        row = matched(models, points)["matched"][0]["rows"]["mask"]
+        assert row["versatility"] == pytest.approx(50)
+        differences.append(row["versatility_against_reference"])
+    widths = [d["high"] - d["low"] for d in differences]
+    assert differences[0]["value"] == pytest.approx(differences[1]["value"]) == pytest.approx(20)
+    assert widths[1] > 2 * widths[0]

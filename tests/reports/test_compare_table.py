@@ -1,0 +1,92 @@
+"""A comparison in words: what is matched, what is not and why, and that nothing is claimed which intervals do not."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from cofitune.reports.compare_plots import draw_frontiers
+from cofitune.reports.compare_table import comparison_tables, sentences
+
+SCORES = {"speciality": 40.0, "versatility": 20.0, "gen_kn": 25.0, "gen_rs": None, "instruct": 15.0}
+
+
+def difference(value: float, low: float | None, high: float | None) -> dict[str, Any]:
+    return {"value": value, "low": low, "high": high, "draws_inside": 1.0}
+
+
+@pytest.fixture
+def content() -> dict[str, Any]:
+    """Two methods; one of them does not reach what the other learnt."""
+    row = {"reason": None, "between": ["m", "m"], "versatility": 25.0, "instruct": 12.0}
+    against = {
+        "versatility_against_reference": difference(5.04, 0.1, 9.0),
+        "instruct_against_reference": difference(-3.0, None, None),
+    }
+    full = {"reason": None, "between": ["f", "f"], "versatility": 20.0, "instruct": 15.0}
+    short = {
+        "reason": "mask reaches a speciality of 30.0 at most",
+        "between": None,
+        "versatility": None,
+        "instruct": None,
+    }
+    about = {"alpha": 1.0, "learning_rate": 1e-4, "seeds": 1, "scores": SCORES, "on_frontier": True}
+    return {
+        "reference": "full",
+        "partial": None,
+        "methods": {"full": {}, "mask": {}},
+        "seeds": [1],
+        "base": SCORES | {"speciality": 5.0, "versatility": 30.0},
+        "points": [about | {"id": "f", "method": "full"}, about | {"id": "m", "method": "mask", "on_frontier": False}],
+        "frontiers": {"full": ["base", "f"], "mask": ["base"]},
+        "matched": [
+            {"speciality": 30.0, "point": "m", "why": "why not", "rows": {"full": full, "mask": row | against}},
+            {"speciality": 40.0, "point": "f", "why": "a point", "rows": {"full": full, "mask": short}},
+        ],
+        "runs": [],
+    }
+
+
+def printed(content: dict[str, Any], width: int = 120) -> str:
+    out = StringIO()
+    console = Console(file=out, width=width, no_color=True)
+    for table in comparison_tables(content):
+        console.print(table)
+    return out.getvalue()
+
+
+def test_the_tables_hold_every_figure_and_null_where_there_is_none(content: dict[str, Any]) -> None:
+    said = printed(content)
+    assert "at a speciality of 30.0 (m: why not), differences to full" in said
+    row = next(line for line in said.splitlines() if line.startswith("mask"))
+    assert " ".join(row.split()) == "mask 25.0 +5.0 +0.1 to +9.0 12.0 −3.0 not known: its range moves too much"
+    assert [line.split() for line in said.splitlines() if line.startswith("mask")][1] == ["mask", "–", "–"]
+    assert "mask    0.0001      1  ·" in said and "full    0.0001      1  ●" in said
+    assert max(map(len, printed(content, 80).splitlines())) <= 80
+
+
+def test_the_sentences_claim_what_the_intervals_do_and_no_more(content: dict[str, Any]) -> None:
+    said = list(sentences(content))
+    assert said[0] == "mask at speciality 30.0: versatility +5.0 (+0.1 to +9.0) against full"
+    assert said[1] == "not matched (–): mask reaches a speciality of 30.0 at most"
+    assert len(said) == 3 and said[2].startswith("one seed")
+    content["matched"][0]["rows"]["mask"]["versatility_against_reference"] = difference(5.0, -0.1, 9.0)
+    content["points"].append(content["points"][0] | {"id": "f2"})
+    content["partial"] = {"runs": 3, "done": 2, "missing": ["late"]}
+    content["runs"] = [{"run": "late", "status": "failed", "reason": "it diverged"}]
+    said = list(sentences(content))
+    assert said[0] == "PARTIAL: 2 of 3 runs; missing: late. The same command goes on"
+    assert said[1] == "failed: late: it diverged"
+    assert "no method is told apart from full at matched speciality: every interval contains 0" in said
+    assert any(line.startswith("points by method: full 2, mask 1;") for line in said)
+
+
+def test_the_picture_is_the_same_bytes_for_the_same_content(content: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    first = [f.read_bytes() for f in draw_frontiers(tmp_path, content)]
+    assert [f.read_bytes() for f in draw_frontiers(tmp_path, content)] == first
+    assert b"speciality (points" in first[1] and first[0].startswith(b"\x89PNG")
