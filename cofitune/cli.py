@@ -207,6 +207,18 @@ def export(
     recipe.export(run, to, base=base, dtype=dtype, alpha=alpha, overwrite=overwrite, console=_console())
 
 
+@app.command()
+def report(
+    place: Annotated[Path, typer.Argument(metavar="RUN", help="The run: a config's output_dir; or a folder of runs.")],
+    to: Annotated[Path | None, typer.Option(help="The folder to write. Default: `report` in RUN.")] = None,
+) -> None:
+    """Write one page, report.html, of what was learnt, what was forgotten and how; and its plots."""
+    _alone("report")
+    from cofitune.recipes import report as recipe
+
+    recipe.report(place, to, console=_console())
+
+
 @app.command(name="_worker", hidden=True)
 def worker(num_processes: NumProcesses = None, hostfile: HostFile = None) -> None:
     """What carries out the trials of a search, one after the other. `cofitune search` starts it."""

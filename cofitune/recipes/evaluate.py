@@ -22,6 +22,7 @@ from cofitune.evaluation.comparison import Compared, changed_items, put_together
 from cofitune.evaluation.gate import Verdict, judge
 from cofitune.evaluation.harness import score_model
 from cofitune.evaluation.samples import TaskResult, save_result
+from cofitune.evaluation.scores import FORMAT
 from cofitune.evaluation.share import Share, join
 from cofitune.evaluation.tasks import LoadedTask
 from cofitune.files import write_json, write_text
@@ -34,7 +35,6 @@ from cofitune.reports.eval_progress import EvalProgress
 from cofitune.reports.scores_table import example_lines, scores_table, sentences, verdict_line
 from cofitune.training.delta import delta_applied, read_delta
 
-FORMAT = 2
 Changed = dict[str, dict[str, list[dict[str, Any]]]]  # by model: lost and gained items
 Weights = Callable[[Scored], AbstractContextManager[PreTrainedModel]]
 

@@ -74,24 +74,24 @@ def sentences(scores: Entry) -> Iterator[str]:
     base, *others = scores["models"]
     if not others:
         own = scores["models"][base]
-        speciality, versatility = _number(own["categories"]["speciality"]), _number(own["versatility"])
+        speciality, versatility = number(own["categories"]["speciality"]), number(own["versatility"])
         yield f"{base}: speciality {speciality}, versatility {versatility}"
     for comparison in scores["comparisons"]:
         if comparison["against"] == base:
             yield _gain(comparison)
         yield from _ratio_lines(comparison)
-    told_by_two = [c for c in scores["comparisons"] if c["against"] == base]
-    for comparison in told_by_two:
+    for comparison in _against_base(scores):
         yield _changed_sides(comparison)
-    noise = scores["noise_floor"]
-    if noise["scores"]:
-        parts = ", ".join(
-            f"{n} {_number(noise['scores']['summary'].get(n))}" for n in ("speciality", "versatility", "unified")
-        )
-        runs = "; ".join(", ".join(group) for group in noise["runs"])
-        yield f"noise floor (standard deviation over the seeds of {runs}): {parts}; {NOISE} marks changes below it"
-    elif others:
-        yield f"noise floor: not known ({noise['reason']})"
+    yield from _noise_lines(scores)
+
+
+def notes(scores: Entry) -> Iterator[str]:
+    """Of the sentences those that the table's own figures do not tell: ratios, items lost and gained, noise."""
+    for comparison in scores["comparisons"]:
+        yield from _ratio_lines(comparison)
+    for comparison in _against_base(scores):
+        yield _changed_sides(comparison)
+    yield from _noise_lines(scores)
 
 
 def example_lines(model: str, lost: Sequence[Entry], most: int = 3) -> Iterator[str]:
@@ -114,7 +114,7 @@ def example_lines(model: str, lost: Sequence[Entry], most: int = 3) -> Iterator[
 def verdict_line(verdict: Entry) -> str:
     """One requirement of the gate: met or not, and the change that it was held against."""
     met = "met    " if verdict["met"] else "NOT MET"
-    change = f"{_signed(verdict['value'])} ({_signed(verdict['low'])} to {_signed(verdict['high'])})"
+    change = f"{signed(verdict['value'])} ({signed(verdict['low'])} to {signed(verdict['high'])})"
     return f"{met} {verdict['require']}: the change is {change}"
 
 
@@ -125,8 +125,8 @@ def _shortened(value: Any) -> str:
 
 def _gain(comparison: Entry) -> str:
     changes = comparison["summary"]
-    parts = [f"{name} {_signed(_value(changes[name]))}" for name in ("speciality", "versatility")]
-    details = [f"{name} {_signed(changes[name]['value'])}" for name in CATEGORIES[1:] if changes[name]]
+    parts = [f"{name} {signed(_value(changes[name]))}" for name in ("speciality", "versatility")]
+    details = [f"{name} {signed(changes[name]['value'])}" for name in CATEGORIES[1:] if changes[name]]
     return f"{comparison['model']}: {', '.join(parts)}" + (f" ({', '.join(details)})" if details else "")
 
 
@@ -143,6 +143,23 @@ def _ratio_lines(comparison: Entry) -> Iterator[str]:
         else:
             value, low, high = (f"{ratio[part]:.0f}".replace("-", "−") for part in ("value", "low", "high"))
             yield f"{comparison['model']}: {value} % ({low} to {high}) {words[name]}"
+
+
+def _against_base(scores: Entry) -> list[Entry]:
+    base = next(iter(scores["models"]))
+    return [c for c in scores["comparisons"] if c["against"] == base]
+
+
+def _noise_lines(scores: Entry) -> Iterator[str]:
+    noise = scores["noise_floor"]
+    if noise["scores"]:
+        parts = ", ".join(
+            f"{n} {number(noise['scores']['summary'].get(n))}" for n in ("speciality", "versatility", "unified")
+        )
+        runs = "; ".join(", ".join(group) for group in noise["runs"])
+        yield f"noise floor (standard deviation over the seeds of {runs}): {parts}; {NOISE} marks changes below it"
+    elif len(scores["models"]) > 1:
+        yield f"noise floor: not known ({noise['reason']})"
 
 
 def _changed_sides(comparison: Entry) -> str:
@@ -180,10 +197,10 @@ def _figure(scores: Entry, model: str, name: str, title: str | None, with_raw: b
         task = own["tasks"][title]
         if scores["tasks"][title]["unit"] != "share":
             return Text(f"{task['raw']:.3f}")
-        return Text(_number(task["score"]) + (f" ({task['raw']:.3f})" if with_raw else ""))
+        return Text(number(task["score"]) + (f" ({task['raw']:.3f})" if with_raw else ""))
     value = own["categories"][name] if name in own["categories"] else own[name]
     # decimals stand under those of the tasks, which are followed by ` (0.123)`
-    return Text(_number(value) + (" " * len(" (0.000)") if with_raw and value is not None else ""))
+    return Text(number(value) + (" " * len(" (0.000)") if with_raw and value is not None else ""))
 
 
 def _scale(task: Entry) -> Scale:
@@ -197,7 +214,7 @@ def _stacked(figure: Text, change: Entry | None, scale: Scale) -> Text:
 
 
 def _interval(change: Entry | None, scale: Scale) -> str:
-    return "" if change is None else " to ".join(_signed(change[end], scale.digits) for end in ("low", "high"))
+    return "" if change is None else " to ".join(signed(change[end], scale.digits) for end in ("low", "high"))
 
 
 def _coloured(change: Entry | None, scale: Scale) -> Text:
@@ -206,18 +223,19 @@ def _coloured(change: Entry | None, scale: Scale) -> Text:
         return Text(NONE)
     up, down = ("green", "red") if scale.higher_is_better else ("red", "green")
     style = up if change["low"] > 0 else down if change["high"] < 0 else ""
-    return Text(_signed(change["value"], scale.digits) + (NOISE if change["within_noise"] else ""), style)
+    return Text(signed(change["value"], scale.digits) + (NOISE if change["within_noise"] else ""), style)
 
 
 def _value(change: Entry | None) -> float | None:
     return None if change is None else change["value"]
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """A score with one decimal and a true minus sign; a dash where there is none."""
     return NONE if value is None else f"{value:.1f}".replace("-", "−")
 
 
-def _signed(change: float | None, digits: int = 1) -> str:
+def signed(change: float | None, digits: int = 1) -> str:
     """`+1.2`, `−0.3` or `0.0`: a change that rounds to nothing has no sign."""
     if change is None:
         return "none (no task)"

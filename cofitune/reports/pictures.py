@@ -1,0 +1,141 @@
+"""A plot as a page needs it: SVG that follows the page from light to dark, once wide and once for a phone.
+
+Colours are Okabe and Ito's (2008), which readers with and without colour blindness can tell apart; markers differ too,
+so that no series hangs on its colour alone.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from cofitune.files import write_atomically, write_text
+
+INK, MUTED, GRID, PAPER = "#1b1f23", "#5c6670", "#dde2e7", "#fffffe"
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "h")
+# the page's style sheet says what each variable is in light and in dark
+VARIABLES = {
+    INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper", **{c: f"s{n}" for n, c in enumerate(SERIES, start=1)}
+}  # fmt: skip
+
+WIDE, NARROW = 7.2, 3.5  # inches; the text of both is 8 points high, so that a phone need not shrink it
+DOTS_AN_INCH = 160
+_COLOUR = re.compile(r"(fill|stroke): (#[0-9a-f]{6})")
+
+Paint = Callable[[Any, bool], None]  # (an empty matplotlib Figure, whether it is the narrow one)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One plot.
+
+    Attributes:
+        name: stem of its files.
+        caption: what is drawn, with units.
+        alt: what a reader who does not see it should know.
+        wide, narrow: SVG elements for a page, whose colours are CSS variables.
+        svg, png: the wide one as files, in light.
+    """
+
+    name: str
+    caption: str
+    alt: str
+    wide: str
+    narrow: str
+    svg: str
+    png: bytes
+
+
+def draw(name: str, caption: str, alt: str, paint: Paint, heights: tuple[float, float]) -> Picture:
+    """Let `paint` draw it wide and narrow; the same input gives the same bytes.
+
+    Args:
+        heights: of the wide and the narrow figure, in inches.
+    """
+    with style(name):
+        figure = _figure(paint, WIDE, heights[0], narrow=False)
+        svg = _save(figure, "svg").decode()
+        png = _save(figure, "png")
+        narrow = _save(_figure(paint, NARROW, heights[1], narrow=True), "svg").decode()
+    return Picture(name, caption, alt, _inline(svg, f"{name}-w", alt), _inline(narrow, f"{name}-n", alt), svg, png)
+
+
+def write_picture(folder: Path, picture: Picture) -> tuple[Path, Path]:
+    """Write NAME.png and NAME.svg into the folder."""
+    png, svg = folder / f"{picture.name}.png", folder / f"{picture.name}.svg"
+    write_atomically(png, lambda to: _write_bytes(to, picture.png))
+    write_text(svg, picture.svg)
+    return png, svg
+
+
+@contextmanager
+def style(salt: str) -> Iterator[None]:
+    """Matplotlib's settings of all pictures: text stays text, names with a dollar sign are no formulas."""
+    import matplotlib
+
+    settings = {
+        "svg.hashsalt": salt, "svg.fonttype": "none", "text.parse_math": False, "font.size": 8,
+        "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": MUTED, "axes.titlecolor": INK,
+        "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
+        "xtick.labelsize": 7.5, "ytick.labelsize": 7.5, "axes.labelsize": 8, "axes.titlesize": 8, "legend.fontsize": 8,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.7, "axes.grid": True,
+        "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.6, "xtick.major.width": 0.7,
+        "ytick.major.width": 0.7, "xtick.major.size": 3, "ytick.major.size": 3, "legend.frameon": False,
+        "axes.facecolor": "none", "figure.facecolor": "none", "lines.linewidth": 1.3, "axes.unicode_minus": True,
+    }  # fmt: skip
+    with matplotlib.rc_context(settings):
+        yield
+
+
+def shortened(text: str, most: int) -> str:
+    """A name in few characters and without what XML cannot hold; the tables have it whole."""
+    plain = "".join(c if c.isprintable() else " " for c in text)
+    return plain if len(plain) <= most else plain[: most - 1] + "…"
+
+
+def series(index: int) -> tuple[str, str]:
+    """Colour and marker of the n-th model, from 0."""
+    return SERIES[index % len(SERIES)], MARKERS[index % len(MARKERS)]
+
+
+def _figure(paint: Paint, width: float, height: float, narrow: bool) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DOTS_AN_INCH, layout="constrained")
+    paint(figure, narrow)
+    return figure
+
+
+def _save(figure: Any, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    # a file may be shown on anything: it gets the page's light paper
+    figure.savefig(
+        buffer, format=kind, facecolor=PAPER, metadata={"Date": None} if kind == "svg" else {"Software": None}
+    )
+    return buffer.getvalue()
+
+
+def _inline(svg: str, prefix: str, alt: str) -> str:
+    """A file's SVG as an element of a page: its own ids, its colours as variables, its size the page's."""
+    body = svg[svg.index("<svg") :]
+    for part in ("metadata", "style"):
+        body = re.sub(rf"<{part}.*?</{part}>", "", body, flags=re.DOTALL)
+    used = set(re.findall(r"#([\w.]+)", body))
+    body = re.sub(r' id="([^"]*)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in used else "", body)
+    body = re.sub(r'url\(#|href="#', lambda m: f"{m[0]}{prefix}-", body)
+    body = _COLOUR.sub(lambda m: f"{m[1]}: var(--{VARIABLES[m[2]]})" if m[2] in VARIABLES else m[0], body)
+    body = re.sub(r"font-family: [^;\"]*", "font-family: inherit", body)
+    view = body[body.index("viewBox=") :].split('"')[1]
+    head = f'<svg viewBox="{view}" role="img" aria-label="{escape(alt)}">'
+    return head + re.sub(r"\n+", "\n", body[body.index(">") + 1 :])
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    path.write_bytes(content)

@@ -1,0 +1,79 @@
+"""What trained, layer by layer, as the names in a training's manifest tell it: whatever the model's layout."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from cofitune.model.layouts import MODULES
+
+FROZEN, TRAINED, MASKED, PART = "frozen", "trained", "masked", "part"
+HELD = " (held part)"  # after the name of a tensor of which a part is frozen (training/delta.py)
+_IN_LAYER = re.compile(r"^.*?\.(\d+)\.(.+)$")
+
+
+@dataclass(frozen=True)
+class TrainedMap:
+    """Columns are tensors of a layer, rows stretches of layers that are alike.
+
+    Attributes:
+        columns: names, the usual modules first.
+        rows: the layers (`8-15`) and, for each column, frozen, trained, masked, part (of the tensor) or nothing.
+        quiet: tensors of the layers that are frozen in all of them and have no column.
+        outside: trained tensors that lie in no layer.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[str, ...]], ...]
+    quiet: tuple[str, ...]
+    outside: tuple[str, ...]
+
+
+def trained_map(trained: Iterable[str], frozen: Iterable[str], masked: Sequence[str]) -> TrainedMap:
+    """Put the manifest's names into a table.
+
+    Args:
+        trained, frozen: names of tensors; one of which a part is held is in both.
+        masked: modules under the soft mask.
+    """
+    cells: dict[tuple[int, str], str] = {}
+    outside = []
+    for name in frozen:
+        if found := _IN_LAYER.match(name.removesuffix(HELD)):
+            cells[int(found[1]), _column(found[2])] = FROZEN
+    for name in trained:
+        if found := _IN_LAYER.match(name):
+            place = int(found[1]), _column(found[2])
+            cells[place] = PART if place in cells else TRAINED
+        else:
+            outside.append(name)
+    moving = {column for (_, column), state in cells.items() if state != FROZEN}
+    known = [column for column in dict.fromkeys(c for _, c in cells) if column in moving or column in MODULES]
+    columns = tuple(sorted(known, key=lambda c: MODULES.index(c) if c in MODULES else len(MODULES)))
+    under_mask = {c for c in moving if c.removesuffix(".bias") in masked}
+    if masked and not under_mask:  # fused: the modules have no tensors of their own names
+        under_mask = moving
+    layers = sorted({layer for layer, _ in cells})
+
+    def row(layer: int) -> tuple[str, ...]:
+        states = (cells.get((layer, column), "") for column in columns)
+        return tuple(
+            MASKED if s == TRAINED and c in under_mask else s for s, c in zip(states, columns, strict=True)
+        )  # fmt: skip
+
+    quiet = tuple(dict.fromkeys(column for _, column in cells if column not in columns))
+    return TrainedMap(columns, tuple(_stretches(layers, row)), quiet, tuple(outside))
+
+
+def _stretches(layers: Sequence[int], row: Callable[[int], tuple[str, ...]]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    for states, same in groupby(layers, key=row):
+        stretch = list(same)
+        yield (f"{stretch[0]}-{stretch[-1]}" if len(stretch) > 1 else str(stretch[0])), states
+
+
+def _column(rest: str) -> str:
+    """`self_attn.q_proj.weight` → `q_proj`; a bias keeps its name."""
+    *_, module, what = f".{rest}".split(".")
+    return module if what == "weight" else f"{module}.{what}".strip(".")
