@@ -14,8 +14,8 @@ from cofitune.reports.score_rows import change_cell
 
 Entry = Mapping[str, Any]
 OWN = "run"  # the name that `eval` gives the config's own run
-WORDS = ("trained weights", "steps", "last loss (nats)")
-CHANGES = ("speciality", "versatility", "gen_kn", "gen_rs", "instruct", "unified")
+WORDS = ("trained", "steps", "loss (nats)")
+CHANGES = ("speciality", "versatility", "instruct", "unified")
 
 
 def make_overview(read: Sequence[Artifacts], runs: Sequence[Run], draws: bool) -> Overview:
@@ -40,10 +40,10 @@ def _words(run: Artifacts) -> list[str]:
     losses = [line["loss"] for line in run.metrics if "loss" in line]
     last = f"{losses[-1]:.4f}" if losses else "–"
     if run.manifest is None:
-        return ["–", f"{len(losses):,}, not finished" if losses else "–", last]
+        return ["–", f"{len(losses):,}, stopped" if losses else "–", last]
     region = run.manifest["region"]
     share = 100 * region["trained_weights"] / region["all_weights"]
-    return [f"{region['trained_weights']:,} ({share:.1f} %)", f"{run.manifest['steps']:,}", last]
+    return [f"{share:.1f} %", f"{run.manifest['steps']:,}", last]
 
 
 def _change(run: Artifacts, name: str) -> Entry | None:

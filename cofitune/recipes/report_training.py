@@ -56,7 +56,7 @@ def described_training(
         )
     if manifest:
         sources = zip(manifest["data"], manifest["items"], strict=False)
-        facts += [(f"items of {source['path']}", _account(account)) for source, account in sources]
+        facts += [("items", f"{source['path']}: {_account(account)}") for source, account in sources]
     return facts
 
 

@@ -84,7 +84,9 @@ def deltas_picture(name: str, scores: Entry) -> Picture:
     base, *others = scores["models"]
     changes = {c["model"]: c for c in scores["comparisons"] if c["against"] == base}
     rows = list(_rows(scores))
-    losses = [title for title, about in scores["tasks"].items() if about["unit"] != "share"]
+    units = {title: about["unit"] for title, about in scores["tasks"].items()}
+    losses = [title for title, unit in units.items() if unit == "nats"]
+    left_out = [title for title, unit in units.items() if unit not in ("share", "nats")]
 
     def paint(figure: Any, narrow: bool) -> None:
         panels = [(rows, POINTS)]
@@ -107,6 +109,7 @@ def deltas_picture(name: str, scores: Entry) -> Picture:
         "Changes against the base, in points of the score (a loss: in nats), with 95 % intervals of the paired "
         "bootstrap. A filled marker: the interval leaves 0 out."
     )
+    caption += f" Not drawn, each on a scale of its own: {', '.join(left_out)}." if left_out else ""
     return draw(name, caption, f"Dot plot. {'; '.join(found)}.", paint, (height, height + 0.2))
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from cofitune.reports.findings import Finding
 from cofitune.reports.item_texts import ItemGroup
 from cofitune.reports.pictures import Picture
 from cofitune.reports.score_rows import Cell, ScoreRow
+from cofitune.reports.scores_table import number, signed
 from cofitune.reports.trained_map import TrainedMap
 from cofitune.reports.trials import TrialRow
 
@@ -152,4 +154,10 @@ def render(page: Page) -> str:
         lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters["svg"] = Markup  # our own drawings alone, whose texts matplotlib has escaped
+    environment.filters |= {"code": _code, "signed": signed, "number": number}
     return environment.get_template("report.html").render(page=page)
+
+
+def _code(text: str) -> Markup:
+    """Escape a sentence; what stands in `backticks` is code."""
+    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))

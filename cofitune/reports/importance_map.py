@@ -50,7 +50,7 @@ def importance_picture(name: str, vectors: dict[str, Tensor]) -> Picture:
         "Importance of the units of each layer, from 0 (free to move) to 1 (held): attention heads as they stand, the "
         "others sorted within their layer. Layer 0 is the lowest."
     )
-    return draw(name, caption, f"Heat maps, layers by units. Mean importance: {means}.", paint, (2.6, 5.6))
+    return draw(name, caption, f"Heat maps, layers by units. Mean importance: {means}.", paint, (2.6, 6.4))
 
 
 def by_rank(vector: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ class Cell:
         raw: the share of right answers, where it is another figure.
         change, interval: against the base; empty for the base itself.
         verdict: better, worse, or nothing where the interval contains 0.
-        chance: how probable such a change is by chance (McNemar, Holm), of a task of right and wrong answers.
+        chance: how probable such a change is by chance (McNemar, Holm), where that is told.
     """
 
     figure: str
@@ -64,7 +64,7 @@ def change_cell(change: Entry | None, higher_is_better: bool = True, digits: int
         change=signed(change["value"], digits) + (NOISE if change["within_noise"] else ""),
         interval=f"{signed(change['low'], digits)} to {signed(change['high'], digits)}",
         verdict=better if change["low"] > 0 else worse if change["high"] < 0 else "",
-        chance="" if change.get("p_holm") is None else _probability(change["p_holm"]),
+        chance=_chance(change),
     )
 
 
@@ -90,9 +90,13 @@ def _figures(scores: Entry, own: Entry, name: str, title: str | None) -> tuple[s
         return number(own["categories"][name] if name in own["categories"] else own[name]), ""
     task = own["tasks"][title]
     if scores["tasks"][title]["unit"] != "share":
-        return f"{task['raw']:.3f}", "nats"
+        return f"{task['raw']:.3f}", "nats" if scores["tasks"][title]["unit"] == "nats" else "own scale"
     return number(task["score"]), f"{100 * task['raw']:.1f} %"
 
 
-def _probability(p: float) -> str:
+def _chance(change: Entry) -> str:
+    """McNemar's p where it tells a change or the interval does: the two need not agree."""
+    p, excludes_0 = change.get("p_holm"), change["low"] > 0 or change["high"] < 0
+    if p is None or not (p < 0.05 or excludes_0):
+        return ""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"

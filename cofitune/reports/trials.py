@@ -27,6 +27,8 @@ class TrialRow:
         weights: trained ones.
         scores: speciality, versatility and unified, 0 to 100, where they are known.
         changes: the same against the base, in points.
+        intervals: the ends of the changes' 95 % intervals, where they are known.
+        is_whole: whether the scores are those of a whole trial, and not of one that was stopped on the way.
         seconds: wall time of training and evaluation.
         note: why it has no scores, or what else is to be said of it.
     """
@@ -37,6 +39,8 @@ class TrialRow:
     weights: int
     scores: dict[str, float | None]
     changes: dict[str, float | None]
+    intervals: dict[str, tuple[float, float]]
+    is_whole: bool
     seconds: float
     note: str
 
@@ -68,12 +72,8 @@ def search_picture(name: str, rows: Sequence[TrialRow]) -> Picture:
         tree, dots = figure.subplots(1, 2, sharey=True, width_ratios=(1.1, 1) if narrow else (0.8, 1.4))
         _paint_tree(tree, trials)
         dots.axvline(0, color=MUTED, linewidth=0.9)
-        for score, (colour, marker) in LOOKS.items():
-            found = [(row.changes[score], y) for y, row in enumerate(trials) if row.changes[score] is not None]
-            dots.plot(
-                [x for x, _ in found], [y for _, y in found], marker, color=colour, linestyle="none", label=score,
-                markersize=5, markeredgecolor=PAPER, markeredgewidth=0.6, zorder=3,
-            )  # fmt: skip
+        for number, score in enumerate(LOOKS):
+            _paint_changes(dots, trials, score, 0.22 * (number - 1) if any(row.intervals for row in trials) else 0.0)
         for y, row in enumerate(trials):
             if row.note and row.scores["unified"] is None:
                 dots.text(0, y, "  no scores", va="center", color=MUTED, fontsize=7)
@@ -88,10 +88,30 @@ def search_picture(name: str, rows: Sequence[TrialRow]) -> Picture:
     told = f"The winner is {won.region}, unified {won.scores['unified']:.1f}" if won else "There is no winner yet"
     caption = (
         "The search: each region stands below the one that it lies in, ★ is the winner; dots are what a short training "
-        "of it changes against the untouched base, in points of the score."
+        "of it changes against the untouched base, in points of the score"
     )
-    height = 0.22 * len(trials) + 0.95
+    caption += ", bars their 95 % intervals" if any(row.intervals for row in trials) else ""
+    caption += (
+        "; hollow dots are of trials that were stopped on the way." if not all(r.is_whole for r in trials) else "."
+    )
+    height = (0.32 if any(row.intervals for row in trials) else 0.22) * len(trials) + 0.95
     return draw(name, caption, f"Tree of {len(trials)} trials with dots. {told}.", paint, (height, height + 0.1))
+
+
+def _paint_changes(axes: Any, trials: Sequence[TrialRow], score: str, offset: float) -> None:
+    colour, marker = LOOKS[score]
+    axes.plot([], [], marker, color=colour, linestyle="none", label=score, markersize=5)
+    for y, row in enumerate(trials):
+        value, ends = row.changes[score], row.intervals.get(score)
+        if value is None:
+            continue
+        if ends is not None:
+            axes.plot(ends, [y + offset] * 2, color=colour, linewidth=1.0)
+        axes.plot(
+            value, y + offset, marker, color=colour, linestyle="none", markersize=5, zorder=3,
+            markerfacecolor=colour if row.is_whole else PAPER, markeredgecolor=PAPER if row.is_whole else colour,
+            markeredgewidth=0.6 if row.is_whole else 1.1,
+        )  # fmt: skip
 
 
 def _paint_tree(axes: Any, trials: Sequence[TrialRow]) -> None:
@@ -139,7 +159,10 @@ def _row(trial: Entry, base: Entry, depth: int, mark: str) -> TrialRow:
         name: None if value is None or base.get(name) is None or depth == 0 else value - base[name]
         for name, value in scores.items()
     }
-    note = trial.get("reason") or ("" if trial["status"] in ("done", "failed") else trial["status"])
+    status = trial["status"]
+    note = trial.get("reason") or ""
+    if status not in ("done", "failed"):
+        note = f"{status} at step {trial.get('steps', '?')}{': ' if note else ''}{note}"
     return TrialRow(
         region=_region(trial.get("region")),
         depth=depth,
@@ -147,6 +170,8 @@ def _row(trial: Entry, base: Entry, depth: int, mark: str) -> TrialRow:
         weights=trial.get("num_trained", 0),
         scores=scores,
         changes=changes,
+        intervals={name: tuple(ends) for name, ends in (trial.get("intervals") or {}).items()},
+        is_whole=status in ("done", "failed"),
         seconds=trial.get("seconds", 0.0),
         note=" ".join(str(note).split()),
     )
