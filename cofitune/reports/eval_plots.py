@@ -61,7 +61,7 @@ def frontier_picture(name: str, points: Sequence[Point], speciality_weight: floa
             colour, marker = (INK, "D") if number == 0 else series(number - 1)
             _cross(axes, point, colour)
             axes.plot(
-                point.speciality, point.versatility, marker, color=colour, markersize=6, markeredgecolor=PAPER,
+                point.speciality, point.versatility, marker, color=colour, markersize=6 if number else 8.5, markeredgecolor=PAPER,
                 markeredgewidth=0.8, label=shortened(point.label, 28), zorder=3, linestyle="none",
             )  # fmt: skip
         axes.margins(0.12)
