@@ -105,6 +105,10 @@ def _pictures(to: Path, read: Sequence[Artifacts], page: Page) -> Iterator[tuple
 
 def _tell(console: Console, page: Path, runs: int, pictures: int, draws: bool) -> None:
     told = f"of {runs} runs, " if runs > 1 else ""
-    console.print(f"→ {page}: {told}{pictures} plots, each as PNG and SVG beside it", highlight=False, soft_wrap=True)
+    console.print(
+        f"→ {page}: {told}{pictures} plot{'' if pictures == 1 else 's'}, each as PNG and SVG",
+        highlight=False,
+        soft_wrap=True,
+    )
     if not draws:
         console.print(f"no pictures: pip install 'cofitune[{EXTRA}]' draws them", markup=False)

@@ -12,6 +12,7 @@ from cofitune.errors import ArtifactError
 from cofitune.evaluation.scores import FORMAT
 from cofitune.files import read_json, read_tensors
 from cofitune.recipes.report_training import described_trained, described_training
+from cofitune.reports import compare_view
 from cofitune.reports.eval_plots import deltas_picture, frontier_picture, points_of
 from cofitune.reports.findings import findings
 from cofitune.reports.html import Changed, Run, Scores, Search, Settings
@@ -45,6 +46,7 @@ class Artifacts:
     path: Path
     name: str
     scores: dict[str, Any] | None = None
+    compared: dict[str, Any] | None = None
     changed: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
     tree: dict[str, Any] | None = None
     vectors: dict[str, Any] | None = None
@@ -60,12 +62,7 @@ def read_artifacts(path: Path, name: str) -> Artifacts:
     Raises:
         ArtifactError: a file is damaged, or was written by another version in a form that we do not read.
     """
-    scores = _json(path / "eval" / "scores.json", "evaluation")
-    if scores is not None and scores.get("format") != FORMAT:
-        raise ArtifactError(
-            f"{path / 'eval' / 'scores.json'}: its format is {scores.get('format')}, and {FORMAT} is what we read; run "
-            "`cofitune eval` again, which asks no model anew"
-        )
+    scores = _json(path / "eval" / "scores.json", "evaluation", FORMAT)
     vectors = None
     if importance := _json(path / "importance" / "manifest.json", "importance manifest"):
         vectors = read_tensors(path / "importance" / "importance.safetensors", "importance file")
@@ -74,6 +71,7 @@ def read_artifacts(path: Path, name: str) -> Artifacts:
         path=path,
         name=name,
         scores=scores,
+        compared=_json(path / "compare" / "compare.json", "comparison", compare_view.FORMAT),
         changed=_read_changed(path, scores),
         tree=_json(path / "search" / "tree.json", "search tree") or _unfinished_search(path / "search"),
         vectors=vectors,
@@ -102,6 +100,8 @@ def describe(run: Artifacts, key: str, draws: bool) -> Run:
                 pictures["frontier"] = frontier_picture("frontier", points, run.scores["speciality_weight"])
             if run.scores["comparisons"]:
                 pictures["deltas"] = deltas_picture("deltas", run.scores)
+        if run.compared and run.compared["points"]:
+            pictures["methods"] = compare_view.methods_picture("methods", run.compared)
         if len(rows) > 1:
             pictures["search"] = search_picture("search", rows)
         if run.vectors:
@@ -114,6 +114,7 @@ def describe(run: Artifacts, key: str, draws: bool) -> Run:
         facts=_facts(run),
         scores=_scores(run.scores) if run.scores else None,
         changed=[Changed(m, item_groups(p["lost"]), item_groups(p["gained"])) for m, p in run.changed.items()],
+        comparison=compare_view.comparison(run.compared) if run.compared else None,
         search=Search(rows, run.tree.get("reason") or "") if run.tree else None,
         importance=_importance(run),
         training=described_training(run.manifest, steps, validations),
@@ -150,12 +151,18 @@ def read_lines(path: Path, may_be_torn: bool = False) -> list[dict[str, Any]]:
     return found
 
 
-def _json(path: Path, what: str) -> dict[str, Any] | None:
+def _json(path: Path, what: str, form: int | None = None) -> dict[str, Any] | None:
+    """Read one of ours, where it is there; `form`: its format, where it says one."""
     if not path.is_file():
         return None
     value = read_json(path, what)
     if not isinstance(value, dict):
         raise ArtifactError(f"{path}: this {what} is damaged: it is no JSON object")
+    if form is not None and value.get("format") != form:
+        raise ArtifactError(
+            f"{path}: its format is {value.get('format')}, and {form} is what we read; make it again with the command "
+            f"that made it (`cofitune {path.parent.name}`), which asks no model anew"
+        )
     return value
 
 
@@ -205,13 +212,20 @@ def _facts(run: Artifacts) -> list[tuple[str, str]]:
     facts = []
     if made := run.manifest or run.importance:
         facts.append(("base model", str(made["base"])))
+    elif run.compared:
+        facts.append(("base model", str(run.compared["config"]["model"]["name"])))
     elif run.scores:
         facts.append(("base model", str(next(iter(run.scores["models"].values())).get("path", "not known"))))
     if made := run.manifest:
         region, mask = made["region"], made["softmask"]
         share = 100 * region["trained_weights"] / region["all_weights"]
         what = region["match"] or f"layers {region['layers']} × {', '.join(region['modules'])}"
-        held = f", under a soft mask on the {mask['apply_to']}" if mask["apply_to"] != "none" else ", without a mask"
+        if adapter := made.get("adapter"):
+            what = f"adapter {', '.join(f'{k} {v}' for k, v in adapter.items() if isinstance(v, str | int | float))}"
+        held = ", without a mask"
+        if mask["apply_to"] != "none":
+            control = "" if mask.get("control", "none") == "none" else f" (its control: {mask['control']})"
+            held = f", under a soft mask on the {mask['apply_to']}{control}"
         facts += [
             ("trained", f"{what}: {region['trained_weights']:,} weights, {share:.1f} % of all{held}"),
             (
@@ -238,7 +252,9 @@ def _split_config(text: str) -> tuple[Sequence[str], str]:
 
 
 def _absent(run: Artifacts, steps: Sequence[Entry]) -> Iterable[str]:
-    """What is not in this report because it is not in the run."""
+    """What is not in this report because it is not in the run; a comparison's runs lie below it, in `compare`."""
+    if run.compared is not None and run.scores is None and not steps:
+        return
     if run.scores is None:
         yield "Not evaluated: `cofitune eval` has left no scores here, so what was learnt and forgotten is not known."
     elif not run.scores["comparisons"]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cofitune.reports.pictures import GRID, INK, MUTED, PAPER, Picture, draw, series, shortened
+from cofitune.reports.pictures import GRID, INK, MUTED, PAPER, Picture, draw, legend, series, shortened
 from cofitune.reports.scores_table import CATEGORIES
 
 Entry = Mapping[str, Any]
@@ -61,11 +61,12 @@ def frontier_picture(name: str, points: Sequence[Point], speciality_weight: floa
             colour, marker = (INK, "D") if number == 0 else series(number - 1)
             _cross(axes, point, colour)
             axes.plot(
-                point.speciality, point.versatility, marker, color=colour, markersize=6 if number else 8.5, markeredgecolor=PAPER,
-                markeredgewidth=0.8, label=shortened(point.label, 28), zorder=3, linestyle="none",
+                point.speciality, point.versatility, marker, color=colour, markersize=6 if number else 8.5,
+                markeredgecolor=PAPER, markeredgewidth=0.8, label=shortened(point.label, 28), zorder=3,
+                linestyle="none",
             )  # fmt: skip
         axes.margins(0.12)
-        _legend(figure, 2 if narrow else 4)
+        legend(figure, 2 if narrow else 4)
 
     told = "; ".join(f"{p.label}: speciality {p.speciality:.1f}, versatility {p.versatility:.1f}" for p in points)
     caption = (
@@ -98,7 +99,7 @@ def deltas_picture(name: str, scores: Entry) -> Picture:
         ):
             _dots(axes, part, [(m, changes[m]) for m in others], 16 if narrow else 30)
             axes.set_xlabel(label)
-        _legend(figure, 2 if narrow else 4)
+        legend(figure, 2 if narrow else 4)
 
     height = (ROW + MODEL * len(others)) * (len(rows) + len(losses)) + (1.5 if losses else 0.9)
     found = [
@@ -164,17 +165,6 @@ def _cross(axes: Any, point: Point, colour: str) -> None:
         axes.plot(point.speciality_interval, [point.versatility] * 2, **line)
     if point.versatility_interval is not None:
         axes.plot([point.speciality] * 2, point.versatility_interval, **line)
-
-
-def _legend(figure: Any, columns: int) -> None:
-    handles: dict[str, Any] = {}
-    for axes in figure.axes:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside upper left", ncols=min(columns, len(handles)),
-        handletextpad=0.3, columnspacing=1.2, borderpad=0.1,
-    )  # fmt: skip
 
 
 def _at(change: Entry | None, value: float) -> tuple[float, float] | None:

@@ -108,11 +108,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text with its caption."""
+    """A table of text with its caption; a long one is folded."""
 
     caption: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
+    folded: bool = False
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,18 @@ def series(index: int) -> tuple[str, str]:
     return SERIES[index % len(SERIES)], MARKERS[index % len(MARKERS)]
 
 
+def legend(figure: Any, columns: int) -> None:
+    """One legend above all panels, each label once."""
+    handles: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside upper left", ncols=min(columns, len(handles)),
+        handletextpad=0.3, columnspacing=1.2, borderpad=0.1,
+    )  # fmt: skip
+
+
 def _figure(paint: Paint, width: float, height: float, narrow: bool) -> Any:
     from matplotlib.figure import Figure
 

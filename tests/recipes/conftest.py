@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from cofitune.evaluation.comparison import Compared, changed_items, put_together
+from cofitune.evaluation.comparison import Compared, changed_items, match_items, put_together
+from cofitune.evaluation.matched import Point, match_methods
 from cofitune.evaluation.metrics import METRICS
+from cofitune.evaluation.paired import Bootstrap
 from cofitune.evaluation.samples import Sample, TaskResult
 from cofitune.evaluation.scores import FORMAT
 from cofitune.vectors import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS, write_importance
@@ -115,6 +117,25 @@ def write_train(run: Path, steps: int = 60, finished: bool = True) -> None:
     })  # fmt: skip
 
 
+def write_compare(run: Path, methods: dict[str, tuple[float, ...]]) -> None:
+    """compare/compare.json: of each method a point for each share of law items that it has learnt; full's first."""
+    learnt = {
+        f"{m}-{rate}-alpha1": share for m, shares in methods.items() for rate, share in enumerate(shares, start=1)
+    }
+    results = make_results({"base": 0.1, **learnt})
+    places = {name: index for index, name in enumerate(results)}
+    points = {
+        m: [Point(f"{m}-{r}-alpha1", float(r), 1.0, (places[f"{m}-{r}-alpha1"],)) for r in range(1, len(shares) + 1)]
+        for m, shares in methods.items()
+    }
+    about = {m: {"trained_weights": 4096, "all_weights": 9999, "steps": 60} for m in methods}
+    write(run / "compare/compare.json", {
+        "format": 1, "reference": next(iter(methods)), "seeds": [1234], "alphas": [1.0], "methods": about, "runs": [],
+        "partial": {"runs": 9, "done": 8, "missing": [f"{HOSTILE}-1"]}, "config": {"model": {"name": "tiny"}},
+        **match_methods(Bootstrap(match_items(results), 0.5), points, next(iter(methods))),
+    })  # fmt: skip
+
+
 def write_search(run: Path) -> None:
     """search/tree.json: three trials, of which one failed, and a winner."""
 
@@ -158,6 +179,7 @@ def write_run(run: Path, learnt: float = 0.8, others: tuple[str, ...] = ()) -> d
     write_train(run)
     write_search(run)
     write_importance_of(run)
+    write_compare(run, {"full": (0.3, 0.9), "lora": (0.5, 0.6), HOSTILE: ()})
     return write_eval(run, {"base": 0.1, "run": learnt, **dict.fromkeys(others, 0.5)})
 
 
@@ -165,6 +187,6 @@ def write_run(run: Path, learnt: float = 0.8, others: tuple[str, ...] = ()) -> d
 def by_hand() -> Any:
     """The functions above, which write a run or parts of it."""
     return SimpleNamespace(
-        run=write_run, eval=write_eval, train=write_train, search=write_search, importance=write_importance_of,
-        file=write, hostile=HOSTILE,
+        run=write_run, eval=write_eval, compare=write_compare, train=write_train, search=write_search,
+        importance=write_importance_of, file=write, hostile=HOSTILE,
     )  # fmt: skip

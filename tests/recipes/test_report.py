@@ -63,11 +63,11 @@ def made(whole: Path) -> tuple[Path, Texts, str]:
 
 def test_a_run_becomes_one_page_and_its_plots(made: tuple[Path, Texts, str]) -> None:
     folder, page, said = made
-    pictures = {"frontier", "deltas", "search", "importance", "losses"}
+    pictures = {"frontier", "methods", "deltas", "search", "importance", "losses"}
     assert {p.name for p in folder.iterdir()} == {"report.html"} | {
         f"{n}.{k}" for n in pictures for k in ("png", "svg")
     }
-    assert "5 plots" in said and page.tags.count("svg") == 10, "each wide and narrow"
+    assert "6 plots" in said and page.tags.count("svg") == 12, "each wide and narrow"
     for name in pictures:
         with Image.open(folder / f"{name}.png") as image:
             assert image.width > 1000
@@ -126,12 +126,25 @@ def test_a_search_that_has_not_ended_is_shown_as_far_as_it_goes(tmp_path: Path, 
     assert "The search has not ended: 3 trials so far" in page.text and "40.5" in page.text and "+10.5" in page.text
 
 
+def test_a_comparison_stands_alone(tmp_path: Path, by_hand: Any) -> None:
+    by_hand.compare(tmp_path / "run", {"full": (0.3, 0.9), "lora": (0.5, 0.6)})
+    page, said = make(tmp_path / "run")
+    content = json.loads((tmp_path / "run/compare/compare.json").read_text())
+    assert "1 plot," in said and "Not trained" not in page.text and "PARTIAL: 8 of 9 runs" in page.text
+    for level in content["matched"]:
+        assert f"At a speciality of {level['speciality']:.1f} ({level['why']})" in page.text
+        found = level["rows"]["lora"]["versatility_against_reference"]
+        told = level["rows"]["lora"]["reason"] if found is None else f"{abs(found['value']):.1f} ("
+        assert told in page.text
+    assert any(level["rows"]["lora"]["reason"] for level in content["matched"]), "full alone reaches its best"
+
+
 def test_a_folder_of_runs_puts_them_side_by_side(tmp_path: Path, by_hand: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     learnt = by_hand.run(tmp_path / "methods/full", 0.9)
     by_hand.eval(tmp_path / "methods/region", {"base": 0.1, "run": 0.6})
     by_hand.train(tmp_path / "stopped", steps=3, finished=False)
     page, said = make(tmp_path)
-    assert "of 3 runs, 9 plots" in said
+    assert "of 3 runs, 10 plots" in said
     assert (tmp_path / "report/methods/full/deltas.svg").is_file() and (tmp_path / "report/runs.png").is_file()
     assert page.text.index("methods/full") < page.text.index("methods/region") < page.text.index("stopped")
     assert "answered the same items" in page.text and "3, stopped" in page.text

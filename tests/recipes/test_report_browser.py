@@ -130,7 +130,7 @@ def test_nothing_overflows_complains_or_is_fetched(tab: Any, pages: list[Path], 
 def test_drawings_are_whole_and_large_enough_to_read(tab: Any, page: Path, width: int, scheme: str) -> None:
     tab.open(page, width, scheme)
     drawn = tab.run(DRAWN)
-    assert len(drawn) == 5, "one of the wide and the narrow of each"
+    assert len(drawn) == 6, "one of the wide and the narrow of each"
     for drawing in drawn:
         assert drawing["texts"] > 3 and drawing["label"]
         assert drawing["beyond"] < 1.5, drawing
