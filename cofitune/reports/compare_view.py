@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cofitune.reports.compare_table import CATEGORIES, sentences
-from cofitune.reports.findings import interval_text
 from cofitune.reports.html import Comparison, Table
 from cofitune.reports.pictures import INK, PAPER, Picture, draw, legend, series, shortened
 from cofitune.reports.scores_table import NONE, number, signed
@@ -49,7 +48,7 @@ def methods_picture(name: str, content: Entry) -> Picture:
     caption = (
         "Every learning rate and alpha of each method, means over the seeds: versatility, and instruction following "
         "apart, against speciality (0 is guessing, 100 all right). Filled and joined: a method's own frontier; hollow: "
-        "what another of its points is better than."
+        "another of its points, or the base, is as good in both and better in one."
     )
     rows = len(content["methods"]) // 4 + 1
     heights = 2.9 + 0.18 * rows, 5.0 + 0.18 * (len(content["methods"]) // 2 + 1)
@@ -93,7 +92,7 @@ def _matched(content: Entry) -> Iterator[Table]:
         rows = []
         for method, row in level["rows"].items():
             if row["reason"]:
-                rows.append([method, f"{NONE} ({row['reason']})", "", "", ""])
+                rows.append([f"{method}\n{row['reason']}", *[NONE] * 4])
                 continue
             cells = [[number(row.get(s)), _difference(row.get(f"{s}_against_reference"))] for s in PANELS]
             rows.append([method, *cells[0], *cells[1]])
@@ -113,9 +112,7 @@ def _points(content: Entry) -> Table:
     for p in content["points"]:
         mark = "yes" if p["on_frontier"] else f"no: {p['dominated_by']}"
         rows.append(row(p["method"], f"{p['learning_rate']:g}", f"{p['alpha']:g}", mark, p["scores"]))
-    caption = (
-        "Every point, means over the seeds: whether it is on its method's frontier, or else which point is better."
-    )
+    caption = "Every point, means over the seeds: whether it is on its method's frontier, or which point is better."
     return Table(caption, ["method", "rate", "alpha", "on the frontier", *SCORES], rows, folded=True)
 
 
@@ -123,5 +120,5 @@ def _difference(found: Entry | None) -> str:
     if found is None:
         return ""
     if found["low"] is None:
-        return f"{signed(found['value'])} (interval not known: its range moves too much)"
-    return interval_text(found)
+        return f"{signed(found['value'])}\ninterval not known: its range moves too much"
+    return f"{signed(found['value'])}\n{signed(found['low'])} to {signed(found['high'])}"

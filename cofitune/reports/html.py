@@ -108,7 +108,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text with its caption; a long one is folded."""
+    """A table of text with its caption; a cell's further lines stand small below its first. A long one is folded."""
 
     caption: str
     head: Sequence[str]
