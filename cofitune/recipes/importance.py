@@ -25,7 +25,15 @@ from cofitune.importance.partial import load_sums, save_sums
 from cofitune.model.load import choose_dtype
 from cofitune.ranks import Rank, is_launched, this_rank
 from cofitune.recipes.folders import start_folder
-from cofitune.recipes.importance_plan import Plan, check_finished, device_of, make_manifest, make_plan, show_plan
+from cofitune.recipes.importance_plan import (
+    Plan,
+    check_finished,
+    device_of,
+    explaining_out_of_memory,
+    make_manifest,
+    make_plan,
+    show_plan,
+)
 from cofitune.recipes.shared import load_base
 from cofitune.reports.importance_table import importance_report, spread_csv
 from cofitune.reports.plan import print_account
@@ -82,7 +90,7 @@ def importance(
     if overwrite:
         shutil.rmtree(plan.folder / PARTIAL, ignore_errors=True)
     print_account(console, plan.account)
-    with _process_group(rank, plan.sharding.sharded):
+    with _process_group(rank, plan.sharding.sharded), explaining_out_of_memory(plan):
         scores = _estimate(plan, config, manifest, rank, console)
     normalize = NORMALIZATIONS[config.importance.normalized_by]
     vectors = {kind: normalize(values) for kind, values in scores.values.items()}

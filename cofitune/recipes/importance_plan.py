@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from cofitune.recipes.folders import check_folder
 from cofitune.recipes.shared import base_anatomy, base_config, data_sources
 from cofitune.reports.plan import print_account
 from cofitune.reports.plots import can_draw
+from cofitune.training.out_of_memory import is_out_of_memory
 from cofitune.vectors import read_importance, unit_counts
 
 ALONE = Rank()
@@ -124,16 +126,41 @@ def choose_sharding(wanted: str, whole: int, device: int, num_ranks: int) -> Sha
         num_ranks: ranks that could share the weights.
     """
     sharing = f"{num_ranks} ranks share the weights"
-    if wanted != "auto":
-        return Sharding(
-            wanted == "zero3", f"as asked for; {sharing if wanted == 'zero3' else 'each rank holds them all'}"
-        )
+    if wanted == "zero3":
+        return Sharding(True, f"as asked for; {sharing}")
+    if wanted == "none":
+        return Sharding(False, "as asked for; each rank holds all weights")
     takes = f"the whole model takes about {gib(whole)} of a device's {gib(device)}"
     if whole <= ROOM * device:
         return Sharding(False, takes)
     if num_ranks > 1:
         return Sharding(True, f"{takes}; {sharing}")
     return Sharding(False, f"{takes}, and there is one rank: several would share the weights")
+
+
+@contextmanager
+def explaining_out_of_memory(plan: Plan) -> Iterator[None]:
+    """Turn an allocation that failed into one message that says which settings would take less.
+
+    Raises:
+        UserError: memory ran out inside.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        said = (str(error).strip().splitlines() or ["MemoryError"])[0].strip()
+        batch, longest = plan.batch_size // 2, int(plan.examples.lengths.max())
+        ways = [
+            *([f"importance.per_device_batch_size: {batch} (other dropout masks)"] if batch else []),
+            *([] if plan.sharding.sharded else ["importance.sharding: zero3, on several ranks (the same importance)"]),
+            f"data.max_length: {longest // 2} (cuts longer items)",
+        ]
+        raise UserError(
+            f"out of memory: {said}\nestimated were {gib(sum(plan.memory.values()))} a rank; what would take less:\n"
+            + "\n".join(f"  - {way}" for way in ways)
+        ) from error
 
 
 def device_of(rank: Rank) -> torch.device:

@@ -120,7 +120,7 @@ def explaining_out_of_memory(run: Footprint) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         on_gpu = isinstance(error, torch.OutOfMemoryError) or any(w in str(error) for w in GPU_WORDS)
         said = (str(error).strip().splitlines() or ["MemoryError"])[0].strip()
@@ -137,7 +137,8 @@ def explaining_out_of_memory(run: Footprint) -> Iterator[None]:
         ) from error
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on a GPU or the host."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return any(words in str(error) for words in WORDS)

@@ -268,6 +268,22 @@ def test_long_items_are_cut_and_counted(made: Path) -> None:
     assert "5 truncated" in text
 
 
+def test_out_of_memory_is_one_message_that_says_what_would_take_less(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+    monkeypatch.setattr(recipe, "estimate", run_out)
+    with pytest.raises(UserError) as refused:
+        importance(read(made), console=quiet())
+    said = str(refused.value)
+    assert said.startswith("out of memory: CUDA out of memory. Tried to allocate 2.00 GiB.\nestimated were ")
+    for way in ("per_device_batch_size: 1 ", "sharding: zero3, on several ranks", "data.max_length: "):
+        assert way in said
+    assert not (made / "run" / "importance" / "manifest.json").exists()
+
+
 TWO_RANKS = """
 import sys
 import torch

@@ -27,7 +27,8 @@ def test_the_picture_is_a_png_and_an_svg_with_units_on_their_axes(tmp_path: Path
         colours = len(set(image.convert("RGB").resize((200, 150)).getdata()))
         assert image.format == "PNG" and image.width >= 1000 and colours > 100
     text = svg.read_text()
-    for expected in ("a model", "heads, as they stand", "outputs, sorted in each layer", "layer (index)", "0: free"):
+    titles = ("heads (9 a layer), as they stand", "FFN outputs (576 a layer), sorted in each layer", "layer's mean")
+    for expected in ("a model", *titles, "layer (index)", "0: free"):
         assert expected in text
     assert svg.stat().st_size < 400_000
     again = draw_importance(tmp_path / "b", make_vectors(), "a model")
