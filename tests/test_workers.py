@@ -104,7 +104,7 @@ def test_no_trial_depends_on_what_ran_before_it_in_its_worker_or_in_one_that_fai
     seconds = [o.seconds for o in outcomes]
     assert all(set(s) == {"start", "train", "evaluate", "other"} for s in seconds)
     assert seconds[0]["start"] > 1 and seconds[4]["start"] > 1, "a worker starts with the first order, and anew"
-    assert max(seconds[1]["start"], seconds[2]["start"]) < 0.5
+    assert max(seconds[1]["start"], seconds[2]["start"]) < 0.5 and seconds[0]["other"] < seconds[0]["start"]
     assert "step 4/4" in (other.folder / "trial.log").read_text()
 
 

@@ -97,6 +97,8 @@ def main() -> None:
     torch.set_num_threads(1)
     rank, world_size = start_distributed()
     sharded = load_sharded()
+    gc.collect()
+    gc.freeze()  # DeepSpeed collects garbage for every engine
     found = [run_way(sharded, *way) for way in WAYS[world_size]]
     if rank == 0:
         write_json(Path(sys.argv[1]), found)
