@@ -114,6 +114,8 @@ def search(
         proxy = make_proxy(config, made, start_proxy)
         watcher = watcher or Lines(console, made.at_most)
         trials = Trials(config, made, store, run_orders)
+        if not trials.knows_base:
+            console.print("scoring the base, which trains nothing", markup=False)
         base = trials.score_base()
         rules = _rules(config, base, trials, proxy, at_once)
         found = _search(made, rules, trials, store, watcher, base)
