@@ -568,7 +568,7 @@ def test_a_search_killed_at_random_moments_ends_with_the_uninterrupted_ones_stor
     assert process.exitcode == 0 and kills >= KILLS // 2
     folder = wanted.run / "search"
 
-    def scores(folder: Path) -> dict[str, Any]:
+    def scores(folder: Path) -> dict[tuple[str, int, str], Any]:
         return {(r["id"], r["steps"], r["status"]): r for r in records(folder) if r["status"] != "failed"}
 
     assert scores(folder) == scores(whole)
