@@ -116,6 +116,8 @@ def search(
         store = open_store(made.folder, made.identity)
         proxy = make_proxy(config, made, start_proxy)
         trials = Trials(config, made, store, run_orders)
+        if not trials.knows_base:
+            console.print("scoring the base, which trains nothing", markup=False)
         with _watched(watcher, console, made.at_most, at_once) as watching:
             base = trials.score_base()
             rules = _rules(config, base, trials, proxy, at_once)
