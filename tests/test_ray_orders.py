@@ -234,7 +234,8 @@ region: {{layers: 1-2, modules: [up_proj, down_proj]}}
 train: {{max_steps: 4, learning_rate: 1e-2, per_device_train_batch_size: 2, gradient_accumulation_steps: 1}}
 eval:
   speciality: [{{path: {tmp_path}/law.jsonl, kind: generate, metric: f1, max_new_tokens: 8}}]
-  versatility: {{gen_kn: [{{path: {tmp_path}/law.jsonl, name: general, kind: generate, metric: rouge_l, max_new_tokens: 8}}]}}
+  versatility:
+    gen_kn: [{{path: {tmp_path}/law.jsonl, name: general, kind: generate, metric: rouge_l, max_new_tokens: 8}}]
 output_dir: {tmp_path}
 """)
     config = load_config(tmp_path / "c.yaml")
@@ -257,13 +258,12 @@ output_dir: {tmp_path}
 
 def left(folder: Path) -> dict[str, Any]:
     """What a trial's scores hang on: the hash of its weights, its losses, its answers, its scores."""
-    scores = json.loads((folder / "eval/scores.json").read_text())["models"]["run"]
-    for task in scores["tasks"].values():
-        del task["seconds"]
+    run = json.loads((folder / "eval/scores.json").read_text())["models"]["run"]
+    scores = {"unified": run["unified"], **run["categories"], **{t: s["raw"] for t, s in run["tasks"].items()}}
     lines = (folder / "train/metrics.jsonl").read_text().splitlines()
     answers = {path.name: path.read_text() for path in (folder / "eval/samples/run").glob("*.jsonl")}
     losses = [json.loads(line)["loss"] for line in lines]
-    return {"weights": scores["delta_sha256"], "losses": losses, "answers": answers, "scores": scores}
+    return {"weights": run["delta_sha256"], "losses": losses, "answers": answers, "scores": scores}
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{port}", "auto", "no address"])

@@ -74,8 +74,8 @@ def test_the_picture_is_a_png_and_an_svg_of_the_same_bytes_each_time(tmp_path: P
     for expected in (
         "8 trials", "level 2: layers", "level 4: modules", "15-29 × all", "15-22 × gate+down  failed", "46.6",
         "versatility (points; 0: chance, 100: all right)", "speciality (points", "unified score (points", "winner",
-        "the base, nothing trained", "no trial has more of both", "not told apart from it", "95 % interval of the change",
-        "15-22 × up  24.5, stopped at step 15", "not trained to the end (above)",
+        "the base, nothing trained", "no trial has more of both", "not told apart from it",
+        "95 % interval of the change", "15-22 × up  24.5, stopped at step 15", "not trained to the end (above)",
     ):  # fmt: skip
         assert expected.replace("8 trials", "7 finished trials of 60 optimizer steps") in text, expected
     assert svg.stat().st_size < 200_000
