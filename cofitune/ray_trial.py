@@ -95,8 +95,8 @@ def run_errand(errand: Errand, run_here: RunHere | None = None) -> Report:
     try:
         outcome = (run_here or _run_here)(Order(errand.id, config, folder, errand.train, errand.until), errand.ranks)
         paused = errand.until is not None and outcome.error is None
-        error = outcome.error and f"on {host}: {outcome.error}"
-        return Report(host, str(folder), error, outcome.seconds, read_files(folder, BROUGHT_BACK))
+        reason = outcome.error and f"on {host}: {outcome.error}"
+        return Report(host, str(folder), reason, outcome.seconds, read_files(folder, BROUGHT_BACK))
     finally:
         if not paused:
             shutil.rmtree(folder, ignore_errors=True)

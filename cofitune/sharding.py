@@ -69,16 +69,22 @@ def forget_models() -> None:
     parameter_offload.FWD_MODULE_STACK.clear()
 
 
-def drop_weights(model: nn.Module) -> None:
-    """Empty a model that stage 3 has sharded and nobody will use again.
+def empty(engine: Any) -> None:
+    """Give back the memory of an engine that is destroyed, with its model, which nobody will use again.
 
-    DeepSpeed makes two autograd functions a module, whose classes Python does not collect. They keep the model's object,
-    which is little, and would keep what hangs on its parameters: their weights, and the optimizer with its states.
+    Under stage 3 neither would ever be collected: DeepSpeed makes two autograd functions a module, whose classes Python
+    keeps, and from them leads a way to the optimizer with its states and to every parameter.
     """
-    for parameter in model.parameters():
-        if hasattr(parameter, "ds_id"):
-            vars(parameter).clear()  # all of it is DeepSpeed's
-            parameter.data, parameter.grad = parameter.data.new_empty(0), None
+    if type(engine.optimizer).__name__ != STAGE_3:
+        return
+    for parameter in engine.module.parameters():
+        vars(parameter).clear()  # all of it is DeepSpeed's
+        parameter.data, parameter.grad = parameter.data.new_empty(0), None
+    inner = inner_optimizer(engine)
+    inner.state.clear()
+    inner.param_groups.clear()
+    vars(engine.optimizer).clear()
+    engine.optimizer = None
 
 
 @contextmanager

@@ -84,20 +84,21 @@ def measure_trial(config: Config, ranks: Ranks) -> Measured:
 def serve() -> None:
     """What every rank of a worker does: carry out the search's orders until it hangs up."""
     _end_with_parent()
-    line = _Line() if this_rank().rank == 0 else None
     from rich.console import Console
 
-    from cofitune.recipes.trial import Trials
+    from cofitune.recipes.trial import TrialRunner
 
-    trials = Trials(Console(quiet=line is None))
-    while (told := trials.agree(line.next() if line else None)) is not None:
+    first = this_rank().rank == 0
+    runner = TrialRunner(Console(quiet=not first))
+    line = _Line() if first else None  # only now: who is called takes the worker for ready
+    while (told := runner.agree(line.next() if line else None)) is not None:
         _speak_into(Path(told["folder"]) / "trial.log")
         config = load_config(Path(told["config"]))
         if told["do"] == "measure":
-            answer = asdict(trials.measure(config))
+            answer = asdict(runner.measure(config))
         else:
             order = Order(told["id"], config, Path(told["folder"]), told["train"], told["until"])
-            answer = trials.run(order)
+            answer = runner.run(order)
         if line:
             line.answer(answer)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 import yaml
 
@@ -104,7 +104,7 @@ def test_no_trial_depends_on_what_ran_before_it_in_its_worker_or_in_one_that_fai
     seconds = [o.seconds for o in outcomes]
     assert all(set(s) == {"start", "train", "evaluate", "other"} for s in seconds)
     assert seconds[0]["start"] > 1 and seconds[4]["start"] > 1, "a worker starts with the first order, and anew"
-    assert max(seconds[1]["start"], seconds[2]["start"]) < 0.5
+    assert max(seconds[1]["start"], seconds[2]["start"]) < 0.5 and seconds[0]["other"] < seconds[0]["start"]
     assert "step 4/4" in (other.folder / "trial.log").read_text()
 
 
@@ -163,8 +163,8 @@ def test_a_search_that_is_ended_leaves_no_worker_behind(
         pass
 
 
-def test_a_worker_that_is_killed_is_told_of_and_replaced(settings: dict[str, Any], tmp_path: Path) -> None:
-    long, after = order(settings, tmp_path / "long", "1-2", max_steps=100_000), order(settings, tmp_path / "after", "3")
+def test_a_worker_that_is_killed_is_told_of(settings: dict[str, Any], tmp_path: Path) -> None:
+    long = order(settings, tmp_path / "long", "1-2", max_steps=100_000)
 
     def kill() -> None:
         wait_for((long.folder / "train" / "metrics.jsonl").is_file, 90)
@@ -174,12 +174,11 @@ def test_a_worker_that_is_killed_is_told_of_and_replaced(settings: dict[str, Any
 
     killer = threading.Thread(target=kill)
     killer.start()
-    outcomes = run_all(ONE, [long, after])
+    (outcome,) = run_all(ONE, [long])
     killer.join()
-    assert outcomes[0].error == (
+    assert outcome.error == (
         f"was killed from outside, as the system does when the machine's memory is full ({long.folder}/trial.log)"
     )
-    assert outcomes[1].error is None
 
 
 def wait_for(holds: Callable[[], bool], seconds: float) -> None:

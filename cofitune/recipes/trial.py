@@ -41,7 +41,7 @@ STEPS_TO_MEASURE = 3  # the last one is timed, the first ones warm up
 T = TypeVar("T")
 
 
-class Trials:
+class TrialRunner:
     """Carries out orders on this rank. Every rank has one and must do the same with it."""
 
     def __init__(self, console: Console) -> None:
@@ -68,7 +68,6 @@ class Trials:
         self._seconds = {"start": 0.0, "train": 0.0, "evaluate": 0.0}
         config = order.config
         base, plan = self._base(config), self._eval_plan(config)
-        gc.freeze()  # DeepSpeed collects garbage for each engine, and need not look through all that stays
         tensors: Tensors = {}
         if order.train:
             trained = self._train(base, config, order.until)
@@ -98,8 +97,9 @@ class Trials:
         model_config = base_config(config.model)
         made_of = (config.model, config.data)
         data = self._hold("data", made_of, lambda: read_train_data(config, model_config, False, []))
+        prefix = self._prefix(config)
         plan = plan_training(config, self._world_size, known_data=data)
-        return train_trial(base.fresh(), config, plan, until, saves, self._prefix(config), self._console)
+        return train_trial(base.fresh(), config, plan, until, saves, prefix, self._console)
 
     def _evaluate(self, base: HeldModel, plan: Plan, config: Config, tensors: Tensors) -> None:
         """Score the base, unless its answers were handed on, and what was trained."""
@@ -138,6 +138,8 @@ class Trials:
             del held
             with self._counted("start"):
                 held = make()
+                gc.collect()
+                gc.freeze()  # DeepSpeed collects garbage for each engine, and need not look through what stays
         self._held[what] = (made_of, held)
         return held
 

@@ -18,7 +18,7 @@ from cofitune.recipes.train_state import find_checkpoint, identity, keep_metrics
 from cofitune.recipes.train_steps import make_ready, take_steps
 from cofitune.recipes.train_watch import Watch
 from cofitune.recipes.trial_prefix import has_room
-from cofitune.sharding import drop_weights
+from cofitune.sharding import empty
 from cofitune.training.agree import on_rank_0
 from cofitune.training.delta import collect
 from cofitune.training.engine import release
@@ -84,7 +84,7 @@ def train_trial(
                 save_state(folder / "checkpoints", engine, int(until or 0), identity(config, plan), keep_last=1)
         tensors = collect(model, plan.region.parameter_names(plan.anatomy), everywhere=True)
         release(engine)
-        drop_weights(model)
+        empty(engine)
     if not pauses:
         on_rank_0(lambda: shutil.rmtree(folder / "checkpoints", ignore_errors=True))
     return Trained(tensors, [record.seconds for record in watch.records[before:]])

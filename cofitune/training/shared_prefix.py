@@ -73,7 +73,7 @@ class DiskStore:
     def get(self, key: Key) -> Tensor:
         begin, shape, dtype = self._kept[key]
         hidden = torch.empty(shape, dtype=dtype)
-        view = memoryview(hidden.view(-1).view(torch.uint8).numpy())
+        view = hidden.view(-1).view(torch.uint8).numpy().data
         while view:
             view = view[os.preadv(self._file.fileno(), [view], begin) :]
             begin = self._kept[key][0] + hidden.nbytes - view.nbytes

@@ -420,11 +420,11 @@ def test_a_signal_to_one_rank_stops_all_and_a_second_sigterm_does_not_hurry_them
     assert read_checkpoint(folder / "train" / "checkpoints" / f"step-{reached:06d}").step == reached
 
 
-def test_a_trial_of_a_search_saves_nothing_and_ends_promptly(
+def test_a_training_without_save_steps_saves_nothing_and_ends_promptly(
     config: dict[str, Any], environment: dict[str, str]
 ) -> None:
     config["train"]["save_steps"] = None
-    process, folder = start(config, environment, ranks=2, command="_trial")
+    process, folder = start(config, environment, ranks=2)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 143
     assert not (folder / "train" / "checkpoints").exists()
@@ -445,14 +445,12 @@ def test_two_trainings_never_write_one_folder(
         process.communicate()
 
 
-def start(
-    config: dict[str, Any], environment: dict[str, str], ranks: int, command: str = "train"
-) -> tuple[subprocess.Popen[str], Path]:
+def start(config: dict[str, Any], environment: dict[str, str], ranks: int) -> tuple[subprocess.Popen[str], Path]:
     """A long training in processes of its own, which has taken three steps; and its folder."""
     config["train"].update(max_steps=5000, save_steps=config["train"]["save_steps"] and 2500)
     config["train"].update(lr_scheduler_type="constant", gradient_accumulation_steps=2 // ranks)
     folder = Path(config["output_dir"])
-    words = [sys.executable, "-m", "cofitune", command, str(write(config)), "--num-processes", str(ranks)]
+    words = [sys.executable, "-m", "cofitune", "train", str(write(config)), "--num-processes", str(ranks)]
     process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     metrics = folder / "train" / "metrics.jsonl"
     wait_for(lambda: metrics.is_file() and metrics.read_text().count("\n") >= 3, process)

@@ -18,7 +18,10 @@ REGIONS = (
 )
 ORDER = (0, 1, 0)
 STEPS = 3
-WAYS = tuple((stage, bf16) for stage in (1, 2, 3) for bf16 in (False, True))
+WAYS = {  # by number of ranks: ZeRO stage, bf16
+    1: tuple((stage, bf16) for stage in (1, 2, 3) for bf16 in (False, True)),
+    2: ((1, True), (2, False), (3, False), (3, True)),
+}
 
 
 def load_sharded() -> ModuleType:
@@ -38,7 +41,7 @@ def trial(sharded: ModuleType, model: Any, number: int, case: Any) -> tuple[str,
 
     from cofitune.model.anatomy import anatomy_of
     from cofitune.model.region import freeze_outside, resolve_region
-    from cofitune.sharding import drop_weights
+    from cofitune.sharding import empty
     from cofitune.training.delta import collect, hash_tensors
     from cofitune.training.engine import checkpoint_layers, release, start_engine
     from cofitune.training.loop import fit
@@ -56,7 +59,7 @@ def trial(sharded: ModuleType, model: Any, number: int, case: Any) -> tuple[str,
     fit(engine, sharded.tiny_examples(), plan, sharded.SEED, 0, lambda record, _: losses.append(record.loss))
     trained = collect(model, names, everywhere=True)
     release(engine)
-    drop_weights(model)
+    empty(engine)
     return hash_tensors(trained), losses
 
 
@@ -92,9 +95,11 @@ def main() -> None:
     from cofitune.training.engine import start_distributed
 
     torch.set_num_threads(1)
-    rank, _ = start_distributed()
+    rank, world_size = start_distributed()
     sharded = load_sharded()
-    found = [run_way(sharded, *way) for way in WAYS]
+    gc.collect()
+    gc.freeze()  # DeepSpeed collects garbage for every engine
+    found = [run_way(sharded, *way) for way in WAYS[world_size]]
     if rank == 0:
         write_json(Path(sys.argv[1]), found)
 

@@ -30,7 +30,8 @@ def test_engine_after_engine_on_held_weights_trains_as_on_a_fresh_model(ranks: i
         assert way["after"] == [way["alone"][number] for number in ORDER], name
         assert way["alone"][0] != way["alone"][1], "each region trains something else"
         assert way["changed"] == [], name
-        assert way["alive"][-1] <= way["alive"][0], f"{name}: memory grows from trial to trial: {way['alive']}"
+        grown = way["alive"][-1] - way["alive"][0]
+        assert grown < 200, f"{name}: {grown} bytes of tensors more after two trials"  # the smallest: q and v, 20 kB
 
 
 def tied_model() -> LlamaForCausalLM:

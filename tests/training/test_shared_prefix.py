@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from cofitune.data.batches import count_positions, plan_steps, rank_micro_batches, step_indices
 from cofitune.data.chat import IGNORED, Example
 from cofitune.model.region import freeze_outside
-from cofitune.sharding import drop_weights
+from cofitune.sharding import empty
 from cofitune.training.engine import EngineSettings, checkpoint_layers, release, start_distributed, start_engine
 from cofitune.training.held import HeldModel
 from cofitune.training.loop import fit
@@ -62,7 +62,7 @@ def train(held: HeldModel, first: int, stage: int, shared: SharedPrefix | None, 
     plan = plan_steps(7, MICRO, ACCUMULATION, 1, 1, STEPS)
     fit(engine, items(), plan, SEED, 0, lambda record, _: seen.append((record.loss, record.grad_norm)), prefix)
     release(engine)
-    drop_weights(model)
+    empty(engine)
     return seen, dict(ran)
 
 
