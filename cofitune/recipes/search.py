@@ -117,6 +117,8 @@ def search(
         proxy = make_proxy(config, made, start_proxy)
         trials = Trials(config, made, store, run_orders)
         with _watched(watcher, console, made.at_most, at_once) as watching:
+            if not trials.knows_base:
+                console.print("scoring the base, which trains nothing", markup=False)
             base = trials.score_base()
             rules = _rules(config, base, trials, proxy, at_once)
             found = _search(made, rules, trials, store, watching, base)

@@ -112,12 +112,11 @@ def make_plan(config: Config, overwrite: bool = False, dry_run: bool = False, ra
 
 def trial_config(config: Config, region: Region | None, made: Plan, folder: Path) -> Config:
     """The config of one trial: the base config with this region, no mask, few steps, and the trials' own evaluation."""
-    train = config.train.model_copy(update=_TRIAL_TRAIN | {"max_steps": config.search.train_steps})
-    if region is not None:
-        train = train.model_copy(update={"learning_rate": trial_rate(config, region, made)})
+    rate = base_rate(config) if region is None else trial_rate(config, region, made)
+    update = {"max_steps": config.search.train_steps, "learning_rate": rate, "save_steps": None, "report_to": ()}
     changes: dict[str, Any] = {
         "softmask": schema.SoftMask(apply_to="none"),
-        "train": train,
+        "train": config.train.model_copy(update=update),
         "data": config.data.model_copy(update={"validation": ()}),  # a trial is judged by its evaluation
         "eval": made.tasks,
         "output_dir": str(folder),
@@ -139,10 +138,6 @@ def trial_rate(config: Config, region: Region, made: Plan) -> float:
     if config.search.rate_scaling == "none":
         return rate
     return float(f"{rate * math.sqrt(made.most_weights / region.num_parameters(made.anatomy)):.4g}")
-
-
-# a trial that was stopped is made anew, so it saves nothing
-_TRIAL_TRAIN: dict[str, Any] = {"save_steps": None, "report_to": ()}
 
 
 def base_rate(config: Config) -> float:

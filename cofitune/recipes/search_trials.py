@@ -30,6 +30,11 @@ class Trials:
         self._config, self._made, self._store, self._run_orders = config, made, store, run_orders
         self._answers = KeptAnswers(made.folder / "items")
 
+    @property
+    def knows_base(self) -> bool:
+        """Whether the base was scored before."""
+        return self._store.at(BASE, None) is not None
+
     def score_base(self) -> Trial:
         """Score the untouched model once; every trial is shown against it.
 

@@ -129,7 +129,7 @@ def tree_line(row: Row, base: Row | None, *, depth: int, mark: str = "", instead
         instead: stands in the place of the scores, such as how far a running trial is.
     """
     region = "the base, nothing trained" if base is None else region_text(row.region)
-    label = _label(MARKS.get(mark, TIED if row.tied else "") + region, depth)
+    label = _label(MARKS.get(mark, "") + (TIED if row.tied else "") + region, depth)
     if instead is None and not row.finished:
         instead = _unfinished(row, base)
     if instead is None:

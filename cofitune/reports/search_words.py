@@ -117,8 +117,11 @@ def stopped_sentence(rows: Sequence[Row]) -> str | None:
 
 
 def duration(seconds: float) -> str:
-    """About how long, for a plan: `40 s`, `0:12:00`."""
-    return f"{math.ceil(seconds)} s" if seconds < 120 else clock(60 * round(seconds / 60))
+    """About how long, for a plan: `40 s`, `0:12:10`, `3:24:00`."""
+    if seconds < 120:
+        return f"{math.ceil(seconds)} s"
+    unit = 10 if seconds < 3600 else 60
+    return clock(unit * round(seconds / unit))
 
 
 def _why(won: Row, rows: Sequence[Row], aim: Aim) -> str:

@@ -4,22 +4,38 @@ from __future__ import annotations
 
 import io
 import json
+import random
+import re
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 
+from cofitune.config import schema
 from cofitune.config.load import load_config
 from cofitune.config.schema import Config
+from cofitune.config.search import Halving
 from cofitune.errors import ConfigError, UserError
+from cofitune.evaluation.metrics import Metric
+from cofitune.evaluation.samples import Sample, TaskResult, save_result
+from cofitune.model.layouts import MODULES
 from cofitune.model.region import resolve_region
+from cofitune.recipes.orders import Measured, Order, Outcome
 from cofitune.recipes.search import search
+from cofitune.recipes.search_proxy import StartProxy, take_statistics
+from cofitune.reports.search_words import duration
+from cofitune.search.proxy import statistics_from_json
 from cofitune.search.store import read_trials
-from cofitune.search.trial import TrialError
 from cofitune.search.winner import read_winner
 
 TARGET = {(1, "up_proj"), (1, "down_proj")}
+STEPS, FIRST_RUNG = 7, 3  # of a trial, and where it may pause
 
 
 def write_jsonl(path: Path, items: list[dict[str, Any]]) -> str:
@@ -55,52 +71,99 @@ output_dir: {tmp_path / "run"}
 
 
 class Trainer:
-    """Writes what a trial leaves, with the overlap of its region and a target as the score."""
+    """Runs orders: leaves what a trial leaves, with the overlap of its region and a target as the score."""
 
     def __init__(self, kill_at: int | None = None, broken: tuple[str, ...] = (), unified: float | None = None) -> None:
         self.kill_at, self.broken, self.unified = kill_at, broken, unified
-        self.configs: list[Config] = []
-        self.trained: list[bool] = []
+        self.orders: list[Order] = []
+        self.batches: list[int] = []
+        self.measured: list[Config] = []
+        self.backwards = False
 
-    def __call__(self, config: Config, folder: Path, *, train: bool) -> None:
-        assert not (folder / "train").exists(), "a trial starts in an empty place"
-        handed_on = sorted(path.name for path in folder.rglob("*"))
-        assert handed_on == (["answers.jsonl", "cache", "eval", "key"] if train else []), "the base's answers, no more"
-        (folder / "train").mkdir(parents=True)
+    @property
+    def configs(self) -> list[Config]:
+        return [order.config for order in self.orders]
+
+    def __call__(self, orders: Sequence[Order]) -> Iterator[Outcome]:
+        self.batches.append(len(orders))
+        for order in reversed(orders) if self.backwards else orders:
+            yield self.run_one(order)
+
+    def run_one(self, order: Order) -> Outcome:
+        folder, config = order.folder, order.config
+        assert Path(config.output_dir) == folder
+        found = sorted(path.name for path in folder.rglob("*"))
+        paused = (folder / "train" / "checkpoints").exists()
+        if not paused:
+            handed_on = ["answers.jsonl", "cache", "eval", "key"] if order.train else []
+            assert found == handed_on, "a trial starts in an empty place, with the base's answers and no more"
+        (folder / "train").mkdir(parents=True, exist_ok=True)
         (folder / "train" / "delta.safetensors").write_bytes(b"heavy")
-        if len(self.configs) == self.kill_at:
+        if order.until:
+            (folder / "train" / "checkpoints").mkdir(exist_ok=True)
+        if len(self.orders) == self.kill_at:
             raise KeyboardInterrupt
-        self.configs.append(config)
-        self.trained.append(train)
+        self.orders.append(order)
         region = config.region
         assert region != "search"
-        if region.layers in self.broken and train:
-            raise TrialError(f"exit code 1 at {region.layers}")
+        if region.layers in self.broken and order.train:
+            return Outcome(order, f"exit code 1 at {region.layers}", {"start": 1.0})
+        self.leave(order)
+        steps = (order.until or STEPS) - (FIRST_RUNG if paused else 0)
+        return Outcome(order, None, {"start": 0.5, "train": 2.0 * steps, "evaluate": 3.0, "other": 0.0})
+
+    def leave(self, order: Order) -> None:
+        folder, region = order.folder, order.config.region
+        assert region != "search"
         chosen = resolve_region(region.layers or "", region.modules or (), 4)
-        own = {(layer, m) for layer in chosen.layers for m in chosen.modules} if train else set()
-        speciality = 100 * len(own & TARGET) / len(own | TARGET)
+        own = {(layer, m) for layer in chosen.layers for m in chosen.modules} if order.train else set()
+        overlap = len(own & TARGET) / len(own | TARGET)
+        speciality = 100 * overlap
         categories = {"speciality": speciality, "gen_kn": 50.0, "gen_rs": None}
         unified = (speciality + 50) / 2 if self.unified is None else self.unified
         scores = {"categories": categories, "versatility": 50.0, "unified": unified}
+        model = "run" if order.train else "base"
         (folder / "eval").mkdir(exist_ok=True)
         (folder / "eval" / "config.yaml").write_text("made: here\n")
         (folder / "eval" / "cache" / "key").mkdir(parents=True, exist_ok=True)
         (folder / "eval" / "cache" / "key" / "answers.jsonl").write_text("{}\n")
-        (folder / "eval" / "scores.json").write_text(json.dumps({"models": {"run" if train else "base": scores}}))
+        law = [overlap + (0.01 * i) % 0.1 for i in range(20)]
+        save_result(task("law", "speciality", law), folder / "eval" / "samples" / model / "law.jsonl")
+        save_result(task("kn", "gen_kn", [0.0, 1.0] * 10), folder / "eval" / "samples" / model / "kn.jsonl")
+        change = {"value": 1.0, "low": -2.0, "high": 4.0, "within_noise": None}
+        compared = [{"model": model, "against": "base", "summary": {"unified": change, "gen_rs": None}}]
+        content = {"models": {model: scores}, "comparisons": compared if order.train else []}
+        (folder / "eval" / "scores.json").write_text(json.dumps(content))
         lines = [json.dumps({"step": s, "loss": 3.0 - s / 10}) for s in (1, 2)]
         (folder / "train" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 
+    def measure(self, config: Config) -> Measured:
+        self.measured.append(config)
+        return Measured(5.0, 2.0, 10.0)
 
-def run(config: Config, trainer: Trainer, **options: Any) -> tuple[Path, str]:
+
+def task(title: str, category: str, scores: list[float]) -> TaskResult:
+    """A task's result with these scores; no answer is looked at."""
+    samples = tuple(Sample(i, f"{title} {i}", "yes", "yes", None, None, score) for i, score in enumerate(scores, 1))
+    return TaskResult(title, category, Metric("f1", binary=False), sum(scores) / len(scores), 0.0, samples, 1.0)
+
+
+def no_proxy(config: Config, path: Path) -> None:
+    raise AssertionError("no proxy was asked for")
+
+
+def run(config: Config, trainer: Trainer, start_proxy: StartProxy = no_proxy, **options: Any) -> tuple[Path, str]:
     out = io.StringIO()
-    folder = search(config, start_trial=trainer, console=Console(file=out, width=100), **options)
+    console = Console(file=out, width=100)
+    kept = {"run_orders": trainer, "start_proxy": start_proxy, "measure": trainer.measure}
+    folder = search(config, console=console, **{**kept, **options})
     return folder, out.getvalue()
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
     """The store without what the clock wrote."""
     lines = (folder / "trials.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "parts")} for line in lines]
 
 
 def test_it_finds_the_region_that_the_formula_favours_and_writes_it_for_train(config: Config) -> None:
@@ -108,7 +171,8 @@ def test_it_finds_the_region_that_the_formula_favours_and_writes_it_for_train(co
     folder, shown = run(config, trainer)
     assert folder == config.run / "search"
     assert read_winner(folder) == ("1", ("up_proj", "down_proj"))
-    assert trainer.trained == [False] + [True] * 13
+    assert [order.train for order in trainer.orders] == [False] + [True] * 13
+    assert trainer.batches == [1, 3, 2, 2, 6], "the base, and then a level's candidates together"
     tree = json.loads((folder / "tree.json").read_text(encoding="utf-8"))
     winner = next(t for t in tree["trials"] if t["id"] == tree["winner"])
     assert winner["region"] == {"layers": "1", "modules": ["up_proj", "down_proj"]}
@@ -123,7 +187,8 @@ def test_it_finds_the_region_that_the_formula_favours_and_writes_it_for_train(co
 def test_each_trial_gets_its_own_config(config: Config) -> None:
     trainer = Trainer()
     folder, _ = run(config, trainer)
-    for made, trained in zip(trainer.configs, trainer.trained, strict=True):
+    for order in trainer.orders:
+        made, trained = order.config, order.train
         assert made.softmask.apply_to == "none"
         assert made.train.max_steps == 7
         assert made.train.learning_rate == config.train.learning_rate
@@ -138,11 +203,11 @@ def test_each_trial_gets_its_own_config(config: Config) -> None:
 
 def test_a_second_call_trains_nothing_and_says_the_same(config: Config) -> None:
     folder, first = run(config, Trainer())
-    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    before = {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     trainer = Trainer()
     _, second = run(config, trainer)
     assert trainer.configs == []
-    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
+    assert {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
     assert second[second.index("region (layers") :] == first[first.index("region (layers") :]
 
 
@@ -276,12 +341,11 @@ def test_without_a_general_task_the_message_names_the_section(config: Config) ->
 
 def test_a_search_that_is_already_being_written_is_refused(config: Config) -> None:
     class Second(Trainer):
-        def __call__(self, config: Config, folder: Path, *, train: bool) -> None:
+        def run_one(self, order: Order) -> Outcome:
             with pytest.raises(UserError, match="another search is writing"):
-                run(base, Trainer())
-            super().__call__(config, folder, train=train)
+                run(config, Trainer())
+            return super().run_one(order)
 
-    base = config
     folder, _ = run(config, Second())
     assert len(records(folder)) == 14
 
@@ -303,3 +367,239 @@ def test_the_trials_may_have_a_rate_of_their_own_and_only_that_one_makes_them(co
     assert not again.configs, "the rate of the later training is not the trials'"
     with pytest.raises(UserError, match=r"train\.learning_rate is 0\.003 there and 0\.004 here"):
         run(own.model_copy(update={"search": own.search.model_copy(update={"learning_rate": 4e-3})}), Trainer())
+
+
+HALVING = Halving(steps=(FIRST_RUNG,), keep=0.5)
+
+
+def test_under_halving_a_level_is_thinned_out_and_the_weights_of_what_stopped_are_dropped(config: Config) -> None:
+    trainer = Trainer()
+    folder, shown = run(change(config, "search", halving=HALVING), trainer)
+    assert trainer.batches == [1, 3, 2, 2, 1, 2, 1, 6, 1], "of the last level two more are worse beyond chance"
+    assert [order.until for order in trainer.orders[1:6]] == [FIRST_RUNG] * 3 + [None] * 2
+    lines = records(folder)
+    assert [line["status"] for line in lines[1:7]] == ["paused"] * 3 + ["stopped"] + ["done"] * 2
+    assert {line["begun_at"] for line in lines if line["status"] == "done" and line["region"]} == {FIRST_RUNG}
+    assert read_winner(folder) == ("1", ("up_proj", "down_proj"))
+    assert not list(folder.rglob("*.safetensors")) and not list(folder.rglob("checkpoints"))
+    assert "stopped after 3 steps" in shown and "8 trials stopped early, after 3 steps, and could not win." in shown
+    assert "points below the best (95 % interval" in (folder / "trials.jsonl").read_text(encoding="utf-8")
+    tree = json.loads((folder / "tree.json").read_text(encoding="utf-8"))
+    by_status = {t["status"]: t for t in tree["trials"]}
+    assert by_status["stopped"]["to_winner"] is None and by_status["done"]["steps"] == STEPS
+    first = next(t for t in tree["trials"] if t["status"] == "done")
+    assert first["seconds"] == 0.5 + 2.0 * FIRST_RUNG + 3.0 + 0.5 + 2.0 * (STEPS - FIRST_RUNG) + 3.0, "all its parts"
+    again = Trainer()
+    run(change(config, "search", halving=HALVING), again)
+    assert again.orders == []
+
+
+def test_each_trial_is_compared_with_the_winner_on_the_same_items(config: Config) -> None:
+    folder, shown = run(config, Trainer())
+    tree = json.loads((folder / "tree.json").read_text(encoding="utf-8"))
+    beside = {t["region"]["layers"] + "+".join(t["region"]["modules"]): t["to_winner"] for t in tree["trials"]}
+    assert sum(value is None for value in beside.values()) == 1, "the winner itself"
+    half = beside["1up_proj"]
+    assert half["value"] == pytest.approx(-25.0) and half["low"] < -10 < half["high"] + 30 and not half["tied"]
+    assert "No other region is within chance of it" in shown
+    assert tree["trials"][0]["intervals"] == {"unified": [-2.0, 4.0]}
+    assert tree["sentences"][0] == tree["reason"]
+
+
+def test_a_search_that_goes_on_still_has_every_items_score(config: Config) -> None:
+    whole, _ = run(config, Trainer())
+    expected = json.loads((whole / "tree.json").read_text(encoding="utf-8"))
+    for samples in whole.rglob("samples"):
+        shutil.rmtree(samples)
+    run(config, Trainer())
+    assert json.loads((whole / "tree.json").read_text(encoding="utf-8")) == expected
+
+
+def test_regions_with_equal_answers_are_tied_whatever_their_scores_say(config: Config) -> None:
+    class Same(Trainer):
+        def leave(self, order: Order) -> None:
+            super().leave(order)
+            law = task("law", "speciality", [0.0, 1.0] * 10)
+            save_result(law, order.folder / "eval" / "samples" / ("run" if order.train else "base") / "law.jsonl")
+
+    levels = load_levels("[{layers: [0-1, 2-3]}, {modules: [mha, ffn]}]", config.run.parent)
+    folder, shown = run(change(config, "search", levels=levels), Same())
+    words = " ".join(shown.split())
+    assert "3 regions cannot be told apart from it" in words and "none of them has fewer weights" in words
+    tree = json.loads((folder / "tree.json").read_text(encoding="utf-8"))
+    assert all(t["to_winner"]["tied"] for t in tree["trials"] if t["id"] != tree["winner"])
+    assert "cannot be told apart" in (folder / "region.yaml").read_text(encoding="utf-8")
+
+
+def test_a_budget_ends_the_search_with_the_best_so_far_and_says_what_was_not_tried(config: Config) -> None:
+    folder, shown = run(change(config, "search", budget_trials=4), Trainer())
+    assert "search.budget_trials: 4 ended the search" in shown
+    content = yaml.safe_load((folder / "region.yaml").read_text(encoding="utf-8"))
+    assert "search.budget_trials: 4 ended" in content["reason"] and "not begun: modules: mha, ffn" in content["reason"]
+    tree = json.loads((folder / "tree.json").read_text(encoding="utf-8"))
+    assert len(tree["trials"]) == 4 and len(tree["not_tried"]["regions"]) == 1 and len(tree["not_tried"]["levels"]) == 2
+    again = Trainer()
+    run(change(config, "search", budget_trials=None, budget_hours=10.0), again)
+    assert len(again.orders) == 9 and "ended" not in (folder / "region.yaml").read_text(encoding="utf-8")
+
+
+def test_fewer_weights_take_a_higher_rate_where_asked(config: Config) -> None:
+    trainer = Trainer()
+    scaled = change(config, "search", rate_scaling="sqrt", learning_rate=1e-3)
+    folder, _ = run(scaled, trainer)
+    regions = [(order.config.region, order.config.train.learning_rate) for order in trainer.orders]
+    by_region = {(region.layers, region.modules): rate for region, rate in regions if region != "search"}
+    everything = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    assert by_region["0-1", everything] == 1e-3
+    assert by_region["1", everything] == pytest.approx(2**0.5 * 1e-3, rel=1e-3), "half of the weights"
+    stored = {t["id"]: t["learning_rate"] for t in records(folder)}
+    assert stored["base"] is None and max(filter(None, stored.values())) > 2e-3
+    written = yaml.safe_load((folder / "region.yaml").read_text(encoding="utf-8"))
+    assert written["trained"] == {"steps": STEPS, "learning_rate": by_region["1", ("up_proj", "down_proj")]}
+    with pytest.raises(UserError, match=r"rate_scaling is 'sqrt' there and None here"):
+        run(change(config, "search", rate_scaling="none", learning_rate=1e-3), Trainer())
+
+
+def test_the_floor_decides_among_the_regions_that_keep_it(config: Config) -> None:
+    class Forgetting(Trainer):
+        """The more is trained, the more versatility is lost."""
+
+        def leave(self, order: Order) -> None:
+            super().leave(order)
+            path = order.folder / "eval" / "scores.json"
+            content = json.loads(path.read_text())
+            for scores in content["models"].values():
+                region = order.config.region
+                assert region != "search"
+                chosen = resolve_region(region.layers or "", region.modules or (), 4)
+                lost = len(chosen.layers) * len(chosen.modules) if order.train else 0
+                scores["versatility"] = 50.0 - lost
+                scores["categories"]["speciality"] = 10.0 + 5 * lost if order.train else 0.0
+            path.write_text(json.dumps(content))
+
+    wanted = change(config, "search", objective="speciality", floor=-7.0)
+    folder, shown = run(wanted, Forgetting())
+    assert read_winner(folder)[0] == "0", "one layer × seven modules: the most that loses no more than 7 points"
+    assert re.search("the highest speciality of the .* that keep versatility of -7 points", " ".join(shown.split()))
+    _, shown = run(change(config, "search", objective="speciality", floor=0.0), Trainer(), overwrite=True)
+    assert "of 13 of 13 finished trials that keep" in " ".join(shown.split())
+
+
+def test_a_dry_run_tells_the_time_from_measured_steps(config: Config) -> None:
+    trainer = Trainer()
+    _, shown = run(change(config, "search", budget_hours=2.0, prefix_cache="disk"), trainer, dry_run=True)
+    words = " ".join(shown.split())
+    (measured,) = trainer.measured
+    assert measured.region == schema.Region(layers="0-1", modules=MODULES)
+    assert "A step takes 2.00 s, an evaluation 10 s (measured on 0-1 × all, the largest region" in words
+    seconds = 5 + 10 + 13 * (7 * 2 + 10)
+    assert (
+        f"at most about {duration(seconds)} without halving" in words
+        and "if search.halving were {steps: [1, 3]}" in words
+    )
+    assert "The budget ends it after 2 hours" in words
+    assert re.search(r"prefix cache takes 0 MiB in .* at most 0 MiB for 3 layers", words)
+    assert not config.run.exists()
+
+
+def test_a_dry_run_of_a_begun_search_goes_by_its_trials(config: Config) -> None:
+    halving = change(config, "search", halving=HALVING)
+    run(halving, Trainer())
+    trainer = Trainer()
+    words = " ".join(run(halving, trainer, dry_run=True)[1].split())
+    assert trainer.measured == [] and "A step takes 2.00 s, an evaluation 4 s (by the mean of the trials" in words
+    parts = 13 + 2 + 1 + 1 + 3  # a level's candidates once, and those that go on
+    steps = 13 * FIRST_RUNG + 7 * (STEPS - FIRST_RUNG)
+    assert f"{duration(17.5 + 2 * steps + 3.5 * parts)} with" in words
+
+
+def test_a_dry_run_without_weights_says_that_the_time_is_not_known(config: Config, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(Path(config.model.name) / "config.json", bare)
+    trainer = Trainer()
+    _, shown = run(change(config, "model", name=str(bare)), trainer, dry_run=True)
+    assert "The time is not known" in shown and "still missing" in shown and trainer.measured == []
+
+
+def test_the_proxy_needs_general_data_and_is_judged_each_time(config: Config, tmp_path: Path) -> None:
+    wanted = change(config, "search", proxy="prune", proxy_keep=0.5)
+    with pytest.raises(ConfigError, match=r"search\.proxy: prune needs general data .*importance\.data"):
+        run(wanted, Trainer())
+    general = schema.Source(path=config.data.train[0].path)
+    wanted = change(wanted, "importance", data=(general,))
+    taken: list[Path] = []
+
+    def statistics(config: Config, path: Path) -> None:
+        taken.append(path)
+        high = {m: [1.0, 5.0, 1.0, 1.0] for m in MODULES}
+        path.write_text(json.dumps({"gain": high, "harm": {m: [1.0] * 4 for m in MODULES}}))
+
+    trainer = Trainer()
+    folder, shown = run(wanted, trainer, statistics)
+    assert trainer.batches == [1, 2, 1, 1, 3], "half of each level"
+    assert "Left out by the proxy: 2-3 × all" in shown and "(Spearman)" in shown
+    tree = json.loads((folder / "tree.json").read_text(encoding="utf-8"))
+    assert tree["proxy"]["trials"] == 7 and -1 <= tree["proxy"]["rank_correlation"] <= 1
+    assert all("proxy" in trial for trial in tree["trials"]) and len(tree["not_tried"]["pruned"]) == 6
+    run(wanted, Trainer(), statistics)
+    assert len(taken) == 1, "kept in proxy.json"
+    Path(general.path).write_text(Path(general.path).read_text() * 2, encoding="utf-8")
+    run(wanted, Trainer(), statistics, overwrite=True)
+    assert len(taken) == 2, "of other data"
+
+
+def test_a_search_killed_at_random_moments_ends_with_the_uninterrupted_ones_store(
+    config: Config, tmp_path: Path
+) -> None:
+    wanted = change(config, "search", halving=HALVING, beam=2)
+    whole, _ = run(wanted.model_copy(update={"output_dir": str(tmp_path / "whole")}), Trainer(broken=("2-3",)))
+    random_moment, context = random.Random(4), get_context("fork")
+    kills = 0
+    while True:
+        process = context.Process(target=run, args=(wanted, Slow(broken=("2-3",))))
+        process.start()
+        process.join(random_moment.uniform(0.05, 1.2) if kills < KILLS else 60)
+        if process.exitcode is not None:
+            break
+        process.kill()
+        process.join()
+        kills += 1
+    assert process.exitcode == 0 and kills >= KILLS // 2
+    folder = wanted.run / "search"
+
+    def scores(folder: Path) -> dict[tuple[str, int, str], Any]:
+        return {(r["id"], r["steps"], r["status"]): r for r in records(folder) if r["status"] != "failed"}
+
+    assert scores(folder) == scores(whole)
+    trees = [json.loads((f / "tree.json").read_text(encoding="utf-8")) for f in (folder, whole)]
+    for tree in trees:
+        tree.pop("seconds")
+        for trial in tree["trials"]:
+            trial.pop("seconds")
+            trial.pop("parts")
+    assert trees[0] == trees[1]
+
+
+KILLS = 12
+
+
+class Slow(Trainer):
+    """Takes some time for a trial, so that a kill may hit any part of it."""
+
+    def leave(self, order: Order) -> None:
+        time.sleep(0.02)
+        super().leave(order)
+        time.sleep(0.02)
+
+
+def test_the_statistics_are_taken_from_both_sets_of_data(config: Config, tmp_path: Path) -> None:
+    general = schema.Source(path=config.data.train[0].path)
+    take_statistics(change(config, "importance", data=(general,)), tmp_path / "proxy.json")
+    found = statistics_from_json(json.loads((tmp_path / "proxy.json").read_text()), "here")
+    for part in (found.gain, found.harm):
+        assert set(part) == set(MODULES) and all(len(v) == 4 and min(v) > 0 for v in part.values())
+    # with the items of one set alike, one micro-batch's gradient is each item's: ‖g‖₂ ≤ ‖g‖₁ ≤ √n·‖g‖₂
+    for module, values in found.gain.items():
+        for gain, harm in zip(values, found.harm[module], strict=True):
+            assert harm**0.5 <= gain * 1.001 and gain <= (harm * 32 * 48) ** 0.5 * 1.001

@@ -16,6 +16,13 @@ from cofitune.reports.search_tree import (
     progress_line,
     region_text,
     search_report,
+)
+from cofitune.reports.search_words import (
+    Aim,
+    proxy_sentence,
+    stopped_sentence,
+    tie_sentence,
+    untried_sentence,
     winner_sentence,
 )
 
@@ -28,6 +35,7 @@ FAILED = Row(
 )
 BEST = Row("best", "quarter", Region.span(8, 15, ("up_proj", "down_proj")), 3, 721_420_288, 54.0, 49.0, 51.5, 1000)
 ROWS = [HALF, FAILED, OTHER, QUARTER, BEST]
+SAID = [winner_sentence(BASE, ROWS, "best", "other")]
 
 
 def show(what: RenderableType, width: int = 100) -> list[str]:
@@ -37,7 +45,7 @@ def show(what: RenderableType, width: int = 100) -> list[str]:
 
 
 def test_the_columns_stand_below_each_other_at_every_depth() -> None:
-    lines = show(search_report(BASE, ROWS, "best", "other"))
+    lines = show(search_report(BASE, ROWS, "best", SAID))
     assert all(len(line) <= 100 for line in lines)
     scored = [line for line in lines if " M " in line]
     assert len(scored) == 4
@@ -47,7 +55,7 @@ def test_the_columns_stand_below_each_other_at_every_depth() -> None:
 
 
 def test_a_narrow_console_cuts_no_score_off() -> None:
-    wide, narrow = (show(search_report(BASE, ROWS, "best", "other"), width) for width in (100, 60))
+    wide, narrow = (show(search_report(BASE, ROWS, "best", SAID), width) for width in (100, 60))
     assert narrow[: len(ROWS) + 2] == wide[: len(ROWS) + 2]
     assert all(len(line) <= 60 for line in narrow[len(ROWS) + 2 :]), "sentences are wrapped"
 
@@ -58,7 +66,7 @@ def test_few_weights_are_counted_one_by_one() -> None:
 
 
 def test_each_trial_stands_below_its_parent_and_the_best_path_is_marked() -> None:
-    lines = show(search_report(BASE, ROWS, "best", "other"))
+    lines = show(search_report(BASE, ROWS, "best", SAID))
     place = {name: next(i for i, line in enumerate(lines) if f"{name} " in line) for name in ("0-15", "0-7", "up+down")}
     assert place["0-15"] < place["0-7"] < place["up+down"]
     assert "» 0-15 × all" in lines[place["0-15"]]
@@ -148,3 +156,49 @@ def test_the_plan_tells_exact_counts_from_bounds() -> None:
     assert "(at most 4 trials of 1 region)" in text
     assert "In the store already, and not to be repeated: 1 trial." in text
     assert "\n".join(show(plan_report(rows[:1], 5))).startswith("2 trials of 5")
+
+
+def test_what_was_stopped_tells_its_step_and_what_ties_is_marked() -> None:
+    stopped = replace(OTHER, status="stopped", steps=15, reason="number 3 of 4 after 15 steps, of which 2 may go on")
+    tied = replace(QUARTER, behind=(-4.0, -9.0, 1.0), tied=True)
+    lines = show(search_report(BASE, [HALF, stopped, tied, BEST], "best"))
+    assert "stopped after 15 steps: unified 50.0 (+20.0); number 3" in next(x for x in lines if "0-7" in x)
+    assert any("» ≈ 8-15 × all" in x for x in lines)
+    assert stopped_sentence([HALF, stopped]) == "1 trial stopped early, after 15 steps, and could not win."
+    assert stopped_sentence([HALF]) is None
+    assert progress_line(replace(HALF, status="paused", steps=15), BASE, 1, 9, False).endswith(
+        "paused after 15 steps: unified 45.0 (+15.0)"
+    )
+
+
+def test_ties_name_the_one_with_the_fewest_weights() -> None:
+    small = replace(QUARTER, id="small", region=Region.span(4, 5, ("q_proj",)), num_trained=9_000_000)
+    tied = [replace(row, behind=(-2.0, -6.0, 2.5), tied=True) for row in (small, HALF)]
+    lost = replace(OTHER, behind=(-20.0, -30.0, -9.0))
+    text = tie_sentence([*tied, lost, BEST], "best") or ""
+    assert text.startswith("2 regions cannot be told apart from it")
+    assert "the one with the fewest weights is 4-5 × q (9.0 M against 721.4 M; -2.0, -6.0 to +2.5)" in text
+    assert "none of them has fewer weights" in (tie_sentence([tied[1], BEST], "best") or "")
+    assert "No other region is within chance" in (tie_sentence([lost, BEST], "best") or "")
+    assert tie_sentence(ROWS, "best") is None, "nothing is known of the items"
+
+
+def test_a_floor_is_told_with_the_winner() -> None:
+    aim = Aim("speciality", -5.0)
+    text = winner_sentence(BASE, [HALF, replace(BEST, parent=None), replace(QUARTER, missed=5.0)], "best", None, aim)
+    assert "with the highest speciality of the 2 of 3 finished trials that keep versatility of -5 points" in text
+    text = winner_sentence(BASE, [replace(BEST, missed=1.5)], "best", None, aim)
+    assert "nearest to the floor, which no finished trial keeps" in text and "1.5 below it" in text
+
+
+def test_what_was_not_tried_is_told() -> None:
+    regions = [Region.span(n, n, ("q_proj",)) for n in range(5)]
+    text = untried_sentence("search.budget_trials: 5", regions, ["modules: mha, ffn"]) or ""
+    assert "search.budget_trials: 5 ended the search, and this is the best so far" in text
+    assert "0 × q, 1 × q, 2 × q and 2 more not trained to the end; not begun: modules: mha, ffn" in text
+    assert untried_sentence(None, [], []) is None
+
+
+def test_the_proxy_is_judged_or_it_is_said_that_it_cannot_be() -> None:
+    assert "of 13 finished trials is -0.25 (Spearman)" in proxy_sentence(-0.25, 13)
+    assert "cannot be judged by 2 finished trials" in proxy_sentence(None, 2)

@@ -5,17 +5,22 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cofitune.errors import UserError
+from cofitune.evaluation.paired import Estimate
 from cofitune.model.layouts import GROUPS
 from cofitune.model.region import Region
+from cofitune.search.budget import Budget
+from cofitune.search.objective import Objective
 from cofitune.search.race import Job, Rules
+from cofitune.search.rungs import Rungs
 from cofitune.search.space import PAPER_LEVELS, Level, plan, whole_model
-from cofitune.search.store import Store, open_store
+from cofitune.search.store import Store, open_store, read_trials
 from cofitune.search.tree import Found, search
 from cofitune.search.trial import Trial
 
@@ -297,3 +302,186 @@ def test_no_child_trains_what_its_parent_does_not(tmp_path: Path) -> None:
             if trial.parent:
                 above = by_id[trial.parent].region
                 assert trial.region is not None and above is not None and trial.region.inside(above)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_found_does_not_depend_on_which_trial_ends_first(tmp_path: Path, seed: int) -> None:
+    score = random_score(seed, 6)
+    fragile = [(Region.span(2, 5, ROOT.modules), 1)]
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    forwards = Bench(tmp_path / "a", score, fragile)
+    expected = forwards.search(beam=2, rungs=Rungs((15, 30)))
+    bench = Bench(tmp_path / "b", score, fragile)
+    bench.backwards = True
+    assert bench.search(beam=2, rungs=Rungs((15, 30))) == expected
+    assert {t.id: t for t in bench.store.trials()} == {t.id: t for t in forwards.store.trials()}
+
+
+def test_halving_follows_the_obvious_implementation(tmp_path: Path) -> None:
+    score = random_score(11, 1000)
+    bench = Bench(tmp_path, score)
+    found = bench.search(PAPER_LEVELS[1:2], beam=1, rungs=Rungs((15, 30), keep=0.5))
+    order = sorted((Region.span(a, b, ROOT.modules) for a, b in QUARTERS), key=lambda r: obvious_order(r, score))
+    everything = [(Region.span(a, b, ROOT.modules), 0, 15) for a, b in QUARTERS]
+    assert bench.ordered == [*everything, (order[0], 15, 30), (order[1], 15, 30), (order[0], 30, 60)]
+    stopped = {t.region: t for t in found.trials if t.status == "stopped"}
+    assert {region: trial.steps for region, trial in stopped.items()} == {order[1]: 30, order[2]: 15, order[3]: 15}
+    assert stopped[order[3]].reason == "number 4 of 4 after 15 steps, of which 2 may go on"
+    assert found.winner.region == order[0] and found.winner.steps == 60 and found.runner_up is None
+
+
+def test_a_stopped_trial_never_wins_even_where_its_score_is_the_highest(tmp_path: Path) -> None:
+    early = {Region.span(a, b, ROOT.modules): 10.0 * n for n, (a, b) in enumerate(QUARTERS)}
+    bench = Bench(tmp_path, lambda region: early[region])
+    plain = bench.run_one
+
+    def run_one(job: Job) -> Trial:
+        return plain(job) if job.until else replace(plain(job), unified=1.0)
+
+    bench.run_one = run_one  # type: ignore[method-assign]
+    found = bench.search(PAPER_LEVELS[1:2], rungs=Rungs((15,)))
+    assert [t.unified for t in found.trials if t.status == "stopped"] == [0.0, 10.0]
+    assert found.winner.unified == 1.0, "below what was stopped at 10"
+    assert found.runner_up is not None and found.runner_up.unified == 1.0
+
+
+def test_what_is_worse_than_the_best_beyond_chance_is_stopped_too(tmp_path: Path) -> None:
+    far, near = Estimate(-20.0, -30.0, -10.0), Estimate(-20.0, -41.0, 1.0)
+    scores = {Region.span(a, b, ROOT.modules): 10.0 * n for n, (a, b) in enumerate(QUARTERS)}
+    rungs = Rungs((15,), keep=1.0)
+
+    def run(folder: str, rungs: Rungs, beam: int, behind: Estimate) -> list[str]:
+        (tmp_path / folder).mkdir()
+        bench = Bench(tmp_path / folder, scores.__getitem__)
+        found = bench.search(PAPER_LEVELS[1:2], beam=beam, rungs=rungs, compare=lambda trial, best: behind)
+        return [t.status for t in found.trials]
+
+    assert run("far", rungs, 1, far) == ["stopped", "stopped", "stopped", "done"]
+    assert run("beam", rungs, 3, far) == ["stopped", "done", "done", "done"], "at least beam regions go on"
+    assert run("near", rungs, 1, near) == ["done"] * 4
+    assert run("off", replace(rungs, early_stop=False), 1, far) == ["done"] * 4
+    assert len(read_trials(tmp_path / "off" / "trials.jsonl")) == 4, "a rung where all go on is not evaluated"
+
+
+def test_a_halving_search_killed_anywhere_goes_on_to_the_same_store(tmp_path: Path) -> None:
+    score, rungs = random_score(5, 6), Rungs((15, 30))
+    fragile = [(Region.span(0, 3, ROOT.modules), 1), (Region.span(2, 3, ROOT.modules), 1)]
+    (tmp_path / "whole").mkdir()
+    whole = Bench(tmp_path / "whole", score, fragile)
+    expected = whole.search(beam=2, rungs=rungs)
+    lines = (tmp_path / "whole" / "trials.jsonl").read_bytes()
+    assert {t.status for t in whole.store.lines()} == {"done", "paused", "stopped", "failed"}
+    for kill_at in range(len(whole.ran)):
+        folder = tmp_path / f"killed-{kill_at}"
+        folder.mkdir()
+        bench = Bench(folder, score, fragile, kill_at)
+        with pytest.raises(KeyboardInterrupt):
+            bench.search(beam=2, rungs=rungs)
+        again = Bench(folder, score, bench.failing.items())
+        assert again.search(beam=2, rungs=rungs) == expected, kill_at
+        assert (folder / "trials.jsonl").read_bytes() == lines, kill_at
+
+
+def test_without_halving_what_was_stopped_before_is_trained_to_its_end(tmp_path: Path) -> None:
+    score = random_score(7, 1000)
+    Bench(tmp_path, score).search(PAPER_LEVELS[1:2], rungs=Rungs((15,)))
+    bench = Bench(tmp_path, score)
+    found = bench.search(PAPER_LEVELS[1:2])
+    assert all(t.done for t in found.trials) and {begun for _, begun, _ in bench.ordered} == {0}
+    later = Bench(tmp_path, score)
+    again = later.search(PAPER_LEVELS[1:2], rungs=Rungs((30,)))
+    assert again == found and later.ran == [], "what is finished is not stopped"
+
+
+def test_a_floor_ranks_what_misses_it_below_all_that_keep_it() -> None:
+    base = Trial("base", None, "done", 0, 1, 0, 1.0, speciality=10.0, versatility=50.0, unified=30.0)
+
+    def trial(name: str, speciality: float, versatility: float | None) -> Trial:
+        region = Region.span(0, 1, ("up_proj",))
+        return replace(base, id=name, region=region, speciality=speciality, versatility=versatility)
+
+    kept, better, lost = trial("kept", 20.0, 48.0), trial("better", 30.0, 49.0), trial("lost", 90.0, 47.9)
+    far, unknown = trial("far", 99.0, 10.0), trial("unknown", 99.0, None)
+    objective = Objective("speciality", -2.0, base)
+    order = sorted([unknown, far, kept, lost, better], key=objective.rank)
+    assert [t.id for t in order] == ["better", "kept", "lost", "far", "unknown"]
+    assert objective.shortfall(kept) == 0 and objective.shortfall(lost) == pytest.approx(0.1)
+    mirrored = sorted([far, kept, better], key=Objective("versatility", 15.0, base).rank)
+    assert [t.id for t in mirrored] == ["better", "far", "kept"], "speciality +20 and +89 keep the floor of +15"
+
+
+@pytest.mark.parametrize("trials", range(1, 13))
+def test_a_budget_of_trials_is_kept_and_a_larger_one_goes_on(tmp_path: Path, trials: int) -> None:
+    score = random_score(8, 1000)
+    for name in ("budget", "whole"):
+        (tmp_path / name).mkdir()
+    whole = Bench(tmp_path / "whole", score)
+    expected = whole.search()
+    assert len(whole.ran) > 12
+    bench = Bench(tmp_path / "budget", score)
+    found = bench.search(budget=Budget(trials=trials))
+    assert bench.ran == whole.ran[:trials]
+    assert found.winner == min(bench.store.trials(), key=Objective().rank)
+    assert found.untried.reason == f"search.budget_trials: {trials}"
+    left = [region for region in whole.ran[trials:] if region in found.untried.regions]
+    assert list(found.untried.regions) == left == whole.ran[trials : trials + len(left)]
+    assert found.untried.levels == PAPER_LEVELS[len(found.expanded) :]
+    again = Bench(tmp_path / "budget", score)
+    assert again.search() == expected
+    assert bench.ran + again.ran == whole.ran
+
+
+def test_no_trial_is_started_that_would_not_fit_the_hours(tmp_path: Path) -> None:
+    score = random_score(8, 1000)
+    one = STEPS + EVALUATION
+    for name, room, fits in (("exact", 5 * one + 0.01, 5), ("short", 5 * one - 1, 4), ("little", 1.0, 1)):
+        (tmp_path / name).mkdir()
+        bench = Bench(tmp_path / name, score)
+        found = bench.search(budget=Budget(hours=room / 3600))
+        assert len(bench.ran) == fits, name
+        assert "search.budget_hours" in str(found.untried.reason)
+        later = Bench(tmp_path / name, score)
+        assert later.search(budget=Budget(hours=room / 3600)) == found and later.ran == [], "what was spent counts"
+
+
+def test_where_many_run_at_once_no_more_are_ordered_than_fit(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, random_score(8, 1000))
+    batches: list[int] = []
+
+    def run(jobs: Sequence[Job]) -> Iterator[Trial]:
+        batches.append(len(jobs))
+        return bench.run(jobs)
+
+    rules = Rules(STEPS, budget=Budget(hours=6.5 * (STEPS + EVALUATION) / 3600, at_once=None))
+    search(ROOT, PAPER_LEVELS, rules=rules, run_jobs=run, store=bench.store, on_trial=lambda *_: None)
+    assert batches == [1, 2, 2, 1], "one to learn what a trial takes, then what is left of each level, then what fits"
+
+
+def test_a_budget_keeps_enough_to_finish_one_of_the_paused(tmp_path: Path) -> None:
+    room = 2 * (15 + EVALUATION) + 45 + EVALUATION + 0.01  # two to the rung, and one of them to its end
+    bench = Bench(tmp_path, random_score(8, 1000))
+    found = bench.search(PAPER_LEVELS[1:2], rungs=Rungs((15,)), budget=Budget(hours=room / 3600))
+    assert [(begun, steps) for _, begun, steps in bench.ordered] == [(0, 15), (0, 15), (15, 60)]
+    assert found.winner.done and len(found.untried.regions) == 2
+    (tmp_path / "less").mkdir()
+    with pytest.raises(UserError, match="ended it before one trial was trained to its end"):
+        Bench(tmp_path / "less", lambda region: 1.0).search(rungs=Rungs((15,)), budget=Budget(hours=1 / 3600))
+
+
+def test_the_proxy_orders_a_level_and_prunes_it_only_where_asked(tmp_path: Path) -> None:
+    score = random_score(12, 1000)
+    values = zip(QUARTERS, (1.0, 3.0, 2.0, 3.0), strict=True)
+    favour = {Region.span(a, b, ROOT.modules): value for (a, b), value in values}
+    for name in ("order", "prune"):
+        (tmp_path / name).mkdir()
+    bench = Bench(tmp_path / "order", score)
+    found = bench.search(PAPER_LEVELS[1:2], favour=favour.__getitem__)
+    assert [r.first for r in bench.ran] == [2, 6, 4, 0]
+    assert found.winner.region == min(favour, key=lambda r: obvious_order(r, score)), "whatever the proxy says"
+    bench = Bench(tmp_path / "prune", score)
+    found = bench.search(PAPER_LEVELS[1:2], favour=favour.__getitem__, keep=0.5)
+    assert [r.first for r in bench.ran] == [2, 6]
+    assert [r.first for r in found.untried.pruned] == [4, 0] and found.untried.reason is None
+    wider = Bench(tmp_path / "prune", score).search(PAPER_LEVELS[1:2], 3, favour=favour.__getitem__, keep=0.5)
+    assert len(wider.trials) == 3, "at least beam"
