@@ -17,13 +17,14 @@ from typing import Any
 
 import pytest
 
+from cofitune import cli
 from cofitune import ray_orders as module
 from cofitune.config.load import load_config
 from cofitune.config.schema import Config, Model
 from cofitune.errors import UserError
 from cofitune.launch import Ranks
 from cofitune.ray_cluster import nodes_that_hold
-from cofitune.ray_orders import Demand, choose_demand, ray_orders
+from cofitune.ray_orders import Demand, RayOrders, choose_demand, ray_orders
 from cofitune.ray_trial import Errand, Report
 from cofitune.recipes.orders import Order, Outcome
 from cofitune.workers import local_orders
@@ -173,7 +174,7 @@ SEARCH = """
 import signal, sys, time
 from pathlib import Path
 from cofitune.config.schema import Config, Model
-from cofitune.ray_orders import Demand, ray_orders
+from cofitune.ray_orders import Demand, RayOrders, ray_orders
 from cofitune.recipes.orders import Order
 
 folder = Path(sys.argv[2])
@@ -249,6 +250,8 @@ output_dir: {tmp_path}
         for until in (2, None):
             assert [outcome.error for outcome in on_ray([part("there", until)])] == [None]
             assert len((tmp_path / "there/train/metrics.jsonl").read_text().splitlines()) == (until or 4)
+        measured = on_ray.measure(config)
+        assert min(measured.seconds_to_start, measured.seconds_a_step, measured.seconds_to_evaluate) > 0
     here, there = (left(tmp_path / name) for name in ("here", "there"))
     assert here == there
     assert len(here["weights"]) == 64 and len(here["losses"]) == 4 and len(here["answers"]) >= 2
@@ -345,3 +348,17 @@ def test_the_command_line_and_the_config_agree_on_the_ranks() -> None:
         choose_demand(2, None, 1, None)
     with pytest.raises(UserError, match="--hostfile"):
         choose_demand(None, Path("hosts"), None, None)
+
+
+def test_the_command_takes_the_cluster_that_the_config_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("cofitune.recipes.search.search", lambda config, **options: given.update(options))
+    (tmp_path / "c.yaml").write_text(
+        "model: {name: x}\noutput_dir: run\nsearch: {executor: ray, ray: {address: a:1, gpus_per_trial: 4}}\n"
+    )
+    monkeypatch.setattr(sys, "argv", ["cofitune", "search", str(tmp_path / "c.yaml")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    assert isinstance(given["run_orders"], RayOrders) and given["measure"] == given["run_orders"].measure
+    assert given["ranks"] == 4 and given["at_once"] is None
