@@ -38,6 +38,7 @@ from cofitune.recipes.orders import Measured, Order, Outcome
 
 RETRIES = 3  # for a trial whose worker or node was lost
 SECONDS_TO_END = 30  # for trials that are ended, before their processes are killed
+ATTEMPTS_TO_END = 6
 Work = Callable[[Errand], Report]
 
 
@@ -218,11 +219,11 @@ class RayOrders:
     def _end(self, tasks: list[Any]) -> None:
         """End tasks in good order, and after a grace by killing their processes."""
         self._littered |= bool(tasks)
-        for force in (False, True):
+        for attempt in range(ATTEMPTS_TO_END + 1):  # a task that is just beginning may miss Ray's word
             for task in tasks:
-                self._ray.cancel(task, force=force)
+                self._ray.cancel(task, force=attempt == ATTEMPTS_TO_END)
             if tasks:
-                _, tasks = self._ray.wait(tasks, num_returns=len(tasks), timeout=SECONDS_TO_END)
+                _, tasks = self._ray.wait(tasks, num_returns=len(tasks), timeout=SECONDS_TO_END / ATTEMPTS_TO_END)
 
 
 def _on_node(work: Callable[[Errand], Any], errand: Errand) -> tuple[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -94,8 +95,8 @@ def run_errand(errand: Errand, run_here: RunHere | None = None) -> Report:
     try:
         outcome = (run_here or _run_here)(Order(errand.id, config, folder, errand.train, errand.until), errand.ranks)
         paused = errand.until is not None and outcome.error is None
-        error = outcome.error and f"on {host}: {outcome.error}"
-        return Report(host, str(folder), error, outcome.seconds, read_files(folder, BROUGHT_BACK))
+        reason = outcome.error and f"on {host}: {outcome.error}"
+        return Report(host, str(folder), reason, outcome.seconds, read_files(folder, BROUGHT_BACK))
     finally:
         if not paused:
             shutil.rmtree(folder, ignore_errors=True)
@@ -189,11 +190,18 @@ def _run_here(order: Order, ranks: int) -> Outcome:
     from cofitune.workers import local_orders
 
     _keep_open_files()
-    with ThreadPoolExecutor(1) as waiter, local_orders(_ranks(ranks)) as run_orders:
-        outcome = waiter.submit(lambda: next(iter(run_orders([order]))))
-        while not outcome.done():
-            wait([outcome], timeout=SECONDS_BETWEEN_LOOKS)
-        return outcome.result()
+    try:
+        with ThreadPoolExecutor(1) as waiter, local_orders(_ranks(ranks)) as run_orders:
+            outcome = waiter.submit(lambda: next(iter(run_orders([order]))))
+            try:
+                while not outcome.done():
+                    wait([outcome], timeout=SECONDS_BETWEEN_LOOKS)
+            except KeyboardInterrupt:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ray says it again, while the worker is being ended
+                raise
+            return outcome.result()
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _ranks(count: int) -> Ranks:

@@ -17,13 +17,14 @@ from typing import Any
 
 import pytest
 
+from cofitune import cli
 from cofitune import ray_orders as module
 from cofitune.config.load import load_config
 from cofitune.config.schema import Config, Model
 from cofitune.errors import UserError
 from cofitune.launch import Ranks
 from cofitune.ray_cluster import nodes_that_hold
-from cofitune.ray_orders import Demand, choose_demand, ray_orders
+from cofitune.ray_orders import Demand, RayOrders, choose_demand, ray_orders
 from cofitune.ray_trial import Errand, Report
 from cofitune.recipes.orders import Order, Outcome
 from cofitune.workers import local_orders
@@ -173,7 +174,7 @@ SEARCH = """
 import signal, sys, time
 from pathlib import Path
 from cofitune.config.schema import Config, Model
-from cofitune.ray_orders import Demand, ray_orders
+from cofitune.ray_orders import Demand, RayOrders, ray_orders
 from cofitune.recipes.orders import Order
 
 folder = Path(sys.argv[2])
@@ -234,7 +235,8 @@ region: {{layers: 1-2, modules: [up_proj, down_proj]}}
 train: {{max_steps: 4, learning_rate: 1e-2, per_device_train_batch_size: 2, gradient_accumulation_steps: 1}}
 eval:
   speciality: [{{path: {tmp_path}/law.jsonl, kind: generate, metric: f1, max_new_tokens: 8}}]
-  versatility: {{gen_kn: [{{path: {tmp_path}/law.jsonl, name: general, kind: generate, metric: rouge_l, max_new_tokens: 8}}]}}
+  versatility:
+    gen_kn: [{{path: {tmp_path}/law.jsonl, name: general, kind: generate, metric: rouge_l, max_new_tokens: 8}}]
 output_dir: {tmp_path}
 """)
     config = load_config(tmp_path / "c.yaml")
@@ -248,6 +250,8 @@ output_dir: {tmp_path}
         for until in (2, None):
             assert [outcome.error for outcome in on_ray([part("there", until)])] == [None]
             assert len((tmp_path / "there/train/metrics.jsonl").read_text().splitlines()) == (until or 4)
+        measured = on_ray.measure(config)
+        assert min(measured.seconds_to_start, measured.seconds_a_step, measured.seconds_to_evaluate) > 0
     here, there = (left(tmp_path / name) for name in ("here", "there"))
     assert here == there
     assert len(here["weights"]) == 64 and len(here["losses"]) == 4 and len(here["answers"]) >= 2
@@ -257,13 +261,12 @@ output_dir: {tmp_path}
 
 def left(folder: Path) -> dict[str, Any]:
     """What a trial's scores hang on: the hash of its weights, its losses, its answers, its scores."""
-    scores = json.loads((folder / "eval/scores.json").read_text())["models"]["run"]
-    for task in scores["tasks"].values():
-        del task["seconds"]
+    run = json.loads((folder / "eval/scores.json").read_text())["models"]["run"]
+    scores = {"unified": run["unified"], **run["categories"], **{t: s["raw"] for t, s in run["tasks"].items()}}
     lines = (folder / "train/metrics.jsonl").read_text().splitlines()
     answers = {path.name: path.read_text() for path in (folder / "eval/samples/run").glob("*.jsonl")}
     losses = [json.loads(line)["loss"] for line in lines]
-    return {"weights": scores["delta_sha256"], "losses": losses, "answers": answers, "scores": scores}
+    return {"weights": run["delta_sha256"], "losses": losses, "answers": answers, "scores": scores}
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{port}", "auto", "no address"])
@@ -345,3 +348,17 @@ def test_the_command_line_and_the_config_agree_on_the_ranks() -> None:
         choose_demand(2, None, 1, None)
     with pytest.raises(UserError, match="--hostfile"):
         choose_demand(None, Path("hosts"), None, None)
+
+
+def test_the_command_takes_the_cluster_that_the_config_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("cofitune.recipes.search.search", lambda config, **options: given.update(options))
+    (tmp_path / "c.yaml").write_text(
+        "model: {name: x}\noutput_dir: run\nsearch: {executor: ray, ray: {address: a:1, gpus_per_trial: 4}}\n"
+    )
+    monkeypatch.setattr(sys, "argv", ["cofitune", "search", str(tmp_path / "c.yaml")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    assert isinstance(given["run_orders"], RayOrders) and given["measure"] == given["run_orders"].measure
+    assert given["ranks"] == 4 and given["at_once"] is None

@@ -98,7 +98,7 @@ def search(
             comparable, and a store of such trials is refused.
 
     Returns:
-        The folder with `trials.jsonl`, `tree.json` and `region.yaml`.
+        The folder with `trials.jsonl`, `tree.json`, `region.yaml` and, with the extra `plots`, `search.png` and `.svg`.
 
     Raises:
         UserError: anything that the user can mend, found before the first trial; or not one trial finished.
@@ -116,9 +116,9 @@ def search(
         store = open_store(made.folder, made.identity)
         proxy = make_proxy(config, made, start_proxy)
         trials = Trials(config, made, store, run_orders)
-        if not trials.knows_base:
-            console.print("scoring the base, which trains nothing", markup=False)
         with _watched(watcher, console, made.at_most, at_once) as watching:
+            if not trials.knows_base:
+                console.print("scoring the base, which trains nothing", markup=False)
             base = trials.score_base()
             rules = _rules(config, base, trials, proxy, at_once)
             found = _search(made, rules, trials, store, watching, base)
@@ -127,8 +127,8 @@ def search(
         path = write_winner(
             made.folder, found.winner, " ".join(result.sentences), made.identity["model"]["fingerprint"]
         )
-    if plots.can_draw():
-        search_plots.draw_search(made.folder, result.tree)
+        if plots.can_draw():
+            search_plots.draw_search(made.folder, result.tree)
     console.print(search_report(result.base, result.rows, found.winner.id, result.sentences), crop=False)
     console.print(f"{path}: `region: search` in this config trains it", markup=False, soft_wrap=True)
     return made.folder

@@ -112,8 +112,6 @@ class SearchLive:
     def _account(self) -> str:
         ended = len(self._ended)
         text = f"{ended} of at most {max(self._at_most, ended)} trials"
-        if not self._base:
-            return f"{text}; scoring the base, which trains nothing"
         best = self._rows.get(self._best or "")
         if best is not None and best.unified is not None:
             text += f"; best so far {region_text(best.region)} ({best.unified:.1f})"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from cofitune.model.region import region_from_dict
 from cofitune.reports.search_tree import region_text
+
+Place = tuple[float, float]  # versatility, speciality
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Dot:
     unified: float | None
     steps: int | None = None
     tied: bool = False
-    bars: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    bars: Mapping[str, tuple[float, float]] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,12 @@ def place_rows(picture: Picture) -> dict[str, float]:
     return rows
 
 
-def frontier(dots: Sequence[Dot]) -> list[Dot]:
+def frontier(places: Iterable[Place]) -> list[Place]:
     """Those that no other beats in one score without losing in the other, by rising versatility."""
-    best: list[Dot] = []
-    for dot in sorted(filter(place_of, dots), key=place_of, reverse=True):
-        if not best or place_of(dot)[1] > place_of(best[-1])[1]:
-            best.append(dot)
+    best: list[Place] = []
+    for place in sorted(places, reverse=True):
+        if not best or place[1] > best[-1][1]:
+            best.append(place)
     return best[::-1]
 
 
@@ -108,10 +110,10 @@ def way_to_winner(picture: Picture) -> set[str]:
     return way
 
 
-def place_of(dot: Dot) -> tuple[float, ...]:
-    """Versatility and speciality; empty where one is not known."""
+def place_of(dot: Dot) -> Place | None:
+    """Versatility and speciality; None where one is not known."""
     if dot.versatility is None or dot.speciality is None:
-        return ()
+        return None
     return dot.versatility, dot.speciality
 
 

@@ -10,6 +10,7 @@ from cofitune.reports.plots import COLOURS, DOTS_AN_INCH, save_figure
 from cofitune.reports.search_picture import (
     Dot,
     Picture,
+    Place,
     children_of,
     frontier,
     place_of,
@@ -61,10 +62,12 @@ def draw_tree(axes: Any, picture: Picture, rows: Mapping[str, float], colours: A
     for dot in by_id.values():
         x, y = dot.level, rows[dot.id]
         for child in children.get(dot.id, []):
-            style = {"color": "black", "lw": 2.2, "zorder": 2} if child in way else {"color": QUIET, "lw": 0.9}
+            style = (
+                {"color": "black", "lw": 2.2, "zorder": 2} if child in way else {"color": QUIET, "lw": 0.9, "zorder": 1}
+            )
             to = by_id[child].level
             axes.plot([x, to - TRUNK, to - TRUNK, to], [y, y, rows[child], rows[child]], **style)
-        _mark(axes, dot, x, y, picture.winner, colours)
+        _mark(axes, dot, (x, y), picture.winner, colours)
         label, inner, won = _tree_label(dot), bool(children.get(dot.id)), dot.id == picture.winner
         axes.annotate(
             label, (x, y), xytext=(12 if won else 9, 4 if inner else 0), textcoords="offset points", fontsize=8,
@@ -83,72 +86,71 @@ def draw_tree(axes: Any, picture: Picture, rows: Mapping[str, float], colours: A
 
 def draw_scores(axes: Any, picture: Picture, colours: Any) -> None:
     """Speciality against versatility, both in points: up is learnt, right is kept."""
-    shown = [dot for dot in picture.finished if place_of(dot)]
-    for dot in shown:
-        _bars(axes, dot)
-        _mark(axes, dot, *place_of(dot), picture.winner, colours)
-    base = [picture.base] if place_of(picture.base) else []
-    for dot in base:
-        x, y = place_of(dot)
-        axes.scatter(x, y, marker="x", s=90, c="black", linewidths=2, zorder=5)
-        axes.axvline(x, color=QUIET, lw=0.6, ls=":", zorder=0)
-        axes.axhline(y, color=QUIET, lw=0.6, ls=":", zorder=0)
-    edge = frontier([*base, *shown])
-    across, up = ([place_of(dot)[axis] for dot in edge] for axis in (0, 1))
-    axes.plot(across, up, drawstyle="steps-pre", color=FRONTIER, lw=1.4, zorder=1)
+    shown = {dot: place for dot in picture.finished if (place := place_of(dot))}
+    for dot, place in shown.items():
+        _bars(axes, dot, place)
+        _mark(axes, dot, place, picture.winner, colours)
+    edge = list(shown.values())
+    if base := place_of(picture.base):
+        axes.scatter(*base, marker="x", s=90, c="black", linewidths=2, zorder=5)
+        axes.axvline(base[0], color=QUIET, lw=0.6, ls=":", zorder=0)
+        axes.axhline(base[1], color=QUIET, lw=0.6, ls=":", zorder=0)
+        edge.append(base)
+    edge = frontier(edge)
+    axes.plot([x for x, _ in edge], [y for _, y in edge], drawstyle="steps-pre", color=FRONTIER, lw=1.4, zorder=1)
     axes.set_xlabel("versatility (points; 0: chance, 100: all right)", fontsize=9)
     axes.set_ylabel("speciality (points; 0: chance, 100: all right)", fontsize=9)
     axes.tick_params(labelsize=8)
     axes.margins(0.12)
     axes.spines[["top", "right"]].set_visible(False)
-    won = [dot for dot in shown if dot.id == picture.winner]
-    _name_dots(axes, won + [dot for dot in edge if dot not in (*base, *won)], shown)
-    axes.legend(handles=_legend(picture, shown), fontsize=8, loc="best", framealpha=0.9)
+    named = {dot: place for dot, place in shown.items() if dot.id == picture.winner or place in edge}
+    _name_dots(axes, named, list(shown.values()))
+    handles = _legend(picture, list(shown))
+    axes.legend(handles=handles, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=4, frameon=False)
 
 
-def _mark(axes: Any, dot: Dot, x: float, y: float, winner: str, colours: Any) -> None:
+def _mark(axes: Any, dot: Dot, at: Place, winner: str, colours: Any) -> None:
     """A dot by its fate: a star that won, a coloured disc that ran to its end, a hollow one, a cross."""
     if dot.status == "failed":
-        axes.scatter(x, y, marker="X", s=55, c=QUIET, linewidths=0, zorder=4)
+        axes.scatter(*at, marker="X", s=55, c=QUIET, linewidths=0, zorder=4)
     elif dot.status in PARTLY:
-        axes.scatter(x, y, s=60, facecolors="white", edgecolors=QUIET, linestyles="dashed", linewidths=1.3, zorder=4)
+        axes.scatter(*at, s=60, facecolors="white", edgecolors=QUIET, linestyles="dashed", linewidths=1.3, zorder=4)
     elif dot.id == winner:
-        axes.scatter(x, y, marker="*", s=330, c=WINNER, edgecolors="black", linewidths=0.8, zorder=6)
+        axes.scatter(*at, marker="*", s=330, c=WINNER, edgecolors="black", linewidths=0.8, zorder=6)
     else:
         colour = QUIET if dot.unified is None else colours.to_rgba(dot.unified)
-        axes.scatter(x, y, s=70, color=[colour], edgecolors="black", linewidths=0.6, zorder=4)
+        axes.scatter(*at, s=70, color=[colour], edgecolors="black", linewidths=0.6, zorder=4)
         if dot.tied:
-            axes.scatter(x, y, s=190, facecolors="none", edgecolors=WINNER, linewidths=1.5, zorder=4)
+            axes.scatter(*at, s=190, facecolors="none", edgecolors=WINNER, linewidths=1.5, zorder=4)
 
 
-def _bars(axes: Any, dot: Dot) -> None:
-    x, y = place_of(dot)
+def _bars(axes: Any, dot: Dot, place: Place) -> None:
+    x, y = place
     for name, at, draw in (("versatility", y, axes.hlines), ("speciality", x, axes.vlines)):
         if name in dot.bars:
             draw(at, *dot.bars[name], color=QUIET, lw=0.8, zorder=0.5)
 
 
-def _name_dots(axes: Any, named: Sequence[Dot], shown: Sequence[Dot]) -> None:
+def _name_dots(axes: Any, named: Mapping[Dot, Place], taken_places: Sequence[Place]) -> None:
     """Write regions beside their dots, where they hide neither a dot nor one another; one that finds no room is left
     out, for the tree above names every one."""
     axes.figure.canvas.draw()  # only now are places known
-    taken = [_box(axes, *place_of(dot), -6, 6, -6, 6) for dot in shown]
-    for dot in named:
+    taken = [_box(axes, place, -6, 6, -6, 6) for place in taken_places]
+    for dot, place in named.items():
         width = 4.6 * len(dot.label)  # points, of 8-point letters
         for dx, dy in ((10, 8), (10, -14), (-10 - width, 8), (-10 - width, -14)):
-            box = _box(axes, *place_of(dot), dx, dx + width, dy - 1, dy + 8)
+            box = _box(axes, place, dx, dx + width, dy - 1, dy + 8)
             inside = axes.bbox.x0 <= box[0] and box[1] <= axes.bbox.x1
             if inside and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
-                axes.annotate(
-                    dot.label, place_of(dot), xytext=(dx, dy), textcoords="offset points", fontsize=8, zorder=7
-                )
+                style = {"textcoords": "offset points", "fontsize": 8, "zorder": 7}
+                axes.annotate(dot.label, place, xytext=(dx, dy), **style)
                 break
 
 
-def _box(axes: Any, x: float, y: float, left: float, right: float, low: float, high: float) -> tuple[float, ...]:
+def _box(axes: Any, place: Place, left: float, right: float, low: float, high: float) -> tuple[float, ...]:
     """A box around a place, its sides in points from there, in pixels: left, right, low, high."""
-    across, up = axes.transData.transform((x, y))
+    across, up = axes.transData.transform(place)
     scale = axes.figure.dpi / 72
     return across + left * scale, across + right * scale, up + low * scale, up + high * scale
 

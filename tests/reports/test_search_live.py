@@ -47,7 +47,7 @@ def show(live: SearchLive, console: Console) -> list[str]:
 
 def test_what_runs_what_waits_and_what_ended_stand_in_the_tree() -> None:
     live, clock, console = make(at_most=5)
-    assert show(live, console) == ["0 of at most 5 trials; scoring the base, which trains nothing"]
+    assert show(live, console) == ["0 of at most 5 trials"]
     live.on_base(BASE)
     a, b, c = waiting("a"), waiting("b", first=10), waiting("c", first=20)
     live.on_start([a, b, c])
