@@ -24,21 +24,20 @@ def comparison_tables(content: Entry) -> Iterator[Table]:
 def matched_table(level: Entry, reference: str) -> Table:
     """A row a method: versatility and its difference to the reference's, and instruction following by itself."""
     table = Table(
-        title=f"at a speciality of {_number(level['speciality'])} ({level['point']}: {level['why']}), differences to "
-        f"{reference} with 95 % intervals",
+        title=f"at a speciality of {_number(level['speciality'])} ({level['point']}: {level['why']})",
         title_style="bold",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    table.add_column("method", overflow="fold", min_width=16)
-    for name in ("versatility", "difference", "95 % interval", "instruct", "difference", "95 % interval"):
+    table.add_column("method", overflow="fold")
+    for name in ("versatility", f"to {reference}, 95 %", "instruct", f"to {reference}, 95 %"):
         table.add_column(name, justify="right", overflow="fold")
     for method, row in level["rows"].items():
         cells: list[Text | str] = []
         for score in ("versatility", "instruct"):
-            cells += [_number(row.get(score)), *_difference(row.get(f"{score}_against_reference"))]
+            cells += [_number(row.get(score)), _difference(row.get(f"{score}_against_reference"))]
         table.add_row(Text(method), *cells)
     return table
 
@@ -101,13 +100,15 @@ def sentences(content: Entry) -> Iterator[str]:
         yield "one seed: the intervals are over items alone, and say nothing of another training"
 
 
-def _difference(found: Entry | None) -> tuple[Text | str, Text | str]:
+def _difference(found: Entry | None) -> Text:
+    """A difference and its interval; without one where the level lies outside of a method's range in most draws."""
     if found is None:
-        return "", ""
+        return Text("")
     if found["low"] is None:
-        return _signed(found["value"]), Text("not known: its range moves too much", style="dim")
+        return Text(f"{_signed(found['value'])} (no interval)")
     style = "green" if found["low"] > 0 else "red" if found["high"] < 0 else ""
-    return Text(_signed(found["value"]), style), f"{_signed(found['low'])} to {_signed(found['high'])}"
+    interval = f"({_signed(found['low'])} to {_signed(found['high'])})"
+    return Text.assemble((_signed(found["value"]), style), " ", interval)
 
 
 def _number(value: float | None) -> str:

@@ -45,8 +45,8 @@ def config(tmp_path: Path, tiny_model_folder: Path) -> dict[str, Any]:
         "model": {"name": str(tiny_model_folder), "dtype": "float32"},
         "data": {"train": write(tmp_path / "train.jsonl", taught), "max_length": 64},
         "train": {
-            "learning_rate": 1e-2, "max_steps": 30, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1,
-            "save_steps": 3,
+            "learning_rate": 1e-2, "max_steps": 16, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1,
+            "save_steps": 4,
         },
         "eval": {
             "speciality": law,
@@ -102,7 +102,7 @@ def begin_and_kill(config: dict[str, Any], folder: Path) -> None:
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     metrics = folder / "runs/full/0.02/1234/train/metrics.jsonl"
-    while not (metrics.is_file() and metrics.read_text().count("\n") > 3) and process.poll() is None:
+    while not (metrics.is_file() and metrics.read_text().count("\n") > 5) and process.poll() is None:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -168,7 +168,7 @@ def test_killed_and_resumed_a_comparison_is_whole_and_a_second_call_trains_nothi
 
 def test_a_dry_run_tells_the_cost_and_writes_nothing(config: dict[str, Any]) -> None:
     said = compare_here(config, dry_run=True)
-    assert "trains   3 runs, 90 optimizer steps; 0 runs are done" in said
+    assert "trains   3 runs, 48 optimizer steps; 0 runs are done" in said
     assert "scores   7 models" in said and "a time that the first finished run will tell" in said
     assert not Path(config["output_dir"]).exists()
 
