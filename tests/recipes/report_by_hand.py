@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 import torch
 
 from cofitune.evaluation.comparison import Compared, changed_items, match_items, put_together
@@ -70,7 +69,7 @@ def write_eval(run: Path, models: dict[str, float]) -> dict[str, Any]:
                 "unit": METRICS[metric].unit, "higher_is_better": METRICS[metric].higher_is_better}
         for title, (category, metric, _) in TASKS.items()
     }  # fmt: skip
-    scores = {"format": FORMAT, "tasks": about} | put_together(results, Compared(next(iter(models))))
+    scores: dict[str, Any] = {"format": FORMAT, "tasks": about} | put_together(results, Compared(next(iter(models))))
     for model in scores["models"].values():
         model |= {"path": "tiny", "fingerprint": "f" * 64}
     write(run / "eval/scores.json", scores)
@@ -183,10 +182,8 @@ def write_run(run: Path, learnt: float = 0.8, others: tuple[str, ...] = ()) -> d
     return write_eval(run, {"base": 0.1, "run": learnt, **dict.fromkeys(others, 0.5)})
 
 
-@pytest.fixture(scope="session")
-def by_hand() -> Any:
-    """The functions above, which write a run or parts of it."""
-    return SimpleNamespace(
-        run=write_run, eval=write_eval, compare=write_compare, train=write_train, search=write_search,
-        importance=write_importance_of, file=write, hostile=HOSTILE,
-    )  # fmt: skip
+# what the fixture `by_hand` gives
+BY_HAND = SimpleNamespace(
+    run=write_run, eval=write_eval, compare=write_compare, train=write_train, search=write_search,
+    importance=write_importance_of, file=write, hostile=HOSTILE,
+)  # fmt: skip
