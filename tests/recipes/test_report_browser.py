@@ -126,6 +126,13 @@ def test_nothing_overflows_complains_or_is_fetched(tab: Any, pages: list[Path], 
         assert [r for r in tab.requests if not r.startswith("data:")] == [page.resolve().as_uri()]
 
 
+def test_on_a_phone_a_row_is_no_tower_of_letters(tab: Any, pages: list[Path]) -> None:
+    for page in pages:
+        tab.open(page, 360, "light")
+        found = "[...document.querySelectorAll('tbody tr')].map(r => [r.offsetHeight, r.innerText])"
+        assert all(height <= 120 for height, _ in tab.run(found)), max(tab.run(found))
+
+
 @pytest.mark.parametrize(("width", "scheme"), CASES)
 def test_drawings_are_whole_and_large_enough_to_read(tab: Any, page: Path, width: int, scheme: str) -> None:
     tab.open(page, width, scheme)
