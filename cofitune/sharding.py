@@ -122,7 +122,8 @@ def tell_passes_apart(model: nn.Module, output: Tensor) -> None:
 
 def gathered_weights(model: nn.Module) -> int:
     """Weights of a ZeRO-3 model that lie whole on this rank at the moment."""
-    return sum(p.ds_numel for p in model.parameters() if p.ds_status.name == "AVAILABLE")
+    parameters: list[Any] = list(model.parameters())  # with what DeepSpeed has put on them
+    return sum(p.ds_numel for p in parameters if p.ds_status.name == "AVAILABLE")
 
 
 def read_with(module: nn.Module, parameters: Iterable[nn.Parameter]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 TABLES = pytest.StashKey[dict[str, list[str]]]()
+LONG = ("test_end_to_end", "test_resume", "test_sharded", "test_bench", "test_hosts", "test_train", "test_search")
 WORKERS = os.environ.get("PYTEST_XDIST_WORKER_COUNT")
 if WORKERS:  # before torch is imported: workers that each took every core would wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(WORKERS))))
@@ -100,6 +101,16 @@ def by_hand() -> Any:
 
 
 @pytest.fixture(autouse=True)
+def _no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each test begin as a process that no launcher started: training in the process has made a rank of it.
+
+    LOCAL_RANK stays, for DeepSpeed asks for it; without the other two it says nothing to us.
+    """
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the tests out of the user's cache of fingerprints."""
     monkeypatch.setenv("COFITUNE_CACHE", str(tmp_path_factory.getbasetemp() / "cofitune-cache"))
@@ -113,6 +124,11 @@ def table_line(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         request.config.stash.setdefault(TABLES, {}).setdefault(title, []).append(line)
 
     return add
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes go first, so that no process is left alone with one of them at the end."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

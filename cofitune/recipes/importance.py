@@ -84,7 +84,8 @@ def importance(
         return plan.folder
     if not overwrite and (plan.folder / "manifest.json").is_file():
         check_finished(plan, config)
-        console.print(f"{plan.folder} is finished already, with this config and this data (--overwrite makes it anew)")
+        told = f"{plan.folder} is finished already, with this config and this data (--overwrite makes it anew)"
+        console.print(told, highlight=False, soft_wrap=True)
         return plan.folder
     manifest = make_manifest(plan, config)
     if overwrite:

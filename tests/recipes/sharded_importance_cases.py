@@ -53,10 +53,12 @@ def run_interrupted(folder: Path) -> None:
 
 def watch_memory(watched: list[tuple[str, int]]) -> None:
     """Have no weight too small to be sharded, and note what is gathered as each layer's forward and backward ends."""
-    from cofitune.recipes import importance as recipe
+    from cofitune.recipes import importance
     from cofitune.sharding import gathered_weights
-    from cofitune.training import frozen
+    from cofitune.training import frozen as module
 
+    recipe: Any = importance
+    frozen: Any = module
     told, share = frozen.frozen_config, recipe.share_frozen
 
     def shard_all(*arguments: Any) -> dict[str, Any]:
@@ -73,9 +75,9 @@ def watch_memory(watched: list[tuple[str, int]]) -> None:
             watched.append(("forward", gathered_weights(model)))
             state.register_hook(lambda _: watched.append(("backward", gathered_weights(model))))
 
-        for module in model.modules():
-            if module.__class__.__name__.endswith(("DecoderLayer", "Block")):
-                module.register_forward_hook(after_layer)
+        for one in model.modules():
+            if one.__class__.__name__.endswith(("DecoderLayer", "Block")):
+                one.register_forward_hook(after_layer)
         return engine
 
     frozen.frozen_config, recipe.share_frozen = shard_all, watch

@@ -25,7 +25,6 @@ from cofitune.recipes.importance_plan import choose_sharding
 from cofitune.training.memory import gathered_at_once
 from cofitune.vectors import UNIT_KINDS
 
-pytestmark = pytest.mark.xdist_group("sharded importance")  # one worker starts the ranks, once
 WORKER = Path(__file__).with_name("sharded_importance_cases.py")
 GB = 10**9
 

@@ -477,7 +477,6 @@ def test_a_checkpoint_that_cannot_be_written_ends_all_ranks_with_one_message(
     assert done.stderr.count("cannot be written") == 1 and "Traceback" not in done.stderr
 
 
-@pytest.mark.xdist_group("shared memory")  # which all processes of the machine see
 def test_a_prefix_cache_is_filled_anew_and_may_come_or_go_on_the_way(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

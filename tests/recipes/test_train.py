@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -410,7 +411,6 @@ def test_an_export_finds_a_base_that_has_moved_only_by_base(
     assert "say where it is with --base" in capsys.readouterr().err
 
 
-@pytest.mark.xdist_group("shared memory")  # which all processes of the machine see
 def test_the_prefix_cache_is_told_beforehand_and_trains_the_same(
     monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -419,16 +419,25 @@ def test_the_prefix_cache_is_told_beforehand_and_trains_the_same(
     folder = Path(config["output_dir"]) / "train"
     expected = load_file(folder / "delta.safetensors")
     capsys.readouterr()
+    made: list[Path] = []
+
+    def mkstemp(*arguments: Any, **named: Any) -> tuple[int, str]:
+        descriptor, name = make(*arguments, **named)
+        made.extend([Path(name)] if named.get("prefix") == "prefix-" else [])
+        return descriptor, name
+
+    make = tempfile.mkstemp
+    monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
     for kind, where in (("disk", f"{folder}"), ("memory", "/dev/shm")):
         arguments = ("train.num_train_epochs=3", f"train.prefix_cache={kind}", "--overwrite")
         assert run(monkeypatch, config, *arguments, "--dry-run") == 0
         said = capsys.readouterr().out
         tokens = int(said.split(" tokens an epoch")[0].split()[-1].replace(",", ""))
         assert f"MiB in {where} ({tokens} tokens × 32 × 4 bytes; " in said
-        before = set(Path("/dev/shm").glob("prefix-*"))
+        made.clear()
         assert run(monkeypatch, config, *arguments) == 0
-        assert set(Path("/dev/shm").glob("prefix-*")) <= before, "nothing is left behind"
-        assert not list(folder.glob("prefix*")), "nor there"
+        assert {path.parent for path in made} == {Path(where)}
+        assert not any(path.exists() for path in made), "nothing is left behind"
         for name, tensor in load_file(folder / "delta.safetensors").items():
             torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)
 

@@ -17,7 +17,6 @@ from cofitune.model.anatomy import anatomy_of
 from cofitune.model.region import resolve_region
 from cofitune.softmask.factors import hold_factors
 
-pytestmark = pytest.mark.xdist_group("fused")  # one worker starts the ranks, once
 WORKER = Path(__file__).with_name("fused_cases.py")
 
 

@@ -104,7 +104,7 @@ LIMITED = """
 import resource, sys
 from cofitune import cli
 from cofitune.recipes import train
-import deepspeed
+import deepspeed.runtime.zero.muon.muon_optimizer  # which DeepSpeed imports as late as in its engine
 pages = int(open("/proc/self/statm").read().split()[0])
 limit = pages * resource.getpagesize() + 400 * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -20,7 +20,6 @@ from torch.nn.functional import cross_entropy
 from cofitune.data.batches import step_indices
 from cofitune.model.anatomy import anatomy_of
 
-pytestmark = pytest.mark.xdist_group("sharded")  # one worker starts the ranks, once
 WORKER = Path(__file__).with_name("sharded_cases.py")
 TITLE = (
     "two ranks against one plain loop: ZeRO stage, offload, accumulation, checkpointing, mask, prefix cache; "

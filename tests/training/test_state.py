@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-pytestmark = pytest.mark.xdist_group("state")  # one worker starts the ranks, once
 WORKER = Path(__file__).with_name("state_cases.py")
 
 
