@@ -115,7 +115,7 @@ def describe(run: Artifacts, key: str, draws: bool) -> Run:
         scores=_scores(run.scores) if run.scores else None,
         changed=[Changed(m, item_groups(p["lost"]), item_groups(p["gained"])) for m, p in run.changed.items()],
         comparison=compare_view.comparison(run.compared) if run.compared else None,
-        search=Search(rows, run.tree.get("reason") or "") if run.tree else None,
+        search=Search(rows, _search_words(run.tree)) if run.tree else None,
         importance=_importance(run),
         training=described_training(run.manifest, steps, validations),
         trained=described_trained(run.manifest) if run.manifest else None,
@@ -197,6 +197,11 @@ def _scores(scores: Entry) -> Scores:
         said.append("left out of every model alike: " + ", ".join(f"{n} items of {t}" for t, n in left_out.items()))
     verdicts = [verdict_line(v) for v in scores.get("gate", ())]
     return Scores(list(scores["models"]), findings(scores), score_rows(scores), said, verdicts)
+
+
+def _search_words(tree: Entry) -> str:
+    """All that the search says of its end, or its reason alone where it keeps no more."""
+    return " ".join(tree.get("sentences") or [tree.get("reason") or ""])
 
 
 def _importance(run: Artifacts) -> str:

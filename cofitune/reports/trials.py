@@ -163,6 +163,10 @@ def _row(trial: Entry, base: Entry, depth: int, mark: str) -> TrialRow:
     note = trial.get("reason") or ""
     if status not in ("done", "failed"):
         note = f"{status} at step {trial.get('steps', '?')}{': ' if note else ''}{note}"
+    if (trial.get("to_winner") or {}).get("tied"):
+        note = "not told apart from the winner"
+    if trial.get("misses_floor_by"):
+        note = f"misses the floor by {trial['misses_floor_by']:.1f} points"
     return TrialRow(
         region=_region(trial.get("region")),
         depth=depth,

@@ -155,7 +155,7 @@ def make_trial(name: str, parent: str | None, layers: str, unified: float | None
 def test_trials_stand_below_the_region_that_they_lie_in() -> None:
     base = make_trial("base", None, "0", 30.0) | {"region": None}
     trials = [
-        make_trial("a", None, "0-3", 31.0), make_trial("b", None, "4-7", 35.0, intervals={"unified": [2.0, 8.0]}),
+        make_trial("a", None, "0-3", 31.0, to_winner={"tied": True}), make_trial("b", None, "4-7", 35.0, intervals={"unified": [2.0, 8.0]}),
         make_trial("c", "b", "4-5", None, status="failed", reason="out of\nmemory"),
         make_trial("d", "a", "2", 20.0, status="stopped", steps=15),
     ]  # fmt: skip
@@ -164,6 +164,7 @@ def test_trials_stand_below_the_region_that_they_lie_in() -> None:
         ("the base", 0, ""), ("0-3 × up", 1, ""), ("2 × up", 2, ""), ("4-7 × up", 1, "won"), ("4-5 × up", 2, ""),
     ]  # fmt: skip
     assert rows[3].changes["unified"] == 5.0 and rows[0].changes["unified"] is None
+    assert rows[1].note == "not told apart from the winner"
     assert (rows[2].note, rows[2].is_whole, rows[4].note) == ("stopped at step 15", False, "out of memory")
     picture = search_picture("search", rows)
     assert "95 % intervals" in picture.caption and "hollow" in picture.caption and "no scores" in picture.svg
