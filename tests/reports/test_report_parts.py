@@ -155,7 +155,8 @@ def make_trial(name: str, parent: str | None, layers: str, unified: float | None
 def test_trials_stand_below_the_region_that_they_lie_in() -> None:
     base = make_trial("base", None, "0", 30.0) | {"region": None}
     trials = [
-        make_trial("a", None, "0-3", 31.0, to_winner={"tied": True}), make_trial("b", None, "4-7", 35.0, intervals={"unified": [2.0, 8.0]}),
+        make_trial("a", None, "0-3", 31.0, to_winner={"tied": True}),
+        make_trial("b", None, "4-7", 35.0, intervals={"unified": [2.0, 8.0]}),
         make_trial("c", "b", "4-5", None, status="failed", reason="out of\nmemory"),
         make_trial("d", "a", "2", 20.0, status="stopped", steps=15),
     ]  # fmt: skip
