@@ -448,7 +448,7 @@ def test_fewer_weights_take_a_higher_rate_where_asked(config: Config) -> None:
     scaled = change(config, "search", rate_scaling="sqrt", learning_rate=1e-3)
     folder, _ = run(scaled, trainer)
     regions = [(order.config.region, order.config.train.learning_rate) for order in trainer.orders]
-    by_region = {(region.layers, region.modules): rate for region, rate in regions if region != "search"}
+    by_region = {(region.layers, region.modules): rate for region, rate in regions if region and region != "search"}
     everything = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     assert by_region["0-1", everything] == 1e-3
     assert by_region["1", everything] == pytest.approx(2**0.5 * 1e-3, rel=1e-3), "half of the weights"
@@ -470,7 +470,7 @@ def test_the_floor_decides_among_the_regions_that_keep_it(config: Config) -> Non
             content = json.loads(path.read_text())
             for scores in content["models"].values():
                 region = order.config.region
-                assert region != "search"
+                assert region is not None and region != "search"
                 chosen = resolve_region(region.layers or "", region.modules or (), 4)
                 lost = len(chosen.layers) * len(chosen.modules) if order.train else 0
                 scores["versatility"] = 50.0 - lost
