@@ -58,10 +58,14 @@ OTHERS = [
     ("update", "fisher", "shuffled"),
     ("update", "absolute", "none"),
 ]
-CONDITIONS = (  # the order of their importance: what is cut off by the time matters least
+CONDITIONS = (  # the study, in the order of importance: what is cut off by the time matters least
     _block("AdamW", "up+down", 0, PAPERS + OTHERS)
-    + _block("AdamW", "up+down", 1, PAPERS + OTHERS)
-    + _block("SGD", "up+down", 0, PAPERS)
+    + _block("AdamW", "up+down", 1, PAPERS[:4])
+    + _block("SGD", "up+down", 0, [PAPERS[0], PAPERS[1], PAPERS[4]])
+)
+FURTHER = (  # what `--further` adds
+    _block("AdamW", "up+down", 1, PAPERS[4:] + OTHERS)
+    + _block("SGD", "up+down", 0, PAPERS[2:4])
     + _block("AdamW", "all", 0, PAPERS[:4])
     + _block("SGD", "up+down", 1, PAPERS)
 )
@@ -102,7 +106,7 @@ def write_report(store: Path, report: Path) -> None:
     lines = [json.loads(line) for line in store.read_text(encoding="utf-8").splitlines()]
     study = lines[-1]["study"]
     same = [x for x in lines if all(x["study"][p] == study[p] for p in ("settings", "model", "data"))]
-    results = {run: result for run, result in ((r.run, r) for r in map(_result, same)) if run in CONDITIONS}
+    results = {run: result for run, result in ((r.run, r) for r in map(_result, same)) if run in CONDITIONS + FURTHER}
     parts = [
         _head(study, results, len(lines) - len(same)),
         _verdict(results),
@@ -126,7 +130,7 @@ def _result(line: dict[str, Any]) -> Result:
 def _head(study: dict[str, Any], results: dict[Run, Result], others: int) -> str:
     settings, missing = study["settings"], [r for r in CONDITIONS if r not in results]
     state = "All runs are there." if not missing else (
-        f"**Partial: {len(results)} of {len(CONDITIONS)} runs.** Not made yet: "
+        f"**Partial: {len(CONDITIONS) - len(missing)} of {len(CONDITIONS)} runs.** Not made yet: "
         + "; ".join(f"{r.title} (seed {r.seed})" for r in missing[:4]) + ("; …" if len(missing) > 4 else "") + "."
     )  # fmt: skip
     base = {n: sum(s for s, _ in study["base"][n]) / sum(t for _, t in study["base"][n]) for n in study["base"]}
@@ -153,8 +157,9 @@ def _ignored(others: int) -> str:
 
 def _conditions(results: dict[Run, Result]) -> list[tuple[str, list[Result]]]:
     """Titles with their seeds' results, in the order of the study."""
-    titles = dict.fromkeys(r.title for r in CONDITIONS)
-    found = [(t, [results[r] for r in CONDITIONS if r.title == t and r in results]) for t in titles]
+    every = CONDITIONS + FURTHER
+    titles = dict.fromkeys(r.title for r in every)
+    found = [(t, [results[r] for r in every if r.title == t and r in results]) for t in titles]
     return [(title, seeds) for title, seeds in found if seeds]
 
 
@@ -217,7 +222,7 @@ Pairs = list[tuple[Result, Result]]
 def _questions(results: dict[Run, Result]) -> list[tuple[str, str, Pairs]]:
     """Each question that the finished runs can answer: where, in words, a pair of results a seed."""
     found = []
-    for optimizer, region in dict.fromkeys((r.optimizer, r.region) for r in CONDITIONS):
+    for optimizer, region in dict.fromkeys((r.optimizer, r.region) for r in CONDITIONS + FURTHER):
         for condition, control, words in COMPARED:
             pairs = []
             for seed in (0, 1):

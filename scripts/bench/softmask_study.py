@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from softmask_report import CONDITIONS, Run, write_report
+from softmask_report import CONDITIONS, FURTHER, Run, write_report
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
@@ -90,7 +90,8 @@ def main() -> None:
     parser.add_argument("--store", type=Path, default=Path("scripts/bench/results/softmask.jsonl"))
     parser.add_argument("--work", type=Path, default=Path(".cache/softmask"), help="where importance is kept")
     parser.add_argument("--hours", type=float, default=24.0, help="start no run after this long")
-    parser.add_argument("--runs", type=int, default=len(CONDITIONS), help="make at most this many in this call")
+    parser.add_argument("--runs", type=int, default=len(CONDITIONS + FURTHER), help="make at most this many")
+    parser.add_argument("--further", action="store_true", help="then more seeds, SGD's controls and all modules, too")
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--test-items", type=int, default=48, help="of law; and of general data in all")
     parser.add_argument("--importance-items", type=int, default=66)
@@ -111,7 +112,8 @@ def main() -> None:
     started = time.monotonic()
     torch.manual_seed(0)
     study, facts = prepare(arguments.model, arguments.data, arguments.work, settings)
-    missing = [run for run in CONDITIONS if not _stored(arguments.store, run, facts)]
+    wanted = CONDITIONS + (FURTHER if arguments.further else [])
+    missing = [run for run in wanted if not _stored(arguments.store, run, facts)]
     for run in missing[: arguments.runs]:
         if time.monotonic() - started > arguments.hours * 3600:
             print("the time is up; call again to go on", flush=True)
