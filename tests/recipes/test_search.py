@@ -425,7 +425,7 @@ def test_regions_with_equal_answers_are_tied_whatever_their_scores_say(config: C
     levels = load_levels("[{layers: [0-1, 2-3]}, {modules: [mha, ffn]}]", config.run.parent)
     folder, shown = run(change(config, "search", levels=levels), Same())
     words = " ".join(shown.split())
-    assert "3 regions cannot be told apart from it" in words and "none of them has fewer weights" in words
+    assert "3 regions cannot be told apart from it" in words and "the one with the fewest weights is 0-1 × mha" in words
     tree = json.loads((folder / "tree.json").read_text(encoding="utf-8"))
     assert all(t["to_winner"]["tied"] for t in tree["trials"] if t["id"] != tree["winner"])
     assert "cannot be told apart" in (folder / "region.yaml").read_text(encoding="utf-8")
@@ -482,7 +482,7 @@ def test_the_floor_decides_among_the_regions_that_keep_it(config: Config) -> Non
     assert read_winner(folder)[0] == "0", "one layer × seven modules: the most that loses no more than 7 points"
     assert re.search("the highest speciality of the .* that keep versatility of -7 points", " ".join(shown.split()))
     _, shown = run(change(config, "search", objective="speciality", floor=0.0), Trainer(), overwrite=True)
-    assert "of 13 of 13 finished trials that keep" in " ".join(shown.split())
+    assert re.search(r"of the (\d+) of \1 finished trials that keep", " ".join(shown.split()))
 
 
 def test_a_dry_run_tells_the_time_from_measured_steps(config: Config) -> None:
