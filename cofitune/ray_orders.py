@@ -108,7 +108,6 @@ class RayOrders:
         self._search = ""
         self._environment: dict[str, str] = {}
         self._state_lies_on: dict[str, str] = {}  # paused trial → node's id
-        self._littered = False  # whether a trial may have left files on a node
 
     def __call__(self, orders: Sequence[Order]) -> Iterator[Outcome]:
         """Hand all of them to the cluster, which runs as many at once as it can hold."""
@@ -128,7 +127,6 @@ class RayOrders:
                 except self._ray.exceptions.RayTaskError as error:
                     yield Outcome(order, f"on the cluster: {last_line(error)}")
                 except self._ray.exceptions.RayError as error:  # the worker, the node, or what it had brought
-                    self._littered = True
                     lost[order.id] += 1
                     if lost[order.id] > RETRIES:
                         yield Outcome(order, f"the cluster lost it {lost[order.id]} times; at last {_kind(error)}")
@@ -159,15 +157,14 @@ class RayOrders:
         return found
 
     def close(self) -> None:
-        """Remove what lost, ended and paused trials have left on the nodes, and let go of the cluster."""
+        """Remove what the search has left on the nodes, and let go of the cluster."""
         if self._ray is None:
             return
-        if self._littered or self._state_lies_on:
-            forget = self._ray.remote(num_cpus=0, max_retries=0)(forget_search)
-            alive = {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}
-            tasks = [forget.options(**pinned_to(node)).remote(self._search) for node in self._nodes if node in alive]
-            if tasks:
-                self._ray.wait(tasks, num_returns=len(tasks), timeout=SECONDS_TO_END)
+        forget = self._ray.remote(num_cpus=0, max_retries=0)(forget_search)
+        alive = {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}
+        tasks = [forget.options(**pinned_to(node)).remote(self._search) for node in self._nodes if node in alive]
+        if tasks:
+            self._ray.wait(tasks, num_returns=len(tasks), timeout=SECONDS_TO_END)
         self._ray.shutdown()
         self._ray = None
 
@@ -218,7 +215,6 @@ class RayOrders:
 
     def _end(self, tasks: list[Any]) -> None:
         """End tasks in good order, and after a grace by killing their processes."""
-        self._littered |= bool(tasks)
         for attempt in range(ATTEMPTS_TO_END + 1):  # a task that is just beginning may miss Ray's word
             for task in tasks:
                 self._ray.cancel(task, force=attempt == ATTEMPTS_TO_END)

@@ -26,7 +26,7 @@ from cofitune.launch import Ranks
 from cofitune.ray_cluster import nodes_that_hold
 from cofitune.ray_orders import Demand, RayOrders, choose_demand, ray_orders
 from cofitune.ray_trial import Errand, Report
-from cofitune.recipes.orders import Order, Outcome
+from cofitune.recipes.orders import Measured, Order, Outcome
 from cofitune.workers import local_orders
 
 
@@ -203,6 +203,21 @@ def test_a_signal_to_the_search_ends_its_tasks_and_has_its_own_exit_code(cluster
     assert (tmp_path / "ended").exists()
 
 
+def test_a_trial_is_measured_on_a_node(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(errand: Errand) -> Measured:
+        if errand.ranks == 2:
+            raise UserError("no memory")
+        return Measured(1.0, float(errand.begin), 3.0)
+
+    monkeypatch.setattr(module, "measure_errand", measure)
+    config = order(tmp_path, "a").config
+    with ray_orders(Demand(), cluster.address) as on_ray:
+        assert on_ray.measure(config) == Measured(1.0, 1.0, 3.0)
+    with ray_orders(Demand(2, cpus=1), cluster.address) as on_ray:
+        with pytest.raises(UserError, match="could be measured on the cluster: .*no memory"):
+            on_ray.measure(config)
+
+
 def test_another_version_on_a_node_is_told_before_anything_runs(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,8 +265,6 @@ output_dir: {tmp_path}
         for until in (2, None):
             assert [outcome.error for outcome in on_ray([part("there", until)])] == [None]
             assert len((tmp_path / "there/train/metrics.jsonl").read_text().splitlines()) == (until or 4)
-        measured = on_ray.measure(config)
-        assert min(measured.seconds_to_start, measured.seconds_a_step, measured.seconds_to_evaluate) > 0
     here, there = (left(tmp_path / name) for name in ("here", "there"))
     assert here == there
     assert len(here["weights"]) == 64 and len(here["losses"]) == 4 and len(here["answers"]) >= 2

@@ -11,7 +11,17 @@ import pytest
 
 from cofitune.config.load import load_config
 from cofitune.config.schema import Config
-from cofitune.ray_trial import Errand, forget_search, needed_paths, read_files, run_errand, search_folder, write_files
+from cofitune.errors import UserError
+from cofitune.ray_trial import (
+    Errand,
+    forget_search,
+    measure_errand,
+    needed_paths,
+    read_files,
+    run_errand,
+    search_folder,
+    write_files,
+)
 from cofitune.recipes.orders import Order, Outcome
 
 Trial = Callable[[Order, int], Outcome]
@@ -97,6 +107,17 @@ def test_relative_paths_start_where_the_search_was_typed(
 
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert run_errand(errand, look).error is None
+
+
+def test_a_trial_is_measured_on_its_ranks_where_the_data_is(errand: Errand, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("cofitune.workers.measure_trial", lambda config, ranks: asked.append((config, ranks)))
+    measure_errand(errand)
+    ((config, ranks),) = asked
+    assert config.output_dir.endswith("/cofitune-search/a") and ranks.options == ("--num-processes", "2")
+    Path("law.jsonl").unlink()
+    with pytest.raises(UserError, match="has not"):
+        measure_errand(errand)
 
 
 def test_a_config_arrives_as_it_was_sent(errand: Errand) -> None:

@@ -12,7 +12,17 @@ from rich.text import Text
 from rich.tree import Tree
 
 from cofitune.reports.progress import clock
-from cofitune.reports.search_tree import Row, path_to, region_text, tree_heading, tree_line
+from cofitune.reports.search_tree import (
+    LABEL,
+    WIDTH,
+    Row,
+    change_text,
+    number_text,
+    path_to,
+    region_text,
+    tree_heading,
+    tree_line,
+)
 
 REFRESHES_A_SECOND = 2
 OTHER_LINES = 4  # of the terminal's, besides the trials': account, heading, base, and a spare one
@@ -99,7 +109,8 @@ class SearchLive:
         """The account, then the tree, cut to what the terminal can hold."""
         lines: list[RenderableType] = [Text(self._account(), no_wrap=True, style="bold")]
         if self._base is not None:
-            lines += [Text(tree_heading(), style="dim", no_wrap=True), self._tree(self._base)]
+            heading = f"{'region (layers × modules)':{LABEL}}  unified" if self._narrow else tree_heading()
+            lines += [Text(heading, style="dim", no_wrap=True), self._tree(self._base)]
         return Group(*lines)
 
     def _let_begin(self) -> None:
@@ -121,7 +132,7 @@ class SearchLive:
     def _tree(self, base: Row) -> RenderableType:
         shown = self._choose(self._console.height - OTHER_LINES)
         way = path_to(self._rows, self._best)
-        root = Tree(Text(tree_line(base, None, depth=0), no_wrap=True))
+        root = Tree(Text(tree_line(base, None, depth=0, instead=self._score(base, None)), no_wrap=True))
         nodes = {base.id: root}
         for row in shown:
             depth = len(path_to(self._rows, row.id))
@@ -130,10 +141,22 @@ class SearchLive:
             else:
                 mark = "best" if row.id == self._best else "way" if row.id in way else ""
                 style = "bold" if mark else "" if row.finished else "dim"
-                text = Text(tree_line(row, base, depth=depth, mark=mark), style=style, no_wrap=True)
+                score = self._score(row, base) if row.finished else None
+                text = Text(tree_line(row, base, depth=depth, mark=mark, instead=score), style=style, no_wrap=True)
             nodes[row.id] = nodes.get(row.parent or base.id, root).add(text)
         hidden = len(self._rows) - len(shown)
         return Group(root, Text(f"… and {hidden} more trials", style="dim")) if hidden else root
+
+    @property
+    def _narrow(self) -> bool:
+        """Whether the terminal has no room for all columns: then the one that decides stands alone."""
+        return self._console.width < WIDTH
+
+    def _score(self, row: Row, base: Row | None) -> str | None:
+        """What stands in the place of all scores, where there is no room for them."""
+        if not self._narrow:
+            return None
+        return number_text(row.unified) + (f" {change_text(row.unified, base.unified)}" if base else "")
 
     def _choose(self, room: int) -> list[Row]:
         """What fits: the way to the best first, then what runs, then what came last; each with its parents."""

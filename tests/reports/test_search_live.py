@@ -33,9 +33,11 @@ def ended(row: Row, unified: float, seconds: float) -> Row:
     return replace(row, speciality=unified, versatility=unified, unified=unified, seconds=seconds)
 
 
-def make(at_most: int, at_once: int | None = 1, height: int = 40) -> tuple[SearchLive, Clock, Console]:
+def make(
+    at_most: int, at_once: int | None = 1, height: int = 40, width: int = 110
+) -> tuple[SearchLive, Clock, Console]:
     clock = Clock()
-    console = Console(file=io.StringIO(), width=110, height=height, force_terminal=True, color_system=None)
+    console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None)
     return SearchLive(console, at_most, at_once, clock), clock, console
 
 
@@ -118,6 +120,23 @@ def test_a_tree_higher_than_the_terminal_keeps_the_best_what_runs_and_the_newest
     assert any("★ 3-29" in line for line in lines)
     assert any("20-29" in line and "runs" in line for line in lines)
     assert "… and" in lines[-1] and "more trials" in lines[-1]
+
+
+def test_a_narrow_terminal_shows_the_score_that_decides() -> None:
+    live, _, console = make(at_most=1, width=70)
+    live.on_base(BASE)
+    live.on_outcome(ended(waiting("a"), 40.0, 60), best="a")
+    _, heading, base, trial = show(live, console)
+    assert heading.endswith(" unified") and base.endswith(" 29.3") and trial.endswith(" 40.0 +10.7")
+    assert (
+        len(
+            {
+                line.rindex("unified" if line is heading else " ".join(line.split()[-n:]))
+                for line, n in zip((heading, base, trial), (1, 1, 2), strict=True)
+            }
+        )
+        == 1
+    ), "in one column"
 
 
 def test_the_tree_is_gone_at_the_end_and_stays_where_the_search_is_interrupted() -> None:
