@@ -213,9 +213,9 @@ def test_a_trial_is_measured_on_a_node(cluster: Any, tmp_path: Path, monkeypatch
     config = order(tmp_path, "a").config
     with ray_orders(Demand(), cluster.address) as on_ray:
         assert on_ray.measure(config) == Measured(1.0, 1.0, 3.0)
-    with ray_orders(Demand(2, cpus=1), cluster.address) as on_ray:
-        with pytest.raises(UserError, match="could be measured on the cluster: .*no memory"):
-            on_ray.measure(config)
+    two, refused = Demand(2, cpus=1), pytest.raises(UserError, match="could be measured on the cluster: .*no memory")
+    with ray_orders(two, cluster.address) as on_ray, refused:
+        on_ray.measure(config)
 
 
 def test_another_version_on_a_node_is_told_before_anything_runs(
