@@ -617,9 +617,9 @@ def test_on_a_terminal_a_tree_lives_and_in_the_end_there_are_pictures(
     monkeypatch.setattr("cofitune.recipes.search.plots.can_draw", lambda: True)
     out = io.StringIO()
     console = Console(file=out, width=120, height=50, force_terminal=True, color_system=None)
-    folder, _ = run(config, Trainer(), console=console)
-    assert re.search(
-        r"13 of at most 13 trials; best so far 1 × up\+down \(\d+\.\d\); at most 0:00:00 left", out.getvalue()
-    )
+    trainer = Trainer()
+    folder = search(config, run_orders=trainer, start_proxy=no_proxy, measure=trainer.measure, console=console)
+    last = r"13 of at most 13 trials; best so far 1 × up\+down \(\S+\); at most 0:00:00 left"
+    assert re.search(last, out.getvalue())
     assert "trial 1 of at most" not in out.getvalue()
     assert (folder / "search.png").stat().st_size > 10_000 and (folder / "search.svg").exists()
