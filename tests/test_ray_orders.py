@@ -65,7 +65,7 @@ def test_as_many_trials_run_at_once_as_the_cluster_holds_and_their_files_come_ba
         meeting = tmp_path / "meeting"
         meeting.mkdir(exist_ok=True)
         (meeting / errand.id).touch()
-        end = time.monotonic() + 20
+        end = time.monotonic() + 120
         while len(list(meeting.iterdir())) < 2:
             assert time.monotonic() < end, "nobody came: they run one after the other"
             time.sleep(0.05)
@@ -154,7 +154,7 @@ def test_what_is_running_ends_when_the_search_does(cluster: Any, tmp_path: Path)
             return Report("host", "/there")
         (tmp_path / f"{errand.id} began").touch()
         try:
-            for _ in range(1200):
+            for _ in range(6000):
                 time.sleep(0.05)
         finally:
             (tmp_path / f"{errand.id} ended").touch()
@@ -166,7 +166,7 @@ def test_what_is_running_ends_when_the_search_does(cluster: Any, tmp_path: Path)
         wait_for(tmp_path / "long began")
         started = time.monotonic()
         outcomes.close()  # type: ignore[attr-defined]
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 200, "it does not wait for what it ends"
     assert (tmp_path / "long ended").exists()
 
 
@@ -182,7 +182,7 @@ folder = Path(sys.argv[2])
 def work(errand):
     (folder / "began").touch()
     try:
-        for _ in range(1200):
+        for _ in range(6000):
             time.sleep(0.05)
     finally:
         (folder / "ended").touch()
@@ -199,7 +199,7 @@ def test_a_signal_to_the_search_ends_its_tasks_and_has_its_own_exit_code(cluster
     with subprocess.Popen(command) as search:
         wait_for(tmp_path / "began")
         search.terminate()
-        assert search.wait(25) == 128 + signal.SIGTERM
+        assert search.wait(120) == 128 + signal.SIGTERM
     assert (tmp_path / "ended").exists()
 
 
@@ -213,8 +213,10 @@ def test_a_trial_is_measured_on_a_node(cluster: Any, tmp_path: Path, monkeypatch
     config = order(tmp_path, "a").config
     with ray_orders(Demand(), cluster.address) as on_ray:
         assert on_ray.measure(config) == Measured(1.0, 1.0, 3.0)
-    two, refused = Demand(2, cpus=1), pytest.raises(UserError, match="could be measured on the cluster: .*no memory")
-    with ray_orders(two, cluster.address) as on_ray, refused:
+    with (
+        pytest.raises(UserError, match="could be measured on the cluster: .*no memory"),
+        ray_orders(Demand(2, cpus=1), cluster.address) as on_ray,
+    ):
         on_ray.measure(config)
 
 
@@ -295,7 +297,7 @@ def test_a_cluster_that_does_not_answer_is_told_at_once(
         ray_orders(Demand(), address.format(port=port)) as run_orders,
     ):
         list(run_orders([order(tmp_path, "a")]))
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60, "Ray itself would call for ever"
 
 
 def test_without_ray_the_message_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,10 +315,10 @@ def test_a_node_that_dies_in_the_middle_loses_no_trial(cluster: Any, tmp_path: P
 
         node = ray.get_runtime_context().get_node_id()
         (tmp_path / f"{errand.id} began on {node}").touch()
-        end = time.monotonic() + 60
+        end = time.monotonic() + 120
         while len(list(tmp_path.glob("* began on *"))) < 2 and time.monotonic() < end:
             time.sleep(0.05)  # so that each node has one
-        time.sleep(60 if node == second else 0)
+        time.sleep(300 if node == second else 0)
         return Report(node, "/there")
 
     def kill() -> None:
@@ -334,7 +336,7 @@ def test_a_node_that_dies_in_the_middle_loses_no_trial(cluster: Any, tmp_path: P
 
 
 def wait_for(folder: Path, pattern: str | None = None) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while not (any(folder.glob(pattern)) if pattern else folder.exists()):
         assert time.monotonic() < end, f"{folder} {pattern or ''} does not come"
         time.sleep(0.05)

@@ -43,6 +43,12 @@ def write_jsonl(path: Path, items: list[dict[str, Any]]) -> str:
     return str(path)
 
 
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take a second each."""
+    monkeypatch.setattr("cofitune.recipes.search.plots.can_draw", lambda: False)
+
+
 @pytest.fixture
 def config(tmp_path: Path, tiny_model_folder: Path) -> Config:
     item = {"instruction": "What is two plus two?", "input": "", "output": "Four."}
@@ -603,3 +609,17 @@ def test_the_statistics_are_taken_from_both_sets_of_data(config: Config, tmp_pat
     for module, values in found.gain.items():
         for gain, harm in zip(values, found.harm[module], strict=True):
             assert harm**0.5 <= gain * 1.001 and gain <= (harm * 32 * 48) ** 0.5 * 1.001
+
+
+def test_on_a_terminal_a_tree_lives_and_in_the_end_there_are_pictures(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cofitune.recipes.search.plots.can_draw", lambda: True)
+    out = io.StringIO()
+    console = Console(file=out, width=120, height=50, force_terminal=True, color_system=None)
+    trainer = Trainer()
+    folder = search(config, run_orders=trainer, start_proxy=no_proxy, measure=trainer.measure, console=console)
+    last = r"13 of at most 13 trials; best so far 1 × up\+down \(\S+\); at most 0:00:00 left"
+    assert re.search(last, out.getvalue())
+    assert "trial 1 of at most" not in out.getvalue()
+    assert (folder / "search.png").stat().st_size > 10_000 and (folder / "search.svg").exists()
