@@ -243,7 +243,10 @@ def start_proxy(config: Config, path: Path) -> None:
             code = process.wait()
         except BaseException:  # a signal ends the search, and with it its process
             process.terminate()
-            process.wait(SECONDS_TO_END)
+            try:
+                process.wait(SECONDS_TO_END)
+            except subprocess.TimeoutExpired:
+                process.kill()
             raise
     if code:
         said = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]

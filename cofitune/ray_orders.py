@@ -7,10 +7,9 @@ trial begins anew on another, to the same bits, since a training's result does n
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-import socket
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
@@ -105,14 +104,15 @@ class RayOrders:
         self._ray: Any = None
         self._task: Any = None
         self._nodes: tuple[str, ...] = ()  # ids of those that can hold a trial
-        self._search = ""
+        # one name for each call: another of the same folder, a dry run perhaps, must not remove what this one paused
+        self._search = f"cofitune-{uuid.uuid4().hex[:12]}"
         self._environment: dict[str, str] = {}
         self._state_lies_on: dict[str, str] = {}  # paused trial → node's id
 
     def __call__(self, orders: Sequence[Order]) -> Iterator[Outcome]:
         """Hand all of them to the cluster, which runs as many at once as it can hold."""
         if orders and self._ray is None:
-            self._connect(orders[0].folder.parent)
+            self._connect()
         tasks = {order.id: self._send(order) for order in orders}
         # Python waits for them, and not Ray, so that a signal is answered as everywhere else
         running = {tasks[order.id].future(): order for order in orders}
@@ -146,11 +146,10 @@ class RayOrders:
         Raises:
             UserError: as for orders; or it failed.
         """
-        folder = Path(config.output_dir)
         if self._ray is None:
-            self._connect(folder.parent)
+            self._connect()
         try:
-            _, measured = self._ray.get(self._send(Order("measured", config, folder), measure_errand))
+            _, measured = self._ray.get(self._send(Order("measured", config, Path(config.output_dir)), measure_errand))
         except self._ray.exceptions.RayError as error:
             raise UserError(f"no trial could be measured on the cluster: {last_line(error)}") from None
         found: Measured = measured
@@ -168,7 +167,7 @@ class RayOrders:
         self._ray.shutdown()
         self._ray = None
 
-    def _connect(self, folder: Path) -> None:
+    def _connect(self) -> None:
         ray = self._ray = join_cluster(self._address)
         nodes = [node for node in ray.nodes() if node["Alive"]]
         demand = self._demand
@@ -178,8 +177,6 @@ class RayOrders:
         able = nodes_that_hold(nodes, gpus, cpus)
         check_versions(ray, able)
         self._nodes = tuple(node["NodeID"] for node in able)
-        name = hashlib.sha256(f"{socket.gethostname()}:{folder.absolute()}".encode()).hexdigest()
-        self._search = f"cofitune-{name[:12]}"
         self._environment = _environment(demand.ranks, gpus, cpus)
         self._task = ray.remote(num_gpus=gpus, num_cpus=cpus, max_retries=0)(_on_node)  # retries are counted here
 

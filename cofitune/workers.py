@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import os
 import queue
 import secrets
@@ -37,6 +38,9 @@ from cofitune.recipes.orders import Measured, Order, Outcome, RunOrders
 LINE = "COFITUNE_WORKER"  # where the search is to be reached, `host:port:password`, as its worker's rank 0 finds it
 SECONDS_TO_END = 20  # for a worker that is told to, before it is killed
 SECONDS_OF_RANKS_TO_END = 10  # for its ranks, likewise
+SECONDS_TO_SAY_WHY = 5  # for its launcher, once the ranks have ended
+SECONDS_OF_HOSTS_TO_SAY_WHY = 60  # where there is one on each of several machines
+SECONDS_TO_SAY_WHO = 5  # for who calls, before the call is taken for a stranger's
 SECONDS_BETWEEN_LOOKS = 0.2
 PR_SET_PDEATHSIG = 1  # of Linux' prctl
 
@@ -57,7 +61,7 @@ def local_orders(ranks: Ranks) -> Iterator[RunOrders]:
 def measure_trial(config: Config, ranks: Ranks) -> Measured:
     """Start a worker, take a few real steps of the config's region and answer a few items of each task; then end it.
 
-    Nothing is written outside a temporary folder.
+    Nothing is written outside a temporary folder, which lies where the search would write if several hosts must see it.
 
     Args:
         config: a trial's, as in an order.
@@ -66,7 +70,8 @@ def measure_trial(config: Config, ranks: Ranks) -> Measured:
         UserError: it failed; the message says why.
     """
     started = time.perf_counter()
-    with TemporaryDirectory(prefix="cofitune-measure-") as name:
+    shared = _nearest_folder(Path(config.output_dir)) if ranks.hosts else None
+    with TemporaryDirectory(prefix="cofitune-measure-", dir=shared) as name:
         folder = Path(name)
         config = config.model_copy(update={"output_dir": name})
         worker = _Worker(ranks)
@@ -160,6 +165,7 @@ class _Worker:
             env={name: value for name, value in os.environ.items() if name not in VARIABLES}  # no rank yet
             | {LINE: line, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SECONDS_OF_RANKS_TO_END)},
         )
+        self._seconds_to_say_why = SECONDS_OF_HOSTS_TO_SAY_WHY if ranks.hosts else SECONDS_TO_SAY_WHY
         self._line: socket.socket | None = None
         self._unread = b""
 
@@ -169,8 +175,12 @@ class _Worker:
             if not select.select([self._server], [], [], SECONDS_BETWEEN_LOOKS)[0]:
                 continue
             line, _ = self._server.accept()
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # a host that is gone hangs up, too
             self._line = line
-            if not secrets.compare_digest(self._read() or b"", json.dumps(self._password).encode()):
+            said: bytes | None = None
+            with suppress(OSError):
+                said = self._read(SECONDS_TO_SAY_WHO)
+            if not secrets.compare_digest(said or b"", json.dumps(self._password).encode()):
                 self._line.close()  # someone else's call
                 self._line, self._unread = None, b""
         self._server.close()
@@ -189,6 +199,8 @@ class _Worker:
 
     def last_words(self, log: Path) -> str:
         """Why it ended: the last line of the trial's log, to which goes what its launcher said."""
+        with suppress(subprocess.TimeoutExpired):  # told to end before, the launcher would not say why a rank failed
+            self._process.wait(SECONDS_OF_RANKS_TO_END + self._seconds_to_say_why)
         code = self._end()
         self._said.seek(0)
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -217,11 +229,19 @@ class _Worker:
         self._process.kill()  # its ranks end with it
         return self._process.wait()
 
-    def _read(self) -> bytes | None:
-        """The next line; None where the worker hung up."""
+    def _read(self, seconds: float = math.inf) -> bytes | None:
+        """The next line; None where the worker hung up or has ended, or where none came in so many seconds."""
         if self._line is None:
             return None
+        end = time.monotonic() + seconds
         while b"\n" not in self._unread:
+            ended = self._process.poll() is not None  # before the look, which may still find its last words
+            if time.monotonic() > end:
+                return None
+            if not select.select([self._line], [], [], SECONDS_BETWEEN_LOOKS)[0]:
+                if ended:
+                    return None
+                continue
             part = self._line.recv(2**16)
             if not part:
                 return None
@@ -236,6 +256,7 @@ class _Line:
     def __init__(self) -> None:
         host, port, password = os.environ[LINE].rsplit(":", 2)
         self._line = socket.create_connection((host, int(port)))
+        self._line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._orders: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._at_work = False
         self.answer(password)
@@ -269,6 +290,12 @@ def _write_config(config: Config, folder: Path) -> dict[str, str]:
     path = folder / "trial.yaml"
     write_text(path, dump_config(config))
     return {"config": str(path.absolute()), "folder": str(folder.absolute())}
+
+
+def _nearest_folder(path: Path) -> Path:
+    """The folder itself, or the nearest above it that is there."""
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
 
 def _speak_into(log: Path) -> None:

@@ -19,9 +19,18 @@ TIMEOUT = 60  # seconds for one answer
 
 
 def find_chromium() -> str | None:
-    """The browser's path, if there is one; COFITUNE_CHROMIUM names another."""
+    """The browser's path, if there is one that starts; COFITUNE_CHROMIUM names another."""
     named = os.environ.get("COFITUNE_CHROMIUM")
-    return named or next((path for name in NAMES if (path := shutil.which(name))), None)
+    found = [named] if named else [path for name in NAMES if (path := shutil.which(name))]
+    return next((path for path in found if _starts(path)), None)
+
+
+def _starts(path: str) -> bool:
+    """Whether there is a browser behind the name: some packages install a script that only says how to get one."""
+    try:
+        return subprocess.run([path, "--version"], check=False, capture_output=True, timeout=TIMEOUT).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 class Tab:

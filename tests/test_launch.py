@@ -36,6 +36,34 @@ def test_a_failed_proxy_says_the_last_thing_that_its_process_said(tmp_path: Path
         launch.start_proxy(config, tmp_path / "proxy.json")
 
 
+def test_a_proxy_that_does_not_end_in_time_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    did: list[str] = []
+
+    class Deaf:
+        """A process that goes on when it is told to end; the search is interrupted as it waits for it."""
+
+        def __init__(self, *_: object, **__: object) -> None:
+            did.append("start")
+
+        def wait(self, timeout: float | None = None) -> int:
+            if timeout is None:
+                raise KeyboardInterrupt
+            raise subprocess.TimeoutExpired("proxy", timeout)
+
+        def terminate(self) -> None:
+            did.append("terminate")
+
+        def kill(self) -> None:
+            did.append("kill")
+
+    (tmp_path / "c.yaml").write_text(f"model: {{name: {tmp_path}/none}}\noutput_dir: {tmp_path}/run\n")
+    config = load_config(tmp_path / "c.yaml")
+    monkeypatch.setattr(subprocess, "Popen", Deaf)
+    with pytest.raises(KeyboardInterrupt):
+        launch.start_proxy(config, tmp_path / "proxy.json")
+    assert did == ["start", "terminate", "kill"]
+
+
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [

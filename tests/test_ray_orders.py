@@ -25,7 +25,7 @@ from cofitune.errors import UserError
 from cofitune.launch import Ranks
 from cofitune.ray_cluster import nodes_that_hold
 from cofitune.ray_orders import Demand, RayOrders, choose_demand, ray_orders
-from cofitune.ray_trial import Errand, Report
+from cofitune.ray_trial import Errand, Report, run_errand
 from cofitune.recipes.orders import Measured, Order, Outcome
 from cofitune.workers import local_orders
 
@@ -352,6 +352,13 @@ def test_the_nodes_that_can_hold_a_trial_are_told_with_what_they_have() -> None:
     assert nodes_that_hold([head, four], 0, 4) == [head, four]
     with pytest.raises(UserError, match=r"for 8 GPUs and 8 CPU cores.*head \(10\.0\.0\.1\) has 0 GPUs, 4 cores; four"):
         nodes_that_hold([head, four], 8, 8)
+
+
+def test_each_call_has_a_folder_of_its_own_on_the_nodes() -> None:
+    """A dry run beside the search removes only what is its own."""
+    one, other = (RayOrders(Demand(), "auto", print, run_errand) for _ in range(2))
+    assert one._search != other._search
+    assert one._search.startswith("cofitune-")
 
 
 def test_the_command_line_and_the_config_agree_on_the_ranks() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,11 +17,14 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 import yaml
 
+from cofitune import workers
 from cofitune.config.load import load_config
+from cofitune.config.schema import Config, Model
 from cofitune.files import exclusive
+from cofitune.hosts import Host
 from cofitune.launch import Ranks
 from cofitune.recipes.orders import Order, Outcome
-from cofitune.workers import local_orders, measure_trial
+from cofitune.workers import _Worker, local_orders, measure_trial
 
 ONE, TWO = (Ranks(n, (), ("--num-processes", str(n))) for n in (1, 2))
 
@@ -127,6 +131,88 @@ def test_a_measured_trial_leaves_nothing(settings: dict[str, Any], tmp_path: Pat
     measured = measure_trial(asked.config, ONE)
     assert measured.seconds_to_start > measured.seconds_a_step > 0 and measured.seconds_to_evaluate > 0
     assert not asked.folder.exists()
+
+
+def fake_worker(script: str, monkeypatch: pytest.MonkeyPatch) -> _Worker:
+    """A worker whose process runs this script instead, which finds where the search is to be called."""
+    start = subprocess.Popen
+    called = 'import json, os, socket, sys, time\nhost, port, password = os.environ["COFITUNE_WORKER"].rsplit(":", 2)\n'
+
+    def start_script(command: list[str], **options: Any) -> Any:
+        return start([sys.executable, "-c", called + script], **options)
+
+    monkeypatch.setattr(subprocess, "Popen", start_script)
+    return _Worker(ONE)
+
+
+CALL = """
+line = socket.create_connection((host, int(port)))
+line.sendall(json.dumps(password).encode() + b"\\n")
+line.recv(1000)
+"""
+
+
+def test_a_launcher_that_lost_a_rank_gets_the_time_to_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "SECONDS_TO_END", 0.4)
+    worker = fake_worker(CALL + "line.close()\ntime.sleep(2)\nprint('rank 0: out of memory')", monkeypatch)
+    try:
+        worker.wait_until_ready()
+        assert worker.ask({"do": "trial"}) is None
+        assert worker.last_words(tmp_path / "trial.log") == f"rank 0: out of memory (exit 0; {tmp_path}/trial.log)"
+    finally:
+        worker.end()
+
+
+def test_a_stranger_who_says_nothing_does_not_keep_the_worker_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "SECONDS_TO_SAY_WHO", 0.3)
+    stranger = "stranger = socket.create_connection((host, int(port)))\n"
+    worker = fake_worker(stranger + CALL + "line.sendall(b'{\"done\": 1}\\n')", monkeypatch)
+    try:
+        worker.wait_until_ready()
+        assert worker.ask({"do": "trial"}) == {"done": 1}
+    finally:
+        worker.end()
+
+
+def test_a_worker_that_has_ended_is_not_waited_for_though_its_line_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = fake_worker(CALL + "if os.fork() == 0:\n    time.sleep(30)\nos._exit(1)", monkeypatch)
+    try:
+        worker.wait_until_ready()
+        began = time.monotonic()
+        assert worker.ask({"do": "trial"}) is None
+        assert time.monotonic() - began < 20
+    finally:
+        worker.end()
+        os.killpg(worker._process.pid, signal.SIGKILL)  # who held the line
+
+
+def test_on_several_hosts_a_trial_is_measured_where_all_of_them_see_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: list[Path] = []
+
+    class Fake:
+        def __init__(self, ranks: Ranks) -> None:
+            """Starts nothing."""
+
+        def wait_until_ready(self) -> None:
+            """Is ready."""
+
+        def ask(self, order: dict[str, Any]) -> dict[str, float]:
+            folders.append(Path(order["folder"]))
+            return {"seconds_to_start": 1.0, "seconds_a_step": 2.0, "seconds_to_evaluate": 3.0}
+
+        def end(self) -> None:
+            """Has nothing to end."""
+
+    monkeypatch.setattr(workers, "_Worker", Fake)
+    config = Config(model=Model(name="x"), output_dir=str(tmp_path / "run" / "trials" / "measured"))
+    several: tuple[Host, ...] = (Host("one", 1), Host("two", 1))
+    for hosts in (several[:0], several):
+        assert measure_trial(config, Ranks(2, hosts, ())).seconds_a_step == 2.0
+    alone, shared = folders
+    assert shared.parent == tmp_path and alone.parent != tmp_path
+    assert not shared.exists() and not list(tmp_path.iterdir())
 
 
 SEARCH = """

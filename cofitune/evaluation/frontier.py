@@ -9,6 +9,7 @@ points' range a method says nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,10 +75,14 @@ def at_level(scores: Mapping[str, Array], level: Array) -> dict[str, Array]:
 def seed_weights(seeds: int, draws: int, seed: int) -> Array:
     """How much each training seed counts in a draw [D, S]: seeds resampled with replacement, the same for all methods.
 
+    The mean of S values drawn with replacement varies by (S − 1)/S of what it should: the values lie around their own
+    mean, not around that of all trainings. With two or three seeds intervals would be much too narrow, so that the
+    weights are spread around 1/S by √(S/(S − 1)); one may be negative then, their sum stays 1.
     With one seed there is nothing to resample, and an interval is over items alone.
     """
     generator = np.random.default_rng(seed)
-    return generator.multinomial(seeds, np.full(seeds, 1 / seeds), draws) / seeds
+    weights: Array = generator.multinomial(seeds, np.full(seeds, 1 / seeds), draws) / seeds
+    return weights if seeds == 1 else 1 / seeds + (weights - 1 / seeds) * sqrt(seeds / (seeds - 1))
 
 
 def _ordered(speciality: Array, versatility: Array) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:

@@ -14,7 +14,9 @@ from cofitune.evaluation.scores import SUMMARIES
 
 BASE = "base"
 COMPARED = ("versatility", "gen_kn", "gen_rs", "instruct")
-ENOUGH_DRAWS = 0.5  # of the draws must have the level inside the method's range, for an interval to be given
+# of the draws must have the level inside of both ranges, for an interval to be given: the others drop out, and an
+# interval of what is left holds on condition that the level is reached
+ENOUGH_DRAWS = 0.95
 
 
 @dataclass(frozen=True)
@@ -35,30 +37,43 @@ class _Curve:
     scores: dict[str, Array]
     drawn: dict[str, Array]
 
+    @property
+    def has_points(self) -> bool:
+        """Whether any run of the method has finished: the base alone is no point of it."""
+        return len(self.ids) > 1
+
     def of(self, point: str) -> tuple[Array, Array]:
         """One point's speciality, [1] and [D]."""
         index = self.ids.index(point)
         return self.scores["speciality"][:, index], self.drawn["speciality"][:, index]
 
 
-def match_methods(bootstrap: Bootstrap, methods: Mapping[str, Sequence[Point]], reference: str) -> dict[str, Any]:
+def match_methods(
+    bootstrap: Bootstrap,
+    methods: Mapping[str, Sequence[Point]],
+    reference: str,
+    masked: Sequence[str] = (),
+    controls: Sequence[str] = (),
+) -> dict[str, Any]:
     """Every method's points and frontier, and its versatility against the reference's at matched speciality.
 
-    The speciality is matched at the points of the reference's frontier, and at the highest that every method reaches.
+    The speciality is matched at the points of the reference's frontier, and at the highest that every method with a
+    finished run reaches.
     In every draw the items are resampled (and, where there are several, the seeds), the same for all methods; the level
     is the anchoring point's own speciality in that draw, and all frontiers are taken anew.
 
     Args:
         bootstrap: its first model is the base.
         methods: name → its points, each with as many models as there are seeds; a method may have none.
+        masked, controls: methods under the soft mask, and those that stand in for it. Each of the former is held
+            against each of the latter too, on the control's frontier: what the mask does is its difference to these.
 
     Returns:
-        `base`, `points`, `frontiers` and `matched`, as JSON takes them.
+        `base`, `points`, `frontiers`, `matched` and `against_controls`, as JSON takes them.
     """
     seeds = max((len(p.models) for points in methods.values() for p in points), default=1)
     weights = seed_weights(seeds, DRAWS, SEED)
     curves = {name: _curve(bootstrap, points, weights) for name, points in methods.items()}
-    anchors = _anchors(curves, reference) if methods.get(reference) else []
     return {
         BASE: _figures(bootstrap, (0,) * seeds),
         "points": [
@@ -67,8 +82,19 @@ def match_methods(bootstrap: Bootstrap, methods: Mapping[str, Sequence[Point]], 
             for entry in _points(bootstrap, name, points, curves[name], weights)
         ],
         "frontiers": {name: _frontier(curve) for name, curve in curves.items()},
-        "matched": [_level(curves, reference, *anchor) for anchor in anchors],
+        "matched": _matched(curves, reference),
+        "against_controls": [
+            {"control": name, "matched": _matched({m: curves[m] for m in (name, *masked)}, name)}
+            for name in controls
+            if masked
+        ],
     }
+
+
+def _matched(curves: Mapping[str, _Curve], reference: str) -> list[dict[str, Any]]:
+    """Every level at which these methods are held against one of them; none where that one has no finished run."""
+    anchors = _anchors(curves, reference) if curves[reference].has_points else []
+    return [_level(curves, reference, *anchor) for anchor in anchors]
 
 
 def _curve(bootstrap: Bootstrap, points: Sequence[Point], weights: Array) -> _Curve:
@@ -122,11 +148,15 @@ def _anchors(curves: Mapping[str, _Curve], reference: str) -> list[tuple[str, st
         for point in _frontier(curves[reference])
         if curves[reference].of(point)[0] > base
     ]
-    tops = {name: curve.ids[int(curve.scores["speciality"][0].argmax())] for name, curve in curves.items()}
+    tops = {
+        name: curve.ids[int(curve.scores["speciality"][0].argmax())]
+        for name, curve in curves.items()
+        if curve.has_points  # the base as its top would take the common level from all the others
+    }
     least = min(tops, key=lambda name: float(curves[name].of(tops[name])[0][0]))
     level = curves[least].of(tops[least])[0]
     if level > base and all(level != curves[m].of(p)[0] for m, p, _ in found):
-        found.append((least, tops[least], "the highest that every method reaches"))
+        found.append((least, tops[least], "the highest that every method with a finished run reaches"))
     return sorted(found, key=lambda anchor: float(curves[anchor[0]].of(anchor[1])[0][0]))
 
 
@@ -162,7 +192,7 @@ def _level(curves: Mapping[str, _Curve], reference: str, method: str, point: str
 def _outside(name: str, curve: _Curve, level: float) -> str | None:
     """Why a method says nothing at this level; None where it does."""
     speciality = curve.scores["speciality"][0]
-    if len(speciality) == 1:
+    if not curve.has_points:
         return f"{name} has no finished run"
     if level > speciality.max():
         return f"{name} reaches a speciality of {speciality.max():.1f} at most"
@@ -174,9 +204,12 @@ def _outside(name: str, curve: _Curve, level: float) -> str | None:
 def _inside(value: Array, drawn: Array) -> dict[str, Any]:
     """A difference with its interval, from the draws in which both methods have the level in their range."""
     inside = np.isfinite(drawn)
-    told: dict[str, Any] = {"value": float(value[0]), "low": None, "high": None, "draws_inside": float(inside.mean())}
-    if inside.mean() >= ENOUGH_DRAWS:
+    share = float(inside.mean())
+    told: dict[str, Any] = {"value": float(value[0]), "low": None, "high": None, "draws_inside": share, "reason": None}
+    if share >= ENOUGH_DRAWS:
         told |= _interval(float(value[0]), drawn[inside])
+    else:
+        told["reason"] = f"the speciality lies inside of the points' range in {100 * share:.0f} % of the draws only"
     return told
 
 

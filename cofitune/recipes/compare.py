@@ -13,7 +13,7 @@ from rich.console import Console
 
 from cofitune.config.load import dump_config
 from cofitune.config.schema import Config
-from cofitune.errors import ArtifactError
+from cofitune.errors import ArtifactError, UserError
 from cofitune.evaluation.comparison import match_items
 from cofitune.evaluation.matched import Point, match_methods
 from cofitune.evaluation.paired import CONFIDENCE, DRAWS, SEED, Bootstrap
@@ -68,7 +68,7 @@ def compare(
         The folder with compare.json, frontier.png and .svg, runs.jsonl and runs/.
 
     Raises:
-        UserError: anything that the user can mend, found before the first training.
+        UserError: anything that the user can mend, found before the first training; or no run has finished.
     """
     console = console or Console()
     plan = make_plan(resolve_search(config), overwrite, dry_run, ranks)
@@ -81,6 +81,11 @@ def compare(
         start_folder(config, FOLDER, overwrite)
         _hand_on_answers(config.run / "eval" / "cache", plan.cache)
         lines = _run_all(plan, known, run_command, console)
+        if not _done(plan, lines):
+            raise UserError(
+                "compare: no run has finished, so that there is nothing to compare; the first: "
+                + next(f"{line['run']}: {line['reason']}" for line in lines.values())
+            )
         content = _put_together(plan, lines)
         write_json(plan.folder / "compare.json", content)
     for table in comparison_tables(content):
@@ -108,7 +113,7 @@ def _run_all(
         if budget is not None and number and time.monotonic() - began + expected > budget * 3600:
             console.print(f"budget_hours: {budget:g} leave no time for {run.name}", highlight=False, soft_wrap=True)
             break
-        line = _run_one(plan, run, run_command)
+        line = _run_one(plan, run, run_command, lines.get(run.name))
         lines[run.name] = line
         _append(plan.folder / STORE, line)
         left = about(time_left(waiting[number + 1 :], _mean_seconds(lines)))
@@ -123,14 +128,21 @@ def _run_all(
     return lines
 
 
-def _run_one(plan: ComparePlan, run: Run, run_command: RunCommand) -> dict[str, Any]:
-    """Train a run, from its checkpoint on if it has one, and score it at every alpha; its line of the store."""
+def _run_one(plan: ComparePlan, run: Run, run_command: RunCommand, before: dict[str, Any] | None) -> dict[str, Any]:
+    """Train a run, from its checkpoint on if it has one, and score it at every alpha; its line of the store.
+
+    A run that is trained is only scored; the time that its training took is what its line `before` says.
+    """
     asked, scored = run.folder / "asked.yaml", run.folder / "scored.yaml"
     write_text(asked, dump_config(run.config))
     write_text(scored, dump_config(plan.eval_config([run])))
     seconds: dict[str, float] = {}
+    commands = {"train": ["train", str(asked), "--resume"], "evaluate": ["eval", str(scored)]}
+    if run.is_trained:
+        del commands["train"]
+        seconds["train"] = _seconds_of_training(run, before)
     reason = None
-    for what, words in (("train", ["train", str(asked), "--resume"]), ("evaluate", ["eval", str(scored)])):
+    for what, words in commands.items():
         started = time.perf_counter()
         reason = run_command(words, run.folder / f"{what}.log")
         seconds[what] = round(time.perf_counter() - started, 1)
@@ -147,6 +159,13 @@ def _run_one(plan: ComparePlan, run: Run, run_command: RunCommand) -> dict[str, 
         "reason": reason,
         "seconds": seconds,
     }
+
+
+def _seconds_of_training(run: Run, before: dict[str, Any] | None) -> float:
+    """Of a trained run by its line, or where a killed comparison left none by what the training says of itself."""
+    known = before["seconds"].get("train") if before else None
+    manifest = run.folder / "train" / "manifest.json"
+    return float(read_json(manifest, "training manifest")["seconds"] if known is None else known)
 
 
 def _put_together(plan: ComparePlan, lines: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -168,7 +187,7 @@ def _put_together(plan: ComparePlan, lines: dict[str, dict[str, Any]]) -> dict[s
         "seeds": seeds,
         "alphas": list(plan.compare.alphas),
         "methods": {m: _about_method(plan, m) for m in plan.compare.methods},
-        **match_methods(bootstrap, methods, plan.compare.held_against),
+        **match_methods(bootstrap, methods, plan.compare.held_against, *_masked_and_controls(plan)),
         "runs": [_about_run(run, lines[run.name]) for run in plan.runs if run.name in lines],
         "tasks": answers.about_tasks,
         "intervals": {
@@ -214,6 +233,13 @@ def _points(plan: ComparePlan, method: str, seeds: list[int], done: list[Run], p
                 models = tuple(places[model_name(run.name, alpha)] for run in runs)
                 found.append(Point(model_name(runs[0].setting, alpha), rate, alpha, models))
     return found
+
+
+def _masked_and_controls(plan: ComparePlan) -> tuple[list[str], list[str]]:
+    """The methods under the soft mask, and those under one of its controls."""
+    masks = {run.method: run.config.softmask for run in plan.runs}
+    masked = [m for m, mask in masks.items() if mask.apply_to != "none" and mask.control == "none"]
+    return masked, [m for m, mask in masks.items() if mask.control != "none"]
 
 
 def _about_method(plan: ComparePlan, method: str) -> dict[str, Any]:

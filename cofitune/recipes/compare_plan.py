@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from cofitune.config.load import overlay
-from cofitune.config.schema import Compare, Config, EvalModel
-from cofitune.errors import ConfigError, UserError
+from cofitune.config.schema import FREE_SETTINGS, Compare, Config, EvalModel
+from cofitune.errors import ArtifactError, ConfigError, UserError
 from cofitune.evaluation.matched import BASE
-from cofitune.files import gib, sha256_json
+from cofitune.files import gib, read_json, sha256_json
 from cofitune.model.load import fingerprint
 from cofitune.recipes import eval_plan
 from cofitune.recipes import train as training
@@ -52,9 +52,10 @@ class Run:
 
     @property
     def identity(self) -> str:
-        """A hash of all that its config says of the training."""
+        """A hash of all that its config says of the training, without what changes nothing in what is trained."""
         read = ("model", "data", "region", "adapter", "softmask", "train", "deepspeed", "importance")
-        return sha256_json(self.config.model_dump(mode="json", include=set(read)))
+        free = {section: set(names) for section, names in FREE_SETTINGS.items()}
+        return sha256_json(self.config.model_dump(mode="json", include=set(read), exclude=free))
 
     @property
     def is_trained(self) -> bool:
@@ -224,9 +225,31 @@ def _check(run: Run, overwrite: bool, dry_run: bool, ranks: int) -> TrainPlan:
     """A run's own plan; what is wrong with it names the method."""
     try:
         resume = not overwrite
-        return training.check(run.config, overwrite=overwrite, resume=resume, dry_run=dry_run, ranks=ranks)[1]
+        plan = training.check(run.config, overwrite=overwrite, resume=resume, dry_run=dry_run, ranks=ranks)[1]
+        if run.is_trained and not overwrite:
+            _check_alike(run, plan)
     except UserError as error:
-        raise UserError(f"compare.methods.{run.method}: {error}") from error
+        # --overwrite would train the whole comparison anew, for the sake of one run
+        alone = f"; to train this run alone again, delete {run.folder}" if "--overwrite" in str(error) else ""
+        raise UserError(f"compare.methods.{run.method}: {error}{alone}") from error
+    return plan
+
+
+def _check_alike(run: Run, plan: TrainPlan) -> None:
+    """Hold a finished run against what this call would train, where its config says the same: means are over equals.
+
+    Raises:
+        ArtifactError: it took other steps, on other ranks or in another precision.
+    """
+    made = read_json(run.folder / "train" / "manifest.json", "training manifest")
+    dtype = str(plan.settings.dtype).removeprefix("torch.")
+    now = {"ranks": plan.steps.world_size, "steps": plan.steps.num_steps, "dtype": dtype}
+    unlike = [f"{what} {made.get(what)} there, {value} now" for what, value in now.items() if made.get(what) != value]
+    if unlike:
+        raise ArtifactError(
+            f"{run.folder} was trained otherwise than this call would ({'; '.join(unlike)}); call it as before, or "
+            "--overwrite the comparison"
+        )
 
 
 def resolve_search(config: Config) -> Config:

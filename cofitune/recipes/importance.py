@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -97,11 +98,11 @@ def importance(
     vectors = {kind: normalize(values) for kind, values in scores.values.items()}
     if rank.rank == 0:
         start_folder(config, "importance", overwrite)
-        write_importance(plan.folder, vectors, scores.values, manifest)
-        shutil.rmtree(plan.folder / PARTIAL, ignore_errors=True)
         console.print(importance_report(vectors))
         write_text(plan.folder / "spread.csv", spread_csv(vectors))
         _draw(plan, config, vectors, console)
+        write_importance(plan.folder, vectors, scores.values, manifest)  # last: its manifest calls the folder finished
+        shutil.rmtree(plan.folder / PARTIAL, ignore_errors=True)
         console.print(f"\n{scores.tokens:,} tokens of {len(plan.examples):,} items → {plan.folder}")
     return plan.folder
 
@@ -114,8 +115,8 @@ def _estimate(plan: Plan, config: Config, manifest: dict[str, Any], rank: Rank, 
     device, wanted = device_of(rank), config.importance
     # what fits one rank's device may not fit another's
     sharded = bool(largest(int(plan.sharding.sharded), device))
-    about = [manifest, config.model.attn_implementation, rank.world_size, sharded]
-    identity = json.dumps(about, sort_keys=True)
+    about = [manifest, asdict(plan.anatomy.layout), config.model.attn_implementation, rank.world_size, sharded]
+    identity = json.dumps(about)  # as written: fused modules lie in the order in which their layout names them
     path = plan.folder / PARTIAL / f"{rank.rank}-of-{rank.world_size}.safetensors"
     sums = load_sums(path, identity) or no_sums(plan.anatomy)
     if sums.micro_batches:

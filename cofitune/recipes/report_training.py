@@ -65,11 +65,18 @@ def described_trained(manifest: Entry) -> Trained:
     region, mask = manifest["region"], manifest["softmask"]
     trained, frozen = manifest["trained_sha256"], manifest["frozen_sha256"]
     masked = mask["modules"] if mask["apply_to"] != "none" else []
+    adapted = manifest.get("adapter") is not None
     share = 100 * region["trained_weights"] / region["all_weights"]
-    counts = (
-        f"{region['trained_weights']:,} of {region['all_weights']:,} weights trained ({share:.1f} %), in "
-        f"{len(trained):,} tensors; {region['all_weights'] - region['trained_weights']:,} did not."
-    )
+    if adapted:  # its weights are none of the base's, and what is in the delta are those that it was merged into
+        counts = (
+            f"The adapter's {region['trained_weights']:,} weights trained, beside {len(trained):,} tensors; none of "
+            "the base's did."
+        )
+    else:
+        counts = (
+            f"{region['trained_weights']:,} of {region['all_weights']:,} weights trained ({share:.1f} %), in "
+            f"{len(trained):,} tensors; {region['all_weights'] - region['trained_weights']:,} did not."
+        )
     if region.get("held_weights"):
         counts += f" {region['held_weights']:,} of these share a tensor with trained ones and were held where they are."
     proof = (
@@ -82,7 +89,7 @@ def described_trained(manifest: Entry) -> Trained:
         *((f"used {what}", f"{used['path']}: {used['sha256']}") for what, used in manifest.get("used", {}).items()),
         ("delta.safetensors", str(manifest.get("delta_sha256", "not kept"))),
     ]
-    return Trained(trained_map(trained, frozen, masked), counts, proof, hashes)
+    return Trained(trained_map(trained, frozen, masked, adapted), counts, proof, hashes)
 
 
 def _account(account: Entry) -> str:

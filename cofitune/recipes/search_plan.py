@@ -17,6 +17,7 @@ from cofitune.errors import ConfigError
 from cofitune.evaluation.tasks import LoadedTask, load_tasks
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.layouts import MODULES
+from cofitune.model.load import choose_dtype
 from cofitune.model.region import Region
 from cofitune.recipes.eval_plan import make_plan as plan_evaluation
 from cofitune.recipes.folders import check_folder
@@ -163,7 +164,7 @@ def _levels(config: Config, modules: tuple[str, ...]) -> tuple[Level, ...]:
 
 
 def _trial_tasks(config: Config) -> schema.Eval:
-    """The tasks of `search.eval`, or of `eval`, with at most `search.limit` items each."""
+    """The tasks of `search.eval`, or of `eval`, with at most `search.limit` items each; no model beside the run."""
     given, most = config.search.eval or config.eval, config.search.limit
 
     def limited(tasks: tuple[schema.Task, ...]) -> tuple[schema.Task, ...]:
@@ -173,7 +174,11 @@ def _trial_tasks(config: Config) -> schema.Eval:
 
     parts = {name: limited(getattr(given.versatility, name)) for name in schema.Versatility.model_fields}
     versatility = given.versatility.model_copy(update=parts)
-    return given.model_copy(update={"speciality": limited(given.speciality), "versatility": versatility, "limit": None})
+    update: dict[str, Any] = {"speciality": limited(given.speciality), "versatility": versatility}
+    update["models"] = ()  # those beside the run are none of the search's
+    if most is not None:
+        update["limit"] = None  # each task has its own now
+    return given.model_copy(update=update)
 
 
 def _load_tasks(tasks: schema.Eval, section: str) -> tuple[LoadedTask, ...]:
@@ -203,7 +208,7 @@ def _identity(
     return {
         "model": {
             "fingerprint": training.base_fingerprint,
-            "dtype": config.model.dtype,
+            "dtype": _dtype(config),
             "attn_implementation": config.model.attn_implementation,
         },
         "data": {**data, "train": data_from},
@@ -214,6 +219,13 @@ def _identity(
             "tasks": {one.task.title: _task_identity(one) for one in loaded},
         },
     }
+
+
+def _dtype(config: Config) -> str:
+    """The precision of the trials: what `auto` comes to here; a cluster's nodes may differ from this machine."""
+    if config.model.dtype == "auto" and config.search.executor == "ray":
+        return "auto, on the cluster"
+    return str(choose_dtype(config.model.dtype)).removeprefix("torch.")
 
 
 def _task_identity(loaded: LoadedTask) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -62,8 +63,10 @@ def make_proxy(config: Config, made: Plan, start_proxy: StartProxy) -> Proxy | N
         raise ArtifactError(f"{path}: these gradient statistics are damaged; delete the file")
     if known.get("identity") != identity:
         fresh = made.folder / ".proxy.json"
+        started = time.monotonic()
         start_proxy(config, fresh)
-        known = {"identity": identity, **read_json(fresh, "file of gradient statistics")}
+        seconds = round(time.monotonic() - started, 1)  # what the proxy costs, its process's start included
+        known = {"identity": identity, "seconds": seconds, **read_json(fresh, "file of gradient statistics")}
         write_json(path, known)
         fresh.unlink()
     # the two other objectives name no weight: a region must do both there

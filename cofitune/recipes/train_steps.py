@@ -47,7 +47,8 @@ def make_ready(model: PreTrainedModel, config: Config, plan: TrainPlan) -> tuple
         checkpoint_layers(model, plan.anatomy.layout.layers, plan.region.first)
     apply_to = config.softmask.apply_to
     kept = KeptShare(plan.factors) if plan.factors else None
-    mask_gradients(model, plan.factors_on("gradient", apply_to), kept if apply_to == "gradient" else None)
+    on_gradient = plan.factors_on("gradient", apply_to)
+    mask_gradients(model, on_gradient, kept if apply_to == "gradient" else None, plan.held)
     engine = start_engine(model, plan.settings)
     if on_update := plan.factors_on("update", apply_to):
         mask_updates(inner_optimizer(engine), shards(engine), on_update, kept if apply_to == "update" else None)

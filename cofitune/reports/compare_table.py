@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,9 +16,12 @@ CATEGORIES = ("gen_kn", "gen_rs", "instruct")
 
 
 def comparison_tables(content: Entry) -> Iterator[Table]:
-    """A table for each level of speciality, and that of all points."""
+    """A table for each level of speciality, those of the masks against their controls, and that of all points."""
     for level in content["matched"]:
         yield matched_table(level, content["reference"])
+    for held in content.get("against_controls", ()):
+        for level in held["matched"]:
+            yield matched_table(level, held["control"])
     yield points_table(content)
 
 
@@ -74,17 +78,8 @@ def sentences(content: Entry) -> Iterator[str]:
     for run in content["runs"]:
         if run["status"] == "failed":
             yield f"failed: {run['run']}: {run['reason']}"
-    reference, told = content["reference"], 0
-    for level in content["matched"]:
-        for method, row in level["rows"].items():
-            for score in ("versatility", "instruct"):
-                found = row.get(f"{score}_against_reference")
-                if found and found["low"] is not None and not found["low"] <= 0 <= found["high"]:
-                    told += 1
-                    yield (
-                        f"{method} at speciality {_number(level['speciality'])}: {score} {_signed(found['value'])} "
-                        f"({_signed(found['low'])} to {_signed(found['high'])}) against {reference}"
-                    )
+    yield from _against_reference(content)
+    yield from _against_controls(content)
     reasons = [row["reason"] for level in content["matched"] for row in level["rows"].values() if row["reason"]]
     if reasons:
         yield f"not matched ({NONE}): {'; '.join(dict.fromkeys(reasons))}"
@@ -92,12 +87,50 @@ def sentences(content: Entry) -> Iterator[str]:
     if len({count for count in counts.values() if count}) > 1:
         told_counts = ", ".join(f"{method} {count}" for method, count in counts.items())
         yield f"points by method: {told_counts}; the best of many points is luckier than the best of few"
+    if len(content["seeds"]) == 1:
+        yield "one seed: the intervals are over items alone, and say nothing of another training"
+    elif len(content["seeds"]) == 2:
+        yield "2 seeds: the intervals hold for other trainings as far as two of each method can tell how these differ"
+
+
+def _against_reference(content: Entry) -> Iterator[str]:
+    """Which methods are told apart from the reference, and where that is not known."""
+    reference, told, unsure = content["reference"], 0, list[str]()
+    for level in content["matched"]:
+        for method, row in level["rows"].items():
+            for score in ("versatility", "instruct"):
+                found = row.get(f"{score}_against_reference")
+                if found and found["low"] is None:
+                    unsure.append(f"{method} at {_number(level['speciality'])} ({draws_share(found)} inside)")
+                elif found and not found["low"] <= 0 <= found["high"]:
+                    told += 1
+                    yield (
+                        f"{method} at speciality {_number(level['speciality'])}: {score} {_signed(found['value'])} "
+                        f"{_interval(found)} against {reference}"
+                    )
+    if unsure:
+        yield (
+            "no interval, as the speciality lies outside of the points' range in too many draws: "
+            f"{'; '.join(dict.fromkeys(unsure))}"
+        )
     if not content["matched"]:
         yield f"nothing is matched: no run of {reference} has learnt anything, or none has finished"
     elif not told:
         yield f"no method is told apart from {reference} at matched speciality: every interval contains 0"
-    if len(content["seeds"]) == 1:
-        yield "one seed: the intervals are over items alone, and say nothing of another training"
+
+
+def _against_controls(content: Entry) -> Iterator[str]:
+    """A sentence for each masked method and each control: the mask's own worth, told apart from nothing or not."""
+    for held in content.get("against_controls", ()):
+        control = held["control"]
+        for method in dict.fromkeys(m for level in held["matched"] for m in level["rows"] if m != control):
+            parts = [
+                f"{_signed(found['value'])} {_interval(found)} at speciality {_number(level['speciality'])}"
+                for level in held["matched"]
+                if (found := level["rows"][method].get("versatility_against_reference"))
+            ]
+            told = ", ".join(parts) or "nowhere matched"
+            yield f"{method} against the control {control}: versatility {told}"
 
 
 def _difference(found: Entry | None) -> Text:
@@ -105,10 +138,22 @@ def _difference(found: Entry | None) -> Text:
     if found is None:
         return Text("")
     if found["low"] is None:
-        return Text(f"{_signed(found['value'])} (no interval)")
+        return Text(f"{_signed(found['value'])} {_interval(found)}")
     style = "green" if found["low"] > 0 else "red" if found["high"] < 0 else ""
-    interval = f"({_signed(found['low'])} to {_signed(found['high'])})"
-    return Text.assemble((_signed(found["value"]), style), " ", interval)
+    return Text.assemble((_signed(found["value"]), style), " ", _interval(found))
+
+
+def _interval(found: Entry) -> str:
+    """An interval, with the share of the draws that it rests on where that is not all of them."""
+    if found["low"] is None:
+        return f"(no interval; {draws_share(found)} inside)"
+    part = "" if found["draws_inside"] == 1 else f"; {draws_share(found)} inside"
+    return f"({_signed(found['low'])} to {_signed(found['high'])}{part})"
+
+
+def draws_share(found: Entry) -> str:
+    """The share of the draws with the speciality inside of the points' range; all of them alone is 100 %."""
+    return f"{math.floor(100 * found['draws_inside'])} %"
 
 
 def _number(value: float | None) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from math import isclose
 from typing import Any
 
-from cofitune.reports.compare_table import CATEGORIES, sentences
+from cofitune.reports.compare_table import CATEGORIES, draws_share, sentences
 from cofitune.reports.html import Comparison, Table
 from cofitune.reports.pictures import INK, PAPER, Picture, draw, legend, series, shortened
 from cofitune.reports.scores_table import NONE, number, signed
@@ -86,9 +87,14 @@ def _methods(content: Entry) -> Table:
 
 
 def _matched(content: Entry) -> Iterator[Table]:
-    reference = content["reference"]
+    yield from _held_against(content["reference"], content["matched"])
+    for held in content.get("against_controls", ()):
+        yield from _held_against(held["control"], held["matched"])
+
+
+def _held_against(reference: str, levels: Iterable[Entry]) -> Iterator[Table]:
     head = ["method", "versatility", f"to {reference}", "instruct", f"to {reference}"]
-    for level in content["matched"]:
+    for level in levels:
         rows = []
         for method, row in level["rows"].items():
             if row["reason"]:
@@ -110,15 +116,25 @@ def _points(content: Entry) -> Table:
 
     rows = [row("base", "", "0", "", content["base"])]
     for p in content["points"]:
-        mark = "yes" if p["on_frontier"] else f"no: {p['dominated_by']}"
+        mark = "yes" if p["on_frontier"] else f"no: {p['dominated_by'] or _equal_to(content, p)}"
         rows.append(row(p["method"], f"{p['learning_rate']:g}", f"{p['alpha']:g}", mark, p["scores"]))
     caption = "Every point, means over the seeds: whether it is on its method's frontier, or which point is better."
     return Table(caption, ["method", "rate", "alpha", "on the frontier", *SCORES], rows, folded=True)
+
+
+def _equal_to(content: Entry, point: Entry) -> str:
+    """Of a point that none dominates and that is not on the frontier: which point there has the same scores."""
+    scores = {p["id"]: p["scores"] for p in content["points"]} | {"base": content["base"]}
+    for other in content["frontiers"][point["method"]]:
+        if all(isclose(scores[other][s], point["scores"][s], abs_tol=1e-9) for s in ("speciality", "versatility")):
+            return f"as good as {other}"
+    return "as good as another"
 
 
 def _difference(found: Entry | None) -> str:
     if found is None:
         return ""
     if found["low"] is None:
-        return f"{signed(found['value'])}\ninterval not known: its range moves too much"
-    return f"{signed(found['value'])}\n{signed(found['low'])} to {signed(found['high'])}"
+        return f"{signed(found['value'])}\nno interval: only {draws_share(found)} of the draws inside"
+    part = "" if found["draws_inside"] == 1 else f", {draws_share(found)} of the draws inside"
+    return f"{signed(found['value'])}\n{signed(found['low'])} to {signed(found['high'])}{part}"

@@ -61,12 +61,21 @@ def winner_sentence(
 
 
 def tie_sentence(rows: Sequence[Row], winner: str) -> str | None:
-    """Which regions cannot be told apart from the winner, and the smallest of them; None where nothing is known."""
+    """Which regions cannot be told apart from the winner, and the smallest of them; None where nothing is known.
+
+    What lies further below the floor than the winner has lost by that, whatever its deciding score: it is only counted.
+    """
     won = next(row for row in rows if row.id == winner)
-    compared = [row for row in rows if row.behind is not None]
+    known = [row for row in rows if row.behind is not None]
+    compared = [row for row in known if row.missed <= won.missed]
+    lost = len(known) - len(compared)
+    left_out = f"Not counted: {many(lost, 'region')} {'further ' if won.missed else ''}below the floor." if lost else ""
+    sentences = [_ties(won, compared) if compared else "", left_out]
+    return " ".join(filter(None, sentences)) or None
+
+
+def _ties(won: Row, compared: Sequence[Row]) -> str:
     tied = [row for row in compared if row.tied]
-    if not compared:
-        return None
     if not tied:
         return "No other region is within chance of it: the 95 % interval of every paired difference lies below 0."
     verb = "region" if len(tied) == 1 else "regions"

@@ -9,7 +9,7 @@ from itertools import groupby
 
 from cofitune.model.layouts import MODULES
 
-FROZEN, TRAINED, MASKED, PART = "frozen", "trained", "masked", "part"
+FROZEN, TRAINED, MASKED, PART, CARRIER = "frozen", "trained", "masked", "part", "carrier"
 HELD = " (held part)"  # after the name of a tensor of which a part is frozen (training/delta.py)
 _IN_LAYER = re.compile(r"^.*?\.(\d+)\.(.+)$")
 
@@ -20,7 +20,8 @@ class TrainedMap:
 
     Attributes:
         columns: names, the usual modules first.
-        rows: the layers (`8-15`) and, for each column, frozen, trained, masked, part (of the tensor) or nothing.
+        rows: the layers (`8-15`) and, for each column, frozen, trained, masked, part (of the tensor),
+            carrier (of an adapter) or nothing.
         quiet: tensors of the layers that are frozen in all of them and have no column.
         outside: trained tensors that lie in no layer.
     """
@@ -31,12 +32,15 @@ class TrainedMap:
     outside: tuple[str, ...]
 
 
-def trained_map(trained: Iterable[str], frozen: Iterable[str], masked: Sequence[str]) -> TrainedMap:
+def trained_map(
+    trained: Iterable[str], frozen: Iterable[str], masked: Sequence[str], adapted: bool = False
+) -> TrainedMap:
     """Put the manifest's names into a table.
 
     Args:
         trained, frozen: names of tensors; one of which a part is held is in both.
         masked: modules under the soft mask.
+        adapted: an adapter trained: `trained` are the tensors that carry it, and these too stayed as they were.
     """
     cells: dict[tuple[int, str], str] = {}
     outside = []
@@ -46,7 +50,7 @@ def trained_map(trained: Iterable[str], frozen: Iterable[str], masked: Sequence[
     for name in trained:
         if found := _IN_LAYER.match(name):
             place = int(found[1]), _column(found[2])
-            cells[place] = PART if place in cells else TRAINED
+            cells[place] = CARRIER if adapted else PART if place in cells else TRAINED
         else:
             outside.append(name)
     moving = {column for (_, column), state in cells.items() if state != FROZEN}

@@ -78,6 +78,9 @@ class Race:
         for step in self._rules.rungs.steps if self._rules.rungs else ():
             racing = self._to_rung(racing, step, results)
         self._advance(racing, None, results)
+        # what found no room at a rung may have gone straight to its end
+        whole = {job.region for job in jobs if job.id in results and results[job.id].done}
+        self.untried = [region for region in self.untried if region not in whole]
         return {job.region: results[job.id] for job in jobs if job.id in results}
 
     def _to_rung(self, jobs: list[Job], step: int, results: dict[str, Trial]) -> list[Job]:
@@ -90,6 +93,9 @@ class Race:
         racing = [job for job in jobs if job not in done]
         self._advance(racing, step, results)
         there = {job: trial for job in racing if (trial := self._store.at(job.id, step)) is not None}
+        if self.ended and not there:
+            # none of the rest may pause here, or the search would end without one whole trial: the best go to their end
+            return [job for job in jobs if results.get(job.id) is None or results[job.id].scored]
         objective, compare = rules.objective, rules.compare
         reasons = rungs.thin_out(list(there.values()), step, beam=rules.beam, objective=objective, compare=compare)
         going = sorted(there, key=lambda job: objective.rank(there[job]))

@@ -17,25 +17,46 @@ from cofitune.softmask.kept import KeptShare
 
 
 def mask_gradients(
-    model: nn.Module, factors: Mapping[str, Factor], kept: KeptShare | None = None
+    model: nn.Module,
+    factors: Mapping[str, Factor],
+    kept: KeptShare | None = None,
+    held: Mapping[str, Factor] | None = None,
 ) -> list[RemovableHandle]:
     """Hook the leaf parameters, so that a masked gradient is what DeepSpeed reduces, accumulates and clips.
 
     Under ZeRO stages 1 to 3 the hook sees the whole gradient (measured), so no sharding is involved. `kept` is told,
     while it is watching, of every gradient as it was and as it is left.
+
+    Args:
+        factors: parameter name → factor, that of held rows included.
+        held: parameter name → the factor of held rows alone: what they would have got does not count as lost.
     """
     parameters = dict(model.named_parameters())
-    return [parameters[name].register_hook(_scaler(name, factor, kept)) for name, factor in factors.items()]
+    return [
+        parameters[name].register_hook(_scaler(name, factor, kept, (held or {}).get(name)))
+        for name, factor in factors.items()
+    ]
 
 
 class _scaler:
-    def __init__(self, name: str, factor: Factor, kept: KeptShare | None) -> None:
-        self.name, self.factor, self.kept = name, factor, kept
+    def __init__(self, name: str, factor: Factor, kept: KeptShare | None, held: Factor | None) -> None:
+        self.name, self.factor, self.kept, self.held = name, factor, kept, held
 
     def __call__(self, gradient: Tensor) -> Tensor:
-        if self.factor.values.device != gradient.device:
-            self.factor = Factor(self.factor.values.to(gradient.device), self.factor.axis)
-        masked = gradient * self.factor.shaped(gradient).to(gradient.dtype)
+        self.factor = _beside(self.factor, gradient)
+        masked = _scaled(gradient, self.factor)
         if self.kept is not None and self.kept.watching:
-            self.kept.add(self.name, gradient, masked)
+            free = _scaled(gradient, _beside(self.held, gradient)) if self.held is not None else gradient
+            self.kept.add(self.name, free, masked)
         return masked
+
+
+def _beside(factor: Factor, gradient: Tensor) -> Factor:
+    """The factor on the gradient's device."""
+    if factor.values.device == gradient.device:
+        return factor
+    return Factor(factor.values.to(gradient.device), factor.axis)
+
+
+def _scaled(gradient: Tensor, factor: Factor) -> Tensor:
+    return gradient * factor.shaped(gradient).to(gradient.dtype)

@@ -1,7 +1,7 @@
 """The mask seen at work: the share of the update (or of the gradient) that it leaves to each layer.
 
 A layer's share is Σ |after| / Σ |before| over its masked elements: the L1 mean of the factors, weighted by how far each
-element would have moved.
+element would have moved. In gradient mode the held rows of a fused tensor do not count.
 """
 
 from __future__ import annotations

@@ -245,7 +245,7 @@ def read_search(folder: Path) -> dict[str, Any] | None:
         "stopped": sum(t["status"] == "stopped" for t in tree["trials"]),
         "pruned": len(tree["not_tried"]["pruned"]),
         "seconds": seconds,
-        "proxy_seconds": json.loads(proxy.read_text()).get("seconds", 0.0) if proxy.exists() else 0.0,
+        "proxy_seconds": json.loads(proxy.read_text())["seconds"] if proxy.exists() else 0.0,
         "proxy_correlation": (tree["proxy"] or {}).get("rank_correlation"),
     }
 
@@ -299,6 +299,9 @@ def searches(grid: Grid, found: dict[str, Any]) -> str:
     """What each search found, and for how much of the grid's seconds."""
     rows = [
         "## The searches",
+        "",
+        "The tree's seconds are those that its trials took inside the grid, whose prefix cache had been filled by "
+        "other regions as well; the fast search's are its own run's, its proxy's among them.",
         "",
         "| search | trials | stopped early | left out by the proxy | finds | unified | rank in the grid | of the grid's"
         " seconds | at most | |",

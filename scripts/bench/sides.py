@@ -25,7 +25,6 @@ from typing import Any
 
 START_METHOD = multiprocessing.get_context("spawn")
 PATIENCE = 1800  # seconds for one answer
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # glibc's malloc.h
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Side:
         self.told = self._receive()  # about the loaded model
 
     def step(self, what: str = "time") -> dict[str, Any]:
-        """Take one optimizer step: `time` it, find its peak of `memory`, count its `flops`, or `profile` it."""
+        """Take one optimizer step: `time`, count its `flops`, or `profile` it."""
         self._pipe.send(what)
         return self._receive()
 
@@ -87,7 +86,6 @@ class Turns:
     base: int = 0
     _open: list[Any] = field(default_factory=list)
     _found: dict[str, Any] = field(default_factory=dict)
-    _most: int = 0
     _since: tuple[float, float] = (0.0, 0.0)
 
     def loaded(self, model: Any) -> None:
@@ -105,10 +103,7 @@ class Turns:
         """Wait for the word; what was asked for besides time is switched on."""
         what = self.pipe.recv()
         self._found = {}
-        also = {"flops": [counted, saved], "profile": [profiled]}
-        self._open = [manager(self._found) for manager in also.get(what, [])]
-        if what == "time":
-            take_again(self.base + self._most - memory())
+        self._open = [manager(self._found) for manager in {"flops": [counted], "profile": [profiled]}.get(what, [])]
         for manager in self._open:
             manager.__enter__()
         synchronize()
@@ -121,52 +116,22 @@ class Turns:
         for manager in self._open:
             manager.__exit__(None, None, None)
         above = {"memory_above_model": peak() - self.base, "peak_bytes": peak()}
-        self._most = max(self._most, above["memory_above_model"])
         give_back()
         self.pipe.send({"seconds": seconds, "cpu_seconds": busy, **above, **self._found, **more})
-
-
-def one_heap() -> None:
-    """Have glibc take all memory from one heap, and keep what is freed, so that `take_again` is of use."""
-    if hasattr(library := c_library(), "mallopt"):
-        for option, value in ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)):
-            library.mallopt(option, value)
 
 
 def give_back() -> None:
     """Hand what the heap holds but does not use back to the machine, while the other sides have their turns.
 
-    Four heaps at their fullest were more than 24 GB.
+    Four heaps at their fullest were more than 24 GB. Every side begins its step with the same small heap.
     """
-    if hasattr(library := c_library(), "malloc_trim"):
+    name = find_library("c")
+    if name and hasattr(library := ctypes.CDLL(name), "malloc_trim"):  # glibc's
         library.malloc_trim(0)
-
-
-def take_again(size: int) -> None:
-    """Have so many bytes in the heap before a step that is timed, as in the middle of a training.
-
-    Pages that were handed back come again one fault at a time, which took a third of a step and hid what it is made of.
-    """
-    import torch
-
-    library = c_library()
-    if size <= 0 or torch.cuda.is_available() or not hasattr(library, "malloc_trim"):
-        return
-    library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-    library.free.argtypes = [ctypes.c_void_p]
-    address = library.malloc(size)
-    ctypes.memset(address, 0, size)
-    library.free(address)
-
-
-def c_library() -> Any:
-    """The C library; only glibc's has what is looked for in it."""
-    return ctypes.CDLL(find_library("c"))
 
 
 def _run(job: Job, pipe: Connection) -> None:
     warnings.simplefilter("ignore")  # deprecations inside the libraries
-    one_heap()
     try:
         (ours if job.kind == "ours" else trainer)(job, Turns(pipe))
     except Exception:  # noqa: BLE001 -- the parent tells it and stops
@@ -402,24 +367,6 @@ def counted(found: dict[str, Any]) -> Iterator[None]:
     with FlopCounterMode(display=False, custom_mapping=kernels) as counter:
         yield
     found["flops"] = counter.get_total_flops()
-
-
-@contextmanager
-def saved(found: dict[str, Any]) -> Iterator[None]:
-    """Count the bytes that the forward pass keeps for the backward pass, parameters left out."""
-    import torch
-
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Any) -> Any:
-        if not isinstance(tensor, torch.nn.Parameter) and not (tensor.is_leaf and tensor.requires_grad):
-            storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield
-    found["saved_bytes"] = sum(kept.values())
 
 
 @contextmanager

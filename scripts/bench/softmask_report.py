@@ -129,7 +129,7 @@ def _result(line: dict[str, Any]) -> Result:
 
 def _head(study: dict[str, Any], results: dict[Run, Result], others: int) -> str:
     settings, missing = study["settings"], [r for r in CONDITIONS if r not in results]
-    state = "All runs are there." if not missing else (
+    state = f"The study's {len(CONDITIONS)} runs are there.{_not_in_it(results)}" if not missing else (
         f"**Partial: {len(CONDITIONS) - len(missing)} of {len(CONDITIONS)} runs.** Not made yet: "
         + "; ".join(f"{r.title} (seed {r.seed})" for r in missing[:4]) + ("; …" if len(missing) > 4 else "") + "."
     )  # fmt: skip
@@ -149,6 +149,19 @@ base: {told}. Only items of at most {settings["longest"]} tokens. {os.cpu_count(
 
 *uniform*: one factor, the mask's mean, for every unit of a weight, which is a smaller learning rate and nothing else.
 *shuffled*: the mask's own factors, dealt to other units of the layer. A benefit counts only over both."""
+
+
+def _not_in_it(results: Iterable[Run]) -> str:
+    """What of `--further` was not made, in one sentence."""
+    made = set(results)
+    missing = [run for run in FURTHER if run not in made]
+    parts = {
+        "more seeds": any(r.seed > 0 for r in missing),
+        "SGD's controls": any(r.optimizer == "SGD" and r.control != "none" and r.seed == 0 for r in missing),
+        "the region of all modules": any(r.region == "all" for r in missing),
+    }
+    names = [name for name, lacks in parts.items() if lacks]
+    return f" Not among them (`--further` makes them): {', '.join(names)}." if names else ""
 
 
 def _ignored(others: int) -> str:
@@ -207,7 +220,7 @@ def _equal_law(results: dict[Run, Result]) -> str:
     for where, question, pairs in _questions(results):
         target = _targets(results)
         one, other = (np.mean([_at_law(p[i], target[_group(p[i].run)]) for p in pairs]) for i in (0, 1))
-        difference, low, high = _interval(pairs, target)
+        difference, low, high = _interval(pairs, results)
         steps = np.mean([p[0].curve()[1][-1] - p[1].curve()[1][-1] for p in pairs])
         rows.append(
             f"| {where} ({len(pairs)} seed{'s' if len(pairs) > 1 else ''}) | {question} | {one:+.3f} | {other:+.3f} | "
@@ -238,11 +251,12 @@ def _group(run: Run) -> tuple[str, str, int]:
     return (run.optimizer, run.region, run.seed)
 
 
-def _targets(results: dict[Run, Result]) -> dict[tuple[str, str, int], float]:
-    """The law loss that every run of a group reaches: the worst of the runs' best."""
-    found: dict[tuple[str, str, int], float] = {}
+def _targets(results: dict[Run, Result], chosen: Chosen | None = None) -> dict[tuple[str, str, int], Any]:
+    """The law loss that every run of a group reaches, the worst of the runs' best: a number, or [R] for resamples."""
+    found: dict[tuple[str, str, int], Any] = {}
     for run, result in results.items():
-        found[_group(run)] = max(found.get(_group(run), -np.inf), float(result.curve()[0].min()))
+        best = result.curve(chosen)[0].min(axis=0)
+        found[_group(run)] = np.maximum(found.get(_group(run), -np.inf), best)
     return found
 
 
@@ -262,27 +276,33 @@ def _at_law(result: Result, target: Any, chosen: Chosen | None = None) -> Any:
     return found
 
 
-def _interval(pairs: Pairs, targets: dict[tuple[str, str, int], float]) -> tuple[float, float, float]:
-    """The seeds' mean difference at equal law loss, and its 95 % interval over items."""
+def _interval(pairs: Pairs, results: dict[Run, Result]) -> tuple[float, float, float]:
+    """The seeds' mean difference at equal law loss, and its 95 % interval over items.
+
+    A resample is read off as the items themselves are: where all runs of the group, not the pair alone, get to on it.
+    """
     generator = np.random.default_rng(0)
     losses = pairs[0][0].losses.items()
     chosen = {name: generator.integers(0, v.shape[1], (RESAMPLES, v.shape[1])) for name, v in losses}
-    point = np.mean([_at_law(a, targets[_group(a.run)]) - _at_law(b, targets[_group(b.run)]) for a, b in pairs])
-    low, high = np.quantile(np.mean([_resampled(pair, chosen) for pair in pairs], axis=0), (0.025, 0.975))
+    groups = {_group(one.run) for one, _ in pairs}
+    group = {run: result for run, result in results.items() if _group(run) in groups}
+    point = np.mean(_differences(pairs, _targets(group)))
+    resampled = np.mean(_differences(pairs, _targets(group, chosen), chosen), axis=0)
+    low, high = np.quantile(resampled, (0.025, 0.975))
     return float(point), float(low), float(high)
 
 
-def _resampled(pair: tuple[Result, Result], chosen: Chosen) -> Array:
-    target = np.max([result.curve(chosen)[0].min(axis=0) for result in pair], axis=0)
-    difference: Array = _at_law(pair[0], target, chosen) - _at_law(pair[1], target, chosen)
-    return difference
+def _differences(pairs: Pairs, targets: dict[tuple[str, str, int], Any], chosen: Chosen | None = None) -> list[Any]:
+    """Of each pair, the first's general change minus the second's, both at their group's law loss."""
+    at = [(one, other, targets[_group(one.run)]) for one, other in pairs]
+    return [_at_law(one, target, chosen) - _at_law(other, target, chosen) for one, other, target in at]
 
 
 def _verdict(results: dict[Run, Result]) -> str:
     """Each question's answer, from its interval: less, more, or nothing that these items can show."""
     rows = ["## In words", ""]
     for where, question, pairs in _questions(results):
-        difference, low, high = _interval(pairs, _targets(results))
+        difference, low, high = _interval(pairs, results)
         seen = "forgets less" if high < 0 else "forgets more" if low > 0 else "no difference is seen"
         rows.append(
             f"- {where}: {question}, at equal law loss: **{seen}** ({difference:+.3f}, {low:+.3f} … {high:+.3f})."

@@ -38,7 +38,7 @@ from cofitune.model.anatomy import Anatomy, anatomy_of
 from cofitune.model.load import fingerprint, load_model, load_tokenizer
 from cofitune.model.region import Region, freeze_outside, resolve_region
 from cofitune.sharding import Shard
-from cofitune.softmask.factors import Factor, build_factors
+from cofitune.softmask.factors import Factor, build_factors, shuffle_units
 from cofitune.softmask.gradient import mask_gradients
 from cofitune.softmask.update import mask_updates
 from cofitune.training.loop import summed_loss
@@ -289,7 +289,9 @@ def _factors(study: Study, run: Run, region: Region) -> dict[str, Factor]:
     if run.mask == "none":
         return {}
     importance = study.importance[run.importance]
-    if run.control == "shuffled":
+    if run.control == "shuffled" and run.region == "all":
+        importance = shuffle_units(importance, study.anatomy, run.seed)
+    elif run.control == "shuffled":  # FFN units only, where it is as good: stored runs were made with it
         generator = torch.Generator().manual_seed(run.seed)
         importance = {
             kind: torch.stack([row[torch.randperm(len(row), generator=generator)] for row in vector])

@@ -1,9 +1,8 @@
 """A training step side by side on SmolLM2-135M: what `scripts/bench/step` runs once the environment is there.
 
 Every side loads the model once, in a process of its own, and then takes steps in turn with the others, on the same
-batches of 8. The first epoch warms up and fills the prefix cache, the second finds the peak of memory; the steps after
-them are timed, and ratios are taken step by step before their median. One more step is run to count floating-point
-operations and what the forward pass keeps for the backward pass.
+batches of 8. The first epoch warms up and fills the prefix cache; the steps after it are measured, and ratios are taken
+step by step before their median. One more step is run to count floating-point operations.
 """
 
 from __future__ import annotations
@@ -84,11 +83,9 @@ def compare(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         (Path(work) / "train.jsonl").write_text("".join(items), encoding="utf-8")
         sides = [Side(job) for job in jobs(Path(work), arguments)]
         try:
-            rounds = [a_round(sides, number, "memory") for number in range(2 * arguments.batches)]
-            peaks = {n: a["memory_above_model"] for n, a in rounds[-1].items()}  # so far, and so the whole epoch's
-            rounds += [a_round(sides, number, "time") for number in range(arguments.steps)]
+            rounds = [a_round(sides, number, "time") for number in range(arguments.batches + arguments.steps)]
             counted = a_round(sides, 0, "flops")
-            found = summary(sides, rounds, 2 * arguments.batches, counted, peaks)
+            found = summary(sides, rounds, arguments.batches, counted)
             missed = [verdict(t, {name: found}) for t in TARGETS if t.data == name]
             if arguments.profile or not all(v["met"] for v in missed):
                 found["profiles"] = {s.job.name: s.step("profile")["profile"] for s in sides}
@@ -105,7 +102,7 @@ def sample(path: Path, count: int, seed: int) -> list[str]:
 
 def jobs(work: Path, arguments: argparse.Namespace) -> list[Job]:
     """The sides. Epochs are more than are measured: a step is left for counting and one for profiling."""
-    epochs = 2 + -(-(arguments.steps + 2) // arguments.batches)
+    epochs = 1 + -(-(arguments.steps + 2) // arguments.batches)
     config: dict[str, Any] = {
         "model": {"name": str(arguments.model), "dtype": "float32"},
         "data": {"train": str(work / "train.jsonl"), "max_length": 512},
@@ -135,11 +132,7 @@ def a_round(sides: Sequence[Side], number: int, what: str) -> dict[str, dict[str
 
 
 def summary(
-    sides: Sequence[Side],
-    rounds: list[dict[str, Any]],
-    warm: int,
-    counted: dict[str, dict[str, Any]],
-    peaks: dict[str, int],
+    sides: Sequence[Side], rounds: list[dict[str, Any]], warm: int, counted: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
     """Medians of each side, and of its ratios to each other side."""
     measured = rounds[warm:]
@@ -155,8 +148,8 @@ def summary(
             "cpu_seconds": statistics.median(r[name]["cpu_seconds"] for r in measured),  # of all its threads
             "all_seconds": [r[name]["seconds"] for r in measured],
             "flops": counted[name]["flops"],
-            "saved_bytes": counted[name]["saved_bytes"],
-            "memory_above_model": peaks[name],
+            # of the steps after the first epoch; the peak so far, and so the last is the whole run's
+            "memory_above_model": measured[-1][name]["memory_above_model"],
             "trained": side.told["trained"],
             "first_loss": rounds[0][name]["loss"],
         }
@@ -185,12 +178,11 @@ def report(results: dict[str, Any]) -> str:
         tokens, supervised = statistics.median(found["tokens"]), statistics.median(found["supervised"])
         lines += [f"## {name}: {tokens:,.0f} tokens a batch, {supervised:,.0f} of them carry the loss", ""]
         lines += ["| side | trained weights | s a step | of full | of LoRA | FLOPs of full | of LoRA | memory above "
-                  "the model | of full | kept for the backward pass |", "|" + "---|" * 10]  # fmt: skip
+                  "the model | of full |", "|" + "---|" * 9]  # fmt: skip
         lines += [row(name, found) for name in COLUMNS]
         lines += [""]
     lines += [
-        "Memory is the peak of the resident set during the steps, less what it was when the model was loaded; what is "
-        "kept for the backward pass (of the batch whose FLOPs are counted) is the largest part of it.",
+        "Memory is the peak of the resident set during the steps, less what it was when the model was loaded.",
         "",
     ]
     lines += ["| target | at most | found | |", "|---|---|---|---|"]
@@ -217,7 +209,6 @@ def row(name: str, found: dict[str, Any]) -> str:
         f"{side['flops'] / lora['flops']:.2f}",
         f"{side['memory_above_model'] / 2**20:,.0f} MiB",
         f"{side['memory_above_model'] / full['memory_above_model']:.2f}",
-        f"{side['saved_bytes'] / 2**20:,.0f} MiB",
     ]
     return "| " + " | ".join(cells) + " |"
 

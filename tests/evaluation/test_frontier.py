@@ -79,4 +79,13 @@ def test_seeds_are_resampled_with_replacement() -> None:
     assert (seed_weights(1, 5, 0) == 1).all()
     weights = seed_weights(3, 4000, 0)
     assert weights.sum(axis=1) == pytest.approx(1) and weights.mean(axis=0) == pytest.approx(1 / 3, abs=0.02)
-    assert {round(w, 3) for w in weights.flatten()} == {0.0, 0.333, 0.667, 1.0}
+    assert {round(w, 3) for w in weights.flatten()} == {-0.075, 0.333, 0.742, 1.15}, "spread around 1/3"
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_a_mean_over_seeds_varies_as_the_seeds_do(seeds: int) -> None:
+    """The variance of a mean is the unbiased one of its values by their number, also of two."""
+    values = np.arange(seeds) ** 2.0
+    drawn = seed_weights(seeds, 40_000, 1) @ values
+    assert drawn.mean() == pytest.approx(values.mean(), abs=0.1)
+    assert drawn.var() == pytest.approx(values.var(ddof=1) / seeds, rel=0.05)

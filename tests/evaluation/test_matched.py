@@ -34,12 +34,16 @@ def test_a_method_that_forgets_less_is_told_apart_at_the_same_speciality() -> No
     points = {
         "full": [Point("f1", 1e-4, 1, (1,)), Point("f2", 2e-4, 1, (2,))],
         "mask": [Point("m1", 1e-4, 1, (3,)), Point("m2", 2e-4, 1, (4,))],
+        "late": [],
     }
     found = matched(models, points)
-    assert found["frontiers"] == {"full": ["base", "f1", "f2"], "mask": ["m1", "m2"]}, "m1 forgets nothing"
+    assert found["frontiers"] == {
+        "full": ["base", "f1", "f2"], "mask": ["m1", "m2"], "late": ["base"],
+    }, "m1 forgets nothing"  # fmt: skip
     assert [(level["point"], level["speciality"]) for level in found["matched"]] == [
         ("f1", pytest.approx(40)), ("m2", pytest.approx(60)), ("f2", pytest.approx(80)),
     ]  # fmt: skip
+    assert found["matched"][1]["why"].startswith("the highest"), "a method without a run takes no level from the others"
     first, common, last = (level["rows"] for level in found["matched"])
     # half way between m1 and m2: knowledge 55, instructions 45, versatility 50 against full's 30
     assert first["mask"]["between"] == ["m1", "m2"] and first["mask"]["weight"] == pytest.approx(0.5)
@@ -54,11 +58,36 @@ def test_a_method_that_forgets_less_is_told_apart_at_the_same_speciality() -> No
 
 
 def test_equal_methods_differ_by_nothing() -> None:
-    models = [(0.0, 0.6, 0.6), (0.4, 0.3, 0.3), (0.4, 0.3, 0.3)]
-    found = matched(models, {"full": [Point("f", 1, 1, (1,))], "twin": [Point("t", 1, 1, (2,))]})
-    (level,) = found["matched"]
-    difference = level["rows"]["twin"]["versatility_against_reference"]
-    assert difference["value"] == 0 and difference["low"] < 0 < difference["high"]
+    models = [(0.0, 0.6, 0.6), *[(0.4, 0.3, 0.3), (0.8, 0.1, 0.1)] * 2]
+    points = {
+        "full": [Point("f1", 1, 1, (1,)), Point("f2", 2, 1, (2,))],
+        "twin": [Point("t1", 1, 1, (3,)), Point("t2", 2, 1, (4,))],
+    }
+    within, highest = (
+        level["rows"]["twin"]["versatility_against_reference"] for level in matched(models, points)["matched"]
+    )
+    assert within["value"] == 0 and within["low"] < 0 < within["high"]
+    assert within["draws_inside"] >= 0.95 and within["reason"] is None
+    assert highest["value"] == 0 and highest["low"] is None and 0 < highest["draws_inside"] < 0.95
+    assert "of the draws only" in highest["reason"], "in the others the twin does not reach what full learnt most"
+
+
+def test_a_mask_is_held_against_its_controls() -> None:
+    models = [(0.0, 0.6, 0.6), (0.4, 0.3, 0.3), (0.4, 0.2, 0.2), (0.8, 0.1, 0.1), (0.4, 0.5, 0.5), (0.8, 0.1, 0.1)]
+    points = {
+        "full": [Point("f", 1, 1, (1,))],
+        "uniform": [Point("u1", 1, 1, (2,)), Point("u2", 2, 1, (3,))],
+        "mask": [Point("m1", 1, 1, (4,)), Point("m2", 2, 1, (5,))],
+        "shuffled": [],
+    }
+    found = match_methods(bootstrap(models), points, "full", ["mask"], ["uniform", "shuffled"])
+    uniform, shuffled = found["against_controls"]
+    assert (uniform["control"], shuffled) == ("uniform", {"control": "shuffled", "matched": []})
+    first = uniform["matched"][0]
+    assert first["point"] == "u1" and list(first["rows"]) == ["uniform", "mask"]
+    difference = first["rows"]["mask"]["versatility_against_reference"]
+    assert difference["value"] == pytest.approx(30) and 20 < difference["low"] < 30 < difference["high"] < 40
+    assert matched(models, points)["against_controls"] == []
 
 
 def test_where_nothing_overlaps_or_nothing_was_learnt_there_is_null_and_a_reason() -> None:
@@ -74,9 +103,11 @@ def test_where_nothing_overlaps_or_nothing_was_learnt_there_is_null_and_a_reason
 
 
 def test_seeds_are_averaged_and_widen_the_interval() -> None:
-    calm = [(0.0, 0.6, 0.6), (0.4, 0.3, 0.3), (0.4, 0.3, 0.3), (0.4, 0.5, 0.5), (0.4, 0.5, 0.5)]
-    wild = [(0.0, 0.6, 0.6), (0.4, 0.3, 0.3), (0.4, 0.3, 0.3), (0.4, 0.3, 0.3), (0.4, 0.7, 0.7)]
-    points = {"full": [Point("f", 1, 1, (1, 2))], "mask": [Point("m", 1, 1, (3, 4))]}
+    calm = [(0.0, 0.6, 0.6), (0.4, 0.3, 0.3), (0.4, 0.3, 0.3), (0.4, 0.5, 0.5), (0.4, 0.5, 0.5), (0.8, 0.1, 0.1)]
+    wild = [(0.0, 0.6, 0.6), (0.4, 0.3, 0.3), (0.4, 0.3, 0.3), (0.4, 0.3, 0.3), (0.4, 0.7, 0.7), (0.8, 0.1, 0.1)]
+    # what the mask learnt most is more than the level, so that the level is reached in every draw
+    masked = [Point("m", 1, 1, (3, 4)), Point("m2", 2, 1, (5, 5))]
+    points = {"full": [Point("f", 1, 1, (1, 2))], "mask": masked}
     differences = []
     for models in (calm, wild):
         row = matched(models, points)["matched"][0]["rows"]["mask"]

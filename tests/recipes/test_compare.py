@@ -176,10 +176,18 @@ def test_methods_are_laid_over_the_config_and_every_mistake_is_named(config: dic
     config["compare"] = {"methods": {name: str(METHODS / f"{name}.yaml") for name in names}, "seeds": [1, 2]}
     config["importance"] = {"data": config["data"]["train"]}
     config["train"]["learning_rate"] = 1e-3
+    # rivals' settings of the config itself, which no other method may take over
+    config["train"]["l2_to_base"] = 5.0
+    config["data"]["replay"] = {"share": 0.3}
+    config["softmask"] = {"apply_to": "none", "modules": ["up_proj"], "strength": 0.5}
     runs = compare_plan._runs(load(config), tmp_path / "compare")
     assert [r.seed for r in runs] == [1] * len(names) + [2] * len(names)
     by_name = {r.method: r.config for r in runs}
     assert by_name["cofitune_update"].region == load(config).region
+    assert {n: c.train.l2_to_base for n, c in by_name.items() if c.train.l2_to_base} == {"l2": 100.0}
+    assert {n: c.data.replay.share for n, c in by_name.items() if c.data.replay} == {"replay": 0.1}
+    assert by_name["v_softmask"].softmask.modules is None and by_name["v_softmask"].softmask.strength == 1
+    assert by_name["cofitune_update"].softmask.strength == 0.5, "CoFiTune's own settings are the config's"
     assert by_name["lora"].region is None and by_name["full"].region == Region(match=".*")
     assert {str(c.softmask.importance) for c in by_name.values()} == {f"('{config['output_dir']}/importance',)"}
 
@@ -213,3 +221,58 @@ def test_what_cannot_be_compared_is_refused(
     with pytest.raises(UserError) as found:
         compare_plan.make_plan(load(config), False, False, 1)
     assert said in str(found.value)
+
+
+def write_manifest(run: compare_plan.Run, **changed: Any) -> None:
+    made = {"ranks": 1, "steps": 16, "dtype": "float32", "seconds": 5.0} | changed
+    (run.folder / "train").mkdir(parents=True, exist_ok=True)
+    (run.folder / "train" / "manifest.json").write_text(json.dumps(made))
+
+
+@pytest.mark.parametrize(
+    "changed, said",
+    [
+        ({"ranks": 2}, "ranks 2 there, 1 now"),
+        ({"steps": 8}, "steps 8 there, 16 now"),
+        ({"dtype": "bfloat16"}, "dtype bfloat16 there, float32 now"),
+    ],
+)
+def test_unlike_runs_are_not_mixed(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any], said: str
+) -> None:
+    plan = compare_plan.make_plan(load(config), False, False, 1)
+    run, made = plan.runs[0], plan.trainings[0]
+    monkeypatch.setattr("cofitune.recipes.train.check", lambda *_, **__: (run.folder, made))
+    write_manifest(run)
+    assert compare_plan._check(run, False, False, 1) is made
+    write_manifest(run, **changed)
+    with pytest.raises(UserError) as found:
+        compare_plan._check(run, False, False, 1)
+    assert str(found.value).startswith("compare.methods.full: ") and said in str(found.value)
+    assert str(found.value).endswith(f"to train this run alone again, delete {run.folder}")
+    assert compare_plan._check(run, True, False, 1) is made, "it is trained anew"
+
+
+def test_a_trained_run_is_scored_alone_and_keeps_its_training_time(config: dict[str, Any]) -> None:
+    plan = compare_plan.make_plan(load(config), False, False, 1)
+    run, asked = plan.runs[0], list[str]()
+
+    def note(arguments: list[str], log: Path) -> str | None:
+        asked.append(arguments[0])
+        return None
+
+    write_manifest(run)
+    assert recipe._run_one(plan, run, note, {"seconds": {"train": 7.5}})["seconds"]["train"] == 7.5
+    assert recipe._run_one(plan, run, note, None)["seconds"]["train"] == 5.0, "killed before its line was written"
+    assert asked == ["eval", "eval"]
+    config["train"]["save_steps"] = 2
+    config["train"]["keep_last"] = 1
+    again = compare_plan._runs(load(config), plan.folder)[0]
+    assert again.identity == run.identity, "how often it saves makes it no other run"
+    config["train"]["max_steps"] = 8
+    assert compare_plan._runs(load(config), plan.folder)[0].identity != run.identity
+
+
+def test_without_a_finished_run_the_first_reason_is_told(config: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="no run has finished.*full-0.001-seed1234: train: it broke"):
+        recipe.compare(load(config), run_command=lambda arguments, log: "it broke", console=Console(file=StringIO()))

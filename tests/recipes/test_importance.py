@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,32 @@ def test_an_interrupted_folder_is_made_again(made: Path, monkeypatch: pytest.Mon
         importance(read(made), console=quiet())
     assert not (made / "run" / "importance" / "manifest.json").exists()
     assert (importance(read(made), console=quiet()) / "manifest.json").exists()
+
+
+def test_a_folder_whose_pictures_are_not_drawn_is_not_finished(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("no room for pictures")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="no room"):
+        patch.setattr(recipe, "_draw", refuse)
+        importance(read(made), console=quiet())
+    folder = made / "run" / "importance"
+    assert not (folder / "manifest.json").exists()
+    importance(read(made), console=quiet())
+    assert (folder / "manifest.json").exists() and (folder / "importance.png").exists()
+
+
+def test_the_sums_are_named_by_the_layout_too(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def none_there(_: Path, identity: str) -> None:
+        seen.append(identity)
+
+    monkeypatch.setattr(recipe, "load_sums", none_there)
+    importance(read(made), console=quiet())
+    (identity,) = seen
+    layout = make_plan(read(made), overwrite=True).anatomy.layout
+    assert json.dumps(asdict(layout)) in identity
 
 
 KILLED = """

@@ -120,7 +120,8 @@ def test_a_search_that_has_not_ended_is_shown_as_far_as_it_goes(tmp_path: Path, 
     by_hand.search(tmp_path / "run")
     tree = json.loads((tmp_path / "run/search/tree.json").read_text())
     (tmp_path / "run/search/tree.json").unlink()
-    trials = [{"categories": {}, "train_loss": None, "seed": 1} | t for t in (tree["base"], *tree["trials"])]
+    more: dict[str, Any] = {"categories": {}, "train_loss": None, "seed": 1, "intervals": {}}
+    trials = [more | t for t in (tree["base"], *tree["trials"])]
     by_hand.file(tmp_path / "run/search/trials.jsonl", "".join(json.dumps(t) + "\n" for t in trials) + '{"torn')
     page, _ = make(tmp_path / "run")
     assert "The search has not ended: 3 trials so far" in page.text and "40.5" in page.text and "+10.5" in page.text

@@ -57,7 +57,7 @@ def _load() -> Any:
 chromium = _load()
 PATH = chromium.find_chromium()
 pytestmark = pytest.mark.skipif(
-    PATH is None, reason="no Chromium here; .ci/run installs it, or apt-get install chromium"
+    PATH is None, reason="no Chromium that starts here; .ci/run installs it, or apt-get install chromium"
 )
 
 

@@ -27,7 +27,7 @@ from cofitune.data.batches import step_indices
 from cofitune.errors import ArtifactError, ConfigError, UserError
 from cofitune.model.anatomy import anatomy_of, read_anatomy
 from cofitune.model.load import fingerprint
-from cofitune.recipes import train as recipe
+from cofitune.recipes import train_steps
 from cofitune.recipes.train import train
 from cofitune.recipes.train_plan import plan_training
 from cofitune.training.delta import hash_tensor
@@ -179,7 +179,7 @@ def test_an_adapter_goes_on_from_a_checkpoint_to_the_same_bits(
         train(config("cut"), resume=True, console=Console(quiet=True))
     if kind == "osf":  # another machine's decomposition may differ in its signs, and what was trained would not fit it
         monkeypatch.setitem(cases.CASES, "resumed", {"adapter": given})
-        monkeypatch.setattr(recipe, "insert_adapter", lambda *a: insert_adapter(*a) and "another")
+        monkeypatch.setattr(train_steps, "insert_adapter", lambda *a: insert_adapter(*a) and "another")
         with pytest.raises(ArtifactError, match=r"adapter\.begins is"):
             train(config("cut"), resume=True, console=Console(quiet=True))
 

@@ -21,13 +21,16 @@ from cofitune.config import schema
 from cofitune.config.load import load_config
 from cofitune.config.schema import Config
 from cofitune.config.search import Halving
+from cofitune.config.tasks import EvalModel
 from cofitune.errors import ConfigError, UserError
 from cofitune.evaluation.metrics import Metric
 from cofitune.evaluation.samples import Sample, TaskResult, save_result
 from cofitune.model.layouts import MODULES
+from cofitune.model.load import choose_dtype
 from cofitune.model.region import resolve_region
 from cofitune.recipes.orders import Measured, Order, Outcome
 from cofitune.recipes.search import search
+from cofitune.recipes.search_plan import make_plan
 from cofitune.recipes.search_proxy import StartProxy, take_statistics
 from cofitune.reports.search_words import duration
 from cofitune.search.proxy import statistics_from_json
@@ -205,6 +208,25 @@ def test_each_trial_gets_its_own_config(config: Config) -> None:
         assert not list(Path(made.output_dir).rglob("*.safetensors")), "weights are dropped"
         assert (Path(made.output_dir) / "eval" / "scores.json").is_file(), "scores are kept"
     assert [Path(c.output_dir).name for c in trainer.configs] == [t["id"] for t in records(folder)]
+
+
+def test_without_a_limit_of_the_search_the_evaluations_own_stays_and_no_other_model_is_a_trials(config: Config) -> None:
+    given = config.search.eval
+    assert given is not None
+    given = given.model_copy(update={"limit": 2, "models": (EvalModel(path="rival"),)})
+    tasks = make_plan(change(config, "search", eval=given, limit=None)).tasks
+    assert tasks.limit == 2 and tasks.models == ()
+    tasks = make_plan(change(config, "search", eval=given, limit=1)).tasks
+    assert tasks.limit is None and [t.limit for t in tasks.speciality] == [1] and tasks.models == ()
+
+
+def test_the_scores_depend_on_the_precision_that_auto_comes_to(config: Config) -> None:
+    assert config.model.dtype == "auto"
+    here = str(choose_dtype("auto")).removeprefix("torch.")
+    assert make_plan(config).identity["model"]["dtype"] == here
+    on_ray = change(config, "search", executor="ray")
+    assert make_plan(on_ray).identity["model"]["dtype"] == "auto, on the cluster"
+    assert make_plan(change(on_ray, "model", dtype="float32")).identity["model"]["dtype"] == "float32"
 
 
 def test_a_second_call_trains_nothing_and_says_the_same(config: Config) -> None:
@@ -550,6 +572,7 @@ def test_the_proxy_needs_general_data_and_is_judged_each_time(config: Config, tm
     assert all("proxy" in trial for trial in tree["trials"]) and len(tree["not_tried"]["pruned"]) == 6
     run(wanted, Trainer(), statistics)
     assert len(taken) == 1, "kept in proxy.json"
+    assert json.loads((folder / "proxy.json").read_text(encoding="utf-8"))["seconds"] >= 0
     Path(general.path).write_text(Path(general.path).read_text() * 2, encoding="utf-8")
     run(wanted, Trainer(), statistics, overwrite=True)
     assert len(taken) == 2, "of other data"

@@ -11,12 +11,13 @@ from rich.console import Console
 
 from cofitune.reports.compare_plots import draw_frontiers
 from cofitune.reports.compare_table import comparison_tables, sentences
+from cofitune.reports.compare_view import _points
 
 SCORES = {"speciality": 40.0, "versatility": 20.0, "gen_kn": 25.0, "gen_rs": None, "instruct": 15.0}
 
 
 def difference(value: float, low: float | None, high: float | None) -> dict[str, Any]:
-    return {"value": value, "low": low, "high": high, "draws_inside": 1.0}
+    return {"value": value, "low": low, "high": high, "draws_inside": 0.6 if low is None else 1.0}
 
 
 @pytest.fixture
@@ -63,18 +64,21 @@ def test_the_tables_hold_every_figure_and_null_where_there_is_none(content: dict
     said = printed(content)
     assert "at a speciality of 30.0 (m: why not)" in said and "to full, 95 %" in said
     rows = [" ".join(line.split()) for line in said.splitlines()]
-    assert "mask 25.0 +5.0 (+0.1 to +9.0) 12.0 −3.0 (no interval)" in rows
+    assert "mask 25.0 +5.0 (+0.1 to +9.0) 12.0 −3.0 (no interval; 60 % inside)" in rows
     assert "mask – –" in rows and "full 20.0 15.0" in rows
     assert "mask 0.0001 1 · 40.0 20.0 25.0 – 15.0" in rows and "full 0.0001 1 ● 40.0 20.0 25.0 – 15.0" in rows
     narrow = printed(content, 80)
-    assert "+5.0 (+0.1 to +9.0)" in narrow and "−3.0 (no interval)" in narrow
+    assert "+5.0 (+0.1 to +9.0)" in narrow
 
 
 def test_the_sentences_claim_what_the_intervals_do_and_no_more(content: dict[str, Any]) -> None:
     said = list(sentences(content))
     assert said[0] == "mask at speciality 30.0: versatility +5.0 (+0.1 to +9.0) against full"
-    assert said[1] == "not matched (–): mask reaches a speciality of 30.0 at most"
-    assert len(said) == 3 and said[2].startswith("one seed")
+    assert said[1].startswith("no interval, as") and said[1].endswith(": mask at 30.0 (60 % inside)")
+    assert said[2] == "not matched (–): mask reaches a speciality of 30.0 at most"
+    assert len(said) == 4 and said[3].startswith("one seed")
+    content["seeds"] = [1, 2]
+    assert list(sentences(content))[3].startswith("2 seeds")
     content["matched"][0]["rows"]["mask"]["versatility_against_reference"] = difference(5.0, -0.1, 9.0)
     content["points"].append(content["points"][0] | {"id": "f2"})
     content["partial"] = {"runs": 3, "done": 2, "missing": ["late"]}
@@ -84,6 +88,23 @@ def test_the_sentences_claim_what_the_intervals_do_and_no_more(content: dict[str
     assert said[1] == "failed: late: it diverged"
     assert "no method is told apart from full at matched speciality: every interval contains 0" in said
     assert any(line.startswith("points by method: full 2, mask 1;") for line in said)
+
+
+def test_a_mask_is_told_against_each_control_whatever_comes_of_it(content: dict[str, Any]) -> None:
+    row = {"reason": None, "versatility": 1.0, "instruct": 1.0}
+    against = row | {"versatility_against_reference": difference(0.5, -1.0, 2.0) | {"draws_inside": 0.967}}
+    level = {"speciality": 30.0, "point": "u", "why": "a point", "rows": {"uniform": row, "mask": against}}
+    content["against_controls"] = [{"control": "uniform", "matched": [level]}]
+    expected = "+0.5 (−1.0 to +2.0; 96 % inside)"
+    told = f"mask against the control uniform: versatility {expected} at speciality 30.0"
+    assert told in list(sentences(content))
+    assert expected in printed(content) and "to uniform, 95 %" in printed(content)
+
+
+def test_the_page_names_the_point_that_another_equals(content: dict[str, Any]) -> None:
+    twin = content["points"][0] | {"id": "twin", "on_frontier": False, "dominated_by": None}
+    content["points"] = [content["points"][0], twin]
+    assert [row[3] for row in _points(content).rows] == ["", "yes", "no: as good as f"]
 
 
 def test_the_picture_is_the_same_bytes_for_the_same_content(content: dict[str, Any], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from cofitune.recipes.report_training import described_trained
 from cofitune.reports.eval_plots import points_of
 from cofitune.reports.findings import findings
 from cofitune.reports.importance_map import by_rank
@@ -193,3 +194,21 @@ def test_a_name_in_a_drawing_stays_text() -> None:
     picture = draw("x", "caption", 'alt "<i>', paint, (1.0, 1.0))
     assert "$\\frac{&lt;b&gt;&amp;'" in picture.wide and 'aria-label="alt &quot;&lt;i&gt;"' in picture.wide
     assert shortened("a\x00b\u202e" + "c" * 30, 10) == "a b cccccc…"[:9] + "…"
+
+
+def test_an_adapters_carriers_have_a_mark_of_their_own() -> None:
+    """They are in the delta, with the adapter merged in, and among the frozen ones: the base's did not train."""
+    carriers = {f"model.layers.{i}.mlp.up_proj.weight": "t" for i in range(2)}
+    frozen = {**dict.fromkeys(carriers, "f"), **{f"model.layers.{i}.self_attn.q_proj.weight": "f" for i in range(2)}}
+    found = described_trained(
+        {
+            "region": {"trained_weights": 1234, "held_weights": 0, "all_weights": 99999},
+            "softmask": {"apply_to": "none", "modules": []},
+            "adapter": {"kind": "lora"},
+            "trained_sha256": carriers,
+            "frozen_sha256": frozen,
+            "base_fingerprint": "b",
+        }
+    )
+    assert found.counts == "The adapter's 1,234 weights trained, beside 2 tensors; none of the base's did."
+    assert dict(zip(found.map.columns, found.map.rows[0][1], strict=True)) == {"q_proj": "frozen", "up_proj": "carrier"}

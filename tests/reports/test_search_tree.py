@@ -183,6 +183,18 @@ def test_ties_name_the_one_with_the_fewest_weights() -> None:
     assert tie_sentence(ROWS, "best") is None, "nothing is known of the items"
 
 
+def test_what_misses_the_floor_ties_with_nothing_and_is_counted() -> None:
+    missed = replace(HALF, behind=(20.0, 9.0, 30.0), missed=3.0)
+    lost = replace(OTHER, behind=(-20.0, -30.0, -9.0))
+    assert tie_sentence([missed, lost, BEST], "best") == (
+        "No other region is within chance of it: the 95 % interval of every paired difference lies below 0. "
+        "Not counted: 1 region below the floor."
+    )
+    assert tie_sentence([missed, BEST], "best") == "Not counted: 1 region below the floor."
+    nearest = replace(BEST, missed=1.0)
+    assert tie_sentence([missed, nearest], "best") == "Not counted: 1 region further below the floor."
+
+
 def test_a_floor_is_told_with_the_winner() -> None:
     aim = Aim("speciality", -5.0)
     text = winner_sentence(BASE, [HALF, replace(BEST, parent=None), replace(QUARTER, missed=5.0)], "best", None, aim)

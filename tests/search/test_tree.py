@@ -469,6 +469,19 @@ def test_a_budget_keeps_enough_to_finish_one_of_the_paused(tmp_path: Path) -> No
         Bench(tmp_path / "less", lambda region: 1.0).search(rungs=Rungs((15,)), budget=Budget(hours=1 / 3600))
 
 
+def test_a_budget_that_ends_between_two_rungs_still_finishes_the_best_of_the_paused(tmp_path: Path) -> None:
+    score = random_score(8, 1000)
+    room = 2 * (15 + EVALUATION) + 45 + EVALUATION + 0.01  # two to the first rung, and one of them past the second
+    bench = Bench(tmp_path, score)
+    rungs = Rungs((15, 30), keep=1.0)
+    found = bench.search(PAPER_LEVELS[1:2], rungs=rungs, budget=Budget(hours=room / 3600))
+    assert [(begun, steps) for _, begun, steps in bench.ordered] == [(0, 15), (0, 15), (15, 60)]
+    best, other = sorted(bench.ran[:2], key=lambda region: obvious_order(region, score))
+    assert found.winner.region == best and found.winner.done
+    assert other in found.untried.regions and best not in found.untried.regions
+    assert len(found.untried.regions) == 3
+
+
 def test_the_proxy_orders_a_level_and_prunes_it_only_where_asked(tmp_path: Path) -> None:
     score = random_score(12, 1000)
     values = zip(QUARTERS, (1.0, 3.0, 2.0, 3.0), strict=True)

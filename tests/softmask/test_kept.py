@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cofitune.sharding import Shard
-from cofitune.softmask.factors import Factor
+from cofitune.softmask.factors import Factor, join
 from cofitune.softmask.gradient import mask_gradients
 from cofitune.softmask.kept import EVERY, KeptShare, kept_sentence
 from cofitune.softmask.update import mask_updates
@@ -62,6 +62,22 @@ def test_gradient_mode_tells_the_share_of_the_gradient() -> None:
     shares = kept.read(torch.device("cpu"))
     for layer, full, factor in zip((0, 3), free, FACTORS, strict=True):
         assert shares[layer] == pytest.approx(float((full * factor.shaped(full)).abs().sum() / full.abs().sum()))
+
+
+def test_rows_that_are_held_do_not_count_in_gradient_mode() -> None:
+    """Of a fused tensor that trains in part, the other rows' gradient is not the mask's to keep or to take."""
+    model, name = Model(), NAMES[0]
+    held = {name: Factor(torch.tensor([0.0, 1.0, 1.0]), 0)}
+    mask = {name: Factor(torch.tensor([1.0, 0.25, 1.0]), 0)}
+    kept = KeptShare(mask)
+    kept.watching = True
+    mask_gradients(model, join(held, mask), kept, held)
+    first = next(model.parameters())
+    full = first.detach().cos()
+    loss(model).backward()
+    assert first.grad is not None and not first.grad[0].any()
+    left = 0.25 * full[1].abs().sum() + full[2].abs().sum()
+    assert kept.read(torch.device("cpu"))[0] == pytest.approx(float(left / full[1:].abs().sum()))
 
 
 def test_it_watches_every_tenth_step_and_the_last() -> None:
