@@ -22,6 +22,7 @@ from cofitune.evaluation.lengths import fit_lengths
 from cofitune.evaluation.samples import TaskResult
 from cofitune.evaluation.tasks import EvalTask, LoadedTask, load_tasks
 from cofitune.model.load import load_model, load_tokenizer
+from cofitune.ranks import VARIABLES
 
 ARC = [
     ("Who pays the court?", ["the buyer", "the seller", "a tenant"], "A"),
@@ -87,7 +88,8 @@ def command_line(model: Path, tasks: list[EvalTask], folder: Path, *options: str
     settings = f"--model hf --model_args pretrained={model},dtype=float32 --device cpu --batch_size 2 --tasks {names}"
     places = f"--include_path {folder}/include --output_path {folder}/out --log_samples"
     command = [sys.executable, "-m", "lm_eval", "run", *settings.split(), *places.split(), *options]
-    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    alone = {name: value for name, value in os.environ.items() if name not in VARIABLES}  # of whom no test made a rank
+    subprocess.run(command, check=True, capture_output=True, env={**alone, "HF_HUB_OFFLINE": "1"})
     (report,) = (folder / "out").rglob("results_*.json")
     logged = {
         task.title: [json.loads(line) for line in next(report.parent.glob(f"samples_{task.harness}_*")).open()]
