@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,12 @@ def table_line(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         request.config.stash.setdefault(TABLES, {}).setdefault(title, []).append(line)
 
     return add
+
+
+def pytest_configure() -> None:
+    """Hear SIGINT, as all must that tests start and interrupt: a shell makes what it runs in its background deaf."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -57,7 +57,7 @@ class Side:
         self.told = self._receive()  # about the loaded model
 
     def step(self, what: str = "time") -> dict[str, Any]:
-        """Take one optimizer step: `time`, count its `flops`, or `profile` it."""
+        """Take one optimizer step: `time`, count its `flops` or what its backward pass has `saved`, or `profile` it."""
         self._pipe.send(what)
         return self._receive()
 
@@ -103,7 +103,8 @@ class Turns:
         """Wait for the word; what was asked for besides time is switched on."""
         what = self.pipe.recv()
         self._found = {}
-        self._open = [manager(self._found) for manager in {"flops": [counted], "profile": [profiled]}.get(what, [])]
+        also = {"flops": [counted], "saved": [saved], "profile": [profiled]}
+        self._open = [manager(self._found) for manager in also.get(what, [])]
         for manager in self._open:
             manager.__enter__()
         synchronize()
@@ -367,6 +368,25 @@ def counted(found: dict[str, Any]) -> Iterator[None]:
     with FlopCounterMode(display=False, custom_mapping=kernels) as counter:
         yield
     found["flops"] = counter.get_total_flops()
+
+
+@contextmanager
+def saved(found: dict[str, Any]) -> Iterator[None]:
+    """Count the bytes that the forward pass keeps for the backward pass, weights left out."""
+    import torch
+
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Any) -> Any:
+        owner = tensor if tensor._base is None else tensor._base  # a linear module keeps its weight transposed
+        if not isinstance(owner, torch.nn.Parameter):
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield
+    found["saved_bytes"] = sum(kept.values())
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 Every side loads the model once, in a process of its own, and then takes steps in turn with the others, on the same
 batches of 8. The first epoch warms up and fills the prefix cache; the steps after it are measured, and ratios are taken
-step by step before their median. One more step is run to count floating-point operations.
+step by step before their median. Two more steps count floating-point operations, and what the forward pass keeps for
+the backward pass.
 """
 
 from __future__ import annotations
@@ -84,8 +85,8 @@ def compare(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         sides = [Side(job) for job in jobs(Path(work), arguments)]
         try:
             rounds = [a_round(sides, number, "time") for number in range(arguments.batches + arguments.steps)]
-            counted = a_round(sides, 0, "flops")
-            found = summary(sides, rounds, arguments.batches, counted)
+            counted, saved = a_round(sides, 0, "flops"), a_round(sides, 1, "saved")
+            found = summary(sides, rounds, arguments.batches, counted, saved)
             missed = [verdict(t, {name: found}) for t in TARGETS if t.data == name]
             if arguments.profile or not all(v["met"] for v in missed):
                 found["profiles"] = {s.job.name: s.step("profile")["profile"] for s in sides}
@@ -101,8 +102,8 @@ def sample(path: Path, count: int, seed: int) -> list[str]:
 
 
 def jobs(work: Path, arguments: argparse.Namespace) -> list[Job]:
-    """The sides. Epochs are more than are measured: a step is left for counting and one for profiling."""
-    epochs = 1 + -(-(arguments.steps + 2) // arguments.batches)
+    """The sides. Epochs are more than are measured: two steps are left for counting and one for profiling."""
+    epochs = 1 + -(-(arguments.steps + 3) // arguments.batches)
     config: dict[str, Any] = {
         "model": {"name": str(arguments.model), "dtype": "float32"},
         "data": {"train": str(work / "train.jsonl"), "max_length": 512},
@@ -132,7 +133,11 @@ def a_round(sides: Sequence[Side], number: int, what: str) -> dict[str, dict[str
 
 
 def summary(
-    sides: Sequence[Side], rounds: list[dict[str, Any]], warm: int, counted: dict[str, dict[str, Any]]
+    sides: Sequence[Side],
+    rounds: list[dict[str, Any]],
+    warm: int,
+    counted: dict[str, dict[str, Any]],
+    saved: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
     """Medians of each side, and of its ratios to each other side."""
     measured = rounds[warm:]
@@ -148,6 +153,8 @@ def summary(
             "cpu_seconds": statistics.median(r[name]["cpu_seconds"] for r in measured),  # of all its threads
             "all_seconds": [r[name]["seconds"] for r in measured],
             "flops": counted[name]["flops"],
+            "saved_bytes": saved[name]["saved_bytes"],
+            "saved_of_tokens": saved[name]["tokens"],
             # of the steps after the first epoch; the peak so far, and so the last is the whole run's
             "memory_above_model": measured[-1][name]["memory_above_model"],
             "trained": side.told["trained"],
@@ -178,11 +185,14 @@ def report(results: dict[str, Any]) -> str:
         tokens, supervised = statistics.median(found["tokens"]), statistics.median(found["supervised"])
         lines += [f"## {name}: {tokens:,.0f} tokens a batch, {supervised:,.0f} of them carry the loss", ""]
         lines += ["| side | trained weights | s a step | of full | of LoRA | FLOPs of full | of LoRA | memory above "
-                  "the model | of full |", "|" + "---|" * 9]  # fmt: skip
+                  "the model | of full | kept for backward |", "|" + "---|" * 10]  # fmt: skip
         lines += [row(name, found) for name in COLUMNS]
         lines += [""]
     lines += [
-        "Memory is the peak of the resident set during the steps, less what it was when the model was loaded.",
+        "Memory is the peak of the resident set during the steps, less what it was when the model was loaded. What the",
+        "forward pass of one batch keeps for its backward pass is counted, weights left out; the peak is the largest",
+        "batch's. Between its turns a side hands its heap back to the machine, four being more than it has, and takes",
+        "it page by page again within the step: time that no operator of the profiles below has.",
         "",
     ]
     lines += ["| target | at most | found | |", "|---|---|---|---|"]
@@ -209,6 +219,7 @@ def row(name: str, found: dict[str, Any]) -> str:
         f"{side['flops'] / lora['flops']:.2f}",
         f"{side['memory_above_model'] / 2**20:,.0f} MiB",
         f"{side['memory_above_model'] / full['memory_above_model']:.2f}",
+        f"{side['saved_bytes'] / 2**20:,.0f} MiB",
     ]
     return "| " + " | ".join(cells) + " |"
 
