@@ -30,7 +30,7 @@ from cofitune.recipes.folders import check_folder
 from cofitune.recipes.shared import base_anatomy, base_config, data_sources
 from cofitune.reports.plan import print_account
 from cofitune.reports.plots import can_draw
-from cofitune.training.out_of_memory import is_out_of_memory
+from cofitune.training.out_of_memory import telling_out_of_memory
 from cofitune.vectors import read_importance, unit_counts
 
 ALONE = Rank()
@@ -145,22 +145,21 @@ def explaining_out_of_memory(plan: Plan) -> Iterator[None]:
     Raises:
         UserError: memory ran out inside.
     """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        said = (str(error).strip().splitlines() or ["MemoryError"])[0].strip()
+
+    def explain(_: Exception, said: str) -> str:
         batch, longest = plan.batch_size // 2, int(plan.examples.lengths.max())
         ways = [
             *([f"importance.per_device_batch_size: {batch} (other dropout masks)"] if batch else []),
             *([] if plan.sharding.sharded else ["importance.sharding: zero3, on several ranks (the same importance)"]),
             f"data.max_length: {longest // 2} (cuts longer items)",
         ]
-        raise UserError(
+        return (
             f"out of memory: {said}\nestimated were {gib(sum(plan.memory.values()))} a rank; what would take less:\n"
             + "\n".join(f"  - {way}" for way in ways)
-        ) from error
+        )
+
+    with telling_out_of_memory(explain):
+        yield
 
 
 def device_of(rank: Rank) -> torch.device:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -117,27 +117,42 @@ def explaining_out_of_memory(run: Footprint) -> Iterator[None]:
     Raises:
         UserError: memory ran out inside.
     """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
+
+    def explain(error: Exception, said: str) -> str:
         on_gpu = isinstance(error, torch.OutOfMemoryError) or any(w in str(error) for w in GPU_WORDS)
-        said = (str(error).strip().splitlines() or ["MemoryError"])[0].strip()
         memory = run.memory
         if torch.cuda.is_available() and not on_gpu:
             ways = ways_out_of_host(run)
             takes = f"{gib(memory.host_loading)} while the weights load, then {gib(memory.host_offloaded)} offloaded"
         else:
             ways, takes = ways_out(run, on_gpu), f"{gib(memory.device)} a rank"
-        raise UserError(
+        return (
             f"out of memory on the {'GPU' if on_gpu else 'host'}: {said}\n"
             f"this run was estimated to take {takes}; what would take less:\n"
             + "\n".join(f"  - {way}" for way in ways or ["a machine with more memory: no setting would help much"])
-        ) from error
+        )
+
+    with telling_out_of_memory(explain):
+        yield
 
 
-def is_out_of_memory(error: BaseException) -> bool:
+@contextmanager
+def telling_out_of_memory(explain: Callable[[Exception, str], str]) -> Iterator[None]:
+    """Turn an allocation that failed into the message that `explain` makes of the error and of its first line.
+
+    Raises:
+        UserError: memory ran out inside.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        said = (str(error).strip().splitlines() or ["MemoryError"])[0].strip()
+        raise UserError(explain(error, said)) from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on a GPU or the host."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
