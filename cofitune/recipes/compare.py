@@ -105,7 +105,7 @@ def _run_all(
 ) -> dict[str, dict[str, Any]]:
     """Train and score every run that is not done; returns each run's last line of the store."""
     lines, began = dict(known), time.monotonic()
-    lacking = _lacking_answers(plan, _done(plan, lines))
+    lacking = _lacking_answers(plan, [run for run in plan.runs if run.is_trained])
     waiting = [run for run in plan.runs if run.name in lacking or run not in _done(plan, lines)]
     budget = plan.compare.budget_hours
     for number, run in enumerate(waiting):
@@ -113,7 +113,8 @@ def _run_all(
         if budget is not None and number and time.monotonic() - began + expected > budget * 3600:
             console.print(f"budget_hours: {budget:g} leave no time for {run.name}", highlight=False, soft_wrap=True)
             break
-        line = _run_one(plan, run, run_command, lines.get(run.name))
+        is_scored = run.is_trained and run.name not in lacking
+        line = _run_one(plan, run, is_scored, run_command, lines.get(run.name))
         lines[run.name] = line
         _append(plan.folder / STORE, line)
         left = about(time_left(waiting[number + 1 :], _mean_seconds(lines)))
@@ -128,10 +129,13 @@ def _run_all(
     return lines
 
 
-def _run_one(plan: ComparePlan, run: Run, run_command: RunCommand, before: dict[str, Any] | None) -> dict[str, Any]:
+def _run_one(
+    plan: ComparePlan, run: Run, is_scored: bool, run_command: RunCommand, before: dict[str, Any] | None
+) -> dict[str, Any]:
     """Train a run, from its checkpoint on if it has one, and score it at every alpha; its line of the store.
 
-    A run that is trained is only scored; the time that its training took is what its line `before` says.
+    A run that is trained is only scored, and that only where answers lack; the time that its training took is what its
+    line `before` says.
     """
     asked, scored = run.folder / "asked.yaml", run.folder / "scored.yaml"
     write_text(asked, dump_config(run.config))
@@ -141,6 +145,8 @@ def _run_one(plan: ComparePlan, run: Run, run_command: RunCommand, before: dict[
     if run.is_trained:
         del commands["train"]
         seconds["train"] = _seconds_of_training(run, before)
+    if is_scored:
+        del commands["evaluate"]
     reason = None
     for what, words in commands.items():
         started = time.perf_counter()
@@ -207,14 +213,16 @@ def _done(plan: ComparePlan, lines: dict[str, dict[str, Any]]) -> list[Run]:
     return [run for run in plan.runs if lines.get(run.name, {}).get("status") == "done"]
 
 
-def _lacking_answers(plan: ComparePlan, done: list[Run]) -> set[str]:
-    """Of finished runs, those that a task or an alpha which is new has not been asked of."""
-    if not done:
+def _lacking_answers(plan: ComparePlan, trained: list[Run]) -> set[str]:
+    """Of trained runs, those that some task has not been asked of at some alpha."""
+    if not trained:
         return set()
-    answers = eval_plan.make_plan(plan.eval_config(done))
+    answers = eval_plan.make_plan(plan.eval_config(trained))
     known = answers.known()
     alphas = plan.compare.alphas
-    return {run.name for run in done if any(len(known[model_name(run.name, a)]) < len(answers.tasks) for a in alphas)}
+    return {
+        run.name for run in trained if any(len(known[model_name(run.name, a)]) < len(answers.tasks) for a in alphas)
+    }
 
 
 def _whole_seeds(plan: ComparePlan, lines: dict[str, dict[str, Any]]) -> list[int]:

@@ -1,7 +1,8 @@
-"""Full fine-tuning, LoRA, the pull to the base, CoFiTune and its controls on law: what `scripts/bench/compare` runs.
+"""Full fine-tuning, LoRA, the pull to the base, CoFiTune and its controls: what `scripts/bench/compare` runs.
 
 All is done by `cofitune importance` and `cofitune compare`, through configs/methods/; this file writes the config,
-sized for an hour on two CPU cores, and puts what comes out into scripts/bench/results/.
+sized for an hour on two CPU cores, and puts what comes out into scripts/bench/results/. On a GPU that so small a model
+leaves idle, `--at-once 4` trains so many runs beside each other first; `cofitune compare` then finds them trained.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -19,14 +21,18 @@ from typing import Any
 import torch
 import yaml
 from rich.console import Console
+from sides import typed
 
+from cofitune.config.load import dump_config, load_config
+from cofitune.files import write_text
+from cofitune.recipes.compare_plan import Run, make_plan, resolve_search
 from cofitune.reports.compare_table import comparison_tables, sentences
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "scripts" / "bench" / "results"
 METHODS = REPOSITORY / "configs" / "methods"
-# peak rates: 24 steps of 8 items teach so small a model nothing at the paper's 4e-5. A mask lets about half of an
-# update through, so that the masked runs get twice the rate of the region without one
+# peak rates: 24 steps of 8 items teach so small a model nothing at the paper's 4e-5 (`--times` is for other lengths). A
+# mask lets about half of an update through, so that the masked runs get twice the rate of the region without one
 RATES: dict[str, list[float]] = {
     "full": [3e-5, 1e-4, 3e-4],
     "cofitune_none": [4e-4],
@@ -36,8 +42,14 @@ RATES: dict[str, list[float]] = {
     "lora_mlp": [5e-4],
     "l2": [1e-4],
 }
-PULL = 500.0  # λ: over so few and small steps the file's 100 would go a tenth of the way back, this goes nearly half
+PULL = 0.6  # steps × mean rate × λ: nearly half of the way back; the file's λ would go a tenth in so few small steps
 CHOICES = {"gen_kn": ("arc_easy", "commonsenseqa"), "gen_rs": ("hellaswag", "arc_challenge")}
+SPECIALITIES: dict[str, dict[str, Any]] = {  # how the answers are held against the references, as in configs/suites/
+    "law": {"metric": "squad_match", "max_new_tokens": 16},
+    "math": {"metric": "number", "max_new_tokens": 160},
+    "finance": {"metric": "f1", "answer_field": "answer", "pattern": "(?s)^(?:.*Answer:)?(.*)", "max_new_tokens": 96},
+    "cag": {"metric": "f1", "max_new_tokens": 48},
+}
 
 
 def main() -> None:
@@ -45,6 +57,8 @@ def main() -> None:
     arguments = parse()
     config = write_config(arguments)
     cofitune("importance", config)
+    if arguments.at_once > 1:
+        train_side_by_side(config, arguments.at_once)
     if not arguments.hours:
         cofitune("compare", config)
     else:
@@ -59,13 +73,22 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, default=REPOSITORY / ".cache" / "SmolLM2-135M-Instruct")
     parser.add_argument("--work", type=Path, default=REPOSITORY / "runs" / "bench-compare", help="where runs go")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the results go (default: %(default)s)")
+    parser.add_argument("--speciality", choices=SPECIALITIES, default="law")
     parser.add_argument("--hours", type=float, help="begin no training that would not end within these")
     parser.add_argument("--steps", type=int, default=24, help="optimizer steps of 8 items each (default: %(default)s)")
     parser.add_argument("--items", type=int, default=40, help="items a task (default: %(default)s)")
+    parser.add_argument("--max-length", type=int, default=256, help="tokens of a training item (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=16, help="of the evaluation (default: %(default)s)")
+    parser.add_argument("--times", type=float, default=1.0, help="multiply every rate by this (default: 1)")
+    parser.add_argument("--zero-stage", type=int, default=3, help="(default: %(default)s)")
+    parser.add_argument("--at-once", type=int, default=1, help="train so many runs beside each other (default: 1)")
     parser.add_argument("--seeds", type=int, default=1, help="training seeds (default: %(default)s)")
     parser.add_argument("--alphas", type=float, nargs="+", default=[0.5, 1.0], help="default: 0.5 1")
     parser.add_argument("--methods", nargs="+", default=list(RATES), help="default: all")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    places = {arguments.data: "FOLDER", arguments.model: "MODEL", arguments.work: "WORK", arguments.out: "OUT"}
+    arguments.command = typed("scripts/bench/compare", sys.argv[1:], places)
+    return arguments
 
 
 def write_config(arguments: argparse.Namespace) -> Path:
@@ -74,7 +97,7 @@ def write_config(arguments: argparse.Namespace) -> Path:
     methods: dict[str, Any] = {name: str(METHODS / f"{name}.yaml") for name in arguments.methods}
     if "l2" in methods:
         methods["l2"] = yaml.safe_load((METHODS / "l2.yaml").read_text())
-        methods["l2"]["train"]["l2_to_base"] = PULL
+        methods["l2"]["train"]["l2_to_base"] = pull(arguments)
     versatility: dict[str, list[dict[str, Any]]] = {
         category: [
             {"path": str(data / task / "test.jsonl"), "kind": "multiple_choice", "limit": limit} for task in tasks
@@ -85,19 +108,22 @@ def write_config(arguments: argparse.Namespace) -> Path:
     versatility["gen_rs"][0] |= {"metric": "acc_norm", "prompt": "continuation"}
     follow = {"path": str(data / "ifeval" / "test.jsonl"), "kind": "ifeval", "max_new_tokens": 64, "limit": limit}
     versatility["instruct"] = [follow | {"on_bad_item": "drop"}]
-    law = {"path": str(data / "law" / "test.jsonl"), "kind": "generate", "metric": "squad_match", "max_new_tokens": 16}
+    speciality = SPECIALITIES[arguments.speciality] | {"kind": "generate", "limit": limit}
+    speciality["path"] = str(data / arguments.speciality / "test.jsonl")
+    train_file = str(data / arguments.speciality / "train.jsonl")
     config = {
         "model": {"name": str(arguments.model), "dtype": "float32"},
-        "data": {"train": str(data / "law" / "train.jsonl"), "max_length": 256, "on_bad_item": "drop"},
+        "data": {"train": train_file, "max_length": arguments.max_length, "on_bad_item": "drop"},
         "importance": {"data": str(data / "replay" / "train.jsonl"), "max_items": 64},
         "train": {
             "max_steps": arguments.steps, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2,
             "gradient_checkpointing": False,
         },
-        "eval": {"speciality": [law | {"limit": limit}], "versatility": versatility, "batch_size": 16},
+        "deepspeed": {"zero_stage": arguments.zero_stage},
+        "eval": {"speciality": [speciality], "versatility": versatility, "batch_size": arguments.batch_size},
         "compare": {
             "methods": methods,
-            "learning_rates": {name: RATES[name] for name in methods},
+            "learning_rates": {name: [arguments.times * rate for rate in RATES[name]] for name in methods},
             "seeds": [1234 + n for n in range(arguments.seeds)],
             "alphas": arguments.alphas,
         },
@@ -107,6 +133,31 @@ def write_config(arguments: argparse.Namespace) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     return path
+
+
+def pull(arguments: argparse.Namespace) -> float:
+    """λ of `l2`, so that steps × mean rate × λ is PULL: over a cosine the mean is half of the peak."""
+    (peak,) = RATES["l2"]
+    return float(f"{2 * PULL / (arguments.steps * arguments.times * peak):.3g}")
+
+
+def train_side_by_side(config: Path, at_once: int) -> None:
+    """Train the comparison's runs, so many at a time, and score them in one go; `compare` takes both over."""
+    plan = make_plan(resolve_search(load_config(config)), overwrite=False, dry_run=False, ranks=1)
+
+    def train(run: Run) -> None:
+        asked = run.folder / "asked.yaml"
+        write_text(asked, dump_config(run.config))
+        with (run.folder / "train.log").open("w") as log:
+            command = [sys.executable, "-m", "cofitune", "train", str(asked), "--resume"]
+            code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+        print(f"{run.name}: exit {code}", flush=True)
+
+    with ThreadPoolExecutor(at_once) as threads:
+        list(threads.map(train, [run for run in plan.runs if not run.is_trained]))
+    scored = config.with_name("scored.yaml")
+    write_text(scored, dump_config(plan.eval_config([run for run in plan.runs if run.is_trained])))
+    cofitune("eval", scored)
 
 
 def cofitune(*words: object) -> None:
@@ -127,32 +178,35 @@ def write_results(arguments: argparse.Namespace) -> None:
     for line in sentences(content):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     said = "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")
-    typed = f"scripts/bench/compare --data FOLDER --steps {arguments.steps} --items {arguments.items}"
-    typed += f" --seeds {arguments.seeds}" if arguments.seeds != 1 else ""
     machine = f"{os.cpu_count()} CPU cores, torch {torch.__version__}, threads: {torch.get_num_threads()}"
+    if torch.cuda.is_available():
+        machine = f"{torch.cuda.get_device_name()}, {machine}"
     seconds = [run["seconds"] for run in content["runs"]]
     took = {what: sum(s.get(what, 0.0) for s in seconds) / 60 for what in ("train", "evaluate")}
     partial = content["partial"]
     label = f"**Partial: {partial['done']} of {partial['runs']} runs.** " if partial else ""
+    name = "compare" if arguments.speciality == "law" else f"compare-{arguments.speciality}"
     items = sum(about["items"] for about in content["tasks"].values())
     text = (
-        f"# Rivals at matched speciality, on law\n\n`{typed}`\n\n"
-        f"{label}SmolLM2-135M-Instruct (4-bit GGUF, dequantised to fp32) learns law items for {arguments.steps} steps "
-        f"of 8 items by each method of configs/methods/ (`l2` with λ = {PULL:g}); {items} test items. The base is "
-        f"every method's alpha 0.\n\n```text\n{said}\n```\n\n![frontiers](compare.png)\n\n{machine}. Trainings: "
-        f"{took['train']:.0f} min; answers: {took['evaluate']:.0f} min, starting included.\n"
+        f"# Rivals at matched speciality, on {arguments.speciality}\n\n`{arguments.command}`\n\n"
+        f"{label}SmolLM2-135M-Instruct (4-bit GGUF, dequantised to fp32) learns {arguments.speciality} items for "
+        f"{arguments.steps} steps of 8 items by each method of configs/methods/ (`l2` with λ = {pull(arguments):g}); "
+        f"{items} test items. The base is every method's alpha 0.\n\n```text\n{said}\n```\n\n"
+        f"![frontiers]({name}.png)\n\n{machine}. Trainings: {took['train']:.0f} min; answers: "
+        f"{took['evaluate']:.0f} min, starting included"
+        + (f"; up to {arguments.at_once} runs at once.\n" if arguments.at_once > 1 else ".\n")
     )
     arguments.out.mkdir(parents=True, exist_ok=True)
     _without_places(content, arguments)
-    (arguments.out / "compare.json").write_text(
-        json.dumps(content | {"command": typed, "machine": machine}, indent=1, ensure_ascii=False) + "\n"
+    (arguments.out / f"{name}.json").write_text(
+        json.dumps(content | {"command": arguments.command, "machine": machine}, indent=1, ensure_ascii=False) + "\n"
     )
     lines = (json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines())
     kept = "".join(json.dumps(_shortened(line, arguments), ensure_ascii=False) + "\n" for line in lines)
-    (arguments.out / "compare.jsonl").write_text(kept)
+    (arguments.out / f"{name}.jsonl").write_text(kept)
     for kind in ("png", "svg"):
-        shutil.copyfile(folder / f"frontier.{kind}", arguments.out / f"compare.{kind}")
-    (arguments.out / "compare.md").write_text(text)
+        shutil.copyfile(folder / f"frontier.{kind}", arguments.out / f"{name}.{kind}")
+    (arguments.out / f"{name}.md").write_text(text)
     print(text)
 
 

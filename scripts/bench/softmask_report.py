@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
@@ -58,6 +55,7 @@ OTHERS = [
     ("update", "fisher", "shuffled"),
     ("update", "absolute", "none"),
 ]
+GRADIENT_CONTROLS = [("gradient", "kl", "uniform"), ("gradient", "kl", "shuffled")]
 CONDITIONS = (  # the study, in the order of importance: what is cut off by the time matters least
     _block("AdamW", "up+down", 0, PAPERS + OTHERS)
     + _block("AdamW", "up+down", 1, PAPERS[:4])
@@ -68,14 +66,21 @@ FURTHER = (  # what `--further` adds
     + _block("SGD", "up+down", 0, PAPERS[2:4])
     + _block("AdamW", "all", 0, PAPERS[:4])
     + _block("SGD", "up+down", 1, PAPERS)
+    + _block("AdamW", "all", 1, PAPERS[:4])
+    + [run for s in (0, 1) for run in _block("AdamW", "up+down", s, [("update", "absolute", "shuffled")])]
+    + [run for s in (0, 1) for run in _block("SGD", "up+down", s, GRADIENT_CONTROLS)]
 )
 COMPARED = [  # what is asked of the runs: condition, its control, in words
     (("update", "kl", "none"), ("update", "kl", "uniform"), "the paper's importance against one factor for all"),
     (("update", "kl", "none"), ("update", "kl", "shuffled"), "the paper's importance against itself shuffled"),
     (("update", "fisher", "none"), ("update", "fisher", "uniform"), "fisher against one factor for all"),
     (("update", "fisher", "none"), ("update", "fisher", "shuffled"), "fisher against itself shuffled"),
+    # ranks have one mean, so that fisher's one factor is absolute's too
     (("update", "absolute", "none"), ("update", "fisher", "uniform"), "absolute against one factor for all"),
+    (("update", "absolute", "none"), ("update", "absolute", "shuffled"), "absolute against itself shuffled"),
     (("gradient", "kl", "none"), ("none", "kl", "none"), "the gradient mask against none"),
+    (("gradient", "kl", "none"), ("gradient", "kl", "uniform"), "the gradient mask against one factor for all"),
+    (("gradient", "kl", "none"), ("gradient", "kl", "shuffled"), "the gradient mask against itself shuffled"),
     (("update", "kl", "none"), ("none", "kl", "none"), "the update mask against none"),
 ]
 
@@ -101,11 +106,17 @@ class Result:
         return means["law"], general
 
 
+def is_same_study(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether runs of both may stand in one table: the same settings, model and data, on the same kind of device."""
+    alike = all(one[part] == other[part] for part in ("settings", "model", "data"))
+    return alike and one.get("device", "cpu") == other.get("device", "cpu")
+
+
 def write_report(store: Path, report: Path) -> None:
     """Make the report anew from the store's runs of its latest settings; what is unfinished is called so."""
     lines = [json.loads(line) for line in store.read_text(encoding="utf-8").splitlines()]
     study = lines[-1]["study"]
-    same = [x for x in lines if all(x["study"][p] == study[p] for p in ("settings", "model", "data"))]
+    same = [line for line in lines if is_same_study(line["study"], study)]
     results = {run: result for run, result in ((r.run, r) for r in map(_result, same)) if run in CONDITIONS + FURTHER}
     parts = [
         _head(study, results, len(lines) - len(same)),
@@ -144,8 +155,8 @@ answers): {settings["steps"]} steps × {settings["items_a_step"]} items, cosine,
 (weight decay 0.1), SGD {settings["sgd_rate"]:g} (no momentum, no decay).
 Tested on {settings["test_items"]} law items and {settings["test_items"]} general ones (a third each of replay, math and
 user_oriented); importance from {settings["importance_items"]} other general items. Losses are nats an answer token;
-base: {told}. Only items of at most {settings["longest"]} tokens. {os.cpu_count()} cores, {platform.machine()}, torch
-{torch.__version__}; {sum(r.seconds for r in results.values()) / 60:.0f} minutes of runs.{_ignored(others)}
+base: {told}. Only items of at most {settings["longest"]} tokens.
+{study.get("machine", "CPU")}; {sum(r.seconds for r in results.values()) / 60:.0f} minutes of runs.{_ignored(others)}
 
 *uniform*: one factor, the mask's mean, for every unit of a weight, which is a smaller learning rate and nothing else.
 *shuffled*: the mask's own factors, dealt to other units of the layer. A benefit counts only over both."""

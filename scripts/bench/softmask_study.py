@@ -1,6 +1,6 @@
 """Short trainings of one region on law under every mask and its controls: what is displaced, learnt and forgotten.
 
-    scripts/bench/softmask --data FOLDER [--hours 1] [--report]
+    scripts/bench/softmask --data FOLDER [--further] [--device cuda] [--hours 1] [--report]
 
 Every finished run is one line in `--store` (appended; a run whose line is there is not made again), and the report is
 made anew from the store after each. A plain PyTorch loop with the product's data code, factors and masks: one process,
@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import json
 import os
+import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from softmask_report import CONDITIONS, FURTHER, Run, write_report
+from softmask_report import CONDITIONS, FURTHER, Run, is_same_study, write_report
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
@@ -92,6 +93,8 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=24.0, help="start no run after this long")
     parser.add_argument("--runs", type=int, default=len(CONDITIONS + FURTHER), help="make at most this many")
     parser.add_argument("--further", action="store_true", help="then more seeds, SGD's controls and all modules, too")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; a study is made on one kind of device throughout")
+    parser.add_argument("--part", default="1/1", help="2/3: of the runs that lack only every third, from the second on")
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--test-items", type=int, default=48, help="of law; and of general data in all")
     parser.add_argument("--importance-items", type=int, default=66)
@@ -111,9 +114,10 @@ def main() -> None:
         parser.error("name the folder of the data: --data FOLDER, or $COFITUNE_DATA")
     started = time.monotonic()
     torch.manual_seed(0)
-    study, facts = prepare(arguments.model, arguments.data, arguments.work, settings)
+    study, facts = prepare(arguments.model, arguments.data, arguments.work, settings, torch.device(arguments.device))
     wanted = CONDITIONS + (FURTHER if arguments.further else [])
-    missing = [run for run in wanted if not _stored(arguments.store, run, facts)]
+    part, parts = map(int, arguments.part.split("/"))
+    missing = [run for run in wanted if not _stored(arguments.store, run, facts)][part - 1 :: parts]
     for run in missing[: arguments.runs]:
         if time.monotonic() - started > arguments.hours * 3600:
             print("the time is up; call again to go on", flush=True)
@@ -128,11 +132,13 @@ def main() -> None:
         print(f"{run.title:<50} seed {run.seed}  {told}  {figures['seconds']:.0f} s", flush=True)
 
 
-def prepare(name: str, data: Path, work: Path, settings: Settings) -> tuple[Study, dict[str, Any]]:
+def prepare(
+    name: str, data: Path, work: Path, settings: Settings, device: torch.device
+) -> tuple[Study, dict[str, Any]]:
     """Load the model, tokenise the data, estimate (or read) each importance."""
     tokenizer = load_tokenizer(name)
     set_template(tokenizer, "chat")
-    model = load_model(name, torch.float32).eval()
+    model = load_model(name, torch.float32).eval().to(device)
     anatomy = anatomy_of(model)
     first = resolve_region(settings.layers, ("all",), anatomy.num_layers).first
     law = _examples(data / "law/train.jsonl", tokenizer, settings)
@@ -148,7 +154,8 @@ def prepare(name: str, data: Path, work: Path, settings: Settings) -> tuple[Stud
     files = ("law/train.jsonl", "law/test.jsonl", *GENERAL.values())
     digest = hashlib.sha256("".join(hashlib.sha256((data / f).read_bytes()).hexdigest() for f in files).encode())
     facts: dict[str, Any] = {"settings": asdict(settings), "model": fingerprint(name), "data": digest.hexdigest()}
-    importance, facts["reliability"] = _importance(model, apart, pad, work / facts["model"][:12])
+    facts |= {"device": device.type, "machine": _machine(device)}
+    importance, facts["reliability"] = _importance(model, apart, pad, work / facts["model"][:12] / device.type)
     base = {n: p.detach().clone() for n, p in model.named_parameters()}
     batches = {n: _batches(model, first, examples, pad) for n, examples in tests.items()}
     facts["base"] = {n: _losses(model, first, b) for n, b in batches.items()}
@@ -227,13 +234,14 @@ def _layers(model: PreTrainedModel, first: int) -> Iterator[None]:
 
 def below(model: PreTrainedModel, first: int, batch: Batch) -> Batch:
     """The batch with the input of layer `first` in place of its token ids."""
+    sent: Batch = {name: value.to(model.device) for name, value in batch.items()}
     caught: list[Tensor] = []
     layer = model.model.layers[first]
     handle = layer.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
     with torch.no_grad():
-        model.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+        model.model(input_ids=sent["input_ids"], attention_mask=sent["attention_mask"], use_cache=False)
     handle.remove()
-    return {**batch, "input_ids": caught[0]}
+    return {**sent, "input_ids": caught[0]}
 
 
 def _train_batches(study: Study, plan: Plan, seed: int) -> Iterator[Batch]:
@@ -315,7 +323,7 @@ def _displacement(study: Study, run: Run, region: Region) -> list[float]:
     for name, factor in own.items():
         before, after = (t.detach() if factor.axis == 0 else t.detach().T for t in (study.base[name], now[name]))
         relative = (after - before).norm(dim=1) / before.norm(dim=1)
-        order = (1 - factor.values).argsort(stable=True)
+        order = (1 - factor.values).argsort(stable=True).to(relative.device)
         for number, part in enumerate(order.tensor_split(DECILES)):
             tenths[number].append(relative[part])
     return [float(torch.cat(parts).mean()) for parts in tenths]
@@ -363,11 +371,12 @@ def _stored(store: Path, run: Run, facts: dict[str, Any]) -> bool:
     if not store.is_file():
         return False
     lines = [json.loads(line) for line in store.read_text(encoding="utf-8").splitlines()]
-    return any(line["run"] == asdict(run) and _same(line["study"], facts) for line in lines)
+    return any(line["run"] == asdict(run) and is_same_study(line["study"], facts) for line in lines)
 
 
-def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return all(one[part] == other[part] for part in ("settings", "model", "data"))
+def _machine(device: torch.device) -> str:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores"
+    return f"{name}, {platform.machine()}, torch {torch.__version__}"
 
 
 if __name__ == "__main__":

@@ -155,6 +155,12 @@ def test_killed_and_resumed_a_comparison_is_whole_and_a_second_call_trains_nothi
     whole = json.loads((folder / "compare.json").read_text())
     assert whole["points"] == content["points"] and whole["partial"] is None
 
+    lines = store.read_text().splitlines(keepends=True)
+    store.write_text("".join(line for line in lines if '"lora-' not in line))
+    compare_here(config)
+    added = json.loads(store.read_text().splitlines()[-1])
+    assert added["run"] == "lora-0.01-seed1234" and list(added["seconds"]) == ["train"], "trained and asked already"
+
     config["compare"]["seeds"] = [1234, 1]
     config["compare"]["budget_hours"] = 1e-6
     within = compare_here(config)
@@ -262,8 +268,10 @@ def test_a_trained_run_is_scored_alone_and_keeps_its_training_time(config: dict[
         return None
 
     write_manifest(run)
-    assert recipe._run_one(plan, run, note, {"seconds": {"train": 7.5}})["seconds"]["train"] == 7.5
-    assert recipe._run_one(plan, run, note, None)["seconds"]["train"] == 5.0, "killed before its line was written"
+    assert recipe._run_one(plan, run, False, note, {"seconds": {"train": 7.5}})["seconds"]["train"] == 7.5
+    assert recipe._run_one(plan, run, False, note, None)["seconds"]["train"] == 5.0, (
+        "killed before its line was written"
+    )
     assert asked == ["eval", "eval"]
     config["train"]["save_steps"] = 2
     config["train"]["keep_last"] = 1
