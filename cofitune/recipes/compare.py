@@ -107,14 +107,16 @@ def _run_all(
     lines, began = dict(known), time.monotonic()
     lacking = _lacking_answers(plan, [run for run in plan.runs if run.is_trained])
     waiting = [run for run in plan.runs if run.name in lacking or run not in _done(plan, lines)]
+    scored = {run.name for run in waiting if run.is_trained and run.name not in lacking}
+    waiting.sort(key=lambda run: run.name not in scored)  # they cost nothing: no budget shall leave them out
     budget = plan.compare.budget_hours
     for number, run in enumerate(waiting):
         expected = time_left([run], _mean_seconds(lines)) or 0.0
-        if budget is not None and number and time.monotonic() - began + expected > budget * 3600:
+        over = budget is not None and time.monotonic() - began + expected > budget * 3600
+        if number and run.name not in scored and over:
             console.print(f"budget_hours: {budget:g} leave no time for {run.name}", highlight=False, soft_wrap=True)
             break
-        is_scored = run.is_trained and run.name not in lacking
-        line = _run_one(plan, run, is_scored, run_command, lines.get(run.name))
+        line = _run_one(plan, run, run.name in scored, run_command, lines.get(run.name))
         lines[run.name] = line
         _append(plan.folder / STORE, line)
         left = about(time_left(waiting[number + 1 :], _mean_seconds(lines)))

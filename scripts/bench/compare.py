@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from io import StringIO
 from pathlib import Path
@@ -58,7 +59,7 @@ def main() -> None:
     config = write_config(arguments)
     cofitune("importance", config)
     if arguments.at_once > 1:
-        train_side_by_side(config, arguments.at_once)
+        train_side_by_side(config, arguments)
     if not arguments.hours:
         cofitune("compare", config)
     else:
@@ -78,6 +79,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=24, help="optimizer steps of 8 items each (default: %(default)s)")
     parser.add_argument("--items", type=int, default=40, help="items a task (default: %(default)s)")
     parser.add_argument("--max-length", type=int, default=256, help="tokens of a training item (default: %(default)s)")
+    parser.add_argument("--micro-batch", type=int, choices=(1, 2, 4, 8), default=4, help="of a step's 8 items")
     parser.add_argument("--batch-size", type=int, default=16, help="of the evaluation (default: %(default)s)")
     parser.add_argument("--times", type=float, default=1.0, help="multiply every rate by this (default: 1)")
     parser.add_argument("--zero-stage", type=int, default=3, help="(default: %(default)s)")
@@ -116,8 +118,8 @@ def write_config(arguments: argparse.Namespace) -> Path:
         "data": {"train": train_file, "max_length": arguments.max_length, "on_bad_item": "drop"},
         "importance": {"data": str(data / "replay" / "train.jsonl"), "max_items": 64},
         "train": {
-            "max_steps": arguments.steps, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2,
-            "gradient_checkpointing": False,
+            "max_steps": arguments.steps, "per_device_train_batch_size": arguments.micro_batch,
+            "gradient_accumulation_steps": 8 // arguments.micro_batch, "gradient_checkpointing": False,
         },
         "deepspeed": {"zero_stage": arguments.zero_stage},
         "eval": {"speciality": [speciality], "versatility": versatility, "batch_size": arguments.batch_size},
@@ -141,23 +143,43 @@ def pull(arguments: argparse.Namespace) -> float:
     return float(f"{2 * PULL / (arguments.steps * arguments.times * peak):.3g}")
 
 
-def train_side_by_side(config: Path, at_once: int) -> None:
-    """Train the comparison's runs, so many at a time, and score them in one go; `compare` takes both over."""
+def train_side_by_side(config: Path, arguments: argparse.Namespace) -> None:
+    """Train the comparison's runs, so many at a time, and score each seed's in one go; `compare` takes both over.
+
+    Neighbours are of different methods, so that the heaviest do not meet. While one seed is scored the next one trains.
+    """
     plan = make_plan(resolve_search(load_config(config)), overwrite=False, dry_run=False, ranks=1)
+    began = time.monotonic()
 
     def train(run: Run) -> None:
+        if arguments.hours and time.monotonic() - began > arguments.hours * 3600:
+            return
         asked = run.folder / "asked.yaml"
         write_text(asked, dump_config(run.config))
         with (run.folder / "train.log").open("w") as log:
             command = [sys.executable, "-m", "cofitune", "train", str(asked), "--resume"]
             code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-        print(f"{run.name}: exit {code}", flush=True)
+        print(f"{run.name}: exit {code} after {time.monotonic() - began:.0f} s", flush=True)
 
-    with ThreadPoolExecutor(at_once) as threads:
-        list(threads.map(train, [run for run in plan.runs if not run.is_trained]))
-    scored = config.with_name("scored.yaml")
-    write_text(scored, dump_config(plan.eval_config([run for run in plan.runs if run.is_trained])))
-    cofitune("eval", scored)
+    def score(trained: list[Run]) -> None:
+        scored = config.with_name("scored.yaml")
+        write_text(scored, dump_config(plan.eval_config(trained)))
+        cofitune("eval", scored)
+        print(f"{len(trained)} runs are scored after {time.monotonic() - began:.0f} s", flush=True)
+
+    with ThreadPoolExecutor(1) as scorer, ThreadPoolExecutor(arguments.at_once) as trainer:
+        waiting = {}
+        for seed in plan.seeds:
+            runs = [run for run in plan.runs if run.seed == seed and not run.is_trained]
+            apart = [run for start in range(arguments.at_once) for run in runs[start :: arguments.at_once]]
+            waiting[seed] = [trainer.submit(train, run) for run in apart]
+        scorings = []
+        for trainings in waiting.values():
+            for training in trainings:
+                training.result()
+            scorings.append(scorer.submit(score, [run for run in plan.runs if run.is_trained]))
+        for scoring in scorings:
+            scoring.result()
 
 
 def cofitune(*words: object) -> None:

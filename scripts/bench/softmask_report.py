@@ -16,6 +16,7 @@ Chosen = dict[str, Any]  # set → the items of each resample, int64 [R, items]
 GENERAL = ("replay", "math", "user")
 RESAMPLES = 2000
 COMMAND = "scripts/bench/softmask --data FOLDER"
+USUAL = {"steps": 24, "test_items": 48, "importance_items": 66, "adamw_rate": 4e-4, "sgd_rate": 0.2, "device": "cpu"}
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def write_report(store: Path, report: Path) -> None:
     same = [line for line in lines if is_same_study(line["study"], study)]
     results = {run: result for run, result in ((r.run, r) for r in map(_result, same)) if run in CONDITIONS + FURTHER}
     parts = [
-        _head(study, results, len(lines) - len(same)),
+        _head(study, results, store.name, len(lines) - len(same)),
         _verdict(results),
         _equal_steps(results),
         _equal_law(results),
@@ -138,7 +139,14 @@ def _result(line: dict[str, Any]) -> Result:
     )  # fmt: skip
 
 
-def _head(study: dict[str, Any], results: dict[Run, Result], others: int) -> str:
+def _typed(study: dict[str, Any], made: Iterable[Run]) -> str:
+    """The command that makes the study: what differs from the usual options is named."""
+    given = study["settings"] | {"device": study.get("device", "cpu")}
+    options = "".join(f" --{n.replace('_', '-')} {given[n]}" for n, usual in USUAL.items() if given[n] != usual)
+    return COMMAND + (" --further" if set(made) & set(FURTHER) else "") + options
+
+
+def _head(study: dict[str, Any], results: dict[Run, Result], store: str, others: int) -> str:
     settings, missing = study["settings"], [r for r in CONDITIONS if r not in results]
     state = f"The study's {len(CONDITIONS)} runs are there.{_not_in_it(results)}" if not missing else (
         f"**Partial: {len(CONDITIONS) - len(missing)} of {len(CONDITIONS)} runs.** Not made yet: "
@@ -148,7 +156,7 @@ def _head(study: dict[str, Any], results: dict[Run, Result], others: int) -> str
     told = ", ".join(f"{name} {loss:.3f}" for name, loss in base.items())
     return f"""# What the soft mask does
 
-Made by `{COMMAND}` from `softmask.jsonl`, which holds every run. {state}
+Made by `{_typed(study, results)}` from `{store}`, which holds every run. {state}
 
 SmolLM2-135M-Instruct (from a 4-bit GGUF, dequantised to fp32), layers {settings["layers"]}, trained on law (short
 answers): {settings["steps"]} steps × {settings["items_a_step"]} items, cosine, clip 1, AdamW {settings["adamw_rate"]:g}

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from softmask_report import CONDITIONS, FURTHER, Run, is_same_study, write_report
+from softmask_report import CONDITIONS, FURTHER, USUAL, Run, is_same_study, write_report
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
@@ -93,13 +93,17 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=24.0, help="start no run after this long")
     parser.add_argument("--runs", type=int, default=len(CONDITIONS + FURTHER), help="make at most this many")
     parser.add_argument("--further", action="store_true", help="then more seeds, SGD's controls and all modules, too")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda; a study is made on one kind of device throughout")
+    parser.add_argument(
+        "--device", default=USUAL["device"], help="cpu or cuda; a study is made on one kind of device throughout"
+    )
     parser.add_argument("--part", default="1/1", help="2/3: of the runs that lack only every third, from the second on")
-    parser.add_argument("--steps", type=int, default=24)
-    parser.add_argument("--test-items", type=int, default=48, help="of law; and of general data in all")
-    parser.add_argument("--importance-items", type=int, default=66)
-    parser.add_argument("--adamw-rate", type=float, default=4e-4)
-    parser.add_argument("--sgd-rate", type=float, default=0.2, help="0.1 learns slowly, 0.5 is unstable")
+    parser.add_argument("--steps", type=int, default=USUAL["steps"])
+    parser.add_argument(
+        "--test-items", type=int, default=USUAL["test_items"], help="of law; and of general data in all"
+    )
+    parser.add_argument("--importance-items", type=int, default=USUAL["importance_items"])
+    parser.add_argument("--adamw-rate", type=float, default=USUAL["adamw_rate"])
+    parser.add_argument("--sgd-rate", type=float, default=USUAL["sgd_rate"], help="0.1 learns slowly, 0.5 is unstable")
     parser.add_argument("--report", action="store_true", help="only write the report anew from the store")
     arguments = parser.parse_args()
     settings = Settings(
