@@ -53,7 +53,7 @@ class Ray(Section):
 
 class Search(Section):
     levels: Literal["paper"] | tuple[Level, ...] = Field(
-        "paper", description="paper: half-depth ranges → quarters → mha | ffn → projections; or a list of levels"
+        "paper", description="paper: half-depth ranges → quarters → mha | ffn | both → projections; or a list of levels"
     )
     beam: int = Field(1, gt=0, description="regions expanded at each level")
     objective: Literal["unified", "speciality", "versatility"] = Field(

@@ -49,7 +49,7 @@ class PlannedLevel:
 PAPER_LEVELS = (
     Level(layers=("bottom-plus", "middle-plus", "top-plus")),
     Level(layers=("bottom1", "bottom2", "middle", "top")),
-    Level(modules=(("mha",), ("ffn",))),
+    Level(modules=(("mha",), ("ffn",), ("all",))),  # the paper's "both": the region above stands again
     Level(
         modules=(
             ("q_proj",),
@@ -81,16 +81,19 @@ def whole_model(num_layers: int, modules: tuple[str, ...] = MODULES) -> Region:
 
 
 def children(parent: Region, level: Level, num_layers: int, available: tuple[str, ...] = MODULES) -> list[Region]:
-    """The regions that a level offers strictly inside `parent`, in the level's order, each once.
+    """The regions that a level offers inside `parent`, in the level's order, each once.
 
-    A level that offers nothing there passes the parent through: the answer is then `[parent]`.
+    A level may offer the parent itself (`all` modules, say): it stands again, with the scores it has, beside what lies
+    inside it. The whole model never does: it is no trial. A level that offers nothing passes the parent through: the
+    answer is then `[parent]`.
 
     Raises:
         RegionError: the level names an unknown module or range, or layers or modules that the model does not have.
     """
     offered = [Region(layer_set(text, num_layers), parent.modules) for text in level.layers]
     offered += [Region(parent.layers, expand_modules(modules, available)) for modules in level.modules]
-    inside = [region for region in offered if region.inside(parent) and region != parent]
+    root = whole_model(num_layers, available)
+    inside = [region for region in offered if region.inside(parent) and region != root]
     return list(dict.fromkeys(inside)) or [parent]
 
 
@@ -133,8 +136,9 @@ def plan(
     for level in levels:
         families = {parent: children(parent, level, num_layers, available) for parent in parents}
         real = {parent: family for parent, family in families.items() if family != [parent]}
-        offered = tuple(dict.fromkeys(itertools.chain(*real.values())))
-        sizes = sorted((len(family) for family in real.values()), reverse=True)
+        new = [[region for region in family if region != parent] for parent, family in real.items()]
+        offered = tuple(dict.fromkeys(itertools.chain(*new)))
+        sizes = sorted(map(len, new), reverse=True)
         planned.append(PlannedLevel(level, offered, min(sum(sizes[:beam]), len(offered)), exact))
         exact = exact and not offered  # from here on the scores decide which regions are expanded
         parents = list(dict.fromkeys(itertools.chain(*families.values())))

@@ -2,9 +2,9 @@
 
 The rules, all ours (the paper's own search order is not known to us):
 
-- A level's candidates are what it offers strictly inside each expanded region; where it offers nothing, the region
-  itself stands again, with the scores it has. All of them are ordered together, so that several may run at once; what
-  is found does not depend on which ends first.
+- A level's candidates are what it offers inside each expanded region. Where it offers the region itself, or nothing,
+  the region stands again, with the scores it has: no trial is made twice. All others are ordered together, so that
+  several may run at once; what is found does not depend on which ends first.
 - The `beam` best of a level by the objective are expanded, also when all are worse than their parent: a level down may
   still be better.
 - The winner is the best over *all* finished trials that the search reached, so going down never costs it a better

@@ -41,7 +41,7 @@ GRID = [{"layers": RANGES}, {"modules": MODULES}]
 TREE = [
     {"layers": ["bottom-plus", "middle-plus", "top-plus"]},
     {"layers": ["bottom1", "bottom2", "middle", "top"]},
-    {"modules": [["mha"], ["ffn"]]},
+    {"modules": [["mha"], ["ffn"], ["all"]]},
     {"modules": [["up_proj", "down_proj"]]},
 ]
 ALL_REGIONS = len(RANGES) * (1 + len(MODULES))

@@ -177,7 +177,7 @@ def _not_in_it(results: Iterable[Run]) -> str:
     parts = {
         "more seeds": any(r.seed > 0 for r in missing),
         "SGD's controls": any(r.optimizer == "SGD" and r.control != "none" and r.seed == 0 for r in missing),
-        "the region of all modules": any(r.region == "all" for r in missing),
+        "the region of all modules": any(r.region == "all" and r.seed == 0 for r in missing),
     }
     names = [name for name, lacks in parts.items() if lacks]
     return f" Not among them (`--further` makes them): {', '.join(names)}." if names else ""

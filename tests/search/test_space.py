@@ -25,21 +25,29 @@ def test_half_ranges_then_the_quarters_inside_them() -> None:
 
 def test_modules_split_and_the_pairs_stay_inside_their_group() -> None:
     quarter = Region.span(8, 15, ALL)
-    assert children(quarter, PAPER_LEVELS[2], 32) == [Region.span(8, 15, MHA), Region.span(8, 15, FFN)]
+    assert children(quarter, PAPER_LEVELS[2], 32) == [Region.span(8, 15, MHA), Region.span(8, 15, FFN), quarter]
     inside_ffn = children(Region.span(8, 15, FFN), PAPER_LEVELS[3], 32)
     assert Region.span(8, 15, ("up_proj", "down_proj")) in inside_ffn, "the paper's best must be on the way"
     assert all(set(region.modules) < set(FFN) for region in inside_ffn)
     assert len(inside_ffn) == len(set(inside_ffn)) == 6
 
 
-def test_children_lie_strictly_inside_and_keep_the_order_of_the_level() -> None:
+def test_children_lie_inside_and_keep_the_order_of_the_level() -> None:
     parent = Region.span(2, 5, FFN)
     level = Level(modules=(("down_proj",), ("ffn",), ("all",), ("up_proj",), ("down_proj",)))
-    assert children(parent, level, 8) == [Region.span(2, 5, ("down_proj",)), Region.span(2, 5, ("up_proj",))]
+    assert children(parent, level, 8) == [Region.span(2, 5, ("down_proj",)), parent, Region.span(2, 5, ("up_proj",))]
     assert children(parent, Level(layers=("4-5", "2-5", "5-6", "4-5", "2")), 8) == [
         Region.span(4, 5, FFN),
+        parent,
         Region.span(2, 2, FFN),
     ]
+
+
+def test_the_whole_model_never_stands_as_a_trial() -> None:
+    level = Level(modules=(("all",), ("mha",)))
+    assert children(whole_model(4), level, 4) == [Region.span(0, 3, MHA)]
+    (planned,) = plan((level,), 4, beam=1)
+    assert (planned.most, planned.exact) == (1, True)
 
 
 def test_order_and_repetition_inside_a_module_set_make_no_new_region() -> None:
@@ -84,7 +92,7 @@ def test_levels_that_offer_nothing_are_refused(levels: tuple[Level, ...]) -> Non
 
 def test_the_plan_is_exact_at_the_first_level_and_bounds_the_others() -> None:
     planned = plan(PAPER_LEVELS, 32, beam=1)
-    assert [(p.most, p.exact) for p in planned] == [(3, True), (2, False), (2, False), (6, False)]
+    assert [(p.most, p.exact) for p in planned] == [(3, True), (2, False), (2, False), (12, False)]
     assert [len(p.candidates) for p in planned] == [3, 4, 8, 48]
     wide = plan(PAPER_LEVELS, 32, beam=100)
     assert [p.most for p in wide] == [3, 4, 8, 48], "a wide beam cannot try more regions than there are"

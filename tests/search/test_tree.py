@@ -96,7 +96,7 @@ def obvious_order(region: Region, score: Score) -> tuple[float, int, int, int, t
 def all_reachable() -> list[Region]:
     """Every region of the paper's levels, written out by hand from its sets."""
     everything = (*GROUPS["mha"], *GROUPS["ffn"])
-    sets = [s for level in PAPER_LEVELS for s in level.modules if s not in (("mha",), ("ffn",))]
+    sets = [s for level in PAPER_LEVELS for s in level.modules if s not in (("mha",), ("ffn",), ("all",))]
     found = [Region.span(a, b, everything) for a, b in HALVES + QUARTERS]
     found += [Region.span(a, b, GROUPS[g]) for (a, b), g in itertools.product(QUARTERS, ("mha", "ffn"))]
     found += [Region.span(a, b, s) for (a, b), s in itertools.product(QUARTERS, sets)]
@@ -133,7 +133,8 @@ def test_a_beam_follows_the_obvious_implementation(tmp_path: Path, seed: int, be
             if any(set(r.layers) <= set(p.layers) and set(r.modules) <= set(p.modules) for p in parents)
         ]
         tried += inside
-        parents = sorted(inside, key=lambda region: obvious_order(region, score))[:beam]
+        standing = parents if step == 2 else []  # "both"
+        parents = sorted([*inside, *standing], key=lambda region: obvious_order(region, score))[:beam]
     bench = Bench(tmp_path, score)
     found = bench.search(beam=beam)
     assert set(bench.ran) == set(tried) and len(bench.ran) == len(tried)
@@ -168,6 +169,15 @@ def test_children_worse_than_their_parent_are_still_expanded_but_the_parent_wins
     assert found.winner.region == Region.span(0, 3, ROOT.modules)
     assert {t.level for t in found.trials} == {1, 2, 3, 4}
     assert all(len(ids) == 1 for ids in found.expanded)
+
+
+def test_where_both_are_better_than_either_the_projections_of_both_are_tried(tmp_path: Path) -> None:
+    kinds = {ROOT.modules: 50.0, GROUPS["mha"]: 40.0, GROUPS["ffn"]: 10.0, ("up_proj", "down_proj"): 90.0}
+    bench = Bench(tmp_path, lambda region: kinds.get(region.modules, 0.0))
+    found = bench.search()
+    assert found.winner.region.modules == ("up_proj", "down_proj"), "inside mha, the better half, it is not"
+    assert len(bench.ran) == len(set(bench.ran)) == 3 + 2 + 2 + 12, "both stands at its level without another trial"
+    assert found.expanded[1] == found.expanded[2] and found.winner.parent == found.expanded[2][0]
 
 
 def test_ties_go_to_fewer_weights_then_to_the_lower_layers(tmp_path: Path) -> None:

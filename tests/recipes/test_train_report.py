@@ -1,0 +1,30 @@
+"""What the plan of a training says before it begins."""
+
+from __future__ import annotations
+
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from cofitune.config.schema import Config
+from cofitune.recipes.train_report import _print_stage
+
+
+@pytest.mark.parametrize(
+    ("ranks", "on_gpu", "deepspeed", "is_told"),
+    [
+        (1, True, {}, True),
+        (1, True, {"zero_stage": 2}, False),
+        (1, True, {"offload_param": "cpu"}, False),  # which only stage 3 can
+        (2, True, {}, False),
+        (1, False, {}, False),
+    ],
+)
+def test_one_gpu_is_told_of_the_faster_stage(
+    ranks: int, on_gpu: bool, deepspeed: dict[str, object], is_told: bool
+) -> None:
+    said = StringIO()
+    config = Config.model_validate({"model": {"name": "any"}, "output_dir": "any", "deepspeed": deepspeed})
+    _print_stage(config, ranks, on_gpu, Console(file=said, width=200))
+    assert ("deepspeed.zero_stage=2" in said.getvalue()) == is_told
