@@ -22,6 +22,7 @@ from cofitune.data.read import Account
 from cofitune.data.sources import OpenSource
 from cofitune.errors import ArtifactError, UserError
 from cofitune.files import gib
+from cofitune.host_memory import usable_memory
 from cofitune.importance.estimate import KL_DROPOUT, PASSES_OF, memory_estimate
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.load import check_files, choose_dtype, fingerprint, load_tokenizer, weight_files
@@ -170,12 +171,12 @@ def device_of(rank: Rank) -> torch.device:
 
 
 def device_memory(rank: Rank) -> int:
-    """Bytes of the rank's GPU, or its share of the host's memory."""
+    """Bytes of the rank's GPU, or its share of the memory that the ranks of this host may use."""
     device = device_of(rank)
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", rank.world_size))  # which torch's launcher sets, and srun does not
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // here
+    return usable_memory() // here
 
 
 def make_manifest(plan: Plan, config: Config) -> dict[str, Any]:
