@@ -10,14 +10,13 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
-import sys
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from command import cofitune
 from rich.console import Console
 
 from cofitune.reports.compare_table import comparison_tables, sentences
@@ -107,13 +106,6 @@ def write_config(arguments: argparse.Namespace) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     return path
-
-
-def cofitune(*words: object) -> None:
-    """Type a cofitune command; a second time it skips what is done."""
-    command = [sys.executable, "-m", "cofitune", *map(str, words)]
-    print("$", *command[2:], flush=True)
-    subprocess.run(command, check=True)
 
 
 def write_results(arguments: argparse.Namespace) -> None:
