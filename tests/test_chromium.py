@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,9 @@ def _load() -> Any:
     return module
 
 
-def _script(path: Path, code: int) -> str:
+def _script(path: Path, code: int, does: str = "") -> str:
     path.parent.mkdir(exist_ok=True)
-    path.write_text(f"#!/bin/sh\nexit {code}\n")
+    path.write_text(f"#!/bin/sh\n{does}\nexit {code}\n")
     path.chmod(0o755)
     return str(path)
 
@@ -36,3 +39,19 @@ def test_a_browser_that_does_not_start_is_none(tmp_path: Path, monkeypatch: pyte
     for named, found in ((broken, None), (str(tmp_path / "nowhere"), None), (works, works)):
         monkeypatch.setenv("COFITUNE_CHROMIUM", named)
         assert chromium.find_chromium() == found
+
+
+@pytest.mark.parametrize(("code", "installs"), [(0, False), (1, True)])
+def test_ci_installs_a_browser_where_none_starts(tmp_path: Path, code: int, installs: bool) -> None:
+    (tmp_path / ".ci").mkdir()
+    script = shutil.copy(Path(__file__).parents[1] / ".ci" / "run", tmp_path / ".ci" / "run")
+    _script(tmp_path / "scripts" / "test", 0, "echo tested")
+    _script(tmp_path / "bin" / "chromium", code)
+    _script(tmp_path / "bin" / "id", 0, "echo 0")
+    _script(tmp_path / "bin" / "apt-get", 0, 'echo apt-get "$@"')
+    environment = {key: value for key, value in os.environ.items() if key != "COFITUNE_CHROMIUM"}
+    environment["PATH"] = f"{tmp_path / 'bin'}:{environment['PATH']}"
+    done = subprocess.run(["bash", script], check=True, capture_output=True, text=True, env=environment)
+    assert done.stdout.endswith("tested\n")
+    assert ("chromium" in done.stdout) == installs
+    assert ("does not start" in done.stderr) == installs, "the package was a stub, too"

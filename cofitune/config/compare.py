@@ -5,13 +5,24 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from cofitune.config.section import Section, as_list
 from cofitune.errors import did_you_mean
 
 Rate = Annotated[float, Field(gt=0)]
-Rates = Annotated[tuple[Rate, ...], BeforeValidator(as_list)]
+
+
+def _told_apart(values: tuple[float, ...]) -> tuple[float, ...]:
+    """Names of models and folders hold six digits of a rate or an alpha."""
+    names: dict[str, float] = {}
+    for value in values:
+        if names.setdefault(f"{value:g}", value) != value:
+            raise ValueError(f"two of them are {value:g} to six digits, by which they are told apart")
+    return values
+
+
+Rates = Annotated[tuple[Rate, ...], BeforeValidator(as_list), AfterValidator(_told_apart)]
 Alpha = Annotated[float, Field(gt=0, le=1)]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*")
 OWN_SECTIONS = ("output_dir", "model", "eval", "compare", "search")  # of the comparison, the same for all its methods
@@ -29,7 +40,7 @@ class Compare(Section):
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(as_list)] = Field(
         (), description="training seeds; default: train.seed"
     )
-    alphas: Annotated[tuple[Alpha, ...], BeforeValidator(as_list)] = Field(
+    alphas: Annotated[tuple[Alpha, ...], BeforeValidator(as_list), AfterValidator(_told_apart)] = Field(
         (0.25, 0.5, 0.75, 1.0),
         description="how much of each run's training is kept, scored without new training; 1 is the run itself; 0, "
         "the base, is scored anyway",

@@ -1,4 +1,4 @@
-"""One rank's sums on disk, so that an interrupted estimation goes on where it was and ends with the same vectors."""
+"""The ranks' sums on disk, so that an interrupted estimation goes on where it was and ends with the same vectors."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ def save_sums(path: Path, sums: Sums, identity: str) -> None:
     """
     counts = torch.tensor([sums.tokens, sums.samples, sums.micro_batches])
     write_tensors(path, {**sums.values, COUNTS: counts}, {"identity": identity})
+
+
+def has_sums(folder: Path, identity: str) -> bool:
+    """Whether any rank has left sums of this identity here."""
+    return any(load_sums(path, identity) is not None for path in folder.glob("*.safetensors"))
 
 
 def load_sums(path: Path, identity: str) -> Sums | None:

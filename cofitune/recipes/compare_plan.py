@@ -124,8 +124,8 @@ def make_plan(config: Config, overwrite: bool, dry_run: bool, ranks: int) -> Com
     folder = check_folder(config, FOLDER, overwrite)
     runs = _runs(config, folder)
     trainings = [_check(run, overwrite, dry_run, ranks) for run in runs]
-    scored = ComparePlan(folder, config, tuple(runs), tuple(trainings), 0)
-    tasks = eval_plan.make_plan(scored.eval_config([])).tasks
+    evaluation = _check_evaluation(ComparePlan(folder, config, tuple(runs), tuple(trainings), 0), overwrite)
+    tasks = evaluation.tasks
     counted = {t.task.category for t in tasks if t.metric.unit == "share"}
     if "speciality" not in counted or counted == {"speciality"}:
         raise UserError(
@@ -199,7 +199,7 @@ def _runs(config: Config, folder: Path) -> list[Run]:
         try:
             default = overlay(shared, given, where, {}).train.learning_rate
             for rate in compare.rates(method, default):
-                for seed in compare.seeds or (config.train.seed,):
+                for seed in dict.fromkeys(compare.seeds) or (config.train.seed,):
                     place = folder / "runs" / method / f"{rate:g}" / str(seed)
                     changes = {"train": {"learning_rate": rate, "seed": seed}, "output_dir": str(place)}
                     found.append(Run(method, rate, seed, overlay(shared, given, where, changes)))
@@ -233,6 +233,26 @@ def _check(run: Run, overwrite: bool, dry_run: bool, ranks: int) -> TrainPlan:
         alone = f"; to train this run alone again, delete {run.folder}" if "--overwrite" in str(error) else ""
         raise UserError(f"compare.methods.{run.method}: {error}{alone}") from error
     return plan
+
+
+def _check_evaluation(plan: ComparePlan, overwrite: bool) -> eval_plan.Plan:
+    """The evaluation of all models, those included that are not trained yet.
+
+    Raises:
+        UserError: it cannot be made, or a method's runs would be asked in another template than they were trained in.
+    """
+    trained = [run for run in plan.runs if run.is_trained and not overwrite]
+    to_come = [model for run in plan.runs if run not in trained for model in run.models(plan.compare.alphas)]
+    evaluation = eval_plan.make_plan(plan.eval_config(trained), overwrite, to_come=to_come)
+    asked = evaluation.settings["template"]
+    for run, made in zip(plan.runs, plan.trainings, strict=True):
+        if made.data.template != asked:
+            raise UserError(
+                f"compare.methods.{run.method}: data.template: it would be trained in the template "
+                f"'{made.data.template}', and all models are asked in '{asked}'; leave it out here, and name the one "
+                "for all in the section data of the config itself"
+            )
+    return evaluation
 
 
 def _check_alike(run: Run, plan: TrainPlan) -> None:

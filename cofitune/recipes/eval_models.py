@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,8 +102,11 @@ class Scored:
         return found if self.alpha in (0, 1) else {**found, "alpha": self.alpha}
 
 
-def find_models(config: Config) -> tuple[Scored, ...]:
+def find_models(config: Config, to_come: Sequence[EvalModel] = ()) -> tuple[Scored, ...]:
     """Resolve every model of an evaluation, the base first.
+
+    Args:
+        to_come: runs of this config's own base that are not trained yet; nothing can be asked of them.
 
     Raises:
         UserError: a model is not there, a run is not trained or belongs to another base, two models share a name, or
@@ -124,10 +127,12 @@ def find_models(config: Config) -> tuple[Scored, ...]:
             found.append(_whole(wanted, own, source))
         else:
             found.append(_run(wanted, train, own, source, config))
+    dtype = choose_dtype(config.model.dtype)
+    found += [Scored(run.title, run.role, run.path, own, dtype=dtype, alpha=run.alpha) for run in to_come]
     _check_names(found)
     found.sort(key=lambda model: model.role != "base")
     _check_side_by_side(found)
-    _check_dtypes(found, choose_dtype(config.model.dtype))
+    _check_dtypes(found, dtype)
     return tuple(found)
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cofitune import __version__
-from cofitune.config.schema import Config
+from cofitune.config.schema import Config, EvalModel
 from cofitune.errors import UserError
 from cofitune.evaluation.cache import AnswerCache
 from cofitune.evaluation.gate import Requirement, read_requirements
@@ -78,8 +78,13 @@ class Plan:
         return found
 
 
-def make_plan(config: Config, overwrite: bool = False, require: Sequence[str] = ()) -> Plan:
+def make_plan(
+    config: Config, overwrite: bool = False, require: Sequence[str] = (), to_come: Sequence[EvalModel] = ()
+) -> Plan:
     """Read the tasks, the models' configs and tokenizers, and check everything that the user could have got wrong.
+
+    Args:
+        to_come: runs that are not trained yet: what can be known of them is checked, and nothing can be asked.
 
     Raises:
         UserError: no task is named; a file, an item, a package, a model or the output folder cannot be used; models
@@ -92,7 +97,7 @@ def make_plan(config: Config, overwrite: bool = False, require: Sequence[str] = 
         raise UserError(
             "eval: names no task; for example eval: {speciality: [{path: data/law_test.jsonl, kind: generate}]}"
         )
-    models = find_models(config)
+    models = find_models(config, to_come)
     base = models[0].source
     known = [m.source.positions for m in models if m.source.positions is not None]
     positions = min(known, default=None)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -31,6 +29,7 @@ from cofitune.recipes.importance_plan import (
     check_finished,
     device_of,
     explaining_out_of_memory,
+    identity_of,
     make_manifest,
     make_plan,
     show_plan,
@@ -45,7 +44,6 @@ from cofitune.training.frozen import share_frozen
 from cofitune.training.memory import gathered_at_once
 from cofitune.vectors import write_importance
 
-PARTIAL = "partial"  # folder of the ranks' sums while they are unfinished
 # ranks with whole models meet once, at the end: the slowest may be far behind on an uneven machine
 LONGEST_WAIT = timedelta(hours=2)
 
@@ -66,7 +64,8 @@ def importance(
 
     Args:
         config: reads its sections model, data and importance.
-        overwrite: make a finished folder, or one of another config, anew.
+        overwrite: make a finished folder, or one of another config, anew. What was interrupted on the way goes on,
+            with or without it.
         dry_run: print the plan and write nothing.
         console: where to talk; default: the terminal.
         ranks: ranks that a dry run plans for; a run counts its own.
@@ -83,31 +82,41 @@ def importance(
     if dry_run:
         show_plan(plan, rank, console)
         return plan.folder
-    if not overwrite and (plan.folder / "manifest.json").is_file():
+    if not (overwrite or plan.interrupted) and (plan.folder / "manifest.json").is_file():
         check_finished(plan, config)
         told = f"{plan.folder} is finished already, with this config and this data (--overwrite makes it anew)"
         console.print(told, highlight=False, soft_wrap=True)
         return plan.folder
-    manifest = make_manifest(plan, config)
-    if overwrite:
-        shutil.rmtree(plan.folder / PARTIAL, ignore_errors=True)
     print_account(console, plan.account)
     with _process_group(rank, plan.sharding.sharded), explaining_out_of_memory(plan):
-        scores = _estimate(plan, config, manifest, rank, console)
+        scores = _estimate(plan, config, rank, console)
     normalize = NORMALIZATIONS[config.importance.normalized_by]
     vectors = {kind: normalize(values) for kind, values in scores.values.items()}
     if rank.rank == 0:
-        start_folder(config, "importance", overwrite)
+        if overwrite or plan.interrupted:
+            _take_away_finished(plan)
+        start_folder(config, "importance", overwrite=False, resumes=True)  # whose it is was checked before
         console.print(importance_report(vectors))
         write_text(plan.folder / "spread.csv", spread_csv(vectors))
         _draw(plan, config, vectors, console)
-        write_importance(plan.folder, vectors, scores.values, manifest)  # last: its manifest calls the folder finished
-        shutil.rmtree(plan.folder / PARTIAL, ignore_errors=True)
+        # last: its manifest calls the folder finished
+        write_importance(plan.folder, vectors, scores.values, make_manifest(plan, config))
+        shutil.rmtree(plan.partial, ignore_errors=True)
         console.print(f"\n{scores.tokens:,} tokens of {len(plan.examples):,} items → {plan.folder}")
     return plan.folder
 
 
-def _estimate(plan: Plan, config: Config, manifest: dict[str, Any], rank: Rank, console: Console) -> Scores:
+def _take_away_finished(plan: Plan) -> None:
+    """Take away what an earlier estimation left, its manifest first; the sums stay until the new vectors are there."""
+    (plan.folder / "manifest.json").unlink(missing_ok=True)
+    for path in plan.folder.iterdir() if plan.folder.is_dir() else ():
+        if path.is_dir() and path != plan.partial:
+            shutil.rmtree(path)
+        elif path.is_file():
+            path.unlink()
+
+
+def _estimate(plan: Plan, config: Config, rank: Rank, console: Console) -> Scores:
     """Load the model and run this rank's share of the micro-batches under a progress bar.
 
     Its sums are saved on the way; an interrupted run goes on from them if nothing that they depend on has changed.
@@ -115,9 +124,9 @@ def _estimate(plan: Plan, config: Config, manifest: dict[str, Any], rank: Rank, 
     device, wanted = device_of(rank), config.importance
     # what fits one rank's device may not fit another's
     sharded = bool(largest(int(plan.sharding.sharded), device))
-    about = [manifest, asdict(plan.anatomy.layout), config.model.attn_implementation, rank.world_size, sharded]
-    identity = json.dumps(about)  # as written: fused modules lie in the order in which their layout names them
-    path = plan.folder / PARTIAL / f"{rank.rank}-of-{rank.world_size}.safetensors"
+    identity = identity_of(plan, config)
+    # sums of other ranks, or of weights that lay otherwise, would not end with the same bits
+    path = plan.partial / f"{rank.rank}-of-{rank.world_size}{'-zero3' if sharded else ''}.safetensors"
     sums = load_sums(path, identity) or no_sums(plan.anatomy)
     if sums.micro_batches:
         console.print(f"going on after {sums.micro_batches} micro-batches of an interrupted run")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from cofitune.data.read import Account
 from cofitune.data.sources import OpenSource
 from cofitune.errors import ArtifactError, UserError
 from cofitune.files import gib
+from cofitune.host_memory import usable_memory
 from cofitune.importance.estimate import KL_DROPOUT, PASSES_OF, memory_estimate
+from cofitune.importance.partial import has_sums
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.load import check_files, choose_dtype, fingerprint, load_tokenizer, weight_files
 from cofitune.ranks import Rank
@@ -34,6 +37,7 @@ from cofitune.training.out_of_memory import telling_out_of_memory
 from cofitune.vectors import read_importance, unit_counts
 
 ALONE = Rank()
+PARTIAL = "partial"
 ROOM = 0.9  # of a device's memory; the rest is the driver's, and the estimate's error
 
 
@@ -60,6 +64,12 @@ class Plan:
     passes: int
     memory: dict[str, int]
     sharding: Sharding
+    interrupted: bool = False  # there are sums of an estimation of the same identity
+
+    @property
+    def partial(self) -> Path:
+        """Where the ranks' sums lie while they are unfinished."""
+        return self.folder / PARTIAL
 
     @property
     def tokens(self) -> int:
@@ -93,7 +103,8 @@ def make_plan(config: Config, overwrite: bool = False, rank: Rank = ALONE) -> Pl
             "importance.data: names no data; give it general data, what the model should keep being able to do, for "
             "example importance: {data: [{path: data/general.jsonl}]}"
         )
-    folder = check_folder(config, "importance", overwrite)
+    sums = config.run / "importance" / PARTIAL
+    folder = check_folder(config, "importance", overwrite, resumes=sums.is_dir())  # whose sums: that is seen below
     anatomy = base_anatomy(model, base_config(model))
     check_files(weight_files(model.name, model.revision), anatomy)
     tokenizer = load_tokenizer(model.name, model.revision, model.trust_remote_code)
@@ -110,10 +121,16 @@ def make_plan(config: Config, overwrite: bool = False, rank: Rank = ALONE) -> Pl
     sharding = choose_sharding(wanted.sharding, sum(memory.values()), device_memory(rank), rank.world_size)
     if sharding.sharded:
         memory = memory_estimate(anatomy, *sizes, rank.world_size)
-    return Plan(
+    plan = Plan(
         folder, anatomy, examples, tuple(e.opened for e in encoded), Account.total(e.account for e in encoded),
         tokenizer.pad_token_id, template, wanted.per_device_batch_size, PASSES_OF[wanted.estimator], memory, sharding,
     )  # fmt: skip
+    if not sums.is_dir():
+        return plan
+    plan = replace(plan, interrupted=has_sums(sums, identity_of(plan, config)))
+    if not plan.interrupted:
+        check_folder(config, "importance", overwrite)
+    return plan
 
 
 def choose_sharding(wanted: str, whole: int, device: int, num_ranks: int) -> Sharding:
@@ -170,12 +187,12 @@ def device_of(rank: Rank) -> torch.device:
 
 
 def device_memory(rank: Rank) -> int:
-    """Bytes of the rank's GPU, or its share of the host's memory."""
+    """Bytes of the rank's GPU, or its share of the memory that the ranks of this host may use."""
     device = device_of(rank)
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", rank.world_size))  # which torch's launcher sets, and srun does not
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // here
+    return usable_memory() // here
 
 
 def make_manifest(plan: Plan, config: Config) -> dict[str, Any]:
@@ -200,6 +217,11 @@ def make_manifest(plan: Plan, config: Config) -> dict[str, Any]:
         "data": [source.identity() for source in plan.sources],
         "cofitune": __version__,
     }
+
+
+def identity_of(plan: Plan, config: Config) -> str:
+    """All that the sums depend on; as written: fused modules lie in the order in which their layout names them."""
+    return json.dumps([make_manifest(plan, config), asdict(plan.anatomy.layout), config.model.attn_implementation])
 
 
 def check_finished(plan: Plan, config: Config) -> None:
@@ -237,3 +259,5 @@ def show_plan(plan: Plan, rank: Rank, console: Console) -> None:
     pictures = ("importance.png", "importance.svg") if can_draw() else ()
     files = ("importance.safetensors", "scores.safetensors", "spread.csv", *pictures, "manifest.json", "config.yaml")
     console.print(f"writes   {plan.folder}/: {', '.join(files)}", highlight=False, soft_wrap=True)
+    if plan.interrupted:
+        console.print("goes on  from the sums of an interrupted computation", highlight=False)

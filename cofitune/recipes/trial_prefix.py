@@ -10,10 +10,11 @@ from cofitune.config.schema import Config
 from cofitune.data.batches import count_positions
 from cofitune.errors import UserError
 from cofitune.files import gib
+from cofitune.host_memory import free_memory
 from cofitune.recipes.folders import free_bytes
 from cofitune.recipes.shared import base_config
 from cofitune.recipes.train_plan import TrainPlan
-from cofitune.training.prefix import available_memory, changing_prefix
+from cofitune.training.prefix import changing_prefix
 from cofitune.training.shared_prefix import DiskStore, MemoryStore, SharedPrefix
 
 
@@ -58,7 +59,7 @@ def has_room(shared: SharedPrefix, plan: TrainPlan, config: Config) -> tuple[boo
     if first in shared.kept_layers:
         return True, f"prefix cache: from layer {first} on, where it was kept"
     in_memory = config.search.prefix_cache == "memory"
-    free = torch.tensor(available_memory() if in_memory else free_bytes(_folder(config)), dtype=torch.int64)
+    free = torch.tensor(free_memory() if in_memory else free_bytes(_folder(config)), dtype=torch.int64)
     if torch.cuda.is_available():
         free = free.cuda()
     torch.distributed.all_reduce(free, torch.distributed.ReduceOp.MIN)

@@ -12,7 +12,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from cofitune.data.batches import Batch
 from cofitune.errors import UserError
 from cofitune.files import gib
+from cofitune.host_memory import free_memory
 from cofitune.training.agree import on_rank_0
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -63,7 +64,7 @@ class PrefixPlan:
         """Bytes that are free where the file will lie (its folder may not be there yet)."""
         folder = next(f for f in (self.folder, *self.folder.absolute().parents) if f.is_dir())
         free = shutil.disk_usage(folder).free
-        return min(free, available_memory()) if self.folder == SHARED_MEMORY else free
+        return min(free, free_memory()) if self.folder == SHARED_MEMORY else free
 
     def check_space(self) -> None:
         """Refuse what does not fit.
@@ -77,14 +78,6 @@ class PrefixPlan:
                 f"{gib(self.free_bytes)} are free; set it to "
                 + ("disk or none" if self.folder == SHARED_MEMORY else "none, or choose another output_dir")
             )
-
-
-def available_memory() -> int:
-    """Bytes of the machine's memory that a new file in shared memory can take."""
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def changing_prefix(config: Mapping[str, Any]) -> str | None:

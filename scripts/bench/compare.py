@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import yaml
+from command import cofitune
 from rich.console import Console
 from sides import typed
 
@@ -180,13 +181,6 @@ def train_side_by_side(config: Path, arguments: argparse.Namespace) -> None:
             scorings.append(scorer.submit(score, [run for run in plan.runs if run.is_trained]))
         for scoring in scorings:
             scoring.result()
-
-
-def cofitune(*words: object) -> None:
-    """Type a cofitune command; a second time it skips what is done."""
-    command = [sys.executable, "-m", "cofitune", *map(str, words)]
-    print("$", *command[2:], flush=True)
-    subprocess.run(command, check=True)
 
 
 def write_results(arguments: argparse.Namespace) -> None:

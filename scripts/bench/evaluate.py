@@ -9,14 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
 import torch
 import yaml
+from command import cofitune
 from rich.console import Console
 
 from cofitune.reports.scores_table import scores_table, sentences
@@ -90,13 +89,6 @@ def write_config(arguments: argparse.Namespace) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     return path
-
-
-def cofitune(*words: object) -> None:
-    """Type a cofitune command; a second time it skips what is done."""
-    command = [sys.executable, "-m", "cofitune", *map(str, words)]
-    print("$", *command[2:], flush=True)
-    subprocess.run(command, check=True)
 
 
 def write_results(arguments: argparse.Namespace, runs: list[Run]) -> None:

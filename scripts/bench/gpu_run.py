@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from command import cofitune
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
@@ -50,10 +47,10 @@ def main() -> None:
     model = make_model(arguments.work / "model", arguments.tokenizer, SIZES[arguments.size])
     write_data(arguments.work, arguments.length)
     config = write_config(arguments.work, model, arguments)
-    figures["importance_s"] = run("importance", config)
+    figures["importance_s"] = cofitune("importance", config)
     for mode in ("none", "gradient", "update"):
         folder = arguments.work / f"run-{mode}"
-        figures[f"train_{mode}_s"] = run(
+        figures[f"train_{mode}_s"] = cofitune(
             "train", config, f"softmask.apply_to={mode}", f"output_dir={folder}",
             f"softmask.importance={arguments.work}/run/importance",
         )  # fmt: skip
@@ -67,10 +64,10 @@ def main() -> None:
             "last_loss": lines[-1]["loss"],
         }
     folder = arguments.work / "run-update"
-    figures["export_s"] = run("export", folder, "--to", arguments.work / "whole", "--overwrite")
+    figures["export_s"] = cofitune("export", folder, "--to", arguments.work / "whole", "--overwrite")
     figures["exported_logits_differ_by"] = compare(model, folder, arguments.work / "whole")
     if arguments.evaluate:
-        figures["eval_s"] = run("eval", config, f"output_dir={folder}", "softmask.apply_to=update")
+        figures["eval_s"] = cofitune("eval", config, f"output_dir={folder}", "softmask.apply_to=update")
     print(json.dumps(figures, indent=2))
 
 
@@ -121,15 +118,6 @@ def write_config(work: Path, model: Path, arguments: argparse.Namespace) -> Path
     path = work / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
-
-
-def run(*words: object) -> float:
-    """Type a cofitune command; give its wall time in seconds."""
-    command = [sys.executable, "-m", "cofitune", *map(str, words)]
-    print("$", *command[2:], flush=True)
-    started = time.perf_counter()
-    subprocess.run(command, check=True, env=os.environ)
-    return round(time.perf_counter() - started, 1)
 
 
 def compare(base: Path, run_folder: Path, exported: Path) -> float:

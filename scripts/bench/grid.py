@@ -13,8 +13,6 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from command import cofitune
 
 from cofitune.config.load import load_config
 from cofitune.launch import Ranks
@@ -152,15 +151,13 @@ def write_config(arguments: argparse.Namespace, name: str, levels: Sequence[Any]
 
 def task(data: Path, name: str, limit: int, **settings: Any) -> dict[str, Any]:
     """One task of the trials' evaluation."""
-    return {"path": str(data / name / "test.jsonl"), "title": name, "limit": limit, **settings}
+    return {"path": str(data / name / "test.jsonl"), "name": name, "limit": limit, **settings}
 
 
 def run_search(arguments: argparse.Namespace, name: str, levels: Sequence[Any], **search: Any) -> None:
     """Type `cofitune search`; a second time it goes on, or only prints."""
     path = write_config(arguments, name, levels, SEEDS[0], **search)
-    command = [sys.executable, "-m", "cofitune", "search", str(path)]
-    print("$", *command[2:], flush=True)
-    subprocess.run(command, check=True)
+    cofitune("search", path)
 
 
 def hand_on(grid: Path, tree: Path) -> None:

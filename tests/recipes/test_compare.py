@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 from rich.console import Console
+from transformers import AutoTokenizer
 
 from cofitune import cli
 from cofitune.config.load import load_config
@@ -24,6 +25,7 @@ from cofitune.config.schema import Config, Region
 from cofitune.errors import ConfigError, UserError
 from cofitune.recipes import compare as recipe
 from cofitune.recipes import compare_plan
+from cofitune.recipes.folders import start_folder
 
 METHODS = Path(__file__).parents[2] / "configs" / "methods"
 WORDS = ["court", "contract", "void", "seller", "buyer", "tenant", "lease", "landlord", "capital", "France", "Paris"]
@@ -212,6 +214,8 @@ def test_methods_are_laid_over_the_config_and_every_mistake_is_named(config: dic
         ({"methods": {"a": {"eval": {}}}}, "eval: is the comparison's own"),
         ({"methods": {"a": "nowhere.yaml"}}, "nowhere.yaml: no such config file"),
         ({"alphas": [0.5]}, "1 must be among them"),
+        ({"alphas": [0.5, 0.5000001, 1]}, "two of them are 0.5 to six digits"),
+        ({"learning_rates": [1e-3, 1.0000001e-3]}, "two of them are 0.001 to six digits"),
         ({"learning_rates": {"ful": 1e-3}}, "'ful' is no method; did you mean 'full'?"),
         ({"reference": "lor"}, "'lor' is no method; did you mean 'lora'?"),
         ({"methods": {"full": str(METHODS / "cofitune_update.yaml")}}, "no importance in"),
@@ -227,6 +231,43 @@ def test_what_cannot_be_compared_is_refused(
     with pytest.raises(UserError) as found:
         compare_plan.make_plan(load(config), False, False, 1)
     assert said in str(found.value)
+
+
+def test_a_method_in_another_template_is_refused_before_any_training(config: dict[str, Any]) -> None:
+    config["compare"]["methods"]["plain"] = {"data": {"template": "plain"}}
+    with pytest.raises(UserError, match=r"compare\.methods\.plain: data\.template: .*'plain'.* asked in 'chat'"):
+        compare_plan.make_plan(load(config), False, False, 1)
+    config["compare"]["methods"]["plain"] = {"data": {"template": "chat"}}
+    assert len(compare_plan.make_plan(load(config), False, False, 1).runs) == 4, "auto is chat here: the same"
+
+
+def test_runs_that_could_not_stand_beside_the_base_are_refused_before_any_training(
+    config: dict[str, Any], tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    other = shutil.copytree(tiny_model_folder, tmp_path / "other")
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.chat_template = tokenizer.chat_template.replace("assistant", "bot")
+    tokenizer.save_pretrained(other)
+    config["eval"]["models"] = [{"path": str(other), "role": "base"}]
+    with pytest.raises(UserError, match=r"side by side: 'full-0\.001-seed1234-alpha0\.5' .*template_sha256 is"):
+        compare_plan.make_plan(load(config), False, False, 1)
+
+
+def test_overwrite_takes_the_answers_of_another_template_along(config: dict[str, Any]) -> None:
+    config["data"]["template"] = "plain"
+    plan = compare_plan.make_plan(load(config), False, False, 1)
+    start_folder(plan.config, "compare", False)
+    start_folder(plan.eval_config([]), "eval", False)
+    config["data"]["template"] = "chat"
+    with pytest.raises(UserError, match="was made by another config .*--overwrite it"):
+        compare_plan.make_plan(load(config), False, False, 1)
+    compare_plan.make_plan(load(config), True, False, 1)
+
+
+def test_a_seed_that_is_named_twice_counts_once(config: dict[str, Any]) -> None:
+    config["compare"]["seeds"] = [7, 1, 7]
+    plan = compare_plan.make_plan(load(config), False, False, 1)
+    assert plan.seeds == (7, 1) and len(plan.runs) == 6
 
 
 def write_manifest(run: compare_plan.Run, **changed: Any) -> None:

@@ -211,8 +211,16 @@ def save_twice(path, sums, identity):
     if sums.micro_batches == 2:
         os.kill(os.getpid(), signal.SIGKILL)
 recipe.save_sums = save_twice
-recipe.importance(load_config(sys.argv[1], sys.argv[2:]))
+recipe.importance(load_config(sys.argv[1], sys.argv[3:]), overwrite=sys.argv[2] == "overwrite")
 """
+
+
+def begin_and_kill(made: Path, overrides: list[str], how: str = "") -> None:
+    """Estimate in a process of its own, which is killed when it has saved its second micro-batch."""
+    root = Path(cofitune.__file__).parents[1]
+    command = [sys.executable, "-c", KILLED, str(made / "config.yaml"), how, "importance.save_steps=1", *overrides]
+    killed = subprocess.run(command, check=False, cwd=root, capture_output=True, text=True, timeout=300)
+    assert killed.returncode == -9, killed.stderr
 
 
 @pytest.mark.parametrize("estimator", ["kl_dropout", "fisher"])
@@ -221,10 +229,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
 ) -> None:
     overrides = ["importance.save_steps=1", f"importance.estimator={estimator}"]
     whole = importance(read(made, *overrides, f"output_dir={made / 'whole'}"), console=quiet())
-    root = Path(cofitune.__file__).parents[1]
-    command = [sys.executable, "-c", KILLED, str(made / "config.yaml"), *overrides]
-    killed = subprocess.run(command, check=False, cwd=root, capture_output=True, text=True, timeout=300)
-    assert killed.returncode == -9, killed.stderr
+    begin_and_kill(made, overrides)
     folder = made / "run" / "importance"
     assert [p.name for p in folder.iterdir()] == ["partial"]
     seen: list[int] = []
@@ -242,6 +247,57 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
     for file in ("scores.safetensors", "importance.safetensors"):
         assert sha256_file(folder / file) == sha256_file(whole / file)
     assert not (folder / "partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("again", "overwrite"), [("importance.seed=2", True), ("importance.seed=2", False), ("importance.seed=0", False)]
+)
+def test_a_killed_overwrite_goes_on_whichever_way_it_is_called(made: Path, again: str, overwrite: bool) -> None:
+    whole = importance(read(made, again, f"output_dir={made / 'whole'}"), console=quiet())
+    folder = importance(read(made, "importance.seed=0"), console=quiet())
+    finished = {p.name: sha256_file(p) for p in folder.iterdir()}
+    begin_and_kill(made, [again], "overwrite")
+    assert {p.name: sha256_file(p) for p in folder.iterdir() if p.is_file()} == finished, "kept until there is better"
+
+    with pytest.raises(UserError, match="made by another config"):
+        importance(read(made, "importance.seed=3"), console=quiet())
+    if again != "importance.seed=0":
+        console = quiet()
+        importance(read(made, "importance.seed=0"), console=console)
+        assert "finished already" in console.export_text()
+    console = quiet()
+    importance(read(made, again), overwrite=overwrite, dry_run=True, console=console)
+    assert "goes on  from the sums of an interrupted computation" in console.export_text()
+    importance(read(made, again), overwrite=overwrite, console=console)
+    assert "going on after 2 micro-batches" in console.export_text()
+    for file in ("scores.safetensors", "importance.safetensors"):
+        assert sha256_file(folder / file) == sha256_file(whole / file)
+    assert not (folder / "partial").exists() and set(finished) == {p.name for p in folder.iterdir()}
+    console = quiet()
+    importance(read(made, again), console=console)
+    assert "finished already" in console.export_text()
+
+
+def test_other_settings_under_overwrite_begin_anew_and_a_crash_while_writing_loses_no_sums(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = importance(read(made), console=quiet())
+    (folder / "old.png").touch()
+    begin_and_kill(made, ["importance.seed=2"], "overwrite")
+    settings = read(made, "importance.seed=3", "importance.save_steps=1")
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("no room for pictures")
+
+    console = quiet()
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="no room"):
+        patch.setattr(recipe, "_draw", refuse)
+        importance(settings, overwrite=True, console=console)
+    assert "going on" not in console.export_text()
+    assert not (folder / "manifest.json").exists() and not (folder / "old.png").exists()
+    importance(settings, console=console)
+    assert "going on after 3 micro-batches" in console.export_text()
+    assert json.loads((folder / "manifest.json").read_text())["seed"] == 3
 
 
 def test_the_sums_of_another_run_are_not_gone_on_from(made: Path, tmp_path: Path) -> None:
