@@ -63,8 +63,9 @@ class Grid:
     seconds: float
 
     def rank(self, trial: str) -> int | None:
-        """Place of a trial, from 1; None where the grid has not come to it."""
-        return next((n for n, t in enumerate(self.trials, start=1) if t["id"] == trial), None)
+        """Place of a trial, from 1, equal scores sharing the better; None where the grid has not come to it."""
+        scores = {t["id"]: t["unified"] for t in self.trials}
+        return 1 + sum(score > scores[trial] for score in scores.values()) if trial in scores else None
 
 
 def main() -> None:
@@ -190,9 +191,14 @@ def second_seed(arguments: argparse.Namespace, hours_left: Any) -> None:
 
 def read_grid(folder: Path) -> Grid:
     """Read the grid's tree.json."""
+
+    def as_the_search(trial: dict[str, Any]) -> tuple[float, int, tuple[int, ...]]:
+        return -trial["unified"], trial["num_trained"], region_from_dict(trial["region"]).layers
+
     tree = json.loads((folder / "search" / "tree.json").read_text())
     done = [t for t in tree["trials"] if t["status"] == "done"]
-    return Grid(tree["base"], sorted(done, key=lambda t: -t["unified"]), sum(t["seconds"] for t in done))
+    best_first = sorted(done, key=as_the_search)
+    return Grid(tree["base"], best_first, sum(t["seconds"] for t in done))
 
 
 def seconds_in(folder: Path) -> float:
