@@ -1,7 +1,7 @@
 """A plot as a page needs it: SVG that follows the page from light to dark, once wide and once for a phone.
 
-Colours are Okabe and Ito's (2008), which readers with and without colour blindness can tell apart; markers differ too,
-so that no series hangs on its colour alone.
+Colours are Okabe and Ito's (2008), which readers with and without colour blindness can tell apart, and a grey, as their
+black is the ink; markers differ too, so that no series hangs on its colour alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from cofitune.files import write_atomically, write_text
 
 INK, MUTED, GRID, PAPER = "#1b1f23", "#5c6670", "#dde2e7", "#fffffe"
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f868d")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "h")
 # the page's style sheet says what each variable is in light and in dark
 VARIABLES = {
