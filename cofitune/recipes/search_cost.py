@@ -10,6 +10,7 @@ from cofitune.errors import UserError
 from cofitune.files import gib
 from cofitune.recipes.orders import Measured
 from cofitune.recipes.search_plan import Plan, trial_config
+from cofitune.recipes.search_proxy import ITEMS, known_statistics
 from cofitune.reports.search_tree import many, region_text
 from cofitune.reports.search_words import duration
 from cofitune.search.budget import Expected
@@ -49,12 +50,13 @@ def cost_lines(config: Config, made: Plan, store: Store | None, measure: Measure
         expected = Expected(measured.seconds_a_step, measured.seconds_to_evaluate)
         base_seconds = measured.seconds_to_start + measured.seconds_to_evaluate
         source = f"measured on {region_text(made.largest)}, the largest region: the others take less"
+    proxy_lines, proxy_seconds = _proxy(config, made, expected.a_step)
     about = "about" if all(level.exact for level in made.planned) else "at most about"
     lines.insert(0, f"A step takes {expected.a_step:.2f} s, an evaluation {duration(expected.besides)} ({source}).")
     rungs = _rungs(config)
     thinned = rungs or _usual_rungs(config)
     plain, halved = (
-        base_seconds + expected.seconds(w.steps, w.parts)
+        base_seconds + proxy_seconds + expected.seconds(w.steps, w.parts)
         for w in (_work(made, config, None), _work(made, config, thinned))
     )
     told = f"{about} {duration(plain)} without halving"
@@ -63,7 +65,20 @@ def cost_lines(config: Config, made: Plan, store: Store | None, measure: Measure
         told += f", {about} {duration(halved)} with{how}"
     lines.insert(1, f"The whole search takes {told}, one trial at a time.")
     spent = store.seconds() if store else 0.0
-    return lines + _budget_lines(config, spent)
+    return lines + proxy_lines + _budget_lines(config, spent)
+
+
+def _proxy(config: Config, made: Plan, a_step: float) -> tuple[list[str], float]:
+    """What the proxy's pass takes, in a sentence and in seconds; nothing where there is none or it was made before."""
+    if config.search.proxy == "none" or known_statistics(config, made):
+        return [], 0.0
+    items_a_step = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
+    seconds = 2 * ITEMS / items_a_step * a_step
+    line = (
+        f"The proxy's pass comes first: gradients of all weights for at most {ITEMS} items of either data, by the "
+        f"step's time about {duration(seconds)}, besides loading the model."
+    )
+    return [line], seconds
 
 
 def _work(made: Plan, config: Config, rungs: Rungs | None) -> Work:

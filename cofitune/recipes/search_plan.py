@@ -91,7 +91,8 @@ def make_plan(config: Config, overwrite: bool = False, dry_run: bool = False, ra
     anatomy = base_anatomy(config.model, base_config(config.model))
     levels = _levels(config, anatomy.modules)
     check_levels(levels, anatomy.num_layers, anatomy.modules)
-    planned = plan(levels, anatomy.num_layers, config.search.beam, anatomy.modules)
+    kept = config.search.proxy_keep if config.search.proxy == "prune" else 1.0
+    planned = plan(levels, anatomy.num_layers, config.search.beam, anatomy.modules, kept)
     tasks = _trial_tasks(config)
     loaded = _load_tasks(tasks, "eval" if config.search.eval is None else "search.eval")
     _check_proxy(config)
@@ -104,8 +105,8 @@ def make_plan(config: Config, overwrite: bool = False, dry_run: bool = False, ra
         plan_evaluation(trial)
     identity = _identity(config, made, loaded, training, ranks)
     keeps = config.search.prefix_cache != "none" and len(training.data.lengths) > 0
-    kept = layer_bytes(training, config.train.seed) if keeps else 0
-    made = replace(made, prefix_bytes=kept, identity=identity, missing=training.missing)
+    prefix_bytes = layer_bytes(training, config.train.seed) if keeps else 0
+    made = replace(made, prefix_bytes=prefix_bytes, identity=identity, missing=training.missing)
     if made.has_store and not overwrite and training.base_fingerprint:
         open_store(folder, identity)
     return made

@@ -57,21 +57,35 @@ def make_proxy(config: Config, made: Plan, start_proxy: StartProxy) -> Proxy | N
     if config.search.proxy == "none":
         return None
     path = made.folder / "proxy.json"
-    identity = _identity(config, made)
-    known = read_json(path, "file of gradient statistics") if path.exists() else {}
-    if not isinstance(known, dict):
-        raise ArtifactError(f"{path}: these gradient statistics are damaged; delete the file")
-    if known.get("identity") != identity:
+    known = known_statistics(config, made)
+    if known is None:
         fresh = made.folder / ".proxy.json"
         started = time.monotonic()
         start_proxy(config, fresh)
         seconds = round(time.monotonic() - started, 1)  # what the proxy costs, its process's start included
-        known = {"identity": identity, "seconds": seconds, **read_json(fresh, "file of gradient statistics")}
+        known = {
+            "identity": _identity(config, made),
+            "seconds": seconds,
+            **read_json(fresh, "file of gradient statistics"),
+        }
         write_json(path, known)
         fresh.unlink()
     # the two other objectives name no weight: a region must do both there
     weight = made.tasks.speciality_weight if config.search.objective == "unified" else 0.5
     return Proxy(statistics_from_json(known, str(path)), config, made, weight)
+
+
+def known_statistics(config: Config, made: Plan) -> dict[str, Any] | None:
+    """What `proxy.json` holds, if it is of this model and data; None: there is nothing yet.
+
+    Raises:
+        ArtifactError: the file is damaged.
+    """
+    path = made.folder / "proxy.json"
+    known = read_json(path, "file of gradient statistics") if path.exists() else {}
+    if not isinstance(known, dict):
+        raise ArtifactError(f"{path}: these gradient statistics are damaged; delete the file")
+    return known if known.get("identity") == _identity(config, made) else None
 
 
 def take_statistics(config: Config, path: Path) -> None:

@@ -137,4 +137,5 @@ def _difference(found: Entry | None) -> str:
     if found["low"] is None:
         return f"{signed(found['value'])}\nno interval: only {draws_share(found)} of the draws inside"
     part = "" if found["draws_inside"] == 1 else f", {draws_share(found)} of the draws inside"
-    return f"{signed(found['value'])}\n{signed(found['low'])}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{signed(found['high'])}{part}"
+    low, high = signed(found["low"]), signed(found["high"])
+    return f"{signed(found['value'])}\n{low}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{high}{part}"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from cofitune.errors import ConfigError, RegionError
 from cofitune.model.layouts import GROUPS, MODULES, expand_modules
 from cofitune.model.region import Region, layer_set
+from cofitune.search.rungs import share_of
 
 
 @dataclass(frozen=True)
@@ -123,12 +124,15 @@ def check_levels(levels: Sequence[Level], num_layers: int, available: tuple[str,
 
 
 def plan(
-    levels: Sequence[Level], num_layers: int, beam: int, available: tuple[str, ...] = MODULES
+    levels: Sequence[Level], num_layers: int, beam: int, available: tuple[str, ...] = MODULES, keep: float = 1.0
 ) -> list[PlannedLevel]:
     """Count the trials before any is run: exactly while the parents are known, then an upper bound.
 
     The bound of a level is the sum over the `beam` possible parents with the most children. It counts a trial once: one
     that fails is tried again, and a level of which nothing finishes leaves its parents to the next.
+
+    Args:
+        keep: share of a level's candidates that the proxy leaves (the `beam` best it always does); 1: all.
     """
     parents = [whole_model(num_layers, available)]
     exact = True
@@ -139,7 +143,9 @@ def plan(
         new = [[region for region in family if region != parent] for parent, family in real.items()]
         offered = tuple(dict.fromkeys(itertools.chain(*new)))
         sizes = sorted(map(len, new), reverse=True)
-        planned.append(PlannedLevel(level, offered, min(sum(sizes[:beam]), len(offered)), exact))
+        most = min(sum(sizes[:beam]), len(offered))
+        left = min(most, max(beam, share_of(keep, most)))
+        planned.append(PlannedLevel(level, offered, left, exact))
         exact = exact and not offered  # from here on the scores decide which regions are expanded
         parents = list(dict.fromkeys(itertools.chain(*families.values())))
     return planned

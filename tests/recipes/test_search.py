@@ -309,7 +309,7 @@ def test_scores_that_cannot_be_ranked_fail_the_trial_and_leave_a_readable_store(
 def test_a_dry_run_counts_the_trials_and_writes_nothing(config: Config) -> None:
     trainer = Trainer()
     _, shown = run(config, trainer, dry_run=True)
-    assert "at most 13 trials of 7 optimizer steps each, and the base once" in shown
+    assert "at most 19 trials of 7 optimizer steps each, and the base once" in shown
     assert "(3 trials)" in shown and "0-1 × all" in shown
     assert trainer.configs == [] and not config.run.exists()
 
@@ -517,10 +517,11 @@ def test_a_dry_run_tells_the_time_from_measured_steps(config: Config) -> None:
     trainer = Trainer()
     _, shown = run(change(config, "search", budget_hours=2.0, prefix_cache="disk"), trainer, dry_run=True)
     words = " ".join(shown.split())
+    assert "proxy" not in words
     (measured,) = trainer.measured
     assert measured.region == schema.Region(layers="0-1", modules=MODULES)
     assert "A step takes 2.00 s, an evaluation 10 s (measured on 0-1 × all, the largest region" in words
-    seconds = 5 + 10 + 13 * (7 * 2 + 10)
+    seconds = 5 + 10 + 19 * (7 * 2 + 10)
     assert (
         f"at most about {duration(seconds)} without halving" in words
         and "if search.halving were {steps: [1, 3]}" in words
@@ -536,8 +537,8 @@ def test_a_dry_run_of_a_begun_search_goes_by_its_trials(config: Config) -> None:
     trainer = Trainer()
     words = " ".join(run(halving, trainer, dry_run=True)[1].split())
     assert trainer.measured == [] and "A step takes 2.00 s, an evaluation 4 s (by the mean of the trials" in words
-    parts = 13 + 2 + 1 + 1 + 3  # a level's candidates once, and those that go on
-    steps = 13 * FIRST_RUNG + 7 * (STEPS - FIRST_RUNG)
+    parts = 19 + 2 + 1 + 1 + 6  # a level's candidates once, and those that go on
+    steps = 19 * FIRST_RUNG + 10 * (STEPS - FIRST_RUNG)
     assert f"{duration(17.5 + 2 * steps + 3.5 * parts)} with" in words
 
 
@@ -564,12 +565,22 @@ def test_the_proxy_needs_general_data_and_is_judged_each_time(config: Config, tm
         path.write_text(json.dumps({"gain": high, "harm": {m: [1.0] * 4 for m in MODULES}}))
 
     trainer = Trainer()
+    _, shown = run(wanted, trainer, dry_run=True)
+    words = " ".join(shown.split())
+    seconds = 2 * 64 / config.train.per_device_train_batch_size / config.train.gradient_accumulation_steps * 2
+    assert (
+        f"gradients of all weights for at most 64 items of either data, by the step's time about {duration(seconds)}"
+        in words
+    )
+    most = 2 + 1 + 1 + 6
+    assert f"at most {most} trials" in words
+    assert f"at most about {duration(5 + 10 + seconds + most * (7 * 2 + 10))} without halving" in words
     folder, shown = run(wanted, trainer, statistics)
-    assert trainer.batches == [1, 2, 1, 1, 3], "half of each level"
+    assert trainer.batches == [1, 2, 1, 1, 6], "half of each level"
     assert "Left out by the proxy: 2-3 × all" in shown and "(Spearman)" in shown
     tree = json.loads((folder / "tree.json").read_text(encoding="utf-8"))
-    assert tree["proxy"]["trials"] == 7 and -1 <= tree["proxy"]["rank_correlation"] <= 1
-    assert all("proxy" in trial for trial in tree["trials"]) and len(tree["not_tried"]["pruned"]) == 6
+    assert tree["proxy"]["trials"] == 10 and -1 <= tree["proxy"]["rank_correlation"] <= 1
+    assert all("proxy" in trial for trial in tree["trials"]) and len(tree["not_tried"]["pruned"]) == 9
     run(wanted, Trainer(), statistics)
     assert len(taken) == 1, "kept in proxy.json"
     assert json.loads((folder / "proxy.json").read_text(encoding="utf-8"))["seconds"] >= 0
@@ -642,7 +653,7 @@ def test_on_a_terminal_a_tree_lives_and_in_the_end_there_are_pictures(
     console = Console(file=out, width=120, height=50, force_terminal=True, color_system=None)
     trainer = Trainer()
     folder = search(config, run_orders=trainer, start_proxy=no_proxy, measure=trainer.measure, console=console)
-    last = r"13 of at most 13 trials; best so far 1 × up\+down \(\S+\); at most 0:00:00 left"
+    last = r"13 of at most 19 trials; best so far 1 × up\+down \(\S+\); at most \S+ left"
     assert re.search(last, out.getvalue())
     assert "trial 1 of at most" not in out.getvalue()
     assert (folder / "search.png").stat().st_size > 10_000 and (folder / "search.svg").exists()

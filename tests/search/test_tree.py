@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -508,3 +509,22 @@ def test_the_proxy_orders_a_level_and_prunes_it_only_where_asked(tmp_path: Path)
     assert [r.first for r in found.untried.pruned] == [4, 0] and found.untried.reason is None
     wider = Bench(tmp_path / "prune", score).search(PAPER_LEVELS[1:2], 3, favour=favour.__getitem__, keep=0.5)
     assert len(wider.trials) == 3, "at least beam"
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.5, 1.0])
+@pytest.mark.parametrize("beam", [1, 2, 3])
+def test_the_plan_bounds_what_a_pruned_search_tries_and_says_it_exactly_where_it_can(
+    tmp_path: Path, beam: int, keep: float
+) -> None:
+    planned = plan(PAPER_LEVELS, ROOT.last + 1, beam, keep=keep)
+    tried = []
+    for seed in range(8):
+        (tmp_path / str(seed)).mkdir()
+        bench = Bench(tmp_path / str(seed), random_score(seed, 1000))
+        guess = random_score(100 + seed, 1000)
+        found = bench.search(beam=beam, favour=guess, keep=keep)
+        at_level = Counter(trial.level for trial in found.trials)
+        for number, level in enumerate(planned, start=1):
+            assert at_level[number] == level.most if level.exact else at_level[number] <= level.most
+        tried.append(len(bench.ran))
+    assert max(tried) == sum(level.most for level in planned) or beam > 1, "no looser than it must be"
