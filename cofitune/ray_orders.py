@@ -3,12 +3,16 @@
 A trial of which Ray has lost the worker or the node runs again, elsewhere if it must. One that has paused goes on where
 its state lies, on the same node: 12 bytes a trained weight are too many to carry along. Where that node is lost, the
 trial begins anew on another, to the same bits, since a training's result does not depend on its pauses.
+
+Nodes come and go while a search runs: one that joins is asked for its versions before its first trial counts, and where
+none is left that could hold a trial, the search waits for one, but not for ever.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +42,8 @@ from cofitune.recipes.orders import Measured, Order, Outcome
 RETRIES = 3  # for a trial whose worker or node was lost
 SECONDS_TO_END = 30  # for trials that are ended, before their processes are killed
 ATTEMPTS_TO_END = 6
+SECONDS_BETWEEN_LOOKS = 30  # at the cluster's nodes, while trials run
+SECONDS_WITHOUT_NODES = 900  # that a search waits for one that can hold a trial
 Work = Callable[[Errand], Report]
 
 
@@ -86,8 +92,8 @@ def ray_orders(
         work: what a task does on its node.
 
     Raises:
-        UserError: (by the orders) ray is not installed, there is no cluster, no node could ever hold a trial, or a
-            node has other versions than this machine.
+        UserError: (by the orders) ray is not installed, there is no cluster, no node could ever hold a trial, or has
+            come back for a quarter of an hour, or a node has other versions than this machine.
     """
     orders = RayOrders(demand, address, say, work)
     try:
@@ -103,7 +109,9 @@ class RayOrders:
         self._demand, self._address, self._say, self._work = demand, address, say, work
         self._ray: Any = None
         self._task: Any = None
-        self._nodes: tuple[str, ...] = ()  # ids of those that can hold a trial
+        self._asks: tuple[int, int] = (0, 0)  # GPUs and cores of a trial
+        self._nodes: set[str] = set()  # ids of those that can hold a trial, and have our versions
+        self._without_since: float | None = None  # when the last of them was found gone
         # one name for each call: another of the same folder, a dry run perhaps, must not remove what this one paused
         self._search = f"cofitune-{uuid.uuid4().hex[:12]}"
         self._environment: dict[str, str] = {}
@@ -119,7 +127,11 @@ class RayOrders:
         lost: Counter[str] = Counter()
         try:
             while running:
-                ended = next(iter(wait(running, return_when=FIRST_COMPLETED).done))
+                done = wait(running, SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED).done
+                if not done:
+                    self._look_at_nodes()
+                    continue
+                ended = next(iter(done))
                 order = running.pop(ended)
                 del tasks[order.id]
                 try:
@@ -136,6 +148,8 @@ class RayOrders:
                     tasks[order.id] = self._send(order)
                     running[tasks[order.id].future()] = order
                 else:
+                    if node not in self._nodes:
+                        self._look_at_nodes()
                     yield self._take(order, node, report)
         finally:
             self._end(list(tasks.values()))
@@ -169,16 +183,45 @@ class RayOrders:
 
     def _connect(self) -> None:
         ray = self._ray = join_cluster(self._address)
-        nodes = [node for node in ray.nodes() if node["Alive"]]
+        nodes = self._living()
         demand = self._demand
         has_gpus = any(node["Resources"].get("GPU") for node in nodes)
         gpus = (demand.ranks if has_gpus else 0) if demand.gpus is None else demand.gpus
         cpus = demand.cpus or demand.ranks
-        able = nodes_that_hold(nodes, gpus, cpus)
-        check_versions(ray, able)
-        self._nodes = tuple(node["NodeID"] for node in able)
+        self._asks = gpus, cpus
+        self._admit(nodes_that_hold(nodes, gpus, cpus))
         self._environment = _environment(demand.ranks, gpus, cpus)
         self._task = ray.remote(num_gpus=gpus, num_cpus=cpus, max_retries=0)(_on_node)  # retries are counted here
+
+    def _living(self) -> list[Any]:
+        return [node for node in self._ray.nodes() if node["Alive"]]
+
+    def _admit(self, nodes: Sequence[Any]) -> None:
+        """Let nodes take trials, if they have our versions."""
+        check_versions(self._ray, [node for node in nodes if node["NodeID"] not in self._nodes])
+        self._nodes |= {node["NodeID"] for node in nodes}
+
+    def _look_at_nodes(self) -> None:
+        """See who has joined, and whether anybody is left.
+
+        Raises:
+            UserError: a node that joined has other versions, or for too long there has been none for a trial.
+        """
+        nodes, now = self._living(), time.monotonic()
+        try:
+            able = nodes_that_hold(nodes, *self._asks)
+        except UserError as error:
+            if self._without_since is None:
+                self._without_since = now
+                self._say(f"{error}; waiting up to {SECONDS_WITHOUT_NODES / 60:g} minutes for one")
+            elif now - self._without_since > SECONDS_WITHOUT_NODES:
+                minutes = f"{SECONDS_WITHOUT_NODES / 60:g} minutes"
+                raise UserError(
+                    f"{error}; none came in {minutes}. What was done is kept: type it again to go on"
+                ) from None
+            return
+        self._without_since = None
+        self._admit(able)
 
     def _send(self, order: Order, work: Callable[[Errand], Any] | None = None) -> Any:
         """Make an order a task of the cluster."""

@@ -306,6 +306,51 @@ def test_without_ray_the_message_says_how_to_get_it(tmp_path: Path, monkeypatch:
         list(run_orders([order(tmp_path, "a")]))
 
 
+@pytest.mark.parametrize("then", ["nobody", "another", "another with other versions"])
+def test_a_search_that_lost_its_last_node_waits_for_one_but_not_for_ever(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    two_cores = {"num_cpus": 2, "node_ip_address": "127.0.0.1", "object_store_memory": 80 * 2**20}
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_LOOKS", 0.5)
+    monkeypatch.setattr(module, "SECONDS_WITHOUT_NODES", 3 if then == "nobody" else 120)
+    nodes = [cluster.add_node(**two_cores)]
+    said: list[str] = []
+
+    def work(errand: Errand) -> Report:
+        (tmp_path / f"began on {os.getpid()}").touch()
+        time.sleep(300 if len(list(tmp_path.glob("began on *"))) == 1 else 0)
+        return Report("host", "/there")
+
+    def say(text: str) -> None:
+        said.append(text)
+        if "waiting up to" in text and then != "nobody":
+            if "other versions" in then:
+                monkeypatch.setattr("cofitune.ray_trial.__version__", "0.0")  # here: the node has the real one
+            nodes.append(cluster.add_node(**two_cores))
+
+    def kill() -> None:
+        wait_for(tmp_path, "began on *")
+        cluster.remove_node(nodes.pop(), allow_graceful=False)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        with ray_orders(Demand(cpus=2), cluster.address, say=say, work=work) as run_orders:
+            if then == "another":
+                (outcome,) = run_orders([order(tmp_path / "run", "a")])
+                assert outcome.error is None
+            else:
+                message = "none came in 0.05 minutes. What was done is kept" if then == "nobody" else "has cofitune"
+                with pytest.raises(UserError, match=message):
+                    list(run_orders([order(tmp_path / "run", "a")]))
+    finally:
+        killer.join()
+        for node in nodes:
+            cluster.remove_node(node)
+    assert "it runs again, 1 of at most 3 times" in said[0]
+    assert "no node of the cluster has them" in said[1] and "waiting up to" in said[1] and len(said) == 2
+
+
 def test_a_node_that_dies_in_the_middle_loses_no_trial(cluster: Any, tmp_path: Path) -> None:
     """The last test on this cluster: one of its nodes is gone afterwards."""
     second = cluster.second.node_id
