@@ -176,7 +176,9 @@ def test_where_both_are_better_than_either_the_projections_of_both_are_tried(tmp
     kinds = {ROOT.modules: 50.0, GROUPS["mha"]: 40.0, GROUPS["ffn"]: 10.0, ("up_proj", "down_proj"): 90.0}
     bench = Bench(tmp_path, lambda region: kinds.get(region.modules, 0.0))
     found = bench.search()
-    assert found.winner.region.modules == ("up_proj", "down_proj"), "inside mha, the better half, it is not"
+    assert found.winner.region and found.winner.region.modules == ("up_proj", "down_proj"), (
+        "inside mha, the better half, it is not"
+    )
     assert len(bench.ran) == len(set(bench.ran)) == 3 + 2 + 2 + 12, "both stands at its level without another trial"
     assert found.expanded[1] == found.expanded[2] and found.winner.parent == found.expanded[2][0]
 
