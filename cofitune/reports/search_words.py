@@ -10,6 +10,9 @@ from cofitune.model.region import Region
 from cofitune.reports.progress import clock
 from cofitune.reports.search_tree import Row, change_text, many, number_text, region_text, weights_text
 
+TRAINED_ONCE = (
+    "Each region was trained once: these intervals are over items, and another seed may move a score by more."
+)
 SHOWN = 3  # regions that a sentence names before it says how many more there are
 
 
@@ -70,7 +73,8 @@ def tie_sentence(rows: Sequence[Row], winner: str) -> str | None:
     compared = [row for row in known if row.missed <= won.missed]
     lost = len(known) - len(compared)
     left_out = f"Not counted: {many(lost, 'region')} {'further ' if won.missed else ''}below the floor." if lost else ""
-    sentences = [_ties(won, compared) if compared else "", left_out]
+    sentences = [_ties(won, compared), TRAINED_ONCE] if compared else []
+    sentences.append(left_out)
     return " ".join(filter(None, sentences)) or None
 
 

@@ -28,7 +28,7 @@ from cofitune.model.region import Region, region_from_dict
 from cofitune.recipes.search_plan import make_plan
 from cofitune.recipes.search_trials import Trials
 from cofitune.reports.search_tree import region_text
-from cofitune.search.proxy import rank_correlation
+from cofitune.search.proxy import rank_correlation, statistics_from_json
 from cofitune.search.race import Job
 from cofitune.search.store import open_store
 from cofitune.workers import local_orders
@@ -56,11 +56,13 @@ class Grid:
     Attributes:
         trials: finished trials of tree.json, the best first.
         seconds: of all that was tried, the base's evaluation left out.
+        work: optimizer steps of all that was tried, and evaluations.
     """
 
     base: dict[str, Any]
     trials: list[dict[str, Any]]
     seconds: float
+    work: tuple[int, int]
 
     def rank(self, trial: str) -> int | None:
         """Place of a trial, from 1, equal scores sharing the better; None where the grid has not come to it."""
@@ -198,7 +200,16 @@ def read_grid(folder: Path) -> Grid:
     tree = json.loads((folder / "search" / "tree.json").read_text())
     done = [t for t in tree["trials"] if t["status"] == "done"]
     best_first = sorted(done, key=as_the_search)
-    return Grid(tree["base"], best_first, sum(t["seconds"] for t in done))
+    seconds = sum(t["seconds"] for t in done)
+    return Grid(tree["base"], best_first, seconds, work_of(folder, {t["id"] for t in done}))
+
+
+def work_of(folder: Path, ids: set[str]) -> tuple[int, int]:
+    """Optimizer steps and evaluations of a search's trials, by the store's lines: one a part of a trial."""
+    lines = map(json.loads, lines_of(folder / "search" / "trials.jsonl"))
+    # a stopped trial's line repeats the one of the part before
+    parts = [t for t in lines if t["id"] in ids and t["status"] in ("done", "paused")]
+    return sum(t["steps"] - t["begun_at"] for t in parts), len(parts)
 
 
 def seconds_in(folder: Path) -> float:
@@ -248,7 +259,9 @@ def read_search(folder: Path) -> dict[str, Any] | None:
         "stopped": sum(t["status"] == "stopped" for t in tree["trials"]),
         "pruned": len(tree["not_tried"]["pruned"]),
         "seconds": seconds,
+        "work": work_of(folder, {t["id"] for t in tree["trials"]}),
         "proxy_seconds": json.loads(proxy.read_text())["seconds"] if proxy.exists() else 0.0,
+        "proxy": json.loads(proxy.read_text()) if proxy.exists() else None,
         "proxy_correlation": (tree["proxy"] or {}).get("rank_correlation"),
     }
 
@@ -290,10 +303,13 @@ def words(grid: Grid, found: dict[str, Any], tied: Sequence[Any], again: dict[st
         correlation = rank_correlation([t["num_trained"] for t in grid.trials], [t["unified"] for t in grid.trials])
         lines.append(f"- Rank correlation of the score with the number of trained weights: {correlation:+.2f}.")
     fast = found["fast"]
-    if fast and fast["proxy_correlation"] is not None:
+    if fast and fast["proxy"] and len(grid.trials) > 2:
+        gradients = statistics_from_json(fast["proxy"], "proxy.json")
+        guesses = [gradients.favour(region_from_dict(t["region"]), 0.5) for t in grid.trials]
+        correlation = rank_correlation(guesses, [t["unified"] for t in grid.trials])
         lines.append(
-            f"- Rank correlation of the proxy with the scores of the fast search's finished trials: "
-            f"{fast['proxy_correlation']:+.2f}."
+            f"- Rank correlation of the proxy with the scores of all {len(grid.trials)} regions: {correlation:+.2f}; "
+            f"with those of the fast search's own finished trials: {fast['proxy_correlation'] or 0:+.2f}."
         )
     return "## In words\n\n" + "\n".join(lines)
 
@@ -304,24 +320,27 @@ def searches(grid: Grid, found: dict[str, Any]) -> str:
         "## The searches",
         "",
         "The tree's seconds are those that its trials took inside the grid, whose prefix cache had been filled by "
-        "other regions as well; the fast search's are its own run's, its proxy's among them.",
+        "other regions as well; the fast search's are its own run's, its proxy's among them (not among its steps: the "
+        "proxy takes gradients of 64 items of either data).",
         "",
         "| search | trials | stopped early | left out by the proxy | finds | unified | rank in the grid | of the grid's"
-        " seconds | at most | |",
-        "|" + "---|" * 10,
+        " steps | of its evaluations | of its seconds | at most | |",
+        "|" + "---|" * 12,
     ]
     for name, one in found.items():
         if one is None:
-            rows.append(f"| {name} | not run yet | | | | | | | {TARGETS[name]:.2f} | |")
+            rows.append(f"| {name} | not run yet | | | | | | | | | {TARGETS[name]:.0%} | |")
             continue
         share = (one["seconds"] + one["proxy_seconds"]) / grid.seconds
         kept = len(grid.trials) == ALL_REGIONS
         verdict = ("met" if share <= TARGETS[name] else "**missed**") if kept else "partial grid"
         winner = one["winner"]
+        steps, evaluations = (part / whole for part, whole in zip(one["work"], grid.work, strict=True))
         rows.append(
             f"| {name} | {one['trials']} | {one['stopped']} | {one['pruned']} | "
             f"{region_text(region_from_dict(winner['region']))} | {winner['unified']:.1f} | "
-            f"{grid.rank(winner['id']) or '-'} of {len(grid.trials)} | {share:.2f} | {TARGETS[name]:.2f} | {verdict} |"
+            f"{grid.rank(winner['id']) or '-'} of {len(grid.trials)} | {steps:.1%} | "
+            f"{evaluations:.1%} | {share:.1%} | {TARGETS[name]:.0%} | {verdict} |"
         )
     return "\n".join(rows)
 

@@ -18,6 +18,7 @@ from cofitune.reports.search_tree import (
     search_report,
 )
 from cofitune.reports.search_words import (
+    TRAINED_ONCE,
     Aim,
     proxy_sentence,
     stopped_sentence,
@@ -188,7 +189,7 @@ def test_what_misses_the_floor_ties_with_nothing_and_is_counted() -> None:
     lost = replace(OTHER, behind=(-20.0, -30.0, -9.0))
     assert tie_sentence([missed, lost, BEST], "best") == (
         "No other region is within chance of it: the 95 % interval of every paired difference lies below 0. "
-        "Not counted: 1 region below the floor."
+        f"{TRAINED_ONCE} Not counted: 1 region below the floor."
     )
     assert tie_sentence([missed, BEST], "best") == "Not counted: 1 region below the floor."
     nearest = replace(BEST, missed=1.0)
