@@ -37,6 +37,9 @@ class Watcher(Protocol):
     def on_base(self, base: Row) -> None:
         """The base is scored, and all that follow are shown against it."""
 
+    def on_level(self, at_most: int) -> None:
+        """A level begins: by what is known now, the search comes to so many trials."""
+
     def on_start(self, rows: Sequence[Row]) -> None:
         """These are ordered, in this order; they have no scores yet."""
 
@@ -55,6 +58,10 @@ class Lines:
     def on_base(self, base: Row) -> None:
         """As `Watcher` says."""
         self._base = base
+
+    def on_level(self, at_most: int) -> None:
+        """As `Watcher` says."""
+        self._at_most = at_most
 
     def on_start(self, rows: Sequence[Row]) -> None:
         """Nothing is said before a trial ends."""
@@ -156,12 +163,17 @@ def _search(made: Plan, rules: Rules, trials: Trials, store: Store, watcher: Wat
     def tell(trial: Trial, known: bool) -> None:
         if trial.done:
             finished.append(trial)
-        if trial.status == "stopped":
-            trials.drop_weights(trial.id)
+        if trial.status != "paused":
+            trials.drop_weights(trial.id)  # also of one that is known: what killed the search may have come between
         best = min(finished, key=rules.objective.rank).id if finished else None
         watcher.on_outcome(row_of(trial, store), known, best)
 
-    return tree.search(made.root, made.levels, rules=rules, run_jobs=run_jobs, store=store, on_trial=tell)
+    def expect(number: int, reached: int) -> None:
+        watcher.on_level(reached + sum(level.most for level in made.planned[number:]))
+
+    return tree.search(
+        made.root, made.levels, rules=rules, run_jobs=run_jobs, store=store, on_trial=tell, on_level=expect
+    )
 
 
 def _rules(config: Config, base: Trial, trials: Trials, proxy: Proxy | None, at_once: int | None) -> Rules:

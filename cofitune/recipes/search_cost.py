@@ -50,7 +50,7 @@ def cost_lines(config: Config, made: Plan, store: Store | None, measure: Measure
         expected = Expected(measured.seconds_a_step, measured.seconds_to_evaluate)
         base_seconds = measured.seconds_to_start + measured.seconds_to_evaluate
         source = f"measured on {region_text(made.largest)}, the largest region: the others take less"
-    proxy_lines, proxy_seconds = _proxy(config, made, expected.a_step)
+    proxy_lines, proxy_seconds = _proxy(config, made, store is not None, expected.a_step)
     about = "about" if all(level.exact for level in made.planned) else "at most about"
     lines.insert(0, f"A step takes {expected.a_step:.2f} s, an evaluation {duration(expected.besides)} ({source}).")
     rungs = _rungs(config)
@@ -68,9 +68,9 @@ def cost_lines(config: Config, made: Plan, store: Store | None, measure: Measure
     return lines + proxy_lines + _budget_lines(config, spent)
 
 
-def _proxy(config: Config, made: Plan, a_step: float) -> tuple[list[str], float]:
+def _proxy(config: Config, made: Plan, goes_on: bool, a_step: float) -> tuple[list[str], float]:
     """What the proxy's pass takes, in a sentence and in seconds; nothing where there is none or it was made before."""
-    if config.search.proxy == "none" or known_statistics(config, made):
+    if config.search.proxy == "none" or (goes_on and known_statistics(config, made)):
         return [], 0.0
     items_a_step = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
     seconds = 2 * ITEMS / items_a_step * a_step

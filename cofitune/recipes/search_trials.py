@@ -50,6 +50,7 @@ class Trials:
         (outcome,) = self._run_orders([order])
         base = self._trial(outcome, None, 0)
         self._store.append(base)
+        self.drop_weights(BASE)
         if not base.done:
             raise UserError(f"search: the base could not be scored, so no trial was started: {base.reason}")
         return base
@@ -72,7 +73,10 @@ class Trials:
         return difference(score, own, other, self._made.tasks.speciality_weight)
 
     def drop_weights(self, trial: str) -> None:
-        """Free the disk of a trial that goes no further: its scores are what the search is for."""
+        """Free the disk of a trial that goes no further: its scores are what the search is for.
+
+        The store must know of it already: one that it calls paused goes on from what lies here.
+        """
         folder = self._folder(trial)
         shutil.rmtree(folder / "train" / "checkpoints", ignore_errors=True)
         for file in folder.rglob("*.safetensors"):
@@ -108,8 +112,6 @@ class Trials:
             self._answers.keep(order.id, steps, order.folder / "eval" / "samples" / model)
         except (TrialError, UserError, OSError) as error:
             ended = {"status": "failed", "reason": str(error) or type(error).__name__}
-        if ended["status"] != "paused":
-            self.drop_weights(order.id)
         return Trial(
             id=order.id,
             region=region,

@@ -31,8 +31,9 @@ OTHER_LINES = 4  # of the terminal's, besides the trials': account, heading, bas
 class SearchLive:
     """A context manager around a search's trials.
 
-    Call `on_base` when the base is scored, `on_start` with the trials that are ordered together, and `on_outcome` as
-    each ends. The tree is gone in the end, for the recipe prints the whole one; that of an interrupted search stays.
+    Call `on_base` when the base is scored, `on_level` as a level begins, `on_start` with the trials that are ordered
+    together, and `on_outcome` as each ends. The tree is gone in the end, for the recipe prints the whole one; that of
+    an interrupted search stays.
     """
 
     def __init__(
@@ -66,6 +67,10 @@ class SearchLive:
     def on_base(self, base: Row) -> None:
         """The base is scored, and all that follow are shown against it."""
         self._base = base
+
+    def on_level(self, at_most: int) -> None:
+        """A level begins: by what is known now, the search comes to so many trials."""
+        self._at_most = at_most
 
     def on_start(self, rows: Sequence[Row]) -> None:
         """These are ordered, in this order; they have no scores yet."""

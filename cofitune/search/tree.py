@@ -16,7 +16,7 @@ The rules, all ours (the paper's own search order is not known to us):
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cofitune.errors import UserError
@@ -26,6 +26,8 @@ from cofitune.search.rungs import share_of
 from cofitune.search.space import Level, children
 from cofitune.search.store import Store
 from cofitune.search.trial import Trial
+
+OnLevel = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,14 @@ class Found:
 
 
 def search(
-    root: Region, levels: Sequence[Level], *, rules: Rules, run_jobs: RunJobs, store: Store, on_trial: OnTrial
+    root: Region,
+    levels: Sequence[Level],
+    *,
+    rules: Rules,
+    run_jobs: RunJobs,
+    store: Store,
+    on_trial: OnTrial,
+    on_level: OnLevel = lambda number, reached: None,
 ) -> Found:
     """Search the tree below `root`, taking from the store what is already there.
 
@@ -75,6 +84,7 @@ def search(
         run_jobs: trains and evaluates.
         store: gets one line for each part of a trial as soon as it ends.
         on_trial: told of every part of a trial, and whether it was known from the store.
+        on_level: told as a level begins of its number, from 1, and of how many trials there are up to its end.
 
     Raises:
         UserError: no trial finished; the message gives the first reason.
@@ -91,6 +101,7 @@ def search(
         pruned += left_out
         above = {region: reached.get(parent) for region, parent in candidates.items()}
         ids = {region: trial.id if trial else None for region, trial in above.items()}
+        on_level(number, len(reached) + len(chosen))
         reached |= race.run([Job(store.id_of(region), region, number, ids[region]) for region in chosen])
         parents = _best(candidates, reached, rules) or parents
         expanded.append(tuple(reached[r].id for r in parents if r in reached))

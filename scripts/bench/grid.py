@@ -188,6 +188,7 @@ def second_seed(arguments: argparse.Namespace, hours_left: Any) -> None:
             if store.at(name, None) is None and hours_left() > 0:
                 for trial in trials.run([Job(name, region, 1, None)]):
                     store.append(trial)
+                    trials.drop_weights(trial.id)
                     print(f"seed {SEEDS[1]}: {region_text(region)}: unified {trial.unified}", flush=True)
 
 
@@ -307,9 +308,10 @@ def words(grid: Grid, found: dict[str, Any], tied: Sequence[Any], again: dict[st
         gradients = statistics_from_json(fast["proxy"], "proxy.json")
         guesses = [gradients.favour(region_from_dict(t["region"]), 0.5) for t in grid.trials]
         correlation = rank_correlation(guesses, [t["unified"] for t in grid.trials])
+        told = f"- Rank correlation of the proxy with the scores of all {len(grid.trials)} regions: {correlation:+.2f}"
+        own = fast["proxy_correlation"]
         lines.append(
-            f"- Rank correlation of the proxy with the scores of all {len(grid.trials)} regions: {correlation:+.2f}; "
-            f"with those of the fast search's own finished trials: {fast['proxy_correlation'] or 0:+.2f}."
+            f"{told}." if own is None else f"{told}; with those of the fast search's own finished trials: {own:+.2f}."
         )
     return "## In words\n\n" + "\n".join(lines)
 

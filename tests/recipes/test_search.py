@@ -34,7 +34,8 @@ from cofitune.recipes.search_plan import make_plan
 from cofitune.recipes.search_proxy import StartProxy, take_statistics
 from cofitune.reports.search_words import duration
 from cofitune.search.proxy import statistics_from_json
-from cofitune.search.store import read_trials
+from cofitune.search.store import Store, read_trials
+from cofitune.search.trial import Trial
 from cofitune.search.winner import read_winner
 
 TARGET = {(1, "up_proj"), (1, "down_proj")}
@@ -584,9 +585,33 @@ def test_the_proxy_needs_general_data_and_is_judged_each_time(config: Config, tm
     run(wanted, Trainer(), statistics)
     assert len(taken) == 1, "kept in proxy.json"
     assert json.loads((folder / "proxy.json").read_text(encoding="utf-8"))["seconds"] >= 0
+    assert "proxy's pass" not in run(wanted, Trainer(), dry_run=True)[1], "it is there"
+    anew = run(wanted, Trainer(), dry_run=True, overwrite=True)[1]
+    assert "The proxy's pass comes first" in " ".join(anew.split()), "what --overwrite forgets, it takes again"
     Path(general.path).write_text(Path(general.path).read_text() * 2, encoding="utf-8")
     run(wanted, Trainer(), statistics, overwrite=True)
     assert len(taken) == 2, "of other data"
+
+
+def test_a_search_killed_as_the_end_of_a_paused_trial_is_written_down_still_finds_its_checkpoint(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = change(config, "search", halving=HALVING)
+    whole, _ = run(wanted.model_copy(update={"output_dir": str(tmp_path / "whole")}), Trainer())
+    append = Store.append
+
+    def killed(store: Store, trial: Trial) -> None:
+        if trial.done and trial.begun_at:
+            raise KeyboardInterrupt
+        append(store, trial)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Store, "append", killed)
+        run(wanted, Trainer())
+    folder, _ = run(wanted, Trainer())  # which begins a trial in an empty folder, or where its checkpoint lies
+    assert not list((folder / "trials").rglob("*.safetensors")) and not list((folder / "trials").rglob("checkpoints"))
+    stores = [{(r["id"], r["steps"], r["status"]): r["unified"] for r in records(f)} for f in (folder, whole)]
+    assert stores[0] == stores[1]
 
 
 def test_a_search_killed_at_random_moments_ends_with_the_uninterrupted_ones_store(
@@ -653,7 +678,7 @@ def test_on_a_terminal_a_tree_lives_and_in_the_end_there_are_pictures(
     console = Console(file=out, width=120, height=50, force_terminal=True, color_system=None)
     trainer = Trainer()
     folder = search(config, run_orders=trainer, start_proxy=no_proxy, measure=trainer.measure, console=console)
-    last = r"13 of at most 19 trials; best so far 1 × up\+down \(\S+\); at most \S+ left"
+    last = r"13 of at most 13 trials; best so far 1 × up\+down \(\S+\); at most 0:00:00 left"
     assert re.search(last, out.getvalue())
     assert "trial 1 of at most" not in out.getvalue()
     assert (folder / "search.png").stat().st_size > 10_000 and (folder / "search.svg").exists()

@@ -57,6 +57,7 @@ class Bench:
         self.ordered: list[tuple[Region, int, int]] = []  # with the steps from and to
         self.backwards = False
         self.told: list[tuple[str, bool]] = []
+        self.levels: list[tuple[int, int]] = []
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Trial]:
         """Yield the trials one after the other, or backwards, as if the last had been the fastest."""
@@ -87,6 +88,7 @@ class Bench:
             run_jobs=self.run,
             store=self.store,
             on_trial=lambda trial, known: self.told.append((trial.id, known)),
+            on_level=lambda number, reached: self.levels.append((number, reached)),
         )
 
 
@@ -526,6 +528,7 @@ def test_the_plan_bounds_what_a_pruned_search_tries_and_says_it_exactly_where_it
         guess = random_score(100 + seed, 1000)
         found = bench.search(beam=beam, favour=guess, keep=keep)
         at_level = Counter(trial.level for trial in found.trials)
+        assert bench.levels == [(n, sum(at_level[m] for m in range(1, n + 1))) for n in range(1, len(planned) + 1)]
         for number, level in enumerate(planned, start=1):
             assert at_level[number] == level.most if level.exact else at_level[number] <= level.most
         tried.append(len(bench.ran))
