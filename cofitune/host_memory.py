@@ -68,7 +68,7 @@ def _groups(root: Path) -> Iterator[tuple[int, int]]:
                 break
             limit, used = _number(folder / version.limit), _number(folder / version.used)
             if limit is not None:
-                yield limit, (used or 0) - (_entry(folder / "memory.stat", version.cache) or 0)
+                yield limit, max(0, (used or 0) - (_entry(folder / "memory.stat", version.cache) or 0))
 
 
 def _number(path: Path) -> int | None:

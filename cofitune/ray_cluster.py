@@ -94,26 +94,40 @@ def _knock(ray: Any, address: str) -> None:
         raise ConnectionError(f"{host}:{port}: {error.strerror or error}") from None
 
 
-def check_versions(ray: Any, nodes: Sequence[Mapping[str, Any]]) -> None:
+def check_versions(ray: Any, nodes: Sequence[Mapping[str, Any]], joining: bool = False) -> set[str]:
     """Ask every node what it would run a trial with: another version's scores cannot be compared.
+
+    Args:
+        joining: the search is under way: a node that does not answer, or is gone again, is only left out.
+
+    Returns:
+        The ids of those that have the versions of this machine.
 
     Raises:
         UserError: a node differs from this machine, cannot import this package, or does not answer.
     """
     ask, here = ray.remote(num_cpus=0, max_retries=0)(tell_versions), tell_versions()
-    asked = {ask.options(**pinned_to(node["NodeID"])).remote(): _name(node) for node in nodes}
+    asked = {ask.options(**pinned_to(node["NodeID"])).remote(): node for node in nodes}
     answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=SECONDS_TO_ANSWER)
-    problems = [f"{asked[task]}: no answer in {SECONDS_TO_ANSWER} seconds" for task in silent]
+    problems = {asked[task]["NodeID"]: f"no answer in {SECONDS_TO_ANSWER} seconds" for task in silent}
     for task in answered:
+        node = asked[task]["NodeID"]
         try:
             there = ray.get(task)
         except ray.exceptions.RayError as error:
-            problems.append(f"{asked[task]}: {last_line(error)}")
+            problems[node] = last_line(error)
             continue
         different = [f"{name} {there[name]}, here it is {here[name]}" for name in here if there[name] != here[name]]
-        problems += [f"{asked[task]}: has {', '.join(different)}"] if different else []
+        if different:
+            problems[node] = f"has {', '.join(different)}"
+    alike = {node["NodeID"] for node in nodes} - problems.keys()
+    if joining:
+        living = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - {asked[task]["NodeID"] for task in silent}
+        problems = {node: problem for node, problem in problems.items() if node in living}
     if problems:
-        raise UserError("search.executor: ray: not every node can take trials:\n" + "\n".join(problems))
+        told = [f"{_name(node)}: {problems[node['NodeID']]}" for node in nodes if node["NodeID"] in problems]
+        raise UserError("search.executor: ray: not every node can take trials:\n" + "\n".join(told))
+    return alike
 
 
 def pinned_to(node: str, soft: bool = False) -> dict[str, Any]:

@@ -139,18 +139,22 @@ class RayOrders:
                 except self._ray.exceptions.RayTaskError as error:
                     yield Outcome(order, f"on the cluster: {last_line(error)}")
                 except self._ray.exceptions.RayError as error:  # the worker, the node, or what it had brought
-                    lost[order.id] += 1
-                    if lost[order.id] > RETRIES:
-                        yield Outcome(order, f"the cluster lost it {lost[order.id]} times; at last {_kind(error)}")
-                        continue
-                    told = f"trial {order.id}: the cluster lost it ({_kind(error)})"
-                    self._say(f"{told}; it runs again, {lost[order.id]} of at most {RETRIES} times")
-                    tasks[order.id] = self._send(order)
-                    running[tasks[order.id].future()] = order
+                    why = _kind(error)
                 else:
                     if node not in self._nodes:
                         self._look_at_nodes()
-                    yield self._take(order, node, report)
+                    if node in self._nodes:
+                        yield self._take(order, node, report)
+                        continue
+                    why = "node gone before it told its versions"
+                lost[order.id] += 1
+                if lost[order.id] > RETRIES:
+                    yield Outcome(order, f"the cluster lost it {lost[order.id]} times; at last {why}")
+                    continue
+                told = f"trial {order.id}: the cluster lost it ({why})"
+                self._say(f"{told}; it runs again, {lost[order.id]} of at most {RETRIES} times")
+                tasks[order.id] = self._send(order)
+                running[tasks[order.id].future()] = order
         finally:
             self._end(list(tasks.values()))
 
@@ -189,17 +193,12 @@ class RayOrders:
         gpus = (demand.ranks if has_gpus else 0) if demand.gpus is None else demand.gpus
         cpus = demand.cpus or demand.ranks
         self._asks = gpus, cpus
-        self._admit(nodes_that_hold(nodes, gpus, cpus))
+        self._nodes = check_versions(ray, nodes_that_hold(nodes, gpus, cpus))
         self._environment = _environment(demand.ranks, gpus, cpus)
         self._task = ray.remote(num_gpus=gpus, num_cpus=cpus, max_retries=0)(_on_node)  # retries are counted here
 
     def _living(self) -> list[Any]:
         return [node for node in self._ray.nodes() if node["Alive"]]
-
-    def _admit(self, nodes: Sequence[Any]) -> None:
-        """Let nodes take trials, if they have our versions."""
-        check_versions(self._ray, [node for node in nodes if node["NodeID"] not in self._nodes])
-        self._nodes |= {node["NodeID"] for node in nodes}
 
     def _look_at_nodes(self) -> None:
         """See who has joined, and whether anybody is left.
@@ -221,7 +220,9 @@ class RayOrders:
                 ) from None
             return
         self._without_since = None
-        self._admit(able)
+        new = [node for node in able if node["NodeID"] not in self._nodes]
+        if new:
+            self._nodes |= check_versions(self._ray, new, joining=True)
 
     def _send(self, order: Order, work: Callable[[Errand], Any] | None = None) -> Any:
         """Make an order a task of the cluster."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -87,6 +89,10 @@ def test_without_a_limit_it_is_the_host(tmp_path: Path, lines: str, files: dict[
 
 def test_no_less_than_nothing_is_free_and_a_host_without_proc_has_memory(tmp_path: Path) -> None:
     assert free_memory(make_host(tmp_path / "full", "0::/\n", group(2, "", GIB, 2 * GIB))) == 0
+    unread = {
+        name: text for name, text in group(2, "", GIB, 0, GIB // 2).items() if not name.endswith("memory.current")
+    }
+    assert free_memory(make_host(tmp_path / "unread", "0::/\n", unread)) == GIB, "no more than the limit"
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert usable_memory(tmp_path / "nowhere") == pages
     assert 0 < free_memory() <= usable_memory() <= pages
@@ -101,4 +107,11 @@ def test_importance_and_the_prefix_cache_see_the_limit(tmp_path: Path, monkeypat
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert importance_plan.device_memory(Rank(world_size=4)) == GIB // 4
     plan = prefix.PrefixPlan("layers", 1, [1], 1, torch.float32, prefix.SHARED_MEMORY)
-    assert plan.free_bytes <= GIB // 2
+    monkeypatch.setattr(prefix.shutil, "disk_usage", lambda _: SimpleNamespace(free=4 * GIB))
+    assert plan.free_bytes == GIB // 2
+    monkeypatch.setattr(trial_prefix, "layer_bytes", lambda plan, seed: GIB)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_: None)
+    shared, trial = SimpleNamespace(kept_layers=()), SimpleNamespace(region=SimpleNamespace(first=3))
+    config = SimpleNamespace(train=SimpleNamespace(seed=0), search=SimpleNamespace(prefix_cache="memory"))
+    keeps, told = trial_prefix.has_room(cast(Any, shared), cast(Any, trial), cast(Any, config))
+    assert not keeps and "no room for the 1.0 GiB of layer 3: 512 MiB are free" in told

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from cofitune.config.section import Section, as_list
 from cofitune.errors import did_you_mean
 
 Rate = Annotated[float, Field(gt=0)]
+ALL, EACH = "rates of all methods", "rates of each method"
 
 
 def _told_apart(values: tuple[float, ...]) -> tuple[float, ...]:
@@ -23,6 +24,10 @@ def _told_apart(values: tuple[float, ...]) -> tuple[float, ...]:
 
 
 Rates = Annotated[tuple[Rate, ...], BeforeValidator(as_list), AfterValidator(_told_apart)]
+RatesOrDict = Annotated[  # told apart by their form, so that a mistake in one is not told of the other, too
+    Annotated[Rates, Tag(ALL)] | Annotated[dict[str, Rates], Tag(EACH)],
+    Discriminator(lambda given: EACH if isinstance(given, dict) else ALL),
+]
 Alpha = Annotated[float, Field(gt=0, le=1)]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*")
 OWN_SECTIONS = ("output_dir", "model", "eval", "compare", "search")  # of the comparison, the same for all its methods
@@ -34,7 +39,7 @@ class Compare(Section):
         description="name → a YAML file, or the sections themselves, laid over this config: key by key, region and "
         "adapter each as a whole",
     )
-    learning_rates: Rates | dict[str, Rates] = Field(
+    learning_rates: RatesOrDict = Field(
         (), description="peak rates of all methods, or of each by its name; where none is named, train.learning_rate"
     )
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(as_list)] = Field(

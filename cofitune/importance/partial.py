@@ -23,9 +23,15 @@ def save_sums(path: Path, sums: Sums, identity: str) -> None:
     write_tensors(path, {**sums.values, COUNTS: counts}, {"identity": identity})
 
 
-def has_sums(folder: Path, identity: str) -> bool:
-    """Whether any rank has left sums of this identity here."""
-    return any(load_sums(path, identity) is not None for path in folder.glob("*.safetensors"))
+def sums_path(folder: Path, rank: int | str, world_size: int, sharded: bool) -> Path:
+    """Where a rank's sums lie: those of other ranks, or of weights that lay otherwise, would not end with its bits."""
+    return folder / f"{rank}-of-{world_size}{'-zero3' if sharded else ''}.safetensors"
+
+
+def has_sums(folder: Path, world_size: int, sharded: bool, identity: str) -> bool:
+    """Whether any of so many ranks has left sums of this identity here."""
+    pattern = sums_path(folder, "*", world_size, sharded).name
+    return any(load_sums(path, identity) is not None for path in folder.glob(pattern))
 
 
 def load_sums(path: Path, identity: str) -> Sums | None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from statistics import mean
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -309,12 +310,13 @@ def _append(path: Path, line: dict[str, Any]) -> None:
 
 
 def _mean_seconds(lines: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Mean seconds of each method's finished runs."""
-    taken: dict[str, list[float]] = {}
+    """Seconds of each method's finished runs: the mean of each part, over the runs of which it is known."""
+    taken: dict[str, dict[str, list[float]]] = {}
     for line in lines.values():
         if line["status"] == "done":
-            taken.setdefault(line["method"], []).append(sum(line["seconds"].values()))
-    return {method: sum(values) / len(values) for method, values in taken.items()}
+            for what, seconds in line["seconds"].items():
+                taken.setdefault(line["method"], {}).setdefault(what, []).append(seconds)
+    return {method: sum(map(mean, parts.values())) for method, parts in taken.items()}
 
 
 def _hand_on_answers(found: Path, cache: Path) -> None:

@@ -241,10 +241,7 @@ def _check_evaluation(plan: ComparePlan, overwrite: bool) -> eval_plan.Plan:
     Raises:
         UserError: it cannot be made, or a method's runs would be asked in another template than they were trained in.
     """
-    trained = [run for run in plan.runs if run.is_trained and not overwrite]
-    to_come = [model for run in plan.runs if run not in trained for model in run.models(plan.compare.alphas)]
-    evaluation = eval_plan.make_plan(plan.eval_config(trained), overwrite, to_come=to_come)
-    asked = evaluation.settings["template"]
+    asked = eval_plan.make_plan(plan.eval_config([]), overwrite).settings["template"]
     for run, made in zip(plan.runs, plan.trainings, strict=True):
         if made.data.template != asked:
             raise UserError(
@@ -252,7 +249,9 @@ def _check_evaluation(plan: ComparePlan, overwrite: bool) -> eval_plan.Plan:
                 f"'{made.data.template}', and all models are asked in '{asked}'; leave it out here, and name the one "
                 "for all in the section data of the config itself"
             )
-    return evaluation
+    trained = [run for run in plan.runs if run.is_trained and not overwrite]
+    to_come = [model for run in plan.runs if run not in trained for model in run.models(plan.compare.alphas)]
+    return eval_plan.make_plan(plan.eval_config(trained), overwrite, to_come=to_come)
 
 
 def _check_alike(run: Run, plan: TrainPlan) -> None:

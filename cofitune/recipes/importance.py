@@ -20,7 +20,7 @@ from cofitune.config.schema import Config
 from cofitune.files import write_text
 from cofitune.importance.estimate import Scores, estimate, no_sums
 from cofitune.importance.normalize import NORMALIZATIONS
-from cofitune.importance.partial import load_sums, save_sums
+from cofitune.importance.partial import load_sums, save_sums, sums_path
 from cofitune.model.load import choose_dtype
 from cofitune.ranks import Rank, is_launched, this_rank
 from cofitune.recipes.folders import start_folder
@@ -125,8 +125,7 @@ def _estimate(plan: Plan, config: Config, rank: Rank, console: Console) -> Score
     # what fits one rank's device may not fit another's
     sharded = bool(largest(int(plan.sharding.sharded), device))
     identity = identity_of(plan, config)
-    # sums of other ranks, or of weights that lay otherwise, would not end with the same bits
-    path = plan.partial / f"{rank.rank}-of-{rank.world_size}{'-zero3' if sharded else ''}.safetensors"
+    path = sums_path(plan.partial, rank.rank, rank.world_size, sharded)
     sums = load_sums(path, identity) or no_sums(plan.anatomy)
     if sums.micro_batches:
         console.print(f"going on after {sums.micro_batches} micro-batches of an interrupted run")

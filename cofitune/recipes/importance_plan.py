@@ -127,7 +127,7 @@ def make_plan(config: Config, overwrite: bool = False, rank: Rank = ALONE) -> Pl
     )  # fmt: skip
     if not sums.is_dir():
         return plan
-    plan = replace(plan, interrupted=has_sums(sums, identity_of(plan, config)))
+    plan = replace(plan, interrupted=has_sums(sums, rank.world_size, sharding.sharded, identity_of(plan, config)))
     if not plan.interrupted:
         check_folder(config, "importance", overwrite)
     return plan

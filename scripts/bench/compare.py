@@ -59,13 +59,14 @@ def main() -> None:
     arguments = parse()
     config = write_config(arguments)
     cofitune("importance", config)
-    if arguments.at_once > 1:
-        train_side_by_side(config, arguments)
+    began = time.monotonic()
+    asking = train_side_by_side(config, arguments) if arguments.at_once > 1 else 0.0
     if not arguments.hours:
         cofitune("compare", config)
     else:
-        cofitune("compare", config, f"compare.budget_hours={arguments.hours:g}")
-    write_results(arguments)
+        left = max(1e-3, arguments.hours - (time.monotonic() - began) / 3600)
+        cofitune("compare", config, f"compare.budget_hours={left:g}")
+    write_results(arguments, asking)
 
 
 def parse() -> argparse.Namespace:
@@ -76,7 +77,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=REPOSITORY / "runs" / "bench-compare", help="where runs go")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the results go (default: %(default)s)")
     parser.add_argument("--speciality", choices=SPECIALITIES, default="law")
-    parser.add_argument("--hours", type=float, help="begin no training that would not end within these")
+    parser.add_argument("--hours", type=float, help="begin no training after these")
     parser.add_argument("--steps", type=int, default=24, help="optimizer steps of 8 items each (default: %(default)s)")
     parser.add_argument("--items", type=int, default=40, help="items a task (default: %(default)s)")
     parser.add_argument("--max-length", type=int, default=256, help="tokens of a training item (default: %(default)s)")
@@ -144,8 +145,10 @@ def pull(arguments: argparse.Namespace) -> float:
     return float(f"{2 * PULL / (arguments.steps * arguments.times * peak):.3g}")
 
 
-def train_side_by_side(config: Path, arguments: argparse.Namespace) -> None:
+def train_side_by_side(config: Path, arguments: argparse.Namespace) -> float:
     """Train the comparison's runs, so many at a time, and score each seed's in one go; `compare` takes both over.
+
+    Returns the seconds of the scoring, which no run's line in the store knows.
 
     Neighbours are of different methods, so that the heaviest do not meet. While one seed is scored the next one trains.
     """
@@ -162,11 +165,12 @@ def train_side_by_side(config: Path, arguments: argparse.Namespace) -> None:
             code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
         print(f"{run.name}: exit {code} after {time.monotonic() - began:.0f} s", flush=True)
 
-    def score(trained: list[Run]) -> None:
+    def score(trained: list[Run]) -> float:
         scored = config.with_name("scored.yaml")
         write_text(scored, dump_config(plan.eval_config(trained)))
-        cofitune("eval", scored)
+        seconds = cofitune("eval", scored)
         print(f"{len(trained)} runs are scored after {time.monotonic() - began:.0f} s", flush=True)
+        return seconds
 
     with ThreadPoolExecutor(1) as scorer, ThreadPoolExecutor(arguments.at_once) as trainer:
         waiting = {}
@@ -179,12 +183,15 @@ def train_side_by_side(config: Path, arguments: argparse.Namespace) -> None:
             for training in trainings:
                 training.result()
             scorings.append(scorer.submit(score, [run for run in plan.runs if run.is_trained]))
-        for scoring in scorings:
-            scoring.result()
+        return sum(scoring.result() for scoring in scorings)
 
 
-def write_results(arguments: argparse.Namespace) -> None:
-    """The tables and sentences as `cofitune compare` prints them, every number, the store and the picture."""
+def write_results(arguments: argparse.Namespace, asking: float) -> None:
+    """The tables and sentences as `cofitune compare` prints them, every number, the store and the picture.
+
+    Args:
+        asking: seconds of scoring that no run's line tells.
+    """
     folder = arguments.work / "run" / "compare"
     content = json.loads((folder / "compare.json").read_text())
     out = StringIO()
@@ -199,6 +206,7 @@ def write_results(arguments: argparse.Namespace) -> None:
         machine = f"{torch.cuda.get_device_name()}, {machine}"
     seconds = [run["seconds"] for run in content["runs"]]
     took = {what: sum(s.get(what, 0.0) for s in seconds) / 60 for what in ("train", "evaluate")}
+    took["evaluate"] += asking / 60
     partial = content["partial"]
     label = f"**Partial: {partial['done']} of {partial['runs']} runs.** " if partial else ""
     name = "compare" if arguments.speciality == "law" else f"compare-{arguments.speciality}"

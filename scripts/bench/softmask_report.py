@@ -178,6 +178,7 @@ def _not_in_it(results: Iterable[Run]) -> str:
         "more seeds": any(r.seed > 0 for r in missing),
         "SGD's controls": any(r.optimizer == "SGD" and r.control != "none" and r.seed == 0 for r in missing),
         "the region of all modules": any(r.region == "all" and r.seed == 0 for r in missing),
+        "absolute shuffled": any((r.importance, r.control, r.seed) == ("absolute", "shuffled", 0) for r in missing),
     }
     names = [name for name, lacks in parts.items() if lacks]
     return f" Not among them (`--further` makes them): {', '.join(names)}." if names else ""

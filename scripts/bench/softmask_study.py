@@ -96,7 +96,9 @@ def main() -> None:
     parser.add_argument(
         "--device", default=USUAL["device"], help="cpu or cuda; a study is made on one kind of device throughout"
     )
-    parser.add_argument("--part", default="1/1", help="2/3: of the runs that lack only every third, from the second on")
+    parser.add_argument(
+        "--part", type=_part, default=(1, 1), metavar="N/OF", help="2/3: only every third run, from the second on"
+    )
     parser.add_argument("--steps", type=int, default=USUAL["steps"])
     parser.add_argument(
         "--test-items", type=int, default=USUAL["test_items"], help="of law; and of general data in all"
@@ -120,8 +122,8 @@ def main() -> None:
     torch.manual_seed(0)
     study, facts = prepare(arguments.model, arguments.data, arguments.work, settings, torch.device(arguments.device))
     wanted = CONDITIONS + (FURTHER if arguments.further else [])
-    part, parts = map(int, arguments.part.split("/"))
-    missing = [run for run in wanted if not _stored(arguments.store, run, facts)][part - 1 :: parts]
+    part, parts = arguments.part
+    missing = [run for run in wanted[part - 1 :: parts] if not _stored(arguments.store, run, facts)]
     for run in missing[: arguments.runs]:
         if time.monotonic() - started > arguments.hours * 3600:
             print("the time is up; call again to go on", flush=True)
@@ -134,6 +136,14 @@ def main() -> None:
         last = figures["trajectory"][-1]
         told = "  ".join(f"{name} {_mean(last[name]):.3f}" for name in study.tests)
         print(f"{run.title:<50} seed {run.seed}  {told}  {figures['seconds']:.0f} s", flush=True)
+
+
+def _part(text: str) -> tuple[int, int]:
+    """`2/3` as numbers."""
+    part, _, parts = text.partition("/")
+    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text}: 2/3 is the second of three parts")
+    return int(part), int(parts)
 
 
 def prepare(

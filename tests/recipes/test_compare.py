@@ -167,6 +167,11 @@ def test_killed_and_resumed_a_comparison_is_whole_and_a_second_call_trains_nothi
     config["compare"]["budget_hours"] = 1e-6
     within = compare_here(config)
     assert "leave no time for full-0.02-seed1" in within and "PARTIAL: 4 of 6 runs" in within
+    lines = store.read_text().splitlines(keepends=True)
+    store.write_text("".join(line for line in lines if '"lora-' not in line))
+    assert "PARTIAL: 4 of 6 runs" in compare_here(config)
+    taken_over = json.loads(store.read_text().splitlines()[-1])
+    assert (taken_over["run"], list(taken_over["seconds"])) == ("lora-0.01-seed1234", ["train"]), "whatever the budget"
     half = json.loads((folder / "compare.json").read_text())
     assert half["seeds"] == [1234], "a seed counts when all of its runs are there"
     assert [p["scores"] for p in half["points"]] == [p["scores"] for p in content["points"]]
@@ -216,6 +221,10 @@ def test_methods_are_laid_over_the_config_and_every_mistake_is_named(config: dic
         ({"alphas": [0.5]}, "1 must be among them"),
         ({"alphas": [0.5, 0.5000001, 1]}, "two of them are 0.5 to six digits"),
         ({"learning_rates": [1e-3, 1.0000001e-3]}, "two of them are 0.001 to six digits"),
+        (
+            {"learning_rates": {"full": [1e-3, 1.0000001e-3]}},
+            "learning_rates.full: two of them are 0.001 to six digits",
+        ),
         ({"learning_rates": {"ful": 1e-3}}, "'ful' is no method; did you mean 'full'?"),
         ({"reference": "lor"}, "'lor' is no method; did you mean 'lora'?"),
         ({"methods": {"full": str(METHODS / "cofitune_update.yaml")}}, "no importance in"),
@@ -231,6 +240,7 @@ def test_what_cannot_be_compared_is_refused(
     with pytest.raises(UserError) as found:
         compare_plan.make_plan(load(config), False, False, 1)
     assert said in str(found.value)
+    assert len(getattr(found.value, "problems", [said])) == 1, "one mistake, one message"
 
 
 def test_a_method_in_another_template_is_refused_before_any_training(config: dict[str, Any]) -> None:
@@ -239,6 +249,16 @@ def test_a_method_in_another_template_is_refused_before_any_training(config: dic
         compare_plan.make_plan(load(config), False, False, 1)
     config["compare"]["methods"]["plain"] = {"data": {"template": "chat"}}
     assert len(compare_plan.make_plan(load(config), False, False, 1).runs) == 4, "auto is chat here: the same"
+
+
+def test_a_run_that_is_trained_in_another_template_names_its_method(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config["compare"]["methods"]["plain"] = {"data": {"template": "plain"}}
+    monkeypatch.setattr(compare_plan.Run, "is_trained", property(lambda run: run.method == "plain"))
+    monkeypatch.setattr(compare_plan, "_check_alike", lambda run, plan: None)
+    with pytest.raises(UserError, match=r"compare\.methods\.plain: data\.template: .*'plain'.* asked in 'chat'"):
+        compare_plan.make_plan(load(config), False, False, 1)
 
 
 def test_runs_that_could_not_stand_beside_the_base_are_refused_before_any_training(

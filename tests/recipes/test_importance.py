@@ -278,6 +278,21 @@ def test_a_killed_overwrite_goes_on_whichever_way_it_is_called(made: Path, again
     assert "finished already" in console.export_text()
 
 
+def test_sums_of_other_ranks_let_no_finished_folder_be_replaced(made: Path) -> None:
+    folder = importance(read(made, "importance.seed=0"), console=quiet())
+    begin_and_kill(made, ["importance.seed=2"], "overwrite")
+    (sums,) = (folder / "partial").iterdir()
+    sums.rename(sums.with_name("0-of-2.safetensors"))
+    finished = {p.name: sha256_file(p) for p in folder.iterdir() if p.is_file()}
+    for dry_run in (True, False):
+        with pytest.raises(UserError, match="made by another config"):
+            importance(read(made, "importance.seed=2"), dry_run=dry_run, console=quiet())
+    console = quiet()
+    importance(read(made, "importance.seed=2"), dry_run=True, ranks=2, console=console)
+    assert "goes on  from the sums" in console.export_text()
+    assert {p.name: sha256_file(p) for p in folder.iterdir() if p.is_file()} == finished
+
+
 def test_other_settings_under_overwrite_begin_anew_and_a_crash_while_writing_loses_no_sums(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
