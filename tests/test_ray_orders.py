@@ -351,6 +351,50 @@ def test_a_search_that_lost_its_last_node_waits_for_one_but_not_for_ever(
     assert "no node of the cluster has them" in said[1] and "waiting up to" in said[1] and len(said) == 2
 
 
+def test_a_trial_on_a_node_that_leaves_before_it_told_its_versions_runs_again(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_cores = {"num_cpus": 2, "node_ip_address": "127.0.0.1", "object_store_memory": 80 * 2**20}
+    stays, joins = cluster.add_node(**two_cores), cluster.add_node(**two_cores)
+    staying, left = stays.node_id, tmp_path / "left"
+    look, check = module.nodes_that_hold, module.check_versions
+    looks: list[int] = []
+
+    def look_before_it_joined(nodes: Any, gpus: int, cpus: int) -> Any:
+        looks.append(len(nodes))
+        able = look(nodes, gpus, cpus)
+        return able if len(looks) > 1 else [node for node in able if node["NodeID"] == staying]
+
+    def check_too_late(ray: Any, nodes: Any, joining: bool = False) -> set[str]:
+        if joining and not left.exists():
+            cluster.remove_node(joins, allow_graceful=False)
+            left.touch()
+        return check(ray, nodes, joining)
+
+    def work(errand: Errand) -> Report:
+        import ray
+
+        node = ray.get_runtime_context().get_node_id()
+        (tmp_path / f"{errand.id} began on {node}").touch()
+        end = time.monotonic() + 120
+        while node == staying and not left.exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        return Report("host", "/there")
+
+    monkeypatch.setattr(module, "nodes_that_hold", look_before_it_joined)
+    monkeypatch.setattr(module, "check_versions", check_too_late)
+    said: list[str] = []
+    try:
+        with ray_orders(Demand(cpus=2), cluster.address, say=said.append, work=work) as run_orders:
+            outcomes = list(run_orders([order(tmp_path / "run", "a"), order(tmp_path / "run", "b")]))
+    finally:
+        for node in (stays,) if left.exists() else (stays, joins):
+            cluster.remove_node(node)
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    assert len(list(tmp_path.glob("* began on *"))) == 3, "one trial was on the node that left"
+    assert len(said) == 1 and "node gone before it told its versions" in said[0]
+
+
 def test_a_node_that_dies_in_the_middle_loses_no_trial(cluster: Any, tmp_path: Path) -> None:
     """The last test on this cluster: one of its nodes is gone afterwards."""
     second = cluster.second.node_id
