@@ -25,7 +25,8 @@ class Budget:
     """The limits of a search, over all of its calls.
 
     Attributes:
-        hours: of trials, the base's evaluation and failed attempts included; where several run at once, their sum.
+        hours: of trials, the base's evaluation and failed attempts included; where several run at once, their sum. Not
+            in it: what a Ray trial had done when its worker was lost, which nobody tells.
         trials: how many may be begun; a second try or a further part of one is no further trial.
         at_once: how many parts may be begun before the time that they took is looked at; None: as many as fit.
     """
