@@ -16,7 +16,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,24 +134,15 @@ class RayOrders:
                 ended = next(iter(done))
                 order = running.pop(ended)
                 del tasks[order.id]
-                try:
-                    node, report = ended.result()
-                except self._ray.exceptions.RayTaskError as error:
-                    yield Outcome(order, f"on the cluster: {last_line(error)}")
-                except self._ray.exceptions.RayError as error:  # the worker, the node, or what it had brought
-                    why = _kind(error)
-                else:
-                    if node not in self._nodes:
-                        self._look_at_nodes()
-                    if node in self._nodes:
-                        yield self._take(order, node, report)
-                        continue
-                    why = "node gone before it told its versions"
+                outcome = self._outcome(order, ended)
+                if isinstance(outcome, Outcome):
+                    yield outcome
+                    continue
                 lost[order.id] += 1
                 if lost[order.id] > RETRIES:
-                    yield Outcome(order, f"the cluster lost it {lost[order.id]} times; at last {why}")
+                    yield Outcome(order, f"the cluster lost it {lost[order.id]} times; at last {outcome}")
                     continue
-                told = f"trial {order.id}: the cluster lost it ({why})"
+                told = f"trial {order.id}: the cluster lost it ({outcome})"
                 self._say(f"{told}; it runs again, {lost[order.id]} of at most {RETRIES} times")
                 tasks[order.id] = self._send(order)
                 running[tasks[order.id].future()] = order
@@ -243,6 +234,18 @@ class RayOrders:
         )
         task = self._task.options(**pinned_to(node, soft=True)) if node else self._task
         return task.remote(work or self._work, errand)
+
+    def _outcome(self, order: Order, ended: Future[tuple[str, Report]]) -> Outcome | str:
+        """What came of a task; a string says how the cluster lost it."""
+        try:
+            node, report = ended.result()
+        except self._ray.exceptions.RayTaskError as error:
+            return Outcome(order, f"on the cluster: {last_line(error)}")
+        except self._ray.exceptions.RayError as error:  # the worker, the node, or what it had brought
+            return _kind(error)
+        if node not in self._nodes:
+            self._look_at_nodes()
+        return self._take(order, node, report) if node in self._nodes else "node gone before it told its versions"
 
     def _take(self, order: Order, node: str, report: Report) -> Outcome:
         """Put what came back into the order's folder, which it names instead of the node's."""
