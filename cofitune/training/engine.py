@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -24,6 +25,7 @@ SHARDED_LOADING_FROM = 8 * 2**30  # bytes of weights
 # elements of the gradient bucket, and of what one inner step takes with copies of its gradient and (in update mode) its
 # old values. DeepSpeed's own 5e8 and 1e9 would cost more memory than a 7B model's activations
 ELEMENTS_AT_ONCE = 10**8
+SECONDS_TO_REST = 0.2  # for gloo's threads, which need microseconds of a free core
 ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
 
 
@@ -229,5 +231,13 @@ def release(engine: Any) -> None:
 
 
 def _leave() -> None:
+    """At the process's end: leave the process group, and give gloo's threads the time to come to rest.
+
+    They let go of a collective's tensors when it has long returned. One that does so while Python ends finds no Python
+    any more, and the process aborts (pytorch#179291); destroying a group that DeepSpeed holds does not wait for them.
+    """
     if torch.distributed.is_initialized():
+        threaded = torch.distributed.get_backend() == "gloo"
         torch.distributed.destroy_process_group()
+        if threaded:
+            time.sleep(SECONDS_TO_REST)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -59,3 +62,29 @@ def test_a_value_that_deepspeed_refuses_is_a_users_mistake() -> None:
     settings = replace(SETTINGS, dtype=torch.float32, raw={"zero_optimization": {"sub_group_size": "many"}})
     with pytest.raises(UserError, match=r"deepspeed.raw: DeepSpeed refuses it: sub_group_size"):
         start_engine(torch.nn.Linear(2, 2), settings)
+
+
+ENDING = """
+import sys, time, weakref
+import torch
+from cofitune.training.engine import start_distributed
+
+start_distributed()
+held = torch.distributed.group.WORLD  # as DeepSpeed does
+tensor = torch.ones(1)
+gone = weakref.ref(tensor, lambda _: time.sleep(0.1))
+work = torch.distributed.all_reduce(tensor, async_op=True)
+work.get_future().then(lambda _: time.sleep(0.1))
+del tensor, work  # gloo's thread is now the last to hold them
+while gone() is not None:
+    time.sleep(0.005)
+sys.exit(7)
+"""
+
+
+def test_a_process_ends_with_its_own_exit_code_while_gloo_lets_go_of_a_tensor(tmp_path: Path) -> None:
+    """Found where a training was stopped by a signal: 134 for 143, once in some hundred times."""
+    (tmp_path / "ending.py").write_text(ENDING)
+    command = [sys.executable, str(tmp_path / "ending.py")]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 7, ended.stderr
