@@ -29,6 +29,9 @@ from cofitune.ray_trial import Errand, Report, run_errand
 from cofitune.recipes.orders import Measured, Order, Outcome
 from cofitune.workers import local_orders
 
+NODE = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 80 * 2**20}
+TWO_CORES = NODE | {"num_cpus": 2}
+
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
@@ -38,10 +41,9 @@ def cluster() -> Iterator[Any]:
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     from ray.cluster_utils import Cluster
 
-    node = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 80 * 2**20}
     soon = {"health_check_period_ms": 500, "health_check_failure_threshold": 3, "health_check_initial_delay_ms": 0}
-    made = Cluster(True, head_node_args={**node, "include_dashboard": False, "_system_config": soon})
-    made.second = made.add_node(**node)
+    made = Cluster(True, head_node_args={**NODE, "include_dashboard": False, "_system_config": soon})
+    made.second = made.add_node(**NODE)
     made.wait_for_nodes()
     yield made
     made.shutdown()
@@ -310,10 +312,9 @@ def test_without_ray_the_message_says_how_to_get_it(tmp_path: Path, monkeypatch:
 def test_a_search_that_lost_its_last_node_waits_for_one_but_not_for_ever(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
 ) -> None:
-    two_cores = {"num_cpus": 2, "node_ip_address": "127.0.0.1", "object_store_memory": 80 * 2**20}
     monkeypatch.setattr(module, "SECONDS_BETWEEN_LOOKS", 0.5)
     monkeypatch.setattr(module, "SECONDS_WITHOUT_NODES", 3 if then == "nobody" else 120)
-    nodes = [cluster.add_node(**two_cores)]
+    nodes = [cluster.add_node(**TWO_CORES)]
     said: list[str] = []
 
     def work(errand: Errand) -> Report:
@@ -326,7 +327,7 @@ def test_a_search_that_lost_its_last_node_waits_for_one_but_not_for_ever(
         if "waiting up to" in text and then != "nobody":
             if "other versions" in then:
                 monkeypatch.setattr("cofitune.ray_trial.__version__", "0.0")  # here: the node has the real one
-            nodes.append(cluster.add_node(**two_cores))
+            nodes.append(cluster.add_node(**TWO_CORES))
 
     def kill() -> None:
         wait_for(tmp_path, "began on *")
@@ -354,8 +355,7 @@ def test_a_search_that_lost_its_last_node_waits_for_one_but_not_for_ever(
 def test_a_trial_on_a_node_that_leaves_before_it_told_its_versions_runs_again(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    two_cores = {"num_cpus": 2, "node_ip_address": "127.0.0.1", "object_store_memory": 80 * 2**20}
-    stays, joins = cluster.add_node(**two_cores), cluster.add_node(**two_cores)
+    stays, joins = cluster.add_node(**TWO_CORES), cluster.add_node(**TWO_CORES)
     staying, left = stays.node_id, tmp_path / "left"
     look, check = module.nodes_that_hold, module.check_versions
     looks: list[int] = []

@@ -344,6 +344,13 @@ def searches(grid: Grid, found: dict[str, Any]) -> str:
             f"{grid.rank(winner['id']) or '-'} of {len(grid.trials)} | {steps:.1%} | "
             f"{evaluations:.1%} | {share:.1%} | {TARGETS[name]:.0%} | {verdict} |"
         )
+    if fast := found["fast"]:
+        trials, proxy = (fast[part] / grid.seconds for part in ("seconds", "proxy_seconds"))
+        rows += [
+            "",
+            f"Of the fast search's {trials + proxy:.2%}, {trials:.2%} are its trials' and {proxy:.2%} the "
+            "proxy's pass.",
+        ]
     return "\n".join(rows)
 
 
