@@ -98,6 +98,33 @@ def importance(
 
 
 @app.command()
+def rehearse(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+    num_processes: NumProcesses = None,
+    hostfile: HostFile = None,
+) -> None:
+    """Have the base answer general prompts, for train.rehearsal: its own words keep its abilities."""
+    resolved = load_config(config, overrides)
+    from cofitune.recipes.rehearse import plan as planning
+    from cofitune.recipes.rehearse import recipe
+
+    if planning.choose_engine(resolved.rehearsal.engine) == "vllm" and not dry_run:
+        _alone("rehearse with vllm")  # which takes all GPUs in one process
+    elif _in_ranks(
+        num_processes,
+        hostfile,
+        dry_run,
+        lambda ranks: planning.make_plan(resolved, overwrite, rank=Rank(world_size=ranks)),
+    ):
+        return
+    ranks = launch.choose_ranks(num_processes, hostfile).count if dry_run else 1
+    recipe.rehearse(resolved, overwrite=overwrite, dry_run=dry_run, console=_console(), ranks=ranks)
+
+
+@app.command()
 def train(
     config: ConfigPath,
     overrides: Overrides = None,

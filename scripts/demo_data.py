@@ -11,7 +11,11 @@ Files, all UTF-8 JSON Lines:
   with the fields ``question``, ``choices`` (four strings) and ``answer`` (0-based index).
 * ``instruct`` / ``instruct_dev``: instruction following in IFEval's format, fields ``key``, ``prompt``,
   ``instruction_id_list`` and ``kwargs``.
+* ``instruct_other``: more of the same, in other words, about other things and with further kinds of instructions, so
+  that no prompt of ``general_prompts`` resembles one of them.
 * ``general_train``: short helpful conversations, field ``messages``, for measuring the importance of units.
+* ``general_prompts``: field ``prompt``. The base model answers these itself (``cofitune rehearse``), and its answers
+  are trained beside the speciality. Every beginning of the file is a balanced mixture.
 
 The ``*_dev`` files serve the search (choosing a region, a learning rate); they share no item with the test files, so
 that no choice is ever made by looking at a test item.
@@ -29,6 +33,8 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import demo_prompts
 
 Item = dict[str, Any]
 
@@ -577,6 +583,10 @@ PLAIN_CHECKS = {
     "title": _Check("detectable_format:title", {}),
     "json": _Check("detectable_format:json_format", {}),
     "ps": _Check("detectable_content:postscript", {"postscript_marker": "P.S."}),
+    "pps": _Check("detectable_content:postscript", {"postscript_marker": "P.P.S"}),
+    "lower": _Check("change_case:english_lowercase", {}),
+    "upper": _Check("change_case:english_capital", {}),
+    "two": _Check("combination:two_responses", {}),
 }
 
 #: Kinds with ``=argument``: the instruction's id, the name of the argument and how to read it.
@@ -587,11 +597,14 @@ VALUE_CHECKS: dict[str, tuple[str, str, type]] = {
     "highlights": ("detectable_format:number_highlighted_sections", "num_highlights", int),
     "placeholders": ("detectable_content:number_placeholders", "num_placeholders", int),
     "end": ("startend:end_checker", "end_phrase", str),
+    "paragraphs": ("length_constraints:number_paragraphs", "num_paragraphs", int),
+    "repeat": ("combination:repeat_prompt", "prompt_to_repeat", str),
+    "language": ("language:response_language", "language", str),
 }
 
 
 def _check(text: str) -> _Check:
-    """Reads one check, such as ``no_comma``, ``bullets=3``, ``words<40`` or ``freq=river>=2``."""
+    """Reads one check, such as ``no_comma``, ``bullets=3``, ``words<40``, ``freq=river>=2`` or ``section=Act:2``."""
     if text in PLAIN_CHECKS:
         return PLAIN_CHECKS[text]
     for sign, relation in ((">=", "at least"), ("<", "less than")):
@@ -608,6 +621,18 @@ def _check(text: str) -> _Check:
             kwargs = {"letter": word, "let_frequency": int(number), "let_relation": relation}
             return _Check("keywords:letter_frequency", kwargs)
     kind, _, value = text.partition("=")
+    return _value_check(kind, value)
+
+
+def _value_check(kind: str, value: str) -> _Check:
+    """Reads what follows ``=``: one value, ``section=WORD:NUMBER`` or ``first=PARAGRAPHS:NTH:WORD``."""
+    if kind == "section":
+        word, number = value.split(":")
+        return _Check("detectable_format:multiple_sections", {"section_spliter": word, "num_sections": int(number)})
+    if kind == "first":
+        paragraphs, nth, word = value.split(":")
+        kwargs = {"num_paragraphs": int(paragraphs), "nth_paragraph": int(nth), "first_word": word.lower()}
+        return _Check("length_constraints:nth_paragraph_first_word", kwargs)
     instruction_id, argument, read = VALUE_CHECKS[kind]
     return _Check(instruction_id, {argument: value.split(",") if read is list else read(value)})
 
@@ -933,6 +958,10 @@ def build(seed: int) -> dict[str, list[Item]]:
     sets["instruct"] = [_instruct_item(key, line) for key, line in enumerate(test)]
     sets["instruct_dev"] = [_instruct_item(key, line) for key, line in enumerate(dev, start=len(test))]
     sets["general_train"] = _conversations(rng)
+    other = _lines(demo_prompts.INSTRUCTIONS_OTHER)
+    sets["instruct_other"] = [_instruct_item(key, line) for key, line in enumerate(other, start=len(test) + len(dev))]
+    # A generator of its own: a change of these prompts leaves every other file as it is.
+    sets["general_prompts"] = [{"prompt": prompt} for prompt in demo_prompts.general_prompts(random.Random(seed))]
     return sets
 
 

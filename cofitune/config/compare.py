@@ -30,7 +30,14 @@ RatesOrDict = Annotated[  # told apart by their form, so that a mistake in one i
 ]
 Alpha = Annotated[float, Field(gt=0, le=1)]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*")
-OWN_SECTIONS = ("output_dir", "model", "eval", "compare", "search")  # of the comparison, the same for all its methods
+OWN_SECTIONS = (
+    "output_dir",
+    "model",
+    "eval",
+    "compare",
+    "rehearsal",
+    "search",
+)  # of the comparison, the same for all its methods
 
 
 class Compare(Section):

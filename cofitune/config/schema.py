@@ -8,27 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cofitune.config.adapter import Adapter
 from cofitune.config.compare import Compare
 from cofitune.config.region import Anatomy, Region
+from cofitune.config.rehearsal import Rehearsal
 from cofitune.config.search import Search
-from cofitune.config.section import Names, Section, as_list, as_source
+from cofitune.config.section import Names, Section
+from cofitune.config.source import Source, Sources
 from cofitune.config.tasks import Eval, EvalModel, Task, Versatility, as_model
 from cofitune.config.training import DeepSpeed, Train
 from cofitune.errors import ConfigError
 
 __all__ = [
-    "SECTIONS_READ", "Adapter", "Compare", "Config", "DeepSpeed", "Eval", "EvalModel", "Region", "Search", "Task",
-    "Train", "Versatility",
+    "SECTIONS_READ", "Adapter", "Compare", "Config", "DeepSpeed", "Eval", "EvalModel", "Region", "Rehearsal", "Search",
+    "Source", "Task", "Train", "Versatility",
 ]  # fmt: skip
 
 SECTIONS_READ: dict[str, tuple[str, ...]] = {
     "train": ("model", "data", "region", "adapter", "softmask", "train", "deepspeed"),
     "importance": ("model", "data.max_length", "data.template", "data.on_bad_item", "importance"),
+    "rehearsal": ("model", "data.template", "data.on_bad_item", "rehearsal"),
     "eval": ("model", "data.template"),  # answers are kept by what they depend on: tasks and models may come and go
     "compare": ("model", "data.template"),  # every run's folder knows by itself what it was made by
     "search": ("model", "deepspeed"),  # the rest is compared, by contents, in the identity of the store of trials
@@ -39,7 +42,15 @@ FREE_SETTINGS: dict[str, frozenset[str]] = {
     "data": frozenset({"validation"}),
     "importance": frozenset({"save_steps", "sharding"}),
     "train": frozenset(
-        {"save_steps", "keep_last", "keep_checkpoints", "stop_grace_seconds", "validation_steps", "report_to"}
+        {
+            "save_steps",
+            "keep_last",
+            "keep_checkpoints",
+            "stop_grace_seconds",
+            "validation_steps",
+            "drift_data",
+            "report_to",
+        }
     ),
 }
 
@@ -57,27 +68,6 @@ class Model(Section):
     anatomy: Anatomy | None = Field(
         None, description="what a decoder layer is made of; null: as one of the layouts that are known"
     )
-
-
-class Source(Section):
-    path: str = Field(
-        description="a file (JSONL, JSON, parquet, CSV), a folder of such files, or org/name on the hub; paths are "
-        "relative to the folder the command is typed in"
-    )
-    format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion"] = Field(
-        "auto",
-        description="alpaca: instruction, input, output; messages: turns of role, content; sharegpt: conversations of "
-        "from, value; prompt_completion: strings or lists of messages; auto: by the item's keys",
-    )
-    split: str = Field("train", description="of a folder: the files with this split in their names; on the hub: split")
-    subset: str | None = Field(None, description="configuration of a data set on the hub")
-    revision: str | None = Field(None, description="branch, tag or commit on the hub")
-    weight: float = Field(
-        1.0, gt=0, description="how often each item counts in an epoch: 0.5 is a fresh random half, 2 is twice"
-    )
-
-
-Sources = Annotated[tuple[Annotated[Source, BeforeValidator(as_source)], ...], BeforeValidator(as_list)]
 
 
 class Replay(Section):
@@ -220,6 +210,7 @@ class Config(Section):
     )
     adapter: Adapter | None = Field(None, description="an adapter instead of a region: lora or osf; null: none")
     importance: Importance = Field(default_factory=Importance)
+    rehearsal: Rehearsal = Field(default_factory=Rehearsal)
     softmask: SoftMask = Field(default_factory=lambda: SoftMask(apply_to="none"))
     train: Train = Field(default_factory=Train)
     deepspeed: DeepSpeed = Field(default_factory=DeepSpeed)

@@ -14,8 +14,10 @@ from cofitune.errors import did_you_mean
 
 class Task(Section):
     path: str | None = Field(None, description="a JSONL file of items; or give harness")
-    kind: Literal["multiple_choice", "generate", "loss", "ifeval"] | None = Field(
-        None, description="how the items of path are asked and scored"
+    kind: Literal["multiple_choice", "generate", "loss", "ifeval", "drift"] | None = Field(
+        None,
+        description="how the items of path are asked and scored; drift: path is a folder of `cofitune rehearse`, on "
+        "whose held-out answers the distance from the base is measured",
     )
     harness: str | None = Field(None, description="a task or group of lm-evaluation-harness, by its name")
     dataset_path: str | None = Field(
@@ -29,7 +31,8 @@ class Task(Section):
     metric: str | None = Field(
         None,
         description="multiple_choice: acc | acc_norm (per byte); generate: exact_match | squad_match | regex | number "
-        "| f1 | rouge_l | bleu | chrf; loss: nats_per_token | nats_per_byte; ifeval: prompt_strict; harness: its own "
+        "| f1 | rouge_l | bleu | chrf; loss: nats_per_token | nats_per_byte; ifeval: prompt_strict; drift: drift; "
+        "harness: its own "
         "(`exact_match,flexible-extract` names a filter, too); null: the first of these",
     )
     prompt: Literal["chat", "continuation"] = Field(
@@ -56,7 +59,9 @@ class Task(Section):
         "generate": ("exact_match", "squad_match", "regex", "number", "f1", "rouge_l", "bleu", "chrf"),
         "loss": ("nats_per_token", "nats_per_byte"),
         "ifeval": ("prompt_strict",),
+        "drift": ("drift",),
     }
+    _NOT_OF_DRIFT = ("prompt", "answer_field", "pattern", "tokenize", "max_new_tokens", "stop", "on_bad_item")
     _OF_HARNESS = ("dataset_path", "num_fewshot", "apply_chat_template")
     _OF_PATH = ("kind", "prompt", "answer_field", "pattern", "tokenize", "max_new_tokens", "stop", "on_bad_item")
 
@@ -65,6 +70,8 @@ class Task(Section):
         """The task's name in tables and files: law/test.jsonl is `law`, law_test.jsonl is `law_test`."""
         if self.path is None:
             return self.name or str(self.harness)
+        if self.kind == "drift":
+            return self.name or "drift"
         path = Path(self.path)
         is_split = path.stem in ("train", "dev", "val", "validation", "test")
         return self.name or (path.parent.name if is_split else "") or path.stem
@@ -93,6 +100,10 @@ class Task(Section):
             raise ValueError(
                 f"metric {self.metric} does not fit kind {self.kind}{near} (accepted: {', '.join(accepted)})"
             )
+        strange = self._NOT_OF_DRIFT if self.kind == "drift" else ()
+        given = [name for name in strange if getattr(self, name) != type(self).model_fields[name].default]
+        if given:
+            raise ValueError(f"{', '.join(given)}: not with kind drift, which reads the base's own prompts and answers")
         if self.scored_by == "regex" and self.pattern is None:
             raise ValueError("metric: regex needs a pattern")
         if self.pattern is not None and self.kind != "generate":
@@ -103,6 +114,16 @@ class Task(Section):
 
 
 Tasks = Annotated[tuple[Task, ...], BeforeValidator(as_list)]
+
+
+def _as_drift(value: Any) -> Any:
+    """A path alone stands for `{path: …, kind: drift}`."""
+    if isinstance(value, str):
+        return {"path": value, "kind": "drift"}
+    return {"kind": "drift", **value} if isinstance(value, dict) else value
+
+
+DriftTasks = Annotated[tuple[Annotated[Task, BeforeValidator(_as_drift)], ...], BeforeValidator(as_list)]
 
 
 class Versatility(Section):
@@ -152,6 +173,9 @@ class Eval(Section):
     )
     speciality: Tasks = Field((), description="tasks of the speciality")
     versatility: Versatility = Field(default_factory=Versatility, description="tasks of the three general abilities")
+    drift: DriftTasks = Field(
+        (), description="folders of `cofitune rehearse`: how far each model has moved from the base; in no mean"
+    )
     speciality_weight: float = Field(0.5, ge=0, le=1, description="w in unified = w·speciality + (1 − w)·versatility")
     on_bad_item: Literal["error", "drop"] = Field(
         "error", description="stop at an item that cannot be asked or judged, or leave it out and count it"
@@ -162,6 +186,14 @@ class Eval(Section):
         description="items of each task to use, from the top, instead of the tasks' own limits; null: theirs",
     )
     batch_size: int = Field(16, gt=0, description="items a batch; keep it the same in everything that is compared")
+
+    @field_validator("drift")
+    @classmethod
+    def _they_measure_drift(cls, tasks: tuple[Task, ...]) -> tuple[Task, ...]:
+        for task in tasks:
+            if task.kind != "drift":
+                raise ValueError(f"names folders of `cofitune rehearse`, of kind drift, not of kind {task.kind}")
+        return tasks
 
     @field_validator("models")
     @classmethod

@@ -17,6 +17,23 @@ def _none_or_list(value: Any) -> Any:
     return () if value in (None, "none") else as_list(value)
 
 
+class TrainRehearsal(Section):
+    share: float = Field(
+        0.2,
+        gt=0,
+        lt=1,
+        description="share of each optimizer step's items that are rehearsal: 0.2 is 2 beside 8 of the task",
+    )
+    loss: Literal["nll", "kl"] = Field(
+        "nll",
+        description="nll: cross-entropy on the base's answers; kl: KL divergence from the base's stored probabilities",
+    )
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="w in loss = task loss + w · rehearsal loss")
+    path: str | None = Field(
+        None, description="folder that `cofitune rehearse` wrote; null: the one in this config's output_dir"
+    )
+
+
 class Train(Section):
     learning_rate: float = Field(4e-5, gt=0, description="peak rate of AdamW")
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
@@ -37,6 +54,16 @@ class Train(Section):
     adam_betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="AdamW's betas, each in [0, 1)")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon")
     max_grad_norm: float = Field(1.0, ge=0, description="clip the gradient's global norm; 0: off")
+    rehearsal: TrainRehearsal | None = Field(
+        None, description="train on the base's own answers to general prompts, too; null: do not"
+    )
+    max_drift: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="nats a token of drift from the base, above which training ends at the last checkpoint below it; "
+        "null: no limit",
+    )
     gradient_checkpointing: bool = Field(True, description="recompute activations from the lowest trained layer up")
     prefix_cache: Literal["none", "memory", "disk"] = Field(
         "none",
@@ -55,7 +82,15 @@ class Train(Section):
         False, description="keep them when the delta is written, too; they take 12 bytes a trained weight each"
     )
     validation_steps: int = Field(
-        100, gt=0, description="optimizer steps between two losses on data.validation, besides the first and the last"
+        100,
+        gt=0,
+        description="optimizer steps between two losses on data.validation and two measurements of drift, besides the "
+        "first and the last",
+    )
+    drift_data: str | None = Field(
+        None,
+        description="folder that `cofitune rehearse` wrote, on whose held-out answers drift is measured; null: that of "
+        "train.rehearsal, and without one none",
     )
     report_to: Annotated[tuple[Literal["tensorboard", "wandb"], ...], BeforeValidator(_none_or_list)] = Field(
         (), description="where curves are drawn besides metrics.jsonl: none, tensorboard, wandb, or a list"
@@ -63,6 +98,22 @@ class Train(Section):
     stop_grace_seconds: int = Field(
         300, gt=0, description="seconds that ranks get after SIGTERM or SIGINT to finish the step and save"
     )
+
+    @model_validator(mode="after")
+    def _a_limit_of_drift_can_be_held(self) -> Train:
+        if self.max_drift is None:
+            return self
+        if self.rehearsal is None and self.drift_data is None:
+            raise ValueError(
+                f"max_drift: {self.max_drift:g} needs something to measure drift on: train.rehearsal, or a folder of "
+                "`cofitune rehearse` in train.drift_data"
+            )
+        if self.save_steps is None:
+            raise ValueError(
+                f"max_drift: {self.max_drift:g} goes back to a checkpoint, and save_steps: null writes none; set it to "
+                "a number of steps"
+            )
+        return self
 
     @model_validator(mode="after")
     def _the_pull_stops_at_the_base(self) -> Train:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import count as count_up
+from itertools import islice, pairwise
 
 import torch
 from torch import Tensor
 
 from cofitune.data.chat import IGNORED, Example
 from cofitune.data.packing import join
+from cofitune.data.top_k import TopK
 
 Batch = dict[str, Tensor]
 
@@ -55,6 +57,31 @@ class Mixture:
 
 
 @dataclass(frozen=True)
+class RehearsalMix:
+    """The rehearsal examples of each optimizer step, beside those of the task.
+
+    Attributes:
+        first: index of the first of them, behind all of the task's.
+        size: how many there are.
+        share: which part of a step's examples they are.
+    """
+
+    first: int
+    size: int
+    share: float
+
+    def beside(self, count: int) -> int:
+        """Rehearsal examples beside `count` of the task: at least one."""
+        return max(1, round(count * self.share / (1 - self.share)))
+
+    def order(self, seed: int) -> Iterator[int]:
+        """Indices without end: every pass over them in a fresh order, drawn from (seed, pass)."""
+        for number in count_up():
+            generator = torch.Generator().manual_seed(seed + 15_485_863 * (number + 1))  # apart from the task's epochs
+            yield from (self.first + torch.randperm(self.size, generator=generator)).tolist()
+
+
+@dataclass(frozen=True)
 class Plan:
     """How many examples an optimizer step takes and how many steps there are.
 
@@ -66,6 +93,7 @@ class Plan:
         num_steps: optimizer steps of the whole training.
         mixture: the sources' parts in an epoch; None: every example once.
         flat: lay the packs of a micro-batch behind one another in one row, as FlashAttention wants them.
+        rehearsal: what is trained beside the task's examples in each step; None: nothing.
     """
 
     micro_batch: int
@@ -75,10 +103,11 @@ class Plan:
     num_steps: int
     mixture: Mixture | None = None
     flat: bool = False
+    rehearsal: RehearsalMix | None = None
 
     @property
     def per_step(self) -> int:
-        """Examples an optimizer step, over all ranks."""
+        """Examples of the task an optimizer step, over all ranks."""
         return self.micro_batch * self.accumulation * self.world_size
 
     @property
@@ -95,17 +124,22 @@ def plan_steps(
     epochs: float,
     max_steps: int | None,
     flat: bool = False,
+    rehearsal: RehearsalMix | None = None,
 ) -> Plan:
     """Count the optimizer steps: `max_steps` where given, else `epochs` passes, whose last step may be smaller."""
     mixture = examples if isinstance(examples, Mixture) else Mixture((examples,), (1.0,))
     per_epoch = math.ceil(mixture.per_epoch / (micro_batch * accumulation * world_size))
     num_steps = max_steps if max_steps is not None else max(1, math.ceil(per_epoch * epochs))
-    return Plan(micro_batch, accumulation, world_size, mixture.per_epoch, num_steps, mixture, flat)
+    return Plan(micro_batch, accumulation, world_size, mixture.per_epoch, num_steps, mixture, flat, rehearsal)
 
 
 def step_indices(plan: Plan, seed: int) -> Iterator[list[int]]:
-    """Yield the example indices of each optimizer step: every epoch a fresh order, drawn from (seed, epoch)."""
+    """Yield the example indices of each optimizer step: every epoch a fresh order, drawn from (seed, epoch).
+
+    Behind the task's come those of the rehearsal, by indices of their own.
+    """
     mixture = plan.mixture or Mixture((plan.num_examples,), (1.0,))
+    rehearsed = plan.rehearsal.order(seed) if plan.rehearsal else iter(())
     step = 0
     epoch = 0
     while step < plan.num_steps:
@@ -114,7 +148,9 @@ def step_indices(plan: Plan, seed: int) -> Iterator[list[int]]:
         for start in range(0, plan.num_examples, plan.per_step):
             if step == plan.num_steps:
                 return
-            yield order[start : start + plan.per_step].tolist()
+            chosen = order[start : start + plan.per_step].tolist()
+            beside = plan.rehearsal.beside(len(chosen)) if plan.rehearsal else 0
+            yield [*chosen, *islice(rehearsed, beside)]
             step += 1
         epoch += 1
 
@@ -139,8 +175,31 @@ def rank_micro_batches(
         part = by_length[bounds[slot] : bounds[slot + 1]]
         rows = [example for _, example in part] or [_silent(by_length[-1][1])]
         names = torch.tensor([index for index, _ in part or by_length[-1:]])
-        batches.append(collate([join(rows)] if plan.flat else rows, pad_token_id) | {"indices": names})
+        batch = collate([join(rows)] if plan.flat else rows, pad_token_id) | {"indices": names}
+        batches.append(batch | _rehearsed(rows, batch["labels"]) if plan.rehearsal else batch)
     return batches
+
+
+def _rehearsed(rows: Sequence[Example], labels: Tensor) -> Batch:
+    """Which tokens are rehearsed answers', and what is stored of the base's probabilities at them.
+
+    Args:
+        rows: the examples, also where they lie behind one another in one row.
+        labels: [B, T].
+
+    Returns:
+        `rehearsed`, bool [B, T]; and where the examples carry them `top_k_indices` and `top_k_log_probs` [N, k] and
+        `top_k_rest` [N] of the N rehearsed tokens that carry the loss, row by row.
+    """
+    if len(labels) == len(rows):
+        marks = torch.tensor([[row.rehearsed] for row in rows]).expand(labels.shape)
+    else:
+        marks = torch.tensor([[row.rehearsed for row in rows for _ in row.input_ids]])
+    batch = {"rehearsed": marks & (labels != IGNORED)}
+    if stored := [row.top_k for row in rows if row.top_k is not None]:
+        chained = TopK.chain(stored)
+        batch |= {"top_k_indices": chained.indices, "top_k_log_probs": chained.log_probs, "top_k_rest": chained.rest}
+    return batch
 
 
 def count_positions(plan: Plan, lengths: Sequence[int], seed: int) -> int:
@@ -190,9 +249,14 @@ def collate(examples: Sequence[Example], pad_token_id: int) -> Batch:
 
 
 def count_supervised(batch: Batch) -> int:
-    """Tokens of a batch that carry the loss (the first position is never predicted)."""
+    """Tokens of a batch that carry a loss (the first position is never predicted)."""
     return int((batch["labels"][:, 1:] != IGNORED).sum())
 
 
+def count_rehearsed(batch: Batch) -> int:
+    """Those of them that carry the rehearsal's."""
+    return int(batch["rehearsed"][:, 1:].sum()) if "rehearsed" in batch else 0
+
+
 def _silent(example: Example) -> Example:
-    return replace(example, labels=[IGNORED] * len(example.input_ids))
+    return replace(example, labels=[IGNORED] * len(example.input_ids), rehearsed=False, top_k=None)

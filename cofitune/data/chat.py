@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from cofitune.data.formats import BadItemError
 from cofitune.data.read import Account, Item, Row, bad_item, make_item
+from cofitune.data.top_k import TopK
 from cofitune.errors import UserError
 
 IGNORED = -100  # the label that torch's cross-entropy skips
@@ -31,11 +32,15 @@ class Example:
 
     Attributes:
         parts: of a pack, the tokens of each conversation in it, in order; empty for a single one.
+        rehearsed: whether these are the base's own answers to general prompts, whose loss is counted apart.
+        top_k: of rehearsed answers, the base's stored probabilities at each token that carries the loss, in order.
     """
 
     input_ids: list[int]
     labels: list[int]
     parts: tuple[int, ...] = ()
+    rehearsed: bool = False
+    top_k: TopK | None = None
 
     @property
     def num_supervised(self) -> int:
@@ -181,3 +186,15 @@ def _end_of_turn(whole: str, start: int, eos: str | None) -> int:
     stripped = whole.rstrip()
     ends_with_token = eos is not None and stripped.endswith(eos)
     return max(start, len(stripped)) if ends_with_token else len(whole)
+
+
+def end_ids(tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None) -> set[int]:
+    """Tokens that end an answer: the tokenizer's, the model's own, and what its template writes after a response."""
+    ends = {tokenizer.eos_token_id}
+    own = getattr(generation_config, "eos_token_id", None)
+    ends.update(own if isinstance(own, list) else [own])
+    turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    whole = tokenizer.apply_chat_template(turn, tokenize=False)
+    after = tokenizer(whole[whole.rindex("b") + 1 :], add_special_tokens=False)["input_ids"]
+    ends.update(i for i in after[:1] if i in tokenizer.all_special_ids)
+    return {i for i in ends if i is not None}

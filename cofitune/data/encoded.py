@@ -105,11 +105,11 @@ def encode_sources(
         UserError: the cache folder cannot be written.
     """
     opened = [open_source(source) for source in sources]
-    limits = [None] * len(opened) if at_most is None else _shares(at_most, opened)
+    limits = [None] * len(opened) if at_most is None else shares(at_most, opened)
     return [_encode_source(one, tokenizer, encoding, limit, on_rows) for one, limit in zip(opened, limits, strict=True)]
 
 
-def _shares(at_most: int, opened: Sequence[OpenSource]) -> list[int]:
+def shares(at_most: int, opened: Sequence[OpenSource]) -> list[int]:
     """Rows of each source: in proportion to its rows, by largest remainders, but one at least."""
     if len(opened) == 1:
         return [at_most]

@@ -45,6 +45,51 @@ def turns_of(item: dict[str, Any], form: str) -> tuple[Turns, int]:
     return _conversation(_turns(item, "messages", "role", "content", dict(zip(ROLES, ROLES, strict=True)))), 0
 
 
+def prompt_turns_of(item: dict[str, Any], form: str) -> Turns:
+    """Read one item as a prompt alone: its turns up to a user's, the last response left out where there is one.
+
+    Args:
+        item, form: as `turns_of` takes them; of alpaca the output may be missing, of prompt_completion the completion.
+
+    Raises:
+        BadItemError: a key is missing, a value has the wrong type, or there is no user's turn at the end.
+    """
+    item = {key: value for key, value in item.items() if value is not None}
+    if form == "auto":
+        form = _guess(item)
+    if form == "alpaca":
+        _require(item, "instruction")
+        values = [item.get(key) or "" for key in ("instruction", "input")]
+        if not all(isinstance(v, str) for v in values):
+            raise BadItemError("wrong type", "instruction and input must be strings")
+        turns: Turns = (("user", user_text(*values)),)
+    elif form == "prompt_completion":
+        _require(item, "prompt")
+        given = item["prompt"]
+        roles = dict(zip(ROLES, ROLES, strict=True))
+        turns = (("user", given),) if isinstance(given, str) else _turns(item, "prompt", "role", "content", roles)
+    elif form == "sharegpt":
+        turns = _turns(item, "conversations", "from", "value", SHAREGPT_ROLES)
+    else:
+        turns = _turns(item, "messages", "role", "content", dict(zip(ROLES, ROLES, strict=True)))
+    if turns[-1][0] == "assistant":
+        turns = turns[:-1]
+    if not turns or turns[-1][0] != "user":
+        raise BadItemError(
+            "no prompt at the end",
+            "a prompt ends with the user's turn (a last response is left out); "
+            + (f"this one ends with the {turns[-1][0]}'s" if turns else "this one has no turn but a response"),
+        )
+    if not turns[-1][1].strip():
+        raise BadItemError("empty prompt", "the prompt is empty")
+    first = next(role for role, _ in turns if role != "system")
+    if first != "user":
+        raise BadItemError(
+            "first turn not the user's", f"the first turn (after a system turn) is the {first}'s; it must be the user's"
+        )
+    return turns
+
+
 def user_text(instruction: str, given: str = "") -> str:
     """The user's turn of an instruction item: the instruction, and below it the input where there is one.
 

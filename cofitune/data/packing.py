@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from typing import overload
+from typing import Protocol, overload
 
 import numpy as np
 
 from cofitune.data.chat import IGNORED, Example
-from cofitune.data.encoded import Examples
+from cofitune.data.top_k import TopK
 
 
 def pack_lengths(lengths: np.ndarray, capacity: int) -> list[np.ndarray]:
@@ -50,6 +50,14 @@ def pack_lengths(lengths: np.ndarray, capacity: int) -> list[np.ndarray]:
     return np.split(order, np.flatnonzero(np.diff(pack_of[order])) + 1)
 
 
+class WithLengths(Protocol):
+    """Examples whose lengths are known without reading them: int [N]."""
+
+    lengths: np.ndarray
+
+    def __getitem__(self, index: int, /) -> Example: ...
+
+
 class Packs(Sequence[Example]):
     """Packs of examples, each read as one example with its parts' lengths.
 
@@ -57,7 +65,7 @@ class Packs(Sequence[Example]):
         lengths: tokens of each pack, [number of packs].
     """
 
-    def __init__(self, examples: Examples, packs: list[np.ndarray]) -> None:
+    def __init__(self, examples: WithLengths, packs: list[np.ndarray]) -> None:
         self._examples = examples
         self._packs = packs
         self.lengths = np.array([int(examples.lengths[items].sum()) for items in packs])
@@ -76,11 +84,16 @@ class Packs(Sequence[Example]):
 
 
 def join(examples: Sequence[Example]) -> Example:
-    """Lay examples one behind another. The first token of each carries no loss: what precedes it is another's."""
+    """Lay examples one behind another, either all rehearsed or none.
+
+    The first token of each carries no loss: what precedes it is another's.
+    """
     return Example(
         [token for e in examples for token in e.input_ids],
         [label for e in examples for label in _without_first(e)],
         tuple(length for e in examples for length in (e.parts or (len(e.input_ids),))),
+        rehearsed=examples[0].rehearsed,
+        top_k=TopK.chain([e.top_k for e in examples if e.top_k]) if examples[0].top_k else None,
     )
 
 

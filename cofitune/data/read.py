@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cofitune.data.formats import BadItemError, turns_of
+from cofitune.data.formats import BadItemError, prompt_turns_of, turns_of
 from cofitune.errors import DataError
 
 FIRST_SHOWN = 5
@@ -20,7 +20,7 @@ class Item:
     """One conversation.
 
     Attributes:
-        turns: (role, content) pairs, ending with an assistant's.
+        turns: (role, content) pairs, ending with an assistant's; of a prompt, with a user's.
         where: `file:line`, or `file: row n`.
         context: turns at the beginning that are given only: an assistant's turn among them is not learned.
     """
@@ -127,6 +127,18 @@ def make_item(where: str, row: Row, form: str) -> Item:
     except BadItemError as error:
         raise BadItemError(error.reason, f"{where}: {error}") from None
     return Item(turns, where, context)
+
+
+def make_prompt(where: str, row: Row, form: str) -> Item:
+    """Make a row of a data file a prompt: an item whose last turn is the user's.
+
+    Raises:
+        BadItemError: as `make_item`, but that no response is asked for.
+    """
+    try:
+        return Item(prompt_turns_of(_object(_parse(row) if isinstance(row, str) else row), form), where)
+    except BadItemError as error:
+        raise BadItemError(error.reason, f"{where}: {error}") from None
 
 
 def bad_item(error: BadItemError, on_bad_item: str, account: Account) -> None:

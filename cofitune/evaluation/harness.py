@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cofitune.evaluation import grade, metrics
+from cofitune.evaluation.drift import score_drift
 from cofitune.evaluation.harness_score import score_harness
 from cofitune.evaluation.lengths import fit_lengths, max_positions, render_answer, render_prompt
 from cofitune.evaluation.quiet import quiet_harness
@@ -22,7 +23,14 @@ from cofitune.evaluation.share import Share
 from cofitune.evaluation.tasks import EvalItem, LoadedTask
 
 METRIC = "score"  # our name for a task's one metric inside the harness
-OWN_CODE = ("grade.py", "harness.py", "harness_score.py", "judge.py", "metrics.py")  # what answers and grades
+OWN_CODE = (
+    "drift.py",
+    "grade.py",
+    "harness.py",
+    "harness_score.py",
+    "judge.py",
+    "metrics.py",
+)  # what answers and grades
 LOSS_METRICS = ("nats_per_token", "nats_per_byte")
 
 
@@ -71,7 +79,10 @@ def score_model(
         for task in tasks:
             if on_start is not None:
                 on_start(task)
-            result = score_harness(HarnessJudge(*asked), task) if task.harness else _score_task(Judge(*asked), task)
+            if task.rehearsal is not None:
+                result = score_drift(model, tokenizer, task, batch_size, share or Share())
+            else:
+                result = score_harness(HarnessJudge(*asked), task) if task.harness else _score_task(Judge(*asked), task)
             results[task.task.title] = result
             if on_result is not None:
                 on_result(result)

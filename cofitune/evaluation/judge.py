@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
 from transformers import StoppingCriteriaList as Criteria
 
+from cofitune.data.chat import end_ids
 from cofitune.evaluation.share import Share, in_batches
 
 Request = tuple[tuple[str, str], list[int], list[int]]  # (context, continuation) as text, then as token ids
@@ -218,15 +219,3 @@ def split_stops(tokenizer: PreTrainedTokenizerBase, stop: Iterable[str]) -> tupl
     special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     stops = [s for s in stop if s]
     return [special[s] for s in stops if s in special], [s for s in stops if s not in special]
-
-
-def end_ids(tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None) -> set[int]:
-    """Tokens that end an answer: the tokenizer's, the model's own, and what its template writes after a response."""
-    ends = {tokenizer.eos_token_id}
-    own = getattr(generation_config, "eos_token_id", None)
-    ends.update(own if isinstance(own, list) else [own])
-    turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    whole = tokenizer.apply_chat_template(turn, tokenize=False)
-    after = tokenizer(whole[whole.rindex("b") + 1 :], add_special_tokens=False)["input_ids"]
-    ends.update(i for i in after[:1] if i in tokenizer.all_special_ids)
-    return {i for i in ends if i is not None}

@@ -55,7 +55,14 @@ def fit_lengths(
     Raises:
         DataError: no item of a task fits with its answer, or no right answer fits into `max_new_tokens`.
     """
-    return tuple((_cut if loaded.harness else _fit)(loaded, tokenizer, positions) for loaded in tasks)
+    return tuple(_fitted(loaded, tokenizer, positions) for loaded in tasks)
+
+
+def _fitted(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, positions: int | None) -> LoadedTask:
+    if loaded.rehearsal is not None:  # tokens that the base has read and written itself
+        longest = max(len(loaded.rehearsal.items[item.line - 1].prompt_ids) for item in loaded.items)
+        return replace(loaded, longest=longest, asked_sha256=loaded.sha256)
+    return (_cut if loaded.harness else _fit)(loaded, tokenizer, positions)
 
 
 def _fit(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, positions: int | None) -> LoadedTask:

@@ -50,6 +50,7 @@ METRICS = {
         Metric("nats_per_token", "nats", higher_is_better=False, binary=False),
         Metric("nats_per_byte", "nats", higher_is_better=False, binary=False),
         Metric("prompt_strict"),
+        Metric("drift", "nats", higher_is_better=False, binary=False),
     )
 }
 

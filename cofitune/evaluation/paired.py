@@ -47,7 +47,12 @@ class TaskItems:
         return self.scores.mean(axis=1)
 
     def changed(self, model: int, reference: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Indices of the items that the model lost against the reference, and of those that it gained."""
+        """Indices of the items that the model lost against the reference, and of those that it gained.
+
+        Drift has neither: no answer of the base is right or wrong, and its own drift, the measure of a change, is 0.
+        """
+        if self.metric.name == "drift":
+            return (), ()
         better = self.scores[model] - self.scores[reference]
         better = better if self.metric.higher_is_better else -better
         by = LOST_BY if self.metric.unit == "share" else LOST_PART * abs(float(self.means[reference]))

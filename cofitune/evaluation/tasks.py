@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cofitune.errors import UserError
+from cofitune.errors import ArtifactError, UserError
 from cofitune.evaluation.grade import require_harness
 from cofitune.evaluation.items import EvalItem, EvalTask, read_items
 from cofitune.evaluation.metrics import METRICS, Metric
 from cofitune.files import sha256_file
+from cofitune.rehearsal.items import Rehearsal, read_rehearsal
 
-CATEGORIES = ("speciality", "gen_kn", "gen_rs", "instruct")
+CATEGORIES = ("speciality", "gen_kn", "gen_rs", "instruct", "drift")
 _TITLE = re.compile(r"^\w[\w .+-]*$")  # it also names a file
 
 
@@ -32,6 +33,7 @@ class LoadedTask:
         longest: tokens of the longest prompt, likewise; 0 before.
         asked_sha256: hash of all prompts and given answers as the model sees them, likewise; empty before.
         harness: the harness's own task objects, several for a group; none for a file's task.
+        rehearsal: of kind drift, the rehearsal whose held-out items these are; else None.
     """
 
     task: EvalTask
@@ -45,6 +47,7 @@ class LoadedTask:
     longest: int = 0
     asked_sha256: str = ""
     harness: tuple[Any, ...] = field(default=(), compare=False, repr=False)
+    rehearsal: Rehearsal | None = field(default=None, compare=False, repr=False)
 
     @property
     def chance(self) -> float:
@@ -92,7 +95,28 @@ def _check_task(task: EvalTask) -> None:
         raise UserError(f"{where}: pattern {task.pattern!r} has no group; put what is compared in parentheses")
 
 
+def load_drift(task: EvalTask) -> LoadedTask:
+    """The held-out items of a rehearsal as a task.
+
+    Raises:
+        ArtifactError: the folder is no rehearsal, or holds out no item.
+    """
+    rehearsal = read_rehearsal(Path(task.path))
+    places = rehearsal.of(held_out=True)[: task.limit]
+    if not places:
+        raise ArtifactError(
+            f"{task.path}: holds out no item to measure drift on; make it with rehearsal.held_out above 0"
+        )
+    items = tuple(
+        EvalItem(place + 1, item.messages[-1]["content"], references=(item.answer,))
+        for place, item in ((place, rehearsal.items[place]) for place in places)
+    )
+    return LoadedTask(task, items, rehearsal.sha256, METRICS[task.metric], rehearsal=rehearsal)
+
+
 def _load(task: EvalTask) -> LoadedTask:
+    if task.kind == "drift":
+        return load_drift(task)
     if task.kind != "harness":
         items, unusable = read_items(task)
         return LoadedTask(task, items, sha256_file(Path(task.path)), METRICS[task.metric], unusable)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cofitune.training.loop import summed_loss
+from cofitune.training.loss import summed_loss
 
 
 def response_loss(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:

@@ -20,6 +20,7 @@ from cofitune.recipes import eval_plan
 from cofitune.recipes import train as training
 from cofitune.recipes.folders import check_disk_space, check_folder, free_bytes
 from cofitune.recipes.train_plan import TrainPlan
+from cofitune.recipes.train_rehearsal import FOLDER as REHEARSAL
 from cofitune.search.winner import read_winner
 
 FOLDER = "compare"
@@ -202,7 +203,11 @@ def _runs(config: Config, folder: Path) -> list[Run]:
                 for seed in dict.fromkeys(compare.seeds) or (config.train.seed,):
                     place = folder / "runs" / method / f"{rate:g}" / str(seed)
                     changes = {"train": {"learning_rate": rate, "seed": seed}, "output_dir": str(place)}
-                    found.append(Run(method, rate, seed, overlay(shared, given, where, changes)))
+                    own = overlay(shared, given, where, changes)
+                    if own.train.rehearsal and own.train.rehearsal.path is None:  # this config's own, not the run's
+                        there = {"train": {"rehearsal": {"path": str(config.run / REHEARSAL)}}}
+                        own = overlay(own, there, where, {})
+                    found.append(Run(method, rate, seed, own))
         except ConfigError as error:
             problems += error.problems
     if problems:

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from cofitune import __version__
 from cofitune.config.schema import Config, EvalModel
+from cofitune.data.encoded import tokenizer_sha256
 from cofitune.errors import UserError
 from cofitune.evaluation.cache import AnswerCache
 from cofitune.evaluation.gate import Requirement, read_requirements
@@ -27,6 +28,7 @@ from cofitune.ranks import this_rank
 from cofitune.recipes.eval_models import Scored, find_models
 from cofitune.recipes.folders import check_folder
 from cofitune.recipes.shared import eval_tasks
+from cofitune.rehearsal.items import check_base
 
 NOT_ASKED = ("title", "category", "path", "on_bad_item")  # of a task, what no answer depends on
 Results = dict[str, dict[str, TaskResult]]  # by model, by task title
@@ -101,6 +103,9 @@ def make_plan(
     base = models[0].source
     known = [m.source.positions for m in models if m.source.positions is not None]
     positions = min(known, default=None)
+    for loaded in tasks:
+        if loaded.rehearsal is not None:
+            check_base(loaded.rehearsal, base.name, base.fingerprint, tokenizer_sha256(base.tokenizer))
     tasks = fit_lengths(tasks, base.tokenizer, positions)
     settings = {
         "dtype": str(choose_dtype(config.model.dtype)).removeprefix("torch."),

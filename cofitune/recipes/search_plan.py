@@ -23,6 +23,7 @@ from cofitune.recipes.eval_plan import make_plan as plan_evaluation
 from cofitune.recipes.folders import check_folder
 from cofitune.recipes.shared import base_anatomy, base_config, eval_tasks, tasks_by_category
 from cofitune.recipes.train_plan import TrainPlan, plan_training
+from cofitune.recipes.train_rehearsal import rehearsal_folder
 from cofitune.recipes.trial_prefix import check_prefix, layer_bytes
 from cofitune.search.space import Level, PlannedLevel, check_levels, paper_levels, plan, whole_model
 from cofitune.search.store import open_store
@@ -115,7 +116,13 @@ def make_plan(config: Config, overwrite: bool = False, dry_run: bool = False, ra
 def trial_config(config: Config, region: Region | None, made: Plan, folder: Path) -> Config:
     """The config of one trial: the base config with this region, no mask, few steps, and the trials' own evaluation."""
     rate = base_rate(config) if region is None else trial_rate(config, region, made)
-    update = {"max_steps": config.search.train_steps, "learning_rate": rate, "save_steps": None, "report_to": ()}
+    update: dict[str, Any] = {
+        "max_steps": config.search.train_steps, "learning_rate": rate, "save_steps": None, "report_to": (),
+        "max_drift": None, "drift_data": None,
+    }  # fmt: skip
+    if config.train.rehearsal:  # a trial's folder has none of its own
+        place = {"path": str(rehearsal_folder(config))}
+        update["rehearsal"] = config.train.rehearsal.model_copy(update=place)
     changes: dict[str, Any] = {
         "softmask": schema.SoftMask(apply_to="none"),
         "adapter": None,
@@ -187,7 +194,7 @@ def _load_tasks(tasks: schema.Eval, section: str) -> tuple[LoadedTask, ...]:
     problems = []
     if not groups["speciality"]:
         problems.append(f"{section}.speciality: names no task; a search scores each region on speciality")
-    if not any(group for name, group in groups.items() if name != "speciality"):
+    if not any(group for name, group in groups.items() if name not in ("speciality", "drift")):
         problems.append(f"{section}.versatility: names no task; a search scores each region on versatility, too")
     if problems:
         raise ConfigError(problems)
@@ -198,7 +205,7 @@ def _identity(
     config: Config, made: Plan, loaded: Sequence[LoadedTask], training: TrainPlan, ranks: int
 ) -> dict[str, Any]:
     """What a trial's scores depend on besides its region, by contents and not by path."""
-    without_effect = {"max_steps", "num_train_epochs", *schema.FREE_SETTINGS["train"]}
+    without_effect = {"max_steps", "num_train_epochs", "max_drift", "rehearsal", *schema.FREE_SETTINGS["train"]}
     train = config.train.model_dump(mode="json", exclude=without_effect) | {"learning_rate": base_rate(config)}
     if config.search.rate_scaling != "none":
         train |= {"rate_scaling": config.search.rate_scaling, "rate_is_of_weights": made.most_weights}
@@ -214,6 +221,7 @@ def _identity(
         },
         "data": {**data, "train": data_from},
         "train": {**train, "steps": config.search.train_steps, "ranks": ranks},  # ranks: the batch grows with them
+        **({"rehearsal": training.rehearsal.as_dict()} if training.rehearsal else {}),
         "eval": {
             "speciality_weight": made.tasks.speciality_weight,
             "batch_size": made.tasks.batch_size,

@@ -50,9 +50,9 @@ def base_anatomy(model: schema.Model, config: PretrainedConfig) -> Anatomy:
 
 
 def tasks_by_category(tasks: schema.Eval) -> dict[str, tuple[schema.Task, ...]]:
-    """speciality, gen_kn, gen_rs and instruct with their tasks, each possibly none."""
+    """speciality, gen_kn, gen_rs, instruct and drift with their tasks, each possibly none."""
     general = {name: getattr(tasks.versatility, name) for name in schema.Versatility.model_fields}
-    return {"speciality": tasks.speciality, **general}
+    return {"speciality": tasks.speciality, **general, "drift": tasks.drift}
 
 
 def eval_tasks(tasks: schema.Eval) -> list[EvalTask]:

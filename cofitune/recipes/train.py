@@ -20,16 +20,16 @@ from cofitune.recipes.shared import load_base
 from cofitune.recipes.train_manifest import check_finished, make_manifest
 from cofitune.recipes.train_plan import TrainPlan, footprint, plan_training
 from cofitune.recipes.train_report import print_plan
-from cofitune.recipes.train_state import bytes_to_come, check_resume, find_checkpoint, keep_metrics, newest_readable
+from cofitune.recipes.train_state import bytes_to_come, check_resume, find_checkpoint, newest_readable
 from cofitune.recipes.train_steps import make_ready, take_steps
-from cofitune.recipes.train_watch import Watch
+from cofitune.recipes.train_watch import DriftReached, Watch
 from cofitune.softmask.kept import KeptShare, kept_sentence
 from cofitune.training.agree import on_rank_0
 from cofitune.training.delta import collect, hash_parameters, write_delta
 from cofitune.training.engine import release, sharded_loading, start_distributed
 from cofitune.training.out_of_memory import explaining_out_of_memory
 from cofitune.training.peft import base_names, merged_weights, write_adapter
-from cofitune.training.state import load_state
+from cofitune.training.state import Checkpoint, load_state, newest_whole
 
 
 def train(
@@ -92,15 +92,21 @@ def _train(
     """From the checkpoint on, if there is one: train, prove that nothing else changed, write the delta."""
     rank = torch.distributed.get_rank()
     done = load_state(engine, on_rank_0(lambda: find_checkpoint(config, plan, folder, console))) if resume else 0
-    watch = Watch(config, plan.data, plan.steps.num_steps, engine, folder, kept)
+    held_out = plan.rehearsal.held_out if plan.rehearsal else None
+    watch = Watch(config, plan.data, plan.steps.num_steps, engine, folder, kept, held_out)
 
     def start() -> None:  # only now: a model that does not load leaves no run behind, and an old one where it was
         start_folder(config, "train", overwrite, resumes=done > 0)
-        watch.records, watch.validations = keep_metrics(folder / "metrics.jsonl", done)
+        watch.read(done)
 
     on_rank_0(start)
     before = _hash_frozen(model, plan)
-    take_steps(engine, plan, config, folder, console, watch, done)
+    reached: DriftReached | None = None
+    try:
+        take_steps(engine, plan, config, folder, console, watch, done)
+    except DriftReached as error:
+        reached = error
+        _go_back(engine, config, plan, folder, watch, error, console)
     if rank == 0 and (share := watch.records[-1].kept_share):
         console.print(kept_sentence(share, config.softmask.apply_to), highlight=False)
     _prove_frozen(before, _hash_frozen(model, plan), console)
@@ -108,10 +114,38 @@ def _train(
     if plan.adapter:
         write_adapter(folder / "adapter", model, plan.adapter, config.model.name)
     if rank == 0:
-        write_delta(folder, tensors, make_manifest(config, plan, before, tensors, watch.records, watch.validations))
+        manifest = make_manifest(config, plan, before, tensors, watch, reached.record if reached else None)
+        write_delta(folder, tensors, manifest)
         console.print(f"wrote {folder}/delta.safetensors: {len(tensors)} tensors", highlight=False, soft_wrap=True)
         if not config.train.keep_checkpoints:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _go_back(
+    engine: Any, config: Config, plan: TrainPlan, folder: Path, watch: Watch, reached: DriftReached, console: Console
+) -> None:
+    """Put the newest checkpoint back: none is written above `train.max_drift`. Every rank must call.
+
+    Raises:
+        UserError: the limit was exceeded before the first checkpoint.
+    """
+    record, limit = reached.record, reached.limit
+    drift = "is not finite" if record.drift is None else f"is {record.drift:.4f}"
+    said = f"drift {drift} at step {record.step}, above train.max_drift {limit:g}"
+
+    def find() -> Checkpoint | None:
+        found = newest_whole(folder / "checkpoints", lambda text: console.print(text, markup=False, soft_wrap=True))
+        if found is None:
+            raise UserError(
+                f"{said}, and no checkpoint was written before; lower train.learning_rate, or set train.save_steps "
+                f"below {record.step}"
+            )
+        check_resume(config, plan, found)
+        return found
+
+    step = load_state(engine, on_rank_0(find))
+    on_rank_0(lambda: watch.read(step))
+    console.print(f"{said}: training ends with the checkpoint of step {step}", highlight=False, soft_wrap=True)
 
 
 def check(

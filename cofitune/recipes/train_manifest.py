@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ from cofitune.errors import ArtifactError
 from cofitune.files import read_json
 from cofitune.recipes.folders import environment
 from cofitune.recipes.train_plan import TrainPlan
+from cofitune.recipes.train_watch import Watch
 from cofitune.training.delta import hash_tensor
-from cofitune.training.loop import StepRecord
-from cofitune.training.validation import ValidationRecord
+from cofitune.training.drift import DriftRecord
 
 
 def make_manifest(
@@ -25,16 +24,18 @@ def make_manifest(
     plan: TrainPlan,
     frozen: dict[str, str],
     tensors: dict[str, Tensor],
-    records: Sequence[StepRecord],
-    validations: Sequence[ValidationRecord],
+    watch: Watch,
+    exceeded: DriftRecord | None = None,
 ) -> dict[str, Any]:
     """What a training says of itself, beside its delta.
 
     Args:
         frozen: sha256 of each tensor, or held part of one, that did not train.
         tensors: the delta's.
-        records, validations: of the whole training, also from before a resume.
+        watch: knows the figures of the whole training, also from before a resume.
+        exceeded: the drift that ended the training at an earlier checkpoint; None: it went through.
     """
+    records = watch.records
     return {
         "base": config.model.name,
         "revision": config.model.revision,
@@ -64,7 +65,13 @@ def make_manifest(
         "validation": {
             "data": [source.identity() for source in plan.data.validation_sources],
             "items": len(plan.data.validation),
-            "losses": [record.as_dict() for record in validations],
+            "losses": [record.as_dict() for record in watch.validations],
+        },
+        "rehearsal": plan.rehearsal.as_dict() if plan.rehearsal else None,
+        "drift": {
+            "curve": [record.as_dict() for record in watch.drifts],
+            "max_drift": config.train.max_drift,
+            "exceeded": exceeded.as_dict() if exceeded else None,
         },
         "tokens": sum(r.tokens for r in records),
         "seconds": round(sum(r.seconds for r in records), 3),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from transformers import PretrainedConfig
 
 from cofitune.config.schema import Config
 from cofitune.data.batches import Plan, plan_steps
+from cofitune.data.chat import Example
 from cofitune.errors import ArtifactError, UserError
 from cofitune.files import sha256_file
 from cofitune.model.anatomy import Anatomy
@@ -19,6 +21,7 @@ from cofitune.model.load import check_files, choose_dtype, fingerprint, weight_f
 from cofitune.model.region import Region, match_region, resolve_region
 from cofitune.recipes.shared import base_anatomy, base_config
 from cofitune.recipes.train_data import TrainData, read_train_data
+from cofitune.recipes.train_rehearsal import Joined, Rehearsed, read_rehearsed
 from cofitune.search.winner import FILE_NAME, read_winner
 from cofitune.softmask.factors import Factor, build_factors, check_masked, hold_factors, join, shuffle_units
 from cofitune.training.engine import EngineSettings
@@ -41,6 +44,7 @@ class TrainPlan:
         used: artifacts that the run stands on: what, where, sha256.
         prefix: what the prefix cache will keep; None without one.
         base_fingerprint: None where a dry run has nothing to know it by.
+        rehearsal: the base's own answers, to train on beside the items, and to measure drift on; None without any.
         missing: what a dry run could not find but the run will need.
         region: what trains; under an adapter the modules that carry it, of all layers, which merging will change.
         adapter_begins: hash of what an OSF adapter begins with, known once it is in the model.
@@ -60,6 +64,17 @@ class TrainPlan:
     missing: tuple[str, ...] = ()
     adapter: AdapterPlan | None = None
     adapter_begins: str | None = None
+    rehearsal: Rehearsed | None = None
+
+    @property
+    def examples(self) -> Sequence[Example]:
+        """All that is trained on: the items (or packs of them), and behind them those of the rehearsal."""
+        return Joined(self.data.examples, self.rehearsal.examples) if self.rehearsal else self.data.examples
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each example."""
+        return _lengths(self.data, self.rehearsal)
 
     @property
     def delta_bytes(self) -> int:
@@ -118,13 +133,17 @@ def plan_training(
     train = config.train
     batch = (train.per_device_train_batch_size, train.gradient_accumulation_steps, world_size)
     flat = config.data.packing and config.model.attn_implementation == "flash_attention_2"
-    steps = plan_steps(data.mixture, *batch, train.num_train_epochs, train.max_steps, flat)
+    rehearsal = read_rehearsed(config, data, base_fingerprint, dry_run, missing)
+    if rehearsal:
+        used["rehearsal"] = _artifact(rehearsal.manifest)
+    mix = rehearsal.mix(len(data.examples)) if rehearsal else None
+    steps = plan_steps(data.mixture, *batch, train.num_train_epochs, train.max_steps, flat, mix)
     settings = _settings(config, steps.num_steps)
-    lengths = data.lengths.tolist()
+    lengths = _lengths(data, rehearsal)
     prefix = _prefix(config, model_config, anatomy, region, lengths, settings.dtype) if steps.num_epochs > 1 else None
     return TrainPlan(
         anatomy, region, masked, factors, held, settings, used, data, steps, prefix, base_fingerprint, tuple(missing),
-        adapter,
+        adapter, rehearsal=rehearsal,
     )  # fmt: skip
 
 
@@ -134,7 +153,13 @@ def footprint(plan: TrainPlan, config: Config, world_size: int) -> Footprint:
     return Footprint(
         plan.anatomy, plan.region, plan.settings, world_size, config.data.max_length, checkpointing,
         plan.adapter.num_parameters if plan.adapter else None, config.train.l2_to_base > 0,
+        config.train.rehearsal.share if config.train.rehearsal else 0.0,
     )  # fmt: skip
+
+
+def _lengths(data: TrainData, rehearsal: Rehearsed | None) -> list[int]:
+    own: list[int] = data.lengths.tolist()
+    return [*own, *rehearsal.lengths.tolist()] if rehearsal else own
 
 
 def _check_weights(config: Config, anatomy: Anatomy, dry_run: bool, missing: list[str]) -> str | None:

@@ -29,6 +29,7 @@ def print_plan(plan: TrainPlan, config: Config, world_size: int, console: Consol
     if config.train.l2_to_base:
         console.print(f"pull towards the base: λ = {config.train.l2_to_base:g}, decoupled", highlight=False)
     _print_steps(plan, config, world_size, console)
+    _print_rehearsal(plan, config, console)
     _print_stage(config, world_size, torch.cuda.is_available(), console)
     _print_prefix(plan, config, console)
     memory = footprint(plan, config, world_size).memory
@@ -67,6 +68,32 @@ def _print_steps(plan: TrainPlan, config: Config, world_size: int, console: Cons
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _print_rehearsal(plan: TrainPlan, config: Config, console: Console) -> None:
+    wanted, rehearsal = config.train.rehearsal, plan.rehearsal
+    lines = []
+    if wanted and rehearsal:
+        beside = plan.steps.rehearsal.beside(plan.steps.per_step) if plan.steps.rehearsal else 0
+        what = "packs" if plan.data.packed_into else "items"
+        cut = f", {rehearsal.account.truncated:,} cut at data.max_length" if rehearsal.account.truncated else ""
+        lines.append(
+            f"rehearsal: {rehearsal.items:,} of the base's own answers, {beside} {what} beside the {plan.steps.per_step} "
+            f"of each step, loss {wanted.loss}, weight {wanted.weight:g}{cut}"
+        )
+    elif wanted is None and config.data.replay is None and plan.data.template == "chat":
+        lines.append(
+            "warning: no rehearsal: training a chat model on one task alone costs it instruction following; `cofitune "
+            "rehearse` and train.rehearsal keep most of it (README, What keeps abilities)"
+        )
+    if rehearsal and rehearsal.held_out:
+        limit = "" if config.train.max_drift is None else f", at most {config.train.max_drift:g} nats a token"
+        held_out = rehearsal.held_out
+        lines.append(
+            f"drift: measured on {len(held_out.examples):,} held-out answers, {held_out.tokens:,} tokens{limit}"
+        )
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def _print_stage(config: Config, world_size: int, on_gpu: bool, console: Console) -> None:

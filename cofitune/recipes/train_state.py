@@ -15,6 +15,7 @@ from cofitune.data.encoded import tokenizer_sha256
 from cofitune.errors import ArtifactError, UserError, differences
 from cofitune.files import write_text
 from cofitune.recipes.train_plan import TrainPlan
+from cofitune.training.drift import DriftRecord
 from cofitune.training.loop import StepRecord
 from cofitune.training.state import (
     Checkpoint,
@@ -42,12 +43,16 @@ class Saver:
 
         The last step needs none: the delta is written at once.
         """
-        every = self._train.save_steps
-        if every is None or record.step == self._num_steps:
-            return
-        if record.step % every == 0 or record.epoch.is_integer() or stopped_by:
+        if self.is_due(record, stopped_by):
             save_state(self._folder / "checkpoints", self._engine, record.step, self._identity, self._train.keep_last)
             self._last = record.step
+
+    def is_due(self, record: StepRecord, stopped_by: int) -> bool:
+        """Whether a step is to be saved."""
+        every = self._train.save_steps
+        if every is None or record.step == self._num_steps:
+            return False
+        return record.step % every == 0 or record.epoch.is_integer() or bool(stopped_by)
 
     def whereabouts(self) -> str:
         """What a message about a training that ended early says of the way back."""
@@ -75,7 +80,9 @@ def identity(config: Config, plan: TrainPlan) -> dict[str, Any]:
             "modules": list(plan.masked),
             "strength": config.softmask.strength,
             **({"control": config.softmask.control} if config.softmask.control != "none" else {}),
-            "importance_sha256": sorted(used["sha256"] for name, used in plan.used.items() if name != "region"),
+            "importance_sha256": sorted(
+                used["sha256"] for name, used in plan.used.items() if name.startswith("importance")
+            ),
         }
     return {
         "model": {
@@ -90,9 +97,10 @@ def identity(config: Config, plan: TrainPlan) -> dict[str, Any]:
         "softmask": softmask,
         "data": {**data, "template": plan.data.template, "train": sources},
         "train": {
-            **config.train.model_dump(mode="json", exclude=SHARING | FREE_SETTINGS["train"]),
+            **config.train.model_dump(mode="json", exclude={"rehearsal", *SHARING, *FREE_SETTINGS["train"]}),
             "items_a_step": plan.steps.per_step,
         },
+        "rehearsal": plan.rehearsal.as_dict() if plan.rehearsal and plan.rehearsal.loss else None,
     }
 
 
@@ -155,7 +163,7 @@ def find_checkpoint(config: Config, plan: TrainPlan, folder: Path, console: Cons
     return found
 
 
-def keep_metrics(path: Path, step: int) -> tuple[list[StepRecord], list[ValidationRecord]]:
+def keep_metrics(path: Path, step: int) -> tuple[list[StepRecord], list[ValidationRecord], list[DriftRecord]]:
     """Cut metrics.jsonl after `step`, so that every step occurs once, and return what stays.
 
     Raises:
@@ -172,10 +180,11 @@ def keep_metrics(path: Path, step: int) -> tuple[list[StepRecord], list[Validati
         write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
     else:
         path.unlink(missing_ok=True)
-    return records, [ValidationRecord(**entry) for entry in kept if "validation_loss" in entry]
+    validations = [ValidationRecord(**entry) for entry in kept if "validation_loss" in entry]
+    return records, validations, [DriftRecord(**entry) for entry in kept if "drift" in entry]
 
 
-def append_metrics(path: Path, record: StepRecord | ValidationRecord) -> None:
+def append_metrics(path: Path, record: StepRecord | ValidationRecord | DriftRecord) -> None:
     """Add a line; it is on the disk before the checkpoint that relies on it."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record.as_dict()) + "\n")

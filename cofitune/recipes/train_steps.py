@@ -93,7 +93,7 @@ def take_steps(
 
         def on_step(record: StepRecord, stopped_by: int) -> None:
             check_used()
-            watch.after_step(record, stopped_by)
+            watch.after_step(record, stopped_by, saves=saver.is_due(record, stopped_by))
             saver.after_step(record, stopped_by)
 
         if plan.prefix and prefix is None:
@@ -102,8 +102,9 @@ def take_steps(
         with StopRequest(listens=config.train.save_steps is not None) as stop:
             try:
                 stopped_by = fit(
-                    engine, plan.data.examples, plan.steps, config.train.seed, pad, on_step, prefix,
+                    engine, plan.examples, plan.steps, config.train.seed, pad, on_step, prefix,
                     meter=meter, done=done, until=until, asked=lambda: stop.signum,
+                    rehearsal=plan.rehearsal.loss if plan.rehearsal else None,
                 )  # fmt: skip
             except UserError as error:
                 raise UserError(f"{error} ({saver.whereabouts()})", everywhere=rank != 0) from error

@@ -39,7 +39,7 @@ def layer_bytes(plan: TrainPlan, seed: int) -> int:
 
     A search keeps a layer for each of its trials' lowest trained layers, layer 0 excepted.
     """
-    positions = count_positions(plan.steps, plan.data.lengths.tolist(), seed)
+    positions = count_positions(plan.steps, plan.lengths, seed)
     return positions * plan.anatomy.hidden_size * plan.settings.dtype.itemsize
 
 

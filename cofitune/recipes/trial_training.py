@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from cofitune.config.schema import Config
 from cofitune.recipes.folders import check_folder, start_folder
 from cofitune.recipes.train_plan import TrainPlan, footprint
-from cofitune.recipes.train_state import find_checkpoint, identity, keep_metrics, newest_readable
+from cofitune.recipes.train_state import find_checkpoint, identity, newest_readable
 from cofitune.recipes.train_steps import make_ready, take_steps
 from cofitune.recipes.train_watch import Watch
 from cofitune.recipes.trial_prefix import has_room
@@ -73,7 +73,7 @@ def train_trial(
 
         def start() -> None:
             start_folder(config, "train", overwrite=False, resumes=done > 0)
-            watch.records, watch.validations = keep_metrics(folder / "metrics.jsonl", done)
+            watch.read(done)
 
         on_rank_0(start)
         before = len(watch.records)

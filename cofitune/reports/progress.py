@@ -65,10 +65,13 @@ class TrainProgress:
     ) -> None:
         self._bar.stop()
 
-    def advance(self, loss: float, rate: float, speed: float, mfu: float | None = None) -> None:
-        """One step is done. `loss` in nats a token, `speed` in tokens a second, `mfu` in [0, 1]."""
+    def advance(
+        self, loss: float, rate: float, speed: float, mfu: float | None = None, rehearsal: float | None = None
+    ) -> None:
+        """One step is done. `loss` and `rehearsal` in nats a token, `speed` in tokens a second, `mfu` in [0, 1]."""
         self._done += 1
-        figures = f"loss {loss:.4f}  rate {rate:.2e}  {speed:.0f} tokens/s"
+        beside = "" if rehearsal is None else f"  rehearsal {rehearsal:.4f}"
+        figures = f"loss {loss:.4f}{beside}  rate {rate:.2e}  {speed:.0f} tokens/s"
         figures += "" if mfu is None else f"  MFU {mfu:.1%}"
         self._bar.update(self._task, advance=1, figures=figures)
         every = max(1, self._num_steps // LINES_WITHOUT_TERMINAL)
@@ -85,6 +88,53 @@ class TrainProgress:
         """A line between the steps, above the bar."""
         if self._visible:
             self._bar.console.print(line, highlight=False, soft_wrap=True)
+
+
+class CountProgress:
+    """A context manager around things that are done one after the other, all of one kind.
+
+    Where there is no terminal it prints about ten plain lines instead.
+    """
+
+    def __init__(self, console: Console, what: str, total: int) -> None:
+        self._console, self._what, self._total = console, what, total
+        self._done = self._at_start = 0
+        self._told = 0
+        self._began: float | None = None
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bar = Progress(
+            *columns,
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=console.quiet or not console.is_terminal,
+        )
+        self._task = self._bar.add_task(what, total=total)
+
+    def __enter__(self) -> CountProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def advance(self, count: int) -> None:
+        """`count` more are done; the first call counts those of an earlier process."""
+        self._done += count
+        self._bar.update(self._task, completed=self._done)
+        if self._began is None:
+            self._began, self._at_start, self._told = time.monotonic(), self._done, self._done
+            return
+        every = max(1, self._total // LINES_WITHOUT_TERMINAL)
+        if self._console.is_terminal or (self._done - self._told < every and self._done < self._total):
+            return
+        self._told = self._done
+        each = (time.monotonic() - self._began) / max(1, self._done - self._at_start)
+        left = f"  {clock(each * (self._total - self._done))} left" if self._done < self._total else ""
+        line = f"{self._what} {self._done:,}/{self._total:,}{left}"
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def clock(seconds: float) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cofitune.reports.scores_table import CATEGORIES, NOISE, NONE, number, signed
+from cofitune.reports.scores_table import CATEGORIES, DRIFT, NOISE, NONE, number, signed
 
 Entry = Mapping[str, Any]
 
@@ -51,7 +51,11 @@ def score_rows(scores: Entry) -> list[ScoreRow]:
             if about["category"] == category:
                 cells = _cells(scores, category, title)
                 rows.append(ScoreRow("task", title, about["metric"], f"{about['items']:,}", cells))
-    return [*rows, *(ScoreRow("summary", n, "", "", _cells(scores, n, None)) for n in ("versatility", "unified"))]
+    rows += [ScoreRow("summary", n, "", "", _cells(scores, n, None)) for n in ("versatility", "unified")]
+    for title, about in scores["tasks"].items():
+        if about["category"] == DRIFT:
+            rows.append(ScoreRow("task", title, about["metric"], f"{about['items']:,}", _cells(scores, DRIFT, title)))
+    return rows
 
 
 def change_cell(change: Entry | None, higher_is_better: bool = True, digits: int = 1) -> Cell:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 CATEGORIES = ("speciality", "gen_kn", "gen_rs", "instruct")
+DRIFT = "drift"  # of tasks that enter no mean: how far a model has moved from the base
 NONE = "–"
 NOISE = "~"  # after a change that is smaller than the noise between training seeds
 
@@ -66,6 +67,12 @@ def scores_table(scores: Entry) -> Table:
         table.add_section()
     for name in ("versatility", "unified"):
         table.add_row(name, "", *_cells(scores, name, None), style="bold")
+    drift = [title for title, about in scores["tasks"].items() if about["category"] == DRIFT]
+    if drift:
+        table.add_section()
+        table.add_row("drift (nats a token)", style="bold")
+    for title in drift:
+        table.add_row(Text(f"  {title}"), f"{scores['tasks'][title]['items']:,}", *_cells(scores, DRIFT, title))
     return table
 
 
@@ -196,7 +203,7 @@ def _figure(scores: Entry, model: str, name: str, title: str | None, with_raw: b
     if title is not None:
         task = own["tasks"][title]
         if scores["tasks"][title]["unit"] != "share":
-            return Text(f"{task['raw']:.3f}")
+            return Text(f"{task['raw'] + 0.0:.3f}".replace("-0.000", "0.000"))
         return Text(number(task["score"]) + (f" ({task['raw']:.3f})" if with_raw else ""))
     value = own["categories"][name] if name in own["categories"] else own[name]
     # decimals stand under those of the tasks, which are followed by ` (0.123)`

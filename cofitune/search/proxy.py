@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from cofitune.errors import ArtifactError, UserError
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.region import Region, freeze_outside
-from cofitune.training.loop import summed_loss
+from cofitune.training.loss import summed_loss
 
 PerTensor = dict[str, tuple[float, ...]]  # module → one number a layer
 Norm = Callable[[Tensor], Tensor]

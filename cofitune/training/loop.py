@@ -6,22 +6,30 @@ import math
 import resource
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import Tensor
 
-from cofitune.data.batches import Batch, Plan, count_supervised, rank_micro_batches, step_indices
-from cofitune.data.chat import IGNORED, Example
+from cofitune.data.batches import Batch, Plan, count_rehearsed, count_supervised, rank_micro_batches, step_indices
+from cofitune.data.chat import Example
 from cofitune.errors import UserError
+from cofitune.training.loss import summed_loss, task_and_rehearsal
 from cofitune.training.prefix import Prefix
 from cofitune.training.throughput import Meter
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@dataclass(frozen=True)
+class RehearsalLoss:
+    """How rehearsal enters the loss of a step: nll or kl (training/loss.py), and with which weight."""
+
+    kind: str
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -31,10 +39,10 @@ class StepRecord:
     Attributes:
         step: optimizer step, from 1.
         epoch: passes over the data that are behind, as a fraction.
-        loss: mean cross-entropy a supervised token, over all ranks and micro-batches of the step, in nats.
+        loss: the task's mean cross-entropy a supervised token, over all ranks and micro-batches of the step, in nats.
         learning_rate: the rate that this step was taken with.
         grad_norm: global norm of the (masked) gradient before clipping.
-        supervised_tokens: tokens that carried the loss, over all ranks.
+        supervised_tokens: tokens that carried the task's loss, over all ranks.
         tokens: all real tokens, over all ranks.
         seconds: wall time of the step.
         tokens_per_second: real tokens, over all ranks.
@@ -43,6 +51,8 @@ class StepRecord:
         peak_gpu_bytes: the most memory that tensors have taken on rank 0's GPU so far; 0 on a CPU.
         peak_host_bytes: the most memory that rank 0's process has held so far.
         kept_share: layer → the share of its update (or gradient) that the soft mask left; None where none was read.
+        rehearsal_loss: the rehearsal's mean loss a rehearsed token (training/loss.py), in nats; None without rehearsal.
+        rehearsal_tokens: tokens that carried it, over all ranks.
     """
 
     step: int
@@ -59,6 +69,8 @@ class StepRecord:
     peak_gpu_bytes: int
     peak_host_bytes: int
     kept_share: dict[str, float] | None = None
+    rehearsal_loss: float | None = None
+    rehearsal_tokens: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """The record as JSON takes it."""
@@ -78,12 +90,13 @@ def fit(
     done: int = 0,
     until: int | None = None,
     asked: Callable[[], int] = lambda: 0,
+    rehearsal: RehearsalLoss | None = None,
 ) -> int:
     """Train until `plan.num_steps` optimizer steps are taken. Every rank must call with the same arguments.
 
-    The loss of a step is the sum over its supervised tokens divided by their global count (all ranks, all
-    micro-batches), so that sharded training equals unsharded whatever the lengths. DeepSpeed averages over ranks and
-    divides by the accumulation, so each micro-batch is scaled by world × accumulation before `backward`.
+    The loss of a step is defined in training/loss.py: sums over tokens divided by their global counts. DeepSpeed
+    averages over ranks and divides by the accumulation, so each micro-batch is scaled by world × accumulation before
+    `backward`.
 
     Args:
         on_step: gets a step's record, and the signal after which the ranks will stop here, or 0.
@@ -92,6 +105,7 @@ def fit(
         done: optimizer steps that were taken before; their data is passed over.
         until: the step after which to pause, as if there were no more; None: the last one.
         asked: the signal (SIGINT or SIGTERM) by which this rank was asked to stop, or 0. One rank is enough.
+        rehearsal: which loss the plan's rehearsal examples have; None where there are none.
 
     Returns:
         The signal that ended the training early, or 0.
@@ -104,16 +118,20 @@ def fit(
     engine.train()
     examples_seen = 0
     for step, indices in enumerate(step_indices(plan, seed), start=1):
-        examples_seen += len(indices)
+        examples_seen += sum(plan.rehearsal is None or index < plan.rehearsal.first for index in indices)
         if step <= done:
             continue
         started = time.perf_counter()
         batches = rank_micro_batches(examples, indices, plan, rank, pad_token_id)
         local = [*_count(batches), *(prefix.count_missing(batches) if prefix else [])]
-        supervised, tokens, positions, pairs, *missing = _all_sum(torch.tensor(local, device=device)).tolist()
+        supervised, rehearsed, tokens, positions, pairs, *missing = _all_sum(
+            torch.tensor(local, device=device)
+        ).tolist()
         learning_rate = engine.get_lr()[0]
-        total = _take_step(engine, batches, plan.world_size * plan.accumulation / max(1, supervised), prefix, missing)
-        summed, given = _agree(total, asked())
+        scale = plan.world_size * plan.accumulation
+        weights = scale / max(1, supervised), (rehearsal.weight if rehearsal else 0) * scale / max(1, rehearsed)
+        total = _take_step(engine, batches, weights, rehearsal.kind if rehearsal else None, prefix, missing)
+        summed, summed_rehearsal, given = _agree(total, asked())
         seconds = time.perf_counter() - started
         all_kept = prefix is not None and not any(missing)
         record = StepRecord(
@@ -127,9 +145,11 @@ def fit(
             seconds=seconds,
             tokens_per_second=tokens / seconds,
             padded_share=1 - tokens / positions,
-            mfu=meter.mfu(tokens, pairs, supervised, seconds, all_kept) if meter else None,
+            mfu=meter.mfu(tokens, pairs, supervised + rehearsed, seconds, all_kept) if meter else None,
             peak_gpu_bytes=torch.cuda.max_memory_allocated() if device.type == "cuda" else 0,
             peak_host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            rehearsal_loss=summed_rehearsal / max(1, rehearsed) if rehearsal else None,
+            rehearsal_tokens=rehearsed,
         )
         _check_finite(record, engine.was_step_applied())
         stopped_by = given if step < plan.num_steps else 0
@@ -140,71 +160,47 @@ def fit(
 
 
 def _take_step(
-    engine: Any, batches: Sequence[Batch], scale: float, prefix: Prefix | None, missing: Sequence[int]
+    engine: Any,
+    batches: Sequence[Batch],
+    weights: tuple[float, float],
+    rehearsal: str | None,
+    prefix: Prefix | None,
+    missing: Sequence[int],
 ) -> Tensor:
-    """Forward and backward of each micro-batch, `scale` times its loss, and with the last the optimizer's step.
+    """Forward and backward of each micro-batch, and with the last the optimizer's step.
+
+    Args:
+        weights: what the task's summed loss and the rehearsal's are multiplied by.
+        rehearsal: the kind of the rehearsal's loss; None without rehearsal.
 
     Returns:
-        The loss summed over this rank's supervised tokens, unscaled, in float64.
+        Both losses, each summed over this rank's tokens, unscaled, in float64 [2].
     """
-    total = torch.zeros((), dtype=torch.float64, device=engine.device)
+    total = torch.zeros(2, dtype=torch.float64, device=engine.device)
     for batch in batches:
         inputs = {k: v.to(engine.device) for k, v in batch.items()}
         # what is missing is summed over the ranks: under ZeRO-3 all must go one way
         with prefix.around(inputs, missing) if prefix else nullcontext():
-            loss = summed_loss(engine, inputs)
-        engine.backward(loss * scale)
+            if rehearsal is None:
+                losses = [summed_loss(engine, inputs)]
+            else:
+                losses = list(task_and_rehearsal(engine, inputs, rehearsal))
+        engine.backward(sum(weight * loss for weight, loss in zip(weights, losses, strict=False)))
         engine.step()
-        total += loss.detach().double()
+        total[: len(losses)] += torch.stack([loss.detach().double() for loss in losses])
     return total
 
 
-def summed_loss(model: Any, batch: Batch) -> Tensor:
-    """Cross-entropy in nats, summed over the batch's supervised tokens; logits are computed for no other.
-
-    A batch without supervised tokens gives 0 and still runs its forward and backward.
-
-    Args:
-        batch: input_ids, attention_mask, labels, each [B, T]; the logits at position t are scored against label t + 1.
-            With position_ids [B, T] the rows are packs, whose conversations transformers tells apart by them.
-    """
-    targets = batch["labels"][:, 1:]
-    rows, positions = (targets != IGNORED).nonzero(as_tuple=True)  # N supervised tokens
-    if rows.numel() == 0:
-        rows = positions = torch.zeros(1, dtype=torch.long, device=targets.device)
-    which = "position_ids" if "position_ids" in batch else "attention_mask"  # with a mask, positions separate nothing
-    with _head_sees(model, rows, positions):
-        logits = model(input_ids=batch["input_ids"], **{which: batch[which]}, use_cache=False).logits
-    if logits.dim() == 3:  # a model whose head is no module of its own
-        logits = logits[rows, positions]
-    return cross_entropy(logits.float(), targets[rows, positions], ignore_index=IGNORED, reduction="sum")
-
-
-@contextmanager
-def _head_sees(model: Any, rows: Tensor, positions: Tensor) -> Iterator[None]:
-    """Inside, the head gets the hidden states [N, H] at these places of the batch, instead of all [B, T, H].
-
-    What a model does to its logits afterwards (scaling, soft capping) goes element by element, and so stays as it is.
-    The head is still called as a module: ZeRO-3 gathers its weight on that occasion.
-    """
-    head: nn.Module | None = getattr(model, "module", model).get_output_embeddings()
-    if head is None:
-        yield
-        return
-    handle = head.register_forward_pre_hook(lambda _, args: (args[0][rows, positions],))
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def _count(batches: Sequence[Batch]) -> list[int]:
-    """Of one rank's micro-batches: supervised tokens, real tokens, positions, and pairs of tokens of one item."""
+    """Of one rank's micro-batches: tokens that carry the task's loss and the rehearsal's, real tokens, positions, and
+    pairs of tokens of one item."""
     masks = [b["attention_mask"] for b in batches]
     # the p-th token of an item, counted from 0, adds 2p + 1 to the square of its length
     places = [b.get("position_ids", torch.arange(b["input_ids"].shape[1])) for b in batches]
+    rehearsed = sum(map(count_rehearsed, batches))
     return [
-        sum(map(count_supervised, batches)),
+        sum(map(count_supervised, batches)) - rehearsed,
+        rehearsed,
         sum(int(mask.sum()) for mask in masks),
         sum(mask.numel() for mask in masks),
         sum(int(((2 * place + 1) * mask).sum()) for place, mask in zip(places, masks, strict=True)),
@@ -215,6 +211,8 @@ def _check_finite(record: StepRecord, applied: bool) -> None:
     """DeepSpeed leaves out a step whose gradient overflowed, and says so only by `applied`."""
     if not math.isfinite(record.loss):
         what = f"the loss is {record.loss}"
+    elif record.rehearsal_loss is not None and not math.isfinite(record.rehearsal_loss):
+        what = f"the rehearsal loss is {record.rehearsal_loss}"
     elif not (math.isfinite(record.grad_norm) and applied):
         what = "the gradient is not finite"
     else:
@@ -222,11 +220,11 @@ def _check_finite(record: StepRecord, applied: bool) -> None:
     raise UserError(f"{what} in step {record.step}: training diverged; lower train.learning_rate")
 
 
-def _agree(total: Tensor, signum: int) -> tuple[float, int]:
-    """In one reduction: the ranks' summed loss, and a signal that any of them was given, or 0."""
-    flags = [torch.full_like(total, float(signum == s)) for s in STOP_SIGNALS]
-    summed, *ranks = _all_sum(torch.stack([total, *flags])).tolist()
-    return summed, next((int(s) for s, count in zip(STOP_SIGNALS, ranks, strict=True) if count), 0)
+def _agree(total: Tensor, signum: int) -> tuple[float, float, int]:
+    """In one reduction: the ranks' summed losses [2], and a signal that any of them was given, or 0."""
+    flags = torch.tensor([float(signum == s) for s in STOP_SIGNALS], dtype=total.dtype, device=total.device)
+    task, rehearsal, *ranks = _all_sum(torch.cat([total, flags])).tolist()
+    return task, rehearsal, next((int(s) for s, count in zip(STOP_SIGNALS, ranks, strict=True) if count), 0)
 
 
 def _all_sum(value: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 
 from cofitune.data.batches import Plan, count_supervised, rank_micro_batches
 from cofitune.data.chat import Example
-from cofitune.training.loop import summed_loss
+from cofitune.training.loss import summed_loss
 
 
 @dataclass(frozen=True)

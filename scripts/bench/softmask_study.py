@@ -42,7 +42,7 @@ from cofitune.sharding import Shard
 from cofitune.softmask.factors import Factor, build_factors, shuffle_units
 from cofitune.softmask.gradient import mask_gradients
 from cofitune.softmask.update import mask_updates
-from cofitune.training.loop import summed_loss
+from cofitune.training.loss import summed_loss
 
 GENERAL = {"replay": "replay/train.jsonl", "math": "math/test.jsonl", "user": "user_oriented/test.jsonl"}
 REGIONS = {"up+down": ("up_proj", "down_proj"), "all": ("all",)}

@@ -17,7 +17,7 @@ from cofitune.data.encoded import SCHEMA, Examples
 from cofitune.data.packing import Packs, join, pack_lengths
 from cofitune.model.load import supports_packing
 from cofitune.training.engine import checkpoint_layers
-from cofitune.training.loop import summed_loss
+from cofitune.training.loss import summed_loss
 
 
 def some_examples(seed: int = 0, count: int = 9, longest: int = 20) -> list[Example]:

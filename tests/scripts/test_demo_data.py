@@ -24,11 +24,13 @@ MINIMUM = {
     "gen_rs_dev": 40,
     "instruct": 48,
     "instruct_dev": 16,
+    "instruct_other": 110,
     "general_train": 200,
+    "general_prompts": 580,
 }
 LEDGER = ("ledger_train", "ledger_dev", "ledger_test")
 CHOICE = ("gen_kn", "gen_kn_dev", "gen_rs", "gen_rs_dev")
-INSTRUCT = ("instruct", "instruct_dev")
+INSTRUCT = ("instruct", "instruct_dev", "instruct_other")
 LINE = re.compile(
     r"(0[1-9]|1[0-2])-(0[1-9]|1\d|2[0-8])\|"
     r"(MEALS|TRAVEL|LODGING|OFFICE|SOFTWARE|POSTAGE|TRAINING)\|"
@@ -39,12 +41,16 @@ Sets = dict[str, list[dict[str, Any]]]
 
 
 def _load_script() -> ModuleType:
-    """Imports the script by its path; scripts/ is not a package."""
+    """Imports the script by its path; scripts/ is not a package, and the script finds its neighbour like any script."""
+    sys.path.insert(0, str(SCRIPT.parent))
     spec = importlib.util.spec_from_file_location("demo_data", SCRIPT)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["demo_data"] = module  # NamedTuple looks its module up
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(SCRIPT.parent))
     return module
 
 
@@ -117,12 +123,14 @@ def test_the_general_items_do_not_depend_on_the_seed(sets: Sets) -> None:
         assert {item["question"] for item in sets[stem]} == {item["question"] for item in other[stem]}
     for stem in INSTRUCT:
         assert sets[stem] == other[stem]
+    assert sets["general_prompts"] != other["general_prompts"]
+    assert sorted(_texts(sets["general_prompts"])) == sorted(_texts(other["general_prompts"]))
 
 
 def test_no_text_is_in_two_files_or_twice_in_one(sets: Sets) -> None:
     texts = [item["input"] for stem in LEDGER for item in sets[stem]]
     texts += [item["question"] for stem in CHOICE for item in sets[stem]]
-    texts += [item["prompt"] for stem in INSTRUCT for item in sets[stem]]
+    texts += [item["prompt"] for stem in (*INSTRUCT, "general_prompts") for item in sets[stem]]
     # A follow-up question may recur among the conversations, an opening question may not.
     texts += [item["messages"][0]["content"] for item in sets["general_train"]]
     assert [text for text, count in Counter(text.casefold() for text in texts).items() if count > 1] == []
@@ -130,6 +138,76 @@ def test_no_text_is_in_two_files_or_twice_in_one(sets: Sets) -> None:
     tested = {item["question"].casefold() for stem in CHOICE for item in sets[stem]}
     tested |= {item["prompt"].casefold() for stem in INSTRUCT for item in sets[stem]}
     assert general & tested == set()
+
+
+def _texts(items: list[dict[str, Any]]) -> list[str]:
+    """What the items ask, whatever the format of their file."""
+    return [item[field] for item in items for field in ("input", "question", "prompt") if field in item]
+
+
+def _words(text: str) -> list[str]:
+    """The words of a text without case and punctuation."""
+    return re.sub(r"[\W_]+", " ", text.casefold()).split()
+
+
+def _runs(text: str, length: int) -> set[tuple[str, ...]]:
+    """Every run of ``length`` words; a shorter text counts as one run."""
+    words = _words(text)
+    return {tuple(words[place : place + length]) for place in range(max(1, len(words) - length + 1))}
+
+
+@pytest.mark.parametrize("new", ["general_prompts", "instruct_other"])
+def test_a_new_prompt_resembles_no_prompt_of_another_file(sets: Sets, new: str) -> None:
+    """Else the test would measure how well a rehearsed sentence is known, not what is kept."""
+    others = {text for stem in (*LEDGER, *CHOICE, *INSTRUCT) if stem != new for text in _texts(sets[stem])}
+    if new == "instruct_other":
+        others |= {*_texts(sets["general_prompts"]), *_users(sets["general_train"])}
+    runs = {run for text in others for run in _runs(text, 8)}
+    prompts = _texts(sets[new])
+    assert [prompt for prompt in prompts if _runs(prompt, 8) & runs] == []
+    words = {text: set(_words(text)) for text in {*others, *prompts}}
+    alike = ((one, two) for one in prompts for two in others if len(words[one] & words[two]) > 0.7 * len(words[two]))
+    assert [(one, two) for one, two in alike if len(words[one] & words[two]) > 0.7 * len(words[one])] == []
+
+
+def test_general_prompts_are_short_and_distinct(sets: Sets) -> None:
+    prompts = _texts(sets["general_prompts"])
+    assert all(item.keys() == {"prompt"} for item in sets["general_prompts"])
+    assert len({" ".join(_words(prompt)) for prompt in prompts}) == len(prompts)
+    lengths = [len(prompt.split()) for prompt in prompts]
+    assert max(lengths) <= 45
+    assert sum(length >= 8 for length in lengths) >= 0.9 * len(lengths)
+    assert all(prompt.strip() == prompt and not re.search(r"\{\d|\n|  |\|", prompt) for prompt in prompts)
+
+
+def test_general_prompts_cover_every_kind_of_ifeval() -> None:
+    registry = pytest.importorskip("lm_eval.tasks.ifeval.instructions_registry")
+    kinds = demo_data.demo_prompts.prompts_by_kind()
+    assert set(registry.INSTRUCTION_DICT) <= kinds.keys()
+    assert all(len(prompts) >= 8 for prompts in kinds.values())
+    ruled = sum(len(kinds[kind]) for kind in demo_data.demo_prompts.RULED)
+    assert 0.45 <= ruled / sum(map(len, kinds.values())) <= 0.55
+
+
+@pytest.mark.parametrize("count", [60, 150, 300])
+def test_every_beginning_of_the_general_prompts_is_balanced(sets: Sets, count: int) -> None:
+    first = set(_texts(sets["general_prompts"])[:count])
+    for kind, prompts in demo_data.demo_prompts.prompts_by_kind().items():
+        share = len(prompts) * count / len(sets["general_prompts"])
+        assert abs(len(first.intersection(prompts)) - share) <= 2, kind
+
+
+def test_the_other_instructions_are_sound_and_of_further_kinds(sets: Sets) -> None:
+    pytest.importorskip("lm_eval")
+    grade = pytest.importorskip("cofitune.evaluation.grade")
+    for item in sets["instruct_other"]:
+        checks = {key: item[key] for key in ("key", "prompt", "instruction_id_list", "kwargs")}
+        assert grade.ifeval_problem(checks) is None
+        assert not grade.needs_punkt(checks)
+        for answer in ("", "05-12|OFFICE|12.00|EUR", "07-24|TRAINING|166.81|USD"):  # of a model that has forgotten all
+            assert not grade.follows_instructions(checks, answer), item
+    kinds = {stem: {name for item in sets[stem] for name in item["instruction_id_list"]} for stem in INSTRUCT}
+    assert kinds["instruct_other"] > kinds["instruct"] | kinds["instruct_dev"]
 
 
 @pytest.mark.parametrize("stem", LEDGER)
@@ -227,6 +305,12 @@ def test_instruction_keys_are_unique(sets: Sets) -> None:
         ("banned=cold,white", "keywords:forbidden_words", {"forbidden_words": ["cold", "white"]}),
         ("bullets=3", "detectable_format:number_bullet_lists", {"num_bullets": 3}),
         ("end=That is all.", "startend:end_checker", {"end_phrase": "That is all."}),
+        ("section=Act:2", "detectable_format:multiple_sections", {"section_spliter": "Act", "num_sections": 2}),
+        (
+            "first=2:1:Tea",
+            "length_constraints:nth_paragraph_first_word",
+            {"num_paragraphs": 2, "nth_paragraph": 1, "first_word": "tea"},
+        ),
     ],
 )
 def test_the_notation_of_the_checks(text: str, name: str, kwargs: dict[str, Any]) -> None:

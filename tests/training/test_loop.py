@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from cofitune.data.batches import collate
 from cofitune.data.chat import IGNORED, Example
 from cofitune.training.engine import checkpoint_layers
-from cofitune.training.loop import summed_loss
+from cofitune.training.loss import summed_loss
 
 EXAMPLES = [Example([1, 2, 3, 4, 5], [IGNORED] * 3 + [4, 5]), Example([6, 7, 8], [IGNORED, 7, IGNORED])]
 

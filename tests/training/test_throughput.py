@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from cofitune.data.chat import IGNORED
 from cofitune.model.anatomy import anatomy_of
 from cofitune.model.region import freeze_outside, resolve_region
-from cofitune.training.loop import summed_loss
+from cofitune.training.loss import summed_loss
 from cofitune.training.throughput import Meter, peak_flops, training_cost
 
 

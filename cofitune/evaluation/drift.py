@@ -1,0 +1,90 @@
+"""Score a model on how far it has moved from the base: on the base's own answers to held-out prompts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from cofitune.data.batches import collate
+from cofitune.data.chat import IGNORED, Example
+from cofitune.data.top_k import TopK
+from cofitune.evaluation.samples import Sample, TaskResult
+from cofitune.evaluation.share import Share, in_batches
+from cofitune.evaluation.tasks import LoadedTask
+from cofitune.rehearsal.generate import rows_at_once
+from cofitune.rehearsal.items import Rehearsal
+from cofitune.training.loss import kl_from_base, supervised_logits
+
+
+def score_drift(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, loaded: LoadedTask, batch_size: int, share: Share
+) -> TaskResult:
+    """Mean of log p_base − log p_model over the answers' tokens, in nats a token (training/drift.py).
+
+    An item's score is its own nats over the mean number of tokens of an answer, so that the mean over items is the mean
+    over tokens, and items can be paired and resampled. `others` has `kl`, the KL divergence from the base's stored
+    probabilities, where there are some.
+    """
+    rehearsal = loaded.rehearsal
+    if rehearsal is None:
+        raise RuntimeError("a task of kind drift comes with its rehearsal")
+    start = time.monotonic()
+    places = [item.line - 1 for item in loaded.items]
+    lengths = [len(rehearsal.items[place].answer_ids) for place in places]
+    order = sorted(range(len(places)), key=lambda i: -lengths[i])
+    found = share.run(
+        in_batches(order, batch_size), lambda batch: _read(model, tokenizer, rehearsal, [places[i] for i in batch])
+    )
+    mean_length = sum(lengths) / len(lengths)
+    samples = []
+    for item, place, (log_prob, _) in zip(loaded.items, places, found, strict=True):
+        own = float(rehearsal.log_probs_of(place).double().sum())
+        samples.append(
+            Sample(
+                line=item.line,
+                prompt=item.prompt,
+                reference=item.reference,
+                answer=None,
+                log_likelihoods=(log_prob,),
+                pick=None,
+                score=(own - log_prob) / mean_length,
+            )
+        )
+    tokens = sum(lengths)
+    return TaskResult(
+        title=loaded.task.title,
+        category=loaded.task.category,
+        metric=loaded.metric,
+        raw=sum(s.score for s in samples) / len(samples),
+        chance=0.0,
+        samples=tuple(samples),
+        seconds=time.monotonic() - start,
+        others={"kl": sum(kl for _, kl in found) / tokens} if rehearsal.top_k else {},
+    )
+
+
+def _read(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rehearsal: Rehearsal, places: Sequence[int]
+) -> list[tuple[float, float]]:
+    """Each answer's log-probability under the model, and the KL divergences at its tokens; nats, summed."""
+    sums: list[tuple[float, float]] = []
+    for rows in rows_at_once([len(rehearsal.items[p].answer_ids) for p in places]):
+        items = [rehearsal.items[places[row]] for row in rows]
+        examples = [
+            Example([*i.prompt_ids, *i.answer_ids], [IGNORED] * len(i.prompt_ids) + list(i.answer_ids)) for i in items
+        ]
+        batch = {k: v.to(model.device) for k, v in collate(examples, tokenizer.pad_token_id).items()}
+        with torch.inference_mode():
+            logits, targets, (row_of, _) = supervised_logits(model, batch)
+            log_probs = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0].double()
+            kl = torch.zeros_like(log_probs)
+            if rehearsal.top_k:
+                stored = TopK.chain([rehearsal.probabilities_of(places[row]) for row in rows]).to(model.device)
+                kl = kl_from_base(logits, stored).double()
+        for row in range(len(rows)):
+            mine = row_of == row
+            sums.append((float(log_probs[mine].sum()), float(kl[mine].sum())))
+    return sums

@@ -1,0 +1,73 @@
+"""A rehearsal on the terminal: its plan and cost, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from cofitune.data.read import Account
+from cofitune.files import gib
+from cofitune.recipes.folders import free_bytes
+from cofitune.recipes.rehearse.plan import RehearsePlan
+from cofitune.rehearsal.items import RehearsalItem
+
+
+def print_plan(plan: RehearsePlan, ranks: int, console: Console) -> None:
+    """Say what the base is asked, how it answers, what that costs at most, and what is written."""
+    wanted = plan.config.rehearsal
+    own = f" and {wanted.self_prompted:,} that the model writes" if wanted.self_prompted else ""
+    how = f"temperature {wanted.temperature:g}, top_p {wanted.top_p:g}" if wanted.temperature else "greedy"
+    tokens = plan.account.tokens
+    flops = 2 * plan.anatomy.num_parameters * (tokens + 2 * plan.most_tokens)
+    lines = [
+        f"prompts  {len(plan.prompts):,} of {plan.account.read:,} rows{own}, {tokens:,} tokens, template {plan.template}",
+        f"answers  {how}, at most {wanted.max_new_tokens} tokens each, by {plan.engine}, {plan.batch_size} prompts a "
+        f"batch, {ranks} rank{'s' if ranks > 1 else ''}",
+        f"cost     at most {plan.most_tokens:,} tokens to generate, {flops / 1e12:,.0f} TFLOPs; the first batch tells "
+        "the time",
+        f"disk     at most {gib(plan.most_bytes)} ({wanted.top_k} probabilities a token); {gib(free_bytes(plan.folder))} "
+        "are free there",
+        f"writes   {plan.folder}/: items.jsonl, top_k.safetensors, manifest.json, config.yaml",
+    ]
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    _print_left_out(plan.account, plan.examples, console)
+    if plan.unread:
+        console.print(
+            f"not compared with the prompts: the items of {', '.join(plan.unread)}, which are lm-evaluation-harness's own",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+    for text in plan.missing:
+        console.print(f"[yellow]still missing:[/] {text}", highlight=False, soft_wrap=True)
+
+
+def print_result(
+    folder: Path,
+    items: Sequence[RehearsalItem],
+    account: Account,
+    examples: Mapping[str, Sequence[str]],
+    console: Console,
+) -> None:
+    """Say how many answers there are, what was left out and why, and show one."""
+    _print_left_out(account, examples, console)
+    unfinished = sum(not item.ended for item in items)
+    held_out = sum(item.held_out for item in items)
+    cut = f"; {unfinished:,} reached max_new_tokens and are learnt without an end of turn" if unfinished else ""
+    lines = [
+        f"{len(items):,} answers, {account.supervised:,} tokens{cut}",
+        f"{held_out:,} of them are held out: never trained on, drift is measured on them",
+        f"→ {folder}",
+    ]
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_left_out(account: Account, examples: Mapping[str, Sequence[str]], console: Console) -> None:
+    for reason, count in account.reasons.items():
+        console.print(f"left out: {count:,} × {reason}", highlight=False, markup=False, soft_wrap=True)
+        for message in examples.get(reason, ())[:2]:
+            console.print(f"    {message}", highlight=False, markup=False, soft_wrap=True)

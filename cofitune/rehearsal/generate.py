@@ -1,0 +1,174 @@
+"""The base answers: a batch of prompts each time, and how likely it finds each token of what it wrote.
+
+A batch is the same on any number of ranks and whatever ran before it: its sampling is seeded by its own number, so that
+an interrupted rehearsal goes on to the bits of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from cofitune.data.batches import collate
+from cofitune.data.chat import IGNORED, Example
+from cofitune.data.top_k import TopK
+from cofitune.training.loss import supervised_logits, top_k_of
+
+TOKENS_AT_ONCE = 1024  # answer tokens whose logits are held at once: half a gigabyte at a vocabulary of 128k
+SEEDS_A_RUN = 1_000_003  # a prime keeps the batches of two seeds apart
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn; `temperature` 0 is greedy decoding."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 1234
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model wrote: its tokens, the one that ends the turn among them where `ended`."""
+
+    ids: tuple[int, ...]
+    ended: bool
+
+
+class Generator(Protocol):
+    """What writes answers to a batch of prompts, given as tokens."""
+
+    def __call__(self, prompts: Sequence[Sequence[int]], sampling: Sampling, number: int) -> list[Answer]:
+        """Answer batch `number`."""
+
+
+class TransformersGenerator:
+    """Hugging Face's `generate`."""
+
+    def __init__(self, model: PreTrainedModel, ends: Sequence[int], pad_token_id: int) -> None:
+        """`ends`: the tokens that end an answer."""
+        self._model, self._ends, self._pad = model, sorted(ends), pad_token_id
+
+    def __call__(self, prompts: Sequence[Sequence[int]], sampling: Sampling, number: int) -> list[Answer]:
+        model, width = self._model, max(map(len, prompts))
+        ids = torch.tensor([[self._pad] * (width - len(p)) + list(p) for p in prompts], device=model.device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+        sampled = (
+            {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if sampling.temperature else {}
+        )
+        torch.manual_seed(sampling.seed + SEEDS_A_RUN * (number + 1))
+        before = model.generation_config
+        # a model's own defaults (repetition_penalty, top_k, …) would make its answers another model's
+        model.generation_config = GenerationConfig(
+            do_sample=sampling.temperature > 0, eos_token_id=self._ends, pad_token_id=self._pad, **sampled
+        )
+        try:
+            with torch.inference_mode():
+                out = model.generate(
+                    input_ids=ids, attention_mask=mask, max_new_tokens=sampling.max_new_tokens, use_cache=True
+                )
+        finally:
+            model.generation_config = before
+        return [cut(row, self._ends) for row in out[:, width:].tolist()]
+
+
+class VllmGenerator:
+    """vLLM, in this process, over all of its GPUs. Needs vLLM's own environment."""
+
+    def __init__(
+        self, model: str, revision: str | None, dtype: str, ends: Sequence[int], max_length: int | None
+    ) -> None:
+        """Load the model.
+
+        Args:
+            model: folder or hub name.
+            max_length: tokens that a prompt and its answer may have; None: as the model's config says.
+        """
+        from vllm import LLM
+
+        self._ends = sorted(ends)
+        self._llm = LLM(
+            model=model,
+            revision=revision,
+            dtype=dtype,
+            max_model_len=max_length,
+            tensor_parallel_size=max(1, torch.cuda.device_count()),
+        )
+
+    def __call__(self, prompts: Sequence[Sequence[int]], sampling: Sampling, number: int) -> list[Answer]:
+        from vllm import SamplingParams
+
+        wanted = SamplingParams(
+            max_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed + SEEDS_A_RUN * (number + 1),
+            stop_token_ids=self._ends,
+            detokenize=False,
+        )
+        asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        return [cut(out.outputs[0].token_ids, self._ends) for out in self._llm.generate(asked, wanted, use_tqdm=False)]
+
+
+def cut(ids: Sequence[int], ends: Sequence[int]) -> Answer:
+    """What was generated, up to and with the first token that ends an answer."""
+    for index, token in enumerate(ids):
+        if token in ends:
+            return Answer(tuple(ids[: index + 1]), True)
+    return Answer(tuple(ids), False)
+
+
+def store_probabilities(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], answers: Sequence[Answer], k: int, pad_token_id: int
+) -> tuple[TopK, Tensor]:
+    """Read prompts and answers once more, as training will, and keep the model's probabilities at the answers' tokens.
+
+    Args:
+        k: probabilities to keep for each token; 0: none.
+
+    Returns:
+        They, and the log-probability of each token that was written, float32: a row for each token of all answers.
+    """
+    parts: list[TopK] = []
+    own: list[Tensor] = []
+    for rows in rows_at_once([len(a.ids) for a in answers]):
+        examples = [
+            Example([*prompts[r], *answers[r].ids], [IGNORED] * len(prompts[r]) + list(answers[r].ids)) for r in rows
+        ]
+        batch = {name: value.to(model.device) for name, value in collate(examples, pad_token_id).items()}
+        with torch.inference_mode():
+            logits, targets, _ = supervised_logits(model, batch)
+            log_probs = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+            stored = top_k_of(logits, k)
+        own.append(log_probs.float().cpu())
+        parts.append(TopK(stored.indices.cpu(), stored.log_probs.cpu(), stored.rest.cpu()))
+    return TopK.chain(parts), torch.cat(own)
+
+
+def rows_at_once(lengths: Sequence[int]) -> list[list[int]]:
+    """Divide rows, in order, among groups of at most `TOKENS_AT_ONCE` tokens, but one row at least."""
+    groups: list[list[int]] = []
+    room = 0
+    for row, length in enumerate(lengths):
+        if not groups or length > room:
+            groups.append([])
+            room = TOKENS_AT_ONCE
+        groups[-1].append(row)
+        room -= length
+    return groups
+
+
+def opening_of_user_turn(tokenizer: Any) -> str:
+    """What the chat template writes before a user's text: a model that goes on from there writes a prompt itself.
+
+    After Magpie (arXiv 2406.08464), and the start-token samples of CFS (arXiv 2505.13811).
+    """
+    mark = "0f6a3c1e"  # stands in for the user's text; no template writes it
+    whole = str(tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False))
+    return whole[: whole.index(mark)]

@@ -1,0 +1,125 @@
+"""The losses of a batch, summed over its tokens: the task's cross-entropy, and the rehearsal's.
+
+The loss of an optimizer step, with Σ over all ranks and micro-batches of the step:
+
+    L = Σ_task loss / N_task + w · Σ_rehearsal loss / N_rehearsal
+
+Each sum is divided by its own global count of tokens that carry it, so that sharded training equals unsharded
+whatever the lengths, and neither loss depends on how many tokens the other has. The task's loss is the cross-entropy.
+The rehearsal's is the cross-entropy on the base's own answers (`nll`), or the KL divergence from the base's stored
+probabilities at their tokens (`kl`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from cofitune.data.batches import Batch
+from cofitune.data.chat import IGNORED
+from cofitune.data.top_k import TopK
+
+
+def summed_loss(model: Any, batch: Batch) -> Tensor:
+    """Cross-entropy in nats, summed over the batch's supervised tokens; logits are computed for no other.
+
+    A batch without supervised tokens gives 0 and still runs its forward and backward.
+
+    Args:
+        batch: input_ids, attention_mask, labels, each [B, T]; the logits at position t are scored against label t + 1.
+            With position_ids [B, T] the rows are packs, whose conversations transformers tells apart by them.
+    """
+    logits, targets, _ = supervised_logits(model, batch)
+    return cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+
+
+def task_and_rehearsal(model: Any, batch: Batch, kind: str) -> tuple[Tensor, Tensor]:
+    """The task's loss and the rehearsal's in nats, each summed over its own tokens of the batch, in one forward pass.
+
+    Args:
+        batch: as `summed_loss` takes it, with `rehearsed`, bool [B, T]: where label t is a rehearsed answer's; under
+            `kl` with the stored probabilities at those, row by row (`top_k_indices`, `top_k_log_probs`, `top_k_rest`).
+        kind: nll | kl.
+    """
+    logits, targets, places = supervised_logits(model, batch)
+    rehearsed = batch["rehearsed"][:, 1:][places]  # [N]
+    if kind == "nll":
+        losses = cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+        return losses[~rehearsed].sum(), losses[rehearsed].sum()
+    task = cross_entropy(logits[~rehearsed], targets[~rehearsed], ignore_index=IGNORED, reduction="sum")
+    if "top_k_rest" not in batch:
+        return task, logits[rehearsed].sum()  # of none: 0, and part of the graph
+    stored = TopK(batch["top_k_indices"], batch["top_k_log_probs"], batch["top_k_rest"])
+    return task, kl_from_base(logits[rehearsed], stored).sum()
+
+
+def supervised_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Logits float32 [N, V] at the N tokens that carry a loss, their targets [N], and their rows and columns.
+
+    A target's column is counted from the second position of all. A batch without such a token gives one, whose target
+    is IGNORED.
+    """
+    targets = batch["labels"][:, 1:]
+    rows, positions = (targets != IGNORED).nonzero(as_tuple=True)  # N supervised tokens
+    if rows.numel() == 0:
+        rows = positions = torch.zeros(1, dtype=torch.long, device=targets.device)
+    which = "position_ids" if "position_ids" in batch else "attention_mask"  # with a mask, positions separate nothing
+    with _head_sees(model, rows, positions):
+        logits = model(input_ids=batch["input_ids"], **{which: batch[which]}, use_cache=False).logits
+    if logits.dim() == 3:  # a model whose head is no module of its own
+        logits = logits[rows, positions]
+    return logits.float(), targets[rows, positions], (rows, positions)
+
+
+def top_k_of(logits: Tensor, k: int) -> TopK:
+    """The distribution of each row of logits float32 [N, V] in k + 1 classes: the k likeliest, and the rest as one."""
+    k = min(k, logits.shape[-1])
+    log_probs = logits.log_softmax(-1)
+    values, indices = log_probs.topk(k, dim=-1)
+    rest = log_probs.scatter(-1, indices, -torch.inf).logsumexp(-1)
+    return TopK(indices.to(torch.int32), values, rest)
+
+
+def kl_from_base(logits: Tensor, base: TopK) -> Tensor:
+    """KL(base ‖ model) in nats at each token [N], over the k likeliest entries of the base and the rest as one.
+
+        Σ_i p_i · (log p_i − log q_i) + p_rest · (log p_rest − log q_rest)
+
+    By the log sum inequality it is never above the KL divergence over the whole vocabulary; what is missing is the
+    divergence inside of the rest, p_rest times that of the two distributions there.
+
+    Args:
+        logits: the model's, float32 [N, V].
+        base: the base's stored probabilities at the same tokens.
+    """
+    normaliser = logits.logsumexp(-1)
+    log_q = logits.gather(-1, base.indices.long()) - normaliser[:, None]  # [N, k]
+    kl = (base.log_probs.exp() * (base.log_probs - log_q)).sum(-1)
+    # below 1e-7 the model's rest is rounding; the base's, where it has none, adds nothing
+    log_q_rest = torch.log1p(-log_q.logsumexp(-1).exp().clamp(max=1 - 1e-7))
+    there = base.rest > -torch.inf
+    rest = torch.where(there, base.rest, 0.0)
+    return kl + torch.where(there, rest.exp() * (rest - log_q_rest), 0.0)
+
+
+@contextmanager
+def _head_sees(model: Any, rows: Tensor, positions: Tensor) -> Iterator[None]:
+    """Inside, the head gets the hidden states [N, H] at these places of the batch, instead of all [B, T, H].
+
+    What a model does to its logits afterwards (scaling, soft capping) goes element by element, and so stays as it is.
+    The head is still called as a module: ZeRO-3 gathers its weight on that occasion.
+    """
+    head: nn.Module | None = getattr(model, "module", model).get_output_embeddings()
+    if head is None:
+        yield
+        return
+    handle = head.register_forward_pre_hook(lambda _, args: (args[0][rows, positions],))
+    try:
+        yield
+    finally:
+        handle.remove()
