@@ -106,8 +106,8 @@ def read_rehearsed(
     folder = rehearsal_folder(config)
     if not (folder / "manifest.json").is_file():
         message = (
-            f"train.rehearsal: no rehearsal in {folder}; run `cofitune rehearse` with this config first, name its folder "
-            "in train.rehearsal.path, or set train.rehearsal: null"
+            f"train.rehearsal: no rehearsal in {folder}; run `cofitune rehearse` with this config first, name its "
+            "folder in train.rehearsal.path, or set train.rehearsal: null"
             if wanted
             else f"train.drift_data: no rehearsal in {folder}; `cofitune rehearse` writes one"
         )

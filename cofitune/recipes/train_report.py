@@ -78,8 +78,8 @@ def _print_rehearsal(plan: TrainPlan, config: Config, console: Console) -> None:
         what = "packs" if plan.data.packed_into else "items"
         cut = f", {rehearsal.account.truncated:,} cut at data.max_length" if rehearsal.account.truncated else ""
         lines.append(
-            f"rehearsal: {rehearsal.items:,} of the base's own answers, {beside} {what} beside the {plan.steps.per_step} "
-            f"of each step, loss {wanted.loss}, weight {wanted.weight:g}{cut}"
+            f"rehearsal: {rehearsal.items:,} of the base's own answers, {beside} {what} beside the "
+            f"{plan.steps.per_step} of each step, loss {wanted.loss}, weight {wanted.weight:g}{cut}"
         )
     elif wanted is None and config.data.replay is None and plan.data.template == "chat":
         lines.append(

@@ -224,13 +224,13 @@ def check_base(rehearsal: Rehearsal, base: str, base_fingerprint: str, tokenizer
     if made["base_fingerprint"] != base_fingerprint:
         raise ArtifactError(
             f"{rehearsal.folder}: these are the answers of another base ({made['base']}, fingerprint "
-            f"{made['base_fingerprint'][:12]}; {base} has {base_fingerprint[:12]}): rehearsal takes the base's own; run "
-            "`cofitune rehearse` with this config"
+            f"{made['base_fingerprint'][:12]}; {base} has {base_fingerprint[:12]}): rehearsal takes the base's own; "
+            "run `cofitune rehearse` with this config"
         )
     if made["tokenizer_sha256"] != tokenizer_sha256:
         raise ArtifactError(
-            f"{rehearsal.folder}: was made under another chat template or tokenizer (template: {made['template']}, hash "
-            f"{made['tokenizer_sha256'][:12]}; here {tokenizer_sha256[:12]}); run `cofitune rehearse` with this config"
+            f"{rehearsal.folder}: was made under another chat template or tokenizer (template: {made['template']}, "
+            f"hash {made['tokenizer_sha256'][:12]}; here {tokenizer_sha256[:12]}); run `cofitune rehearse` with this config"
         )
 
 

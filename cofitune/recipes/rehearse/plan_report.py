@@ -22,13 +22,14 @@ def print_plan(plan: RehearsePlan, ranks: int, console: Console) -> None:
     tokens = plan.account.tokens
     flops = 2 * plan.anatomy.num_parameters * (tokens + 2 * plan.most_tokens)
     lines = [
-        f"prompts  {len(plan.prompts):,} of {plan.account.read:,} rows{own}, {tokens:,} tokens, template {plan.template}",
+        f"prompts  {len(plan.prompts):,} of {plan.account.read:,} rows{own}, {tokens:,} tokens, template "
+        f"{plan.template}",
         f"answers  {how}, at most {wanted.max_new_tokens} tokens each, by {plan.engine}, {plan.batch_size} prompts a "
         f"batch, {ranks} rank{'s' if ranks > 1 else ''}",
         f"cost     at most {plan.most_tokens:,} tokens to generate, {flops / 1e12:,.0f} TFLOPs; the first batch tells "
         "the time",
-        f"disk     at most {gib(plan.most_bytes)} ({wanted.top_k} probabilities a token); {gib(free_bytes(plan.folder))} "
-        "are free there",
+        f"disk     at most {gib(plan.most_bytes)} ({wanted.top_k} probabilities a token); "
+        f"{gib(free_bytes(plan.folder))} are free there",
         f"writes   {plan.folder}/: items.jsonl, top_k.safetensors, manifest.json, config.yaml",
     ]
     for line in lines:
@@ -36,7 +37,7 @@ def print_plan(plan: RehearsePlan, ranks: int, console: Console) -> None:
     _print_left_out(plan.account, plan.examples, console)
     if plan.unread:
         console.print(
-            f"not compared with the prompts: the items of {', '.join(plan.unread)}, which are lm-evaluation-harness's own",
+            f"not compared with the prompts: the items of {', '.join(plan.unread)} (lm-evaluation-harness's own)",
             highlight=False,
             markup=False,
             soft_wrap=True,
