@@ -15,6 +15,7 @@ from rich.console import Console
 
 from cofitune import __version__, launch, ray_orders, workers
 from cofitune.config.load import load_config
+from cofitune.config.tasks import KEEP, as_alpha
 from cofitune.errors import Stopped, UserError
 from cofitune.ranks import Rank, is_launched, this_rank
 from cofitune.slurm import adopt_task
@@ -156,7 +157,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="[NAME=]PATH",
-            help="A further model: run, folder or hub name; RUN@0.7 keeps 0.7 of its training. May be repeated.",
+            help="A further model: run, folder or hub name; RUN@0.7 keeps 0.7 of its training, RUN@auto as much as "
+            "`export --alpha auto`. May be repeated.",
         ),
     ] = None,
     full_sft: Annotated[
@@ -183,7 +185,11 @@ def evaluate(
     from cofitune.recipes import evaluate as recipe
 
     wanted, console = require or (), _console()
-    if _in_ranks(num_processes, hostfile, dry_run, lambda ranks: recipe.make_plan(resolved, overwrite, wanted)):
+
+    def check(ranks: int) -> object:
+        return recipe.plan_evaluation(resolved, overwrite, wanted, console=console)
+
+    if _in_ranks(num_processes, hostfile, dry_run, check):
         # rank 0 has said everything; all is known now, and only the verdict is read off here
         overwrite, console = False, Console(quiet=True)
     done = recipe.evaluate(
@@ -221,17 +227,34 @@ def export(
     base: Annotated[str | None, typer.Option(help="Where the base model is now, if it has moved.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16. Default: the training's.")] = None,
     alpha: Annotated[
-        float, typer.Option(help="How much of the training to keep, from 0, the base, to 1, all of it.")
-    ] = 1.0,
+        str,
+        typer.Option(
+            metavar="ALPHA|auto",
+            help="How much of the training to keep, from 0, the base, to 1, all of it; auto: as little as keeps enough "
+            "of the gain on the run's development items.",
+        ),
+    ] = "1",
+    keep: Annotated[
+        float | None,
+        typer.Option(help=f"With --alpha auto: the share of the gain that is enough. Default: {KEEP:g}."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
 ) -> None:
     """Write a trained run as a complete Hugging Face folder."""
     _alone("export")
     if dtype not in (None, "float32", "bfloat16"):
         raise UserError(f"--dtype {dtype}: must be float32 or bfloat16")
+    try:
+        wanted = as_alpha(alpha)
+    except ValueError as error:
+        raise UserError(f"--alpha {error}") from None
+    if keep is not None and wanted != "auto":
+        raise UserError(f"--keep {keep:g}: says how --alpha auto chooses; leave it out, or ask for --alpha auto")
     from cofitune.recipes import export as recipe
 
-    recipe.export(run, to, base=base, dtype=dtype, alpha=alpha, overwrite=overwrite, console=_console())
+    recipe.export(
+        run, to, base=base, dtype=dtype, alpha=wanted, keep=keep or KEEP, overwrite=overwrite, console=_console()
+    )
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -9,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from cofitune.config.section import Names, Section, as_list
-from cofitune.errors import did_you_mean
+from cofitune.errors import ConfigError, did_you_mean
 
 
 class Task(Section):
@@ -132,6 +133,26 @@ class Versatility(Section):
     instruct: Tasks = Field((), description="instruction following")
 
 
+KEEP = 0.98  # share of a run's gain that alpha: auto keeps where nothing else is said
+
+
+def as_alpha(value: Any) -> float | Literal["auto"]:
+    """An alpha as it is written: a number from 0 to 1, or auto.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if value == "auto":
+        return "auto"
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, bool) or not 0 <= number <= 1:
+        raise ValueError(f"{value}: from 0, the base, to 1, the run; or auto")
+    return number
+
+
 class EvalModel(Section):
     path: str = Field(description="a run (its output_dir), an exported or other model folder, or a hub name")
     name: str | None = Field(None, description="name in tables; null: the role, or the last part of the path")
@@ -139,17 +160,44 @@ class EvalModel(Section):
         None, description="base: what all are compared with; full_sft: full fine-tuning, the other yardstick"
     )
     revision: str | None = Field(None, description="branch, tag or commit of a hub name")
-    alpha: float = Field(
-        1.0, ge=0, le=1, description="of a run: how much of its training stays, from 0, the base, to 1, the run"
+    alpha: Annotated[float | Literal["auto"], BeforeValidator(as_alpha)] = Field(
+        1.0,
+        description="of a run: how much of its training stays, from 0, the base, to 1, the run; auto: the smallest one "
+        "that keeps enough of the gain on development items",
+    )
+    keep: float | None = Field(
+        None, gt=0, le=1, description=f"alpha: auto: the share of the run's gain that is enough; null: {KEEP:g}"
     )
 
     @property
     def title(self) -> str:
         """The model's name in tables and files."""
-        return self.name or self.role or Path(self.path).name + ("" if self.alpha == 1 else f"-{self.alpha:g}")
+        at = self.alpha if self.alpha == "auto" else f"{self.alpha:g}"
+        return self.name or self.role or Path(self.path).name + ("" if self.alpha == 1 else f"-{at}")
+
+    @property
+    def known_alpha(self) -> float:
+        """Its alpha as a number.
+
+        Raises:
+            ConfigError: it is yet to be chosen.
+        """
+        if self.alpha == "auto":
+            raise ConfigError([f"eval.models: {self.path}@auto: its alpha is not chosen here; give a number"])
+        return self.alpha
+
+    def at(self, alpha: float) -> EvalModel:
+        """The same model under the same name, its alpha chosen; what it keeps is still said."""
+        return self.model_copy(update={"alpha": alpha, "keep": self.keep or KEEP, "name": self.title})
+
+    @model_validator(mode="after")
+    def _keep_is_what_alpha_is_chosen_by(self) -> EvalModel:
+        if self.keep is not None and self.alpha != "auto":
+            raise ValueError("keep says how alpha: auto is chosen; leave it out beside a number")
+        return self
 
 
-_AT_ALPHA = re.compile(r"(.+)@(0|1|[01]?\.\d+)")
+_AT_ALPHA = re.compile(r"(.+)@(0|1|[01]?\.\d+|auto)")
 
 
 def as_model(value: Any) -> Any:
@@ -159,7 +207,7 @@ def as_model(value: Any) -> Any:
     name, sign, path = value.partition("=")
     path, found = path if sign else value, {"name": name} if sign else {}
     if at := _AT_ALPHA.fullmatch(path):
-        return {**found, "path": at[1], "alpha": float(at[2])}
+        return {**found, "path": at[1], "alpha": as_alpha(at[2])}
     return {**found, "path": path}
 
 

@@ -14,6 +14,7 @@ from cofitune.evaluation.scores import SUMMARIES
 
 BASE = "base"
 COMPARED = ("versatility", "gen_kn", "gen_rs", "instruct")
+TASK = "task:"  # before a task's title, among the names of summary scores
 # of the draws must have the level inside of both ranges, for an interval to be given: the others drop out, and an
 # interval of what is left holds on condition that the level is reached
 ENOUGH_DRAWS = 0.95
@@ -36,6 +37,7 @@ class _Curve:
     ids: tuple[str, ...]
     scores: dict[str, Array]
     drawn: dict[str, Array]
+    tasks: tuple[str, ...] = ()  # titles whose scores are there, too, each under `task:TITLE`
 
     @property
     def has_points(self) -> bool:
@@ -69,7 +71,8 @@ def match_methods(
             against each of the latter too, on the control's frontier: what the mask does is its difference to these.
 
     Returns:
-        `base`, `points`, `frontiers`, `matched` and `against_controls`, as JSON takes them.
+        `base`, `points`, `frontiers`, `matched` and `against_controls`, as JSON takes them; points and rows with each
+        task's own score and change, too.
     """
     seeds = max((len(p.models) for points in methods.values() for p in points), default=1)
     weights = seed_weights(seeds, DRAWS, SEED)
@@ -107,7 +110,12 @@ def _curve(bootstrap: Bootstrap, points: Sequence[Point], weights: Array) -> _Cu
         values, draws = found
         scores[name] = values[models].mean(axis=1)[None]
         drawn[name] = np.einsum("dps,ds->dp", draws[:, models], weights)
-    return _Curve((BASE, *(p.id for p in points)), scores, drawn)
+    titles = tuple(bootstrap.tasks)
+    for title in titles:
+        values, draws = bootstrap.task_draws(title)
+        scores[TASK + title] = values[models].mean(axis=1)[None]
+        drawn[TASK + title] = np.einsum("dps,ds->dp", draws[:, models], weights)
+    return _Curve((BASE, *(p.id for p in points)), scores, drawn, titles)
 
 
 def _points(
@@ -121,10 +129,20 @@ def _points(
         change = {
             name: _interval(curve.scores[name][0, index] - curve.scores[name][0, 0], drawn[:, index] - drawn[:, 0])
             for name, drawn in curve.drawn.items()
+            if not name.startswith(TASK)
+        }
+        tasks = {
+            title: {"score": float(curve.scores[TASK + title][0, index])}
+            | _interval(
+                curve.scores[TASK + title][0, index] - curve.scores[TASK + title][0, 0],
+                curve.drawn[TASK + title][:, index] - curve.drawn[TASK + title][:, 0],
+            )
+            for title in curve.tasks
         }
         entries.append(
             {"id": point.id, "method": method, "learning_rate": point.learning_rate, "alpha": point.alpha}
             | {"seeds": len(point.models), "scores": _figures(bootstrap, point.models), "change": change}
+            | {"tasks": tasks}
             | {"on_frontier": point.id in own, "dominated_by": None if by is None else curve.ids[by]}
         )
     return entries
@@ -172,19 +190,25 @@ def _level(curves: Mapping[str, _Curve], reference: str, method: str, point: str
             left, right, weight = place(curve.scores["speciality"], curve.scores["versatility"], level)
             row["between"] = [curve.ids[left[0]], curve.ids[right[0]]]
             row["weight"] = float(weight[0])
-        for score in (s for s in COMPARED if s in own):
-            row[score] = None if reason else float(own[score][0])
+        row["tasks"] = {}
+        for score in (s for s in (*COMPARED, *(TASK + title for title in curve.tasks)) if s in own):
+            value = None if reason else float(own[score][0])
             against = reason or _outside(reference, curves[reference], float(level[0]))
-            row[f"{score}_against_{BASE}"] = (
+            to_base = (
                 None
                 if reason
                 else _inside(own[score] - curve.scores[score][:, 0], draws[score] - curve.drawn[score][:, 0])
             )
-            row[f"{score}_against_reference"] = (
+            to_reference = (
                 None
                 if against or name == reference
                 else _inside(own[score] - yardstick[score], draws[score] - theirs[score])
             )
+            found = {"": value, f"_against_{BASE}": to_base, "_against_reference": to_reference}
+            if score.startswith(TASK):
+                row["tasks"][score.removeprefix(TASK)] = {(k or "_score")[1:]: v for k, v in found.items()}
+            else:
+                row |= {f"{score}{k}": v for k, v in found.items()}
         rows[name] = row
     return {"speciality": float(level[0]), "method": method, "point": point, "why": why, "rows": rows}
 

@@ -134,6 +134,10 @@ class Bootstrap:
         values, drawn = self._summary[name], self._summary_drawn[name]
         return None if values is None or drawn is None else (values, drawn)
 
+    def task_draws(self, title: str) -> tuple[Array, Array]:
+        """A task's score of all models as it is [M], and in every draw [D, M]."""
+        return self._scores[title].score, self._drawn[title].score
+
     def change(self, name: str, model: int, reference: int) -> Estimate | None:
         """Change of a summary score (`SUMMARIES`) from the reference to the model; None where there is no task."""
         values, drawn = self._summary[name], self._summary_drawn[name]

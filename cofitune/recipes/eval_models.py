@@ -81,6 +81,7 @@ class Scored:
         seed: a run's training seed.
         training: what a run's training stood on, the seed left out: runs that share it differ by their seeds only.
         alpha: how much of a run's training stays; 0 is its base.
+        keep: the share of the run's gain that its alpha was chosen to keep; None: the alpha was named.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Scored:
     seed: int | None = None
     training: str | None = None
     alpha: float = 1.0
+    keep: float | None = None
 
     @property
     def weights(self) -> dict[str, Any]:
@@ -122,13 +124,15 @@ def find_models(config: Config, to_come: Sequence[EvalModel] = ()) -> tuple[Scor
     own = source(config.model.name, config.model.revision)
     found: list[Scored] = []
     for wanted in _wanted(config):
-        train = _train_folder(wanted.path)
+        train = train_folder(wanted.path)
         if train is None:
             found.append(_whole(wanted, own, source))
         else:
             found.append(_run(wanted, train, own, source, config))
     dtype = choose_dtype(config.model.dtype)
-    found += [Scored(run.title, run.role, run.path, own, dtype=dtype, alpha=run.alpha) for run in to_come]
+    found += [
+        Scored(run.title, run.role, run.path, own, dtype=dtype, alpha=run.known_alpha, keep=run.keep) for run in to_come
+    ]
     _check_names(found)
     found.sort(key=lambda model: model.role != "base")
     _check_side_by_side(found)
@@ -143,24 +147,29 @@ def _wanted(config: Config) -> list[EvalModel]:
     wanted = []
     if all(m.role != "base" for m in given):
         wanted.append(EvalModel(path=config.model.name, role="base", revision=config.model.revision))
-    if _train_folder(config.output_dir) and not {config.run.resolve(), (config.run / "train").resolve()} & named:
+    if train_folder(config.output_dir) and not {config.run.resolve(), (config.run / "train").resolve()} & named:
         wanted.append(EvalModel(path=config.output_dir, name="run"))
     return wanted + given
 
 
-def _train_folder(path: str) -> Path | None:
+def train_folder(path: str) -> Path | None:
     """A finished run's `train` folder: the manifest is written last."""
     folders = (Path(path) / "train", Path(path))
     return next((f for f in folders if (f / "manifest.json").is_file() and f.name == "train"), None)
 
 
+def no_run(wanted: EvalModel) -> UserError:
+    """What is wrong with an alpha of what is no trained run."""
+    return UserError(
+        f"eval.models: {wanted.path} at alpha {wanted.alpha}: only a run whose training has finished "
+        "(train/manifest.json) has a base to go back to"
+    )
+
+
 def _whole(wanted: EvalModel, own: Source, source: GetSource) -> Scored:
     path = Path(wanted.path)
     if wanted.alpha != 1:
-        raise UserError(
-            f"eval.models: {wanted.path} at alpha {wanted.alpha:g}: only a run whose training has finished "
-            "(train/manifest.json) has a base to go back to"
-        )
+        raise no_run(wanted)
     if path.is_dir() and not (path / "config.json").is_file():
         raise UserError(
             f"eval.models: {wanted.path} is neither a run whose training has finished (train/manifest.json) nor a "
@@ -194,9 +203,12 @@ def _run(wanted: EvalModel, train: Path, own: Source, source: GetSource, config:
         raise ArtifactError(f"{delta}: its bytes are not those that the manifest names; train again")
     training, seed = _training(train, manifest)
     sha256, dtype = manifest["delta_sha256"], DTYPES[manifest["dtype"]]
-    if training is not None and wanted.alpha != 1:
-        training = f"{training} at {wanted.alpha:g}"
-    return Scored(wanted.title, wanted.role, wanted.path, base, train, sha256, dtype, seed, training, wanted.alpha)
+    alpha = wanted.known_alpha
+    if training is not None and (alpha != 1 or wanted.keep):
+        training = f"{training} keeping {wanted.keep:g}" if wanted.keep else f"{training} at {alpha:g}"
+    return Scored(
+        wanted.title, wanted.role, wanted.path, base, train, sha256, dtype, seed, training, alpha, wanted.keep
+    )
 
 
 def _training(train: Path, manifest: Mapping[str, Any]) -> tuple[str | None, int | None]:

@@ -27,6 +27,7 @@ from cofitune.evaluation.share import Share, join
 from cofitune.evaluation.tasks import LoadedTask
 from cofitune.files import write_json, write_text
 from cofitune.ranks import Rank
+from cofitune.recipes.dial import choose_alphas, read_chosen
 from cofitune.recipes.eval_models import Scored
 from cofitune.recipes.eval_plan import Plan, Results, device, make_plan, print_plan, tell_left_out
 from cofitune.recipes.folders import start_folder
@@ -78,12 +79,49 @@ def evaluate(
         UserError: anything that the user can mend, found before weights load; or weights that give no numbers.
     """
     console = console or Console()
-    plan = make_plan(config, overwrite, require)
+    rank = rank or Rank()
+    plan = plan_evaluation(config, overwrite, require, console=console, dry_run=dry_run, alone=rank.world_size == 1)
     if dry_run:
         print_plan(plan, {m.name: {} for m in plan.models} if overwrite else plan.known(), console)
         return Evaluation(plan.folder)
-    rank = rank or Rank()
     return carry_out(plan, config, join(rank.rank, rank.world_size), console, overwrite=overwrite)
+
+
+def plan_evaluation(
+    config: Config,
+    overwrite: bool = False,
+    require: Sequence[str] = (),
+    *,
+    console: Console,
+    dry_run: bool = False,
+    alone: bool = True,
+) -> Plan:
+    """Make the plan, and before it the alphas of models with `alpha: auto` that have not been chosen yet.
+
+    Everything else is checked before the first of them is measured. A dry run measures nothing.
+
+    Args:
+        alone: whether this process is the only one; several ranks find the choice made.
+
+    Raises:
+        UserError: as `make_plan` and `choose_alpha`; or several ranks find an alpha that is not chosen.
+    """
+    known, waiting = read_chosen(config)
+    # of a model to come nothing is known, whichever alpha between base and run it gets
+    plan = make_plan(known, overwrite, require, [model.at(0.5) for model in waiting])
+    if not waiting:
+        return plan
+    if dry_run:
+        for model in waiting:
+            line = f"{model.title}: its alpha is chosen first, on the development items of {model.path}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        return plan
+    if not alone:
+        raise UserError(
+            f"eval.models: the alpha of {waiting[0].path}@auto is chosen in one process; `cofitune eval` does so before "
+            "it starts ranks, and so does `cofitune export --alpha auto`"
+        )
+    return make_plan(choose_alphas(config, console), overwrite, require)
 
 
 def carry_out(
@@ -205,6 +243,8 @@ def _scores(plan: Plan, config: Config, results: Results) -> dict[str, Any]:
         computed["models"][model.name] |= {
             "role": model.role, "path": model.path, **model.weights, "seed": model.seed
         }  # fmt: skip
+        if model.keep is not None:
+            computed["models"][model.name] |= {"alpha": model.alpha, "keep": model.keep}
     return {"format": FORMAT, "settings": plan.settings, "tasks": plan.about_tasks} | computed
 
 

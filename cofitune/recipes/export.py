@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
 from safetensors import safe_open
 from torch import Tensor
 
+from cofitune.config.tasks import KEEP
 from cofitune.data.chat import set_template
 from cofitune.errors import ArtifactError, UserError
 from cofitune.files import read_json, write_json, write_tensors
 from cofitune.model.anatomy import is_missing_folder
 from cofitune.model.load import DTYPES, fingerprint, load_tokenizer, parameter_name, weight_files
+from cofitune.recipes.dial import check_keep, choose_alpha
 from cofitune.training.delta import Delta, interpolate, read_delta
 
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
@@ -28,7 +30,8 @@ def export(
     *,
     base: str | None = None,
     dtype: str | None = None,
-    alpha: float = 1.0,
+    alpha: float | Literal["auto"] = 1.0,
+    keep: float = KEEP,
     overwrite: bool = False,
     console: Console | None = None,
 ) -> Path:
@@ -42,15 +45,19 @@ def export(
         to: the new folder.
         base: where the base model is now, if it has moved since the training.
         dtype: float32 or bfloat16; None keeps the training's.
-        alpha: how much of the training to keep: the trained tensors are base + alpha·(trained − base).
+        alpha: how much of the training to keep: the trained tensors are base + alpha·(trained − base). auto: as
+            `cofitune.recipes.dial` chooses it. The weight files' metadata names one other than 1.
+        keep: under auto, the share of the run's gain on its development items that is enough.
 
     Raises:
-        UserError: alpha lies outside [0, 1], the run is not trained, its base is gone or another one, or `to` holds
+        UserError: alpha lies outside [0, 1] or cannot be chosen, the run is not trained, its base is gone or another one, or `to` holds
             something already.
     """
     console = console or Console()
-    if not 0 <= alpha <= 1:
-        raise UserError(f"--alpha {alpha:g}: from 0, the base, to 1, the run")
+    if alpha == "auto":
+        check_keep(keep)
+    elif not 0 <= alpha <= 1:
+        raise UserError(f"--alpha {alpha:g}: from 0, the base, to 1, the run; or auto")
     folder = run if run.name == "train" else run / "train"
     manifest = read_json(folder / "manifest.json", "trained run (its training manifest)")
     name = base or manifest["base"]
@@ -59,6 +66,8 @@ def export(
         raise UserError(f"the base model {name} is not here (seen from {Path.cwd()}); say where it is with --base")
     files = weight_files(name, revision)
     to = _check_target(to, [run, files[0].parent], overwrite)
+    if alpha == "auto":
+        alpha = choose_alpha(run, keep, base=(name, revision), console=console)
     delta = read_delta(folder, fingerprint(name, revision))
     chosen = DTYPES[dtype or manifest["dtype"]]
     building = to.with_name(f".{to.name}.building")
@@ -102,7 +111,7 @@ def _write_weights(files: list[Path], folder: Path, delta: Delta, dtype: torch.d
                 else:
                     tensor = interpolate(shard.get_tensor(key), delta.tensors[name], alpha)
                 tensors[key] = tensor.to(dtype) if tensor.is_floating_point() else tensor
-        write_tensors(folder / file.name, tensors)
+        write_tensors(folder / file.name, tensors, {"cofitune_alpha": f"{alpha:g}"} if alpha != 1 else None)
         weight_map.update(dict.fromkeys(tensors, file.name))
         size += sum(t.numel() * t.element_size() for t in tensors.values())
     lost = sorted(delta.tensors.keys() - placed)

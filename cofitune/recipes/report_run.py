@@ -28,7 +28,7 @@ from cofitune.search.store import read_trials
 from cofitune.search.trial import BASE
 
 Entry = Mapping[str, Any]
-COMMANDS = ("search", "importance", "train", "eval", "compare")
+COMMANDS = ("search", "importance", "rehearsal", "train", "eval", "compare")
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,7 @@ def describe(run: Artifacts, key: str, draws: bool) -> Run:
     """
     steps = [line for line in run.metrics if "loss" in line]
     validations = [line for line in run.metrics if "validation_loss" in line]
+    drifts = [line for line in run.metrics if "drift" in line]
     rows = trial_rows(run.tree["base"], run.tree["trials"], run.tree.get("winner")) if run.tree else []
     pictures: dict[str, Picture] = {}
     if draws:
@@ -107,7 +108,7 @@ def describe(run: Artifacts, key: str, draws: bool) -> Run:
         if run.vectors:
             pictures["importance"] = importance_picture("importance", run.vectors)
         if steps:
-            pictures["losses"] = losses_picture("losses", steps, validations)
+            pictures["losses"] = losses_picture("losses", steps, validations, drifts)
     return Run(
         key=key,
         name=run.name,
@@ -117,7 +118,7 @@ def describe(run: Artifacts, key: str, draws: bool) -> Run:
         comparison=compare_view.comparison(run.compared) if run.compared else None,
         search=Search(rows, _search_words(run.tree)) if run.tree else None,
         importance=_importance(run),
-        training=described_training(run.manifest, steps, validations),
+        training=described_training(run.manifest, steps, validations, drifts),
         trained=described_trained(run.manifest) if run.manifest else None,
         settings=_settings(run.configs),
         pictures=pictures,
@@ -233,12 +234,21 @@ def _facts(run: Artifacts) -> list[tuple[str, str]]:
             held = f", under a soft mask on the {mask['apply_to']}{control}"
         facts += [
             ("trained", f"{what}: {region['trained_weights']:,} weights, {share:.1f} % of all{held}"),
+            *_rehearsal(made.get("rehearsal")),
             (
                 "steps",
                 f"{made['steps']:,}, {made['tokens']:,} tokens, seed {made['seed']}, {_many(made['ranks'], 'rank')}",
             ),
         ]
     return facts
+
+
+def _rehearsal(made: Entry | None) -> list[tuple[str, str]]:
+    """What was rehearsed, where anything was."""
+    if not made or "loss" not in made:
+        return []
+    told = f"{made['items']:,} of the base's own answers, {100 * made['share']:g} % of each step, loss {made['loss']}"
+    return [("rehearsal", told if made["weight"] == 1 else f"{told}, weight {made['weight']:g}")]
 
 
 def _settings(configs: Mapping[str, str]) -> list[Settings]:

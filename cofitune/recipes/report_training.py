@@ -14,13 +14,13 @@ Entry = Mapping[str, Any]
 
 
 def described_training(
-    manifest: Entry | None, steps: Sequence[Entry], validations: Sequence[Entry]
+    manifest: Entry | None, steps: Sequence[Entry], validations: Sequence[Entry], drifts: Sequence[Entry] = ()
 ) -> list[tuple[str, str]]:
     """The figures of a training, or of as much of it as there is; nothing before its first step.
 
     Args:
         manifest: of a finished training.
-        steps, validations: the lines of metrics.jsonl about steps and about validation items.
+        steps, validations, drifts: the lines of metrics.jsonl about steps, validation items and held-out answers.
     """
     if not steps:
         return []
@@ -29,6 +29,16 @@ def described_training(
     if checked:
         told = " → ".join(f"{v['validation_loss']:.4f} (step {v['step']})" for v in (checked[0], checked[-1]))
         facts.append(("validation loss", f"{told} nats a supervised token"))
+    if steps[-1].get("rehearsal_loss") is not None:
+        told = f"{steps[0]['rehearsal_loss']:.4f} → {steps[-1]['rehearsal_loss']:.4f} nats a rehearsed token"
+        facts.append(("rehearsal loss", told))
+    if moved := [d for d in drifts if d["drift"] is not None]:
+        kl = "" if moved[-1]["kl"] is None else f", KL {moved[-1]['kl']:.4f}"
+        facts.append(("drift from the base", f"{moved[-1]['drift']:.4f}{kl} nats a token at step {moved[-1]['step']}"))
+    if manifest and (exceeded := (manifest.get("drift") or {}).get("exceeded")):
+        limit = manifest["drift"]["max_drift"]
+        told = f"the drift was {exceeded['drift']} at step {exceeded['step']}, above train.max_drift {limit:g}"
+        facts.append(("ended early", told))
     facts += [
         ("steps", f"{steps[-1]['step']:,}{'' if manifest else ', not finished'}"),
         ("time", _duration(sum(s["seconds"] for s in steps)) + " in optimizer steps"),

@@ -104,14 +104,18 @@ class VllmGenerator:
     def __call__(self, prompts: Sequence[Sequence[int]], sampling: Sampling, number: int) -> list[Answer]:
         from vllm import SamplingParams
 
-        wanted = SamplingParams(
-            max_tokens=sampling.max_new_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            seed=sampling.seed + SEEDS_A_RUN * (number + 1),
-            stop_token_ids=self._ends,
-            detokenize=False,
-        )
+        first = sampling.seed + SEEDS_A_RUN * (number + 1)
+        wanted = [
+            SamplingParams(
+                max_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                seed=first + place,  # vLLM seeds each request by itself: equal prompts are to get samples of their own
+                stop_token_ids=self._ends,
+                detokenize=False,
+            )
+            for place in range(len(prompts))
+        ]
         asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         return [cut(out.outputs[0].token_ids, self._ends) for out in self._llm.generate(asked, wanted, use_tqdm=False)]
 

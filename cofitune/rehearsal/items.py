@@ -230,7 +230,8 @@ def check_base(rehearsal: Rehearsal, base: str, base_fingerprint: str, tokenizer
     if made["tokenizer_sha256"] != tokenizer_sha256:
         raise ArtifactError(
             f"{rehearsal.folder}: was made under another chat template or tokenizer (template: {made['template']}, "
-            f"hash {made['tokenizer_sha256'][:12]}; here {tokenizer_sha256[:12]}); run `cofitune rehearse` with this config"
+            f"hash {made['tokenizer_sha256'][:12]}; here {tokenizer_sha256[:12]}); run `cofitune rehearse` with this "
+            "config"
         )
 
 

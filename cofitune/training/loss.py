@@ -97,11 +97,13 @@ def kl_from_base(logits: Tensor, base: TopK) -> Tensor:
         logits: the model's, float32 [N, V].
         base: the base's stored probabilities at the same tokens.
     """
-    normaliser = logits.logsumexp(-1)
-    log_q = logits.gather(-1, base.indices.long()) - normaliser[:, None]  # [N, k]
+    indices = base.indices.long()
+    chosen = logits.gather(-1, indices)  # [N, k]
+    # summed from its own entries: as what is missing to 1, a small rest would be rounding, and without a gradient
+    others = logits.scatter(-1, indices, torch.finfo(logits.dtype).min).logsumexp(-1)  # not -inf: of none it is nan
+    normaliser = torch.logaddexp(chosen.logsumexp(-1), others)
+    log_q, log_q_rest = chosen - normaliser[:, None], others - normaliser
     kl = (base.log_probs.exp() * (base.log_probs - log_q)).sum(-1)
-    # below 1e-7 the model's rest is rounding; the base's, where it has none, adds nothing
-    log_q_rest = torch.log1p(-log_q.logsumexp(-1).exp().clamp(max=1 - 1e-7))
     there = base.rest > -torch.inf
     rest = torch.where(there, base.rest, 0.0)
     return kl + torch.where(there, rest.exp() * (rest - log_q_rest), 0.0)

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from cofitune.data.batches import Plan, count_supervised, rank_micro_batches
 from cofitune.data.chat import Example
@@ -40,16 +42,36 @@ def validate(
     """
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     plan = Plan(micro_batch, 1, world_size, len(examples), num_steps=1)
-    sums = torch.zeros(2, dtype=torch.float64, device=engine.device)  # loss, supervised tokens
     engine.eval()
+    sums = _sum_losses(engine, engine.device, examples, plan, rank, pad_token_id)
+    engine.train()
+    torch.distributed.all_reduce(sums)
+    return ValidationRecord(step, _mean(sums))
+
+
+def validation_loss(
+    model: PreTrainedModel, examples: Sequence[Example], micro_batch: int, pad_token_id: int
+) -> float | None:
+    """The same loss of a model in memory, in one process without an engine; nats a supervised token, None as above."""
+    plan = Plan(micro_batch, 1, 1, len(examples), num_steps=1)
+    return _mean(_sum_losses(model.eval(), model.device, examples, plan, 0, pad_token_id))
+
+
+def _sum_losses(
+    model: Any, device: torch.device, examples: Sequence[Example], plan: Plan, rank: int, pad_token_id: int
+) -> Tensor:
+    """This rank's loss in nats and its supervised tokens, float64 [2]."""
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
     with torch.no_grad():
         for start in range(0, len(examples), plan.per_step):
             indices = range(start, min(start + plan.per_step, len(examples)))
             (batch,) = rank_micro_batches(examples, indices, plan, rank, pad_token_id)
-            sums[0] += summed_loss(engine, {k: v.to(engine.device) for k, v in batch.items()})
+            sums[0] += summed_loss(model, {k: v.to(device) for k, v in batch.items()})
             sums[1] += count_supervised(batch)
-    engine.train()
-    torch.distributed.all_reduce(sums)
+    return sums
+
+
+def _mean(sums: Tensor) -> float | None:
     loss, supervised = sums.tolist()
     mean = loss / max(1.0, supervised)
-    return ValidationRecord(step, mean if math.isfinite(mean) else None)
+    return mean if math.isfinite(mean) else None

@@ -192,13 +192,25 @@ def test_methods_are_laid_over_the_config_and_every_mistake_is_named(config: dic
     # rivals' settings of the config itself, which no other method may take over
     config["train"]["l2_to_base"] = 5.0
     config["data"]["replay"] = {"share": 0.3}
+    config["train"]["rehearsal"] = {"share": 0.5, "path": f"{config['output_dir']}/rehearsal"}
     config["softmask"] = {"apply_to": "none", "modules": ["up_proj"], "strength": 0.5}
     runs = compare_plan._runs(load(config), tmp_path / "compare")
     assert [r.seed for r in runs] == [1] * len(names) + [2] * len(names)
     by_name = {r.method: r.config for r in runs}
     assert by_name["cofitune_update"].region == load(config).region
     assert {n: c.train.l2_to_base for n, c in by_name.items() if c.train.l2_to_base} == {"l2": 100.0}
-    assert {n: c.data.replay.share for n, c in by_name.items() if c.data.replay} == {"replay": 0.1}
+    assert {n: c.data.replay.share for n, c in by_name.items() if c.data.replay} == {
+        "replay": 0.1,
+        "cofitune_replay": 0.2,
+    }
+    rehearse = {n: c.train.rehearsal for n, c in by_name.items() if c.train.rehearsal}
+    assert {n: r.loss for n, r in rehearse.items()} == {
+        "cofitune_rehearsal": "nll",
+        "cofitune_rehearsal_kl": "kl",
+        "full_rehearsal": "nll",
+        "lora_rehearsal": "nll",
+    }
+    assert {r.path for r in rehearse.values()} == {f"{config['output_dir']}/rehearsal"}, "the comparison's own"
     assert by_name["v_softmask"].softmask.modules is None and by_name["v_softmask"].softmask.strength == 1
     assert by_name["cofitune_update"].softmask.strength == 0.5, "CoFiTune's own settings are the config's"
     assert by_name["lora"].region is None and by_name["full"].region == Region(match=".*")

@@ -274,7 +274,7 @@ class _Reader:
                     continue
                 if keep_prompt(prompt, seen, self.tests, self.drop):
                     self.account.kept += 1
-                    self.account.tokens += len(prompt.ids)
+                    self.account.tokens += len(prompt.ids) if self._tokenizer else 0
                     yield prompt
 
     def drop(self, reason: str, message: str) -> None:

@@ -20,9 +20,10 @@ def print_plan(plan: RehearsePlan, ranks: int, console: Console) -> None:
     own = f" and {wanted.self_prompted:,} that the model writes" if wanted.self_prompted else ""
     how = f"temperature {wanted.temperature:g}, top_p {wanted.top_p:g}" if wanted.temperature else "greedy"
     tokens = plan.account.tokens
+    read = f"{tokens:,} tokens" if plan.tokenizer else "tokens not counted without a tokenizer"
     flops = 2 * plan.anatomy.num_parameters * (tokens + 2 * plan.most_tokens)
     lines = [
-        f"prompts  {len(plan.prompts):,} of {plan.account.read:,} rows{own}, {tokens:,} tokens, template "
+        f"prompts  {len(plan.prompts):,} of {plan.account.read:,} rows{own}, {read}, template "
         f"{plan.template}",
         f"answers  {how}, at most {wanted.max_new_tokens} tokens each, by {plan.engine}, {plan.batch_size} prompts a "
         f"batch, {ranks} rank{'s' if ranks > 1 else ''}",
