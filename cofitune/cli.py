@@ -252,9 +252,8 @@ def export(
         raise UserError(f"--keep {keep:g}: says how --alpha auto chooses; leave it out, or ask for --alpha auto")
     from cofitune.recipes import export as recipe
 
-    recipe.export(
-        run, to, base=base, dtype=dtype, alpha=wanted, keep=keep or KEEP, overwrite=overwrite, console=_console()
-    )
+    enough = KEEP if keep is None else keep
+    recipe.export(run, to, base=base, dtype=dtype, alpha=wanted, keep=enough, overwrite=overwrite, console=_console())
 
 
 @app.command()

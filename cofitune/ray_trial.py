@@ -133,7 +133,7 @@ def search_folder(search: str) -> Path:
 
 def needed_paths(config: Config) -> tuple[str, ...]:
     """Absolute paths of the files and folders that a trial of this config reads; names on the hub are none."""
-    sections = config.data.model_dump(), config.eval.model_dump(exclude={"models"})
+    sections = config.data.model_dump(), config.eval.model_dump(exclude={"models"}), config.train.model_dump()
     found = [config.model.name, *(text for section in sections for text in _paths_in(section))]
     return tuple(dict.fromkeys(str(Path(text).absolute()) for text in found if Path(text).exists()))
 

@@ -111,6 +111,16 @@ class Plan:
         return self.micro_batch * self.accumulation * self.world_size
 
     @property
+    def rehearsal_micro_batches(self) -> int:
+        """Micro-batches of rehearsal examples a step on one rank, behind those of the task.
+
+        They are apart, so that the task's neither grow nor are padded to the length of the answers.
+        """
+        if self.rehearsal is None:
+            return 0
+        return math.ceil(self.rehearsal.beside(self.per_step) / (self.micro_batch * self.world_size))
+
+    @property
     def num_epochs(self) -> int:
         """Passes over the data, a begun one counted whole."""
         return math.ceil(self.num_steps / math.ceil(self.num_examples / self.per_step))
@@ -158,7 +168,7 @@ def step_indices(plan: Plan, seed: int) -> Iterator[list[int]]:
 def rank_micro_batches(
     examples: Sequence[Example], indices: Sequence[int], plan: Plan, rank: int, pad_token_id: int
 ) -> list[Batch]:
-    """One rank's micro-batches of one step, exactly `accumulation` of them.
+    """One rank's micro-batches of one step: exactly `accumulation` of the task, then `rehearsal_micro_batches`.
 
     The step's examples are dealt out by length: those of a micro-batch are alike, so that little is padding, and so
     are the micro-batches that the ranks run at the same time. The loss is the step's, so its gradient is the same
@@ -166,40 +176,18 @@ def rank_micro_batches(
     same number of forwards (ZeRO-3 hangs otherwise) and contributes nothing with it. `indices` in a batch names the
     example of each row (where the plan is flat: of each pack in the row), int64.
     """
-    by_length = sorted(((i, examples[i]) for i in indices), key=lambda one: len(one[1].input_ids), reverse=True)
-    bounds = _bounds(len(by_length), plan)
     batches = []
-    for number in range(plan.accumulation):
-        # every other time the ranks take turns the other way round, or the first would always have the longest
-        slot = number * plan.world_size + (rank if number % 2 == 0 else plan.world_size - 1 - rank)
-        part = by_length[bounds[slot] : bounds[slot + 1]]
-        rows = [example for _, example in part] or [_silent(by_length[-1][1])]
-        names = torch.tensor([index for index, _ in part or by_length[-1:]])
-        batch = collate([join(rows)] if plan.flat else rows, pad_token_id) | {"indices": names}
-        batches.append(batch | _rehearsed(rows, batch["labels"]) if plan.rehearsal else batch)
+    for chosen, count in _kinds(indices, plan):
+        by_length = sorted(((i, examples[i]) for i in chosen), key=lambda one: len(one[1].input_ids), reverse=True)
+        bounds = _bounds(len(by_length), count * plan.world_size)
+        for number in range(count):
+            # every other time the ranks take turns the other way round, or the first would always have the longest
+            slot = number * plan.world_size + (rank if number % 2 == 0 else plan.world_size - 1 - rank)
+            part = by_length[bounds[slot] : bounds[slot + 1]]
+            rows = [example for _, example in part] or [_silent(by_length[-1][1])]
+            names = torch.tensor([index for index, _ in part or by_length[-1:]])
+            batches.append(collate([join(rows)] if plan.flat else rows, pad_token_id) | {"indices": names})
     return batches
-
-
-def _rehearsed(rows: Sequence[Example], labels: Tensor) -> Batch:
-    """Which tokens are rehearsed answers', and what is stored of the base's probabilities at them.
-
-    Args:
-        rows: the examples, also where they lie behind one another in one row.
-        labels: [B, T].
-
-    Returns:
-        `rehearsed`, bool [B, T]; and where the examples carry them `top_k_indices` and `top_k_log_probs` [N, k] and
-        `top_k_rest` [N] of the N rehearsed tokens that carry the loss, row by row.
-    """
-    if len(labels) == len(rows):
-        marks = torch.tensor([[row.rehearsed] for row in rows]).expand(labels.shape)
-    else:
-        marks = torch.tensor([[row.rehearsed for row in rows for _ in row.input_ids]])
-    batch = {"rehearsed": marks & (labels != IGNORED)}
-    if stored := [row.top_k for row in rows if row.top_k is not None]:
-        chained = TopK.chain(stored)
-        batch |= {"top_k_indices": chained.indices, "top_k_log_probs": chained.log_probs, "top_k_rest": chained.rest}
-    return batch
 
 
 def count_positions(plan: Plan, lengths: Sequence[int], seed: int) -> int:
@@ -210,17 +198,26 @@ def count_positions(plan: Plan, lengths: Sequence[int], seed: int) -> int:
     """
     count = 0
     for indices in step_indices(plan, seed):
-        ordered = sorted((lengths[i] for i in indices), reverse=True)
-        bounds = _bounds(len(ordered), plan)
-        for begin, end in pairwise(bounds):
-            part = ordered[begin:end] or ordered[-1:]
-            count += sum(part) if plan.flat else part[0] * len(part)
+        for chosen, micro_batches in _kinds(indices, plan):
+            ordered = sorted((lengths[i] for i in chosen), reverse=True)
+            bounds = _bounds(len(ordered), micro_batches * plan.world_size)
+            for begin, end in pairwise(bounds):
+                part = ordered[begin:end] or ordered[-1:]
+                count += sum(part) if plan.flat else part[0] * len(part)
     return count
 
 
-def _bounds(count: int, plan: Plan) -> list[int]:
-    """Where a step's examples, ordered by length, are cut into the micro-batches of all ranks."""
-    slots = plan.accumulation * plan.world_size
+def _kinds(indices: Sequence[int], plan: Plan) -> list[tuple[Sequence[int], int]]:
+    """A step's examples of the task and those of the rehearsal, each with its number of micro-batches on a rank."""
+    if plan.rehearsal is None:
+        return [(indices, plan.accumulation)]
+    first = plan.rehearsal.first
+    task, rehearsed = [i for i in indices if i < first], [i for i in indices if i >= first]
+    return [(task, plan.accumulation), (rehearsed, plan.rehearsal_micro_batches)]
+
+
+def _bounds(count: int, slots: int) -> list[int]:
+    """Where a step's examples, ordered by length, are cut into `slots` micro-batches, those of all ranks."""
     each, more = divmod(count, slots)
     return [slot * each + min(slot, more) for slot in range(slots + 1)]
 
@@ -231,7 +228,8 @@ def collate(examples: Sequence[Example], pad_token_id: int) -> Batch:
     Returns:
         input_ids, attention_mask and labels, each int64 [B, T]; padding has label -100. Of packs also position_ids
         [B, T], which begin at 0 for each conversation: by them attention keeps to its own, and a padding token is a
-        conversation of its own.
+        conversation of its own. Of the base's answers with stored probabilities also `top_k_indices` and
+        `top_k_log_probs` [N, k] and `top_k_rest` [N], for the N tokens that carry the loss, row by row.
     """
     longest = max(len(e.input_ids) for e in examples)
 
@@ -245,18 +243,16 @@ def collate(examples: Sequence[Example], pad_token_id: int) -> Batch:
     }
     if examples[0].parts:
         batch["position_ids"] = padded([[i for n in e.parts for i in range(n)] for e in examples], 0)
+    if stored := [e.top_k for e in examples if e.top_k is not None]:
+        chained = TopK.chain(stored)
+        batch |= {"top_k_indices": chained.indices, "top_k_log_probs": chained.log_probs, "top_k_rest": chained.rest}
     return batch
 
 
 def count_supervised(batch: Batch) -> int:
-    """Tokens of a batch that carry a loss (the first position is never predicted)."""
+    """Tokens of a batch that carry the loss (the first position is never predicted)."""
     return int((batch["labels"][:, 1:] != IGNORED).sum())
 
 
-def count_rehearsed(batch: Batch) -> int:
-    """Those of them that carry the rehearsal's."""
-    return int(batch["rehearsed"][:, 1:].sum()) if "rehearsed" in batch else 0
-
-
 def _silent(example: Example) -> Example:
-    return replace(example, labels=[IGNORED] * len(example.input_ids), rehearsed=False, top_k=None)
+    return replace(example, labels=[IGNORED] * len(example.input_ids), top_k=None)

@@ -32,14 +32,12 @@ class Example:
 
     Attributes:
         parts: of a pack, the tokens of each conversation in it, in order; empty for a single one.
-        rehearsed: whether these are the base's own answers to general prompts, whose loss is counted apart.
-        top_k: of rehearsed answers, the base's stored probabilities at each token that carries the loss, in order.
+        top_k: of the base's own answers, its stored probabilities at each token that carries the loss, in order.
     """
 
     input_ids: list[int]
     labels: list[int]
     parts: tuple[int, ...] = ()
-    rehearsed: bool = False
     top_k: TopK | None = None
 
     @property

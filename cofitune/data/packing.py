@@ -84,16 +84,12 @@ class Packs(Sequence[Example]):
 
 
 def join(examples: Sequence[Example]) -> Example:
-    """Lay examples one behind another, either all rehearsed or none.
-
-    The first token of each carries no loss: what precedes it is another's.
-    """
+    """Lay examples one behind another. The first token of each carries no loss: what precedes it is another's."""
     return Example(
         [token for e in examples for token in e.input_ids],
         [label for e in examples for label in _without_first(e)],
         tuple(length for e in examples for length in (e.parts or (len(e.input_ids),))),
-        rehearsed=examples[0].rehearsed,
-        top_k=TopK.chain([e.top_k for e in examples if e.top_k]) if examples[0].top_k else None,
+        TopK.chain(stored) if (stored := [e.top_k for e in examples if e.top_k is not None]) else None,
     )
 
 

@@ -6,7 +6,9 @@ The weights at alpha are base + alpha·(trained − base) (on a run of all weigh
 
 from __future__ import annotations
 
+import errno
 import gc
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -50,9 +52,7 @@ class Point:
 Points = dict[float, Point]  # by alpha
 
 
-def choose_alpha(
-    run: Path, keep: float = KEEP, *, base: Place | None = None, console: Console | None = None
-) -> float:
+def choose_alpha(run: Path, keep: float = KEEP, *, base: Place | None = None, console: Console | None = None) -> float:
     """Find the smallest alpha that keeps enough of a run's gain, and write it to `RUN/dial/dial.json`.
 
     Alphas go down from 1 in tenths for as long as they keep enough; above the first that does not, half a step is
@@ -73,13 +73,13 @@ def choose_alpha(
     points = _read_points(plan)
     alpha, decided = next_alpha(_kept(plan, points), keep)
     if not decided:
-        _check_writable(plan.run)
+        _check_writable(plan.file.parent)
         with exclusive(plan.file.parent, "choice of alpha"):
             points |= _read_points(plan)  # of a process that was here in the meantime
             alpha = _measure_until_decided(plan, points, keep, console)
     content = _content(plan, points, alpha, keep)
     if _read(plan) != content:
-        _check_writable(plan.run)
+        _check_writable(plan.file.parent)
         write_json(plan.file, content)
     console.print(dial_table(content))
     for line in (dial_sentence(content), f"→ {plan.file}"):
@@ -247,7 +247,7 @@ def _content(plan: DialPlan, points: Points, alpha: float | None, keep: float) -
             "alpha": a,
             plan.measure.figure: points[a].figure,
             "gain": gains.get(a),
-            "kept": gains[a] / whole if whole else None,
+            "kept": gains[a] / whole if whole and whole > 0 else None,
             "drift": points[a].drift,
         }
         for a in sorted(points, reverse=True)
@@ -271,8 +271,11 @@ def _read_points(plan: DialPlan) -> Points:
     return {p["alpha"]: Point(p["alpha"], p[plan.measure.figure], p["drift"]) for p in content["points"]}
 
 
-def _check_writable(run: Path) -> None:
+def _check_writable(folder: Path) -> None:
+    """Make the folder of the choice, or raise a UserError where nothing can be written into it."""
     try:
-        (run / "dial").mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        raise UserError(f"{run}: the choice of alpha cannot be written there: {error.strerror}") from error
+        raise UserError(f"{folder}: the choice of alpha cannot be written there: {error.strerror}") from error

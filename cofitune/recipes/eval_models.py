@@ -143,7 +143,7 @@ def find_models(config: Config, to_come: Sequence[EvalModel] = ()) -> tuple[Scor
 def _wanted(config: Config) -> list[EvalModel]:
     """The base, this config's own run where it is trained, and what `eval.models` names."""
     given = list(config.eval.models)
-    named = {Path(m.path).resolve() for m in given if m.alpha == 1}
+    named = {Path(m.path).resolve() for m in given if m.alpha == 1 and m.keep is None}
     wanted = []
     if all(m.role != "base" for m in given):
         wanted.append(EvalModel(path=config.model.name, role="base", revision=config.model.revision))

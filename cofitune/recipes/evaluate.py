@@ -118,8 +118,8 @@ def plan_evaluation(
         return plan
     if not alone:
         raise UserError(
-            f"eval.models: the alpha of {waiting[0].path}@auto is chosen in one process; `cofitune eval` does so before "
-            "it starts ranks, and so does `cofitune export --alpha auto`"
+            f"eval.models: the alpha of {waiting[0].path}@auto is chosen in one process: by `cofitune eval` before it "
+            "starts ranks, or by `cofitune export --alpha auto`"
         )
     return make_plan(choose_alphas(config, console), overwrite, require)
 

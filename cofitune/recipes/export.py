@@ -50,8 +50,8 @@ def export(
         keep: under auto, the share of the run's gain on its development items that is enough.
 
     Raises:
-        UserError: alpha lies outside [0, 1] or cannot be chosen, the run is not trained, its base is gone or another one, or `to` holds
-            something already.
+        UserError: alpha lies outside [0, 1] or cannot be chosen, the run is not trained, its base is gone or another
+            one, or `to` holds something already.
     """
     console = console or Console()
     if alpha == "auto":

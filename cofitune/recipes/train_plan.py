@@ -138,7 +138,7 @@ def plan_training(
         used["rehearsal"] = _artifact(rehearsal.manifest)
     mix = rehearsal.mix(len(data.examples)) if rehearsal else None
     steps = plan_steps(data.mixture, *batch, train.num_train_epochs, train.max_steps, flat, mix)
-    settings = _settings(config, steps.num_steps)
+    settings = _settings(config, steps)
     lengths = _lengths(data, rehearsal)
     prefix = _prefix(config, model_config, anatomy, region, lengths, settings.dtype) if steps.num_epochs > 1 else None
     return TrainPlan(
@@ -153,7 +153,6 @@ def footprint(plan: TrainPlan, config: Config, world_size: int) -> Footprint:
     return Footprint(
         plan.anatomy, plan.region, plan.settings, world_size, config.data.max_length, checkpointing,
         plan.adapter.num_parameters if plan.adapter else None, config.train.l2_to_base > 0,
-        config.train.rehearsal.share if config.train.rehearsal else 0.0,
     )  # fmt: skip
 
 
@@ -287,7 +286,7 @@ def _prefix(
     return PrefixPlan(anatomy.layout.layers, region.first, lengths, anatomy.hidden_size, dtype, folder)
 
 
-def _settings(config: Config, num_steps: int) -> EngineSettings:
+def _settings(config: Config, steps: Plan) -> EngineSettings:
     train, deepspeed = config.train, config.deepspeed
     return EngineSettings(
         zero_stage=deepspeed.zero_stage,
@@ -304,7 +303,8 @@ def _settings(config: Config, num_steps: int) -> EngineSettings:
         max_grad_norm=train.max_grad_norm,
         lr_scheduler_type=train.lr_scheduler_type,
         warmup_ratio=train.warmup_ratio,
-        num_steps=num_steps,
+        num_steps=steps.num_steps,
+        rehearsal_micro_batches=steps.rehearsal_micro_batches,
     )
 
 

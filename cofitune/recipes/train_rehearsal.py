@@ -59,13 +59,17 @@ class Rehearsed:
         """Its part in the steps, where its examples begin at index `first`; None where it has none."""
         return RehearsalMix(first, len(self.examples), self.share) if self.loss else None
 
+    def trained_on(self) -> dict[str, Any]:
+        """What a training must not change on its way; where drift is measured trains nothing."""
+        trained = self.loss and {"share": self.share, "loss": self.loss.kind, "weight": self.loss.weight}
+        return {"sha256": self.sha256, "items": self.items, **(trained or {})}
+
     def as_dict(self) -> dict[str, Any]:
         """What a manifest keeps of it."""
-        trained = self.loss and {"share": self.share, "loss": self.loss.kind, "weight": self.loss.weight}
         held_out = (
             {"held_out": len(self.held_out.examples), "held_out_tokens": self.held_out.tokens} if self.held_out else {}
         )
-        return {"sha256": self.sha256, "items": self.items, **(trained or {}), **held_out}
+        return {**self.trained_on(), **held_out}
 
 
 class Joined(Sequence[Example]):

@@ -77,9 +77,10 @@ def _print_rehearsal(plan: TrainPlan, config: Config, console: Console) -> None:
         beside = plan.steps.rehearsal.beside(plan.steps.per_step) if plan.steps.rehearsal else 0
         what = "packs" if plan.data.packed_into else "items"
         cut = f", {rehearsal.account.truncated:,} cut at data.max_length" if rehearsal.account.truncated else ""
+        dropped = "".join(f", {count:,} left out ({reason})" for reason, count in rehearsal.account.reasons.items())
         lines.append(
             f"rehearsal: {rehearsal.items:,} of the base's own answers, {beside} {what} beside the "
-            f"{plan.steps.per_step} of each step, loss {wanted.loss}, weight {wanted.weight:g}{cut}"
+            f"{plan.steps.per_step} of each step, loss {wanted.loss}, weight {wanted.weight:g}{cut}{dropped}"
         )
     elif wanted is None and config.data.replay is None and plan.data.template == "chat":
         lines.append(

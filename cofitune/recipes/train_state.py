@@ -100,7 +100,7 @@ def identity(config: Config, plan: TrainPlan) -> dict[str, Any]:
             **config.train.model_dump(mode="json", exclude={"rehearsal", *SHARING, *FREE_SETTINGS["train"]}),
             "items_a_step": plan.steps.per_step,
         },
-        "rehearsal": plan.rehearsal.as_dict() if plan.rehearsal and plan.rehearsal.loss else None,
+        "rehearsal": plan.rehearsal.trained_on() if plan.rehearsal and plan.rehearsal.loss else None,
     }
 
 

@@ -134,7 +134,7 @@ class RehearsalExamples(Sequence[Example]):
         place = self._chosen[index]
         ids, prompt = self._ids(place), len(self._rehearsal.items[place].prompt_ids)
         top_k = self._rehearsal.probabilities_of(place).first(len(ids) - prompt) if self._with_top_k else None
-        return Example(ids, [IGNORED] * prompt + ids[prompt:], rehearsed=True, top_k=top_k)
+        return Example(ids, [IGNORED] * prompt + ids[prompt:], top_k=top_k)
 
     def base_log_probs(self) -> list[Tensor]:
         """The base's log-probabilities of each example's answer tokens, as they are cut."""

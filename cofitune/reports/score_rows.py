@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cofitune.reports.scores_table import CATEGORIES, DRIFT, NOISE, NONE, number, signed
+from cofitune.reports.scores_table import CATEGORIES, DRIFT, NOISE, NONE, number, signed, unscaled
 
 Entry = Mapping[str, Any]
 
@@ -94,7 +94,7 @@ def _figures(scores: Entry, own: Entry, name: str, title: str | None) -> tuple[s
         return number(own["categories"][name] if name in own["categories"] else own[name]), ""
     task = own["tasks"][title]
     if scores["tasks"][title]["unit"] != "share":
-        return f"{task['raw']:.3f}", "nats" if scores["tasks"][title]["unit"] == "nats" else "own scale"
+        return unscaled(task["raw"]), "nats" if scores["tasks"][title]["unit"] == "nats" else "own scale"
     return number(task["score"]), f"{100 * task['raw']:.1f} %"
 
 

@@ -203,7 +203,7 @@ def _figure(scores: Entry, model: str, name: str, title: str | None, with_raw: b
     if title is not None:
         task = own["tasks"][title]
         if scores["tasks"][title]["unit"] != "share":
-            return Text(f"{task['raw'] + 0.0:.3f}".replace("-0.000", "0.000"))
+            return Text(unscaled(task["raw"]))
         return Text(number(task["score"]) + (f" ({task['raw']:.3f})" if with_raw else ""))
     value = own["categories"][name] if name in own["categories"] else own[name]
     # decimals stand under those of the tasks, which are followed by ` (0.123)`
@@ -240,6 +240,12 @@ def _value(change: Entry | None) -> float | None:
 def number(value: float | None) -> str:
     """A score with one decimal and a true minus sign; a dash where there is none."""
     return NONE if value is None else f"{value:.1f}".replace("-", "−")
+
+
+def unscaled(value: float) -> str:
+    """A figure on its own scale, such as nats, with a true minus sign; one that rounds to nothing has none."""
+    text = f"{abs(value):.3f}"
+    return text if value >= 0 or float(text) == 0 else "−" + text
 
 
 def signed(change: float | None, digits: int = 1) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from cofitune.data.batches import Plan, RehearsalMix, rank_micro_batches
+from cofitune.data.batches import Plan, rank_micro_batches
 from cofitune.data.chat import IGNORED, Example
 from cofitune.data.top_k import TopK
 from cofitune.training.loss import kl_from_base, supervised_logits
@@ -60,7 +60,7 @@ def measure_drift(engine: Any, held_out: HeldOut, micro_batch: int, pad_token_id
     """
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     count = len(held_out.examples)
-    plan = Plan(micro_batch, 1, world_size, count, num_steps=1, rehearsal=RehearsalMix(0, count, 0.5))
+    plan = Plan(micro_batch, 1, world_size, count, num_steps=1)
     sums = torch.zeros(4, dtype=torch.float64, device=engine.device)  # nats, tokens, KL, tokens with stored classes
     engine.eval()
     with torch.no_grad():

@@ -35,6 +35,7 @@ class EngineSettings:
 
     Attributes:
         num_steps: optimizer steps of the schedule.
+        rehearsal_micro_batches: micro-batches of a step on a rank beside the `accumulation` of the task.
         dtype: the training precision; bfloat16 keeps fp32 master weights and accumulates gradients in fp32.
     """
 
@@ -53,6 +54,7 @@ class EngineSettings:
     lr_scheduler_type: str
     warmup_ratio: float
     num_steps: int
+    rehearsal_micro_batches: int = 0
 
     @property
     def warmup_steps(self) -> int:
@@ -78,7 +80,7 @@ def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
         zero["offload_param"] = offload
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": settings.micro_batch,
-        "gradient_accumulation_steps": settings.accumulation,
+        "gradient_accumulation_steps": settings.accumulation + settings.rehearsal_micro_batches,
         "gradient_clipping": settings.max_grad_norm,
         "optimizer": {
             "type": "AdamW",

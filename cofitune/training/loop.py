@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cofitune.data.batches import Batch, Plan, count_rehearsed, count_supervised, rank_micro_batches, step_indices
+from cofitune.data.batches import Batch, Plan, count_supervised, rank_micro_batches, step_indices
 from cofitune.data.chat import Example
 from cofitune.errors import UserError
-from cofitune.training.loss import summed_loss, task_and_rehearsal
+from cofitune.training.loss import rehearsal_loss, summed_loss
 from cofitune.training.prefix import Prefix
 from cofitune.training.throughput import Meter
 
@@ -95,7 +95,7 @@ def fit(
     """Train until `plan.num_steps` optimizer steps are taken. Every rank must call with the same arguments.
 
     The loss of a step is defined in training/loss.py: sums over tokens divided by their global counts. DeepSpeed
-    averages over ranks and divides by the accumulation, so each micro-batch is scaled by world × accumulation before
+    averages over ranks and divides by the accumulation, so each micro-batch is scaled by world × micro-batches before
     `backward`.
 
     Args:
@@ -123,14 +123,17 @@ def fit(
             continue
         started = time.perf_counter()
         batches = rank_micro_batches(examples, indices, plan, rank, pad_token_id)
-        local = [*_count(batches), *(prefix.count_missing(batches) if prefix else [])]
+        local = [*_count(batches, plan.accumulation), *(prefix.count_missing(batches) if prefix else [])]
         supervised, rehearsed, tokens, positions, pairs, *missing = _all_sum(
             torch.tensor(local, device=device)
         ).tolist()
         learning_rate = engine.get_lr()[0]
-        scale = plan.world_size * plan.accumulation
-        weights = scale / max(1, supervised), (rehearsal.weight if rehearsal else 0) * scale / max(1, rehearsed)
-        total = _take_step(engine, batches, weights, rehearsal.kind if rehearsal else None, prefix, missing)
+        scale = plan.world_size * len(batches)
+        losses = [_Part(batches[: plan.accumulation], scale / max(1, supervised))]
+        if rehearsal:
+            weight = rehearsal.weight * scale / max(1, rehearsed)
+            losses.append(_Part(batches[plan.accumulation :], weight, rehearsal.kind))
+        total = _take_step(engine, losses, prefix, missing)
         summed, summed_rehearsal, given = _agree(total, asked())
         seconds = time.perf_counter() - started
         all_kept = prefix is not None and not any(missing)
@@ -159,48 +162,51 @@ def fit(
     return 0
 
 
-def _take_step(
-    engine: Any,
-    batches: Sequence[Batch],
-    weights: tuple[float, float],
-    rehearsal: str | None,
-    prefix: Prefix | None,
-    missing: Sequence[int],
-) -> Tensor:
+@dataclass(frozen=True)
+class _Part:
+    """A step's micro-batches of one loss, and what its sum is multiplied by; `rehearsal` is nll or kl, else None."""
+
+    batches: Sequence[Batch]
+    weight: float
+    rehearsal: str | None = None
+
+
+def _take_step(engine: Any, parts: Sequence[_Part], prefix: Prefix | None, missing: Sequence[int]) -> Tensor:
     """Forward and backward of each micro-batch, and with the last the optimizer's step.
 
-    Args:
-        weights: what the task's summed loss and the rehearsal's are multiplied by.
-        rehearsal: the kind of the rehearsal's loss; None without rehearsal.
-
     Returns:
-        Both losses, each summed over this rank's tokens, unscaled, in float64 [2].
+        The task's loss and the rehearsal's, each summed over this rank's tokens, unscaled, in float64 [2].
     """
     total = torch.zeros(2, dtype=torch.float64, device=engine.device)
-    for batch in batches:
-        inputs = {k: v.to(engine.device) for k, v in batch.items()}
-        # what is missing is summed over the ranks: under ZeRO-3 all must go one way
-        with prefix.around(inputs, missing) if prefix else nullcontext():
-            if rehearsal is None:
-                losses = [summed_loss(engine, inputs)]
-            else:
-                losses = list(task_and_rehearsal(engine, inputs, rehearsal))
-        engine.backward(sum(weight * loss for weight, loss in zip(weights, losses, strict=False)))
-        engine.step()
-        total[: len(losses)] += torch.stack([loss.detach().double() for loss in losses])
+    for number, part in enumerate(parts):
+        for batch in part.batches:
+            inputs = {k: v.to(engine.device) for k, v in batch.items()}
+            # what is missing is summed over the ranks: under ZeRO-3 all must go one way
+            with prefix.around(inputs, missing) if prefix else nullcontext():
+                loss = (
+                    summed_loss(engine, inputs)
+                    if part.rehearsal is None
+                    else rehearsal_loss(engine, inputs, part.rehearsal)
+                )
+            engine.backward(loss * part.weight)
+            engine.step()
+            total[number] += loss.detach().double()
     return total
 
 
-def _count(batches: Sequence[Batch]) -> list[int]:
+def _count(batches: Sequence[Batch], of_task: int) -> list[int]:
     """Of one rank's micro-batches: tokens that carry the task's loss and the rehearsal's, real tokens, positions, and
-    pairs of tokens of one item."""
+    pairs of tokens of one item.
+
+    Args:
+        of_task: how many of them, the first ones, are the task's.
+    """
     masks = [b["attention_mask"] for b in batches]
     # the p-th token of an item, counted from 0, adds 2p + 1 to the square of its length
     places = [b.get("position_ids", torch.arange(b["input_ids"].shape[1])) for b in batches]
-    rehearsed = sum(map(count_rehearsed, batches))
     return [
-        sum(map(count_supervised, batches)) - rehearsed,
-        rehearsed,
+        sum(map(count_supervised, batches[:of_task])),
+        sum(map(count_supervised, batches[of_task:])),
         sum(int(mask.sum()) for mask in masks),
         sum(mask.numel() for mask in masks),
         sum(int(((2 * place + 1) * mask).sum()) for place, mask in zip(places, masks, strict=True)),

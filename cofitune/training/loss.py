@@ -38,24 +38,20 @@ def summed_loss(model: Any, batch: Batch) -> Tensor:
     return cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
 
 
-def task_and_rehearsal(model: Any, batch: Batch, kind: str) -> tuple[Tensor, Tensor]:
-    """The task's loss and the rehearsal's in nats, each summed over its own tokens of the batch, in one forward pass.
+def rehearsal_loss(model: Any, batch: Batch, kind: str) -> Tensor:
+    """The rehearsal's loss in nats, summed over the answers' tokens of the batch.
 
     Args:
-        batch: as `summed_loss` takes it, with `rehearsed`, bool [B, T]: where label t is a rehearsed answer's; under
-            `kl` with the stored probabilities at those, row by row (`top_k_indices`, `top_k_log_probs`, `top_k_rest`).
+        batch: as `summed_loss` takes it; under `kl` with the stored probabilities at its tokens (`collate`).
         kind: nll | kl.
     """
-    logits, targets, places = supervised_logits(model, batch)
-    rehearsed = batch["rehearsed"][:, 1:][places]  # [N]
     if kind == "nll":
-        losses = cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
-        return losses[~rehearsed].sum(), losses[rehearsed].sum()
-    task = cross_entropy(logits[~rehearsed], targets[~rehearsed], ignore_index=IGNORED, reduction="sum")
+        return summed_loss(model, batch)
+    logits, _, _ = supervised_logits(model, batch)
     if "top_k_rest" not in batch:
-        return task, logits[rehearsed].sum()  # of none: 0, and part of the graph
+        return logits[:0].sum()  # of a row without labels: 0, and part of the graph
     stored = TopK(batch["top_k_indices"], batch["top_k_log_probs"], batch["top_k_rest"])
-    return task, kl_from_base(logits[rehearsed], stored).sum()
+    return kl_from_base(logits, stored).sum()
 
 
 def supervised_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:

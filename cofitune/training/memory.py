@@ -50,7 +50,6 @@ def estimate_memory(
     *,
     adapter: int | None = None,
     base_kept: bool = False,
-    rehearsed: float = 0.0,
 ) -> Memory:
     """Estimate a run's memory from counts alone.
 
@@ -63,7 +62,6 @@ def estimate_memory(
 
     Args:
         adapter: weights of an adapter, which train instead of the region that carries it; None without one.
-        rehearsed: share of a step's items that are rehearsal, beside those of the micro-batch.
         base_kept: a copy of the trained weights as the base has them is kept, for the pull towards it.
     """
     width = settings.dtype.itemsize
@@ -84,7 +82,7 @@ def estimate_memory(
         gradients, optimizer, buffers, offloaded = 0, 0, bucket, all_gradients + all_states
     if settings.offload_param == "cpu":
         weights, offloaded = weights - whole // world_size, offloaded + whole
-    tokens = math.ceil(settings.micro_batch / (1 - rehearsed)) * max_length
+    tokens = settings.micro_batch * max_length
     one_layer = tokens * (18 * anatomy.hidden_size + 6 * anatomy.intermediate_size) * width // 2
     depth = anatomy.num_layers - region.first
     kept = depth * tokens * anatomy.hidden_size * width + one_layer if checkpointing else depth * one_layer

@@ -33,14 +33,13 @@ class Footprint:
     checkpointing: bool
     adapter: int | None = None
     base_kept: bool = False
-    rehearsed: float = 0.0  # share of a step's items that are rehearsal, beside those of micro_batch
 
     @property
     def memory(self) -> Memory:
         """The estimate, part by part."""
         return estimate_memory(
             self.anatomy, self.region, self.settings, self.world_size, self.max_length, self.checkpointing,
-            adapter=self.adapter, base_kept=self.base_kept, rehearsed=self.rehearsed,
+            adapter=self.adapter, base_kept=self.base_kept,
         )  # fmt: skip
 
 

@@ -189,11 +189,10 @@ def test_answers_to_other_prompts_are_not_gone_on_from(place: Place, monkeypatch
     assert [item.messages[-1]["content"] for item in found.items] == [f"Name {word}." for word in WORDS]
 
 
-@pytest.mark.parametrize("drawn", [{}, SAMPLED], ids=["greedy", "sampled"])
-def test_two_ranks_write_the_bytes_of_one(place: Place, drawn: dict[str, Any]) -> None:
-    place.run("one", **drawn)
+def test_two_ranks_write_the_bytes_of_one(place: Place) -> None:
+    place.run("one", **SAMPLED)
     path = place.folder / "two.yaml"
-    path.write_text(dump_config(place.config("two", **drawn)))
+    path.write_text(dump_config(place.config("two", **SAMPLED)))
     command = [sys.executable, "-m", "cofitune", "rehearse", str(path), "--num-processes", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
@@ -428,10 +427,9 @@ def test_an_answer_of_more_tokens_than_positions_is_refused_before_weights(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forbid_loading(monkeypatch)
-    with pytest.raises(DataError, match=r"512 positions"):
-        place.run(max_new_tokens=600)
-    with pytest.raises(UserError, match=r"rehearsal\.max_new_tokens.*512 positions"):
-        place.run(data=[], self_prompted=2, max_new_tokens=600)
+    for given in ({}, {"data": [], "self_prompted": 2}):
+        with pytest.raises(UserError, match=r"rehearsal\.max_new_tokens: 600 leaves .*512 positions"):
+            place.run(max_new_tokens=600, **given)
 
 
 def test_the_model_writes_as_many_prompts_as_are_wanted(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -518,34 +516,66 @@ def test_vllm_that_is_not_there_is_named(place: Place, monkeypatch: pytest.Monke
         assert planning.choose_engine("auto") == planning.choose_engine("transformers") == "transformers"
 
 
-@pytest.mark.parametrize("self_prompted", [0, 3])
-def test_under_vllm_all_is_written_first_and_then_read_by_the_base(
-    place: Place, monkeypatch: pytest.MonkeyPatch, self_prompted: int
-) -> None:
-    plain = place.run("plain", **SAMPLED)
+def under_vllm(monkeypatch: pytest.MonkeyPatch, place: Place) -> list[str]:
+    """Have what writes elsewhere stand for vLLM; returns what was done, in order."""
     order: list[str] = []
+    real: Any = recipe.TransformersGenerator
 
-    class Stub(TransformersGenerator):
+    class Stub(real):  # type: ignore[misc]
         def __init__(self, model: str, revision: None, dtype: str, ends: Sequence[int], max_length: int) -> None:
             assert (model, revision, dtype, max_length) == (str(place.model), None, "float32", 512)
             super().__init__(AutoModelForCausalLM.from_pretrained(model).eval(), ends, 1)
             order.append("vllm")
 
-        def __call__(self, prompts: Sequence[Sequence[int]], sampling: Sampling, number: int) -> list[Answer]:
+        def __call__(self, *given: Any) -> list[Answer]:
             order.append("written")
-            return super().__call__(prompts, sampling, number)
+            found: list[Answer] = super().__call__(*given)
+            return found
+
+    def load_base(model: Any) -> Any:
+        order.append("base")
+        return load(model)
 
     load = recipe.load_base
-    monkeypatch.setattr(recipe, "load_base", lambda *given: order.append("base") or load(*given))
+    monkeypatch.setattr(recipe, "load_base", load_base)
     monkeypatch.setattr(recipe, "VllmGenerator", Stub)
     monkeypatch.setattr(planning, "choose_engine", lambda _: "vllm")
-    found = place.run(**SAMPLED, self_prompted=self_prompted)
+    return order
+
+
+def test_under_vllm_all_is_written_first_and_then_read_by_the_base(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.run("plain", **SAMPLED)
+    order = under_vllm(monkeypatch, place)
+    found = place.run(**SAMPLED)
     assert found.manifest["engine"] == "vllm"
-    assert order[0] == "vllm" and order[-1] == "base" and order.count("base") == order.count("vllm") == 1
-    if not self_prompted:
-        assert order == ["vllm", *["written"] * 6, "base"]
-        assert contents(place.folder / "run") == contents(place.folder / "plain")
-    assert len(found.items) >= len(plain.items) and not (found.folder / "partial").exists()
+    assert order == ["vllm", *["written"] * 6, "base"]
+    assert contents(place.folder / "run") == contents(place.folder / "plain")
+    assert not (found.folder / "partial").exists()
+
+
+def test_under_vllm_prompts_are_written_and_a_killed_reading_writes_nothing_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(monkeypatch, place, lambda index, asked: f"Say {index}." if asked.endswith("user\n") else "An answer.")
+    order = under_vllm(monkeypatch, place)
+    store, left = recipe.store_probabilities, [4]
+
+    def interrupted(*given: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        return store(*given)
+
+    monkeypatch.setattr(recipe, "store_probabilities", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        place.run(self_prompted=3)
+    assert order == ["vllm", *["written"] * 2, *["written"] * 7, "base"]
+    order.clear()
+    found = place.run(self_prompted=3)
+    assert order == ["base"] and len(found.items) == 14
+    assert "going on after 3 of 7 batches of answers" in place.said
 
 
 @pytest.mark.parametrize(

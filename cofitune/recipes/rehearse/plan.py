@@ -177,6 +177,11 @@ def make_plan(config: Config, overwrite: bool = False, dry_run: bool = False, ra
         missing.append(str(error))
     template = set_template(tokenizer, config.data.template) if tokenizer else config.data.template
     positions = max_positions(model_config)
+    if positions is not None and wanted.max_new_tokens >= positions:
+        raise UserError(
+            f"rehearsal.max_new_tokens: {wanted.max_new_tokens} leaves no prompt any room in the model's {positions} "
+            "positions"
+        )
     opened = tuple(open_source(source) for source in sources)
     read = _Reader(config, tokenizer, positions)
     prompts = tuple(read.prompts(opened, wanted.max_items))
@@ -283,36 +288,39 @@ class _Reader:
 
     def _drop_bad(self, error: BadItemError) -> None:
         bad_item(error, self._config.data.on_bad_item, self.account)
-        self.examples.setdefault(error.reason, []).append(str(error))
+        keep_example(self.examples, error.reason, str(error))
 
     def _encode(self, messages: list[dict[str, str]], where: str) -> tuple[int, ...]:
         """The prompt's tokens; without a tokenizer its text stands in for them."""
         if self._tokenizer is None:
             return tuple(sha256_json(messages).encode())
-        ids = encode_prompt(self._tokenizer, messages, where)
-        room = self._config.rehearsal.max_new_tokens
-        if self._positions is not None and len(ids) + room > self._positions:
-            raise BadItemError(
-                "prompt too long",
-                f"{where}: the prompt has {len(ids)} tokens and its answer may have {room} (rehearsal.max_new_tokens), "
-                f"but the model has {self._positions} positions",
-            )
-        return ids
+        return encode_prompt(self._tokenizer, messages, where, self._config.rehearsal.max_new_tokens, self._positions)
 
 
-def note(account: Account, examples: dict[str, list[str]], reason: str, message: str, most: int = 3) -> None:
+def note(account: Account, examples: dict[str, list[str]], reason: str, message: str) -> None:
     """Count what is left out, and keep the first messages of each reason."""
     account.drop(reason, message)
+    keep_example(examples, reason, message)
+
+
+def keep_example(examples: dict[str, list[str]], reason: str, message: str, most: int = 3) -> None:
+    """Keep the first messages of each reason."""
     examples.setdefault(reason, [])
     if len(examples[reason]) < most:
         examples[reason].append(message)
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], where: str) -> tuple[int, ...]:
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], where: str, room: int, positions: int | None
+) -> tuple[int, ...]:
     """A prompt's tokens in the template, up to where the answer begins.
 
+    Args:
+        room: tokens that the answer may have.
+        positions: those of the model; None: unlimited.
+
     Raises:
-        BadItemError: the template refuses it.
+        BadItemError: the template refuses it, or it leaves too little room for the answer.
     """
     from jinja2 import TemplateError
 
@@ -322,7 +330,14 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, s
         raise BadItemError(
             "refused by the template", f"{where}: the model's chat template refuses this prompt: {error}"
         ) from error
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if positions is not None and len(ids) + room > positions:
+        raise BadItemError(
+            "prompt too long",
+            f"{where}: the prompt has {len(ids)} tokens and its answer may have {room} (rehearsal.max_new_tokens), "
+            f"but the model has {positions} positions",
+        )
+    return ids
 
 
 def read_tests(config: Config) -> TestItems:

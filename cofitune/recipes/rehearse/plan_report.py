@@ -23,8 +23,7 @@ def print_plan(plan: RehearsePlan, ranks: int, console: Console) -> None:
     read = f"{tokens:,} tokens" if plan.tokenizer else "tokens not counted without a tokenizer"
     flops = 2 * plan.anatomy.num_parameters * (tokens + 2 * plan.most_tokens)
     lines = [
-        f"prompts  {len(plan.prompts):,} of {plan.account.read:,} rows{own}, {read}, template "
-        f"{plan.template}",
+        f"prompts  {len(plan.prompts):,} of {plan.account.read:,} rows{own}, {read}, template {plan.template}",
         f"answers  {how}, at most {wanted.max_new_tokens} tokens each, by {plan.engine}, {plan.batch_size} prompts a "
         f"batch, {ranks} rank{'s' if ranks > 1 else ''}",
         f"cost     at most {plan.most_tokens:,} tokens to generate, {flops / 1e12:,.0f} TFLOPs; the first batch tells "

@@ -15,12 +15,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cofitune.config.schema import Config
+from cofitune.data.formats import BadItemError
 from cofitune.data.read import Account
 from cofitune.data.top_k import TopK
 from cofitune.errors import UserError
 from cofitune.evaluation.share import Share, in_batches, join
 from cofitune.files import exclusive, sha256_json
 from cofitune.ranks import Rank, is_launched, this_rank
+from cofitune.recipes.eval_plan import device
 from cofitune.recipes.folders import check_disk_space, start_folder
 from cofitune.recipes.rehearse.plan import (
     TRIES,
@@ -106,6 +108,7 @@ def rehearse(
 def _start(plan: RehearsePlan, overwrite: bool) -> None:
     """Make the folder ready: what was answered before by the same model from the same prompts stays."""
     partial, identity = plan.partial, plan.made_of()
+    plan.manifest.unlink(missing_ok=True)  # what it marks as whole is about to be replaced
     start_folder(plan.config, plan.folder.name, overwrite and not partial.is_of(identity), resumes=True)
     partial.start(identity)
 
@@ -245,11 +248,16 @@ class _Writer:
             note(account, examples, f"{NO_PROMPT}: {reason}", f"{WRITTEN}: {shortened(text)}")
             return None
         messages = [{"role": "user", "content": text}]
-        return Prompt(tuple(messages), encode_prompt(plan.tokenizer, messages, WRITTEN), f"{WRITTEN}, {number + 1}")
+        try:
+            ids = encode_prompt(plan.tokenizer, messages, WRITTEN, plan.sampling.max_new_tokens, plan.positions)
+        except BadItemError as error:
+            note(account, examples, error.reason, str(error))
+            return None
+        return Prompt(tuple(messages), ids, f"{WRITTEN}, {number + 1}")
 
     def _get_model(self) -> PreTrainedModel:
         if self._model is None:
-            self._model = load_base(self._plan.config.model).to(_device()).eval()
+            self._model = load_base(self._plan.config.model).to(device()).eval()
         return self._model
 
     def _get_generator(self) -> Generator:
@@ -333,8 +341,3 @@ def _held_out(prompts: Sequence[Prompt], share: float, seed: int) -> set[int]:
         count = max(1, count)
     hashes = {place: sha256_json([seed, list(prompt.ids)]) for place, prompt in enumerate(prompts)}
     return set(sorted(hashes, key=lambda place: hashes[place])[:count])
-
-
-def _device() -> torch.device:
-    count = torch.cuda.device_count()
-    return torch.device("cuda", this_rank().device(count)) if count else torch.device("cpu")
