@@ -46,7 +46,7 @@ def export(
         base: where the base model is now, if it has moved since the training.
         dtype: float32 or bfloat16; None keeps the training's.
         alpha: how much of the training to keep: the trained tensors are base + alpha·(trained − base). auto: as
-            `cofitune.recipes.dial` chooses it. The weight files' metadata names one other than 1.
+            `cofitune.recipes.dial` chooses it. config.json names one other than 1.
         keep: under auto, the share of the run's gain on its development items that is enough.
 
     Raises:
@@ -78,7 +78,7 @@ def export(
         tokenizer = load_tokenizer(name, revision, manifest["trust_remote_code"])
         set_template(tokenizer, manifest["template"])
         tokenizer.save_pretrained(building)
-        _write_rest(files[0].parent, building, str(chosen).removeprefix("torch."))
+        _write_rest(files[0].parent, building, str(chosen).removeprefix("torch."), alpha)
         if to.exists():
             shutil.rmtree(to)
         building.rename(to)
@@ -111,7 +111,7 @@ def _write_weights(files: list[Path], folder: Path, delta: Delta, dtype: torch.d
                 else:
                     tensor = interpolate(shard.get_tensor(key), delta.tensors[name], alpha)
                 tensors[key] = tensor.to(dtype) if tensor.is_floating_point() else tensor
-        write_tensors(folder / file.name, tensors, {"cofitune_alpha": f"{alpha:g}"} if alpha != 1 else None)
+        write_tensors(folder / file.name, tensors)
         weight_map.update(dict.fromkeys(tensors, file.name))
         size += sum(t.numel() * t.element_size() for t in tensors.values())
     lost = sorted(delta.tensors.keys() - placed)
@@ -124,15 +124,17 @@ def _write_weights(files: list[Path], folder: Path, delta: Delta, dtype: torch.d
         write_json(folder / "model.safetensors.index.json", index)
 
 
-def _write_rest(source: Path, folder: Path, dtype: str) -> None:
-    """The config with the dtype that is true now, and what else is small and not written yet."""
+def _write_rest(source: Path, folder: Path, dtype: str, alpha: float) -> None:
+    """The config with its true dtype and an alpha other than 1, and what else is small and not written yet."""
     for file in source.iterdir():
         is_weights = file.suffix in WEIGHTS or file.name.endswith(".index.json")
         if file.is_file() and not is_weights and not (folder / file.name).exists():
             shutil.copyfile(file, folder / file.name)
     config: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    config.pop("torch_dtype", None)
-    write_json(folder / "config.json", {**config, "dtype": dtype})
+    for key in ("torch_dtype", "cofitune_alpha"):  # of a base that was exported itself, another run's
+        config.pop(key, None)
+    note = {"cofitune_alpha": alpha} if alpha != 1 else {}
+    write_json(folder / "config.json", {**config, "dtype": dtype, **note})
 
 
 def _check_target(to: Path, kept: list[Path], overwrite: bool) -> Path:

@@ -27,6 +27,7 @@ from cofitune.files import read_json, sha256_file, write_json, write_tensors, wr
 from cofitune.model.load import remembered_sha256
 
 FORMAT = 1  # of a rehearsal folder
+REMAKE = "remake it with `cofitune rehearse CONFIG --overwrite`"
 ITEMS, TOP_K, MANIFEST = "items.jsonl", "top_k.safetensors", "manifest.json"
 
 
@@ -191,22 +192,22 @@ def read_rehearsal(folder: Path) -> Rehearsal:
     """
     manifest = read_json(folder / MANIFEST, "rehearsal (its manifest)")
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ArtifactError(f"{folder}: this rehearsal is not of format {FORMAT}, which we read; make it anew")
+        raise ArtifactError(f"{folder}: this rehearsal is not of format {FORMAT}, which we read; {REMAKE}")
     for name, key in ((ITEMS, "items_sha256"), (TOP_K, "top_k_sha256")):
         if not (folder / name).is_file():
-            raise ArtifactError(f"{folder / name}: is missing; make the rehearsal anew with `cofitune rehearse`")
+            raise ArtifactError(f"{folder / name}: is missing; {REMAKE}")
         if remembered_sha256(folder / name) != manifest.get(key):
-            raise ArtifactError(f"{folder / name}: its bytes are not those that were written; make it anew")
+            raise ArtifactError(f"{folder / name}: its bytes are not those that were written; {REMAKE}")
     try:
         lines = (folder / ITEMS).read_text(encoding="utf-8").split("\n")  # not splitlines: a text may hold U+2028
         items = tuple(_item(json.loads(line)) for line in lines if line)
         with safe_open(folder / TOP_K, framework="pt") as file:
             token_log_probs = file.get_tensor("token_log_probs")
     except (ValueError, TypeError, KeyError, SafetensorError) as error:
-        raise ArtifactError(f"{folder}: this rehearsal is damaged: {error}") from None
+        raise ArtifactError(f"{folder}: this rehearsal is damaged ({error}); {REMAKE}") from None
     starts = (0, *accumulate(len(item.answer_ids) for item in items))
     if starts[-1] != len(token_log_probs):
-        raise ArtifactError(f"{folder}: {ITEMS} and {TOP_K} are of different rehearsals; make it anew")
+        raise ArtifactError(f"{folder}: {ITEMS} and {TOP_K} are of different rehearsals; {REMAKE}")
     return Rehearsal(folder, manifest, items, starts, token_log_probs)
 
 

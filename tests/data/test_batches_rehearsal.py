@@ -152,7 +152,9 @@ def test_stored_rows_lie_in_the_order_of_the_labels_in_packs_too(flat: bool) -> 
         *(join([task[i] for i in part]) for part in ((0, 5), (1,), (2, 3, 4), (6, 7), (8, 9, 10), (11, 12))),
         *Packs(rehearsed, [np.array(part) for part in ((0, 3, 6), (1, 2), (4,), (5,))]),
     ]
-    assert [len(p.parts) for p in packs[6:]] == [3, 2, 1, 1] and all(p.rehearsed == (n > 5) for n, p in enumerate(packs))
+    assert [len(p.parts) for p in packs[6:]] == [3, 2, 1, 1] and all(
+        p.rehearsed == (n > 5) for n, p in enumerate(packs)
+    )
     plan = plan_steps(6, 2, 1, 2, 3, None, flat, RehearsalMix(6, 4, 0.4))
     mixed = 0
     for indices in step_indices(plan, 1):
@@ -179,7 +181,9 @@ def test_packing_rehearsed_items_loses_and_mixes_nothing() -> None:
 
 def test_without_stored_probabilities_the_rehearsed_tokens_are_marked_alone() -> None:
     examples = [*task_items(), *rehearsal_items(with_top_k=False)]
-    (batch,) = rank_micro_batches(examples, [0, 14, 3, 16], Plan(4, 1, 1, TASK, 1, rehearsal=RehearsalMix(13, 7, 0.5)), 0, 0)
+    (batch,) = rank_micro_batches(
+        examples, [0, 14, 3, 16], Plan(4, 1, 1, TASK, 1, rehearsal=RehearsalMix(13, 7, 0.5)), 0, 0
+    )
     assert torch.equal(batch["rehearsed"], batch["labels"] >= 1000) and "top_k_rest" not in batch
     assert count_rehearsed(batch) == examples[14].num_supervised + examples[16].num_supervised
 

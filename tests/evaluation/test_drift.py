@@ -43,7 +43,7 @@ def models() -> tuple[Any, Any]:
         tuned = copy.deepcopy(base)
         with torch.no_grad():
             for weight in tuned.parameters():
-                weight += 0.05 * torch.randn_like(weight)
+                weight.add_(0.05 * torch.randn_like(weight))
     return base, tuned
 
 
@@ -53,7 +53,9 @@ def write(folder: Path, base: Any, k: int) -> list[RehearsalItem]:
     for number, (prompt, answer) in enumerate(LENGTHS):
         ids = torch.randint(1, 60, (prompt + answer,), generator=chance).tolist()
         asked = ({"role": "user", "content": f"Prompt {number}"},)
-        items.append(RehearsalItem(asked, f"a{number}", tuple(ids[:prompt]), tuple(ids[prompt:]), True, number != 1, ""))
+        items.append(
+            RehearsalItem(asked, f"a{number}", tuple(ids[:prompt]), tuple(ids[prompt:]), True, number != 1, "")
+        )
     answers = [Answer(item.answer_ids, True) for item in items]
     top_k, own = store_probabilities(base, [item.prompt_ids for item in items], answers, k, 0)
     write_rehearsal(folder, items, top_k, own, MADE | {"top_k": k})
@@ -137,9 +139,7 @@ def test_it_is_what_training_measures(models: tuple[Any, Any], tmp_path: Path) -
     assert record.kl == pytest.approx(found.others["kl"], abs=1e-5)
 
 
-def test_without_stored_probabilities_there_is_drift_and_no_divergence(
-    models: tuple[Any, Any], tmp_path: Path
-) -> None:
+def test_without_stored_probabilities_there_is_drift_and_no_divergence(models: tuple[Any, Any], tmp_path: Path) -> None:
     write(tmp_path / "with", models[0], 5)
     write(tmp_path / "without", models[0], 0)
     found = score(models[1], tmp_path / "without")

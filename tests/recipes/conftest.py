@@ -66,7 +66,7 @@ def rehearsal_config(tmp_path: Path, decided_model_folder: Path, rehearsal_folde
         "model": {"name": str(decided_model_folder), "dtype": "float32"},
         "data": {"train": str(data), "max_length": 128},
         "train": {
-            "learning_rate": 5e-2, "max_steps": 6, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
+            "learning_rate": 1e-3, "max_steps": 6, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
             "save_steps": 3, "keep_last": 3,
             "rehearsal": {"share": 1 / 3, "loss": "nll", "weight": 0.5, "path": str(rehearsal_folder)},
         },

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from safetensors import safe_open
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -419,8 +418,8 @@ def test_the_command_exports_at_the_alpha_that_it_chose(
     assert told(run)["keep"] == 0.8 and f"trained tensors at alpha {alpha:g}" in capsys.readouterr().out
     export(run, tmp_path / "same", alpha=alpha, console=QUIET)
     assert (to / "model.safetensors").read_bytes() == (tmp_path / "same/model.safetensors").read_bytes()
-    with safe_open(to / "model.safetensors", framework="pt") as file:
-        assert file.metadata()["cofitune_alpha"] == f"{alpha:g}"
+    assert json.loads((to / "config.json").read_text())["cofitune_alpha"] == alpha
+    AutoModelForCausalLM.from_pretrained(to)
 
 
 def eval_config(run: Path, model: Path, *models: Any) -> Config:
@@ -490,3 +489,13 @@ def test_auto_is_written_in_a_word_or_with_its_keep(tmp_path: Path) -> None:
             load_config(tmp_path / "c.yaml")
     with pytest.raises(ConfigError, match="not chosen here"):
         _ = EvalModel(path="runs/law", alpha="auto").known_alpha
+
+
+def test_a_run_beside_its_own_auto_stays_in_the_table(
+    make_run: Callable[..., Path], tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run()
+    monkeypatch.setattr(dial, "read_alpha", lambda *_, **__: 1.0)
+    plan = plan_evaluation(eval_config(run, tiny_model_folder, f"{run}@auto"), console=QUIET)
+    assert [m.name for m in plan.models] == ["base", "run", "run-auto"]
+    assert plan.key(plan.models[1], plan.tasks[0]) == plan.key(plan.models[2], plan.tasks[0]), "asked once"

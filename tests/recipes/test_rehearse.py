@@ -148,6 +148,19 @@ def test_a_second_call_says_that_it_is_finished_and_loads_nothing(
     assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in before} == before
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_folder_is_not_called_finished(place: Place, name: str) -> None:
+    path = place.run().folder / name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ArtifactError, match=rf"{name}: its bytes are not those .*cofitune rehearse CONFIG --overwrite"):
+        place.run()
+    path.unlink()
+    with pytest.raises(ArtifactError, match=rf"{name}: is missing; .*--overwrite"):
+        place.run()
+    place.rehearse(place.config(), overwrite=True)
+    assert read_rehearsal(path.parent)
+
+
 @pytest.mark.parametrize("drawn", [{}, SAMPLED], ids=["greedy", "sampled"])
 def test_a_killed_run_goes_on_to_the_bits_of_a_whole_one(
     place: Place, monkeypatch: pytest.MonkeyPatch, drawn: dict[str, Any]
@@ -367,6 +380,7 @@ def test_what_is_held_out_stays_so_when_prompts_are_added(place: Place) -> None:
     assert old <= held_out(few) or held_out(few) <= old, "of the old prompts the same ones come first"
     assert held_out(place.run("seed", held_out=0.3, seed=6)) != held_out(few)
     assert held_out(place.run("none", held_out=0.0)) == set()
+    assert "none is held out, so drift cannot be measured" in place.said
     one = place.run("one", held_out=0.01)
     assert len(held_out(one)) == 1, "at least one, where any share is asked for"
 
@@ -454,7 +468,7 @@ def test_the_model_writes_as_many_prompts_as_are_wanted(place: Place, monkeypatc
     assert found.manifest["account"]["kept"] == 7
 
 
-def test_written_prompts_stand_behind_those_of_the_data_and_a_killed_run_goes_on(
+def test_written_prompts_stand_behind_the_datas_and_a_killed_run_goes_on(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def write(index: int, prompt: str) -> str:
@@ -555,7 +569,7 @@ def test_under_vllm_all_is_written_first_and_then_read_by_the_base(
     assert not (found.folder / "partial").exists()
 
 
-def test_under_vllm_prompts_are_written_and_a_killed_reading_writes_nothing_again(
+def test_under_vllm_a_killed_reading_writes_no_prompt_or_answer_again(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script(monkeypatch, place, lambda index, asked: f"Say {index}." if asked.endswith("user\n") else "An answer.")

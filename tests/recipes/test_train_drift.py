@@ -21,9 +21,9 @@ from cofitune.rehearsal.items import read_rehearsal
 
 @pytest.fixture
 def config(rehearsal_config: dict[str, Any]) -> dict[str, Any]:
-    """Ten steps away from the base, at a constant rate: a run of fewer steps takes the same ones."""
+    """Nine steps away from the base, at a constant rate: a run of fewer steps takes the same ones."""
     rehearsal_config["train"].update(
-        learning_rate=2e-2, lr_scheduler_type="constant", max_steps=10, save_steps=3, keep_last=9, validation_steps=1
+        learning_rate=1e-3, lr_scheduler_type="constant", max_steps=9, save_steps=3, keep_last=9, validation_steps=1
     )
     rehearsal_config["train"]["rehearsal"]["weight"] = 0.1
     return rehearsal_config
@@ -48,7 +48,9 @@ def run(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], *arguments: str
     return int(stopped.value.code or 0)
 
 
-def on_two_ranks(config: dict[str, Any], environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+def on_two_ranks(
+    config: dict[str, Any], environment: dict[str, str], *arguments: str
+) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, "-m", "cofitune", "train", str(write(config)), "--num-processes", "2", *arguments]
     return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
@@ -72,12 +74,21 @@ def manifest(folder: Path | str) -> dict[str, Any]:
     return dict(json.loads((Path(folder) / "train" / "manifest.json").read_text()))
 
 
-def limit_of(curve: list[dict[str, Any]]) -> tuple[float, int, int]:
-    """A limit that is first exceeded behind step 4; where that is, and the checkpoint before (every second step)."""
-    drifts = {d["step"]: d["drift"] for d in curve}
-    step = next(s for s in range(5, 10) if drifts[s] > max(0.01, *(drifts[t] for t in range(1, s))))
-    before = max(drifts[t] for t in range(step))
-    return (max(before, 0.0) + drifts[step]) / 2, step, step - 2 if step % 2 == 0 else step - 1
+LIMITS: dict[str, tuple[float, int, int]] = {}  # by precision: a training that nothing ends serves many tests
+
+
+def limit_of(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], dtype: str = "float32") -> tuple[float, int, int]:
+    """A limit that drift exceeds late, the step where it does, and the one before that is a checkpoint's of every two.
+
+    It lies in the middle between that step's drift and the largest before.
+    """
+    if dtype not in LIMITS:
+        folder = f"{config['output_dir']}-{dtype}"
+        assert run(monkeypatch, config, f"output_dir={folder}", f"model.dtype={dtype}") == 0
+        drifts = [d["drift"] for d in manifest(folder)["drift"]["curve"]]
+        step = next(s for s in range(5, 9) if drifts[s] > max(drifts[:s]))
+        LIMITS[dtype] = (max(drifts[:step]) + drifts[step]) / 2, step, (step - 1) // 2 * 2
+    return LIMITS[dtype]
 
 
 def check_ended(folder: str, limit: float, step: int, saved: int, dtype: torch.dtype = torch.float32) -> None:
@@ -97,26 +108,23 @@ def check_ended(folder: str, limit: float, step: int, saved: int, dtype: torch.d
     assert told["last_loss"] == next(e["loss"] for e in entries if e["step"] == saved and "loss" in e)
 
 
-@pytest.mark.parametrize(
-    ("stage", "dtype"), [(1, "float32"), (2, "float32"), (3, "float32"), (2, "bfloat16"), (3, "bfloat16")]
-)
+@pytest.mark.parametrize(("stage", "dtype"), [(1, "float32"), (2, "float32"), (3, "float32"), (3, "bfloat16")])
 def test_a_training_that_drifts_too_far_ends_at_the_checkpoint_before(
     stage: int, dtype: str, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = config["output_dir"]
     config["deepspeed"] = {"zero_stage": stage}
-    given = [] if dtype == "float32" else ["model.dtype=bfloat16"]
-    assert run(monkeypatch, config, f"output_dir={folder}-whole", *given) == 0
-    limit, step, saved = limit_of(manifest(f"{folder}-whole")["drift"]["curve"])
+    config["model"]["dtype"] = dtype
+    limit, step, saved = limit_of(monkeypatch, config, dtype)
     config["train"].update(max_drift=limit, save_steps=2, keep_checkpoints=True)
     capsys.readouterr()
-    assert run(monkeypatch, config, *given) == 0
+    assert run(monkeypatch, config) == 0
     said = capsys.readouterr().out
-    assert f"drift is {manifest(folder)['drift']['exceeded']['drift']:.4f} at step {step}" in said or "drift" in said
-    assert f"above train.max_drift {limit:g}: training ends with the checkpoint of step {saved}" in said
+    told = f"drift is {manifest(folder)['drift']['exceeded']['drift']:.4f} at step {step}, above train.max_drift "
+    assert f"{told}{limit:g}: training ends with the checkpoint of step {saved}" in said
     check_ended(folder, limit, step, saved, getattr(torch, dtype))
     config["train"].update(max_drift=None, max_steps=saved)
-    assert run(monkeypatch, config, f"output_dir={folder}-short", *given) == 0
+    assert run(monkeypatch, config, f"output_dir={folder}-short") == 0
     got, expected = delta(folder), delta(f"{folder}-short")
     assert all(torch.equal(got[n], expected[n]) for n in expected), "as one that was to take so many steps"
 
@@ -126,9 +134,7 @@ def test_two_ranks_go_back_together(
 ) -> None:
     """The same training on two ranks under ZeRO-3: half the batch on each."""
     folder = config["output_dir"]
-    config["softmask"] = {"apply_to": "none"}
-    assert run(monkeypatch, config, f"output_dir={folder}-whole") == 0
-    limit, step, saved = limit_of(manifest(f"{folder}-whole")["drift"]["curve"])
+    limit, step, saved = limit_of(monkeypatch, config)
     config["train"].update(max_drift=limit, save_steps=2, keep_checkpoints=True, gradient_accumulation_steps=1)
     done = on_two_ranks(config, environment)
     assert done.returncode == 0, done.stderr
@@ -141,8 +147,7 @@ def test_only_the_newest_checkpoint_is_needed_and_afterwards_none(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = config["output_dir"]
-    assert run(monkeypatch, config, f"output_dir={folder}-whole") == 0
-    limit, step, saved = limit_of(manifest(f"{folder}-whole")["drift"]["curve"])
+    limit, step, saved = limit_of(monkeypatch, config)
     config["train"].update(max_drift=limit, save_steps=2, keep_last=1)
     assert run(monkeypatch, config) == 0
     assert manifest(folder)["steps"] == saved and manifest(folder)["drift"]["exceeded"]["step"] == step
@@ -156,16 +161,13 @@ def test_where_a_checkpoint_is_due_drift_is_measured_first(
 ) -> None:
     """Between two validations too: no checkpoint above the limit is ever written."""
     folder = config["output_dir"]
-    assert run(monkeypatch, config, f"output_dir={folder}-whole") == 0
-    limit, step, _ = limit_of(manifest(f"{folder}-whole")["drift"]["curve"])
+    limit, step, _ = limit_of(monkeypatch, config)
     config["train"].update(max_drift=limit, save_steps=1, validation_steps=100, keep_checkpoints=True)
     assert run(monkeypatch, config) == 0
     check_ended(folder, limit, step, step - 1)
 
 
-def test_a_limit_that_is_never_reached_changes_nothing(
-    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_limit_that_is_never_reached_changes_nothing(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     folder = config["output_dir"]
     assert run(monkeypatch, config) == 0
     assert run(monkeypatch, config, "train.max_drift=1e9", f"output_dir={folder}-limited") == 0

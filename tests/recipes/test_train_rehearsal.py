@@ -272,7 +272,9 @@ def test_where_drift_is_measured_may_change_on_the_way(
     rehearsal_config: dict[str, Any], rehearsal_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """train.drift_data trains nothing: it is free, as the validation data are."""
-    held_out = rewritten(read_rehearsal(rehearsal_folder), tmp_path / "held", lambda i, item: replace(item, held_out=i % 2 > 0))
+    held_out = rewritten(
+        read_rehearsal(rehearsal_folder), tmp_path / "held", lambda i, item: replace(item, held_out=i % 2 > 0)
+    )
     folder = rehearsal_config["output_dir"]
     assert run(monkeypatch, rehearsal_config, f"output_dir={folder}-whole") == 0
     interrupted(monkeypatch, rehearsal_config)

@@ -92,11 +92,11 @@ def test_changed_and_missing_files_are_refused_by_name(folder: Path, name: str) 
     with pytest.raises(ArtifactError, match=rf"{name}: its bytes are not those that were written"):
         read_rehearsal(folder)
     (folder / name).unlink()
-    with pytest.raises(ArtifactError, match=rf"{name}: is missing; .*cofitune rehearse"):
+    with pytest.raises(ArtifactError, match=rf"{name}: is missing; .*cofitune rehearse CONFIG --overwrite"):
         read_rehearsal(folder)
 
 
-def test_a_folder_without_its_manifest_and_one_of_another_format_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_without_its_manifest_or_of_another_format_a_folder_is_refused(folder: Path, tmp_path: Path) -> None:
     manifest = json.loads((folder / MANIFEST).read_text())
     (folder / MANIFEST).write_text(json.dumps(manifest | {"format": 99}))
     with pytest.raises(ArtifactError, match="not of format 1"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from types import ModuleType
@@ -29,16 +29,17 @@ def _sibling(name: str) -> ModuleType:
 
 
 sharded = _sibling("sharded_cases")
-TOP_K, SHARE = 5, 0.2
+TOP_K = 5
 
 
 @dataclass(frozen=True)
-class RehearsalCase(sharded.Case):  # type: ignore[name-defined, misc]
+class RehearsalCase(sharded.Case):  # type: ignore[name-defined]
     """One way to train with rehearsal."""
 
     kind: str = "nll"
     weight: float = 1.0
     packed: bool = False
+    share: float = 0.2
 
     def row(self) -> str:
         """The case as the first columns of a table."""
@@ -52,8 +53,8 @@ CASES = (
         RehearsalCase(f"rehearsal_{kind}_stage_{stage}", zero_stage=stage, modules=ALL, kind=kind, weight=weight)
         for (stage, kind), weight in zip(product((1, 2, 3), ("nll", "kl")), (0.5, 2.0, 3.0, 0.7, 0.5, 2.0), strict=True)
     ),
-    RehearsalCase("rehearsal_nll_update", "update", zero_stage=2, modules=ALL, kind="nll", weight=2.0),
-    RehearsalCase("rehearsal_kl_update", "update", modules=ALL, kind="kl", weight=0.5, checkpointing=True),
+    RehearsalCase("rehearsal_nll_update", "update", zero_stage=2, modules=ALL, kind="nll", weight=2.0, share=0.4),
+    RehearsalCase("rehearsal_kl_update", "update", modules=ALL, kind="kl", weight=0.5, checkpointing=True, share=0.4),
     RehearsalCase("rehearsal_kl_prefix", "gradient", kind="kl", weight=2.0, prefix_cache=True),
     RehearsalCase("rehearsal_nll_packed", zero_stage=2, kind="nll", weight=0.5, packed=True),
     RehearsalCase("rehearsal_kl_packed", "update", modules=ALL, kind="kl", weight=2.0, packed=True),
@@ -70,34 +71,29 @@ def rehearsed_items(kind: str) -> list[Example]:
         ids = torch.randint(0, sharded.VOCAB, (length,), generator=generator).tolist()
         logits = 2 * torch.randn(length - prompt, sharded.VOCAB, generator=generator)
         stored = top_k_of(logits, TOP_K) if kind == "kl" else None
-        items.append(Example(ids, [IGNORED] * prompt + ids[prompt:], rehearsed=True, top_k=stored))
+        items.append(Example(ids, [IGNORED] * prompt + ids[prompt:], top_k=stored))
     return items
 
 
-def parts_of(case: RehearsalCase) -> list[list[Example]]:
-    """The items of each example that is trained on, the task's first: of a pack several."""
+def parts_of(case: RehearsalCase) -> tuple[list[list[Example]], list[list[Example]]]:
+    """The items of each example of the task, and of the rehearsal: of a pack several."""
     task, rehearsed = sharded.tiny_examples(), rehearsed_items(case.kind)
     if not case.packed:
-        return [[item] for item in (*task, *rehearsed)]
-    cut = ((0, 1, 2), (3,), (4, 5), (6, 7), (8,), (9, 10), (11,), (12,))
-    return [*([task[i] for i in pack] for pack in cut), *([rehearsed[i] for i in pack] for pack in ((0, 1), (2,), (3, 4)))]
+        return [[item] for item in task], [[item] for item in rehearsed]
+    cut = ((0, 1), (2,), (3,), (4, 5), (6,), (7,), (8, 9), (10,), (11,), (12,))
+    return [[task[i] for i in pack] for pack in cut], [[rehearsed[i] for i in pack] for pack in ((0, 1), (2,), (3, 4))]
 
 
 def examples_of(case: RehearsalCase) -> list[Example]:
-    """What is trained on: items, or packs of them."""
-    return [join(parts) if case.packed else parts[0] for parts in parts_of(case)]
-
-
-def num_task(case: RehearsalCase) -> int:
-    """Examples of the task."""
-    return sum(not parts[0].rehearsed for parts in parts_of(case))
+    """What is trained on, the task's first: items, or packs of them."""
+    return [join(parts) if case.packed else parts[0] for kind in parts_of(case) for parts in kind]
 
 
 def plan_of(case: RehearsalCase) -> Plan:
-    """Seven steps of at most eight of the task and two of the rehearsal."""
-    first, count = num_task(case), len(parts_of(case))
-    mix = RehearsalMix(first, count - first, SHARE)
-    return plan_steps(first, sharded.MICRO, case.accumulation, sharded.WORLD, 1, sharded.STEPS, rehearsal=mix)
+    """Seven steps, every other of which is short: then a rank has a micro-batch of the rehearsal without an item."""
+    task, rehearsed = parts_of(case)
+    mix = RehearsalMix(len(task), len(rehearsed), case.share)
+    return plan_steps(len(task), sharded.MICRO, case.accumulation, sharded.WORLD, 1, sharded.STEPS, rehearsal=mix)
 
 
 def run_case(case: RehearsalCase, folder: Path) -> None:
@@ -108,7 +104,8 @@ def run_case(case: RehearsalCase, folder: Path) -> None:
     from cofitune.training.loop import RehearsalLoss, StepRecord, fit
     from cofitune.training.prefix import PrefixCache, PrefixPlan
 
-    settings = sharded.settings_of(case)
+    plan = plan_of(case)
+    settings = replace(sharded.settings_of(case), rehearsal_micro_batches=plan.rehearsal_micro_batches)
     model, _, engine = sharded.start_case(case, folder, settings)
     examples: Sequence[Example] = examples_of(case)
     anatomy, lengths = anatomy_of(model), [len(e.input_ids) for e in examples]
@@ -121,7 +118,7 @@ def run_case(case: RehearsalCase, folder: Path) -> None:
         records.append(record.as_dict())
 
     loss = RehearsalLoss(case.kind, case.weight)
-    fit(engine, examples, plan_of(case), sharded.SEED, 0, on_step, prefix, rehearsal=loss)
+    fit(engine, examples, plan, sharded.SEED, 0, on_step, prefix, rehearsal=loss)
     tensors = collect(model, [n for n, _ in model.named_parameters()])
     if torch.distributed.get_rank() == 0:
         write_tensors(folder / f"{case.name}.safetensors", tensors)

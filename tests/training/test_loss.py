@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cofitune.data.batches import Batch, Plan, RehearsalMix, rank_micro_batches
+from cofitune.data.batches import Plan, RehearsalMix, collate, rank_micro_batches
 from cofitune.data.chat import IGNORED, Example
+from cofitune.data.packing import join
 from cofitune.data.top_k import TopK
-from cofitune.training.loss import kl_from_base, summed_loss, task_and_rehearsal, top_k_of
+from cofitune.training.loss import kl_from_base, rehearsal_loss, summed_loss, top_k_of
 
 VOCAB, TOKENS = 50, 40
 
@@ -135,79 +137,75 @@ def tiny_model() -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def examples(kind: str) -> list[Example]:
-    """Six of unequal length, of which the last three are rehearsed."""
+def answers(kind: str) -> list[Example]:
+    """Six of the base's answers, of unequal length; under kl with what is stored of it."""
     generator = torch.Generator().manual_seed(3)
     made = []
-    for number, length in enumerate((9, 4, 12, 7, 11, 5)):
-        ids, prompt, rehearsed = torch.randint(0, VOCAB, (length,), generator=generator).tolist(), 2, number > 2
-        answer = length - prompt
-        stored = top_k_of(torch.randn(answer, VOCAB, generator=generator), 6) if rehearsed and kind == "kl" else None
-        made.append(Example(ids, [IGNORED] * prompt + ids[prompt:], rehearsed=rehearsed, top_k=stored))
+    for length in (9, 4, 12, 7, 11, 5):
+        ids, prompt = torch.randint(0, VOCAB, (length,), generator=generator).tolist(), 2
+        stored = top_k_of(torch.randn(length - prompt, VOCAB, generator=generator), 6) if kind == "kl" else None
+        made.append(Example(ids, [IGNORED] * prompt + ids[prompt:], top_k=stored))
     return made
 
 
-def batch_of(made: Sequence[Example], chosen: Sequence[int]) -> Batch:
-    plan = Plan(len(chosen), 1, 1, 3, 1, rehearsal=RehearsalMix(3, 3, 0.5))
-    (batch,) = rank_micro_batches(made, chosen, plan, 0, pad_token_id=0)
-    return batch
-
-
-def obvious(model: LlamaForCausalLM, made: Sequence[Example], kind: str) -> tuple[Tensor, Tensor]:
-    """Both losses, every item passed on its own."""
-    sums = [torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)]
+def obvious(model: LlamaForCausalLM, made: Sequence[Example]) -> Tensor:
+    """The rehearsal's loss, every answer passed on its own."""
+    total = torch.zeros((), dtype=torch.float64)
     for example in made:
         logits = model(torch.tensor([example.input_ids])).logits[0, :-1].double()
         targets = torch.tensor(example.labels[1:])
         logits, targets = logits[targets != IGNORED], targets[targets != IGNORED]
-        nll = -logits.log_softmax(-1)[torch.arange(len(targets)), targets].sum()
-        loss = kl_of_classes(example.top_k, logits).sum() if kind == "kl" and example.top_k else nll
-        sums[example.rehearsed] = sums[example.rehearsed] + loss
-    return sums[0], sums[1]
+        if example.top_k is None:
+            total = total - logits.log_softmax(-1)[torch.arange(len(targets)), targets].sum()
+        else:
+            total = total + kl_of_classes(example.top_k, logits).sum()
+    return total
 
 
 def gradient_of(loss: Tensor, model: LlamaForCausalLM) -> Tensor:
-    grads = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True, allow_unused=True)
-    return torch.cat(
-        [
-            (torch.zeros_like(p) if g is None else g).double().flatten()
-            for g, p in zip(grads, model.parameters(), strict=True)
-        ]
-    )
+    return torch.cat([g.double().flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
 
 
 @pytest.mark.parametrize("kind", ["nll", "kl"])
-@pytest.mark.parametrize(
-    "chosen", [(0, 1, 2, 3, 4, 5), (0, 3), (5, 4, 1), (0, 1, 2), (3, 4, 5)], ids=["all", "two", "mixed", "task", "base"]
-)
-def test_one_pass_gives_both_losses_as_two_separate_ones(kind: str, chosen: tuple[int, ...]) -> None:
-    """Also of a batch that has nothing rehearsed, and of one that has nothing else."""
-    model, made = tiny_model(), examples(kind)
-    expected = obvious(model, [made[i] for i in chosen], kind)
-    got = task_and_rehearsal(model, batch_of(made, chosen), kind)
-    for loss, should in zip(got, expected, strict=True):
-        torch.testing.assert_close(loss.double(), should, rtol=1e-5, atol=1e-5)
-        assert loss.requires_grad, "every rank must go backward through it"
-        gradient = gradient_of(loss, model)
-        off = (gradient - gradient_of(should, model)).norm() if should.requires_grad else gradient.norm()
-        assert off <= 1e-5 * (1 + gradient.norm())
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("chosen", [(0, 1, 2, 3, 4, 5), (3,), (5, 4, 1)], ids=["all", "one", "some"])
+def test_the_rehearsals_loss_is_that_of_each_answer_alone(kind: str, packed: bool, chosen: tuple[int, ...]) -> None:
+    model, made = tiny_model(), [answers(kind)[i] for i in chosen]
+    rows = [join(made[:2]), join(made[2:])] if packed and len(made) > 2 else [join(made)] if packed else made
+    expected = obvious(model, made)
+    got = rehearsal_loss(model, collate(rows, 0), kind)
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
+    gradient = gradient_of(expected, model)
+    assert (gradient_of(got, model) - gradient).norm() <= 1e-5 * gradient.norm()
+
+
+def test_of_its_own_probabilities_a_model_has_no_kl_to_learn_from() -> None:
+    model, made = tiny_model(), []
+    for example in answers("nll"):
+        with torch.no_grad():
+            stored = top_k_of(model(torch.tensor([example.input_ids])).logits[0, 1:-1], 6)
+        made.append(replace(example, top_k=stored))
+    loss = rehearsal_loss(model, collate(made, 0), "kl")
+    assert abs(loss.item()) <= 1e-4 and gradient_of(loss, model).norm() <= 1e-4
+    assert rehearsal_loss(model, collate(answers("kl"), 0), "kl") > 1
 
 
 @pytest.mark.parametrize("kind", ["nll", "kl"])
 def test_a_silent_row_adds_nothing_and_runs_both_ways(kind: str) -> None:
-    model, made = tiny_model(), examples(kind)
-    plan = Plan(1, 2, 1, 3, 1, rehearsal=RehearsalMix(3, 3, 0.5))
-    first, silent = rank_micro_batches(made, [4], plan, 0, pad_token_id=0)
-    assert not silent["rehearsed"].any() and "top_k_rest" not in silent
-    task, rehearsal = task_and_rehearsal(model, silent, kind)
-    (task + rehearsal).backward()
-    assert task.item() == rehearsal.item() == 0
+    """A rank without an answer in a micro-batch."""
+    model, made = tiny_model(), answers(kind)
+    plan = Plan(1, 1, 2, 5, 1, rehearsal=RehearsalMix(5, 1, 0.2))
+    first, silent = (rank_micro_batches(made, [0, 1, 5], plan, rank, 0)[1] for rank in range(2))
+    assert "top_k_rest" not in silent and (silent["labels"] == IGNORED).all()
+    loss = rehearsal_loss(model, silent, kind)
+    loss.backward()
+    assert loss.item() == 0
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
-    assert task_and_rehearsal(model, first, kind)[1].item() > 0
+    assert rehearsal_loss(model, first, kind).item() > 0
 
 
-def test_without_rehearsal_the_tasks_loss_is_the_plain_one() -> None:
-    model, made = tiny_model(), examples("nll")
-    batch = batch_of(made, (0, 1, 2))
-    task, _ = task_and_rehearsal(model, batch, "nll")
-    torch.testing.assert_close(task, summed_loss(model, batch))
+def test_by_nll_an_answer_is_learnt_as_an_item_of_the_task_is() -> None:
+    model, batch = tiny_model(), collate(answers("nll"), 0)
+    assert torch.equal(rehearsal_loss(model, batch, "nll"), summed_loss(model, batch))
+    stored = collate(answers("kl"), 0)
+    torch.testing.assert_close(rehearsal_loss(model, stored, "nll"), summed_loss(model, batch))

@@ -7,10 +7,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cofitune.data.chat import IGNORED
+from cofitune.data.batches import Plan, RehearsalMix, rank_micro_batches
+from cofitune.data.chat import IGNORED, Example
 from cofitune.model.anatomy import anatomy_of
 from cofitune.model.region import freeze_outside, resolve_region
-from cofitune.training.loss import summed_loss
+from cofitune.training.loss import rehearsal_loss, summed_loss, top_k_of
 from cofitune.training.throughput import Meter, peak_flops, training_cost
 
 
@@ -55,6 +56,26 @@ def test_a_step_costs_what_torch_counts(layers: str, modules: tuple[str, ...]) -
 def _rotations(counter: FlopCounterMode) -> int:
     """Positions times frequencies, computed as a product once a forward; no part of a model's cost."""
     return sum(sum(flops.values()) for name, flops in counter.get_flop_counts().items() if name.endswith("rotary_emb"))
+
+
+@pytest.mark.parametrize("kind", ["nll", "kl"])
+def test_rehearsing_a_fifth_of_the_items_costs_at_most_three_tenths_more(kind: str) -> None:
+    """Two items of ten: a quarter more than eight of equal length, whatever their loss; no pass through a base."""
+    tiny = model()
+    ids = torch.randint(0, 50, (16,)).tolist()
+    stored = top_k_of(torch.randn(10, 50), 8) if kind == "kl" else None
+    task = Example(ids, [IGNORED] * 6 + ids[6:])
+    rehearsed = Example(ids, [IGNORED] * 6 + ids[6:], top_k=stored)
+    costs = []
+    for share, examples in ((None, [task] * 8), (0.2, [task] * 8 + [rehearsed] * 2)):
+        plan = Plan(4, 2, 1, 8, 1, rehearsal=RehearsalMix(8, 2, share) if share else None)
+        assert plan.rehearsal is None or plan.rehearsal.beside(8) == 2
+        with FlopCounterMode(display=False) as counter:
+            for number, batch in enumerate(rank_micro_batches(examples, range(len(examples)), plan, 0, 0)):
+                loss = summed_loss(tiny, batch) if number < 2 else rehearsal_loss(tiny, batch, kind)
+                loss.backward()
+        costs.append(counter.get_total_flops())
+    assert 1.2 < costs[1] / costs[0] <= 1.3
 
 
 def test_a_kept_prefix_saves_the_forward_pass_of_its_layers_alone() -> None:

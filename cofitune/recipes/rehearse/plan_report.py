@@ -60,7 +60,9 @@ def print_result(
     cut = f"; {unfinished:,} reached max_new_tokens and are learnt without an end of turn" if unfinished else ""
     lines = [
         f"{len(items):,} answers, {account.supervised:,} tokens{cut}",
-        f"{held_out:,} of them are held out: never trained on, drift is measured on them",
+        f"{held_out:,} of them are held out: never trained on, drift is measured on them"
+        if held_out
+        else "none is held out, so drift cannot be measured on them (rehearsal.held_out)",
         f"→ {folder}",
     ]
     for line in lines:

@@ -47,7 +47,7 @@ from cofitune.rehearsal.generate import (
     VllmGenerator,
     store_probabilities,
 )
-from cofitune.rehearsal.items import RehearsalItem, no_tokens, write_rehearsal
+from cofitune.rehearsal.items import RehearsalItem, no_tokens, read_rehearsal, write_rehearsal
 from cofitune.rehearsal.partial import AnsweredBatch, Partial
 from cofitune.reports.progress import CountProgress
 from cofitune.training.engine import start_distributed
@@ -88,6 +88,7 @@ def rehearse(
     console = (console or Console()) if rank.rank == 0 else Console(quiet=True)
     plan = make_plan(config, overwrite, dry_run, rank)
     if not dry_run and not overwrite and plan.manifest.is_file():
+        read_rehearsal(plan.folder)  # a damaged one is not finished
         told = f"{plan.folder} is finished already, with this config and these prompts (--overwrite makes it anew)"
         console.print(told, highlight=False, soft_wrap=True)
         return plan.folder
