@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +15,6 @@ from cofitune.data.batches import (
     Plan,
     RehearsalMix,
     count_positions,
-    count_rehearsed,
     count_supervised,
     plan_steps,
     rank_micro_batches,
@@ -35,6 +34,9 @@ class Listed(list[Example]):
     def lengths(self) -> np.ndarray:
         return np.array([len(e.input_ids) for e in self])
 
+    def __getitem__(self, index: Any) -> Any:
+        return super().__getitem__(index)
+
 
 def task_items() -> Listed:
     return Listed(Example([i + 1] * (4 + i % 5), [IGNORED, *[i + 1] * (3 + i % 5)]) for i in range(TASK))
@@ -49,7 +51,7 @@ def rehearsal_items(with_top_k: bool = True) -> Listed:
         answer = torch.tensor(ids[prompt:])
         indices = answer.to(torch.int32)[:, None] + torch.arange(K, dtype=torch.int32)
         stored = TopK(indices, -indices.float(), answer.float()) if with_top_k else None
-        items.append(Example(ids, [IGNORED] * prompt + ids[prompt:], rehearsed=True, top_k=stored))
+        items.append(Example(ids, [IGNORED] * prompt + ids[prompt:], top_k=stored))
     return items
 
 
@@ -104,27 +106,47 @@ def test_a_step_rehearses_the_same_on_any_number_of_ranks(world_size: int) -> No
     assert steps != list(step_indices(plan_of(world_size), 4))
     plan = plan_of(world_size)
     for indices in steps:
-        dealt: Counter[int] = Counter()
-        rehearsed = 0
+        dealt: tuple[Counter[int], Counter[int]] = Counter(), Counter()
         for rank in range(world_size):
             batches = rank_micro_batches(examples, indices, plan, rank, 0)
-            assert len(batches) == plan.accumulation and all("rehearsed" in b for b in batches)
-            rehearsed += sum(map(count_rehearsed, batches))
-            dealt.update(i for b in batches if count_supervised(b) for i in b["indices"].tolist())
-        assert dealt == Counter(indices)
-        assert rehearsed == sum(examples[i].num_supervised for i in indices if i >= TASK)
+            assert len(batches) == plan.accumulation + plan.rehearsal_micro_batches, "as many on every rank"
+            assert all(len(b["input_ids"]) <= plan.micro_batch for b in batches)
+            for number, batch in enumerate(batches):
+                if count_supervised(batch):
+                    dealt[number >= plan.accumulation].update(batch["indices"].tolist())
+        assert dealt[0] == Counter(i for i in indices if i < TASK)
+        assert dealt[1] == Counter(i for i in indices if i >= TASK)
 
 
-def check_rows(batch: Batch, mine: Sequence[Example]) -> None:
-    """Every rehearsed label is marked, no other is, and row n of what is stored is that of the n-th of them."""
-    labels, marks = batch["labels"], batch["rehearsed"]
-    assert marks.shape == labels.shape and marks.dtype == torch.bool
-    assert torch.equal(marks, labels >= 1000), "of this test's tokens, the rehearsed ones are those above 1000"
-    assert not marks[:, 0].any(), "the first position is never predicted"
-    expected = labels[:, 1:][marks[:, 1:]]  # row by row, as the loss takes the logits
-    if not any(e.rehearsed for e in mine):
-        assert "top_k_rest" not in batch and not len(expected)
-        return
+@pytest.mark.parametrize(
+    ("share", "micro_batch", "accumulation", "world_size", "micro_batches"),
+    [(0.2, 4, 2, 1, 1), (0.2, 1, 2, 4, 1), (0.5, 4, 2, 1, 2), (0.5, 2, 2, 2, 2), (0.4, 4, 2, 1, 2), (0.75, 2, 1, 1, 3)],
+)
+def test_rehearsed_micro_batches_are_as_large_as_the_tasks_at_most(
+    share: float, micro_batch: int, accumulation: int, world_size: int, micro_batches: int
+) -> None:
+    plan = Plan(micro_batch, accumulation, world_size, 99, 1, rehearsal=RehearsalMix(99, 9, share))
+    assert plan.rehearsal_micro_batches == micro_batches
+    assert Plan(micro_batch, accumulation, world_size, 99, 1).rehearsal_micro_batches == 0
+
+
+def test_the_tasks_micro_batches_are_those_without_rehearsal() -> None:
+    """Neither larger nor padded further: the answers are apart."""
+    examples, plan, alone = [*task_items(), *rehearsal_items()], plan_of(), plan_steps(TASK, 4, 2, 1, 3, None)
+    for indices, own in zip(step_indices(plan, 3), step_indices(alone, 3), strict=True):
+        got, expected = (
+            rank_micro_batches(examples, indices, plan, 0, 0),
+            rank_micro_batches(examples, own, alone, 0, 0),
+        )
+        for one, other in zip(got[:2], expected, strict=True):
+            assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def check_rows(batch: Batch) -> None:
+    """Row n of what is stored is that of the n-th label, row by row, as the loss takes the logits."""
+    labels = batch["labels"][:, 1:]
+    expected = labels[labels != IGNORED]
+    assert len(expected) and (expected >= 1000).all(), "of this test's tokens, the rehearsed ones are those above 1000"
     assert torch.equal(batch["top_k_rest"], expected.float())
     assert torch.equal(batch["top_k_indices"], expected.to(torch.int32)[:, None] + torch.arange(K, dtype=torch.int32))
     assert torch.equal(batch["top_k_log_probs"], -batch["top_k_indices"].float())
@@ -133,16 +155,18 @@ def check_rows(batch: Batch, mine: Sequence[Example]) -> None:
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_stored_rows_lie_in_the_order_of_the_labels(world_size: int) -> None:
     examples = [*task_items(), *rehearsal_items()]
-    plan = plan_of(world_size)
-    kinds = set()
+    mix = RehearsalMix(TASK, REHEARSED, 0.5)
+    plan = plan_steps(TASK, 8 // world_size // 2, 2, world_size, 3, None, rehearsal=mix)
+    rows = set()
     for indices in step_indices(plan, 3):
         for rank in range(world_size):
-            for batch in rank_micro_batches(examples, indices, plan, rank, 0):
-                mine = [examples[i] for i in batch["indices"].tolist()]
-                check_rows(batch, mine if count_supervised(batch) else [])
-                kinds.add((any(e.rehearsed for e in mine), all(e.rehearsed for e in mine)))
-    assert (True, False) in kinds, "mixed micro-batches"
-    assert world_size == 1 or (False, False) in kinds, "and such without rehearsal"
+            batches = rank_micro_batches(examples, indices, plan, rank, 0)
+            assert all("top_k_rest" not in b for b in batches[: plan.accumulation])
+            for batch in batches[plan.accumulation :]:
+                if count_supervised(batch):
+                    check_rows(batch)
+                    rows.add(len(batch["input_ids"]))
+    assert world_size == 4 or max(rows) > 1
 
 
 @pytest.mark.parametrize("flat", [False, True])
@@ -152,50 +176,44 @@ def test_stored_rows_lie_in_the_order_of_the_labels_in_packs_too(flat: bool) -> 
         *(join([task[i] for i in part]) for part in ((0, 5), (1,), (2, 3, 4), (6, 7), (8, 9, 10), (11, 12))),
         *Packs(rehearsed, [np.array(part) for part in ((0, 3, 6), (1, 2), (4,), (5,))]),
     ]
-    assert [len(p.parts) for p in packs[6:]] == [3, 2, 1, 1] and all(
-        p.rehearsed == (n > 5) for n, p in enumerate(packs)
-    )
-    plan = plan_steps(6, 2, 1, 2, 3, None, flat, RehearsalMix(6, 4, 0.4))
-    mixed = 0
+    assert [len(p.parts) for p in packs[6:]] == [3, 2, 1, 1]
+    plan = plan_steps(6, 4, 1, 1, 3, None, flat, RehearsalMix(6, 4, 0.4))
+    assert plan.rehearsal is not None and plan.rehearsal.beside(4) == 3
     for indices in step_indices(plan, 1):
-        for rank in range(2):
-            (batch,) = rank_micro_batches(packs, indices, plan, rank, 0)
-            mine = [packs[i] for i in batch["indices"].tolist()]
-            check_rows(batch, mine)
-            mixed += len({p.rehearsed for p in mine}) == 2
-            lengths = [n for p in mine for n in p.parts]
-            assert int((batch["position_ids"] == 0)[batch["attention_mask"].bool()].sum()) == len(lengths)
-            assert batch["input_ids"].shape[0] == (1 if flat else len(mine))
-    assert mixed > 0
+        task_batch, batch = rank_micro_batches(packs, indices, plan, 0, 0)
+        mine = [packs[i] for i in batch["indices"].tolist()]
+        check_rows(batch)
+        assert "top_k_rest" not in task_batch
+        starts = (batch["position_ids"] == 0) & batch["attention_mask"].bool()
+        assert int(starts.sum()) == sum(len(p.parts) for p in mine)
+        assert batch["input_ids"].shape[0] == (1 if flat else len(mine))
+        assert count_supervised(batch) == sum(p.num_supervised for p in mine)
 
 
 def test_packing_rehearsed_items_loses_and_mixes_nothing() -> None:
     items = rehearsal_items()
     pack = join([items[2], items[0], items[5]])
-    assert pack.rehearsed and pack.top_k is not None
+    assert pack.top_k is not None
     assert [int(r) for r in pack.top_k.rest] == [label for label in pack.labels if label != IGNORED]
     assert len(pack.top_k) == sum(items[i].num_supervised for i in (2, 0, 5))
     assert join(rehearsal_items(with_top_k=False)).top_k is None
-    assert not join(task_items()[:2]).rehearsed
 
 
-def test_without_stored_probabilities_the_rehearsed_tokens_are_marked_alone() -> None:
+def test_without_stored_probabilities_a_batch_holds_none() -> None:
     examples = [*task_items(), *rehearsal_items(with_top_k=False)]
-    (batch,) = rank_micro_batches(
-        examples, [0, 14, 3, 16], Plan(4, 1, 1, TASK, 1, rehearsal=RehearsalMix(13, 7, 0.5)), 0, 0
-    )
-    assert torch.equal(batch["rehearsed"], batch["labels"] >= 1000) and "top_k_rest" not in batch
-    assert count_rehearsed(batch) == examples[14].num_supervised + examples[16].num_supervised
+    plan = Plan(2, 1, 1, TASK, 1, rehearsal=RehearsalMix(TASK, REHEARSED, 0.5))
+    _, batch = rank_micro_batches(examples, [0, 14, 3, 16], plan, 0, 0)
+    assert "top_k_rest" not in batch and sorted(batch["indices"].tolist()) == [14, 16]
+    assert count_supervised(batch) == examples[14].num_supervised + examples[16].num_supervised
 
 
-def test_a_rank_without_an_item_gets_a_silent_row_that_is_not_rehearsed() -> None:
-    """Also where the shortest item, which the row is made of, is a rehearsed one."""
+def test_a_rank_without_an_answer_gets_a_silent_row_of_one() -> None:
     examples = [*task_items(), *rehearsal_items()]
     plan = Plan(1, 2, 2, TASK, 1, rehearsal=RehearsalMix(TASK, REHEARSED, 0.2))
-    batches = [b for rank in range(2) for b in rank_micro_batches(examples, [4, TASK], plan, rank, 0)]
-    silent = [b for b in batches if not count_supervised(b)]
-    assert len(silent) == 2 and all(len(b["input_ids"]) == 1 and b["indices"].tolist() == [TASK] for b in silent)
-    assert all(not b["rehearsed"].any() and "top_k_rest" not in b for b in silent)
+    batches = [b for rank in range(2) for b in rank_micro_batches(examples, [4, 5, 6, 7, TASK], plan, rank, 0)]
+    assert [count_supervised(b) > 0 for b in batches] == [True, True, True, True, True, False]
+    silent = batches[-1]
+    assert len(silent["input_ids"]) == 1 and silent["indices"].tolist() == [TASK] and "top_k_rest" not in silent
 
 
 def test_positions_count_the_rehearsal_too() -> None:

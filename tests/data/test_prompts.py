@@ -75,11 +75,12 @@ def test_a_stated_format_is_not_guessed() -> None:
 
 
 def test_prompts_are_read_from_tables_whose_other_columns_are_empty(tmp_path: Path) -> None:
-    import pandas
+    from datasets import Dataset, Features, Value
 
-    table = pandas.DataFrame({"instruction": ["Who won?", "007"], "output": [None, "x"], "prompt": [None, None]})
-    table.to_parquet(tmp_path / "p.parquet")
-    table[["instruction"]].to_csv(tmp_path / "p.csv", index=False)
+    columns = {"instruction": ["Who won?", "007"], "output": [None, "x"], "prompt": [None, None]}
+    table = Dataset.from_dict(columns, Features({name: Value("string") for name in columns}))
+    table.to_parquet(str(tmp_path / "p.parquet"))
+    (tmp_path / "p.csv").write_text("instruction\nWho won?\n007\n")
     for name in ("p.parquet", "p.csv"):
         rows = open_source(Source(str(tmp_path / name))).rows()
         found = [make_prompt(where, row, "auto").turns[-1][1] for where, row in rows]

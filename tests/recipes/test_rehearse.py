@@ -29,7 +29,7 @@ from cofitune.rehearsal.items import Rehearsal, read_rehearsal
 
 WORDS = ["court", "contract", "void", "seller", "buyer", "tenant", "lease", "landlord", "capital", "France", "Paris"]
 FILES = ("items.jsonl", "top_k.safetensors")
-SAMPLED = {"temperature": 1.0, "top_p": 0.95, "seed": 5}
+SAMPLED: dict[str, Any] = {"temperature": 1.0, "top_p": 0.95, "seed": 5}
 
 
 class Place:
@@ -441,7 +441,8 @@ def test_an_answer_of_more_tokens_than_positions_is_refused_before_weights(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forbid_loading(monkeypatch)
-    for given in ({}, {"data": [], "self_prompted": 2}):
+    alone: dict[str, Any] = {"data": [], "self_prompted": 2}
+    for given in ({}, alone):
         with pytest.raises(UserError, match=r"rehearsal\.max_new_tokens: 600 leaves .*512 positions"):
             place.run(max_new_tokens=600, **given)
 
@@ -479,14 +480,16 @@ def test_written_prompts_stand_behind_the_datas_and_a_killed_run_goes_on(
         whole = place.run("whole", self_prompted=3)
         assert [i.messages[-1]["content"] for i in whole.items][11:] == [f"Say number {n}." for n in range(3)]
         place.rehearse(place.config(self_prompted=3), dry_run=True)
-        real, count = recipe.TransformersGenerator, [0]
+        real: Any = recipe.TransformersGenerator
+        count = [0]
 
-        class Killed(real):  # type: ignore[misc, valid-type]
+        class Killed(real):
             def __call__(self, *given: Any) -> list[Answer]:
                 count[0] += 1
                 if count[0] in (2, 6):
                     raise KeyboardInterrupt
-                return super().__call__(*given)
+                found: list[Answer] = super().__call__(*given)
+                return found
 
         patch.setattr(recipe, "TransformersGenerator", Killed)
         for _ in range(2):
@@ -498,8 +501,13 @@ def test_written_prompts_stand_behind_the_datas_and_a_killed_run_goes_on(
 
 
 def test_a_model_that_writes_no_prompt_ends_with_one_message(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    script(monkeypatch, place, lambda index, _: calls.append(index) or "")
+    calls: list[int] = []
+
+    def write(index: int, _: str) -> str:
+        calls.append(index)
+        return ""
+
+    script(monkeypatch, place, write)
     with pytest.raises(UserError, match="the model wrote not one usable prompt"):
         place.run(data=[], self_prompted=4)
     assert len(calls) == 16, "four tries for each prompt"
@@ -535,7 +543,7 @@ def under_vllm(monkeypatch: pytest.MonkeyPatch, place: Place) -> list[str]:
     order: list[str] = []
     real: Any = recipe.TransformersGenerator
 
-    class Stub(real):  # type: ignore[misc]
+    class Stub(real):
         def __init__(self, model: str, revision: None, dtype: str, ends: Sequence[int], max_length: int) -> None:
             assert (model, revision, dtype, max_length) == (str(place.model), None, "float32", 512)
             super().__init__(AutoModelForCausalLM.from_pretrained(model).eval(), ends, 1)

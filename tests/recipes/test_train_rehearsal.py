@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from cofitune import cli
@@ -164,7 +164,7 @@ def test_a_prefix_cache_keeps_rehearsed_answers_too_and_changes_no_loss(
     monkeypatch.setattr(PrefixCache, "reading", reading)
     assert run(monkeypatch, rehearsal_config) == 0 and reads == [0]
     assert run(monkeypatch, rehearsal_config, f"output_dir={folder}-kept", "train.prefix_cache=memory") == 0
-    assert reads[0] == 2 * 4, "two micro-batches in each of the last four steps"
+    assert reads[0] == 3 * 4, "two micro-batches of the task and one rehearsed in each of the last four steps"
     for one, other in zip(lines(folder, "loss"), lines(f"{folder}-kept", "loss"), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
         assert one["rehearsal_loss"] == pytest.approx(other["rehearsal_loss"], rel=1e-5, abs=1e-6)
@@ -212,17 +212,17 @@ def test_rehearsal_holds_no_second_model(
         return [thing for thing in gc.get_objects() if isinstance(thing, PreTrainedModel)]
 
     before = {id(model) for model in models()}
-    real, counted = loop.task_and_rehearsal, []
+    real, counted = loop.rehearsal_loss, []
 
     def counting(engine: Any, *given: Any) -> Any:
         new = [m for m in models() if id(m) not in before and not any(m is p for p in engine.module.children())]
         counted.append((len(new), sum(m is engine.module for m in new)))
         return real(engine, *given)
 
-    monkeypatch.setattr(loop, "task_and_rehearsal", counting)
+    monkeypatch.setattr(loop, "rehearsal_loss", counting)
     rehearsal_config["train"]["rehearsal"]["loss"] = "kl"
     assert run(monkeypatch, rehearsal_config, "train.max_steps=1") == 0
-    assert counted == [(1, 1)] * 2
+    assert counted == [(1, 1)]
 
 
 def test_a_changed_rehearsal_is_another_trainings(
@@ -248,6 +248,19 @@ def test_a_changed_rehearsal_is_another_trainings(
     assert run(monkeypatch, rehearsal_config, "--resume", "train.rehearsal=null") == 2
     assert "rehearsal is " in capsys.readouterr().err
     assert run(monkeypatch, rehearsal_config, "--resume", f"train.rehearsal.path={copy}") == 0, "the same elsewhere"
+
+
+def test_a_step_may_be_shared_out_otherwise_on_the_way(
+    rehearsal_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the rehearsed answers take another number of micro-batches: the step's loss is the same."""
+    folder = rehearsal_config["output_dir"]
+    assert run(monkeypatch, rehearsal_config, f"output_dir={folder}-whole") == 0
+    interrupted(monkeypatch, rehearsal_config)
+    batch = ["train.per_device_train_batch_size=1", "train.gradient_accumulation_steps=4"]
+    assert run(monkeypatch, rehearsal_config, "--resume", *batch) == 0
+    got, expected = delta(folder), delta(f"{folder}-whole")
+    assert all(torch.allclose(got[n], expected[n], atol=1e-5) for n in expected)
 
 
 def test_a_finished_training_knows_when_its_rehearsal_has_changed(

@@ -128,7 +128,7 @@ def test_training_reads_the_answers_and_cuts_and_counts_long_ones(folder: Path) 
     first, last = rows[0], rows[1]
     assert first.input_ids == [0, 1, 2, 50, 51, 52] and first.labels == [IGNORED] * 3 + [50, 51, 52]
     assert last.labels == [IGNORED] * 5 + [50]
-    assert first.top_k is not None and len(first.top_k) == 3 and first.rehearsed
+    assert first.top_k is not None and len(first.top_k) == 3
     assert last.top_k is not None and torch.equal(last.top_k.rest, probabilities(8)[0].rest[5:6])
     assert [len(part) for part in rows.base_log_probs()] == [3, 1]
     account = rows.account
