@@ -107,7 +107,7 @@ def rehearse(
     num_processes: NumProcesses = None,
     hostfile: HostFile = None,
 ) -> None:
-    """Have the base answer general prompts, for train.rehearsal: its own words keep its abilities."""
+    """Let the base answer general prompts; training on these answers, too, keeps its abilities (train.rehearsal)."""
     resolved = load_config(config, overrides)
     from cofitune.recipes.rehearse import plan as planning
     from cofitune.recipes.rehearse import recipe
@@ -118,7 +118,7 @@ def rehearse(
         num_processes,
         hostfile,
         dry_run,
-        lambda ranks: planning.make_plan(resolved, overwrite, rank=Rank(world_size=ranks)),
+        lambda _: planning.make_plan(resolved, overwrite),
     ):
         return
     ranks = launch.choose_ranks(num_processes, hostfile).count if dry_run else 1

@@ -35,7 +35,7 @@ class Rehearsal(Section):
     )
     unfinished: Literal["keep", "drop"] = Field(
         "keep",
-        description="answers that max_new_tokens cut; keep: they are learnt without an end of turn; drop: left out",
+        description="answers that max_new_tokens cut; keep: trained on without an end of turn; drop: left out",
     )
     max_repetition: float = Field(
         0.5,

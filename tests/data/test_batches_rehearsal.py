@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
@@ -30,9 +31,9 @@ TASK, REHEARSED, K = 13, 7, 3
 class Listed(list[Example]):
     """Examples with their lengths, as packing reads them."""
 
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.array([len(e.input_ids) for e in self])
+    def __init__(self, examples: Iterable[Example]) -> None:
+        super().__init__(examples)
+        self.lengths = np.array([len(e.input_ids) for e in self])
 
     def __getitem__(self, index: Any) -> Any:
         return super().__getitem__(index)
@@ -44,7 +45,7 @@ def task_items() -> Listed:
 
 def rehearsal_items(with_top_k: bool = True) -> Listed:
     """Token t of item i is 1000 + 20·i + t, and so are the first index and the rest of what is stored at it."""
-    items = Listed()
+    items = []
     for i in range(REHEARSED):
         length, prompt = 5 + (3 * i) % 8, 2 + i % 3
         ids = [1000 + 20 * i + t for t in range(length)]
@@ -52,7 +53,7 @@ def rehearsal_items(with_top_k: bool = True) -> Listed:
         indices = answer.to(torch.int32)[:, None] + torch.arange(K, dtype=torch.int32)
         stored = TopK(indices, -indices.float(), answer.float()) if with_top_k else None
         items.append(Example(ids, [IGNORED] * prompt + ids[prompt:], top_k=stored))
-    return items
+    return Listed(items)
 
 
 def plan_of(world_size: int = 1, epochs: float = 3, **more: bool) -> Plan:

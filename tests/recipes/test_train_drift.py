@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from cofitune import cli
 from cofitune.rehearsal.items import read_rehearsal
+from cofitune.training import loop
 
 
 @pytest.fixture
@@ -154,6 +156,27 @@ def test_only_the_newest_checkpoint_is_needed_and_afterwards_none(
     assert not (Path(folder) / "train" / "checkpoints").exists()
     capsys.readouterr()
     assert run(monkeypatch, config) == 0 and "already trained" in capsys.readouterr().out
+
+
+def test_a_resumed_training_ends_at_the_same_checkpoint(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = config["output_dir"]
+    limit, step, saved = limit_of(monkeypatch, config)
+    config["train"].update(max_drift=limit, save_steps=2, keep_checkpoints=True)
+    count, real = [0], loop.rank_micro_batches
+
+    def counting(*given: Any) -> Any:
+        count[0] += 1
+        if count[0] == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "rank_micro_batches", counting)
+        assert run(patch, config) == 143
+    assert run(monkeypatch, config, "--resume") == 0
+    check_ended(folder, limit, step, saved)
 
 
 def test_where_a_checkpoint_is_due_drift_is_measured_first(

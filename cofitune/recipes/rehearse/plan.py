@@ -28,20 +28,19 @@ from cofitune.files import read_json, sha256_json
 from cofitune.host_memory import usable_memory
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.load import check_files, choose_dtype, fingerprint, load_tokenizer, weight_files
-from cofitune.ranks import Rank
 from cofitune.recipes.folders import check_folder, package_version
 from cofitune.recipes.shared import base_anatomy, base_config, data_sources, eval_tasks
 from cofitune.rehearsal.generate import Sampling, opening_of_user_turn
 from cofitune.rehearsal.items import MANIFEST
 from cofitune.rehearsal.partial import Partial
 
-ALONE = Rank()
 FOLDER = "rehearsal"
 BYTES_A_PROBABILITY = 8  # an index and a log-probability
 BYTES_A_TOKEN = 8  # the rest's mass, and the token's own log-probability
 MOST_PROMPTS = 32  # a batch, under `batch_size: auto`
 ROOM = 0.5  # of a device's memory beside the weights, for the keys and values of a batch
 DUPLICATE, IN_A_TEST = "same prompt as another", "also asked in a test"
+RANKS_A_HOST = 4  # among which a host's memory is divided, so that batches do not depend on how many there are
 TRIES = 4  # prompts that the model may write for each one that is wanted
 
 
@@ -142,7 +141,7 @@ class RehearsePlan:
         }
 
 
-def make_plan(config: Config, overwrite: bool = False, dry_run: bool = False, rank: Rank = ALONE) -> RehearsePlan:
+def make_plan(config: Config, overwrite: bool = False, dry_run: bool = False) -> RehearsePlan:
     """Read the prompts, the tokenizer and the model's sizes, and check everything that the user could have got wrong.
 
     A dry run also plans a model of which only config.json is at hand; `missing` then says what a run will need.
@@ -201,7 +200,7 @@ def make_plan(config: Config, overwrite: bool = False, dry_run: bool = False, ra
         ends=_ends(config, model_config, tokenizer) if tokenizer else (),
         opening=_opening(tokenizer) if tokenizer and wanted.self_prompted else (),
         positions=positions,
-        batch_size=_batch_size(config, anatomy, model_config, longest + wanted.max_new_tokens, rank),
+        batch_size=_batch_size(config, anatomy, model_config, longest + wanted.max_new_tokens),
         engine=engine,
         base_fingerprint=base_fingerprint,
         missing=tuple(missing),
@@ -362,7 +361,7 @@ def _opening(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     return tuple(tokenizer(opening_of_user_turn(tokenizer), add_special_tokens=False)["input_ids"])
 
 
-def _batch_size(config: Config, anatomy: Anatomy, model_config: PretrainedConfig, length: int, rank: Rank) -> int:
+def _batch_size(config: Config, anatomy: Anatomy, model_config: PretrainedConfig, length: int) -> int:
     """`rehearsal.batch_size`, or as many prompts as the device's memory holds keys and values of."""
     wanted = config.rehearsal.batch_size
     if wanted != "auto":
@@ -374,14 +373,14 @@ def _batch_size(config: Config, anatomy: Anatomy, model_config: PretrainedConfig
     whole = (
         int(torch.cuda.get_device_properties(0).total_memory)
         if torch.cuda.is_available()
-        else usable_memory() // rank.world_size
+        else usable_memory() // RANKS_A_HOST
     )
     room = ROOM * (whole - anatomy.num_parameters * width)
     return max(1, min(MOST_PROMPTS, math.floor(room / row)))
 
 
 def _reasons(account: Account) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in account.reasons.items())
+    return ", ".join(f"{count:,} × {reason}" for reason, count in account.reasons.items())
 
 
 def _check_finished(plan: RehearsePlan) -> None:
@@ -393,8 +392,12 @@ def _check_finished(plan: RehearsePlan) -> None:
     before, now = read_json(plan.manifest, "rehearsal's manifest"), plan.made_of()
     changed = [k for k in ("base_fingerprint", "tokenizer_sha256", "prompts_sha256") if before.get(k) != now[k]]
     if changed:
-        names = {"base_fingerprint": "the base", "tokenizer_sha256": "the template", "prompts_sha256": "the prompts"}
+        names = {
+            "base_fingerprint": "the base",
+            "tokenizer_sha256": "the template",
+            "prompts_sha256": "the prompts (or the tests that they are compared with)",
+        }
         raise ArtifactError(
-            f"{plan.folder} was made before {' and '.join(names[k] for k in changed)} changed; --overwrite makes it "
-            "anew, or choose another output_dir"
+            f"{plan.folder} was made before {' and '.join(names[k] for k in changed)} changed; --overwrite starts "
+            "over, or choose another output_dir"
         )

@@ -14,7 +14,7 @@ from cofitune.recipes.rehearse.plan import RehearsePlan
 from cofitune.rehearsal.items import RehearsalItem
 
 
-def print_plan(plan: RehearsePlan, ranks: int, console: Console) -> None:
+def print_plan(plan: RehearsePlan, ranks: int, dry_run: bool, console: Console) -> None:
     """Say what the base is asked, how it answers, what that costs at most, and what is written."""
     wanted = plan.config.rehearsal
     own = f" and {wanted.self_prompted:,} that the model writes" if wanted.self_prompted else ""
@@ -34,7 +34,8 @@ def print_plan(plan: RehearsePlan, ranks: int, console: Console) -> None:
     ]
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    _print_left_out(plan.account, plan.examples, console)
+    if dry_run:  # else the result tells it, together with what was left out of the answers
+        _print_left_out(plan.account, plan.examples, console)
     if plan.unread:
         console.print(
             f"not compared with the prompts: the items of {', '.join(plan.unread)} (lm-evaluation-harness's own)",
@@ -53,11 +54,11 @@ def print_result(
     examples: Mapping[str, Sequence[str]],
     console: Console,
 ) -> None:
-    """Say how many answers there are, what was left out and why, and show one."""
+    """Say how many answers there are, and what was left out and why."""
     _print_left_out(account, examples, console)
     unfinished = sum(not item.ended for item in items)
     held_out = sum(item.held_out for item in items)
-    cut = f"; {unfinished:,} reached max_new_tokens and are learnt without an end of turn" if unfinished else ""
+    cut = f"; {unfinished:,} reached max_new_tokens and are trained on without an end of turn" if unfinished else ""
     lines = [
         f"{len(items):,} answers, {account.supervised:,} tokens{cut}",
         f"{held_out:,} of them are held out: never trained on, drift is measured on them"

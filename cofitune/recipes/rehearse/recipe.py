@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,17 +86,18 @@ def rehearse(
     """
     rank = this_rank() if is_launched() else Rank(world_size=ranks)
     console = (console or Console()) if rank.rank == 0 else Console(quiet=True)
-    plan = make_plan(config, overwrite, dry_run, rank)
+    plan = make_plan(config, overwrite, dry_run)
     if not dry_run and not overwrite and plan.manifest.is_file():
         read_rehearsal(plan.folder)  # a damaged one is not finished
-        told = f"{plan.folder} is finished already, with this config and these prompts (--overwrite makes it anew)"
+        told = f"{plan.folder} is finished already, with this config and these prompts (--overwrite starts over)"
         console.print(told, highlight=False, soft_wrap=True)
         return plan.folder
-    print_plan(plan, rank.world_size, console)
+    print_plan(plan, rank.world_size, dry_run, console)
     if dry_run:
         return plan.folder
     check_disk_space(plan.folder, plan.most_bytes)
     world = join(*start_distributed())
+    plan = replace(plan, batch_size=world.agree(plan.batch_size))  # devices may differ, and batches must not
     with ExitStack() as lock:
         if world.rank == 0:
             lock.enter_context(exclusive(plan.folder, "rehearsal"))
@@ -315,7 +316,7 @@ def _choose(
     if not kept:
         raise UserError(
             f"rehearsal: not one of {len(prompts):,} answers is worth keeping ("
-            + ", ".join(f"{count} {reason}" for reason, count in account.reasons.items())
+            + ", ".join(f"{count:,} × {reason}" for reason, count in account.reasons.items())
             + "): can this base answer in its template?"
         )
     held_out = _held_out([prompts[i] for i in kept], wanted.held_out, wanted.seed)
