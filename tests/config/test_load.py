@@ -189,7 +189,7 @@ def test_pairs_that_do_not_fit(write: Any) -> None:
     for task, said in (
         ("{path: t.jsonl, kind: generate, metric: rogue_l}", "did you mean 'rouge_l'?"),
         ("{path: t.jsonl, kind: ifeval, answer_field: a}", "not by ifeval"),
-        ("{path: t.jsonl}", "path needs a kind (accepted: multiple_choice, generate, loss, ifeval)"),
+        ("{path: t.jsonl}", "path needs a kind (accepted: multiple_choice, generate, loss, ifeval, drift)"),
         ("{path: t.jsonl, kind: loss, num_fewshot: 2}", "num_fewshot: not with path"),
         ("{harness: arc_easy, path: t.jsonl}", "and not both"),
         ("{kind: loss}", "needs either path"),
