@@ -17,6 +17,54 @@ import random
 
 #: Kinds without a formatting instruction.
 FREE = {
+    "at_length": (
+        """
+Tell me about {0}. Take your time.
+Describe {0} in some detail.
+What should I know about {0}?
+Could you write a few sentences about {0}?
+I am curious about {0}. What can you tell me?
+Write a paragraph about {0}.
+""",
+        """
+the Roman army
+living on a houseboat
+jazz music
+how paper is made
+the Amazon rainforest
+a typical day in a hospital
+keeping bees
+the invention of the printing press
+growing up in a small village
+deep-sea creatures
+the work of a stage designer
+African elephants
+a night train through the Alps
+the history of chess
+raising twins
+how glaciers shape a valley
+a good breakfast
+working from home
+the planet Saturn
+old lighthouses
+a crowded market in Morocco
+stage fright
+the life of a salmon
+cheese making
+how bridges are tested
+sign language
+the first day at a new school
+the Vikings' ships
+a rainy afternoon in Paris
+bicycle repair
+the people who build violins
+what dogs can smell
+a power cut in a big city
+sand dunes
+the rules of baseball
+public libraries
+""",
+    ),
     "explain": (
         """
 Explain to a ten-year-old, in two sentences, {0}.
@@ -520,6 +568,55 @@ I have ten minutes to spare. Suggest something small to do.
 
 #: IFEval's kinds, by the name of the instruction. The first field is the task, the others are what the rule speaks of.
 RULED = {
+    # long answers, which training on short ones forgets first
+    "at_least": (
+        """
+{0} Write {1} words or more.
+{0} Not fewer than {1} words, please.
+{0} Your reply should be {1} words long or longer, and {2} should come up.
+{0} I would like {1} words at the very least.
+{0} Have the word {2} in it two times or more.
+{0} Make it {1} words or longer.
+""",
+        """
+Why do people climb mountains? | 20 | view
+What is it like to work in a circus? | 25 | tent
+Describe a desert at noon. | 20 | sand
+What makes a holiday restful? | 15 | rest
+Why do cities have mayors? | 20 | city
+What do you like about summer? | 20 | sun
+Tell me about the work of a nurse. | 20 | care
+Describe a train station on a Monday morning. | 25 | crowd
+Why is honesty important at work? | 20 | trust
+What happens when water boils? | 15 | steam
+Describe a garden after the first frost. | 20 | leaves
+What can one learn from a grandmother? | 25 | story
+Why do some people love spicy food? | 15 | spice
+Tell me what a film director does. | 20 | film
+Describe the inside of a watchmaker's shop. | 25 | clock
+Why do we need bridges? | 15 | river
+What is good about learning to swim? | 20 | swim
+Describe a kitchen where bread is being baked. | 20 | bread
+How does a farmer spend an autumn day? | 25 | field
+Why do children ask so many questions? | 20 | question
+What makes a town feel safe? | 20 | street
+Describe a ship that leaves the harbour. | 20 | ship
+Tell me why some people keep fish. | 15 | fish
+What should a visitor see in Egypt? | 20 | Nile
+Describe a very old tree. | 20 | tree
+Why is it hard to learn a new language? | 20 | words
+What does a museum guide tell visitors? | 20 | museum
+Describe a mother who waits for a letter. | 25 | letter
+Why do athletes warm up? | 15 | muscles
+What makes a chair comfortable? | 15 | back
+Tell me about life in the Arctic. | 20 | ice
+Describe a fair at night. | 20 | lights
+What are the duties of a captain? | 20 | crew
+Why do we remember some songs for years? | 20 | song
+What is the charm of a small café? | 20 | coffee
+Describe a field of sunflowers. | 15 | yellow
+""",
+    ),
     "keywords:existence": (
         """
 {0} Use the word "{1}" somewhere.
