@@ -31,11 +31,12 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "model": {"name": str(SMALL_MODEL), "dtype": "float32"},
         "data": {"train": str(folder / "ledger_train.jsonl"), "max_length": 160},
         "region": "search",
+        "rehearsal": {"data": str(folder / "general_prompts.jsonl"), "max_items": 6, "max_new_tokens": 12},
         "importance": {"data": str(folder / "general_train.jsonl"), "max_items": 8},
         "softmask": {"apply_to": "update"},
         "train": {
             "learning_rate": 1e-3, "warmup_ratio": 0, "max_steps": 3, "per_device_train_batch_size": 2,
-            "gradient_accumulation_steps": 2,
+            "gradient_accumulation_steps": 2, "rehearsal": {"share": 0.2},
         },
         "eval": {
             "speciality": {
@@ -46,6 +47,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "gen_rs": {"path": str(folder / "gen_rs.jsonl"), "kind": "multiple_choice", "limit": 8},
                 "instruct": {"path": str(folder / "instruct.jsonl"), "kind": "ifeval", "max_new_tokens": 8, "limit": 4},
             },
+            "drift": str(folder / "run" / "rehearsal"),
         },
         "search": {"levels": [{"layers": ["bottom1", "top"]}, {"modules": [["up_proj", "down_proj"]]}],
                    "train_steps": 1, "limit": 4},
@@ -68,6 +70,7 @@ def cofitune(*words: object) -> str:
 def test_the_main_job_end_to_end(work: Path) -> None:
     config, run = work / "config.yaml", work / "run"
 
+    assert "held out" in cofitune("rehearse", config)
     assert "region.yaml" in cofitune("search", config)
     region = yaml.safe_load((run / "search" / "region.yaml").read_text())
     trials = (run / "search" / "trials.jsonl").read_text()
@@ -84,13 +87,18 @@ def test_the_main_job_end_to_end(work: Path) -> None:
     manifest = json.loads((run / "train" / "manifest.json").read_text())
     assert manifest["region"]["layers"] == region["layers"] and manifest["ranks"] == 2
     assert manifest["last_loss"] < manifest["first_loss"]
+    assert manifest["used"]["rehearsal"]["path"] == str(run / "rehearsal" / "manifest.json")
+    before, *_, after = manifest["drift"]["curve"]
+    assert abs(before["drift"]) < 1e-4 < abs(after["drift"]), "the base has not moved, the run has"
 
     said = cofitune("eval", config)
     assert all(word in said for word in ("speciality", "gen_kn", "gen_rs", "instruct", "versatility", "unified"))
     scores = json.loads((run / "eval" / "scores.json").read_text())
     assert scores["models"]["run"]["delta_sha256"] == manifest["delta_sha256"]
     samples = sorted(p.relative_to(run / "eval" / "samples") for p in (run / "eval" / "samples").rglob("*.jsonl"))
-    assert len(samples) == 8
+    assert len(samples) == 10
+    drift = {name: model["tasks"]["drift"]["raw"] for name, model in scores["models"].items()}
+    assert abs(drift["base"]) < 1e-4 and abs(drift["run"] - after["drift"]) < 1e-3, "as the training measured it"
 
     cofitune("export", run, "--to", work / "whole")
     _the_export_answers_as_base_plus_delta(work, run)
