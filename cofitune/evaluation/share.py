@@ -52,6 +52,11 @@ class Share:
             found = {index: value for part in parts for index, value in part.items()}
         return [found[index] for index in range(total)]
 
+    def meet(self) -> None:
+        """Wait until every rank is here. `agree` is no meeting: rank 0 goes on before the others have its value."""
+        if self.world_size > 1:
+            distributed.barrier(group=self.group)
+
     def agree(self, value: T) -> T:
         """Rank 0's value, on every rank."""
         if self.world_size == 1:

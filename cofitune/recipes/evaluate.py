@@ -141,7 +141,7 @@ def carry_out(
     Raises:
         UserError: weights that cannot be loaded, or give no numbers.
     """
-    share.agree(None)  # every rank has read its plan before rank 0 changes the folder
+    share.meet()  # every rank has read its plan before rank 0 changes the folder
     if share.rank == 0:
         start_folder(config, "eval", overwrite)
         tell_left_out(plan, console)

@@ -102,7 +102,7 @@ def rehearse(
         if world.rank == 0:
             lock.enter_context(exclusive(plan.folder, "rehearsal"))
             _start(plan, overwrite)
-        world.agree(None)  # rank 0 has made the folder ready
+        world.meet()  # rank 0 has made the folder ready
         _rehearse(plan, world, console)
     return plan.folder
 
@@ -141,7 +141,7 @@ def _rehearse(plan: RehearsePlan, world: Share, console: Console) -> None:
         write_rehearsal(plan.folder, items, top_k, log_probs, manifest)
         plan.partial.remove()
         print_result(plan.folder, items, account, examples, console)
-    world.agree(None)  # a rank that ended earlier would have the launcher end the one that writes
+    world.meet()  # a rank that ended earlier would have the launcher end the one that writes
 
 
 class _Writer:
@@ -219,7 +219,7 @@ class _Writer:
                 prompts = batches[number - first]
                 self._partial.put(stage, number, self._answer_batch(stage, prompts, sampling, number, with_top_k))
                 progress.advance(len(prompts))
-        self._world.agree(None)
+        self._world.meet()
         return [self._partial.get(stage, number) for number in numbers]
 
     def _answer_batch(
