@@ -32,7 +32,7 @@ class Task(Section):
     metric: str | None = Field(
         None,
         description="multiple_choice: acc | acc_norm (per byte); generate: exact_match | squad_match | regex | number "
-        "| f1 | rouge_l | bleu | chrf; loss: nats_per_token | nats_per_byte; ifeval: prompt_strict; drift: drift; "
+        "| f1 | rouge_l | bleu | chrf; loss: nats_per_token | nats_per_byte; ifeval: prompt_strict; drift: drift | kl; "
         "harness: its own "
         "(`exact_match,flexible-extract` names a filter, too); null: the first of these",
     )
@@ -60,7 +60,7 @@ class Task(Section):
         "generate": ("exact_match", "squad_match", "regex", "number", "f1", "rouge_l", "bleu", "chrf"),
         "loss": ("nats_per_token", "nats_per_byte"),
         "ifeval": ("prompt_strict",),
-        "drift": ("drift",),
+        "drift": ("drift", "kl"),
     }
     _NOT_OF_DRIFT = ("prompt", "answer_field", "pattern", "tokenize", "max_new_tokens", "stop", "on_bad_item")
     _OF_HARNESS = ("dataset_path", "num_fewshot", "apply_chat_template")
@@ -72,7 +72,7 @@ class Task(Section):
         if self.path is None:
             return self.name or str(self.harness)
         if self.kind == "drift":
-            return self.name or "drift"
+            return self.name or str(self.scored_by)
         path = Path(self.path)
         is_split = path.stem in ("train", "dev", "val", "validation", "test")
         return self.name or (path.parent.name if is_split else "") or path.stem

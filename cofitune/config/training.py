@@ -61,8 +61,8 @@ class Train(Section):
         None,
         gt=0,
         allow_inf_nan=False,
-        description="nats a token of drift from the base, above which training ends at the last checkpoint below it; "
-        "null: no limit",
+        description="nats a token of drift from the base (or of KL divergence, where the rehearsal has probabilities), "
+        "above which training ends at the last checkpoint below it; null: no limit",
     )
     gradient_checkpointing: bool = Field(True, description="recompute activations from the lowest trained layer up")
     prefix_cache: Literal["none", "memory", "disk"] = Field(

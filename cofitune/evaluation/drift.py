@@ -22,11 +22,11 @@ from cofitune.training.loss import kl_from_base, supervised_logits
 def score_drift(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, loaded: LoadedTask, batch_size: int, share: Share
 ) -> TaskResult:
-    """Mean of log p_base − log p_model over the answers' tokens, in nats a token (training/drift.py).
+    """Mean of log p_base − log p_model over the answers' tokens, or the KL divergence there; nats a token
+    (training/drift.py).
 
     An item's score is its own nats over the mean number of tokens of an answer, so that the mean over items is the mean
-    over tokens, and items can be paired and resampled. `others` has `kl`, the KL divergence from the base's stored
-    probabilities, where there are some.
+    over tokens, and items can be paired and resampled. `others` has the other one of the two.
     """
     rehearsal = loaded.rehearsal
     if rehearsal is None:
@@ -39,9 +39,13 @@ def score_drift(
         in_batches(order, batch_size), lambda batch: _read(model, tokenizer, rehearsal, [places[i] for i in batch])
     )
     mean_length = sum(lengths) / len(lengths)
+    own = [float(rehearsal.log_probs_of(place).double().sum()) for place in places]
+    nats = {
+        "drift": [base - log_prob for base, (log_prob, _) in zip(own, found, strict=True)],
+        "kl": [kl for _, kl in found] if rehearsal.top_k else [],
+    }
     samples = []
-    for item, place, (log_prob, _) in zip(loaded.items, places, found, strict=True):
-        own = float(rehearsal.log_probs_of(place).double().sum())
+    for item, value, (log_prob, _) in zip(loaded.items, nats[loaded.task.metric], found, strict=True):
         samples.append(
             Sample(
                 line=item.line,
@@ -50,10 +54,10 @@ def score_drift(
                 answer=None,
                 log_likelihoods=(log_prob,),
                 pick=None,
-                score=(own - log_prob) / mean_length,
+                score=value / mean_length,
             )
         )
-    tokens = sum(lengths)
+    others = {k: sum(values) / sum(lengths) for k, values in nats.items() if values and k != loaded.task.metric}
     return TaskResult(
         title=loaded.task.title,
         category=loaded.task.category,
@@ -62,7 +66,7 @@ def score_drift(
         chance=0.0,
         samples=tuple(samples),
         seconds=time.monotonic() - start,
-        others={"kl": sum(kl for _, kl in found) / tokens} if rehearsal.top_k else {},
+        others=others,
     )
 
 

@@ -51,6 +51,7 @@ METRICS = {
         Metric("nats_per_byte", "nats", higher_is_better=False, binary=False),
         Metric("prompt_strict"),
         Metric("drift", "nats", higher_is_better=False, binary=False),
+        Metric("kl", "nats", higher_is_better=False, binary=False),
     )
 }
 

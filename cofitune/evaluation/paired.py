@@ -51,7 +51,7 @@ class TaskItems:
 
         Drift has neither: no answer of the base is right or wrong, and its own drift, the measure of a change, is 0.
         """
-        if self.metric.name == "drift":
+        if self.metric.name in ("drift", "kl"):
             return (), ()
         better = self.scores[model] - self.scores[reference]
         better = better if self.metric.higher_is_better else -better

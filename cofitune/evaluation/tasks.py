@@ -102,6 +102,11 @@ def load_drift(task: EvalTask) -> LoadedTask:
         ArtifactError: the folder is no rehearsal, or holds out no item.
     """
     rehearsal = read_rehearsal(Path(task.path))
+    if task.metric == "kl" and not rehearsal.top_k:
+        raise ArtifactError(
+            f"{task.path}: holds no probabilities for metric: kl; make it with rehearsal.top_k above 0, or use metric: "
+            "drift"
+        )
     places = rehearsal.of(held_out=True)[: task.limit]
     if not places:
         raise ArtifactError(

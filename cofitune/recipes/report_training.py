@@ -37,7 +37,8 @@ def described_training(
         facts.append(("drift from the base", f"{moved[-1]['drift']:.4f}{kl} nats a token at step {moved[-1]['step']}"))
     if manifest and (exceeded := (manifest.get("drift") or {}).get("exceeded")):
         limit = manifest["drift"]["max_drift"]
-        told = f"the drift was {exceeded['drift']} at step {exceeded['step']}, above train.max_drift {limit:g}"
+        figure = max(exceeded["drift"] or 0.0, exceeded["kl"] or 0.0)
+        told = f"the drift was {figure:.4f} at step {exceeded['step']}, above train.max_drift {limit:g}"
         facts.append(("ended early", told))
     facts += [
         ("steps", f"{steps[-1]['step']:,}{'' if manifest else ', not finished'}"),

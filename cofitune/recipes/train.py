@@ -130,7 +130,7 @@ def _go_back(
         UserError: the limit was exceeded before the first checkpoint.
     """
     record, limit = reached.record, reached.limit
-    drift = "is not finite" if record.drift is None else f"is {record.drift:.4f}"
+    drift = "is not finite" if record.drift is None else f"is {max(record.drift, record.kl or 0.0):.4f}"
     said = f"drift {drift} at step {record.step}, above train.max_drift {limit:g}"
 
     def find() -> Checkpoint | None:

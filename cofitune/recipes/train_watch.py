@@ -117,7 +117,7 @@ class Watch:
         kl = "" if record.kl is None else f"  KL {record.kl:.4f}"
         self._progress.say(f"step {step}/{self._num_steps}  drift {drift}{kl} nats a token")
         limit = self._config.train.max_drift
-        if limit is not None and step and (record.drift is None or record.drift > limit):
+        if limit is not None and step and not record.is_below(limit):
             raise DriftReached(record, limit)
 
     def _write(self, record: StepRecord | ValidationRecord | DriftRecord) -> None:
