@@ -33,7 +33,7 @@ from cofitune.recipes.eval_plan import Plan, Results, device, make_plan, print_p
 from cofitune.recipes.folders import start_folder
 from cofitune.recipes.shared import load_base
 from cofitune.reports.eval_progress import EvalProgress
-from cofitune.reports.scores_table import example_lines, scores_table, sentences, verdict_line
+from cofitune.reports.scores_table import example_lines, scores_table, sentences, unscaled, verdict_line
 from cofitune.training.delta import delta_applied, read_delta
 
 Changed = dict[str, dict[str, list[dict[str, Any]]]]  # by model: lost and gained items
@@ -217,8 +217,8 @@ def _score(
                 return
             plan.cache.put(plan.key(model, missing[result.title]), result)
             console.print(
-                f"{model.name:<{width}} {result.title}: {result.metric.name} {result.raw:.3f} of {result.items} items "
-                f"({result.seconds:.0f} s)",
+                f"{model.name:<{width}} {result.title}: {result.metric.name} {unscaled(result.raw)} of {result.items} "
+                f"items ({result.seconds:.0f} s)",
                 markup=False,
                 highlight=False,
             )
