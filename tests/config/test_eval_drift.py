@@ -37,7 +37,7 @@ def test_a_folder_alone_is_a_task(tmp_path: Path, given: str, expected: list[tup
         ("drift: {path: a, prompt: continuation}", r"eval\.drift.*prompt: not with kind drift"),
         ("drift: {path: a, max_new_tokens: 5, stop: x}", r"max_new_tokens, stop: not with kind drift"),
         ("drift: {path: a, on_bad_item: drop}", r"on_bad_item: not with kind drift"),
-        ("drift: {path: a, metric: f1}", r"metric f1 does not fit kind drift \(accepted: drift\)"),
+        ("drift: {path: a, metric: f1}", r"metric f1 does not fit kind drift \(accepted: drift, kl\)"),
         ("drift: {path: a, kind: generate}", r"of kind drift, not of kind generate"),
         ("drift: {harness: arc_easy}", r"eval\.drift"),
         ("drift: {path: a, answer_field: x}", r"answer_field: not with kind drift"),
