@@ -30,11 +30,11 @@ from cofitune.model.anatomy import Anatomy
 from cofitune.model.load import check_files, choose_dtype, fingerprint, load_tokenizer, weight_files
 from cofitune.recipes.folders import check_folder, package_version
 from cofitune.recipes.shared import base_anatomy, base_config, data_sources, eval_tasks
+from cofitune.recipes.train_rehearsal import FOLDER
 from cofitune.rehearsal.generate import Sampling, opening_of_user_turn
 from cofitune.rehearsal.items import MANIFEST
 from cofitune.rehearsal.partial import Partial
 
-FOLDER = "rehearsal"
 BYTES_A_PROBABILITY = 8  # an index and a log-probability
 BYTES_A_TOKEN = 8  # the rest's mass, and the token's own log-probability
 MOST_PROMPTS = 32  # a batch, under `batch_size: auto`
