@@ -88,7 +88,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=2, help="training seeds (default: %(default)s)")
     parser.add_argument("--items", type=int, help="items of a task at most; default: all of the demo's, 160 of others")
     parser.add_argument("--alphas", type=float, nargs="+", default=[1.0], help="default: 1")
-    parser.add_argument("--rates", type=float, nargs="+", help="of full fine-tuning; default: 3e-5 1e-4 3e-4")
+    parser.add_argument("--rates", type=float, nargs="+", help="of full fine-tuning, with rehearsal and without")
     parser.add_argument("--batch-size", type=int, default=16, help="of the evaluation (default: %(default)s)")
     parser.add_argument("--methods", nargs="+", choices=ARMS, default=list(ARMS), help="default: all")
     arguments = parser.parse_args()
@@ -169,7 +169,7 @@ def _overlay(arm: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _rates(arm: str, arguments: argparse.Namespace) -> list[float]:
-    return arguments.rates if arm == "full" and arguments.rates else ARMS[arm][2]
+    return arguments.rates if arm in ("full", "full_own") and arguments.rates else ARMS[arm][2]
 
 
 def write_results(arguments: argparse.Namespace) -> None:
