@@ -13,12 +13,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cofitune import __version__, launch, ray_orders, workers
+from cofitune import __version__
+from cofitune.config.eval import KEEP, as_alpha
 from cofitune.config.load import load_config
-from cofitune.config.tasks import KEEP, as_alpha
 from cofitune.errors import Stopped, UserError
+from cofitune.executors import local as workers
+from cofitune.executors.ray import executor as ray_orders
+from cofitune.launch import launcher as launch
+from cofitune.launch.slurm import adopt_task
 from cofitune.ranks import Rank, is_launched, this_rank
-from cofitune.slurm import adopt_task
 
 app = typer.Typer(
     name="cofitune",
@@ -58,7 +61,7 @@ def search(
     """Find the region (layer range × modules) with the best balance of speciality and versatility."""
     _alone("search")
     resolved = load_config(config, overrides)
-    from cofitune.recipes import search as recipe
+    from cofitune.recipes.search import recipe
 
     console = _console()
     run = partial(
@@ -87,7 +90,7 @@ def importance(
 ) -> None:
     """Compute the importance of attention heads, FFN neurons and FFN output channels."""
     resolved = load_config(config, overrides)
-    from cofitune.recipes import importance as recipe
+    from cofitune.recipes.importance import recipe
 
     def check(ranks: int) -> object:
         return recipe.make_plan(resolved, overwrite, Rank(world_size=ranks))
@@ -137,7 +140,7 @@ def train(
 ) -> None:
     """Train the region under the soft mask; everything else stays frozen."""
     resolved = load_config(config, overrides)
-    from cofitune.recipes import train as recipe
+    from cofitune.recipes.train import recipe
 
     def check(ranks: int) -> object:
         return recipe.check(resolved, overwrite=overwrite, resume=resume, ranks=ranks)
@@ -182,7 +185,7 @@ def evaluate(
     Exit codes: 0 done, 2 a mistake of yours, 3 a requirement is not met.
     """
     resolved = load_config(config, overrides).with_models(model or (), full_sft)
-    from cofitune.recipes import evaluate as recipe
+    from cofitune.recipes.evaluate import recipe
 
     wanted, console = require or (), _console()
 
@@ -211,7 +214,7 @@ def compare(
     """Train several methods at several rates and match them at equal speciality: what each forgets for it."""
     _alone("compare")
     resolved = load_config(config, overrides)
-    from cofitune.recipes import compare as recipe
+    from cofitune.recipes.compare import recipe
 
     ranks = launch.choose_ranks(num_processes, hostfile)
     run_command = partial(launch.run_command, ranks=ranks, grace=resolved.train.stop_grace_seconds)
@@ -263,7 +266,7 @@ def report(
 ) -> None:
     """Write one page, report.html, of what was learnt, what was forgotten and how; and its plots."""
     _alone("report")
-    from cofitune.recipes import report as recipe
+    from cofitune.recipes.report import recipe
 
     recipe.report(place, to, console=_console())
 
@@ -279,7 +282,7 @@ def worker(num_processes: NumProcesses = None, hostfile: HostFile = None) -> Non
 def proxy(config: ConfigPath, to: Path) -> None:
     """The gradient statistics of a search's proxy, in one process. `cofitune search` starts it."""
     resolved = load_config(config)
-    from cofitune.recipes import search_proxy as recipe
+    from cofitune.recipes.search import proxy as recipe
 
     recipe.take_statistics(resolved, to)
 

@@ -13,8 +13,9 @@ import torch
 from cofitune import host_memory
 from cofitune.host_memory import free_memory, usable_memory
 from cofitune.ranks import Rank
-from cofitune.recipes import importance_plan, trial_prefix
-from cofitune.training import prefix
+from cofitune.recipes.importance import plan as importance_plan
+from cofitune.recipes.trial import prefix_cache as trial_prefix
+from cofitune.training import prefix_cache as prefix
 
 GIB = 2**30
 UNLIMITED = {1: str(2**63 - 4096), 2: "max"}

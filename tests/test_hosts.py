@@ -24,7 +24,7 @@ import pytest
 import yaml
 
 from cofitune.errors import UserError
-from cofitune.hosts import Host, Place, read_hostfile, run_hosts
+from cofitune.launch.hostfile import Host, Place, read_hostfile, run_hosts
 
 CABLE = "cft0"
 
@@ -75,7 +75,7 @@ def test_a_host_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytes
 # stands for `cofitune _host`: it does what its host is called, and notes how it ended
 STAND_IN = """
 import pathlib, signal, sys, time
-from cofitune.hosts import obey_the_line
+from cofitune.launch.hostfile import obey_the_line
 def note(number, _):
     pathlib.Path(sys.argv[2], sys.argv[1]).write_text(str(number))
     sys.exit(128 + number)
@@ -88,7 +88,7 @@ sys.exit(7)
 """
 RUN = """
 import sys
-from cofitune.hosts import Host, run_hosts
+from cofitune.launch.hostfile import Host, run_hosts
 sys.exit(run_hosts([Host(name, 1) for name in sys.argv[1:]], []))
 """
 

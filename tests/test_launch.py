@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from cofitune import cli, launch
+from cofitune import cli
 from cofitune.config.load import load_config
 from cofitune.errors import UserError
 from cofitune.files import exclusive
+from cofitune.launch import launcher as launch
 from cofitune.ranks import VARIABLES, Rank, is_launched, this_rank
 
 

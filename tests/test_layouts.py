@@ -33,16 +33,16 @@ from cofitune.data.batches import plan_steps
 from cofitune.data.chat import Example
 from cofitune.importance.estimate import estimate
 from cofitune.importance.gates import seeded_dropout, virtual_gates
+from cofitune.importance_file import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS, unit_counts
 from cofitune.model.anatomy import Anatomy, anatomy_of
 from cofitune.model.region import freeze_outside, resolve_region
-from cofitune.sharding import inner_optimizer, shards
 from cofitune.softmask.factors import build_factors, hold_factors, join
 from cofitune.softmask.gradient import mask_gradients
 from cofitune.softmask.update import mask_updates
 from cofitune.training.delta import collect, hash_parameters
 from cofitune.training.engine import EngineSettings, start_distributed, start_engine
 from cofitune.training.loop import fit
-from cofitune.vectors import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS, unit_counts
+from cofitune.zero import inner_optimizer, shards
 
 L, H, F, A, K, D, V = 2, 32, 48, 4, 2, 8, 64
 SIZES: dict[str, Any] = {

@@ -18,16 +18,16 @@ from typing import Any
 import pytest
 
 from cofitune import cli
-from cofitune import ray_orders as module
 from cofitune.config.load import load_config
 from cofitune.config.schema import Config, Model
 from cofitune.errors import UserError
-from cofitune.launch import Ranks
-from cofitune.ray_cluster import nodes_that_hold
-from cofitune.ray_orders import Demand, RayOrders, choose_demand, ray_orders
-from cofitune.ray_trial import Errand, Report, run_errand
-from cofitune.recipes.orders import Measured, Order, Outcome
-from cofitune.workers import local_orders
+from cofitune.executors.local import local_orders
+from cofitune.executors.ray import executor as module
+from cofitune.executors.ray.cluster import nodes_that_hold
+from cofitune.executors.ray.executor import Demand, RayOrders, choose_demand, ray_orders
+from cofitune.executors.ray.node import Errand, Report, run_errand
+from cofitune.launch.launcher import Ranks
+from cofitune.recipes.trial.executor import Measured, Order, Outcome
 
 NODE = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 80 * 2**20}
 TWO_CORES = NODE | {"num_cpus": 2}
@@ -125,7 +125,7 @@ def test_a_paused_trial_goes_on_where_its_state_lies_and_nothing_stays_there(clu
     def work(errand: Errand) -> Report:
         import ray
 
-        from cofitune.ray_trial import search_folder
+        from cofitune.executors.ray.node import search_folder
 
         state = search_folder(errand.search) / errand.id
         state.mkdir(parents=True, exist_ok=True)
@@ -176,8 +176,8 @@ SEARCH = """
 import signal, sys, time
 from pathlib import Path
 from cofitune.config.schema import Config, Model
-from cofitune.ray_orders import Demand, RayOrders, ray_orders
-from cofitune.recipes.orders import Order
+from cofitune.executors.ray.executor import Demand, RayOrders, ray_orders
+from cofitune.recipes.trial.executor import Order
 
 folder = Path(sys.argv[2])
 
@@ -225,7 +225,7 @@ def test_a_trial_is_measured_on_a_node(cluster: Any, tmp_path: Path, monkeypatch
 def test_another_version_on_a_node_is_told_before_anything_runs(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cofitune.ray_trial.__version__", "0.0")  # here: the nodes have the real one
+    monkeypatch.setattr("cofitune.executors.ray.node.__version__", "0.0")  # here: the nodes have the real one
     with pytest.raises(
         UserError, match=r"not every node can take trials:\n.*127\.0\.0\.1\): has cofitune .*here it is 0\.0"
     ):
@@ -326,7 +326,7 @@ def test_a_search_that_lost_its_last_node_waits_for_one_but_not_for_ever(
         said.append(text)
         if "waiting up to" in text and then != "nobody":
             if "other versions" in then:
-                monkeypatch.setattr("cofitune.ray_trial.__version__", "0.0")  # here: the node has the real one
+                monkeypatch.setattr("cofitune.executors.ray.node.__version__", "0.0")  # here: the node has the real one
             nodes.append(cluster.add_node(**TWO_CORES))
 
     def kill() -> None:
@@ -463,7 +463,7 @@ def test_the_command_line_and_the_config_agree_on_the_ranks() -> None:
 
 def test_the_command_takes_the_cluster_that_the_config_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
-    monkeypatch.setattr("cofitune.recipes.search.search", lambda config, **options: given.update(options))
+    monkeypatch.setattr("cofitune.recipes.search.recipe.search", lambda config, **options: given.update(options))
     (tmp_path / "c.yaml").write_text(
         "model: {name: x}\noutput_dir: run\nsearch: {executor: ray, ray: {address: a:1, gpus_per_trial: 4}}\n"
     )

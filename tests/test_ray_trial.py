@@ -12,7 +12,7 @@ import pytest
 from cofitune.config.load import load_config
 from cofitune.config.schema import Config
 from cofitune.errors import UserError
-from cofitune.ray_trial import (
+from cofitune.executors.ray.node import (
     Errand,
     forget_search,
     measure_errand,
@@ -22,7 +22,7 @@ from cofitune.ray_trial import (
     search_folder,
     write_files,
 )
-from cofitune.recipes.orders import Order, Outcome
+from cofitune.recipes.trial.executor import Order, Outcome
 
 Trial = Callable[[Order, int], Outcome]
 
@@ -111,7 +111,7 @@ def test_relative_paths_start_where_the_search_was_typed(
 
 def test_a_trial_is_measured_on_its_ranks_where_the_data_is(errand: Errand, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr("cofitune.workers.measure_trial", lambda config, ranks: asked.append((config, ranks)))
+    monkeypatch.setattr("cofitune.executors.local.measure_trial", lambda config, ranks: asked.append((config, ranks)))
     measure_errand(errand)
     ((config, ranks),) = asked
     assert config.output_dir.endswith("/cofitune-search/a") and ranks.options == ("--num-processes", "2")
@@ -126,7 +126,7 @@ def test_a_config_arrives_as_it_was_sent(errand: Errand) -> None:
 
 def test_files_are_written_whole_and_the_scores_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
-    monkeypatch.setattr("cofitune.ray_trial.write_atomically", lambda path, _: written.append(path.name))
+    monkeypatch.setattr("cofitune.executors.ray.node.write_atomically", lambda path, _: written.append(path.name))
     write_files(tmp_path, {"eval/scores.json": b"", "trial.log": b"", "eval/a": b"", "train/metrics.jsonl": b""})
     assert written == ["a", "metrics.jsonl", "trial.log", "scores.json"]
     monkeypatch.undo()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cofitune.slurm import adopt_task, first_node
+from cofitune.launch.slurm import adopt_task, first_node
 
 JOB = {
     "SLURM_JOB_ID": "70001", "SLURM_JOB_NODELIST": "gpu[07-08]", "SLURM_NTASKS": "4", "SLURM_NNODES": "2",

@@ -14,8 +14,7 @@ from transformers import LlamaConfig
 
 from cofitune.errors import ArtifactError
 from cofitune.files import sha256_file, write_json, write_tensors
-from cofitune.model.anatomy import read_anatomy
-from cofitune.vectors import (
+from cofitune.importance_file import (
     ATTENTION_HEADS,
     FFN_NEURONS,
     FFN_OUTPUTS,
@@ -24,6 +23,7 @@ from cofitune.vectors import (
     unit_counts,
     write_importance,
 )
+from cofitune.model.anatomy import read_anatomy
 
 BASE = "b" * 64
 ANATOMY = read_anatomy(
@@ -76,7 +76,7 @@ def test_the_manifest_is_written_last(tmp_path: Path, monkeypatch: pytest.Monkey
     def fail(*_: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("cofitune.vectors.write_json", fail)
+    monkeypatch.setattr("cofitune.importance_file.write_json", fail)
     with pytest.raises(OSError, match="disk full"):
         write_importance(tmp_path, make_vectors(), make_vectors(), {})
     assert not (tmp_path / "manifest.json").exists()

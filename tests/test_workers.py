@@ -17,14 +17,14 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 import yaml
 
-from cofitune import workers
 from cofitune.config.load import load_config
 from cofitune.config.schema import Config, Model
+from cofitune.executors import local as workers
+from cofitune.executors.local import _Worker, local_orders, measure_trial
 from cofitune.files import exclusive
-from cofitune.hosts import Host
-from cofitune.launch import Ranks
-from cofitune.recipes.orders import Order, Outcome
-from cofitune.workers import _Worker, local_orders, measure_trial
+from cofitune.launch.hostfile import Host
+from cofitune.launch.launcher import Ranks
+from cofitune.recipes.trial.executor import Order, Outcome
 
 ONE, TWO = (Ranks(n, (), ("--num-processes", str(n))) for n in (1, 2))
 
@@ -220,9 +220,9 @@ import signal, sys, time
 from pathlib import Path
 from cofitune.config.load import load_config
 from cofitune.files import exclusive
-from cofitune.launch import Ranks
-from cofitune.recipes.orders import Order
-from cofitune.workers import local_orders
+from cofitune.launch.launcher import Ranks
+from cofitune.recipes.trial.executor import Order
+from cofitune.executors.local import local_orders
 
 folder, ranks = Path(sys.argv[1]), sys.argv[2]
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -14,13 +14,13 @@ from pydantic import Field, field_validator, model_validator
 
 from cofitune.config.adapter import Adapter
 from cofitune.config.compare import Compare
+from cofitune.config.eval import Eval, EvalModel, Task, Versatility, as_model
 from cofitune.config.region import Anatomy, Region
 from cofitune.config.rehearsal import Rehearsal
 from cofitune.config.search import Search
 from cofitune.config.section import Names, Section
 from cofitune.config.source import Source, Sources
-from cofitune.config.tasks import Eval, EvalModel, Task, Versatility, as_model
-from cofitune.config.training import DeepSpeed, Train
+from cofitune.config.train import DeepSpeed, Train
 from cofitune.errors import ConfigError
 
 __all__ = [

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from cofitune.config.eval import Eval
 from cofitune.config.section import Names, Section, as_list, as_text
-from cofitune.config.tasks import Eval
 
 Rung = Annotated[int, Field(gt=0)]
 

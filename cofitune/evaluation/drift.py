@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cofitune.data.batches import collate
 from cofitune.data.chat import IGNORED, Example
 from cofitune.data.top_k import TopK
+from cofitune.evaluation.data_parallel import Share, in_batches
 from cofitune.evaluation.samples import Sample, TaskResult
-from cofitune.evaluation.share import Share, in_batches
 from cofitune.evaluation.tasks import LoadedTask
 from cofitune.rehearsal.generate import rows_at_once
 from cofitune.rehearsal.items import Rehearsal

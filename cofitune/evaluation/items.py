@@ -10,7 +10,7 @@ from typing import Any
 from cofitune.data.formats import user_text
 from cofitune.data.read import read_jsonl
 from cofitune.errors import DataError, UserError
-from cofitune.evaluation.grade import NO_PUNKT, ifeval_problem, needs_punkt, punkt_is_there
+from cofitune.evaluation.ifeval import NO_PUNKT, ifeval_problem, needs_punkt, punkt_is_there
 from cofitune.evaluation.metrics import unreachable
 
 

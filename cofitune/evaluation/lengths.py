@@ -118,7 +118,7 @@ def _too_long(task: EvalTask, items: Sequence[EvalItem], tokenizer: PreTrainedTo
 
 def _cut(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, positions: int | None) -> LoadedTask:
     """The harness cuts prompts itself, and its own figures contain that: such items stay in, and are counted."""
-    from cofitune.evaluation.harness_score import build_requests
+    from cofitune.evaluation.harness.native import build_requests
 
     cut, longest, asked = set(), 0, hashlib.sha256()
     for number, context, answer in build_requests(loaded, tokenizer):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cofitune.errors import ArtifactError, UserError
-from cofitune.evaluation.grade import require_harness
+from cofitune.evaluation.ifeval import require_harness
 from cofitune.evaluation.items import EvalItem, EvalTask, read_items
 from cofitune.evaluation.metrics import METRICS, Metric
 from cofitune.files import sha256_file
@@ -125,7 +125,7 @@ def _load(task: EvalTask) -> LoadedTask:
     if task.kind != "harness":
         items, unusable = read_items(task)
         return LoadedTask(task, items, sha256_file(Path(task.path)), METRICS[task.metric], unusable)
-    from cofitune.evaluation.harness_tasks import load_harness
+    from cofitune.evaluation.harness.tasks import load_harness
 
     found = load_harness(task)
     return LoadedTask(task, found.items, found.sha256, found.metric, harness=found.tasks)

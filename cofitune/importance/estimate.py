@@ -24,9 +24,9 @@ from cofitune.errors import UserError
 from cofitune.importance.fisher import response_loss
 from cofitune.importance.gates import VirtualGates, virtual_gates
 from cofitune.importance.kl import KL_CHUNK, PASSES, kl_loss
+from cofitune.importance_file import unit_counts
 from cofitune.model.anatomy import Anatomy, anatomy_of
 from cofitune.training.memory import gathered_at_once
-from cofitune.vectors import unit_counts
 
 KL_DROPOUT, FISHER = "kl_dropout", "fisher"
 PASSES_OF = {KL_DROPOUT: PASSES, FISHER: 1}  # forward passes of a micro-batch that one backward runs through

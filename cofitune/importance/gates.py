@@ -22,9 +22,9 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from cofitune.errors import UserError
+from cofitune.importance_file import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS, unit_counts
 from cofitune.model.anatomy import Anatomy, anatomy_of
 from cofitune.model.layouts import Layout
-from cofitune.vectors import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS, unit_counts
 
 Gates = dict[str, tuple[Tensor, ...]]
 SEEDED_KERNELS = ("eager", "sdpa", "flash_attention_2")  # attention implementations whose dropout torch's seeds govern

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from cofitune.importance.gates import seeded_dropout
-from cofitune.sharding import tell_passes_apart
+from cofitune.zero import tell_passes_apart
 
 KL_CHUNK = 128  # token positions whose vocabulary-wide fp32 rows exist at one time
 PASSES = 2

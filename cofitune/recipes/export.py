@@ -12,13 +12,13 @@ from rich.console import Console
 from safetensors import safe_open
 from torch import Tensor
 
-from cofitune.config.tasks import KEEP
+from cofitune.config.eval import KEEP
 from cofitune.data.chat import set_template
 from cofitune.errors import ArtifactError, UserError
 from cofitune.files import read_json, write_json, write_tensors
 from cofitune.model.anatomy import is_missing_folder
 from cofitune.model.load import DTYPES, fingerprint, load_tokenizer, parameter_name, weight_files
-from cofitune.recipes.dial import check_keep, choose_alpha
+from cofitune.recipes.alpha.recipe import check_keep, choose_alpha
 from cofitune.training.delta import Delta, interpolate, read_delta
 
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
@@ -46,7 +46,7 @@ def export(
         base: where the base model is now, if it has moved since the training.
         dtype: float32 or bfloat16; None keeps the training's.
         alpha: how much of the training to keep: the trained tensors are base + alpha·(trained − base). auto: as
-            `cofitune.recipes.dial` chooses it. config.json names one other than 1.
+            `cofitune.recipes.alpha.recipe` chooses it. config.json names one other than 1.
         keep: under auto, the share of the run's gain on its development items that is enough.
 
     Raises:

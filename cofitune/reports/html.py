@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from cofitune.reports.findings import Finding
-from cofitune.reports.item_texts import ItemGroup
-from cofitune.reports.pictures import Picture
-from cofitune.reports.score_rows import Cell, ScoreRow
-from cofitune.reports.scores_table import number, signed
-from cofitune.reports.trained_map import TrainedMap
-from cofitune.reports.trials import TrialRow
+from cofitune.reports.evaluation.findings import Finding
+from cofitune.reports.evaluation.items import ItemGroup
+from cofitune.reports.evaluation.rows import Cell, ScoreRow
+from cofitune.reports.evaluation.table import number, signed
+from cofitune.reports.figure import Picture
+from cofitune.reports.search.rows import TrialRow
+from cofitune.reports.training.trained_map import TrainedMap
 
 Facts = Sequence[tuple[str, str]]  # a term and what is said of it
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from cofitune.errors import ConfigError, RegionError
 from cofitune.model.layouts import GROUPS, MODULES, expand_modules
 from cofitune.model.region import Region, layer_set
-from cofitune.search.rungs import share_of
+from cofitune.search.halving import share_of
 
 
 @dataclass(frozen=True)

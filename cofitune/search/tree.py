@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 
 from cofitune.errors import UserError
 from cofitune.model.region import Region
-from cofitune.search.race import Job, OnTrial, Race, Rules, RunJobs
-from cofitune.search.rungs import share_of
+from cofitune.search.halving import share_of
+from cofitune.search.level import Job, OnTrial, Race, Rules, RunJobs
 from cofitune.search.space import Level, children
 from cofitune.search.store import Store
 from cofitune.search.trial import Trial

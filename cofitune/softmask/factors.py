@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from cofitune.errors import RegionError
+from cofitune.importance_file import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.region import Region
-from cofitune.vectors import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS
 
 UNIT_OF_MODULE = {
     "q_proj": ATTENTION_HEADS,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from cofitune.softmask.factors import Factor
-from cofitune.softmask.kept import KeptShare
+from cofitune.softmask.retained import KeptShare
 
 
 def mask_gradients(

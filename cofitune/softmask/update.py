@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from cofitune.sharding import Shard
 from cofitune.softmask.factors import Factor
-from cofitune.softmask.kept import KeptShare
+from cofitune.softmask.retained import KeptShare
+from cofitune.zero import Shard
 
 
 def mask_updates(
@@ -28,7 +28,7 @@ def mask_updates(
 
     Args:
         optimizer: steps on flat fp32 tensors, each a row of shards.
-        shards: id of a flat tensor → its shards (`cofitune.sharding.shards`).
+        shards: id of a flat tensor → its shards (`cofitune.zero.shards`).
         factors: parameter name → factor; parameters without one move freely.
         kept: told, while it is watching, what each update would have been and what is left of it.
     """

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from cofitune.errors import ArtifactError, UserError
 from cofitune.files import read_json, read_tensors, sha256_file, sha256_json, write_json, write_tensors
-from cofitune.sharding import gathered
 from cofitune.softmask.factors import Factor
+from cofitune.zero import gathered
 
 FORMAT = 1
 HASHED_AT_ONCE = 4

@@ -19,7 +19,7 @@ from transformers import get_scheduler
 
 from cofitune.errors import UserError
 from cofitune.ranks import is_launched, this_rank
-from cofitune.sharding import forget_models, skip_cpu_communication_op
+from cofitune.zero import forget_models, skip_cpu_communication_op
 
 SHARDED_LOADING_FROM = 8 * 2**30  # bytes of weights
 # elements of the gradient bucket, and of what one inner step takes with copies of its gradient and (in update mode) its

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from cofitune.sharding import skip_cpu_communication_op
 from cofitune.training.engine import loading_under
+from cofitune.zero import skip_cpu_communication_op
 
 
 def frozen_config(dtype: torch.dtype, at_once: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from cofitune.sharding import Flat
+from cofitune.zero import Flat
 
 
 class PullToBase:

@@ -18,7 +18,7 @@ from cofitune.data.batches import Batch, Plan, count_supervised, rank_micro_batc
 from cofitune.data.chat import Example
 from cofitune.errors import UserError
 from cofitune.training.loss import rehearsal_loss, summed_loss
-from cofitune.training.prefix import Prefix
+from cofitune.training.prefix_cache import Prefix
 from cofitune.training.throughput import Meter
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)

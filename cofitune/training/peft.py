@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from cofitune.errors import UserError
 from cofitune.files import write_json, write_tensors
 from cofitune.model.anatomy import Anatomy
-from cofitune.sharding import gathered, read_with
 from cofitune.training.delta import collect
+from cofitune.zero import gathered, read_with
 
 NAME = "default"  # PEFT's name of the one adapter, which its files leave out
 PARAMETERS = {"lora": ("lora_A", "lora_B"), "osf": ("osf_svd_params",)}

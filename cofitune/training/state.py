@@ -18,10 +18,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from cofitune.distributed import on_rank_0
 from cofitune.errors import ArtifactError, UserError
 from cofitune.files import fsync_folder, read_json, read_tensors, sha256_file, sha256_json, write_json, write_tensors
-from cofitune.sharding import MOMENTS, Flat, begin_moments, flats, go_to_step, moments, publish_masters
-from cofitune.training.agree import on_rank_0
+from cofitune.zero import MOMENTS, Flat, begin_moments, flats, go_to_step, moments, publish_masters
 
 FORMAT = 1
 MASTER = "master"

@@ -27,8 +27,8 @@ from sides import typed
 
 from cofitune.config.load import dump_config, load_config
 from cofitune.files import write_text
-from cofitune.recipes.compare_plan import Run, make_plan, resolve_search
-from cofitune.reports.compare_table import comparison_tables, sentences
+from cofitune.recipes.compare.plan import Run, make_plan, resolve_search
+from cofitune.reports.compare.table import comparison_tables, sentences
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "scripts" / "bench" / "results"

@@ -18,7 +18,7 @@ import yaml
 from command import cofitune
 from rich.console import Console
 
-from cofitune.reports.scores_table import scores_table, sentences
+from cofitune.reports.evaluation.table import scores_table, sentences
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "scripts" / "bench" / "results"

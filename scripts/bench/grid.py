@@ -23,15 +23,15 @@ import yaml
 from command import cofitune
 
 from cofitune.config.load import load_config
-from cofitune.launch import Ranks
+from cofitune.executors.local import local_orders
+from cofitune.launch.launcher import Ranks
 from cofitune.model.region import Region, region_from_dict
-from cofitune.recipes.search_plan import make_plan
-from cofitune.recipes.search_trials import Trials
-from cofitune.reports.search_tree import region_text
+from cofitune.recipes.search.plan import make_plan
+from cofitune.recipes.search.trials import Trials
+from cofitune.reports.search.tree import region_text
+from cofitune.search.level import Job
 from cofitune.search.proxy import rank_correlation, statistics_from_json
-from cofitune.search.race import Job
 from cofitune.search.store import open_store
-from cofitune.workers import local_orders
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RANGES = ["bottom1", "bottom2", "middle", "top", "bottom-plus", "middle-plus", "top-plus"]

@@ -26,8 +26,8 @@ from cofitune.config.schema import Config
 from cofitune.data.batches import Batch, collate, rank_micro_batches, step_indices
 from cofitune.data.top_k import TopK
 from cofitune.model.region import freeze_outside
-from cofitune.recipes.shared import load_base
-from cofitune.recipes.train_plan import TrainPlan, plan_training
+from cofitune.recipes.from_config import load_base
+from cofitune.recipes.train.plan import TrainPlan, plan_training
 from cofitune.rehearsal.items import RehearsalExamples, read_rehearsal
 from cofitune.training.delta import delta_applied, read_delta
 from cofitune.training.loss import kl_from_base, rehearsal_loss, summed_loss, supervised_logits, top_k_of

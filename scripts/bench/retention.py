@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from sides import typed
 
-from cofitune.reports.compare_table import matched_table
+from cofitune.reports.compare.table import matched_table
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "scripts" / "bench" / "results"

@@ -145,8 +145,8 @@ def prepare(job: Job) -> tuple[Any, Any, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from cofitune.config.schema import Config
-    from cofitune.recipes.shared import load_base
-    from cofitune.recipes.train_plan import plan_training
+    from cofitune.recipes.from_config import load_base
+    from cofitune.recipes.train.plan import plan_training
 
     config = Config.model_validate(job.config)
     torch.manual_seed(config.train.seed)
@@ -179,11 +179,11 @@ def ours(job: Job, turns: Turns) -> None:
     import torch
 
     from cofitune.model.region import freeze_outside
-    from cofitune.sharding import inner_optimizer, shards
     from cofitune.softmask.update import mask_updates
     from cofitune.training.engine import checkpoint_layers, start_distributed, start_engine
     from cofitune.training.loop import fit
-    from cofitune.training.prefix import PrefixCache
+    from cofitune.training.prefix_cache import PrefixCache
+    from cofitune.zero import inner_optimizer, shards
 
     start_distributed()
     config, plan, model = prepare(job)
@@ -312,8 +312,8 @@ def random_factors(plan: Any) -> dict[str, Any]:
     """A soft mask of random importance on all that is trained: its cost does not hang on the values."""
     import torch
 
+    from cofitune.importance_file import UNIT_KINDS, unit_counts
     from cofitune.softmask.factors import build_factors
-    from cofitune.vectors import UNIT_KINDS, unit_counts
 
     counts = unit_counts(plan.anatomy)
     importance = {kind: torch.rand(plan.anatomy.num_layers, counts[kind]) for kind in UNIT_KINDS}

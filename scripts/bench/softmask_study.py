@@ -38,11 +38,11 @@ from cofitune.importance.normalize import NORMALIZATIONS
 from cofitune.model.anatomy import Anatomy, anatomy_of
 from cofitune.model.load import fingerprint, load_model, load_tokenizer
 from cofitune.model.region import Region, freeze_outside, resolve_region
-from cofitune.sharding import Shard
 from cofitune.softmask.factors import Factor, build_factors, shuffle_units
 from cofitune.softmask.gradient import mask_gradients
 from cofitune.softmask.update import mask_updates
 from cofitune.training.loss import summed_loss
+from cofitune.zero import Shard
 
 GENERAL = {"replay": "replay/train.jsonl", "math": "math/test.jsonl", "user": "user_oriented/test.jsonl"}
 REGIONS = {"up+down": ("up_proj", "down_proj"), "all": ("all",)}

@@ -11,7 +11,7 @@ import pytest
 
 from cofitune.config.load import load_config
 from cofitune.evaluation.tasks import LoadedTask, load_tasks
-from cofitune.recipes.shared import eval_tasks
+from cofitune.recipes.from_config import eval_tasks
 
 SUITES = Path(__file__).parents[2] / "configs/suites"
 DATA = os.environ.get("COFITUNE_DATA", "")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from cofitune.errors import UserError
-from cofitune.evaluation.comparison import Compared, changed_items, put_together
 from cofitune.evaluation.metrics import METRICS
 from cofitune.evaluation.samples import Sample, TaskResult
+from cofitune.evaluation.statistics.comparison import Compared, changed_items, put_together
 
 TASKS = {"law": ("speciality", "exact_match", 0.0), "arc": ("gen_rs", "acc", 0.25)}
 

@@ -13,12 +13,12 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cofitune.errors import ArtifactError
+from cofitune.evaluation.data_parallel import Share
 from cofitune.evaluation.drift import score_drift
 from cofitune.evaluation.items import EvalTask
 from cofitune.evaluation.metrics import METRICS
-from cofitune.evaluation.paired import TaskItems
 from cofitune.evaluation.samples import TaskResult
-from cofitune.evaluation.share import Share
+from cofitune.evaluation.statistics.paired import TaskItems
 from cofitune.evaluation.tasks import LoadedTask, load_drift
 from cofitune.rehearsal.generate import Answer, store_probabilities
 from cofitune.rehearsal.items import RehearsalExamples, RehearsalItem, write_rehearsal

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from cofitune.evaluation.frontier import Array, at_level, dominated_by, frontier, place, seed_weights
+from cofitune.evaluation.statistics.frontier import Array, at_level, dominated_by, frontier, place, seed_weights
 
 
 def brute_force(points: list[tuple[float, float]], level: float) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cofitune.errors import UserError
-from cofitune.evaluation.gate import judge, read_requirements
+from cofitune.evaluation.statistics.gate import judge, read_requirements
 
 TASKS = {"law": "speciality", "arc.low": "gen_rs", "gen kn": "gen_kn"}
 

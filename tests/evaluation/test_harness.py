@@ -15,10 +15,11 @@ from tokenizers.processors import TemplateProcessing
 from cofitune.data.chat import encode, set_template
 from cofitune.data.read import Item
 from cofitune.errors import UserError
-from cofitune.evaluation import grade, metrics
-from cofitune.evaluation.harness import score_model
+from cofitune.evaluation import ifeval as grade
+from cofitune.evaluation import metrics
 from cofitune.evaluation.lengths import render_prompt
 from cofitune.evaluation.samples import TaskResult
+from cofitune.evaluation.score import score_model
 from cofitune.evaluation.tasks import EvalTask, LoadedTask, load_tasks
 from cofitune.model.load import load_model, load_tokenizer
 

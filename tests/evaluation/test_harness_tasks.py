@@ -15,11 +15,11 @@ import torch
 
 from cofitune.data.chat import set_template
 from cofitune.errors import DataError, UserError
-from cofitune.evaluation import harness_tasks
-from cofitune.evaluation.harness import score_model
-from cofitune.evaluation.harness_tasks import write_task_files
+from cofitune.evaluation.harness import tasks as harness_tasks
+from cofitune.evaluation.harness.tasks import write_task_files
 from cofitune.evaluation.lengths import fit_lengths
 from cofitune.evaluation.samples import TaskResult
+from cofitune.evaluation.score import score_model
 from cofitune.evaluation.tasks import EvalTask, LoadedTask, load_tasks
 from cofitune.model.load import load_model, load_tokenizer
 from cofitune.ranks import VARIABLES

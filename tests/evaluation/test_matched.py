@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cofitune.evaluation.matched import Point, match_methods
 from cofitune.evaluation.metrics import Metric
-from cofitune.evaluation.paired import Bootstrap, TaskItems
+from cofitune.evaluation.statistics.matched import Point, match_methods
+from cofitune.evaluation.statistics.paired import Bootstrap, TaskItems
 
 SHARE = Metric("acc", "share", True, True)
 ITEMS = 200

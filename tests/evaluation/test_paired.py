@@ -11,8 +11,8 @@ import pytest
 from scipy import stats
 
 from cofitune.evaluation.metrics import METRICS, Metric
-from cofitune.evaluation.paired import Bootstrap, TaskItems, compare_tasks, holm, mcnemar, seed_noise
-from cofitune.evaluation.scores import SUMMARIES, TaskScore, summarise
+from cofitune.evaluation.statistics.paired import Bootstrap, TaskItems, compare_tasks, holm, mcnemar, seed_noise
+from cofitune.evaluation.statistics.scores import SUMMARIES, TaskScore, summarise
 
 TIMES = 500  # simulated evaluations
 GRADED = Metric("graded", binary=False)

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from cofitune.evaluation.scores import TaskScore, normalise, summarise
+from cofitune.evaluation.statistics.scores import TaskScore, normalise, summarise
 
 
 def test_guessing_is_0_and_all_right_is_100() -> None:

@@ -13,8 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from cofitune.errors import UserError
 from cofitune.importance.estimate import estimate, memory_estimate
 from cofitune.importance.gates import seeded_dropout, virtual_gates
+from cofitune.importance_file import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS, UNIT_KINDS
 from cofitune.model.anatomy import anatomy_of
-from cofitune.vectors import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS, UNIT_KINDS
 
 A, K, D, H, F, L, V = 4, 2, 8, 32, 48, 3, 64
 THETA = 5000.0

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cofitune.importance.estimate import FISHER, KL_DROPOUT, Scores, estimate
+from cofitune.importance_file import UNIT_KINDS, unit_counts
 from cofitune.model.anatomy import anatomy_of
-from cofitune.vectors import UNIT_KINDS, unit_counts
 
 P, SEED, V = 0.2, 5, 64
 LENGTHS = [5, 9, 3, 7]

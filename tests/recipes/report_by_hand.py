@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from cofitune.evaluation.comparison import Compared, changed_items, match_items, put_together
-from cofitune.evaluation.matched import Point, match_methods
 from cofitune.evaluation.metrics import METRICS
-from cofitune.evaluation.paired import Bootstrap
 from cofitune.evaluation.samples import Sample, TaskResult
-from cofitune.evaluation.scores import FORMAT
-from cofitune.vectors import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS, write_importance
+from cofitune.evaluation.statistics.comparison import Compared, changed_items, match_items, put_together
+from cofitune.evaluation.statistics.matched import Point, match_methods
+from cofitune.evaluation.statistics.paired import Bootstrap
+from cofitune.evaluation.statistics.scores import FORMAT
+from cofitune.importance_file import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS, write_importance
 
 HOSTILE = "<script>window.owned = 1</script><img src=x onerror='window.owned = 1'>\"'&amp; $x^2$"
 TASKS = {  # title: category, metric, chance

@@ -53,7 +53,7 @@ def main() -> None:
     """What every rank runs: all cases in one start."""
     import torch
 
-    from cofitune.recipes.train import train
+    from cofitune.recipes.train.recipe import train
 
     torch.set_num_threads(1)
     for name in CASES:

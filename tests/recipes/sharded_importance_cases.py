@@ -23,7 +23,7 @@ CASES: dict[str, tuple[str, ...]] = {
 
 def run_case(folder: Path, name: str, *overrides: str) -> None:
     from cofitune.config.load import load_config
-    from cofitune.recipes.importance import importance
+    from cofitune.recipes.importance.recipe import importance
 
     given = [override.format(folder=folder) for override in overrides]
     console = Console(width=100, record=True)
@@ -32,7 +32,7 @@ def run_case(folder: Path, name: str, *overrides: str) -> None:
 
 def run_interrupted(folder: Path) -> None:
     """Both ranks fail in their second micro-batch; rank 0 has saved the first one and rank 1 has not."""
-    from cofitune.recipes import importance as recipe
+    from cofitune.recipes.importance import recipe
 
     rank, save = torch.distributed.get_rank(), recipe.save_sums
 
@@ -53,9 +53,9 @@ def run_interrupted(folder: Path) -> None:
 
 def watch_memory(watched: list[tuple[str, int]]) -> None:
     """Have no weight too small to be sharded, and note what is gathered as each layer's forward and backward ends."""
-    from cofitune.recipes import importance
-    from cofitune.sharding import gathered_weights
+    from cofitune.recipes.importance import recipe as importance
     from cofitune.training import frozen as module
+    from cofitune.zero import gathered_weights
 
     recipe: Any = importance
     frozen: Any = module

@@ -15,14 +15,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from cofitune import cli
+from cofitune.config.eval import as_model
 from cofitune.config.schema import Config
-from cofitune.config.tasks import as_model
 from cofitune.errors import UserError
 from cofitune.files import sha256_file
 from cofitune.model.load import fingerprint
-from cofitune.recipes import evaluate as recipe
-from cofitune.recipes.eval_plan import make_plan
-from cofitune.recipes.evaluate import evaluate
+from cofitune.recipes.evaluate import recipe
+from cofitune.recipes.evaluate.plan import make_plan
+from cofitune.recipes.evaluate.recipe import evaluate
 from cofitune.recipes.export import export
 from cofitune.training.delta import interpolate, write_delta
 

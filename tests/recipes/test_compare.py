@@ -23,8 +23,8 @@ from cofitune import cli
 from cofitune.config.load import load_config
 from cofitune.config.schema import Config, Region
 from cofitune.errors import ConfigError, UserError
-from cofitune.recipes import compare as recipe
-from cofitune.recipes import compare_plan
+from cofitune.recipes.compare import plan as compare_plan
+from cofitune.recipes.compare import recipe
 from cofitune.recipes.folders import start_folder
 
 METHODS = Path(__file__).parents[2] / "configs" / "methods"
@@ -321,7 +321,7 @@ def test_unlike_runs_are_not_mixed(
 ) -> None:
     plan = compare_plan.make_plan(load(config), False, False, 1)
     run, made = plan.runs[0], plan.trainings[0]
-    monkeypatch.setattr("cofitune.recipes.train.check", lambda *_, **__: (run.folder, made))
+    monkeypatch.setattr("cofitune.recipes.train.recipe.check", lambda *_, **__: (run.folder, made))
     write_manifest(run)
     assert compare_plan._check(run, False, False, 1) is made
     write_manifest(run, **changed)

@@ -18,9 +18,10 @@ from cofitune.config.load import load_config
 from cofitune.config.schema import Config
 from cofitune.errors import ConfigError, UserError
 from cofitune.files import read_json
-from cofitune.recipes import compare as recipe
-from cofitune.recipes import compare_plan, search_plan
+from cofitune.recipes.compare import plan as compare_plan
+from cofitune.recipes.compare import recipe
 from cofitune.recipes.rehearse.recipe import rehearse
+from cofitune.recipes.search import plan as search_plan
 from cofitune.search.store import open_store
 
 WORDS = ["court", "contract", "void", "seller", "buyer", "tenant", "lease", "landlord"]

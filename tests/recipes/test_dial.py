@@ -17,17 +17,17 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from cofitune import cli
+from cofitune.config.eval import as_model
 from cofitune.config.load import dump_config, load_config
 from cofitune.config.schema import Config, EvalModel
-from cofitune.config.tasks import as_model
 from cofitune.data.chat import render, set_template
 from cofitune.data.encoded import tokenizer_sha256
 from cofitune.errors import ArtifactError, ConfigError, UserError
 from cofitune.files import write_json
 from cofitune.model.load import fingerprint, load_tokenizer
-from cofitune.recipes import dial
-from cofitune.recipes.dial import choose_alpha, next_alpha, read_alpha
-from cofitune.recipes.evaluate import evaluate, plan_evaluation
+from cofitune.recipes.alpha import recipe as dial
+from cofitune.recipes.alpha.recipe import choose_alpha, next_alpha, read_alpha
+from cofitune.recipes.evaluate.recipe import evaluate, plan_evaluation
 from cofitune.recipes.export import export
 from cofitune.rehearsal.items import RehearsalItem, no_tokens, write_rehearsal
 from cofitune.training.delta import write_delta

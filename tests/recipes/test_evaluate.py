@@ -20,11 +20,12 @@ from cofitune import cli
 from cofitune.config.load import dump_config
 from cofitune.config.schema import Config, Train
 from cofitune.errors import ArtifactError, DataError, UserError
-from cofitune.evaluation import harness, lengths
+from cofitune.evaluation import lengths
+from cofitune.evaluation import score as harness
 from cofitune.files import sha256_file
 from cofitune.model.load import fingerprint
-from cofitune.recipes import evaluate as recipe
-from cofitune.recipes.evaluate import Evaluation, evaluate
+from cofitune.recipes.evaluate import recipe
+from cofitune.recipes.evaluate.recipe import Evaluation, evaluate
 from cofitune.recipes.export import export
 from cofitune.training.delta import write_delta
 

@@ -18,7 +18,7 @@ from cofitune.config.load import dump_config
 from cofitune.config.schema import Config, Train
 from cofitune.errors import ArtifactError
 from cofitune.model.load import fingerprint
-from cofitune.recipes import evaluate as recipe
+from cofitune.recipes.evaluate import recipe
 from cofitune.recipes.rehearse.recipe import rehearse
 from cofitune.rehearsal.items import read_rehearsal
 from cofitune.training.delta import write_delta

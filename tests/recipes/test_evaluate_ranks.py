@@ -12,7 +12,7 @@ from rich.console import Console
 
 from cofitune.config.load import dump_config
 from cofitune.config.schema import Config
-from cofitune.recipes.evaluate import evaluate
+from cofitune.recipes.evaluate.recipe import evaluate
 
 WORDS = ["court", "buyer", "seller", "tenant", "lease", "Paris", "notice"]
 

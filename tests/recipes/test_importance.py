@@ -23,11 +23,11 @@ from cofitune.files import read_tensors, sha256_file
 from cofitune.importance import estimate
 from cofitune.importance.normalize import zscore_tanh
 from cofitune.importance.partial import load_sums, save_sums
+from cofitune.importance_file import UNIT_KINDS, read_importance
 from cofitune.model.anatomy import read_anatomy, read_model_config
 from cofitune.model.load import fingerprint
-from cofitune.recipes import importance as recipe
-from cofitune.recipes.importance import Rank, importance, make_plan
-from cofitune.vectors import UNIT_KINDS, read_importance
+from cofitune.recipes.importance import recipe
+from cofitune.recipes.importance.recipe import Rank, importance, make_plan
 
 ITEMS = [
     ("What is two plus two?", "Two plus two is four."),
@@ -387,7 +387,7 @@ import sys
 import torch
 from rich.console import Console
 from cofitune.config.load import load_config
-from cofitune.recipes.importance import importance
+from cofitune.recipes.importance.recipe import importance
 import os
 torch.set_num_threads(1)
 for case in sys.argv[2:]:

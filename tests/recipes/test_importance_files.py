@@ -19,9 +19,9 @@ from transformers import AutoConfig
 
 from cofitune import cli
 from cofitune.files import sha256_file, write_json, write_tensors
+from cofitune.importance_file import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS, unit_counts, write_importance
 from cofitune.model.anatomy import read_anatomy
 from cofitune.model.load import fingerprint
-from cofitune.vectors import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS, unit_counts, write_importance
 
 D, LAYER = 8, 2  # head width, and the only layer that trains
 EPSILON = RATE = 1.0  # Adam's first step is then rate · g / (|g| + 1), from which g can be told

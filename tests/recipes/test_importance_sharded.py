@@ -18,12 +18,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 from cofitune import cli
 from cofitune.config.load import load_config
 from cofitune.files import read_tensors, sha256_file
+from cofitune.importance_file import UNIT_KINDS
 from cofitune.model.anatomy import read_anatomy, read_model_config
-from cofitune.recipes import importance_plan
-from cofitune.recipes.importance import importance
-from cofitune.recipes.importance_plan import choose_sharding
+from cofitune.recipes.importance import plan as importance_plan
+from cofitune.recipes.importance.plan import choose_sharding
+from cofitune.recipes.importance.recipe import importance
 from cofitune.training.memory import gathered_at_once
-from cofitune.vectors import UNIT_KINDS
 
 WORKER = Path(__file__).with_name("sharded_importance_cases.py")
 GB = 10**9

@@ -15,8 +15,8 @@ from rich.console import Console
 
 from cofitune import cli
 from cofitune.errors import ArtifactError, UserError
-from cofitune.recipes import report as recipe
-from cofitune.recipes.report import report
+from cofitune.recipes.report import recipe
+from cofitune.recipes.report.recipe import report
 
 
 class Texts(HTMLParser):

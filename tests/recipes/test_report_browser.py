@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cofitune.recipes.report import report
+from cofitune.recipes.report.recipe import report
 
 CASES = [(width, scheme) for width in (360, 1280) for scheme in ("light", "dark")]
 # the ratio of WCAG 2.2 between the colours of an element's text and of the page

@@ -21,11 +21,11 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer
 
 from cofitune import cli
+from cofitune.importance_file import unit_counts, write_importance
 from cofitune.model.anatomy import read_anatomy
 from cofitune.model.load import fingerprint
 from cofitune.training import loop
 from cofitune.training.state import read_checkpoint
-from cofitune.vectors import unit_counts, write_importance
 
 WORDS = ["court", "contract", "void", "seller", "buyer", "tenant", "lease", "landlord", "capital", "France", "Paris"]
 

@@ -25,14 +25,14 @@ from cofitune.config.load import overlay
 from cofitune.config.schema import Config
 from cofitune.data.batches import step_indices
 from cofitune.errors import ArtifactError, ConfigError, UserError
+from cofitune.importance_file import UNIT_KINDS, unit_counts, write_importance
 from cofitune.model.anatomy import anatomy_of, read_anatomy
 from cofitune.model.load import fingerprint
-from cofitune.recipes import train_steps
-from cofitune.recipes.train import train
-from cofitune.recipes.train_plan import plan_training
+from cofitune.recipes.train import steps as train_steps
+from cofitune.recipes.train.plan import plan_training
+from cofitune.recipes.train.recipe import train
 from cofitune.training.delta import hash_tensor
 from cofitune.training.peft import insert_adapter, merged_weights, plan_adapter
-from cofitune.vectors import UNIT_KINDS, unit_counts, write_importance
 
 METHODS = Path(__file__).parents[2] / "configs" / "methods"
 WORKER = Path(__file__).with_name("rival_cases.py")

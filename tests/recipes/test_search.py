@@ -18,21 +18,21 @@ import yaml
 from rich.console import Console
 
 from cofitune.config import schema
+from cofitune.config.eval import EvalModel
 from cofitune.config.load import load_config
 from cofitune.config.schema import Config
 from cofitune.config.search import Halving
-from cofitune.config.tasks import EvalModel
 from cofitune.errors import ConfigError, UserError
 from cofitune.evaluation.metrics import Metric
 from cofitune.evaluation.samples import Sample, TaskResult, save_result
 from cofitune.model.layouts import MODULES
 from cofitune.model.load import choose_dtype
 from cofitune.model.region import resolve_region
-from cofitune.recipes.orders import Measured, Order, Outcome
-from cofitune.recipes.search import search
-from cofitune.recipes.search_plan import make_plan
-from cofitune.recipes.search_proxy import StartProxy, take_statistics
-from cofitune.reports.search_words import duration
+from cofitune.recipes.search.plan import make_plan
+from cofitune.recipes.search.proxy import StartProxy, take_statistics
+from cofitune.recipes.search.recipe import search
+from cofitune.recipes.trial.executor import Measured, Order, Outcome
+from cofitune.reports.search.sentences import duration
 from cofitune.search.proxy import statistics_from_json
 from cofitune.search.store import Store, read_trials
 from cofitune.search.trial import Trial
@@ -50,7 +50,7 @@ def write_jsonl(path: Path, items: list[dict[str, Any]]) -> str:
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take a second each."""
-    monkeypatch.setattr("cofitune.recipes.search.plots.can_draw", lambda: False)
+    monkeypatch.setattr("cofitune.recipes.search.recipe.plots.can_draw", lambda: False)
 
 
 @pytest.fixture
@@ -673,7 +673,7 @@ def test_the_statistics_are_taken_from_both_sets_of_data(config: Config, tmp_pat
 def test_on_a_terminal_a_tree_lives_and_in_the_end_there_are_pictures(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cofitune.recipes.search.plots.can_draw", lambda: True)
+    monkeypatch.setattr("cofitune.recipes.search.recipe.plots.can_draw", lambda: True)
     out = io.StringIO()
     console = Console(file=out, width=120, height=50, force_terminal=True, color_system=None)
     trainer = Trainer()

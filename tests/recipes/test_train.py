@@ -19,10 +19,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 
 from cofitune import cli
 from cofitune.data.chat import PLAIN_TEMPLATE
+from cofitune.importance_file import UNIT_KINDS, unit_counts, write_importance
 from cofitune.model.anatomy import read_anatomy
 from cofitune.model.load import fingerprint
 from cofitune.training.delta import hash_tensor
-from cofitune.vectors import UNIT_KINDS, unit_counts, write_importance
 
 WORDS = ["court", "contract", "void", "seller", "buyer", "tenant", "lease", "landlord", "capital", "France", "Paris"]
 

@@ -23,7 +23,7 @@ from cofitune.data.top_k import TopK
 from cofitune.model.load import fingerprint
 from cofitune.rehearsal.items import Rehearsal, RehearsalItem, read_rehearsal, write_rehearsal
 from cofitune.training import loop
-from cofitune.training.prefix import PrefixCache
+from cofitune.training.prefix_cache import PrefixCache
 
 
 def run(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], *arguments: str) -> int:

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from cofitune.config.schema import Config
-from cofitune.recipes.train_report import _print_stage
+from cofitune.recipes.train.plan_report import _print_stage
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import yaml
 from rich.console import Console
 
 from cofitune import cli
-from cofitune.reports import progress
-from cofitune.reports.progress import TrainProgress, clock
+from cofitune.reports.training import progress
+from cofitune.reports.training.progress import TrainProgress, clock
 
 
 def test_the_validation_loss_is_told_at_the_start_at_its_steps_and_at_the_end(

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cofitune.reports.compare_plots import draw_frontiers
-from cofitune.reports.compare_table import comparison_tables, sentences
-from cofitune.reports.compare_view import _points
+from cofitune.reports.compare.page import _points
+from cofitune.reports.compare.plot import draw_frontiers
+from cofitune.reports.compare.table import comparison_tables, sentences
 
 SCORES = {"speciality": 40.0, "versatility": 20.0, "gen_kn": 25.0, "gen_rs": None, "instruct": 15.0}
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from rich.console import Console
 
-from cofitune.evaluation.comparison import Compared, put_together
 from cofitune.evaluation.metrics import METRICS
 from cofitune.evaluation.samples import Sample, TaskResult
-from cofitune.reports.score_rows import ScoreRow, score_rows
-from cofitune.reports.scores_table import scores_table
+from cofitune.evaluation.statistics.comparison import Compared, put_together
+from cofitune.reports.evaluation.rows import ScoreRow, score_rows
+from cofitune.reports.evaluation.table import scores_table
 
 
 def make_scores(drifts: dict[str, list[float]], with_drift: bool = True) -> dict[str, Any]:

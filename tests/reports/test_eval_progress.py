@@ -6,7 +6,7 @@ from io import StringIO
 
 from rich.console import Console
 
-from cofitune.reports.eval_progress import EvalProgress
+from cofitune.reports.evaluation.progress import EvalProgress
 
 
 def test_items_are_counted_over_all_tasks() -> None:

@@ -6,8 +6,8 @@ import torch
 from rich.console import Console, RenderableType
 from torch import Tensor
 
-from cofitune.reports.importance_table import importance_report, importance_table, summary
-from cofitune.vectors import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS
+from cofitune.importance_file import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS
+from cofitune.reports.importance.table import importance_report, importance_table, summary
 
 
 def render(thing: RenderableType, width: int = 80) -> str:

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cofitune.reports.importance_table import spread_csv
-from cofitune.reports.plots import draw_importance
-from cofitune.vectors import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS
+from cofitune.importance_file import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS
+from cofitune.reports.importance.plot import draw_importance
+from cofitune.reports.importance.table import spread_csv
 
 
 def make_vectors() -> dict[str, Tensor]:

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from cofitune.recipes.report_training import described_trained
-from cofitune.reports.eval_plots import points_of
-from cofitune.reports.findings import findings
-from cofitune.reports.importance_map import by_rank
-from cofitune.reports.item_texts import ITEMS_A_TASK, LONGEST, item_groups
-from cofitune.reports.loss_plots import losses_picture, running_mean
-from cofitune.reports.pictures import SERIES, VARIABLES, draw, shortened
-from cofitune.reports.score_rows import change_cell
-from cofitune.reports.trained_map import trained_map
-from cofitune.reports.trials import search_picture, trial_rows
+from cofitune.recipes.report.training import described_trained
+from cofitune.reports.evaluation.findings import findings
+from cofitune.reports.evaluation.items import ITEMS_A_TASK, LONGEST, item_groups
+from cofitune.reports.evaluation.plots import points_of
+from cofitune.reports.evaluation.rows import change_cell
+from cofitune.reports.figure import SERIES, VARIABLES, draw, shortened
+from cofitune.reports.importance.map import by_rank
+from cofitune.reports.search.rows import search_picture, trial_rows
+from cofitune.reports.training.loss_plot import losses_picture, running_mean
+from cofitune.reports.training.trained_map import trained_map
 
 
 def change(value: float, low: float, high: float, noise: bool | None = None) -> dict[str, Any]:

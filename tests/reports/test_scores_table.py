@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cofitune.evaluation.comparison import Compared, put_together
 from cofitune.evaluation.metrics import METRICS
 from cofitune.evaluation.samples import Sample, TaskResult
-from cofitune.reports.scores_table import example_lines, scores_table, sentences, verdict_line
+from cofitune.evaluation.statistics.comparison import Compared, put_together
+from cofitune.reports.evaluation.table import example_lines, scores_table, sentences, verdict_line
 
 TASKS = {  # title: category, metric, items, chance
     "law": ("speciality", "exact_match", 120, 0.0),

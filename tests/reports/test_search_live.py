@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from cofitune.model.region import Region
-from cofitune.reports.search_live import SearchLive
-from cofitune.reports.search_tree import Row
+from cofitune.reports.search.live import SearchLive
+from cofitune.reports.search.tree import Row
 
 FFN, MHA = ("gate_proj", "up_proj", "down_proj"), ("q_proj", "k_proj", "v_proj", "o_proj")
 BASE = Row("base", None, None, 0, 0, 0.0, 58.6, 29.3, 20)

@@ -11,8 +11,8 @@ from typing import Any
 from PIL import Image
 
 from cofitune.model.region import Region
-from cofitune.reports.search_picture import frontier, place_of, place_rows, read_picture
-from cofitune.reports.search_plots import draw_search
+from cofitune.reports.search.dots import frontier, place_of, place_rows, read_picture
+from cofitune.reports.search.plot import draw_search
 from cofitune.search.trial import Trial
 
 MHA, FFN = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")

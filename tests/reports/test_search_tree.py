@@ -9,15 +9,7 @@ from rich.console import Console, RenderableType
 
 from cofitune.model.layouts import GROUPS
 from cofitune.model.region import Region
-from cofitune.reports.search_tree import (
-    PlanRow,
-    Row,
-    plan_report,
-    progress_line,
-    region_text,
-    search_report,
-)
-from cofitune.reports.search_words import (
+from cofitune.reports.search.sentences import (
     TRAINED_ONCE,
     Aim,
     proxy_sentence,
@@ -25,6 +17,14 @@ from cofitune.reports.search_words import (
     tie_sentence,
     untried_sentence,
     winner_sentence,
+)
+from cofitune.reports.search.tree import (
+    PlanRow,
+    Row,
+    plan_report,
+    progress_line,
+    region_text,
+    search_report,
 )
 
 BASE = Row("base", None, None, 0, 0, 10.0, 50.0, 30.0, 60)

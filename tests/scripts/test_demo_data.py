@@ -199,7 +199,7 @@ def test_every_beginning_of_the_general_prompts_is_balanced(sets: Sets, count: i
 
 def test_the_other_instructions_are_sound_and_of_further_kinds(sets: Sets) -> None:
     pytest.importorskip("lm_eval")
-    grade = pytest.importorskip("cofitune.evaluation.grade")
+    grade = pytest.importorskip("cofitune.evaluation.ifeval")
     for item in sets["instruct_other"]:
         checks = {key: item[key] for key in ("key", "prompt", "instruction_id_list", "kwargs")}
         assert grade.ifeval_problem(checks) is None

@@ -142,7 +142,7 @@ from cofitune.model.anatomy import anatomy_of
 from cofitune.model.load import load_model
 from cofitune.model.region import resolve_region
 from cofitune.softmask.factors import build_factors, shuffle_units
-from cofitune.vectors import unit_counts
+from cofitune.importance_file import unit_counts
 anatomy = anatomy_of(load_model({str(tiny_model_folder)!r}, torch.float32))
 importance = {{k: torch.rand(anatomy.num_layers, n) for k, n in unit_counts(anatomy).items()}}
 region = resolve_region("25%-50%", ("all",), anatomy.num_layers)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from cofitune.errors import ArtifactError
-from cofitune.evaluation.comparison import match_items
 from cofitune.evaluation.metrics import Metric
-from cofitune.evaluation.paired import Bootstrap
 from cofitune.evaluation.samples import Sample, TaskResult, save_result
-from cofitune.search.ties import KeptAnswers, difference
+from cofitune.evaluation.statistics.comparison import match_items
+from cofitune.evaluation.statistics.paired import Bootstrap
+from cofitune.search.item_scores import KeptAnswers, difference
 
 METRIC = Metric("acc")
 

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from cofitune.errors import UserError
-from cofitune.evaluation.paired import Estimate
+from cofitune.evaluation.statistics.paired import Estimate
 from cofitune.model.layouts import GROUPS
 from cofitune.model.region import Region
 from cofitune.search.budget import Budget
+from cofitune.search.halving import Rungs
+from cofitune.search.level import Job, Rules
 from cofitune.search.objective import Objective
-from cofitune.search.race import Job, Rules
-from cofitune.search.rungs import Rungs
 from cofitune.search.space import PAPER_LEVELS, Level, plan, whole_model
 from cofitune.search.store import Store, open_store, read_trials
 from cofitune.search.tree import Found, search

@@ -61,13 +61,13 @@ def run_case(case: Case, folder: Path) -> None:
     from cofitune.files import write_tensors
     from cofitune.model.anatomy import anatomy_of
     from cofitune.model.region import freeze_outside, resolve_region
-    from cofitune.sharding import inner_optimizer, shards
     from cofitune.softmask.factors import build_factors, hold_factors, join
     from cofitune.softmask.gradient import mask_gradients
     from cofitune.softmask.update import mask_updates
     from cofitune.training.delta import collect, hash_parameters
     from cofitune.training.engine import start_engine
     from cofitune.training.loop import fit
+    from cofitune.zero import inner_optimizer, shards
 
     model = layouts.build(case.family)
     anatomy = anatomy_of(model)

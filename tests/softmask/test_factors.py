@@ -7,11 +7,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cofitune.errors import RegionError
+from cofitune.importance_file import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS, UNIT_KINDS, unit_counts
 from cofitune.model.anatomy import anatomy_of
 from cofitune.model.layouts import LAYOUTS, MODULES
 from cofitune.model.region import resolve_region
 from cofitune.softmask.factors import UNIT_OF_MODULE, build_factors, shuffle_units
-from cofitune.vectors import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS, UNIT_KINDS, unit_counts
 
 PATHS = LAYOUTS["plain"].modules
 CONFIG = LlamaConfig(

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from cofitune.sharding import Shard
 from cofitune.softmask.factors import Factor, join
 from cofitune.softmask.gradient import mask_gradients
-from cofitune.softmask.kept import EVERY, KeptShare, kept_sentence
+from cofitune.softmask.retained import EVERY, KeptShare, kept_sentence
 from cofitune.softmask.update import mask_updates
+from cofitune.zero import Shard
 
 NAMES = ["layers.0.weight", "layers.3.weight"]
 FACTORS = [Factor(torch.tensor([0.0, 0.25, 1.0]), 0), Factor(torch.tensor([0.5, 1.0]), 1)]

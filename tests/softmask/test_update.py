@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cofitune.sharding import Shard
 from cofitune.softmask.factors import Factor
 from cofitune.softmask.gradient import mask_gradients
 from cofitune.softmask.update import hold_back, mask_updates
+from cofitune.zero import Shard
 
 SHAPES = [(5, 7), (7, 5), (1, 6), (6, 1)]
 

@@ -41,10 +41,10 @@ def trial(sharded: ModuleType, model: Any, number: int, case: Any) -> tuple[str,
 
     from cofitune.model.anatomy import anatomy_of
     from cofitune.model.region import freeze_outside, resolve_region
-    from cofitune.sharding import empty
     from cofitune.training.delta import collect, hash_tensors
     from cofitune.training.engine import checkpoint_layers, release, start_engine
     from cofitune.training.loop import fit
+    from cofitune.zero import empty
 
     torch.manual_seed(1)
     layers, modules = REGIONS[number]
@@ -65,7 +65,7 @@ def trial(sharded: ModuleType, model: Any, number: int, case: Any) -> tuple[str,
 
 def run_way(sharded: ModuleType, stage: int, bf16: bool) -> dict[str, Any]:
     """Each region on a model that was just made; then all of them, some twice, around one held model."""
-    from cofitune.training.held import HeldModel
+    from cofitune.training.shared_base import HeldModel
 
     case = sharded.Case("held", zero_stage=stage, bf16=bf16)
 

@@ -102,7 +102,7 @@ def run_case(case: RehearsalCase, folder: Path) -> None:
     from cofitune.model.anatomy import anatomy_of
     from cofitune.training.delta import collect
     from cofitune.training.loop import RehearsalLoss, StepRecord, fit
-    from cofitune.training.prefix import PrefixCache, PrefixPlan
+    from cofitune.training.prefix_cache import PrefixCache, PrefixPlan
 
     plan = plan_of(case)
     settings = replace(sharded.settings_of(case), rehearsal_micro_batches=plan.rehearsal_micro_batches)

@@ -14,11 +14,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from cofitune.data.batches import Plan, plan_steps
 from cofitune.data.chat import IGNORED, Example
+from cofitune.importance_file import UNIT_KINDS, unit_counts
 from cofitune.model.anatomy import Anatomy, anatomy_of
 from cofitune.model.region import Region, freeze_outside, resolve_region
 from cofitune.softmask.factors import Factor, build_factors
 from cofitune.training.engine import EngineSettings
-from cofitune.vectors import UNIT_KINDS, unit_counts
 
 VOCAB, LAYERS, STEPS, WORLD, MICRO, ACCUMULATION, SEED = 64, 4, 7, 2, 2, 2, 5
 VALIDATION = 5  # items: at the second forward there is one for two ranks
@@ -167,10 +167,10 @@ def settings_of(case: Case) -> EngineSettings:
 def start_case(case: Case, folder: Path, settings: EngineSettings) -> tuple[LlamaForCausalLM, list[str], Any]:
     """Load, freeze, mask and wrap a case's model through the product's own path: model, trained names, engine."""
     from cofitune.model.load import load_model
-    from cofitune.sharding import inner_optimizer, shards
     from cofitune.softmask.gradient import mask_gradients
     from cofitune.softmask.update import mask_updates
     from cofitune.training import engine as engines
+    from cofitune.zero import inner_optimizer, shards
 
     if case.sharded_loading:
         engines.SHARDED_LOADING_FROM = 1
@@ -198,7 +198,7 @@ def run_case(case: Case, folder: Path) -> None:
     from cofitune.files import write_json, write_tensors
     from cofitune.training.delta import collect, hash_parameters
     from cofitune.training.loop import StepRecord, fit
-    from cofitune.training.prefix import PrefixCache, PrefixPlan
+    from cofitune.training.prefix_cache import PrefixCache, PrefixPlan
     from cofitune.training.validation import validate
 
     model, names, engine = start_case(case, folder, settings_of(case))

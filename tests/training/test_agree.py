@@ -10,7 +10,7 @@ RANK = """
 import sys
 import torch
 from cofitune.errors import UserError
-from cofitune.training.agree import on_rank_0
+from cofitune.distributed import on_rank_0
 
 torch.distributed.init_process_group("gloo")
 rank = torch.distributed.get_rank()

@@ -49,7 +49,7 @@ def test_the_warm_up_is_rounded_down_so_that_a_short_run_trains_in_every_step(
 def test_the_accepted_keys_of_raw_are_deepspeeds_own() -> None:
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-    from cofitune.config.training import OWNED_KEYS, ZERO_KEYS
+    from cofitune.config.train import OWNED_KEYS, ZERO_KEYS
 
     fields = DeepSpeedZeroConfig.model_fields
     known = {*fields, *(field.alias for field in fields.values() if field.alias)}

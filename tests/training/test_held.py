@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cofitune.training.held import HeldModel, checksum
+from cofitune.training.shared_base import HeldModel, checksum
 
 WORKER = Path(__file__).with_name("held_cases.py")
 ORDER = (0, 1, 0)

@@ -20,7 +20,7 @@ from cofitune.model.region import freeze_outside
 from cofitune.training.engine import EngineSettings, checkpoint_layers, release, start_distributed, start_engine
 from cofitune.training.loop import fit
 from cofitune.training.loss import summed_loss
-from cofitune.training.prefix import PrefixCache, PrefixPlan, changing_prefix
+from cofitune.training.prefix_cache import PrefixCache, PrefixPlan, changing_prefix
 
 FIRST, HIDDEN, LAYERS_ALL, STEPS = 2, 16, 4, 9
 SETTINGS = EngineSettings(

@@ -13,11 +13,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from cofitune.data.batches import count_positions, plan_steps, rank_micro_batches, step_indices
 from cofitune.data.chat import IGNORED, Example
 from cofitune.model.region import freeze_outside
-from cofitune.sharding import empty
 from cofitune.training.engine import EngineSettings, checkpoint_layers, release, start_distributed, start_engine
-from cofitune.training.held import HeldModel
 from cofitune.training.loop import fit
-from cofitune.training.shared_prefix import DiskStore, MemoryStore, SharedPrefix, Store
+from cofitune.training.shared_base import HeldModel
+from cofitune.training.shared_prefix_cache import DiskStore, MemoryStore, SharedPrefix, Store
+from cofitune.zero import empty
 
 STEPS, MICRO, ACCUMULATION, SEED, LAYERS = 5, 2, 2, 3, "model.layers"
 

@@ -15,7 +15,7 @@ from cofitune.errors import RegionError
 from cofitune.model.region import freeze_outside
 from cofitune.training.engine import EngineSettings, checkpoint_layers, release, start_distributed, start_engine
 from cofitune.training.loop import fit
-from cofitune.training.used import watch_gradients
+from cofitune.training.unused_parameters import watch_gradients
 
 SETTINGS = EngineSettings(
     zero_stage=3, offload_optimizer="none", offload_param="none", raw={}, dtype=torch.float32, micro_batch=1,

@@ -29,8 +29,8 @@ from cofitune.host_memory import usable_memory
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.load import check_files, choose_dtype, fingerprint, load_tokenizer, weight_files
 from cofitune.recipes.folders import check_folder, package_version
-from cofitune.recipes.shared import base_anatomy, base_config, data_sources, eval_tasks
-from cofitune.recipes.train_rehearsal import FOLDER
+from cofitune.recipes.from_config import base_anatomy, base_config, data_sources, eval_tasks
+from cofitune.recipes.train.rehearsal import FOLDER
 from cofitune.rehearsal.generate import Sampling, opening_of_user_turn
 from cofitune.rehearsal.items import MANIFEST
 from cofitune.rehearsal.partial import Partial

@@ -19,11 +19,12 @@ from cofitune.data.formats import BadItemError
 from cofitune.data.read import Account
 from cofitune.data.top_k import TopK
 from cofitune.errors import UserError
-from cofitune.evaluation.share import Share, in_batches, join
+from cofitune.evaluation.data_parallel import Share, in_batches, join
 from cofitune.files import exclusive, sha256_json
 from cofitune.ranks import Rank, is_launched, this_rank
-from cofitune.recipes.eval_plan import device
+from cofitune.recipes.evaluate.plan import device
 from cofitune.recipes.folders import check_disk_space, start_folder
+from cofitune.recipes.from_config import load_base
 from cofitune.recipes.rehearse.plan import (
     TRIES,
     Prompt,
@@ -37,7 +38,6 @@ from cofitune.recipes.rehearse.plan import (
     text_of,
 )
 from cofitune.recipes.rehearse.plan_report import print_plan, print_result
-from cofitune.recipes.shared import load_base
 from cofitune.rehearsal.filters import why_dropped
 from cofitune.rehearsal.generate import (
     Answer,
@@ -49,7 +49,7 @@ from cofitune.rehearsal.generate import (
 )
 from cofitune.rehearsal.items import RehearsalItem, no_tokens, read_rehearsal, write_rehearsal
 from cofitune.rehearsal.partial import AnsweredBatch, Partial
-from cofitune.reports.progress import CountProgress
+from cofitune.reports.training.progress import CountProgress
 from cofitune.training.engine import start_distributed
 
 WRITTEN = "written by the model"

@@ -1,0 +1,237 @@
+"""Score a model in memory on tasks of ours through lm-evaluation-harness (EleutherAI, MIT), one task at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from cofitune.evaluation import ifeval as grade
+from cofitune.evaluation import metrics
+from cofitune.evaluation.data_parallel import Share
+from cofitune.evaluation.drift import score_drift
+from cofitune.evaluation.harness.native import score_harness
+from cofitune.evaluation.harness.quiet import quiet_harness
+from cofitune.evaluation.lengths import fit_lengths, max_positions, render_answer, render_prompt
+from cofitune.evaluation.samples import Sample, TaskResult
+from cofitune.evaluation.tasks import EvalItem, LoadedTask
+
+METRIC = "score"  # our name for a task's one metric inside the harness
+OWN_CODE = (
+    "drift.py",
+    "grade.py",
+    "harness.py",
+    "harness_score.py",
+    "judge.py",
+    "metrics.py",
+)  # what answers and grades
+LOSS_METRICS = ("nats_per_token", "nats_per_byte")
+
+
+def score_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[LoadedTask],
+    batch_size: int,
+    device: torch.device | str | None = None,
+    on_start: Callable[[LoadedTask], None] | None = None,
+    on_result: Callable[[TaskResult], None] | None = None,
+    share: Share | None = None,
+    positions: int | None = None,
+) -> dict[str, TaskResult]:
+    """Ask a model every item of every task, greedily, and grade the answers.
+
+    Args:
+        model: a causal language model; each of its modules is in the mode (train or eval) afterwards that it was in.
+        tokenizer: with the template set by `cofitune.data.chat.set_template`, and a padding token.
+        tasks: from `cofitune.evaluation.tasks.load_tasks`.
+        batch_size: prompts a batch. Keep it the same in everything that is compared: bf16 answers depend on it.
+        device: where to move the model first; None: it stays where it is.
+        on_start: called before each task.
+        on_result: called after each task.
+        share: this rank's share where several ranks, each with the whole model, call this with the same tasks; all of
+            them return all results, and they are the same as one rank's.
+        positions: tokens that a prompt and its answer may have; None: as many as the model can attend to.
+
+    Returns:
+        A result for each title, in the tasks' order.
+
+    Raises:
+        UserError: the packages of the extra `eval` are missing.
+        DataError: no item of a task fits into the model's positions.
+    """
+    grade.require_harness()
+    positions = positions or max_positions(model.config)
+    tasks = fit_lengths(tasks, tokenizer, positions)
+    if device is not None:
+        model.to(device)
+    results = {}
+    with quiet_harness(), _as_it_was(model):
+        from cofitune.evaluation.harness.model import HarnessJudge, Judge
+
+        asked = (model, tokenizer, batch_size, share or Share(), positions)
+        for task in tasks:
+            if on_start is not None:
+                on_start(task)
+            if task.rehearsal is not None:
+                result = score_drift(model, tokenizer, task, batch_size, share or Share())
+            else:
+                result = score_harness(HarnessJudge(*asked), task) if task.harness else _score_task(Judge(*asked), task)
+            results[task.task.title] = result
+            if on_result is not None:
+                on_result(result)
+    return results
+
+
+def versions() -> dict[str, str]:
+    """Versions of what asks and grades: the harness, its metrics' packages, and a hash of our own code for it.
+
+    Raises:
+        UserError: a package is not installed.
+    """
+    grade.require_harness()
+    own = hashlib.sha256()
+    for name in OWN_CODE:
+        own.update(Path(__file__).with_name(name).read_bytes())
+    names = (name.replace("_", "-") for name in grade.PACKAGES)
+    return {name: metadata.version(name) for name in names} | {"own_code": own.hexdigest()}
+
+
+def _score_task(judge: Any, loaded: LoadedTask) -> TaskResult:
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.evaluator import evaluate
+
+    start = time.monotonic()
+    task = loaded.task
+    # `evaluate` and not `simple_evaluate`: the latter seeds every global generator (a search trains between two
+    # evaluations) and runs `pip list` for its report
+    found = evaluate(
+        lm=judge,
+        task_dict={"tasks": {"task": ConfigurableTask(config=_task_config(loaded, judge.tokenizer))}, "groups": {}},
+        apply_chat_template=task.prompt == "chat",
+        fewshot_as_multiturn=True,
+        bootstrap_iters=0,
+    )
+    by_index = {sample["doc_id"]: sample for sample in found["samples"]["task"]}
+    samples = tuple(_sample(loaded, item, by_index[index]) for index, item in enumerate(loaded.items))
+    return TaskResult(
+        title=task.title,
+        category=task.category,
+        metric=loaded.metric,
+        raw=float(found["results"]["task"][f"{METRIC},none"]),
+        chance=loaded.chance,
+        samples=samples,
+        seconds=time.monotonic() - start,
+        others=_others(loaded, samples, judge.tokenizer),
+    )
+
+
+def _task_config(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The task as the harness describes tasks; its rows are indices into our items, so no dataset cache is involved."""
+    from datasets import Dataset
+
+    task, items = loaded.task, loaded.items
+    rows = Dataset.from_list([{"index": i} for i in range(len(items))])
+
+    def asked(row: dict[str, Any]) -> str:
+        item = items[row["index"]]  # the harness itself puts a chat's text into the template
+        return item.prompt if task.prompt == "chat" else render_prompt(tokenizer, item, task.prompt)
+
+    def answers(row: dict[str, Any]) -> list[str]:
+        item = items[row["index"]]
+        return [render_answer(item, text, task.prompt) for text in item.choices or item.references]
+
+    config: dict[str, Any] = {
+        "task": "task",
+        "custom_dataset": lambda **_: {"test": rows},
+        "test_split": "test",
+        "num_fewshot": 0,
+        "target_delimiter": "",  # the template's own line break is all that stands between question and answer
+        "doc_to_text": asked,
+        "process_results": lambda row, found: {METRIC: _grade(loaded, items[row["index"]], found, tokenizer)},
+        "metric_list": [{"metric": METRIC, "aggregation": "mean", "higher_is_better": True}],
+    }
+    if task.kind == "multiple_choice":
+        return config | {
+            "output_type": "multiple_choice",
+            "doc_to_choice": answers,
+            "doc_to_target": lambda row: items[row["index"]].answer,
+        }
+    if task.kind == "loss":
+        return config | {"output_type": "loglikelihood", "doc_to_target": lambda row: answers(row)[0]}
+    return config | {
+        "output_type": "generate_until",
+        "doc_to_target": lambda row: "",
+        "generation_kwargs": {"until": list(task.stop), "max_gen_toks": task.max_new_tokens, "do_sample": False},
+    }
+
+
+def _grade(
+    loaded: LoadedTask, item: EvalItem, answers: Sequence[Any], tokenizer: PreTrainedTokenizerBase
+) -> float | int:
+    task = loaded.task
+    if task.kind == "multiple_choice":
+        return int(metrics.pick([value for value, _ in answers], item.choices, task.metric) == item.answer)
+    if task.kind == "loss":
+        return -float(answers[0][0]) / _size(loaded, item, tokenizer, task.metric)
+    if task.kind == "ifeval":
+        return int(grade.follows_instructions(item.checks or {}, answers[0]))
+    score = metrics.text_score(task.metric, answers[0], item.references, task.pattern, task.tokenize)
+    return int(score) if loaded.metric.binary else score
+
+
+def _size(loaded: LoadedTask, item: EvalItem, tokenizer: PreTrainedTokenizerBase, metric: str) -> int:
+    """Over what a reference's cross-entropy is counted: its UTF-8 bytes, or its tokens behind the prompt."""
+    from cofitune.evaluation.harness.model import split_tokens
+
+    if metric == "nats_per_byte":
+        return len(item.references[0].encode("utf-8"))
+    prompt = loaded.task.prompt
+    text = render_answer(item, item.references[0], prompt)
+    return len(split_tokens(tokenizer, render_prompt(tokenizer, item, prompt), text)[1])
+
+
+def _others(loaded: LoadedTask, samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+    """Further figures of a task: the other metric of the same log-likelihoods, BLEU and chrF as papers report them."""
+    task, items = loaded.task, loaded.items
+    if task.kind == "multiple_choice":
+        other = "acc" if task.metric == "acc_norm" else "acc_norm"
+        picks = [metrics.pick(s.log_likelihoods or (), i.choices, other) for s, i in zip(samples, items, strict=True)]
+        return {other: sum(p == i.answer for p, i in zip(picks, items, strict=True)) / len(items)}
+    if task.kind == "loss":
+        nats = -sum((s.log_likelihoods or (0.0,))[0] for s in samples)
+        sizes = {name: sum(_size(loaded, i, tokenizer, name) for i in items) for name in LOSS_METRICS}
+        return {f"corpus_{name}": nats / size for name, size in sizes.items()}
+    if task.kind == "generate":
+        found = [metrics.extract(s.answer or "", task.pattern) or "" for s in samples]
+        whole = metrics.corpus_score(task.metric, found, [i.references for i in items], task.tokenize)
+        return {} if whole is None else {f"corpus_{task.metric}": whole}
+    return {}
+
+
+def _sample(loaded: LoadedTask, item: EvalItem, found: dict[str, Any]) -> Sample:
+    answers = found["filtered_resps"]
+    prompt = str(found["arguments"][0][0])
+    if loaded.task.kind in ("multiple_choice", "loss"):
+        values = tuple(float(value) for value, _ in answers)
+        chosen = metrics.pick(values, item.choices, loaded.task.metric) if item.choices else None
+        return Sample(item.line, prompt, item.reference, None, values, chosen, found[METRIC])
+    return Sample(item.line, prompt, item.reference, answers[0], None, None, found[METRIC])
+
+
+@contextmanager
+def _as_it_was(model: PreTrainedModel) -> Iterator[None]:
+    """Give each module its mode back: the harness calls `eval()`, and a trainer that goes on would lose its dropout."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,313 @@
+"""A search's orders on ranks of this call: a worker that is started once and takes one order after the other.
+
+A worker is `cofitune _worker`, as many processes as a trial has ranks, started by the launcher that `train` has. Its
+rank 0 holds a line to the search: orders come in, what they took goes out, and where the line breaks, it ends. What a
+trial leaves lies in its folder. A worker whose trial failed ends too, so that no trial meets what a failed one left.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import os
+import queue
+import secrets
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
+from typing import Any
+
+from cofitune.config.load import dump_config, load_config
+from cofitune.config.schema import Config
+from cofitune.errors import UserError
+from cofitune.files import write_text
+from cofitune.launch.launcher import Ranks
+from cofitune.ranks import VARIABLES, is_launched, this_rank
+from cofitune.recipes.trial.executor import Measured, Order, Outcome, RunOrders
+
+LINE = "COFITUNE_WORKER"  # where the search is to be reached, `host:port:password`, as its worker's rank 0 finds it
+SECONDS_TO_END = 20  # for a worker that is told to, before it is killed
+SECONDS_OF_RANKS_TO_END = 10  # for its ranks, likewise
+SECONDS_TO_SAY_WHY = 5  # for its launcher, once the ranks have ended
+SECONDS_OF_HOSTS_TO_SAY_WHY = 60  # where there is one on each of several machines
+SECONDS_TO_SAY_WHO = 5  # for who calls, before the call is taken for a stranger's
+SECONDS_BETWEEN_LOOKS = 0.2
+PR_SET_PDEATHSIG = 1  # of Linux' prctl
+
+
+@contextmanager
+def local_orders(ranks: Ranks) -> Iterator[RunOrders]:
+    """Give what runs orders one after the other on these ranks; the worker ends with the context.
+
+    It starts with the first order, and anew after one that failed.
+    """
+    orders = _LocalOrders(ranks)
+    try:
+        yield orders.run
+    finally:
+        orders.close()
+
+
+def measure_trial(config: Config, ranks: Ranks) -> Measured:
+    """Start a worker, take a few real steps of the config's region and answer a few items of each task; then end it.
+
+    Nothing is written outside a temporary folder, which lies where the search would write if several hosts must see it.
+
+    Args:
+        config: a trial's, as in an order.
+
+    Raises:
+        UserError: it failed; the message says why.
+    """
+    started = time.perf_counter()
+    shared = _nearest_folder(Path(config.output_dir)) if ranks.hosts else None
+    with TemporaryDirectory(prefix="cofitune-measure-", dir=shared) as name:
+        folder = Path(name)
+        config = config.model_copy(update={"output_dir": name})
+        worker = _Worker(ranks)
+        try:
+            worker.wait_until_ready()
+            to_ready = time.perf_counter() - started
+            answer = worker.ask({"do": "measure", **_write_config(config, folder)})
+            if answer is None:
+                raise UserError(f"no trial could be measured: {worker.last_words(folder / 'trial.log')}")
+        finally:
+            worker.end()
+    return Measured(**answer | {"seconds_to_start": to_ready + answer["seconds_to_start"]})
+
+
+def serve() -> None:
+    """What every rank of a worker does: carry out the search's orders until it hangs up."""
+    _end_with_parent()
+    from rich.console import Console
+
+    from cofitune.recipes.trial.runner import TrialRunner
+
+    first = this_rank().rank == 0
+    runner = TrialRunner(Console(quiet=not first))
+    line = _Line() if first else None  # only now: who is called takes the worker for ready
+    while (told := runner.agree(line.next() if line else None)) is not None:
+        _speak_into(Path(told["folder"]) / "trial.log")
+        config = load_config(Path(told["config"]))
+        if told["do"] == "measure":
+            answer = asdict(runner.measure(config))
+        else:
+            order = Order(told["id"], config, Path(told["folder"]), told["train"], told["until"])
+            answer = runner.run(order)
+        if line:
+            line.answer(answer)
+
+
+class _LocalOrders:
+    """Orders for one worker, which is there from the first one on."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._worker: _Worker | None = None
+
+    def run(self, orders: Sequence[Order]) -> Iterator[Outcome]:
+        """As `RunOrders` says."""
+        for order in orders:
+            yield self._run(order)
+
+    def close(self) -> None:
+        """End the worker, if there is one."""
+        if self._worker is not None:
+            self._worker.end()
+            self._worker = None
+
+    def _run(self, order: Order) -> Outcome:
+        begun = time.perf_counter()
+        place = _write_config(order.config, order.folder)
+        if self._worker is None:
+            self._worker = _Worker(self._ranks)
+            self._worker.wait_until_ready()
+        to_ready = time.perf_counter() - begun
+        answer = self._worker.ask({"do": "trial", **place, "id": order.id, "train": order.train, "until": order.until})
+        error = None
+        if answer is None:
+            error = self._worker.last_words(order.folder / "trial.log")
+            self.close()
+        whole = time.perf_counter() - begun
+        seconds = {"start": 0.0, "train": 0.0, "evaluate": 0.0, **(answer or {})}
+        seconds["start"] += to_ready
+        seconds["other"] = whole - sum(seconds.values())
+        return Outcome(order, error, {name: round(value, 3) for name, value in seconds.items()})
+
+
+class _Worker:
+    """The search's end of a worker. Everything here bears that its processes may die at any moment."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._server = socket.create_server(("" if ranks.hosts else "127.0.0.1", 0))
+        self._password = secrets.token_hex()
+        host = socket.gethostname() if ranks.hosts else "127.0.0.1"
+        line = f"{host}:{self._server.getsockname()[1]}:{self._password}"
+        self._said = TemporaryFile()  # noqa: SIM115 -- open as long as the worker lives
+        # inheritable files stay open in the worker: with them the search's lock, for as long as anyone writes
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "cofitune", "_worker", *ranks.options],
+            stdin=subprocess.DEVNULL,
+            stdout=self._said,
+            stderr=subprocess.STDOUT,
+            close_fds=False,
+            start_new_session=True,  # an interrupt at the keyboard reaches it through us
+            env={name: value for name, value in os.environ.items() if name not in VARIABLES}  # no rank yet
+            | {LINE: line, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SECONDS_OF_RANKS_TO_END)},
+        )
+        self._seconds_to_say_why = SECONDS_OF_HOSTS_TO_SAY_WHY if ranks.hosts else SECONDS_TO_SAY_WHY
+        self._line: socket.socket | None = None
+        self._unread = b""
+
+    def wait_until_ready(self) -> None:
+        """Wait for its rank 0's call, or for its end."""
+        while self._line is None and self._process.poll() is None:
+            if not select.select([self._server], [], [], SECONDS_BETWEEN_LOOKS)[0]:
+                continue
+            line, _ = self._server.accept()
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # a host that is gone hangs up, too
+            self._line = line
+            said: bytes | None = None
+            with suppress(OSError):
+                said = self._read(SECONDS_TO_SAY_WHO)
+            if not secrets.compare_digest(said or b"", json.dumps(self._password).encode()):
+                self._line.close()  # someone else's call
+                self._line, self._unread = None, b""
+        self._server.close()
+
+    def ask(self, order: dict[str, Any]) -> dict[str, Any] | None:
+        """Give an order and wait for its answer; None where the worker ended over it."""
+        if self._line is None:
+            return None
+        try:
+            self._line.sendall(json.dumps(order).encode() + b"\n")
+            text = self._read()
+        except OSError:
+            return None
+        answer: dict[str, Any] | None = json.loads(text) if text else None
+        return answer
+
+    def last_words(self, log: Path) -> str:
+        """Why it ended: the last line of the trial's log, to which goes what its launcher said."""
+        with suppress(subprocess.TimeoutExpired):  # told to end before, the launcher would not say why a rank failed
+            self._process.wait(SECONDS_OF_RANKS_TO_END + self._seconds_to_say_why)
+        code = self._end()
+        self._said.seek(0)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as file:
+            file.write(self._said.read())
+        if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
+            return f"was killed from outside, as the system does when the machine's memory is full ({log})"
+        said = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        return f"{said[-1].strip() if said else 'no word'} (exit {code}; {log})"
+
+    def end(self) -> None:
+        """Hang up, which ends an idle worker, and tell a busy one to end."""
+        self._end()
+        self._said.close()
+
+    def _end(self) -> int:
+        if self._line is not None:
+            self._line.close()
+        self._server.close()
+        with suppress(subprocess.TimeoutExpired):
+            if self._line is not None:
+                return self._process.wait(SECONDS_TO_END / 4)
+        self._process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            return self._process.wait(SECONDS_TO_END)
+        self._process.kill()  # its ranks end with it
+        return self._process.wait()
+
+    def _read(self, seconds: float = math.inf) -> bytes | None:
+        """The next line; None where the worker hung up or has ended, or where none came in so many seconds."""
+        if self._line is None:
+            return None
+        end = time.monotonic() + seconds
+        while b"\n" not in self._unread:
+            ended = self._process.poll() is not None  # before the look, which may still find its last words
+            if time.monotonic() > end:
+                return None
+            if not select.select([self._line], [], [], SECONDS_BETWEEN_LOOKS)[0]:
+                if ended:
+                    return None
+                continue
+            part = self._line.recv(2**16)
+            if not part:
+                return None
+            self._unread += part
+        text, _, self._unread = self._unread.partition(b"\n")
+        return text
+
+
+class _Line:
+    """A worker's end of the line to its search. Where the search is gone, a worker that is at work ends."""
+
+    def __init__(self) -> None:
+        host, port, password = os.environ[LINE].rsplit(":", 2)
+        self._line = socket.create_connection((host, int(port)))
+        self._line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._orders: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._at_work = False
+        self.answer(password)
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def next(self) -> dict[str, Any] | None:
+        """The next order; None where there will be no more."""
+        order = self._orders.get()
+        self._at_work = order is not None
+        return order
+
+    def answer(self, answer: Any) -> None:
+        """Say that the last order is carried out."""
+        self._at_work = False
+        with suppress(OSError):  # the search is gone, and `next` will say so
+            self._line.sendall(json.dumps(answer).encode() + b"\n")
+
+    def _listen(self) -> None:
+        with suppress(OSError), self._line.makefile(encoding="utf-8") as lines:
+            for line in lines:
+                self._orders.put(json.loads(line))
+        self._orders.put(None)
+        if self._at_work:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(SECONDS_OF_RANKS_TO_END)
+        os._exit(128 + signal.SIGTERM)  # it waits for a rank that will not come, and hears no signal
+
+
+def _write_config(config: Config, folder: Path) -> dict[str, str]:
+    """Leave a trial's config in its folder, where its worker reads it, and say where."""
+    path = folder / "trial.yaml"
+    write_text(path, dump_config(config))
+    return {"config": str(path.absolute()), "folder": str(folder.absolute())}
+
+
+def _nearest_folder(path: Path) -> Path:
+    """The folder itself, or the nearest above it that is there."""
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
+
+
+def _speak_into(log: Path) -> None:
+    """Let what this process says from now on go into a trial's log."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+
+
+def _end_with_parent() -> None:
+    """As a rank of ours, ask the system for this process' end where its launcher ends without having ended it."""
+    if is_launched() and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))

@@ -1,0 +1,221 @@
+"""What a run's alpha is chosen by: its development items, and its rehearsal for the drift. No weights load here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedTokenizerBase
+
+from cofitune import __version__
+from cofitune.config import schema
+from cofitune.config.load import load_config
+from cofitune.config.schema import Config, Versatility
+from cofitune.data.chat import set_template
+from cofitune.data.encoded import Encoding, Examples, encode_sources, tokenizer_sha256
+from cofitune.errors import ArtifactError, UserError
+from cofitune.evaluation.items import EvalTask
+from cofitune.evaluation.metrics import METRICS
+from cofitune.evaluation.tasks import load_drift, load_tasks
+from cofitune.files import sha256_file, sha256_json
+from cofitune.model.anatomy import is_missing_folder
+from cofitune.model.load import fingerprint, load_tokenizer, remembered_sha256
+from cofitune.recipes.alpha.measure import DriftMeasure, LossMeasure, Measure, TaskMeasure
+from cofitune.recipes.evaluate.plan import device
+from cofitune.recipes.from_config import data_sources, eval_tasks
+from cofitune.rehearsal.items import check_base
+from cofitune.training.delta import read_manifest
+
+FORMAT = 1  # of dial.json
+FOLDER = "dial"  # below a run
+Place = tuple[str, str | None]  # a model's name and revision
+
+
+@dataclass(frozen=True)
+class DialPlan:
+    """All that a choice of alpha depends on.
+
+    Attributes:
+        run: the run's folder.
+        train: the folder of its training, with the delta.
+        base: where the base is now.
+        base_fingerprint, delta_sha256: which base and which delta they are, by content.
+        model: how the base is loaded: the section `model`, in the training's dtype.
+        drift: None where it cannot be measured.
+        no_drift: why it cannot; empty where it can.
+        settings: what all measurements depend on besides their items.
+    """
+
+    run: Path
+    train: Path
+    base: Place
+    base_fingerprint: str
+    delta_sha256: str
+    model: schema.Model
+    measure: Measure
+    drift: DriftMeasure | None
+    no_drift: str
+    settings: dict[str, Any]
+
+    @property
+    def file(self) -> Path:
+        """Where the choice is written."""
+        return self.run / FOLDER / "dial.json"
+
+    @property
+    def identity(self) -> str:
+        """A hash over all that a measurement depends on, by content: points of another one are measured anew."""
+        drift = self.drift and [self.drift.loaded.sha256, self.drift.batch_size]
+        own = {"format": FORMAT, "base": self.base_fingerprint, "delta": self.delta_sha256, "drift": drift}
+        return sha256_json(own | {"measure": self.measure.settings(), "settings": self.settings})
+
+    def about(self) -> dict[str, Any]:
+        """What dial.json tells besides the points and the choice."""
+        drift: dict[str, Any] = {"unknown": self.no_drift}
+        if self.drift:
+            loaded = self.drift.loaded
+            drift = {"path": loaded.task.path, "items": len(loaded.items), "sha256": loaded.sha256}
+        return {
+            "measure": self.measure.about(),
+            "drift": drift,
+            "delta_sha256": self.delta_sha256,
+            "base_fingerprint": self.base_fingerprint,
+            "settings": {name: value for name, value in self.settings.items() if name != "versions"},
+            "versions": {**self.settings["versions"], **self.measure.settings().get("versions", {})},
+            "identity": self.identity,
+        }
+
+
+def plan_dial(run: Path, base: Place | None = None) -> DialPlan:
+    """Find out by what a run's alpha is chosen, and check everything that the user could have got wrong.
+
+    Args:
+        run: the run's output_dir (or its `train` folder).
+        base: where the base model is now, if it has moved since the training.
+
+    Raises:
+        UserError: the run is not trained, its base is gone or another one, it names no development items, or they are
+            items of its test.
+    """
+    train = run if run.name == "train" else run / "train"
+    manifest = read_manifest(train)
+    config = _own_config(train)
+    name, revision = base or (manifest["base"], manifest["revision"])
+    if is_missing_folder(name):
+        raise UserError(f"the base model {name} is not here (seen from {Path.cwd()}); say where it is with --base")
+    base_fingerprint = fingerprint(name, revision)
+    delta = train / "delta.safetensors"
+    if delta.is_file() and remembered_sha256(delta) != manifest["delta_sha256"]:
+        raise ArtifactError(f"{delta}: its bytes are not those that the manifest names; train again")
+    about = {"name": name, "revision": revision, "dtype": manifest["dtype"]}
+    model = config.model.model_copy(update={**about, "trust_remote_code": manifest["trust_remote_code"]})
+    tokenizer = load_tokenizer(name, revision, model.trust_remote_code)
+    template = set_template(tokenizer, manifest["template"])
+    tokens = tokenizer_sha256(tokenizer)  # before anyone sets its padding
+    measure = _measure(config, tokenizer)
+    drift, no_drift = _drift(config, manifest, train.parent, tokenizer, (name, base_fingerprint, tokens))
+    settings = {
+        "dtype": manifest["dtype"],
+        "attn_implementation": model.attn_implementation,
+        "device": device().type,
+        "template": template,
+        "tokenizer_sha256": tokens,
+        "versions": {"cofitune": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    return DialPlan(
+        train.parent, train, (name, revision), base_fingerprint, manifest["delta_sha256"], model, measure, drift,
+        no_drift, settings,
+    )  # fmt: skip
+
+
+def _own_config(train: Path) -> Config:
+    """The resolved config that the run was trained by."""
+    places = (train / "config.yaml", train.parent / "config.yaml")
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise ArtifactError(f"{places[0]}: is missing; it names the development items that alpha is chosen by")
+    return load_config(found)
+
+
+def _measure(config: Config, tokenizer: PreTrainedTokenizerBase) -> Measure:
+    """The speciality tasks of search.eval, or else the loss on data.validation."""
+    tested, wanted = _Tested(config), config.search.eval
+    if wanted is not None and wanted.speciality:
+        only = wanted.model_copy(update={"versatility": Versatility(), "drift": ()})
+        # a cross-entropy has no scale from guessing to all right, and enters no mean
+        tasks = tuple(t for t in load_tasks(eval_tasks(only)) if t.metric.unit == "share")
+        if tasks:
+            tested.refuse("search.eval.speciality", [t.task for t in tasks])
+            return TaskMeasure(tasks, tokenizer, wanted.batch_size)
+    if config.data.validation:
+        data = config.data
+        encoding = Encoding(data.max_length, data.train_on, data.on_bad_item)
+        encoded = encode_sources(data_sources(data.validation), tokenizer, encoding)
+        sources = tuple(e.opened for e in encoded)
+        tested.refuse_files("data.validation", (file for source in sources for file in source.files))
+        examples, size = Examples.chain(e.examples for e in encoded), config.train.per_device_train_batch_size
+        return LossMeasure(examples, sources, encoding, size, tokenizer.pad_token_id)
+    raise UserError(
+        "alpha: auto needs development items, and the config that the run was trained by names none: name tasks with a "
+        "share of right answers in search.eval.speciality, or items in data.validation (never those of eval, the test)"
+    )
+
+
+class _Tested:
+    """The items of a config's test, by their files' contents and the harness's names."""
+
+    def __init__(self, config: Config) -> None:
+        tasks = [task for task in eval_tasks(config.eval) if task.kind != "drift"]
+        self._names = {task.harness for task in tasks if task.harness}
+        files = (Path(task.path) for task in tasks if not task.harness)
+        self._files = {sha256_file(file) for file in files if file.is_file()}
+
+    def refuse(self, where: str, tasks: Iterable[EvalTask]) -> None:
+        """Raise a UserError where one of these tasks asks what the test asks."""
+        for task in tasks:
+            if task.harness in self._names:
+                raise self._error(where, str(task.harness))
+        self.refuse_files(where, (Path(task.path) for task in tasks if not task.harness))
+
+    def refuse_files(self, where: str, files: Iterable[Path]) -> None:
+        """Raise a UserError where one of these files is one of the test's."""
+        for file in files:
+            if sha256_file(file) in self._files:
+                raise self._error(where, str(file))
+
+    @staticmethod
+    def _error(where: str, what: str) -> UserError:
+        return UserError(
+            f"{where}: {what} is in the test (eval), too: alpha must not be chosen by what it is judged by"
+        )
+
+
+def _drift(
+    config: Config,
+    manifest: dict[str, Any],
+    run: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    made_by: tuple[str, str, str],
+) -> tuple[DriftMeasure | None, str]:
+    """What drift is measured on, or why it is not.
+
+    Args:
+        made_by: the base's name and fingerprint, and the tokenizer's hash, which the rehearsal must be of.
+    """
+    used = manifest.get("used", {}).get("rehearsal")
+    places = [Path(used["path"]).parent] if used else []
+    folder = next((p for p in (*places, run / "rehearsal") if (p / "manifest.json").is_file()), None)
+    if folder is None:
+        return None, f"no rehearsal in {(*places, run / 'rehearsal')[0]} (`cofitune rehearse` writes one)"
+    task = EvalTask("drift", "drift", str(folder), "drift", METRICS["drift"].name)
+    try:
+        loaded = load_drift(task)
+        if loaded.rehearsal is not None:
+            check_base(loaded.rehearsal, *made_by)
+    except ArtifactError as error:
+        return None, str(error)
+    return DriftMeasure(loaded, tokenizer, config.eval.batch_size), ""

@@ -1,0 +1,296 @@
+"""Everything about a comparison that can be known, and refused, before its first training begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from cofitune.config.load import overlay
+from cofitune.config.schema import FREE_SETTINGS, Compare, Config, EvalModel
+from cofitune.errors import ArtifactError, ConfigError, UserError
+from cofitune.evaluation.statistics.matched import BASE
+from cofitune.files import gib, read_json, sha256_json
+from cofitune.model.load import fingerprint
+from cofitune.recipes.evaluate import plan as eval_plan
+from cofitune.recipes.folders import check_disk_space, check_folder, free_bytes
+from cofitune.recipes.train import recipe as training
+from cofitune.recipes.train.plan import TrainPlan
+from cofitune.recipes.train.rehearsal import FOLDER as REHEARSAL
+from cofitune.search.winner import read_winner
+
+FOLDER = "compare"
+SCORED = "scored"  # below it: the evaluation of all of the comparison's models
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of the comparison."""
+
+    method: str
+    learning_rate: float
+    seed: int
+    config: Config
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies: a run like any other."""
+        return self.config.run
+
+    @property
+    def name(self) -> str:
+        """Its name in tables, files and the store."""
+        return f"{self.setting}-seed{self.seed}"
+
+    @property
+    def setting(self) -> str:
+        """What it shares with the runs of other seeds."""
+        return f"{self.method}-{self.learning_rate:g}"
+
+    @property
+    def identity(self) -> str:
+        """A hash of all that its config says of the training, without what changes nothing in what is trained."""
+        read = ("model", "data", "region", "adapter", "softmask", "train", "deepspeed", "importance")
+        free = {section: set(names) for section, names in FREE_SETTINGS.items()}
+        return sha256_json(self.config.model_dump(mode="json", include=set(read), exclude=free))
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether its training has finished; the manifest is written last."""
+        return (self.folder / "train" / "manifest.json").is_file()
+
+    def models(self, alphas: tuple[float, ...]) -> list[EvalModel]:
+        """The run at every alpha, as models of an evaluation."""
+        return [EvalModel(path=str(self.folder), name=model_name(self.name, a), alpha=a) for a in alphas]
+
+
+@dataclass(frozen=True)
+class ComparePlan:
+    """A comparison, resolved.
+
+    Attributes:
+        folder: `<output_dir>/compare`.
+        runs: every training, in the order in which they run: a whole seed of all methods before the next seed.
+        trainings: each run's own plan.
+        items: of the evaluation, over all tasks.
+    """
+
+    folder: Path
+    config: Config
+    runs: tuple[Run, ...]
+    trainings: tuple[TrainPlan, ...]
+    items: int
+
+    @property
+    def compare(self) -> Compare:
+        """The config's section."""
+        return self.config.compare
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The training seeds."""
+        return tuple(dict.fromkeys(run.seed for run in self.runs))
+
+    def eval_config(self, runs: list[Run]) -> Config:
+        """The config of an evaluation of the base and these runs at every alpha; all share one cache of answers."""
+        kept = [m for m in self.config.eval.models if m.role == BASE]
+        models = (*kept, *(model for run in runs for model in run.models(self.compare.alphas)))
+        changed = {"eval": self.config.eval.model_copy(update={"models": models}), "compare": Compare()}
+        return self.config.model_copy(update={**changed, "output_dir": str(self.folder / SCORED)})
+
+    @property
+    def cache(self) -> Path:
+        """Where the answers are kept."""
+        return self.folder / SCORED / "eval" / "cache"
+
+
+def model_name(run: str, alpha: float) -> str:
+    """A run at an alpha, as tables and files call it."""
+    return f"{run}-alpha{alpha:g}"
+
+
+def make_plan(config: Config, overwrite: bool, dry_run: bool, ranks: int) -> ComparePlan:
+    """Resolve every run and check all of them as `cofitune train` would, and the evaluation.
+
+    Raises:
+        UserError: anything that would make a run impossible, the first thing of each method; or a comparison that would
+            compare nothing.
+    """
+    if not config.compare.methods:
+        raise UserError("compare.methods: name some, for example compare: {methods: {full: configs/methods/full.yaml}}")
+    folder = check_folder(config, FOLDER, overwrite)
+    runs = _runs(config, folder)
+    trainings = [_check(run, overwrite, dry_run, ranks) for run in runs]
+    evaluation = _check_evaluation(ComparePlan(folder, config, tuple(runs), tuple(trainings), 0), overwrite)
+    tasks = evaluation.tasks
+    counted = {t.task.category for t in tasks if t.metric.unit == "share"}
+    if "speciality" not in counted or counted == {"speciality"}:
+        raise UserError(
+            "compare: versatility at matched speciality needs tasks of both that count in the means (losses do not): "
+            "name some in eval.speciality and in eval.versatility"
+        )
+    plan = ComparePlan(folder, config, tuple(runs), tuple(trainings), sum(len(t.items) for t in tasks))
+    if not dry_run:
+        check_disk_space(folder, _bytes_to_come(plan))
+    return plan
+
+
+def print_plan(plan: ComparePlan, seconds: dict[str, float], done: set[str], console: Console) -> None:
+    """Say what is trained and scored, what of it is done, what it takes, and where it goes.
+
+    Args:
+        seconds: mean seconds that a finished run of each method took, training and evaluation.
+        done: names of finished runs.
+    """
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in ("method", "peak rates"):
+        table.add_column(name, overflow="fold")
+    for name in ("seeds", "steps a run", "trained weights", "runs", "done"):
+        table.add_column(name, justify="right")
+    for method in dict.fromkeys(run.method for run in plan.runs):
+        own = [(r, t) for r, t in zip(plan.runs, plan.trainings, strict=True) if r.method == method]
+        rates = ", ".join(f"{rate:g}" for rate in dict.fromkeys(r.learning_rate for r, _ in own))
+        steps, trained = own[0][1].steps.num_steps, own[0][1].num_trained
+        finished = sum(r.name in done for r, _ in own)
+        table.add_row(method, rates, str(len(plan.seeds)), f"{steps:,}", f"{trained:,}", str(len(own)), str(finished))
+    console.print(table)
+    alphas = ", ".join(f"{alpha:g}" for alpha in plan.compare.alphas)
+    models = 1 + len(plan.runs) * len(plan.compare.alphas)
+    left = [run for run in plan.runs if run.name not in done]
+    lines = [
+        f"trains   {len(plan.runs)} runs, {sum(t.steps.num_steps for t in plan.trainings):,} optimizer steps; "
+        f"{len(plan.runs) - len(left)} runs are done",
+        f"scores   {models} models, the base and each run at alpha {alphas}, on {plan.items:,} items each",
+        f"takes    {about(time_left(left, seconds))} more" if left else "takes    nothing more: every run is done",
+        f"disk     {gib(_bytes_to_come(plan))} more, deltas and checkpoints; {gib(free_bytes(plan.folder))} are free",
+        f"against  {plan.compare.held_against}, at matched speciality",
+        f"writes   {plan.folder}/: compare.json, frontier.png, frontier.svg, runs.jsonl, runs/, {SCORED}/",
+    ]
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for text in dict.fromkeys(text for t in plan.trainings for text in t.missing):
+        console.print(f"[yellow]still missing:[/] {text}", highlight=False, soft_wrap=True)
+
+
+def time_left(left: list[Run], seconds: dict[str, float]) -> float | None:
+    """Seconds for these runs by what finished ones of their methods took, or of any; None where none has finished."""
+    if not seconds:
+        return None
+    mean = sum(seconds.values()) / len(seconds)
+    return sum(seconds.get(run.method, mean) for run in left)
+
+
+def about(seconds: float | None) -> str:
+    """A time in words."""
+    if seconds is None:
+        return "a time that the first finished run will tell"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
+
+
+def _runs(config: Config, folder: Path) -> list[Run]:
+    compare, problems = config.compare, list[str]()
+    shared = overlay(config, {}, "compare", _shared(config))
+    found: list[Run] = []
+    for method, given in compare.methods.items():
+        where = f"compare.methods.{method}"
+        try:
+            default = overlay(shared, given, where, {}).train.learning_rate
+            for rate in compare.rates(method, default):
+                for seed in dict.fromkeys(compare.seeds) or (config.train.seed,):
+                    place = folder / "runs" / method / f"{rate:g}" / str(seed)
+                    changes = {"train": {"learning_rate": rate, "seed": seed}, "output_dir": str(place)}
+                    own = overlay(shared, given, where, changes)
+                    if own.train.rehearsal and own.train.rehearsal.path is None:  # this config's own, not the run's
+                        there = {"train": {"rehearsal": {"path": str(config.run / REHEARSAL)}}}
+                        own = overlay(own, there, where, {})
+                    found.append(Run(method, rate, seed, own))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    if len({str(run.folder).lower() for run in found}) < len(found):
+        raise UserError("compare.methods: two names differ in upper and lower case only; they also name folders")
+    found.sort(key=lambda run: (compare.seeds or (run.seed,)).index(run.seed))  # stable
+    return found
+
+
+def _shared(config: Config) -> dict[str, Any]:
+    """What every run takes from this config's own run: its importance, and the region that its search found."""
+    changes: dict[str, Any] = {"compare": Compare().model_dump(mode="json")}
+    if config.softmask.importance is None:
+        changes["softmask"] = {"importance": [str(config.run / "importance")]}
+    return changes
+
+
+def _check(run: Run, overwrite: bool, dry_run: bool, ranks: int) -> TrainPlan:
+    """A run's own plan; what is wrong with it names the method."""
+    try:
+        resume = not overwrite
+        plan = training.check(run.config, overwrite=overwrite, resume=resume, dry_run=dry_run, ranks=ranks)[1]
+        if run.is_trained and not overwrite:
+            _check_alike(run, plan)
+    except UserError as error:
+        # --overwrite would train the whole comparison anew, for the sake of one run
+        alone = f"; to train this run alone again, delete {run.folder}" if "--overwrite" in str(error) else ""
+        raise UserError(f"compare.methods.{run.method}: {error}{alone}") from error
+    return plan
+
+
+def _check_evaluation(plan: ComparePlan, overwrite: bool) -> eval_plan.Plan:
+    """The evaluation of all models, those included that are not trained yet.
+
+    Raises:
+        UserError: it cannot be made, or a method's runs would be asked in another template than they were trained in.
+    """
+    asked = eval_plan.make_plan(plan.eval_config([]), overwrite).settings["template"]
+    for run, made in zip(plan.runs, plan.trainings, strict=True):
+        if made.data.template != asked:
+            raise UserError(
+                f"compare.methods.{run.method}: data.template: it would be trained in the template "
+                f"'{made.data.template}', and all models are asked in '{asked}'; leave it out here, and name the one "
+                "for all in the section data of the config itself"
+            )
+    trained = [run for run in plan.runs if run.is_trained and not overwrite]
+    to_come = [model for run in plan.runs if run not in trained for model in run.models(plan.compare.alphas)]
+    return eval_plan.make_plan(plan.eval_config(trained), overwrite, to_come=to_come)
+
+
+def _check_alike(run: Run, plan: TrainPlan) -> None:
+    """Hold a finished run against what this call would train, where its config says the same: means are over equals.
+
+    Raises:
+        ArtifactError: it took other steps, on other ranks or in another precision.
+    """
+    made = read_json(run.folder / "train" / "manifest.json", "training manifest")
+    dtype = str(plan.settings.dtype).removeprefix("torch.")
+    now = {"ranks": plan.steps.world_size, "steps": plan.steps.num_steps, "dtype": dtype}
+    unlike = [f"{what} {made.get(what)} there, {value} now" for what, value in now.items() if made.get(what) != value]
+    if unlike:
+        raise ArtifactError(
+            f"{run.folder} was trained otherwise than this call would ({'; '.join(unlike)}); call it as before, or "
+            "--overwrite the comparison"
+        )
+
+
+def resolve_search(config: Config) -> Config:
+    """Where the config trains the region that its search found, name that region: a run has no search of its own.
+
+    Raises:
+        ArtifactError: there is none, or it was found on another base.
+    """
+    if config.region != "search":
+        return config
+    layers, modules = read_winner(config.run / "search", fingerprint(config.model.name, config.model.revision))
+    changes = {"region": {"layers": layers, "modules": list(modules)}}
+    return overlay(config, changes, "region: search", {})
+
+
+def _bytes_to_come(plan: ComparePlan) -> int:
+    """Bytes of the deltas that are not there yet, and of the checkpoints of the run that has the largest."""
+    waiting = [(r, t) for r, t in zip(plan.runs, plan.trainings, strict=True) if not r.is_trained]
+    checkpoints = [(r.config.train.keep_last + 1) * t.checkpoint_bytes for r, t in waiting if r.config.train.save_steps]
+    return sum(t.delta_bytes for _, t in waiting) + max(checkpoints, default=0)

@@ -1,0 +1,295 @@
+"""`cofitune eval`: ask every model the same items, except what was asked before; show what was learnt and forgotten."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import PreTrainedModel
+
+from cofitune.config.schema import Config
+from cofitune.errors import UserError
+from cofitune.evaluation.data_parallel import Share, join
+from cofitune.evaluation.samples import TaskResult, save_result
+from cofitune.evaluation.score import score_model
+from cofitune.evaluation.statistics.comparison import Compared, changed_items, put_together
+from cofitune.evaluation.statistics.gate import Verdict, judge
+from cofitune.evaluation.statistics.scores import FORMAT
+from cofitune.evaluation.tasks import LoadedTask
+from cofitune.files import write_json, write_text
+from cofitune.ranks import Rank
+from cofitune.recipes.alpha.recipe import choose_alphas, read_chosen
+from cofitune.recipes.evaluate.models import Scored
+from cofitune.recipes.evaluate.plan import Plan, Results, device, make_plan, print_plan, tell_left_out
+from cofitune.recipes.folders import start_folder
+from cofitune.recipes.from_config import load_base
+from cofitune.reports.evaluation.progress import EvalProgress
+from cofitune.reports.evaluation.table import example_lines, scores_table, sentences, unscaled, verdict_line
+from cofitune.training.delta import delta_applied, read_delta
+
+Changed = dict[str, dict[str, list[dict[str, Any]]]]  # by model: lost and gained items
+Weights = Callable[[Scored], AbstractContextManager[PreTrainedModel]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` leaves: the folder with scores.json, and the gate's verdicts."""
+
+    folder: Path
+    verdicts: tuple[Verdict, ...] = ()
+
+    @property
+    def met(self) -> bool:
+        """Whether every requirement is met."""
+        return all(verdict.met for verdict in self.verdicts)
+
+
+def evaluate(
+    config: Config,
+    *,
+    require: Sequence[str] = (),
+    overwrite: bool = False,
+    dry_run: bool = False,
+    console: Console | None = None,
+    rank: Rank | None = None,
+) -> Evaluation:
+    """Score the base, the run and every further model on the same items and compare them, in `<output_dir>/eval`.
+
+    Answers are kept by all that they depend on: a second call loads no weights, and a new model, task or delta is all
+    that is scored. An interrupted call goes on with the next unfinished task.
+
+    Args:
+        config: reads its sections model, data (the template) and eval; the run is `<output_dir>/train`.
+        require: requirements on the changes against the base, such as `versatility>=-1.0` (evaluation/gate.py).
+        overwrite: score everything anew, and replace a folder of another config.
+        dry_run: print the plan and write nothing.
+        console: where to talk; default: the terminal.
+        rank: this process, where several ranks call this together and share the batches; None: it is alone.
+
+    Raises:
+        UserError: anything that the user can mend, found before weights load; or weights that give no numbers.
+    """
+    console = console or Console()
+    rank = rank or Rank()
+    plan = plan_evaluation(config, overwrite, require, console=console, dry_run=dry_run, alone=rank.world_size == 1)
+    if dry_run:
+        print_plan(plan, {m.name: {} for m in plan.models} if overwrite else plan.known(), console)
+        return Evaluation(plan.folder)
+    return carry_out(plan, config, join(rank.rank, rank.world_size), console, overwrite=overwrite)
+
+
+def plan_evaluation(
+    config: Config,
+    overwrite: bool = False,
+    require: Sequence[str] = (),
+    *,
+    console: Console,
+    dry_run: bool = False,
+    alone: bool = True,
+) -> Plan:
+    """Make the plan, and before it the alphas of models with `alpha: auto` that have not been chosen yet.
+
+    Everything else is checked before the first of them is measured. A dry run measures nothing.
+
+    Args:
+        alone: whether this process is the only one; several ranks find the choice made.
+
+    Raises:
+        UserError: as `make_plan` and `choose_alpha`; or several ranks find an alpha that is not chosen.
+    """
+    known, waiting = read_chosen(config)
+    # of a model to come nothing is known, whichever alpha between base and run it gets
+    plan = make_plan(known, overwrite, require, [model.at(0.5) for model in waiting])
+    if not waiting:
+        return plan
+    if dry_run:
+        for model in waiting:
+            line = f"{model.title}: its alpha is chosen first, on the development items of {model.path}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        return plan
+    if not alone:
+        raise UserError(
+            f"eval.models: the alpha of {waiting[0].path}@auto is chosen in one process: by `cofitune eval` before it "
+            "starts ranks, or by `cofitune export --alpha auto`"
+        )
+    return make_plan(choose_alphas(config, console), overwrite, require)
+
+
+def carry_out(
+    plan: Plan,
+    config: Config,
+    share: Share,
+    console: Console,
+    *,
+    overwrite: bool = False,
+    weights: Weights | None = None,
+) -> Evaluation:
+    """Do what the plan says: ask what has not been answered yet, and write scores and answers. All of `share` call.
+
+    Args:
+        weights: gives a model in memory, where it is to be asked; None: they are loaded from their files.
+
+    Raises:
+        UserError: weights that cannot be loaded, or give no numbers.
+    """
+    share.meet()  # every rank has read its plan before rank 0 changes the folder
+    if share.rank == 0:
+        start_folder(config, "eval", overwrite)
+        tell_left_out(plan, console)
+    results = share.agree(plan.known() if share.rank == 0 else {})
+    if asked := sum(len(found) for found in results.values()):
+        console.print(f"{asked} of {len(plan.models) * len(plan.tasks)} results as scored before", highlight=False)
+    todo = [m for m in plan.models if len(results[m.name]) < len(plan.tasks)]
+    if weights is None:
+        _load_and_score(todo, plan, config, results, share, console)
+    else:
+        for model in todo:
+            with weights(model) as whole:
+                _score(plan, model, whole, results[model.name], share, console)
+    if share.rank != 0:
+        return Evaluation(plan.folder)
+    scores = _scores(plan, config, results)
+    verdicts = judge(plan.requirements, _changes(scores))
+    changed = _changed(plan, results, scores)
+    _write(plan, results, scores | {"gate": [v.as_dict() for v in verdicts]}, changed)
+    _report(plan, scores, changed, console)
+    for verdict in verdicts:
+        console.print(verdict_line(verdict.as_dict()), markup=False, highlight=False, soft_wrap=True)
+    return Evaluation(plan.folder, tuple(verdicts))
+
+
+def _load_and_score(
+    todo: list[Scored], plan: Plan, config: Config, results: Results, share: Share, console: Console
+) -> None:
+    """Every base is loaded once, its runs' deltas are put in and taken out."""
+    places = {model.source.place: index for index, model in reversed(list(enumerate(plan.models)))}
+    todo.sort(key=lambda m: places[m.source.place])  # stable, so that the base comes before its runs
+    for (name, revision), group in groupby(todo, key=lambda m: m.source.place):
+        wanted = config.model.model_copy(update={"name": name, "revision": revision})
+        with _status(console, f"loading {name}"):
+            weights = load_base(wanted).to(device())
+        for model in group:
+            with _with_delta(weights, model):
+                _score(plan, model, weights, results[model.name], share, console)
+        del weights  # its memory must be back before the next one loads
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+@contextmanager
+def _with_delta(weights: PreTrainedModel, model: Scored) -> Iterator[None]:
+    if model.train is None:
+        yield
+        return
+    with delta_applied(weights, read_delta(model.train, model.source.fingerprint), model.alpha):
+        yield
+
+
+def _score(
+    plan: Plan, model: Scored, weights: PreTrainedModel, found: dict[str, TaskResult], share: Share, console: Console
+) -> None:
+    """Score one model on the tasks that it lacks; each answer is kept as soon as its task is done."""
+    width = max(len(m.name) for m in plan.models)
+    missing = {t.task.title: t for t in plan.tasks if t.task.title not in found}
+    with EvalProgress(console, model.name, sum(len(t.items) for t in missing.values())) as progress:
+
+        def begin(loaded: LoadedTask) -> None:
+            progress.start(loaded.task.title, len(loaded.items))
+
+        def keep(result: TaskResult) -> None:
+            if not result.are_numbers:
+                raise UserError(
+                    f"'{model.name}' ({model.path}) gives log-likelihoods that are no numbers (task '{result.title}'): "
+                    "its weights are damaged; did its training diverge?"
+                )
+            found[result.title] = result
+            if share.rank != 0:
+                return
+            plan.cache.put(plan.key(model, missing[result.title]), result)
+            console.print(
+                f"{model.name:<{width}} {result.title}: {result.metric.name} {unscaled(result.raw)} of {result.items} "
+                f"items ({result.seconds:.0f} s)",
+                markup=False,
+                highlight=False,
+            )
+
+        mine = replace(share, on_progress=progress.advance)
+        tasks, batch_size = tuple(missing.values()), plan.settings["batch_size"]
+        score_model(weights, model.source.tokenizer, tasks, batch_size, None, begin, keep, mine, plan.positions)
+
+
+def _scores(plan: Plan, config: Config, results: Results) -> dict[str, Any]:
+    """The content of scores.json."""
+    groups: dict[str, list[str]] = {}
+    for model in plan.models:
+        if model.training is not None:
+            groups.setdefault(model.training, []).append(model.name)
+    seeds = {m.name: m.seed for m in plan.models}
+    by_seed = tuple(tuple(g) for g in groups.values() if len({seeds[name] for name in g}) > 1)
+    full_sft = next((m.name for m in plan.models if m.role == "full_sft"), None)
+    ordered = {m.name: {t.task.title: results[m.name][t.task.title] for t in plan.tasks} for m in plan.models}
+    computed = put_together(ordered, Compared(plan.models[0].name, full_sft, by_seed), config.eval.speciality_weight)
+    for model in plan.models:
+        computed["models"][model.name] |= {
+            "role": model.role, "path": model.path, **model.weights, "seed": model.seed
+        }  # fmt: skip
+        if model.keep is not None:
+            computed["models"][model.name] |= {"alpha": model.alpha, "keep": model.keep}
+    return {"format": FORMAT, "settings": plan.settings, "tasks": plan.about_tasks} | computed
+
+
+def _changes(scores: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Each model's changes against the base by the score's name; a summary goes before a task of the same name."""
+    base = next(iter(scores["models"]))
+    own = [c for c in scores["comparisons"] if c["against"] == base]
+    return {c["model"]: {**c["tasks"], **{n: v for n, v in c["summary"].items() if v is not None}} for c in own}
+
+
+def _write(plan: Plan, results: Results, scores: dict[str, Any], changed: Changed) -> None:
+    """Answers, lost and gained items, then the scores: an interruption leaves no old scores beside new answers."""
+    (plan.folder / "scores.json").unlink(missing_ok=True)
+    for part in ("samples", "changed"):
+        shutil.rmtree(plan.folder / part, ignore_errors=True)
+    for name, found in results.items():
+        for title, result in found.items():
+            save_result(result, plan.folder / "samples" / name / f"{title}.jsonl")
+    for name, parts in changed.items():
+        for what, items in parts.items():
+            text = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+            write_text(plan.folder / "changed" / name / f"{what}.jsonl", text)
+    write_json(plan.folder / "scores.json", scores)
+
+
+def _changed(plan: Plan, results: Results, scores: dict[str, Any]) -> Changed:
+    """The items that each model lost and gained against the base."""
+    choices = {t.task.title: [item.choices for item in t.items] for t in plan.tasks}
+    own = [c for c in scores["comparisons"] if c["against"] == plan.models[0].name]
+    return {c["model"]: changed_items(results, c, choices) for c in own}
+
+
+def _report(plan: Plan, scores: dict[str, Any], changed: Changed, console: Console) -> None:
+    lines = list(sentences(scores))
+    if scores["missing"]:
+        lines.append(f"no task, and so in no mean: {', '.join(scores['missing'])}")
+    for name, parts in changed.items():
+        lines += example_lines(name, parts["lost"])
+    if len(plan.models) == 1:
+        lines.append(f"only the base was scored: {plan.folder.parent / 'train'} holds no finished training yet")
+    lines.append(f"→ {plan.folder}/scores.json, samples/, changed/ (the items lost and gained)")
+    console.print(scores_table(scores))
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _status(console: Console, text: str) -> AbstractContextManager[Any]:
+    return console.status(text) if console.is_terminal else nullcontext()

@@ -1,0 +1,263 @@
+"""All that `cofitune importance` can know before it reads a weight."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from cofitune import __version__
+from cofitune.config.schema import Config
+from cofitune.data.batches import Batch, collate
+from cofitune.data.chat import set_template
+from cofitune.data.encoded import Encoding, Examples, encode_sources
+from cofitune.data.read import Account
+from cofitune.data.sources import OpenSource
+from cofitune.errors import ArtifactError, UserError
+from cofitune.files import gib
+from cofitune.host_memory import usable_memory
+from cofitune.importance.estimate import KL_DROPOUT, PASSES_OF, memory_estimate
+from cofitune.importance.partial import has_sums
+from cofitune.importance_file import read_importance, unit_counts
+from cofitune.model.anatomy import Anatomy
+from cofitune.model.load import check_files, choose_dtype, fingerprint, load_tokenizer, weight_files
+from cofitune.ranks import Rank
+from cofitune.recipes.folders import check_folder
+from cofitune.recipes.from_config import base_anatomy, base_config, data_sources
+from cofitune.reports.importance.plot import can_draw
+from cofitune.reports.training.plan import print_account
+from cofitune.training.out_of_memory import telling_out_of_memory
+
+ALONE = Rank()
+PARTIAL = "partial"
+ROOM = 0.9  # of a device's memory; the rest is the driver's, and the estimate's error
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """Whether the ranks share the weights under ZeRO-3, and in words why, or why not."""
+
+    sharded: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is known before a weight is read: the items as tokens, the model's sizes, and what will be written."""
+
+    folder: Path
+    anatomy: Anatomy
+    examples: Examples
+    sources: tuple[OpenSource, ...]
+    account: Account
+    pad_token_id: int
+    template: str
+    batch_size: int
+    passes: int
+    memory: dict[str, int]
+    sharding: Sharding
+    interrupted: bool = False  # there are sums of an estimation of the same identity
+
+    @property
+    def partial(self) -> Path:
+        """Where the ranks' sums lie while they are unfinished."""
+        return self.folder / PARTIAL
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens of all items, prompts included."""
+        return int(self.examples.lengths.sum())
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Micro-batches over all ranks."""
+        return math.ceil(len(self.examples) / self.batch_size)
+
+    def micro_batches(self, rank: Rank, done: int = 0) -> Iterator[tuple[int, Batch]]:
+        """Yield a rank's micro-batches after the first `done`, with their index in the whole data, in its order."""
+        for index in range(rank.rank + done * rank.world_size, self.num_micro_batches, rank.world_size):
+            part = self.examples[index * self.batch_size : (index + 1) * self.batch_size]
+            yield index, collate(part, self.pad_token_id)
+
+
+def make_plan(config: Config, overwrite: bool = False, rank: Rank = ALONE) -> Plan:
+    """Read the data, the tokenizer and the model's sizes, and check everything that the user could have got wrong.
+
+    Args:
+        rank: this process, or one of those that will be started.
+
+    Raises:
+        UserError: no data is named, or a file, an item, the model or the output folder cannot be used.
+    """
+    wanted, model = config.importance, config.model
+    if not wanted.data:
+        raise UserError(
+            "importance.data: names no data; give it general data, what the model should keep being able to do, for "
+            "example importance: {data: [{path: data/general.jsonl}]}"
+        )
+    sums = config.run / "importance" / PARTIAL
+    folder = check_folder(config, "importance", overwrite, resumes=sums.is_dir())  # whose sums: that is seen below
+    anatomy = base_anatomy(model, base_config(model))
+    check_files(weight_files(model.name, model.revision), anatomy)
+    tokenizer = load_tokenizer(model.name, model.revision, model.trust_remote_code)
+    template = set_template(tokenizer, config.data.template)
+    sources = data_sources(wanted.data)
+    # the KL looks at whole conversations, so nothing needs the response to be told apart
+    train_on = "all" if wanted.estimator == KL_DROPOUT else "response"
+    encoding = Encoding(config.data.max_length, train_on, config.data.on_bad_item)
+    encoded = encode_sources(sources, tokenizer, encoding, wanted.max_items)
+    examples = Examples.chain(e.examples for e in encoded)
+    longest = int(examples.lengths.max())
+    sizes = choose_dtype(model.dtype).itemsize, wanted.per_device_batch_size, longest, PASSES_OF[wanted.estimator]
+    memory = memory_estimate(anatomy, *sizes)
+    sharding = choose_sharding(wanted.sharding, sum(memory.values()), device_memory(rank), rank.world_size)
+    if sharding.sharded:
+        memory = memory_estimate(anatomy, *sizes, rank.world_size)
+    plan = Plan(
+        folder, anatomy, examples, tuple(e.opened for e in encoded), Account.total(e.account for e in encoded),
+        tokenizer.pad_token_id, template, wanted.per_device_batch_size, PASSES_OF[wanted.estimator], memory, sharding,
+    )  # fmt: skip
+    if not sums.is_dir():
+        return plan
+    plan = replace(plan, interrupted=has_sums(sums, rank.world_size, sharding.sharded, identity_of(plan, config)))
+    if not plan.interrupted:
+        check_folder(config, "importance", overwrite)
+    return plan
+
+
+def choose_sharding(wanted: str, whole: int, device: int, num_ranks: int) -> Sharding:
+    """Resolve `importance.sharding`.
+
+    Args:
+        wanted: auto | none | zero3.
+        whole: bytes that a rank would take with a whole model.
+        device: bytes of a rank's device.
+        num_ranks: ranks that could share the weights.
+    """
+    sharing = f"{num_ranks} ranks share the weights"
+    if wanted == "zero3":
+        return Sharding(True, f"as asked for; {sharing}")
+    if wanted == "none":
+        return Sharding(False, "as asked for; each rank holds all weights")
+    takes = f"the whole model takes about {gib(whole)} of a device's {gib(device)}"
+    if whole <= ROOM * device:
+        return Sharding(False, takes)
+    if num_ranks > 1:
+        return Sharding(True, f"{takes}; {sharing}")
+    return Sharding(False, f"{takes}, and there is one rank: several would share the weights")
+
+
+@contextmanager
+def explaining_out_of_memory(plan: Plan) -> Iterator[None]:
+    """Turn an allocation that failed into one message that says which settings would take less.
+
+    Raises:
+        UserError: memory ran out inside.
+    """
+
+    def explain(_: Exception, said: str) -> str:
+        batch, longest = plan.batch_size // 2, int(plan.examples.lengths.max())
+        ways = [
+            *([f"importance.per_device_batch_size: {batch} (other dropout masks)"] if batch else []),
+            *([] if plan.sharding.sharded else ["importance.sharding: zero3, on several ranks (the same importance)"]),
+            f"data.max_length: {longest // 2} (cuts longer items)",
+        ]
+        return (
+            f"out of memory: {said}\nestimated were {gib(sum(plan.memory.values()))} a rank; what would take less:\n"
+            + "\n".join(f"  - {way}" for way in ways)
+        )
+
+    with telling_out_of_memory(explain):
+        yield
+
+
+def device_of(rank: Rank) -> torch.device:
+    """The rank's own GPU, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", rank.device(torch.cuda.device_count()))
+
+
+def device_memory(rank: Rank) -> int:
+    """Bytes of the rank's GPU, or its share of the memory that the ranks of this host may use."""
+    device = device_of(rank)
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", rank.world_size))  # which torch's launcher sets, and srun does not
+    return usable_memory() // here
+
+
+def make_manifest(plan: Plan, config: Config) -> dict[str, Any]:
+    """What the vectors will say of themselves."""
+    wanted = config.importance
+    return {
+        "base": config.model.name,
+        "base_fingerprint": fingerprint(config.model.name, config.model.revision),
+        "model_type": plan.anatomy.model_type,
+        "sizes": {"num_layers": plan.anatomy.num_layers, **unit_counts(plan.anatomy)},
+        "dtype": str(choose_dtype(config.model.dtype)).removeprefix("torch."),
+        "estimator": wanted.estimator,
+        "reduce": wanted.reduced_by,
+        "normalize": wanted.normalized_by,
+        **({"dropout": wanted.dropout, "passes": wanted.passes} if wanted.estimator == KL_DROPOUT else {}),
+        "seed": wanted.seed,
+        "per_device_batch_size": wanted.per_device_batch_size,
+        "items": len(plan.examples),
+        "tokens": plan.tokens,
+        "max_length": config.data.max_length,
+        "template": plan.template,
+        "data": [source.identity() for source in plan.sources],
+        "cofitune": __version__,
+    }
+
+
+def identity_of(plan: Plan, config: Config) -> str:
+    """All that the sums depend on; as written: fused modules lie in the order in which their layout names them."""
+    return json.dumps([make_manifest(plan, config), asdict(plan.anatomy.layout), config.model.attn_implementation])
+
+
+def check_finished(plan: Plan, config: Config) -> None:
+    """The config is the folder's own (`check_folder` saw to that): are the model and the data still the same, too?"""
+    manifest = read_importance(
+        plan.folder, plan.anatomy, fingerprint(config.model.name, config.model.revision)
+    ).manifest
+    before = {f["path"]: f["sha256"] for f in manifest.get("data", [])}
+    changed = [s.source.path for s in plan.sources if before.get(s.source.path) != s.sha256]
+    if changed:
+        raise ArtifactError(
+            f"{plan.folder} was made before {', '.join(changed)} changed; choose another output_dir, or --overwrite it"
+        )
+
+
+def show_plan(plan: Plan, rank: Rank, console: Console) -> None:
+    anatomy = plan.anatomy
+    console.print(f"importance of {anatomy.model_type}: {anatomy.num_layers} layers × units", markup=False)
+    for kind, units in unit_counts(anatomy).items():
+        name = kind.replace("_", " ")
+        console.print(f"  {name:<16} {units:>7,} a layer  {units * anatomy.num_layers:>10,} in all", highlight=False)
+    longest = int(plan.examples.lengths.max())
+    console.print(
+        f"data     {len(plan.examples):,} items, {plan.tokens:,} tokens (longest {longest:,}), template "
+        f"{plan.template}\n"
+        f"work     {plan.num_micro_batches:,} micro-batches of {plan.batch_size} over {rank.world_size} rank(s), "
+        f"{plan.passes} pass{'es' if plan.passes > 1 else ''} each",
+        highlight=False,
+    )
+    sharding = plan.sharding
+    console.print(f"sharding {'zero3' if sharding.sharded else 'none'}: {sharding.why}", highlight=False)
+    parts = ", ".join(f"{name} {gib(size)}" for name, size in plan.memory.items())
+    console.print(f"memory   about {gib(sum(plan.memory.values()))} on each device ({parts})", highlight=False)
+    print_account(console, plan.account)
+    pictures = ("importance.png", "importance.svg") if can_draw() else ()
+    files = ("importance.safetensors", "scores.safetensors", "spread.csv", *pictures, "manifest.json", "config.yaml")
+    console.print(f"writes   {plan.folder}/: {', '.join(files)}", highlight=False, soft_wrap=True)
+    if plan.interrupted:
+        console.print("goes on  from the sums of an interrupted computation", highlight=False)

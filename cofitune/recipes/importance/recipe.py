@@ -1,0 +1,209 @@
+"""`cofitune importance`: read general data, estimate what each unit matters to it, normalise, write the vectors."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, distributed
+from transformers import PreTrainedModel
+
+from cofitune.config.schema import Config
+from cofitune.distributed import largest
+from cofitune.files import write_text
+from cofitune.importance.estimate import Scores, estimate, no_sums
+from cofitune.importance.normalize import NORMALIZATIONS
+from cofitune.importance.partial import load_sums, save_sums, sums_path
+from cofitune.importance_file import write_importance
+from cofitune.model.load import choose_dtype
+from cofitune.ranks import Rank, is_launched, this_rank
+from cofitune.recipes.folders import start_folder
+from cofitune.recipes.from_config import load_base
+from cofitune.recipes.importance.plan import (
+    Plan,
+    check_finished,
+    device_of,
+    explaining_out_of_memory,
+    identity_of,
+    make_manifest,
+    make_plan,
+    show_plan,
+)
+from cofitune.reports.importance.plot import EXTRA, can_draw, draw_importance
+from cofitune.reports.importance.table import importance_report, spread_csv
+from cofitune.reports.training.plan import print_account
+from cofitune.training.engine import meeting, release, start_distributed
+from cofitune.training.frozen import share_frozen
+from cofitune.training.memory import gathered_at_once
+
+# ranks with whole models meet once, at the end: the slowest may be far behind on an uneven machine
+LONGEST_WAIT = timedelta(hours=2)
+
+
+def importance(
+    config: Config,
+    *,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    console: Console | None = None,
+    ranks: int = 1,
+) -> Path:
+    """Estimate the importance of every unit for the general data and write it into `<output_dir>/importance`.
+
+    On several ranks (a launcher sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT) each takes every
+    `WORLD_SIZE`-th micro-batch, and holds a whole model or, where that does not fit its device, shares one with the
+    others under ZeRO-3; rank 0 writes and talks.
+
+    Args:
+        config: reads its sections model, data and importance.
+        overwrite: make a finished folder, or one of another config, anew. What was interrupted on the way goes on,
+            with or without it.
+        dry_run: print the plan and write nothing.
+        console: where to talk; default: the terminal.
+        ranks: ranks that a dry run plans for; a run counts its own.
+
+    Returns:
+        The folder with `importance.safetensors`, `scores.safetensors` and `manifest.json`.
+
+    Raises:
+        UserError: anything that the user can mend. All but a model that does not fit is found before weights load.
+    """
+    rank = this_rank() if is_launched() else Rank(world_size=ranks)
+    console = (console or Console()) if rank.rank == 0 else Console(quiet=True)
+    plan = make_plan(config, overwrite, rank)
+    if dry_run:
+        show_plan(plan, rank, console)
+        return plan.folder
+    if not (overwrite or plan.interrupted) and (plan.folder / "manifest.json").is_file():
+        check_finished(plan, config)
+        told = f"{plan.folder} is finished already, with this config and this data (--overwrite makes it anew)"
+        console.print(told, highlight=False, soft_wrap=True)
+        return plan.folder
+    print_account(console, plan.account)
+    with _process_group(rank, plan.sharding.sharded), explaining_out_of_memory(plan):
+        scores = _estimate(plan, config, rank, console)
+    normalize = NORMALIZATIONS[config.importance.normalized_by]
+    vectors = {kind: normalize(values) for kind, values in scores.values.items()}
+    if rank.rank == 0:
+        if overwrite or plan.interrupted:
+            _take_away_finished(plan)
+        start_folder(config, "importance", overwrite=False, resumes=True)  # whose it is was checked before
+        console.print(importance_report(vectors))
+        write_text(plan.folder / "spread.csv", spread_csv(vectors))
+        _draw(plan, config, vectors, console)
+        # last: its manifest calls the folder finished
+        write_importance(plan.folder, vectors, scores.values, make_manifest(plan, config))
+        shutil.rmtree(plan.partial, ignore_errors=True)
+        console.print(f"\n{scores.tokens:,} tokens of {len(plan.examples):,} items → {plan.folder}")
+    return plan.folder
+
+
+def _take_away_finished(plan: Plan) -> None:
+    """Take away what an earlier estimation left, its manifest first; the sums stay until the new vectors are there."""
+    (plan.folder / "manifest.json").unlink(missing_ok=True)
+    for path in plan.folder.iterdir() if plan.folder.is_dir() else ():
+        if path.is_dir() and path != plan.partial:
+            shutil.rmtree(path)
+        elif path.is_file():
+            path.unlink()
+
+
+def _estimate(plan: Plan, config: Config, rank: Rank, console: Console) -> Scores:
+    """Load the model and run this rank's share of the micro-batches under a progress bar.
+
+    Its sums are saved on the way; an interrupted run goes on from them if nothing that they depend on has changed.
+    """
+    device, wanted = device_of(rank), config.importance
+    # what fits one rank's device may not fit another's
+    sharded = bool(largest(int(plan.sharding.sharded), device))
+    identity = identity_of(plan, config)
+    path = sums_path(plan.partial, rank.rank, rank.world_size, sharded)
+    sums = load_sums(path, identity) or no_sums(plan.anatomy)
+    if sums.micro_batches:
+        console.print(f"going on after {sums.micro_batches} micro-batches of an interrupted run")
+    if sharded:
+        console.print(f"{rank.world_size} ranks share the weights (ZeRO-3)", highlight=False)
+    total = len(range(rank.rank, plan.num_micro_batches, rank.world_size))
+    left = total - sums.micro_batches
+    loading = console.status(f"loading {config.model.name}") if console.is_terminal else nullcontext()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    progress = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console)
+    with _model(plan, config, device, sharded, loading) as model, progress:
+        bar = progress.add_task("micro-batches", total=total, completed=sums.micro_batches)
+
+        def on_batch(_: int) -> None:
+            progress.advance(bar)
+            if sums.micro_batches % wanted.save_steps == 0:
+                save_sums(path, sums, identity)
+
+        return estimate(
+            model,
+            plan.micro_batches(rank, sums.micro_batches),
+            dropout=wanted.dropout,
+            seed=wanted.seed,
+            estimator=wanted.estimator,
+            reduce=wanted.reduced_by,
+            sums=sums,
+            on_batch=on_batch,
+            anatomy=plan.anatomy,
+            idle=largest(left, device) - left if sharded else 0,
+        )
+
+
+@contextmanager
+def _model(
+    plan: Plan, config: Config, device: torch.device, sharded: bool, loading: AbstractContextManager[Any]
+) -> Iterator[PreTrainedModel]:
+    """The base on this rank's device: whole, or its share of it."""
+    if not sharded:
+        with loading:
+            model = load_base(config.model).to(device)
+        yield model
+        return
+    with loading:
+        load = partial(load_base, config.model)
+        engine = share_frozen(load, choose_dtype(config.model.dtype), gathered_at_once(plan.anatomy))
+    try:
+        yield engine.module
+    finally:
+        release(engine)
+
+
+def _draw(plan: Plan, config: Config, vectors: dict[str, Tensor], console: Console) -> None:
+    if not can_draw():
+        console.print(f"no picture: pip install 'cofitune[{EXTRA}]' draws one", markup=False)
+        return
+    wanted = config.importance
+    how = f"{wanted.estimator}, {wanted.reduced_by}, {wanted.normalized_by}"
+    told = f"{Path(config.model.name).name}: {how}, {len(plan.examples):,} items"
+    picture, _ = draw_importance(plan.folder, vectors, told)
+    console.print(f"picture: {picture} (and .svg)", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _process_group(rank: Rank, sharded: bool) -> Iterator[None]:
+    """Join the ranks, unless there is one only or whoever called us has joined them already."""
+    if sharded:  # DeepSpeed keeps its groups for the life of the process
+        start_distributed()
+        yield
+        return
+    device = device_of(rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if rank.world_size == 1 or distributed.is_initialized():
+        yield
+        return
+    with meeting():
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()

@@ -1,0 +1,129 @@
+"""What a search will take, before it begins: by the trials that are in its store, or by a few measured steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cofitune.config.schema import Config
+from cofitune.errors import UserError
+from cofitune.files import gib
+from cofitune.recipes.search.plan import Plan, trial_config
+from cofitune.recipes.search.proxy import ITEMS, known_statistics
+from cofitune.recipes.trial.executor import Measured
+from cofitune.reports.search.sentences import duration
+from cofitune.reports.search.tree import many, region_text
+from cofitune.search.budget import Expected
+from cofitune.search.halving import Rungs
+from cofitune.search.store import Store
+from cofitune.search.trial import BASE
+
+Measure = Callable[[Config], Measured]  # takes a few steps of a trial's config, and writes nothing
+
+
+@dataclass(frozen=True)
+class Work:
+    """How many optimizer steps, in how many parts of trials, each followed by an evaluation."""
+
+    steps: int
+    parts: int
+
+
+def cost_lines(config: Config, made: Plan, store: Store | None, measure: Measure) -> list[str]:
+    """What the whole search takes, with and without halving, a sentence a line; and what its prefix cache takes.
+
+    Args:
+        store: of an earlier call, if there is one.
+    """
+    lines = _prefix_lines(config, made)
+    if made.missing:
+        return ["The time is not known: a step can be measured when nothing is missing.", *lines]
+    expected = Expected.of(store) if store else None
+    base_seconds = store.seconds(BASE) if store and expected else 0.0
+    if expected:
+        source = "by the mean of the trials in the store"
+    else:
+        try:
+            measured = measure(trial_config(config, made.largest, made, made.folder / "trials" / "measured"))
+        except UserError as error:
+            return [f"The time is not known: {error}", *lines]
+        expected = Expected(measured.seconds_a_step, measured.seconds_to_evaluate)
+        base_seconds = measured.seconds_to_start + measured.seconds_to_evaluate
+        source = f"measured on {region_text(made.largest)}, the largest region: the others take less"
+    proxy_lines, proxy_seconds = _proxy(config, made, store is not None, expected.a_step)
+    about = "about" if all(level.exact for level in made.planned) else "at most about"
+    lines.insert(0, f"A step takes {expected.a_step:.2f} s, an evaluation {duration(expected.besides)} ({source}).")
+    rungs = _rungs(config)
+    thinned = rungs or _usual_rungs(config)
+    plain, halved = (
+        base_seconds + proxy_seconds + expected.seconds(w.steps, w.parts)
+        for w in (_work(made, config, None), _work(made, config, thinned))
+    )
+    told = f"{about} {duration(plain)} without halving"
+    if thinned:
+        how = "" if rungs else f", if search.halving were {{steps: [{', '.join(map(str, thinned.steps))}]}}"
+        told += f", {about} {duration(halved)} with{how}"
+    lines.insert(1, f"The whole search takes {told}, one trial at a time.")
+    spent = store.seconds() if store else 0.0
+    return lines + proxy_lines + _budget_lines(config, spent)
+
+
+def _proxy(config: Config, made: Plan, goes_on: bool, a_step: float) -> tuple[list[str], float]:
+    """What the proxy's pass takes, in a sentence and in seconds; nothing where there is none or it was made before."""
+    if config.search.proxy == "none" or (goes_on and known_statistics(config, made)):
+        return [], 0.0
+    items_a_step = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
+    seconds = 2 * ITEMS / items_a_step * a_step
+    line = (
+        f"The proxy's pass comes first: gradients of all weights for at most {ITEMS} items of either data, by the "
+        f"step's time about {duration(seconds)}, besides loading the model."
+    )
+    return [line], seconds
+
+
+def _work(made: Plan, config: Config, rungs: Rungs | None) -> Work:
+    """The most that all levels may come to."""
+    steps = parts = 0
+    for level in made.planned:
+        count = level.most
+        before = 0
+        for step in rungs.steps if rungs else ():
+            if rungs is None or rungs.spare_all(count, config.search.beam):
+                continue
+            steps, parts = steps + count * (step - before), parts + count
+            count, before = rungs.most_after(count, config.search.beam), step
+        steps, parts = steps + count * (config.search.train_steps - before), parts + count
+    return Work(steps, parts)
+
+
+def _rungs(config: Config) -> Rungs | None:
+    halving = config.search.halving
+    return Rungs(halving.steps, halving.keep, config.search.early_stop) if halving else None
+
+
+def _usual_rungs(config: Config) -> Rungs | None:
+    """What halving would usually be, for who has not thought of it."""
+    steps = sorted({config.search.train_steps // 4, config.search.train_steps // 2} - {0})
+    return Rungs(tuple(steps), early_stop=config.search.early_stop) if steps else None
+
+
+def _budget_lines(config: Config, spent: float) -> list[str]:
+    wanted = config.search
+    limits = [f"{wanted.budget_hours:g} hours"] if wanted.budget_hours else []
+    limits += [many(wanted.budget_trials, "trial")] if wanted.budget_trials else []
+    if not limits:
+        return []
+    so_far = f"; {duration(spent)} are spent already" if spent else ""
+    return [f"The budget ends it after {' or '.join(limits)}{so_far}: the best region so far is the winner then."]
+
+
+def _prefix_lines(config: Config, made: Plan) -> list[str]:
+    kind, layers = config.search.prefix_cache, made.lowest_layers
+    if kind == "none" or not made.prefix_bytes or not layers:
+        return []
+    where = "memory" if kind == "memory" else str(made.folder)
+    size = gib(made.prefix_bytes)
+    return [
+        f"The prefix cache takes {size} in {where} for each layer that it keeps the input of, at most "
+        f"{gib(made.prefix_bytes * len(layers))} for {many(len(layers), 'layer')}."
+    ]

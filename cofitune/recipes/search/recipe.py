@@ -1,0 +1,208 @@
+"""`cofitune search`: try regions level by level, each by a short training and a small evaluation; write the winner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from rich.console import Console
+
+from cofitune.config.schema import Config
+from cofitune.files import exclusive, write_json
+from cofitune.recipes.folders import start_folder
+from cofitune.recipes.search.cost import Measure, cost_lines
+from cofitune.recipes.search.plan import Plan, make_plan
+from cofitune.recipes.search.proxy import Proxy, StartProxy, make_proxy
+from cofitune.recipes.search.result import make_result, row_of
+from cofitune.recipes.search.trials import Trials
+from cofitune.recipes.trial.executor import RunOrders
+from cofitune.reports.importance import plot as plots
+from cofitune.reports.search import plot as search_plots
+from cofitune.reports.search.live import SearchLive
+from cofitune.reports.search.tree import PlanRow, Row, plan_report, progress_line, search_report
+from cofitune.search import tree
+from cofitune.search.budget import Budget
+from cofitune.search.halving import Rungs
+from cofitune.search.level import Job, Rules
+from cofitune.search.objective import Objective
+from cofitune.search.store import Store, open_store
+from cofitune.search.trial import Trial
+from cofitune.search.winner import write_winner
+
+
+class Watcher(Protocol):
+    """Who is told how a search gets on."""
+
+    def on_base(self, base: Row) -> None:
+        """The base is scored, and all that follow are shown against it."""
+
+    def on_level(self, at_most: int) -> None:
+        """A level begins: by what is known now, the search comes to so many trials."""
+
+    def on_start(self, rows: Sequence[Row]) -> None:
+        """These are ordered, in this order; they have no scores yet."""
+
+    def on_outcome(self, row: Row, known: bool = False, best: str | None = None) -> None:
+        """A trial was scored, failed or was stopped, or the store knew it; `best` is the best one's id so far."""
+
+
+class Lines:
+    """A line a trial."""
+
+    def __init__(self, console: Console, at_most: int) -> None:
+        self._console, self._at_most = console, at_most
+        self._base: Row | None = None
+        self._ended: set[str] = set()
+
+    def on_base(self, base: Row) -> None:
+        """As `Watcher` says."""
+        self._base = base
+
+    def on_level(self, at_most: int) -> None:
+        """As `Watcher` says."""
+        self._at_most = at_most
+
+    def on_start(self, rows: Sequence[Row]) -> None:
+        """Nothing is said before a trial ends."""
+
+    def on_outcome(self, row: Row, known: bool = False, best: str | None = None) -> None:
+        """As `Watcher` says."""
+        self._ended.add(row.id)
+        line = progress_line(row, self._base, len(self._ended), self._at_most, known)
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def search(
+    config: Config,
+    *,
+    run_orders: RunOrders,
+    start_proxy: StartProxy,
+    measure: Measure,
+    at_once: int | None = 1,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    console: Console | None = None,
+    watcher: Watcher | None = None,
+    ranks: int = 1,
+) -> Path:
+    """Search for the region to train and write it into `<output_dir>/search/region.yaml`.
+
+    Every finished trial is kept: a call that was killed goes on where it was, and one that was finished only prints.
+
+    Args:
+        config: reads its sections model, data, train, deepspeed, eval and search; for a proxy, importance.
+        run_orders: runs trials, in processes that the launcher above starts.
+        start_proxy: takes the gradient statistics of a proxy, likewise.
+        measure: takes the time of a few steps and items, for a dry run.
+        at_once: how many trials `run_orders` runs at a time; None: nobody knows. It decides how closely a budget in
+            hours is watched.
+        overwrite: forget all trials and begin anew.
+        dry_run: print the levels and what they cost, and write nothing.
+        console: where to talk; default: the terminal.
+        watcher: who is told of every trial; default: a tree that lives on a terminal, else a line each.
+        ranks: on how many ranks a trial trains. The batch grows with them, so trials on another number of ranks are not
+            comparable, and a store of such trials is refused.
+
+    Returns:
+        The folder with `trials.jsonl`, `tree.json`, `region.yaml` and, with the extra `plots`, `search.png` and `.svg`.
+
+    Raises:
+        UserError: anything that the user can mend, found before the first trial; or not one trial finished.
+    """
+    console = console or Console()
+    made = make_plan(config, overwrite, dry_run, ranks)
+    if config.search.eval is None:
+        note = "search.eval is not given: regions are chosen on eval's own items, which flatters a later `eval` on them"
+        console.print(f"note: {note}", markup=False)
+    if dry_run:
+        _print_plan(made, config, overwrite, measure, console)
+        return made.folder
+    with exclusive(made.folder, "search"):
+        start_folder(config, "search", overwrite)
+        store = open_store(made.folder, made.identity)
+        proxy = make_proxy(config, made, start_proxy)
+        trials = Trials(config, made, store, run_orders)
+        with _watched(watcher, console, made.at_most, at_once) as watching:
+            if not trials.knows_base:
+                console.print("scoring the base, which trains nothing", markup=False)
+            base = trials.score_base()
+            rules = _rules(config, base, trials, proxy, at_once)
+            found = _search(made, rules, trials, store, watching, base)
+        result = make_result(config, made, store, found, rules.objective, trials, proxy)
+        write_json(made.folder / "tree.json", result.tree)
+        path = write_winner(
+            made.folder, found.winner, " ".join(result.sentences), made.identity["model"]["fingerprint"]
+        )
+        if plots.can_draw():
+            search_plots.draw_search(made.folder, result.tree)
+    console.print(search_report(result.base, result.rows, found.winner.id, result.sentences), crop=False)
+    console.print(f"{path}: `region: search` in this config trains it", markup=False, soft_wrap=True)
+    return made.folder
+
+
+@contextmanager
+def _watched(watcher: Watcher | None, console: Console, at_most: int, at_once: int | None) -> Iterator[Watcher]:
+    """Who is told of the trials; a tree on the terminal is there as long as the context."""
+    if watcher is not None or not console.is_terminal:
+        yield watcher or Lines(console, at_most)
+        return
+    with SearchLive(console, at_most, at_once) as live:
+        yield live
+
+
+def _search(made: Plan, rules: Rules, trials: Trials, store: Store, watcher: Watcher, base: Trial) -> tree.Found:
+    """Walk the tree; whoever watches is told, and the weights of what goes no further are dropped."""
+    watcher.on_base(row_of(base, store))
+    finished: list[Trial] = []
+
+    def run_jobs(jobs: Sequence[Job]) -> Iterator[Trial]:
+        watcher.on_start([_waiting(job, made) for job in jobs])
+        return trials.run(jobs)
+
+    def tell(trial: Trial, known: bool) -> None:
+        if trial.done:
+            finished.append(trial)
+        if trial.status != "paused":
+            trials.drop_weights(trial.id)  # also of one that is known: what killed the search may have come between
+        best = min(finished, key=rules.objective.rank).id if finished else None
+        watcher.on_outcome(row_of(trial, store), known, best)
+
+    def expect(number: int, reached: int) -> None:
+        watcher.on_level(reached + sum(level.most for level in made.planned[number:]))
+
+    return tree.search(
+        made.root, made.levels, rules=rules, run_jobs=run_jobs, store=store, on_trial=tell, on_level=expect
+    )
+
+
+def _rules(config: Config, base: Trial, trials: Trials, proxy: Proxy | None, at_once: int | None) -> Rules:
+    """What the section `search` says, in the search's own words."""
+    wanted = config.search
+    halving = wanted.halving
+    return Rules(
+        steps=wanted.train_steps,
+        beam=wanted.beam,
+        objective=Objective(wanted.objective, wanted.floor, base),
+        rungs=Rungs(halving.steps, halving.keep, wanted.early_stop) if halving else None,
+        compare=trials.compare,
+        budget=Budget(wanted.budget_hours, wanted.budget_trials, at_once),
+        favour=proxy.favour if proxy else None,
+        keep=wanted.proxy_keep if wanted.proxy == "prune" else 1.0,
+    )
+
+
+def _waiting(job: Job, made: Plan) -> Row:
+    weights = job.region.num_parameters(made.anatomy)
+    return Row(job.id, job.parent, job.region, job.level, weights, None, None, None, 0.0)
+
+
+def _print_plan(made: Plan, config: Config, overwrite: bool, measure: Measure, console: Console) -> None:
+    store = open_store(made.folder, made.identity) if made.has_store and not overwrite and not made.missing else None
+    num_done = sum(trial.done and trial.region is not None for trial in store.trials()) if store else 0
+    rows = [PlanRow(str(p.level), p.candidates, p.most, p.exact) for p in made.planned]
+    costs = cost_lines(config, made, store, measure)
+    console.print(plan_report(rows, config.search.train_steps, num_done, costs))
+    for text in made.missing:
+        console.print(f"still missing: {text}", markup=False, soft_wrap=True)

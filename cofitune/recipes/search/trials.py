@@ -1,0 +1,174 @@
+"""From what the search wants tried to orders, and from what an order left in its folder to a line of the store."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from cofitune.config.schema import Config
+from cofitune.errors import UserError
+from cofitune.files import read_json
+from cofitune.model.region import Region
+from cofitune.recipes.search.plan import Plan, trial_config, trial_rate
+from cofitune.recipes.trial.executor import Order, Outcome, RunOrders
+from cofitune.search.item_scores import Difference, KeptAnswers, difference
+from cofitune.search.level import Job
+from cofitune.search.store import Store
+from cofitune.search.trial import BASE, Trial, TrialError
+
+WITH_INTERVALS = ("speciality", "versatility", "unified")
+
+
+class Trials:
+    """Runs the trials of one search, and keeps what each of them scored on every item."""
+
+    def __init__(self, config: Config, made: Plan, store: Store, run_orders: RunOrders) -> None:
+        self._config, self._made, self._store, self._run_orders = config, made, store, run_orders
+        self._answers = KeptAnswers(made.folder / "items")
+
+    @property
+    def knows_base(self) -> bool:
+        """Whether the base was scored before."""
+        return self._store.at(BASE, None) is not None
+
+    def score_base(self) -> Trial:
+        """Score the untouched model once; every trial is shown against it.
+
+        Raises:
+            UserError: that failed.
+        """
+        known = self._store.at(BASE, None)
+        if known is not None:
+            return known
+        folder = self._folder(BASE)
+        shutil.rmtree(folder, ignore_errors=True)
+        order = Order(BASE, trial_config(self._config, None, self._made, folder), folder, train=False)
+        (outcome,) = self._run_orders([order])
+        base = self._trial(outcome, None, 0)
+        self._store.append(base)
+        self.drop_weights(BASE)
+        if not base.done:
+            raise UserError(f"search: the base could not be scored, so no trial was started: {base.reason}")
+        return base
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[Trial]:
+        """Run the jobs and yield each trial as it ends, failed ones too."""
+        orders = {job.id: self._order(job) for job in jobs}
+        begun = {job.id: self._store.goes_on_from(job.id, job.until or self._steps) for job in jobs}
+        regions = {job.id: job.region for job in jobs}
+        for outcome in self._run_orders(list(orders.values())):
+            yield self._trial(outcome, regions[outcome.order.id], begun[outcome.order.id])
+
+    def compare(self, first: Trial, second: Trial) -> Difference | None:
+        """The deciding score of the first minus that of the second, paired; None where items' scores are missing."""
+        return self.difference(self._config.search.objective, first, second)
+
+    def difference(self, score: str, first: Trial, second: Trial) -> Difference | None:
+        """A score of the first trial minus that of the second, each at the step that it has its scores from."""
+        own, other = (self._answers.get(trial.id, trial.steps) for trial in (first, second))
+        return difference(score, own, other, self._made.tasks.speciality_weight)
+
+    def drop_weights(self, trial: str) -> None:
+        """Free the disk of a trial that goes no further: its scores are what the search is for.
+
+        The store must know of it already: one that it calls paused goes on from what lies here.
+        """
+        folder = self._folder(trial)
+        shutil.rmtree(folder / "train" / "checkpoints", ignore_errors=True)
+        for file in folder.rglob("*.safetensors"):
+            file.unlink(missing_ok=True)
+
+    @property
+    def _steps(self) -> int:
+        return self._config.search.train_steps
+
+    def _folder(self, trial: str) -> Path:
+        return self._made.folder / "trials" / trial
+
+    def _order(self, job: Job) -> Order:
+        """Make the trial's folder ready: empty, unless it goes on where it paused, and with the base's answers."""
+        folder = self._folder(job.id)
+        if not self._store.goes_on_from(job.id, job.until or self._steps):
+            shutil.rmtree(folder, ignore_errors=True)  # what a killed or failed attempt left
+        answers = self._folder(BASE) / "eval" / "cache"
+        if answers.is_dir() and not (folder / "eval" / "cache").exists():
+            shutil.copytree(answers, folder / "eval" / "cache")
+        return Order(job.id, trial_config(self._config, job.region, self._made, folder), folder, until=job.until)
+
+    def _trial(self, outcome: Outcome, region: Region | None, begun_at: int) -> Trial:
+        """What became of an order. What a part left is read, and its items' scores kept, before it is written down."""
+        order = outcome.order
+        steps = 0 if region is None else order.until or self._steps
+        model = BASE if region is None else "run"
+        ended: dict[str, Any]
+        try:
+            if outcome.error is not None:
+                raise TrialError(outcome.error)
+            ended = {"status": "done" if order.until is None else "paused", **_read_scores(order.folder, model)}
+            self._answers.keep(order.id, steps, order.folder / "eval" / "samples" / model)
+        except (TrialError, UserError, OSError) as error:
+            ended = {"status": "failed", "reason": str(error) or type(error).__name__}
+        return Trial(
+            id=order.id,
+            region=region,
+            level=0,  # its place in the tree is the search's to say
+            seed=self._config.train.seed,
+            num_trained=region.num_parameters(self._made.anatomy) if region else 0,
+            steps=steps,
+            begun_at=begun_at,
+            learning_rate=trial_rate(self._config, region, self._made) if region else None,
+            seconds=round(sum(outcome.seconds.values()), 1),
+            parts={name: round(seconds, 2) for name, seconds in outcome.seconds.items()},
+            train_loss=_last_loss(order.folder / "train" / "metrics.jsonl"),
+            **ended,
+        )
+
+
+def _read_scores(folder: Path, model: str) -> dict[str, Any]:
+    """Read the scores of `base` or `run`: speciality, versatility, unified, versatility's parts, and intervals.
+
+    Raises:
+        ArtifactError: the evaluation left no scores.
+        TrialError: it left scores that cannot be ranked.
+    """
+    path = folder / "eval" / "scores.json"
+    content = read_json(path, "evaluation")
+    scores = content.get("models", {}).get(model) if isinstance(content, dict) else None
+    if not isinstance(scores, dict):
+        raise TrialError(f"{path}: holds no scores of '{model}'")
+    categories = {name: _number(value) for name, value in (scores.get("categories") or {}).items()}
+    unified = _number(scores.get("unified"))
+    if unified is None:
+        raise TrialError(f"{path}: the unified score of '{model}' is no number, so the region cannot be ranked")
+    return {
+        "speciality": categories.pop("speciality", None),
+        "versatility": _number(scores.get("versatility")),
+        "unified": unified,
+        "categories": categories,
+        "intervals": _read_intervals(content, model),
+    }
+
+
+def _read_intervals(content: dict[str, Any], model: str) -> dict[str, tuple[float, float]]:
+    """The ends of the intervals of the model's changes against the base, where the evaluation has them."""
+    compared = (c for c in content.get("comparisons", ()) if (c["model"], c["against"]) == (model, BASE))
+    summary: dict[str, Any] = next((c["summary"] for c in compared), {})
+    return {n: (summary[n]["low"], summary[n]["high"]) for n in WITH_INTERVALS if summary.get(n)}
+
+
+def _number(value: Any) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if is_number else None
+
+
+def _last_loss(path: Path) -> float | None:
+    """The loss of the last optimizer step, in nats a token."""
+    try:
+        *_, last = path.read_text(encoding="utf-8").splitlines()
+        return _number(json.loads(last)["loss"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # it is a courtesy to the reader, and no trial fails for the want of it

@@ -1,0 +1,108 @@
+"""What a training says of itself in manifest.json, and whether a finished one is still what the config describes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from cofitune import __version__
+from cofitune.config.schema import Config, Region
+from cofitune.errors import ArtifactError
+from cofitune.files import read_json
+from cofitune.recipes.folders import environment
+from cofitune.recipes.train.metrics import Watch
+from cofitune.recipes.train.plan import TrainPlan
+from cofitune.training.delta import hash_tensor
+from cofitune.training.drift import DriftRecord
+
+
+def make_manifest(
+    config: Config,
+    plan: TrainPlan,
+    frozen: dict[str, str],
+    tensors: dict[str, Tensor],
+    watch: Watch,
+    exceeded: DriftRecord | None = None,
+) -> dict[str, Any]:
+    """What a training says of itself, beside its delta.
+
+    Args:
+        frozen: sha256 of each tensor, or held part of one, that did not train.
+        tensors: the delta's.
+        watch: knows the figures of the whole training, also from before a resume.
+        exceeded: the drift that ended the training at an earlier checkpoint; None: it went through.
+    """
+    records = watch.records
+    return {
+        "base": config.model.name,
+        "revision": config.model.revision,
+        "trust_remote_code": config.model.trust_remote_code,
+        **_stands_on(config, plan),
+        "names": {"prefix": plan.anatomy.prefix, "aliases": plan.anatomy.aliases},
+        "dtype": str(plan.settings.dtype).removeprefix("torch."),
+        "template": plan.data.template,
+        "region": {
+            **plan.region.to_dict(),
+            "match": config.region.match if isinstance(config.region, Region) else None,
+            "trained_weights": plan.num_trained,
+            "held_weights": plan.region.num_held(plan.anatomy),
+            "all_weights": plan.anatomy.num_parameters,
+        },
+        "adapter": plan.adapter.as_dict() if plan.adapter else None,
+        "softmask": {
+            "apply_to": config.softmask.apply_to if plan.masked else "none",
+            "control": config.softmask.control if plan.masked else "none",
+            "modules": list(plan.masked),
+            "strength": config.softmask.strength,
+        },
+        "items": [asdict(account) for account in plan.data.accounts],
+        "steps": len(records),
+        "first_loss": records[0].loss,
+        "last_loss": records[-1].loss,
+        "validation": {
+            "data": [source.identity() for source in plan.data.validation_sources],
+            "items": len(plan.data.validation),
+            "losses": [record.as_dict() for record in watch.validations],
+        },
+        "rehearsal": plan.rehearsal.as_dict() if plan.rehearsal else None,
+        "drift": {
+            "curve": [record.as_dict() for record in watch.drifts],
+            "max_drift": config.train.max_drift,
+            "exceeded": exceeded.as_dict() if exceeded else None,
+        },
+        "tokens": sum(r.tokens for r in records),
+        "seconds": round(sum(r.seconds for r in records), 3),
+        "ranks": plan.steps.world_size,
+        "seed": config.train.seed,
+        "made_with": {"cofitune": __version__, "environment": environment()},
+        "trained_sha256": {name: hash_tensor(t) for name, t in tensors.items()},
+        "frozen_sha256": frozen,
+    }
+
+
+def _stands_on(config: Config, plan: TrainPlan) -> dict[str, Any]:
+    """The contents that a training depends on besides its config, as the manifest keeps them."""
+    return {
+        "base_fingerprint": plan.base_fingerprint,
+        "used": plan.used,
+        "data": [source.identity() for source in plan.data.sources],
+    }
+
+
+def check_finished(config: Config, plan: TrainPlan, folder: Path) -> None:
+    """Compare what a finished training stands on with what lies there now.
+
+    Raises:
+        ArtifactError: it was trained from other contents.
+    """
+    before = read_json(folder / "manifest.json", "training manifest")
+    now = _stands_on(config, plan)
+    changed = [what for what, value in now.items() if before.get(what) != value]
+    if changed and not plan.missing:
+        raise ArtifactError(
+            f"{folder} was trained from other contents ({', '.join(changed)} changed since); --overwrite trains it "
+            "again, or choose another output_dir"
+        )

@@ -1,0 +1,129 @@
+"""Watching a training: each step's figures on the terminal, in metrics.jsonl and in monitors; validation and drift."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cofitune.config.schema import Config
+from cofitune.recipes.train.data import TrainData
+from cofitune.recipes.train.resume import append_metrics, keep_metrics
+from cofitune.reports.training.progress import TrainProgress
+from cofitune.softmask.retained import KeptShare
+from cofitune.training.drift import DriftRecord, HeldOut, measure_drift
+from cofitune.training.loop import StepRecord
+from cofitune.training.monitor import Monitor
+from cofitune.training.validation import ValidationRecord, validate
+
+
+class DriftReached(Exception):
+    """The model has drifted further than `train.max_drift` allows. Raised on every rank."""
+
+    def __init__(self, record: DriftRecord, limit: float) -> None:
+        self.record, self.limit = record, limit
+        super().__init__(f"drift {record.drift} at step {record.step} exceeds {limit}")
+
+
+class Watch:
+    """Every rank has one and must call it, since a validation takes all of them; rank 0's talks and writes.
+
+    Attributes:
+        records: the steps so far, on rank 0 also those before a resume.
+        validations: the losses on data.validation so far, likewise.
+        drifts: the drift so far, likewise.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        data: TrainData,
+        num_steps: int,
+        engine: Any,
+        folder: Path,
+        kept: KeptShare | None,
+        held_out: HeldOut | None = None,
+    ) -> None:
+        self._config, self._data, self._num_steps = config, data, num_steps
+        self._engine, self._folder, self._kept, self._held_out = engine, folder, kept, held_out
+        self.records: list[StepRecord] = []
+        self.validations: list[ValidationRecord] = []
+        self.drifts: list[DriftRecord] = []
+
+    def read(self, done: int) -> None:
+        """Take over what was written before step `done`, and cut off what came after it."""
+        self.records, self.validations, self.drifts = keep_metrics(self._folder / "metrics.jsonl", done)
+
+    def begin(self, progress: TrainProgress, done: int) -> None:
+        """Open what is written to; before the very first step, the validation loss and the drift of the base."""
+        self._progress = progress
+        self._monitor = Monitor(self._config.train.report_to, self._folder, self._config.run.name)
+        if self._kept is not None:
+            self._kept.watch_for(done + 1, self._num_steps)
+        if done == 0:
+            self._validate(0)
+            self._measure_drift(0)
+
+    def after_step(self, record: StepRecord, stopped_by: int, saves: bool = False) -> None:
+        """Tell a step; validate and measure drift where it is due, unless a signal has ended the training.
+
+        Args:
+            saves: whether a checkpoint of this step follows: under `train.max_drift` none is written above the limit.
+
+        Raises:
+            DriftReached: the drift is above `train.max_drift`.
+        """
+        record = self._with_kept_share(record)
+        self.records.append(record)
+        self._progress.advance(
+            record.loss, record.learning_rate, record.tokens_per_second, record.mfu, record.rehearsal_loss
+        )
+        self._write(record)
+        due = record.step % self._config.train.validation_steps == 0 or record.step == self._num_steps
+        if due and not stopped_by:
+            self._validate(record.step)
+        if (due and not stopped_by) or (saves and self._config.train.max_drift is not None):
+            self._measure_drift(record.step)
+
+    def _with_kept_share(self, record: StepRecord) -> StepRecord:
+        if self._kept is None:
+            return record
+        if self._kept.watching:
+            share = self._kept.read(self._engine.device)
+            record = replace(record, kept_share={str(layer): round(s, 4) for layer, s in share.items()})
+        self._kept.watch_for(record.step + 1, self._num_steps)
+        return record
+
+    def _validate(self, step: int) -> None:
+        if not self._data.validation or self._data.tokenizer is None:
+            return
+        batch, pad = self._config.train.per_device_train_batch_size, self._data.tokenizer.pad_token_id
+        record = validate(self._engine, self._data.validation, batch, pad, step)
+        self.validations.append(record)
+        self._write(record)
+        loss = "not finite" if record.validation_loss is None else f"{record.validation_loss:.4f}"
+        self._progress.say(f"step {step}/{self._num_steps}  validation loss {loss}")
+
+    def _measure_drift(self, step: int) -> None:
+        if self._held_out is None or self._data.tokenizer is None:
+            return
+        batch, pad = self._config.train.per_device_train_batch_size, self._data.tokenizer.pad_token_id
+        record = measure_drift(self._engine, self._held_out, batch, pad, step)
+        self.drifts.append(record)
+        self._write(record)
+        drift = "not finite" if record.drift is None else f"{record.drift:.4f}".replace("-0.0000", "0.0000")
+        kl = "" if record.kl is None else f"  KL {record.kl:.4f}"
+        self._progress.say(f"step {step}/{self._num_steps}  drift {drift}{kl} nats a token")
+        limit = self._config.train.max_drift
+        if limit is not None and step and not record.is_below(limit):
+            raise DriftReached(record, limit)
+
+    def _write(self, record: StepRecord | ValidationRecord | DriftRecord) -> None:
+        if torch.distributed.get_rank() == 0:
+            append_metrics(self._folder / "metrics.jsonl", record)
+            figures = {name: value for name, value in record.as_dict().items() if value is not None}
+            for layer, share in figures.pop("kept_share", {}).items():
+                figures[f"kept_share/layer_{layer}"] = share
+            self._monitor.write(figures.pop("step"), figures)

@@ -1,0 +1,141 @@
+"""A training's plan on the terminal: what will train, on what, with which memory, and what it will write."""
+
+from __future__ import annotations
+
+import torch
+from rich.console import Console
+
+from cofitune.config.schema import Config
+from cofitune.files import gib
+from cofitune.recipes.folders import free_bytes
+from cofitune.recipes.train.data import print_data
+from cofitune.recipes.train.plan import TrainPlan, footprint
+from cofitune.reports.training.plan import print_memory, print_region
+from cofitune.training.peft import AdapterPlan
+
+
+def print_plan(plan: TrainPlan, config: Config, world_size: int, console: Console) -> None:
+    """Say what will train, on what, with which memory, and what will be written."""
+    if plan.adapter:
+        _print_adapter(plan, plan.adapter, console)
+    else:
+        print_region(console, plan.region, plan.anatomy, plan.masked)
+    for what, entry in plan.used.items():
+        console.print(f"{what}: {entry['path']} (sha256 {entry['sha256'][:12]})", highlight=False, soft_wrap=True)
+    apply_to = config.softmask.apply_to if plan.masked else "none"
+    control = f", control: {config.softmask.control}" if config.softmask.control != "none" and plan.masked else ""
+    masked = f" on {', '.join(plan.masked)}{control}" if plan.masked else ""
+    console.print(f"soft mask: {apply_to}{masked}", highlight=False, soft_wrap=True)
+    if config.train.l2_to_base:
+        console.print(f"pull towards the base: λ = {config.train.l2_to_base:g}, decoupled", highlight=False)
+    _print_steps(plan, config, world_size, console)
+    _print_rehearsal(plan, config, console)
+    _print_stage(config, world_size, torch.cuda.is_available(), console)
+    _print_prefix(plan, config, console)
+    memory = footprint(plan, config, world_size).memory
+    print_memory(console, memory, world_size)
+    console.print(
+        f"writes: {config.run / 'train'}/ (delta.safetensors, manifest.json, metrics.jsonl, "
+        f"config.yaml{', adapter/' if plan.adapter else ''})",
+        highlight=False,
+        soft_wrap=True,
+    )
+    _print_disk(plan, config, console)
+    for text in plan.missing:
+        console.print(f"[yellow]still missing:[/] {text}", highlight=False, soft_wrap=True)
+
+
+def _print_adapter(plan: TrainPlan, adapter: AdapterPlan, console: Console) -> None:
+    settings = ", ".join(f"{k} {v:g}" for k, v in adapter.as_dict().items() if isinstance(v, int | float))
+    console.print(
+        f"adapter: {adapter.kind} ({settings}) on {', '.join(adapter.paths)} of all {plan.anatomy.num_layers} layers\n"
+        f"trained weights: [bold]{adapter.num_parameters:,}[/], all of them the adapter's; frozen: all "
+        f"{plan.anatomy.num_parameters:,} of the model's own",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _print_steps(plan: TrainPlan, config: Config, world_size: int, console: Console) -> None:
+    train = config.train
+    print_data(plan.data, console)
+    what = "packs" if plan.data.packed_into else "items"
+    console.print(
+        f"steps: [bold]{plan.steps.num_steps}[/] of {plan.steps.per_step} {what} ("
+        f"{train.per_device_train_batch_size} × {train.gradient_accumulation_steps} accumulated × {world_size} "
+        f"rank{'s' if world_size > 1 else ''}), rate {train.learning_rate:g} {train.lr_scheduler_type}, "
+        f"ZeRO-{config.deepspeed.zero_stage}, {str(plan.settings.dtype).removeprefix('torch.')}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _print_rehearsal(plan: TrainPlan, config: Config, console: Console) -> None:
+    wanted, rehearsal = config.train.rehearsal, plan.rehearsal
+    lines = []
+    if wanted and rehearsal:
+        beside = plan.steps.rehearsal.beside(plan.steps.per_step) if plan.steps.rehearsal else 0
+        what = "packs" if plan.data.packed_into else "items"
+        cut = f", {rehearsal.account.truncated:,} cut at data.max_length" if rehearsal.account.truncated else ""
+        dropped = "".join(f", {count:,} left out ({reason})" for reason, count in rehearsal.account.reasons.items())
+        lines.append(
+            f"rehearsal: {rehearsal.items:,} of the base's own answers, {beside} {what} beside the "
+            f"{plan.steps.per_step} of each step, loss {wanted.loss}, weight {wanted.weight:g}{cut}{dropped}"
+        )
+    elif wanted is None and config.data.replay is None and plan.data.template == "chat":
+        lines.append(
+            "warning: no rehearsal: training a chat model on one task alone costs it instruction following; `cofitune "
+            "rehearse` and train.rehearsal keep most of it (README, What keeps abilities)"
+        )
+    if rehearsal and rehearsal.held_out:
+        limit = "" if config.train.max_drift is None else f", at most {config.train.max_drift:g} nats a token"
+        held_out = rehearsal.held_out
+        lines.append(
+            f"drift: measured on {len(held_out.examples):,} held-out answers, {held_out.tokens:,} tokens{limit}"
+        )
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _print_stage(config: Config, world_size: int, on_gpu: bool, console: Console) -> None:
+    deepspeed = config.deepspeed
+    if on_gpu and world_size == 1 and deepspeed.zero_stage == 3 and deepspeed.offload_param == "none":
+        console.print(
+            "hint: one device shares nothing under ZeRO-3, but fetches every module; deepspeed.zero_stage=2 trains the "
+            "same and took 0.4 of the time at 7B (scripts/bench/gpu)",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _print_prefix(plan: TrainPlan, config: Config, console: Console) -> None:
+    kind, prefix = config.train.prefix_cache, plan.prefix
+    if kind == "none":
+        return
+    if plan.region.first == 0:
+        told = "nothing to keep: the region starts at layer 0"
+    elif plan.steps.num_epochs == 1:
+        told = "nothing to keep: one pass over the data would reuse none of it"
+    elif prefix is None or not prefix.lengths:
+        told = f"{kind}; its size is known once the items can be counted in tokens"
+    else:
+        told = (
+            f"{gib(prefix.num_bytes)} in {prefix.folder} ({sum(prefix.lengths):,} tokens × {prefix.hidden_size} × "
+            f"{prefix.dtype.itemsize} bytes; {gib(prefix.free_bytes)} are free there)"
+        )
+    console.print(f"prefix cache: {told}", highlight=False, soft_wrap=True)
+
+
+def _print_disk(plan: TrainPlan, config: Config, console: Console) -> None:
+    train = config.train
+    checkpoints = (
+        f"a checkpoint {gib(plan.checkpoint_bytes)}, every {train.save_steps} steps and at an epoch's end, of which "
+        f"{train.keep_last} are kept"
+        if train.save_steps
+        else "no checkpoints"
+    )
+    console.print(
+        f"disk: the delta {gib(plan.delta_bytes)}; {checkpoints}; {gib(free_bytes(config.run))} are free there",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,216 @@
+"""`cofitune train`: load the model, freeze what lies outside the region, train under the soft mask, save the delta."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import PreTrainedModel
+
+from cofitune.config.schema import Config
+from cofitune.distributed import on_rank_0
+from cofitune.errors import UserError
+from cofitune.files import exclusive
+from cofitune.ranks import is_launched, this_rank
+from cofitune.recipes.folders import check_disk_space, check_folder, start_folder
+from cofitune.recipes.from_config import load_base
+from cofitune.recipes.train.manifest import check_finished, make_manifest
+from cofitune.recipes.train.metrics import DriftReached, Watch
+from cofitune.recipes.train.plan import TrainPlan, footprint, plan_training
+from cofitune.recipes.train.plan_report import print_plan
+from cofitune.recipes.train.resume import bytes_to_come, check_resume, find_checkpoint, newest_readable
+from cofitune.recipes.train.steps import make_ready, take_steps
+from cofitune.softmask.retained import KeptShare, kept_sentence
+from cofitune.training.delta import collect, hash_parameters, write_delta
+from cofitune.training.engine import release, sharded_loading, start_distributed
+from cofitune.training.out_of_memory import explaining_out_of_memory
+from cofitune.training.peft import base_names, merged_weights, write_adapter
+from cofitune.training.state import Checkpoint, load_state, newest_whole
+
+
+def train(
+    config: Config,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    dry_run: bool = False,
+    console: Console | None = None,
+    ranks: int = 1,
+) -> Path:
+    """Train a region of a model and write the delta into `<output_dir>/train`.
+
+    Runs on every rank; rank 0 alone talks and writes.
+
+    Args:
+        resume: go on from the newest whole checkpoint; without one, from the beginning.
+        ranks: ranks that a dry run plans for; a run counts its own.
+
+    Returns:
+        The folder with delta.safetensors, manifest.json, metrics.jsonl and config.yaml.
+
+    Raises:
+        UserError: a mistake in the config or the data, found before anything is written; or the training diverged.
+        Stopped: a signal ended it; its state is saved.
+    """
+    console = console or Console()
+    world_size = this_rank().world_size if is_launched() else ranks
+    folder, plan = check(config, overwrite=overwrite, resume=resume, dry_run=dry_run, ranks=world_size)
+    if not dry_run and not overwrite and (folder / "manifest.json").is_file():
+        told = f"{folder}: already trained with this config and data; --overwrite trains it again"
+        console.print(told, highlight=False, soft_wrap=True)
+        return folder
+    print_plan(plan, config, world_size, console)
+    if dry_run:
+        return folder
+
+    with explaining_out_of_memory(footprint(plan, config, world_size)):
+        start_distributed()
+        model, engine, kept, plan = _load(config, plan, world_size)
+        with ExitStack() as lock:
+            on_rank_0(lambda: lock.enter_context(exclusive(folder, "training")))
+            _train(model, engine, kept, config, plan, folder, console, overwrite=overwrite, resume=resume)
+        release(engine)
+    return folder
+
+
+def _train(
+    model: PreTrainedModel,
+    engine: Any,
+    kept: KeptShare | None,
+    config: Config,
+    plan: TrainPlan,
+    folder: Path,
+    console: Console,
+    *,
+    overwrite: bool,
+    resume: bool,
+) -> None:
+    """From the checkpoint on, if there is one: train, prove that nothing else changed, write the delta."""
+    rank = torch.distributed.get_rank()
+    done = load_state(engine, on_rank_0(lambda: find_checkpoint(config, plan, folder, console))) if resume else 0
+    held_out = plan.rehearsal.held_out if plan.rehearsal else None
+    watch = Watch(config, plan.data, plan.steps.num_steps, engine, folder, kept, held_out)
+
+    def start() -> None:  # only now: a model that does not load leaves no run behind, and an old one where it was
+        start_folder(config, "train", overwrite, resumes=done > 0)
+        watch.read(done)
+
+    on_rank_0(start)
+    before = _hash_frozen(model, plan)
+    reached: DriftReached | None = None
+    try:
+        take_steps(engine, plan, config, folder, console, watch, done)
+    except DriftReached as error:
+        reached = error
+        _go_back(engine, config, plan, folder, watch, error, console)
+    if rank == 0 and (share := watch.records[-1].kept_share):
+        console.print(kept_sentence(share, config.softmask.apply_to), highlight=False)
+    _prove_frozen(before, _hash_frozen(model, plan), console)
+    tensors = merged_weights(model, plan.adapter) if plan.adapter else collect(model, plan.trained)
+    if plan.adapter:
+        write_adapter(folder / "adapter", model, plan.adapter, config.model.name)
+    if rank == 0:
+        manifest = make_manifest(config, plan, before, tensors, watch, reached.record if reached else None)
+        write_delta(folder, tensors, manifest)
+        console.print(f"wrote {folder}/delta.safetensors: {len(tensors)} tensors", highlight=False, soft_wrap=True)
+        if not config.train.keep_checkpoints:
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def _go_back(
+    engine: Any, config: Config, plan: TrainPlan, folder: Path, watch: Watch, reached: DriftReached, console: Console
+) -> None:
+    """Put the newest checkpoint back: none is written above `train.max_drift`. Every rank must call.
+
+    Raises:
+        UserError: the limit was exceeded before the first checkpoint.
+    """
+    record, limit = reached.record, reached.limit
+    drift = "is not finite" if record.drift is None else f"is {max(record.drift, record.kl or 0.0):.4f}"
+    said = f"drift {drift} at step {record.step}, above train.max_drift {limit:g}"
+
+    def find() -> Checkpoint | None:
+        found = newest_whole(folder / "checkpoints", lambda text: console.print(text, markup=False, soft_wrap=True))
+        if found is None:
+            raise UserError(
+                f"{said}, and no checkpoint was written before; lower train.learning_rate, or set train.save_steps "
+                f"below {record.step}"
+            )
+        check_resume(config, plan, found)
+        return found
+
+    step = load_state(engine, on_rank_0(find))
+    on_rank_0(lambda: watch.read(step))
+    console.print(f"{said}: training ends with the checkpoint of step {step}", highlight=False, soft_wrap=True)
+
+
+def check(
+    config: Config, *, overwrite: bool = False, resume: bool = False, dry_run: bool = False, ranks: int = 1
+) -> tuple[Path, TrainPlan]:
+    """Find every mistake of the user's, writing nothing.
+
+    Returns:
+        The run's `train` folder and the resolved plan.
+
+    Raises:
+        UserError: the run is impossible, or was trained from other contents than the config's files have now.
+    """
+    if resume and overwrite:
+        raise UserError("--resume goes on with a training and --overwrite starts it again: give one of them")
+    finished = (config.run / "train" / "manifest.json").is_file()
+    reached = None if finished or overwrite else newest_readable(config.run / "train")
+    folder = check_folder(config, "train", overwrite, resumes=resume and reached is not None)
+    if reached is not None and not (resume or dry_run):
+        raise UserError(
+            f"{folder} holds a checkpoint of step {reached.step}; --resume goes on from it, --overwrite starts again"
+        )
+    plan = plan_training(config, ranks, dry_run)
+    if finished and not overwrite:
+        check_finished(config, plan, folder)
+    if reached is not None and resume and not plan.missing:
+        check_resume(config, plan, reached)
+    if not dry_run:  # which tells what is needed and what is free, perhaps on another machine
+        if plan.prefix:
+            plan.prefix.check_space()
+        check_disk_space(folder, bytes_to_come(config, plan, folder))
+    return folder, plan
+
+
+def _load(config: Config, plan: TrainPlan, world_size: int) -> tuple[PreTrainedModel, Any, KeptShare | None, TrainPlan]:
+    """Load the base and make it ready to train.
+
+    Returns:
+        The model, DeepSpeed's engine around it, what measures the share of an update that the mask keeps, and the plan,
+        which now knows what an adapter begins with.
+    """
+    torch.manual_seed(config.train.seed)
+    # a decomposition takes whole weights
+    in_parts = plan.adapter is None or plan.adapter.kind != "osf"
+    with sharded_loading(plan.anatomy.num_parameters, plan.settings, world_size) if in_parts else nullcontext():
+        model = load_base(config.model)
+    return model, *make_ready(model, config, plan)
+
+
+def _hash_frozen(model: PreTrainedModel, plan: TrainPlan) -> dict[str, str]:
+    """sha256 of each tensor of the base, or held part of one, that does not train, by its name in the base."""
+    trained = set(plan.trained)
+    inside = base_names(plan.adapter, (name for name in plan.anatomy.shapes if name not in trained))
+    return {inside.get(name, name): digest for name, digest in hash_parameters(model, inside, plan.held).items()}
+
+
+def _prove_frozen(before: dict[str, str], after: dict[str, str], console: Console) -> None:
+    """Compare the frozen tensors' hashes from before the first step and after the last.
+
+    Raises:
+        RuntimeError: one changed, which is our bug.
+    """
+    changed = sorted(name for name in before if before[name] != after[name])
+    if changed:
+        raise RuntimeError(f"{len(changed)} frozen tensors changed during training: {', '.join(changed[:5])}")
+    console.print(
+        f"frozen: all {len(before)} tensors are unchanged, bit for bit (sha256)", highlight=False, soft_wrap=True
+    )

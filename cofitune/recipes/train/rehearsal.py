@@ -1,0 +1,175 @@
+"""What a training takes from a rehearsal: the base's answers to train on, and those to measure drift on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cofitune.config.schema import Config
+from cofitune.data.batches import RehearsalMix
+from cofitune.data.chat import Example
+from cofitune.data.encoded import tokenizer_sha256
+from cofitune.data.packing import Packs, pack_lengths
+from cofitune.data.read import Account
+from cofitune.errors import ArtifactError, UserError
+from cofitune.recipes.train.data import TrainData
+from cofitune.rehearsal.items import Rehearsal, RehearsalExamples, check_base, read_rehearsal
+from cofitune.training.drift import HeldOut
+from cofitune.training.loop import RehearsalLoss
+
+FOLDER = "rehearsal"  # below output_dir
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """The rehearsal of a training.
+
+    Attributes:
+        folder: where it lies.
+        sha256: names its contents.
+        examples: what is trained on, packed where the training's items are; empty where drift alone is measured.
+        lengths: tokens of each example.
+        items: how many items they are.
+        account: what became of these under data.max_length.
+        share: which part of a step's examples they are.
+        loss: how they enter the loss; None where drift alone is measured.
+        held_out: what drift is measured on; None where nothing was held out.
+    """
+
+    folder: Path
+    sha256: str
+    examples: Sequence[Example]
+    lengths: np.ndarray
+    items: int
+    account: Account
+    share: float
+    loss: RehearsalLoss | None
+    held_out: HeldOut | None
+
+    @property
+    def manifest(self) -> Path:
+        """The file that names its contents."""
+        return self.folder / "manifest.json"
+
+    def mix(self, first: int) -> RehearsalMix | None:
+        """Its part in the steps, where its examples begin at index `first`; None where it has none."""
+        return RehearsalMix(first, len(self.examples), self.share) if self.loss else None
+
+    def trained_on(self) -> dict[str, Any]:
+        """What a training must not change on its way; where drift is measured trains nothing."""
+        trained = self.loss and {"share": self.share, "loss": self.loss.kind, "weight": self.loss.weight}
+        return {"sha256": self.sha256, "items": self.items, **(trained or {})}
+
+    def as_dict(self) -> dict[str, Any]:
+        """What a manifest keeps of it."""
+        held_out = (
+            {"held_out": len(self.held_out.examples), "held_out_tokens": self.held_out.tokens} if self.held_out else {}
+        )
+        return {**self.trained_on(), **held_out}
+
+
+class Joined(Sequence[Example]):
+    """Two sequences of examples as one; nothing is copied."""
+
+    def __init__(self, first: Sequence[Example], second: Sequence[Example]) -> None:
+        self._first, self._second = first, second
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._second)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._first[index] if index < len(self._first) else self._second[index - len(self._first)]
+
+
+def rehearsal_folder(config: Config) -> Path:
+    """Where the training's rehearsal lies, by its config."""
+    wanted = config.train.rehearsal
+    named = wanted.path if wanted else config.train.drift_data
+    return Path(named) if named else config.run / FOLDER
+
+
+def read_rehearsed(
+    config: Config, data: TrainData, base_fingerprint: str | None, dry_run: bool, missing: list[str]
+) -> Rehearsed | None:
+    """Read what the config's training rehearses, or measures drift on; None where it does neither.
+
+    A dry run without it adds to `missing` what it lacked.
+
+    Raises:
+        UserError: it is not there, damaged, of another base or template, or has not what the loss needs.
+    """
+    wanted, train = config.train.rehearsal, config.train
+    if wanted is None and train.drift_data is None:
+        return None
+    folder = rehearsal_folder(config)
+    if not (folder / "manifest.json").is_file():
+        message = (
+            f"train.rehearsal: no rehearsal in {folder}; run `cofitune rehearse` with this config first, name its "
+            "folder in train.rehearsal.path, or set train.rehearsal: null"
+            if wanted
+            else f"train.drift_data: no rehearsal in {folder}; `cofitune rehearse` writes one"
+        )
+        if not dry_run:
+            raise ArtifactError(message)
+        missing.append(message)
+        return None
+    rehearsal = read_rehearsal(folder)
+    if base_fingerprint is None or data.tokenizer is None:  # a dry run without weights has nothing to compare it with
+        return None
+    check_base(rehearsal, config.model.name, base_fingerprint, tokenizer_sha256(data.tokenizer))
+    measured = rehearsal if wanted is None or train.drift_data is None else _other(config, base_fingerprint, data)
+    held_out = _held_out(measured, config.data.max_length)
+    if train.max_drift is not None and held_out is None:
+        raise UserError(
+            f"train.max_drift: {measured.folder} holds out no item to measure drift on; make it with "
+            "rehearsal.held_out above 0"
+        )
+    if wanted is None:
+        return Rehearsed(folder, rehearsal.sha256, [], np.empty(0, np.int32), 0, Account(), 0.0, None, held_out)
+    if wanted.loss == "kl" and rehearsal.top_k == 0:
+        raise UserError(
+            f"train.rehearsal.loss: kl needs the base's probabilities, and {folder} was made with rehearsal.top_k: 0; "
+            "make it with 32, or use loss: nll"
+        )
+    examples = RehearsalExamples(
+        rehearsal,
+        False,
+        config.data.max_length,
+        with_top_k=wanted.loss == "kl",
+        on_bad_item=config.data.on_bad_item,
+    )
+    if not len(examples):
+        raise UserError(f"train.rehearsal: {folder} holds not one item to train on")
+    rows: Sequence[Example] = examples
+    lengths = examples.lengths
+    if data.packed_into:
+        rows = packed = Packs(examples, pack_lengths(examples.lengths, data.packed_into))
+        lengths = packed.lengths
+    loss = RehearsalLoss(wanted.loss, wanted.weight)
+    return Rehearsed(
+        folder, rehearsal.sha256, rows, lengths, len(examples), examples.account, wanted.share, loss, held_out
+    )
+
+
+def _other(config: Config, base_fingerprint: str, data: TrainData) -> Rehearsal:
+    """The rehearsal that drift is measured on, where it is not the one that is trained on."""
+    found = read_rehearsal(Path(str(config.train.drift_data)))
+    if data.tokenizer is not None:
+        check_base(found, config.model.name, base_fingerprint, tokenizer_sha256(data.tokenizer))
+    return found
+
+
+def _held_out(rehearsal: Rehearsal, max_length: int) -> HeldOut | None:
+    """The held-out items that fit, with the stored probabilities where there are some; never packed."""
+    examples = RehearsalExamples(rehearsal, True, max_length, with_top_k=rehearsal.top_k > 0, on_bad_item="drop")
+    if not len(examples):
+        return None
+    own = examples.base_log_probs()
+    tokens = sum(map(len, own))
+    return HeldOut(examples, float(sum(part.double().sum() for part in own)) / tokens, tokens)

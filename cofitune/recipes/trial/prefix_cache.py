@@ -1,0 +1,72 @@
+"""What a search keeps of the frozen prefix from trial to trial: whether it can, and what it takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from cofitune.config.schema import Config
+from cofitune.data.batches import count_positions
+from cofitune.errors import UserError
+from cofitune.files import gib
+from cofitune.host_memory import free_memory
+from cofitune.recipes.folders import free_bytes
+from cofitune.recipes.from_config import base_config
+from cofitune.recipes.train.plan import TrainPlan
+from cofitune.training.prefix_cache import changing_prefix
+from cofitune.training.shared_prefix_cache import DiskStore, MemoryStore, SharedPrefix
+
+
+def check_prefix(config: Config) -> None:
+    """Refuse a prefix cache that would not give the same loss.
+
+    Raises:
+        UserError: the model's lower layers answer differently every time, or its code is its own.
+    """
+    kind = config.search.prefix_cache
+    if kind == "none":
+        return
+    reason = changing_prefix(base_config(config.model).to_dict())
+    if config.model.trust_remote_code:
+        reason = "with model.trust_remote_code the model's layers are code that we do not know"
+    if reason:
+        raise UserError(f"search.prefix_cache: {kind} would not give the same loss: {reason}; set it to none")
+
+
+def layer_bytes(plan: TrainPlan, seed: int) -> int:
+    """Bytes that one kept layer takes on all ranks together.
+
+    A search keeps a layer for each of its trials' lowest trained layers, layer 0 excepted.
+    """
+    positions = count_positions(plan.steps, plan.lengths, seed)
+    return positions * plan.anatomy.hidden_size * plan.settings.dtype.itemsize
+
+
+def start_prefix(config: Config) -> SharedPrefix:
+    """What begins to keep. Every rank has its own.
+
+    Raises:
+        UserError: as `check_prefix`.
+    """
+    check_prefix(config)
+    return SharedPrefix(MemoryStore() if config.search.prefix_cache == "memory" else DiskStore(_folder(config)))
+
+
+def has_room(shared: SharedPrefix, plan: TrainPlan, config: Config) -> tuple[bool, str]:
+    """Whether what enters the trial's lowest trained layer is to be kept, the same on every rank; and a word on it."""
+    first, needed = plan.region.first, layer_bytes(plan, config.train.seed)
+    if first in shared.kept_layers:
+        return True, f"prefix cache: from layer {first} on, where it was kept"
+    in_memory = config.search.prefix_cache == "memory"
+    free = torch.tensor(free_memory() if in_memory else free_bytes(_folder(config)), dtype=torch.int64)
+    if torch.cuda.is_available():
+        free = free.cuda()
+    torch.distributed.all_reduce(free, torch.distributed.ReduceOp.MIN)
+    if needed > int(free) * 0.9:  # the rest of the machine lives there too
+        return False, f"prefix cache: no room for the {gib(needed)} of layer {first}: {gib(int(free))} are free"
+    return True, f"prefix cache: keeps what enters layer {first}, {gib(needed)}"
+
+
+def _folder(config: Config) -> Path:
+    return config.run.parent

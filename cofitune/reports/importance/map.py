@@ -1,0 +1,67 @@
+"""The importance of every layer's units in one small picture: how it is spread, and which heads matter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cofitune.importance_file import ATTENTION_HEADS
+from cofitune.reports.figure import Picture, draw
+from cofitune.reports.importance.plot import COLOURS
+from cofitune.reports.importance.table import TITLES
+
+COLUMNS = 100  # a wide layer is shown in percent of its units
+
+
+def importance_picture(name: str, vectors: dict[str, Tensor]) -> Picture:
+    """A panel a unit kind: heads as they stand, of which there are few; other units sorted within each layer.
+
+    Args:
+        vectors: each unit kind → [L, units] in [0, 1].
+    """
+
+    def paint(figure: Any, narrow: bool) -> None:
+        shape = (len(vectors), 1) if narrow else (1, len(vectors))
+        panels = figure.subplots(*shape, squeeze=False).ravel()
+        image: Any = None
+        for number, (axes, (kind, vector)) in enumerate(zip(panels, vectors.items(), strict=True)):
+            is_sorted = kind != ATTENTION_HEADS
+            values = (by_rank(vector) if is_sorted else vector).float().numpy()
+            extent = (0, 100, -0.5, len(values) - 0.5) if is_sorted else None
+            image = axes.imshow(
+                values, aspect="auto", cmap=COLOURS, vmin=0, vmax=1, origin="lower", interpolation="nearest",
+                extent=extent,
+            )  # fmt: skip
+            axes.grid(visible=False)
+            axes.set_title(f"{TITLES[kind]}, {vector.shape[1]:,} a layer", loc="left")
+            axes.set_xlabel("units, most important first (%)" if is_sorted else "head (index)")
+            if narrow or number == 0:
+                axes.set_ylabel("layer (index)")
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.get_major_locator().set_params(integer=True)
+        side = {"location": "bottom", "shrink": 0.8} if narrow else {"location": "right", "shrink": 0.9}
+        bar = figure.colorbar(image, ax=list(panels), label="importance (0: free, 1: held)", **side)
+        bar.outline.set_visible(False)
+
+    means = "; ".join(f"{TITLES[kind]} {float(v.mean()):.2f}" for kind, v in vectors.items())
+    caption = (
+        "Importance of the units of each layer, from 0 (free to move) to 1 (held): attention heads as they stand, the "
+        "others sorted within their layer. Layer 0 is the lowest."
+    )
+    return draw(name, caption, f"Heat maps, layers by units. Mean importance: {means}.", paint, (2.6, 6.4))
+
+
+def by_rank(vector: Tensor) -> Tensor:
+    """Sort each layer's units, the most important first, and take the mean of each hundredth of them.
+
+    Args:
+        vector: [L, units].
+
+    Returns:
+        [L, C], C being `COLUMNS`, or the units where there are fewer.
+    """
+    ordered = vector.double().sort(dim=-1, descending=True).values
+    parts = ordered.tensor_split(min(COLUMNS, vector.shape[1]), dim=-1)
+    return torch.stack([part.mean(dim=-1) for part in parts], dim=-1)

@@ -1,0 +1,91 @@
+"""The importance of every layer as a table of 80 columns, in one sentence, and its spread as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import torch
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from cofitune.importance_file import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS
+
+TITLES = {ATTENTION_HEADS: "heads", FFN_NEURONS: "neurons", FFN_OUTPUTS: "outputs"}
+HIGH, LOW = 0.9, 0.1
+
+
+def importance_report(vectors: dict[str, Tensor]) -> RenderableType:
+    """The table, what its columns mean, and the summary sentence.
+
+    Args:
+        vectors: each unit kind → [L, units] in [0, 1].
+    """
+    legend = Text(f"mean importance; share of units above {HIGH} and below {LOW}; most important unit", style="dim")
+    return Group(importance_table(vectors), legend, Text(summary(vectors)))
+
+
+def importance_table(vectors: dict[str, Tensor]) -> Table:
+    """One row a layer and a last row over all layers; four columns a unit kind.
+
+    Args:
+        vectors: each unit kind → [L, units] in [0, 1].
+    """
+    table = Table(title="Importance", box=None, padding=(0, 1, 0, 0), header_style="bold", title_style="bold")
+    table.add_column("\nlayer", justify="right", no_wrap=True)
+    for kind in vectors:
+        for number, head in enumerate(("mean", f">{HIGH}", f"<{LOW}", "top")):
+            title = TITLES[kind] if number == 0 else ""
+            table.add_column(f"{title}\n{head}", justify="right", no_wrap=True, style="dim" if head == "top" else "")
+        table.add_column("\n", width=1)
+    num_layers = max(len(v) for v in vectors.values())
+    for layer in range(num_layers):
+        table.add_row(str(layer), *_cells([v[layer] for v in vectors.values()]))
+    table.add_row("all", *_cells(list(vectors.values()), with_top=False), style="bold")
+    return table
+
+
+def summary(vectors: dict[str, Tensor]) -> str:
+    """One sentence: how much of the training step the mask leaves, and which layer it holds back most and least."""
+    *kinds, last = (f"{1 - float(v.mean()):.0%} for the {TITLES[kind]}" for kind, v in vectors.items())
+    kept = " and ".join(filter(None, (", ".join(kinds), last)))
+    by_layer = torch.stack([v.mean(dim=-1) for v in vectors.values()]).mean(dim=0)
+    most, least = int(by_layer.argmax()), int(by_layer.argmin())
+    silent = [f"{TITLES[kind]} of layer {layer}" for kind, v in vectors.items() for layer in _all_zero(v)]
+    text = (
+        f"As a soft mask it leaves, on average, this share of an update: {kept}; it holds layer {most} back most and "
+        f"layer {least} least."
+    )
+    if silent:
+        text += f" No unit stands out among the {', '.join(silent)}: their scores are all equal, so nothing is masked."
+    return text
+
+
+def spread_csv(vectors: dict[str, Tensor]) -> str:
+    """A line a layer and unit kind: how its units' importance is spread, in [0, 1], and its most important unit."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    quantiles = {"p10": 0.1, "p50": 0.5, "p90": 0.9}
+    writer.writerow(["layer", "kind", "units", "mean", "std", *quantiles, "above_0.9", "below_0.1", "top_unit"])
+    for kind, vector in vectors.items():
+        for layer, row in enumerate(vector.double()):
+            cut = torch.quantile(row, torch.tensor(list(quantiles.values()), dtype=row.dtype)).tolist()
+            shares = [float((row > HIGH).double().mean()), float((row < LOW).double().mean())]
+            figures = [float(row.mean()), float(row.std(correction=0)), *cut, *shares]
+            writer.writerow([layer, kind, len(row), *(f"{f:.4f}" for f in figures), int(row.argmax())])
+    return text.getvalue()
+
+
+def _all_zero(vector: Tensor) -> list[int]:
+    return [int(layer) for layer in (vector == 0).all(dim=-1).nonzero()]
+
+
+def _cells(vectors: list[Tensor], with_top: bool = True) -> list[str]:
+    cells = []
+    for vector in vectors:
+        share_high, share_low = float((vector > HIGH).float().mean()), float((vector < LOW).float().mean())
+        top = "" if not with_top else str(int(vector.argmax())) if vector.any() else "-"
+        cells += [f"{float(vector.mean()):.2f}", f"{share_high:.0%}", f"{share_low:.0%}", top, ""]
+    return cells

@@ -1,0 +1,257 @@
+"""The frozen prefix's activations, kept: what enters the lowest trained layer never changes, so it is computed once.
+
+Below the lowest trained layer nothing moves, and its forward pass gives the same hidden states in every epoch. They are
+written down the first time an item is seen, and from then on the forward pass starts at the lowest trained layer: the
+embedding and the layers below are neither run nor, under ZeRO-3, gathered.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from cofitune.data.batches import Batch
+from cofitune.distributed import on_rank_0
+from cofitune.errors import UserError
+from cofitune.files import gib
+from cofitune.host_memory import free_memory
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+@dataclass(frozen=True)
+class PrefixPlan:
+    """What will be kept, known before any weight is read.
+
+    Attributes:
+        layers: path of the model's list of decoder layers.
+        first: the lowest trained layer.
+        lengths: tokens of each item, by its index.
+        hidden_size, dtype: of the hidden states [T, H] that enter that layer.
+        folder: where the one file lies that all ranks of the machine share.
+    """
+
+    layers: str
+    first: int
+    lengths: Sequence[int]
+    hidden_size: int
+    dtype: torch.dtype
+    folder: Path
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the hidden states of all items."""
+        return sum(self.lengths) * self.hidden_size * self.dtype.itemsize
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the file: the hidden states, and one byte an item that says whether its own are there."""
+        return self.row_bytes + len(self.lengths)
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes that are free where the file will lie (its folder may not be there yet)."""
+        folder = next(f for f in (self.folder, *self.folder.absolute().parents) if f.is_dir())
+        free = shutil.disk_usage(folder).free
+        return min(free, free_memory()) if self.folder == SHARED_MEMORY else free
+
+    def check_space(self) -> None:
+        """Refuse what does not fit.
+
+        Raises:
+            UserError: there is less room than the file needs.
+        """
+        if self.num_bytes > self.free_bytes:
+            raise UserError(
+                f"train.prefix_cache needs {gib(self.num_bytes)} in {self.folder}, where "
+                f"{gib(self.free_bytes)} are free; set it to "
+                + ("disk or none" if self.folder == SHARED_MEMORY else "none, or choose another output_dir")
+            )
+
+
+def changing_prefix(config: Mapping[str, Any]) -> str | None:
+    """Why a model's prefix would not give the same hidden states again, or its upper layers need more than those.
+
+    Args:
+        config: the model's configuration, as a mapping.
+    """
+    for key, value in config.items():
+        if "drop" in key and "classifier" not in key and isinstance(value, int | float) and value > 0:
+            return f"the model's config sets {key}: {value}, which changes the frozen layers' activations every time"
+    if config.get("num_kv_shared_layers"):
+        return "the model's upper layers read keys and values of lower ones (num_kv_shared_layers)"
+    return None
+
+
+class Prefix(Protocol):
+    """Keeps what enters a layer of the frozen prefix, and gives it back in place of all that lies below."""
+
+    def count_missing(self, batches: Sequence[Batch]) -> list[int]:
+        """How much of these batches is not kept yet on this rank, in as many numbers as on every other rank."""
+
+    def around(self, batch: Batch, missing: Sequence[int]) -> AbstractContextManager[None]:
+        """What the batch's forward pass runs in.
+
+        Args:
+            missing: of the whole step, summed over all ranks.
+        """
+
+
+class PrefixCache:
+    """The kept hidden states of one training. One collective call makes it; the file vanishes with the processes."""
+
+    def __init__(self, model: nn.Module, plan: PrefixPlan) -> None:
+        """Make room for all items and map it into every rank.
+
+        Raises:
+            UserError: the ranks are on several machines, or the room is not to be had.
+        """
+        self._model = model
+        self._plan = plan
+        self._starts = [0, *accumulate(plan.lengths)]
+        whole = _shared_bytes(plan)
+        self._rows = whole[: plan.row_bytes].view(plan.dtype).view(-1, plan.hidden_size)  # [tokens of all items, H]
+        self._kept = whole[plan.row_bytes :]
+
+    def count_missing(self, batches: Sequence[Batch]) -> list[int]:
+        """How many rows of these batches are not kept yet (on this rank: what others keep, it may read)."""
+        return [sum(int((self._kept[batch["indices"].tolist()] == 0).sum()) for batch in batches)]
+
+    def around(self, batch: Batch, missing: Sequence[int]) -> AbstractContextManager[None]:
+        """Keep the batch, or read it where nothing of its step is missing on any rank."""
+        return self.writing(batch) if any(missing) else self.reading(batch)
+
+    @contextmanager
+    def writing(self, batch: Batch) -> Iterator[None]:
+        """Inside, one whole forward pass of the batch is kept."""
+
+        def keep(hidden: Tensor) -> None:
+            if hidden.dtype != self._plan.dtype:
+                raise RuntimeError(
+                    f"hidden states are {hidden.dtype}, the prefix cache was made for {self._plan.dtype}"
+                )
+            for row, begin, kept in self._places(batch):
+                kept.copy_(hidden[row, begin : begin + len(kept)])
+            self._kept[batch["indices"].tolist()] = 1
+
+        with catching(self._model, self._plan.layers, self._plan.first, keep):
+            yield
+
+    @contextmanager
+    def reading(self, batch: Batch) -> Iterator[None]:
+        """Inside, the forward pass of the batch begins at the lowest trained layer with what was kept."""
+        rows, longest = batch["input_ids"].shape
+        hidden = torch.zeros(rows, longest, self._plan.hidden_size, dtype=self._plan.dtype)
+        for row, begin, kept in self._places(batch):
+            hidden[row, begin : begin + len(kept)] = kept
+        with standing_in(self._model, self._plan.layers, self._plan.first, hidden.to(batch["input_ids"].device)):
+            yield
+
+    def _places(self, batch: Batch) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield row, first column and kept hidden states [T, H] of each item: a row each, or in one row all of them."""
+        indices = batch["indices"].tolist()
+        column = 0
+        for number, index in enumerate(indices):
+            kept = self._rows[self._starts[index] : self._starts[index + 1]]
+            if len(batch["input_ids"]) == len(indices):
+                yield number, 0, kept
+            else:
+                yield 0, column, kept
+                column += len(kept)
+
+
+@contextmanager
+def catching(model: nn.Module, layers: str, first: int, keep: Callable[[Tensor], None]) -> Iterator[None]:
+    """Inside, `keep` is told of what enters layer `first`, [B, T, H].
+
+    Args:
+        layers: path of the model's list of decoder layers.
+    """
+
+    def tell(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        keep((args[0] if args else kwargs["hidden_states"]).detach())
+
+    handle = model.get_submodule(f"{layers}.{first}").register_forward_pre_hook(tell, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def standing_in(model: nn.Module, layers: str, first: int, hidden: Tensor) -> Iterator[None]:
+    """Inside, the model's forward pass begins at layer `first` with `hidden` [B, T, H].
+
+    A stand-in takes the place of the embedding and of every layer below, so that the model's own code still makes masks
+    and positions, and ZeRO-3 has nothing to gather there.
+    """
+    given = _Given(hidden)
+    places: Any = model.get_submodule(layers)
+    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    below = [places[index] for index in range(first)]
+    model.set_input_embeddings(given)  # type: ignore[operator]
+    for index in range(first):
+        places[index] = given
+    try:
+        yield
+    finally:
+        model.set_input_embeddings(embedding)  # type: ignore[operator]
+        for index, layer in enumerate(below):
+            places[index] = layer
+
+
+class _Given(nn.Module):
+    """Answers with the same hidden states whatever it is asked."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self._hidden = hidden
+
+    def forward(self, *_: Any, **__: Any) -> Tensor:
+        return self._hidden
+
+
+def _shared_bytes(plan: PrefixPlan) -> Tensor:
+    """One file that all ranks map. Its name is taken away at once: however the run ends, nothing is left behind.
+
+    The room is reserved, not only asked for: writing through a mapping to a full disk would kill the process.
+    """
+    hosts: list[str | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(hosts, socket.gethostname())
+    if len(set(hosts)) > 1:
+        raise UserError(
+            f"train.prefix_cache: the ranks are on {len(set(hosts))} machines, which share no memory; set it to none"
+        )
+    name = on_rank_0(lambda: _reserve(plan))
+    whole = torch.from_file(name, shared=True, size=plan.num_bytes, dtype=torch.uint8)
+    torch.distributed.barrier()
+    if torch.distributed.get_rank() == 0:
+        Path(name).unlink()
+    return whole
+
+
+def _reserve(plan: PrefixPlan) -> str:
+    """Make the file, and return its name."""
+    try:
+        descriptor, name = tempfile.mkstemp(prefix="prefix-", dir=plan.folder)
+        try:
+            os.posix_fallocate(descriptor, 0, plan.num_bytes)
+        except OSError:
+            Path(name).unlink()
+            raise
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise UserError(f"train.prefix_cache: no room for {gib(plan.num_bytes)} in {plan.folder}: {error}") from error
+    return name
