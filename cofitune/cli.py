@@ -17,9 +17,9 @@ from cofitune import __version__
 from cofitune.config.eval import KEEP, as_alpha
 from cofitune.config.load import load_config
 from cofitune.errors import Stopped, UserError
-from cofitune.executors import local as workers
-from cofitune.executors.ray import executor as ray_orders
-from cofitune.launch import launcher as launch
+from cofitune.executors import local
+from cofitune.executors.ray import executor
+from cofitune.launch import command, failures, launcher
 from cofitune.launch.slurm import adopt_task
 from cofitune.ranks import Rank, is_launched, this_rank
 
@@ -59,24 +59,24 @@ def search(
     hostfile: HostFile = None,
 ) -> None:
     """Find the region (layer range × modules) with the best balance of speciality and versatility."""
-    _alone("search")
+    require_single_process("search")
     resolved = load_config(config, overrides)
     from cofitune.recipes.search import recipe
 
     console = _console()
     run = partial(
-        recipe.search, resolved, start_proxy=launch.start_proxy, overwrite=overwrite, dry_run=dry_run, console=console
+        recipe.search, resolved, start_proxy=command.start_proxy, overwrite=overwrite, dry_run=dry_run, console=console
     )
     wanted = resolved.search.ray
     if resolved.search.executor == "ray":
-        demand = ray_orders.choose_demand(num_processes, hostfile, wanted.gpus_per_trial, wanted.cpus_per_trial)
-        with ray_orders.ray_orders(demand, wanted.address, say=console.out) as on_ray:
-            run(run_orders=on_ray, measure=on_ray.measure, at_once=None, ranks=demand.ranks)
+        demand = executor.choose_demand(num_processes, hostfile, wanted.gpus_per_trial, wanted.cpus_per_trial)
+        with executor.ray_executor(demand, wanted.address, say=console.out) as on_ray:
+            run(execute=on_ray, measure=on_ray.measure, at_once=None, ranks=demand.ranks)
         return
-    ranks = launch.choose_ranks(num_processes, hostfile)
-    measure = partial(workers.measure_trial, ranks=ranks)
-    with workers.local_orders(ranks) as run_orders:
-        run(run_orders=run_orders, measure=measure, ranks=ranks.count)
+    ranks = launcher.choose_ranks(num_processes, hostfile)
+    measure = partial(local.measure_trial, ranks=ranks)
+    with local.local_executor(ranks) as execute:
+        run(execute=execute, measure=measure, ranks=ranks.count)
 
 
 @app.command()
@@ -95,9 +95,9 @@ def importance(
     def check(ranks: int) -> object:
         return recipe.make_plan(resolved, overwrite, Rank(world_size=ranks))
 
-    if _in_ranks(num_processes, hostfile, dry_run, check):
+    if launch_ranks_if_needed(num_processes, hostfile, dry_run, check):
         return
-    ranks = launch.choose_ranks(num_processes, hostfile).count if dry_run else 1
+    ranks = launcher.choose_ranks(num_processes, hostfile).count if dry_run else 1
     recipe.importance(resolved, overwrite=overwrite, dry_run=dry_run, console=_console(), ranks=ranks)
 
 
@@ -116,15 +116,15 @@ def rehearse(
     from cofitune.recipes.rehearse import recipe
 
     if planning.choose_engine(resolved.rehearsal.engine) == "vllm" and not dry_run:
-        _alone("rehearse with vllm")  # which takes all GPUs in one process
-    elif _in_ranks(
+        require_single_process("rehearse with vllm")  # which takes all GPUs in one process
+    elif launch_ranks_if_needed(
         num_processes,
         hostfile,
         dry_run,
         lambda _: planning.make_plan(resolved, overwrite),
     ):
         return
-    ranks = launch.choose_ranks(num_processes, hostfile).count if dry_run else 1
+    ranks = launcher.choose_ranks(num_processes, hostfile).count if dry_run else 1
     recipe.rehearse(resolved, overwrite=overwrite, dry_run=dry_run, console=_console(), ranks=ranks)
 
 
@@ -145,10 +145,10 @@ def train(
     def check(ranks: int) -> object:
         return recipe.check(resolved, overwrite=overwrite, resume=resume, ranks=ranks)
 
-    launch.grant_grace(resolved.train.stop_grace_seconds)
-    if _in_ranks(num_processes, hostfile, dry_run, check):
+    launcher.grant_grace(resolved.train.stop_grace_seconds)
+    if launch_ranks_if_needed(num_processes, hostfile, dry_run, check):
         return
-    ranks = launch.choose_ranks(num_processes, hostfile).count if dry_run else 1
+    ranks = launcher.choose_ranks(num_processes, hostfile).count if dry_run else 1
     recipe.train(resolved, overwrite=overwrite, resume=resume, dry_run=dry_run, console=_console(), ranks=ranks)
 
 
@@ -192,14 +192,14 @@ def evaluate(
     def check(ranks: int) -> object:
         return recipe.plan_evaluation(resolved, overwrite, wanted, console=console)
 
-    if _in_ranks(num_processes, hostfile, dry_run, check):
+    if launch_ranks_if_needed(num_processes, hostfile, dry_run, check):
         # rank 0 has said everything; all is known now, and only the verdict is read off here
         overwrite, console = False, Console(quiet=True)
     done = recipe.evaluate(
         resolved, require=wanted, overwrite=overwrite, dry_run=dry_run, console=console, rank=this_rank()
     )
-    if not done.met and not launch.has_parent():
-        raise typer.Exit(launch.NOT_MET)
+    if not done.met and not failures.launched_by_us():
+        raise typer.Exit(failures.NOT_MET)
 
 
 @app.command()
@@ -212,12 +212,12 @@ def compare(
     hostfile: HostFile = None,
 ) -> None:
     """Train several methods at several rates and match them at equal speciality: what each forgets for it."""
-    _alone("compare")
+    require_single_process("compare")
     resolved = load_config(config, overrides)
     from cofitune.recipes.compare import recipe
 
-    ranks = launch.choose_ranks(num_processes, hostfile)
-    run_command = partial(launch.run_command, ranks=ranks, grace=resolved.train.stop_grace_seconds)
+    ranks = launcher.choose_ranks(num_processes, hostfile)
+    run_command = partial(command.run_command, ranks=ranks, grace=resolved.train.stop_grace_seconds)
     recipe.compare(
         resolved, run_command=run_command, overwrite=overwrite, dry_run=dry_run, console=_console(), ranks=ranks.count
     )
@@ -244,7 +244,7 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
 ) -> None:
     """Write a trained run as a complete Hugging Face folder."""
-    _alone("export")
+    require_single_process("export")
     if dtype not in (None, "float32", "bfloat16"):
         raise UserError(f"--dtype {dtype}: must be float32 or bfloat16")
     try:
@@ -265,7 +265,7 @@ def report(
     to: Annotated[Path | None, typer.Option(help="The folder to write. Default: `report` in RUN.")] = None,
 ) -> None:
     """Write one page, report.html, of what was learnt, what was forgotten and how; and its plots."""
-    _alone("report")
+    require_single_process("report")
     from cofitune.recipes.report import recipe
 
     recipe.report(place, to, console=_console())
@@ -274,8 +274,8 @@ def report(
 @app.command(name="_worker", hidden=True)
 def worker(num_processes: NumProcesses = None, hostfile: HostFile = None) -> None:
     """What carries out the trials of a search, one after the other. `cofitune search` starts it."""
-    if not _in_ranks(num_processes, hostfile, False, lambda _: None):
-        workers.serve()
+    if not launch_ranks_if_needed(num_processes, hostfile, False, lambda _: None):
+        local.serve()
 
 
 @app.command(name="_proxy", hidden=True)
@@ -292,7 +292,7 @@ def proxy(config: ConfigPath, to: Path) -> None:
 )
 def host(place: str, arguments: list[str]) -> None:
     """One host of `--hostfile`: start its ranks. `cofitune` on another host starts it through ssh."""
-    raise SystemExit(launch.run_place(launch.Place.parse(place), arguments))
+    raise SystemExit(launcher.run_place(launcher.Place.parse(place), arguments))
 
 
 @app.callback(invoke_without_command=True)
@@ -306,23 +306,25 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 def main() -> None:
     """Run the command line: a user's mistake is one message and exit code 2, anything else a traceback."""
     adopt_task(os.environ)
-    launch.quiet_libraries()
+    launcher.quiet_libraries()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that children are ended too
     try:
         app()
     except UserError as error:
-        launch.say_mistake(error)
-        sys.exit(launch.USER_ERROR)
+        failures.say_mistake(error)
+        sys.exit(failures.USER_ERROR)
     except Stopped as stopped:
         if this_rank().rank == 0:
             print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.signum)
     finally:
-        if launch.has_parent():
-            sys.excepthook = launch.tell_parent  # only now: torch's process group has put one of its own there
+        if failures.launched_by_us():
+            sys.excepthook = failures.tell_parent  # only now: torch's process group has put one of its own there
 
 
-def _in_ranks(num_processes: int | None, hostfile: Path | None, dry_run: bool, check: Callable[[int], object]) -> bool:
+def launch_ranks_if_needed(
+    num_processes: int | None, hostfile: Path | None, dry_run: bool, check: Callable[[int], object]
+) -> bool:
     """Where several ranks are called for and this process is none yet: start them, and say that the work is done.
 
     `check` (given the number of ranks) finds the user's mistakes here first, where there is one process to say them. A
@@ -330,7 +332,7 @@ def _in_ranks(num_processes: int | None, hostfile: Path | None, dry_run: bool, c
     """
     if is_launched() or dry_run:
         return False
-    ranks = launch.choose_ranks(num_processes, hostfile)
+    ranks = launcher.choose_ranks(num_processes, hostfile)
     if ranks.count == 1 and not ranks.hosts:
         return False
     check(ranks.count)
@@ -340,7 +342,7 @@ def _in_ranks(num_processes: int | None, hostfile: Path | None, dry_run: bool, c
     return True
 
 
-def _alone(command: str) -> None:
+def require_single_process(command: str) -> None:
     """Refuse to be one of several ranks."""
     if this_rank().world_size > 1:
         raise UserError(

@@ -6,14 +6,15 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from cofitune.errors import UserError
+from cofitune.ranks import Rank, this_rank
 
 T = TypeVar("T")
 
 
-def on_rank_0(work: Callable[[], T]) -> T:
+def run_on_rank_zero(work: Callable[[], T]) -> T:
     """Do `work` on rank 0 and give its result, which must pickle, to every rank. Collective.
 
     Raises:
@@ -36,7 +37,7 @@ def on_rank_0(work: Callable[[], T]) -> T:
     return result
 
 
-def largest(value: int, device: torch.device) -> int:
+def all_reduce_max(value: int, device: torch.device) -> int:
     """The largest of the ranks' numbers. Collective where there are several ranks.
 
     Args:
@@ -47,3 +48,38 @@ def largest(value: int, device: torch.device) -> int:
     found = torch.tensor(value, device=device)
     distributed.all_reduce(found, distributed.ReduceOp.MAX)
     return int(found)
+
+
+def device() -> torch.device:
+    """Where models are scored: on this rank's GPU, where there is one."""
+    count = torch.cuda.device_count()
+    return torch.device("cuda", this_rank().device(count)) if count else torch.device("cpu")
+
+
+def device_of(rank: Rank) -> torch.device:
+    """The rank's own GPU, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", rank.device(torch.cuda.device_count()))
+
+
+def broadcast_from_rank_zero(tensor: Tensor) -> None:
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return
+    on_gpu = torch.distributed.get_backend() == "nccl"  # which has nothing to do with the host's memory
+    sent = tensor.to("cuda" if on_gpu else "cpu").contiguous()
+    torch.distributed.broadcast(sent, 0)
+    tensor.copy_(sent)
+
+
+def all_reduce_sum(value: Tensor) -> Tensor:
+    torch.distributed.all_reduce(value)
+    return value
+
+
+def rank_or_zero() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def world_size_or_one() -> int:
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1

@@ -145,3 +145,9 @@ def gib(count: float) -> str:
 
 def _write_utf8(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
+
+
+def cache_folder() -> Path:
+    """`$COFITUNE_CACHE`, or `cofitune` in the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("COFITUNE_CACHE") or Path(home) / "cofitune")

@@ -56,7 +56,7 @@ def skip_cpu_communication_op() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def forget_models() -> None:
+def reset_zero_globals() -> None:
     """Let the next engine of this process begin as its first one did.
 
     Of stage 3, DeepSpeed counts the weights that stay whole (`stage3_model_persistence_threshold`) over all models that
@@ -69,7 +69,7 @@ def forget_models() -> None:
     parameter_offload.FWD_MODULE_STACK.clear()
 
 
-def empty(engine: Any) -> None:
+def free_engine(engine: Any) -> None:
     """Give back the memory of an engine that is destroyed, with its model, which nobody will use again.
 
     Under stage 3 neither would ever be collected: DeepSpeed makes two autograd functions a module, whose classes Python
@@ -99,7 +99,7 @@ def gathered(parameter: nn.Parameter) -> Iterator[Tensor]:
         yield parameter.data
 
 
-def tell_passes_apart(model: nn.Module, output: Tensor) -> None:
+def restore_backward_counters(model: nn.Module, output: Tensor) -> None:
     """Where several forward passes come before a backward pass, let ZeRO-3 see the end of each one's backward.
 
     In each module it counts the inputs whose gradients are still to come, and shards the module's weights again when it
@@ -126,7 +126,7 @@ def gathered_weights(model: nn.Module) -> int:
     return sum(p.ds_numel for p in parameters if p.ds_status.name == "AVAILABLE")
 
 
-def read_with(module: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
+def register_external_parameters(module: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
     """Have ZeRO-3 gather these for the module's forward and backward, which reads them though they are not its own."""
     import deepspeed
 
@@ -173,7 +173,7 @@ def moments(engine: Any, flat: Flat) -> dict[str, Any]:
     return state
 
 
-def begin_moments(engine: Any, step: int) -> None:
+def init_adam_state(engine: Any, step: int) -> None:
     """Give every flat tensor AdamW's state after `step` steps, its moments zeros for the caller to fill."""
     inner = inner_optimizer(engine)
     for flat in flats(engine):
@@ -184,7 +184,7 @@ def begin_moments(engine: Any, step: int) -> None:
         inner.state[flat.tensor] = {"step": counted, **zeros}
 
 
-def publish_masters(engine: Any) -> None:
+def copy_masters_to_model(engine: Any) -> None:
     """Copy the fp32 weights into the model's precision and share them, as DeepSpeed does after a step. Collective."""
     optimizer = engine.optimizer
     if type(optimizer).__name__ != STAGE_3:

@@ -97,8 +97,8 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def by_hand() -> Any:
-    """What writes a run, or parts of it, as the commands leave it, without running them (recipes/report_by_hand.py)."""
-    spec = importlib.util.spec_from_file_location("report_by_hand", Path(__file__).parent / "recipes/report_by_hand.py")
+    """What writes a run, or parts of it, as the commands leave it, without running them (recipes/report/by_hand.py)."""
+    spec = importlib.util.spec_from_file_location("report_by_hand", Path(__file__).parent / "recipes/report/by_hand.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -10,7 +10,7 @@ from jinja2 import TemplateError
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from cofitune.data.formats import BadItemError
-from cofitune.data.read import Account, Item, Row, bad_item, make_item
+from cofitune.data.read import Item, ItemCounts, Row, bad_item, make_item
 from cofitune.data.top_k import TopK
 from cofitune.errors import UserError
 
@@ -74,7 +74,7 @@ def encode_rows(
     max_length: int,
     train_on: str,
     on_bad_item: str,
-    account: Account,
+    account: ItemCounts,
 ) -> Iterator[Example]:
     """Make rows examples, one by one; longer ones lose the end of their response. The account counts them all.
 

@@ -21,11 +21,10 @@ from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
 from cofitune.data.chat import IGNORED, Example, encode_rows
-from cofitune.data.read import Account, Row
+from cofitune.data.read import ItemCounts, Row
 from cofitune.data.sources import OpenSource, Source, open_source
 from cofitune.errors import DataError, UserError
-from cofitune.files import read_json, sha256_json, write_json
-from cofitune.model.load import cache_folder
+from cofitune.files import cache_folder, read_json, sha256_json, write_json
 
 VERSION = 1  # raised whenever the same item becomes other tokens or labels
 SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("supervised", pa.list_(pa.bool_()))])
@@ -81,7 +80,7 @@ class Encoded:
 
     opened: OpenSource
     examples: Examples
-    account: Account
+    account: ItemCounts
 
 
 def encode_sources(
@@ -144,7 +143,7 @@ def _encode_source(
                 f"the cache {folder.parent} cannot be written ({error.strerror or error}); name another folder in the "
                 "variable COFITUNE_CACHE"
             ) from error
-    account = Account(**read_json(folder / "account.json", "cache of tokenized items"))
+    account = ItemCounts(**read_json(folder / "account.json", "cache of tokenized items"))
     with pa.memory_map(str(folder / "items.arrow")) as file:
         examples = Examples(pa.ipc.open_stream(file).read_all())
     return Encoded(opened, examples, account)
@@ -176,7 +175,7 @@ def _make(
     on_rows: OnRows | None,
 ) -> None:
     """Tokenize into a folder of another name, and put it in place when it is whole."""
-    account = Account()
+    account = ItemCounts()
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         with (temporary / "items.arrow").open("wb") as file:
@@ -197,7 +196,7 @@ def _make(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-Batch = tuple[pa.RecordBatch, Account]
+Batch = tuple[pa.RecordBatch, ItemCounts]
 
 
 def _batches(
@@ -232,7 +231,7 @@ def _num_workers(num_bytes: int | None) -> int:
 def _encode_chunk(
     chunk: list[tuple[str, Row]], form: str, tokenizer: PreTrainedTokenizerBase, encoding: Encoding
 ) -> Batch:
-    account = Account()
+    account = ItemCounts()
     examples = list(encode_rows(chunk, form, tokenizer, **asdict(encoding), account=account))
     columns = [
         [e.input_ids for e in examples],

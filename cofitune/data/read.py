@@ -35,7 +35,7 @@ class Item:
 
 
 @dataclass
-class Account:
+class ItemCounts:
     """What became of the items.
 
     Attributes:
@@ -67,14 +67,14 @@ class Account:
         self.first_dropped = [*self.first_dropped, message][:FIRST_SHOWN]
 
     @classmethod
-    def total(cls, accounts: Iterable[Account]) -> Account:
+    def total(cls, accounts: Iterable[ItemCounts]) -> ItemCounts:
         """Several as one, in order."""
         total = cls()
         for account in accounts:
             total.add(account)
         return total
 
-    def add(self, other: Account) -> None:
+    def add(self, other: ItemCounts) -> None:
         """Count another account's items, which come after one's own."""
         for name in ("read", "kept", "truncated", "tokens", "supervised"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -141,7 +141,7 @@ def make_prompt(where: str, row: Row, form: str) -> Item:
         raise BadItemError(error.reason, f"{where}: {error}") from None
 
 
-def bad_item(error: BadItemError, on_bad_item: str, account: Account) -> None:
+def bad_item(error: BadItemError, on_bad_item: str, account: ItemCounts) -> None:
     """Drop an unusable item and count it, or stop.
 
     Raises:

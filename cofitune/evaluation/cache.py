@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cofitune.errors import ArtifactError
+from cofitune.evaluation.items import LoadedTask
 from cofitune.evaluation.samples import TaskResult, load_result, save_result
-from cofitune.evaluation.tasks import LoadedTask
 from cofitune.files import read_json, write_json
 
 KEY_LENGTH = 20

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Share:
+class BatchSharding:
     """One rank's share of the batches.
 
     Batches are made before they are dealt out, so an answer is the same on any number of ranks, to the last bit.
@@ -52,12 +52,12 @@ class Share:
             found = {index: value for part in parts for index, value in part.items()}
         return [found[index] for index in range(total)]
 
-    def meet(self) -> None:
-        """Wait until every rank is here. `agree` is no meeting: rank 0 goes on before the others have its value."""
+    def barrier(self) -> None:
+        """Wait until every rank is here. `broadcast` is no barrier: rank 0 goes on before the others have its value."""
         if self.world_size > 1:
             distributed.barrier(group=self.group)
 
-    def agree(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """Rank 0's value, on every rank."""
         if self.world_size == 1:
             return value
@@ -66,13 +66,13 @@ class Share:
         return values[0]
 
 
-def join(rank: int, world_size: int) -> Share:
+def join(rank: int, world_size: int) -> BatchSharding:
     """Meet the other ranks of the environment; the answers travel through the CPU, however long one rank takes."""
     if world_size == 1:
-        return Share()
+        return BatchSharding()
     if not distributed.is_initialized():
         distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
-    return Share(rank, world_size, distributed.new_group(backend="gloo", timeout=LONGEST_WAIT))
+    return BatchSharding(rank, world_size, distributed.new_group(backend="gloo", timeout=LONGEST_WAIT))
 
 
 def in_batches(items: Sequence[T], size: int) -> list[Sequence[T]]:

@@ -11,16 +11,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cofitune.data.batches import collate
 from cofitune.data.chat import IGNORED, Example
 from cofitune.data.top_k import TopK
-from cofitune.evaluation.data_parallel import Share, in_batches
+from cofitune.evaluation.data_parallel import BatchSharding, in_batches
+from cofitune.evaluation.items import LoadedTask
 from cofitune.evaluation.samples import Sample, TaskResult
-from cofitune.evaluation.tasks import LoadedTask
 from cofitune.rehearsal.generate import rows_at_once
 from cofitune.rehearsal.items import Rehearsal
 from cofitune.training.loss import kl_from_base, supervised_logits
 
 
 def score_drift(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, loaded: LoadedTask, batch_size: int, share: Share
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    loaded: LoadedTask,
+    batch_size: int,
+    share: BatchSharding,
 ) -> TaskResult:
     """Mean of log p_base − log p_model over the answers' tokens, or the KL divergence there; nats a token
     (training/drift.py).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -11,7 +11,8 @@ from cofitune.data.formats import user_text
 from cofitune.data.read import read_jsonl
 from cofitune.errors import DataError, UserError
 from cofitune.evaluation.ifeval import NO_PUNKT, ifeval_problem, needs_punkt, punkt_is_there
-from cofitune.evaluation.metrics import unreachable
+from cofitune.evaluation.metrics import Metric, unreachable
+from cofitune.rehearsal.items import Rehearsal
 
 
 @dataclass(frozen=True)
@@ -218,3 +219,39 @@ def _is_text(value: Any) -> bool:
 
 def _keys(fields: dict[str, Any]) -> str:
     return ", ".join(sorted(fields))
+
+
+@dataclass(frozen=True)
+class LoadedTask:
+    """A task with its items.
+
+    Attributes:
+        sha256: hash of its file, or of a harness task's settings and items.
+        metric: what its figure means.
+        unusable: lines of the items that cannot be asked or judged, and were left out as `on_bad_item` says.
+        left_out: lines of the items that do not fit into the model, as `fit_lengths` found.
+        cut: lines of a harness task's items whose prompts the harness cuts from the left to make them fit, likewise.
+        too_long: lines of the items whose right answer is longer than an answer may be, likewise; they stay in.
+        longest: tokens of the longest prompt, likewise; 0 before.
+        asked_sha256: hash of all prompts and given answers as the model sees them, likewise; empty before.
+        harness: the harness's own task objects, several for a group; none for a file's task.
+        rehearsal: of kind drift, the rehearsal whose held-out items these are; else None.
+    """
+
+    task: EvalTask
+    items: tuple[EvalItem, ...]
+    sha256: str
+    metric: Metric
+    unusable: tuple[int, ...] = ()
+    left_out: tuple[int, ...] = ()
+    cut: tuple[int, ...] = ()
+    too_long: tuple[int, ...] = ()
+    longest: int = 0
+    asked_sha256: str = ""
+    harness: tuple[Any, ...] = field(default=(), compare=False, repr=False)
+    rehearsal: Rehearsal | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def chance(self) -> float:
+        """The share of right answers that guessing gives: the mean of 1/choices, 0 where there is nothing to pick."""
+        return sum(1 / len(item.choices) for item in self.items if item.choices) / len(self.items)

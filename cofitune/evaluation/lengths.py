@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from cofitune.data.chat import render
 from cofitune.errors import DataError
-from cofitune.evaluation.tasks import EvalItem, EvalTask, LoadedTask
+from cofitune.evaluation.items import LoadedTask
+from cofitune.evaluation.tasks import EvalItem, EvalTask
 
 
 def max_positions(config: Any) -> int | None:

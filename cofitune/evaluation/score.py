@@ -15,13 +15,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cofitune.evaluation import ifeval as grade
 from cofitune.evaluation import metrics
-from cofitune.evaluation.data_parallel import Share
+from cofitune.evaluation.data_parallel import BatchSharding
 from cofitune.evaluation.drift import score_drift
 from cofitune.evaluation.harness.native import score_harness
 from cofitune.evaluation.harness.quiet import quiet_harness
+from cofitune.evaluation.items import LoadedTask
 from cofitune.evaluation.lengths import fit_lengths, max_positions, render_answer, render_prompt
 from cofitune.evaluation.samples import Sample, TaskResult
-from cofitune.evaluation.tasks import EvalItem, LoadedTask
+from cofitune.evaluation.tasks import EvalItem
 
 METRIC = "score"  # our name for a task's one metric inside the harness
 OWN_CODE = (
@@ -43,7 +44,7 @@ def score_model(
     device: torch.device | str | None = None,
     on_start: Callable[[LoadedTask], None] | None = None,
     on_result: Callable[[TaskResult], None] | None = None,
-    share: Share | None = None,
+    share: BatchSharding | None = None,
     positions: int | None = None,
 ) -> dict[str, TaskResult]:
     """Ask a model every item of every task, greedily, and grade the answers.
@@ -74,16 +75,20 @@ def score_model(
         model.to(device)
     results = {}
     with quiet_harness(), _as_it_was(model):
-        from cofitune.evaluation.harness.model import HarnessJudge, Judge
+        from cofitune.evaluation.harness.model import ChatTemplateLM, ChatTemplateLMBase
 
-        asked = (model, tokenizer, batch_size, share or Share(), positions)
+        asked = (model, tokenizer, batch_size, share or BatchSharding(), positions)
         for task in tasks:
             if on_start is not None:
                 on_start(task)
             if task.rehearsal is not None:
-                result = score_drift(model, tokenizer, task, batch_size, share or Share())
+                result = score_drift(model, tokenizer, task, batch_size, share or BatchSharding())
             else:
-                result = score_harness(HarnessJudge(*asked), task) if task.harness else _score_task(Judge(*asked), task)
+                result = (
+                    score_harness(ChatTemplateLMBase(*asked), task)
+                    if task.harness
+                    else _score_task(ChatTemplateLM(*asked), task)
+                )
             results[task.task.title] = result
             if on_result is not None:
                 on_result(result)

@@ -4,55 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from cofitune.errors import ArtifactError, UserError
 from cofitune.evaluation.ifeval import require_harness
-from cofitune.evaluation.items import EvalItem, EvalTask, read_items
-from cofitune.evaluation.metrics import METRICS, Metric
+from cofitune.evaluation.items import EvalItem, EvalTask, LoadedTask, read_items
+from cofitune.evaluation.metrics import METRICS
 from cofitune.files import sha256_file
-from cofitune.rehearsal.items import Rehearsal, read_rehearsal
+from cofitune.rehearsal.items import read_rehearsal
 
 CATEGORIES = ("speciality", "gen_kn", "gen_rs", "instruct", "drift")
 _TITLE = re.compile(r"^\w[\w .+-]*$")  # it also names a file
-
-
-@dataclass(frozen=True)
-class LoadedTask:
-    """A task with its items.
-
-    Attributes:
-        sha256: hash of its file, or of a harness task's settings and items.
-        metric: what its figure means.
-        unusable: lines of the items that cannot be asked or judged, and were left out as `on_bad_item` says.
-        left_out: lines of the items that do not fit into the model, as `fit_lengths` found.
-        cut: lines of a harness task's items whose prompts the harness cuts from the left to make them fit, likewise.
-        too_long: lines of the items whose right answer is longer than an answer may be, likewise; they stay in.
-        longest: tokens of the longest prompt, likewise; 0 before.
-        asked_sha256: hash of all prompts and given answers as the model sees them, likewise; empty before.
-        harness: the harness's own task objects, several for a group; none for a file's task.
-        rehearsal: of kind drift, the rehearsal whose held-out items these are; else None.
-    """
-
-    task: EvalTask
-    items: tuple[EvalItem, ...]
-    sha256: str
-    metric: Metric
-    unusable: tuple[int, ...] = ()
-    left_out: tuple[int, ...] = ()
-    cut: tuple[int, ...] = ()
-    too_long: tuple[int, ...] = ()
-    longest: int = 0
-    asked_sha256: str = ""
-    harness: tuple[Any, ...] = field(default=(), compare=False, repr=False)
-    rehearsal: Rehearsal | None = field(default=None, compare=False, repr=False)
-
-    @property
-    def chance(self) -> float:
-        """The share of right answers that guessing gives: the mean of 1/choices, 0 where there is nothing to pick."""
-        return sum(1 / len(item.choices) for item in self.items if item.choices) / len(self.items)
 
 
 def load_tasks(tasks: Iterable[EvalTask]) -> tuple[LoadedTask, ...]:

@@ -1,7 +1,7 @@
-"""A search's orders on ranks of this call: a worker that is started once and takes one order after the other.
+"""A search's requests on ranks of this call: a worker that is started once and takes one request after the other.
 
 A worker is `cofitune _worker`, as many processes as a trial has ranks, started by the launcher that `train` has. Its
-rank 0 holds a line to the search: orders come in, what they took goes out, and where the line breaks, it ends. What a
+rank 0 holds a line to the search: requests come in, what they took goes out, and where the line breaks, it ends. What a
 trial leaves lies in its folder. A worker whose trial failed ends too, so that no trial meets what a failed one left.
 """
 
@@ -33,7 +33,7 @@ from cofitune.errors import UserError
 from cofitune.files import write_text
 from cofitune.launch.launcher import Ranks
 from cofitune.ranks import VARIABLES, is_launched, this_rank
-from cofitune.recipes.trial.executor import Measured, Order, Outcome, RunOrders
+from cofitune.recipes.trial.executor import Measured, TrialExecutor, TrialRequest, TrialResult
 
 LINE = "COFITUNE_WORKER"  # where the search is to be reached, `host:port:password`, as its worker's rank 0 finds it
 SECONDS_TO_END = 20  # for a worker that is told to, before it is killed
@@ -46,16 +46,16 @@ PR_SET_PDEATHSIG = 1  # of Linux' prctl
 
 
 @contextmanager
-def local_orders(ranks: Ranks) -> Iterator[RunOrders]:
-    """Give what runs orders one after the other on these ranks; the worker ends with the context.
+def local_executor(ranks: Ranks) -> Iterator[TrialExecutor]:
+    """Give what runs requests one after the other on these ranks; the worker ends with the context.
 
-    It starts with the first order, and anew after one that failed.
+    It starts with the first request, and anew after one that failed.
     """
-    orders = _LocalOrders(ranks)
+    requests = _LocalExecutor(ranks)
     try:
-        yield orders.run
+        yield requests.run
     finally:
-        orders.close()
+        requests.close()
 
 
 def measure_trial(config: Config, ranks: Ranks) -> Measured:
@@ -64,7 +64,7 @@ def measure_trial(config: Config, ranks: Ranks) -> Measured:
     Nothing is written outside a temporary folder, which lies where the search would write if several hosts must see it.
 
     Args:
-        config: a trial's, as in an order.
+        config: a trial's, as in a request.
 
     Raises:
         UserError: it failed; the message says why.
@@ -87,7 +87,7 @@ def measure_trial(config: Config, ranks: Ranks) -> Measured:
 
 
 def serve() -> None:
-    """What every rank of a worker does: carry out the search's orders until it hangs up."""
+    """What every rank of a worker does: carry out the search's requests until it hangs up."""
     _end_with_parent()
     from rich.console import Console
 
@@ -96,29 +96,29 @@ def serve() -> None:
     first = this_rank().rank == 0
     runner = TrialRunner(Console(quiet=not first))
     line = _Line() if first else None  # only now: who is called takes the worker for ready
-    while (told := runner.agree(line.next() if line else None)) is not None:
+    while (told := runner.broadcast(line.next() if line else None)) is not None:
         _speak_into(Path(told["folder"]) / "trial.log")
         config = load_config(Path(told["config"]))
         if told["do"] == "measure":
             answer = asdict(runner.measure(config))
         else:
-            order = Order(told["id"], config, Path(told["folder"]), told["train"], told["until"])
-            answer = runner.run(order)
+            request = TrialRequest(told["id"], config, Path(told["folder"]), told["train"], told["stop_step"])
+            answer = runner.run(request)
         if line:
             line.answer(answer)
 
 
-class _LocalOrders:
+class _LocalExecutor:
     """Orders for one worker, which is there from the first one on."""
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
         self._worker: _Worker | None = None
 
-    def run(self, orders: Sequence[Order]) -> Iterator[Outcome]:
-        """As `RunOrders` says."""
-        for order in orders:
-            yield self._run(order)
+    def run(self, requests: Sequence[TrialRequest]) -> Iterator[TrialResult]:
+        """As `TrialExecutor` says."""
+        for request in requests:
+            yield self._run(request)
 
     def close(self) -> None:
         """End the worker, if there is one."""
@@ -126,23 +126,25 @@ class _LocalOrders:
             self._worker.end()
             self._worker = None
 
-    def _run(self, order: Order) -> Outcome:
+    def _run(self, request: TrialRequest) -> TrialResult:
         begun = time.perf_counter()
-        place = _write_config(order.config, order.folder)
+        place = _write_config(request.config, request.folder)
         if self._worker is None:
             self._worker = _Worker(self._ranks)
             self._worker.wait_until_ready()
         to_ready = time.perf_counter() - begun
-        answer = self._worker.ask({"do": "trial", **place, "id": order.id, "train": order.train, "until": order.until})
+        answer = self._worker.ask(
+            {"do": "trial", **place, "id": request.id, "train": request.train, "stop_step": request.stop_step}
+        )
         error = None
         if answer is None:
-            error = self._worker.last_words(order.folder / "trial.log")
+            error = self._worker.last_words(request.folder / "trial.log")
             self.close()
         whole = time.perf_counter() - begun
         seconds = {"start": 0.0, "train": 0.0, "evaluate": 0.0, **(answer or {})}
         seconds["start"] += to_ready
         seconds["other"] = whole - sum(seconds.values())
-        return Outcome(order, error, {name: round(value, 3) for name, value in seconds.items()})
+        return TrialResult(request, error, {name: round(value, 3) for name, value in seconds.items()})
 
 
 class _Worker:
@@ -185,12 +187,12 @@ class _Worker:
                 self._line, self._unread = None, b""
         self._server.close()
 
-    def ask(self, order: dict[str, Any]) -> dict[str, Any] | None:
-        """Give an order and wait for its answer; None where the worker ended over it."""
+    def ask(self, request: dict[str, Any]) -> dict[str, Any] | None:
+        """Give a request and wait for its answer; None where the worker ended over it."""
         if self._line is None:
             return None
         try:
-            self._line.sendall(json.dumps(order).encode() + b"\n")
+            self._line.sendall(json.dumps(request).encode() + b"\n")
             text = self._read()
         except OSError:
             return None
@@ -263,13 +265,13 @@ class _Line:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def next(self) -> dict[str, Any] | None:
-        """The next order; None where there will be no more."""
-        order = self._orders.get()
-        self._at_work = order is not None
-        return order
+        """The next request; None where there will be no more."""
+        request = self._orders.get()
+        self._at_work = request is not None
+        return request
 
     def answer(self, answer: Any) -> None:
-        """Say that the last order is carried out."""
+        """Say that the last request is carried out."""
         self._at_work = False
         with suppress(OSError):  # the search is gone, and `next` will say so
             self._line.sendall(json.dumps(answer).encode() + b"\n")

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from cofitune.importance.gates import seeded_dropout
-from cofitune.zero import tell_passes_apart
+from cofitune.zero import restore_backward_counters
 
 KL_CHUNK = 128  # token positions whose vocabulary-wide fp32 rows exist at one time
 PASSES = 2
@@ -35,7 +35,7 @@ def kl_loss(model: PreTrainedModel, batch: Mapping[str, Tensor], index: int, see
     for pass_index in range(PASSES):
         with seeded_dropout(seed, index, pass_index, ids.device):
             logits.append(model(input_ids=ids, attention_mask=mask, use_cache=False).logits)
-        tell_passes_apart(model, logits[-1])
+        restore_backward_counters(model, logits[-1])
     return kl_of_passes(logits[0], logits[1], mask)
 
 

@@ -126,7 +126,7 @@ def run_hosts(hosts: Sequence[Host], arguments: Sequence[str]) -> int:
     return code
 
 
-def obey_the_line() -> None:
+def follow_parent_signals() -> None:
     """On a host: take signals from the line to the one who started us, and end where it breaks."""
 
     def obey() -> None:

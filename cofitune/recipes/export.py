@@ -17,7 +17,8 @@ from cofitune.data.chat import set_template
 from cofitune.errors import ArtifactError, UserError
 from cofitune.files import read_json, write_json, write_tensors
 from cofitune.model.anatomy import is_missing_folder
-from cofitune.model.load import DTYPES, fingerprint, load_tokenizer, parameter_name, weight_files
+from cofitune.model.load import DTYPES, load_tokenizer
+from cofitune.model.weight_files import fingerprint, parameter_name, weight_files
 from cofitune.recipes.alpha.recipe import check_keep, choose_alpha
 from cofitune.training.delta import Delta, interpolate, read_delta
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from cofitune import __version__
 from cofitune.config.load import dump_config, load_config
-from cofitune.config.schema import FREE_SETTINGS, SECTIONS_READ, Config
+from cofitune.config.schema import FREE_SETTINGS, SECTIONS_READ, Config, EvalModel
 from cofitune.errors import UserError, differences
 from cofitune.files import gib, write_text
 
@@ -114,3 +114,17 @@ def _part(config: dict[str, Any], dotted: str) -> Any:
     for name in dotted.split("."):
         config = config[name]
     return config
+
+
+def train_folder(path: str) -> Path | None:
+    """A finished run's `train` folder: the manifest is written last."""
+    folders = (Path(path) / "train", Path(path))
+    return next((f for f in folders if (f / "manifest.json").is_file() and f.name == "train"), None)
+
+
+def no_run(wanted: EvalModel) -> UserError:
+    """What is wrong with an alpha of what is no trained run."""
+    return UserError(
+        f"eval.models: {wanted.path} at alpha {wanted.alpha}: only a run whose training has finished "
+        "(train/manifest.json) has a base to go back to"
+    )

@@ -13,6 +13,8 @@ from cofitune.model.anatomy import Anatomy, read_anatomy, read_model_config
 from cofitune.model.layouts import Layout
 from cofitune.model.load import choose_dtype, load_model
 
+NOT_ASKED = ("title", "category", "path", "on_bad_item")  # of a task, what no answer depends on
+
 
 def load_base(model: schema.Model) -> PreTrainedModel:
     """Load the base model as the section `model` says, on the CPU.

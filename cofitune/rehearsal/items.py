@@ -20,11 +20,13 @@ from torch import Tensor
 
 from cofitune.data.chat import IGNORED, Example
 from cofitune.data.formats import BadItemError
-from cofitune.data.read import Account, bad_item
+from cofitune.data.read import ItemCounts, bad_item
 from cofitune.data.top_k import TopK
 from cofitune.errors import ArtifactError
 from cofitune.files import read_json, sha256_file, write_json, write_tensors, write_text
-from cofitune.model.load import remembered_sha256
+from cofitune.model.weight_files import remembered_sha256
+
+FOLDER = "rehearsal"  # below output_dir
 
 FORMAT = 1  # of a rehearsal folder
 REMAKE = "remake it with `cofitune rehearse CONFIG --overwrite`"
@@ -120,7 +122,7 @@ class RehearsalExamples(Sequence[Example]):
             DataError: a prompt alone exceeds `max_length`, under `on_bad_item: error`.
         """
         self._rehearsal, self._max_length, self._with_top_k = rehearsal, max_length, with_top_k
-        self.account = Account()
+        self.account = ItemCounts()
         self._chosen: list[int] = []
         for index in rehearsal.of(held_out):
             self._count(index, on_bad_item)

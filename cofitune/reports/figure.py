@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from cofitune.files import write_atomically, write_text
+
+EXTRA = "plots"
 
 INK, MUTED, GRID, PAPER = "#1b1f23", "#5c6670", "#dde2e7", "#fffffe"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f868d")
@@ -151,3 +154,22 @@ def _inline(svg: str, prefix: str, alt: str) -> str:
 
 def _write_bytes(path: Path, content: bytes) -> None:
     path.write_bytes(content)
+
+
+def can_draw() -> bool:
+    """Whether matplotlib, the extra `plots`, is installed."""
+    return find_spec("matplotlib") is not None
+
+
+def save_figure(figure: Any, folder: Path, name: str) -> tuple[Path, Path]:
+    """Write a figure as PNG and SVG, without dates and chance ids: the same figure gives the same bytes."""
+    import matplotlib
+
+    files = folder / f"{name}.png", folder / f"{name}.svg"
+    with matplotlib.rc_context({"svg.hashsalt": "cofitune", "svg.fonttype": "none"}):
+        for file, metadata in zip(files, ({"Software": None}, {"Date": None}), strict=True):
+            write_atomically(
+                file,
+                lambda to, f=file, m=metadata: figure.savefig(to, format=f.suffix[1:], metadata=m),  # type: ignore[misc]
+            )
+    return files

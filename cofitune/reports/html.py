@@ -12,9 +12,9 @@ from markupsafe import Markup, escape
 from cofitune.reports.evaluation.findings import Finding
 from cofitune.reports.evaluation.items import ItemGroup
 from cofitune.reports.evaluation.rows import Cell, ScoreRow
-from cofitune.reports.evaluation.table import number, signed
 from cofitune.reports.figure import Picture
 from cofitune.reports.search.rows import TrialRow
+from cofitune.reports.text import number, signed
 from cofitune.reports.training.trained_map import TrainedMap
 
 Facts = Sequence[tuple[str, str]]  # a term and what is said of it

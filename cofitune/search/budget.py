@@ -16,7 +16,7 @@ class Part:
     """What is to be run of a trial: from a step (0: the beginning) to a step."""
 
     id: str
-    begun_at: int
+    start_step: int
     steps: int
 
 
@@ -57,7 +57,7 @@ class Budget:
                     break
                 if left <= 0 or (expected is None and count):
                     break
-                left -= expected.seconds(part.steps - part.begun_at) if expected else 0.0
+                left -= expected.seconds(part.steps - part.start_step) if expected else 0.0
                 if left < 0:
                     break
             begun.add(part.id)
@@ -94,7 +94,7 @@ class Expected:
         parts = [line for line in store.lines() if _tells(line)]
         if not parts:
             return None
-        steps = sum(line.steps - line.begun_at for line in parts)
+        steps = sum(line.steps - line.start_step for line in parts)
         training = sum(_training(line) for line in parts)
         whole = sum(line.seconds for line in parts)
         return cls(training / steps, (whole - training) / len(parts))
@@ -106,7 +106,7 @@ class Expected:
 
 def _tells(line: Trial) -> bool:
     """Whether a line is of a part that was trained and scored (a stopped trial's repeats the one before)."""
-    return line.region is not None and line.status in ("done", "paused") and line.steps > line.begun_at
+    return line.region is not None and line.status in ("done", "paused") and line.steps > line.start_step
 
 
 def _training(line: Trial) -> float:

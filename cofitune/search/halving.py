@@ -24,7 +24,7 @@ def share_of(share: float, count: int) -> int:
 
 
 @dataclass(frozen=True)
-class Rungs:
+class SuccessiveHalving:
     """When candidates are compared, and how many go on.
 
     Attributes:
@@ -45,7 +45,7 @@ class Rungs:
         """Whether all of so many candidates would go on, so that scoring them on the way is for nothing."""
         return count <= beam or (not self.early_stop and self.most_after(count, beam) == count)
 
-    def thin_out(
+    def prune(
         self, scored: Sequence[Trial], step: int, *, beam: int, objective: Objective, compare: Compare
     ) -> dict[str, str]:
         """Which candidates stop at this step, by id, and why. At least `beam` go on.

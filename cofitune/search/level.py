@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from cofitune.model.region import Region
 from cofitune.search.budget import Budget, Part
-from cofitune.search.halving import Compare, Rungs
+from cofitune.search.halving import Compare, SuccessiveHalving
 from cofitune.search.objective import Objective
 from cofitune.search.store import Store
 from cofitune.search.trial import Trial
@@ -25,7 +25,7 @@ class Job:
     region: Region
     level: int
     parent: str | None
-    until: int | None = None
+    stop_step: int | None = None
 
 
 RunJobs = Callable[[Sequence[Job]], Iterator[Trial]]  # each trial as it ends, in any order, also a failed one
@@ -37,28 +37,28 @@ def _nothing_known(first: Trial, second: Trial) -> None:
 
 
 @dataclass(frozen=True)
-class Rules:
+class SearchSettings:
     """What a search goes by.
 
     Attributes:
         beam: regions expanded at each level.
         steps: optimizer steps of a whole trial.
         compare: paired difference of two trials that were scored at the same step, for the early stop.
-        favour: the proxy's opinion of a region, high is good: a level's candidates are tried in its order.
+        proxy_score: the proxy's opinion of a region, high is good: a level's candidates are tried in its order.
         keep: share of them that is tried at all, the most favoured first; 1: all.
     """
 
     steps: int
     beam: int = 1
     objective: Objective = field(default_factory=Objective)
-    rungs: Rungs | None = None
+    rungs: SuccessiveHalving | None = None
     compare: Compare = _nothing_known
     budget: Budget = field(default_factory=Budget)
-    favour: Callable[[Region], float] | None = None
+    proxy_score: Callable[[Region], float] | None = None
     keep: float = 1.0
 
 
-class Race:
+class LevelRunner:
     """Runs the candidates of one level, and then those of the next.
 
     Attributes:
@@ -66,7 +66,7 @@ class Race:
         untried: regions that were not begun, or not taken on, for that reason.
     """
 
-    def __init__(self, rules: Rules, run_jobs: RunJobs, store: Store, on_trial: OnTrial) -> None:
+    def __init__(self, rules: SearchSettings, run_jobs: RunJobs, store: Store, on_trial: OnTrial) -> None:
         self._rules, self._run_jobs, self._store, self._on_trial = rules, run_jobs, store, on_trial
         self.ended: str | None = None
         self.untried: list[Region] = []
@@ -97,7 +97,7 @@ class Race:
             # none of the rest may pause here, or the search would end without one whole trial: the best go to their end
             return [job for job in jobs if results.get(job.id) is None or results[job.id].scored]
         objective, compare = rules.objective, rules.compare
-        reasons = rungs.thin_out(list(there.values()), step, beam=rules.beam, objective=objective, compare=compare)
+        reasons = rungs.prune(list(there.values()), step, beam=rules.beam, objective=objective, compare=compare)
         going = sorted(there, key=lambda job: objective.rank(there[job]))
         for job in list(going):
             if job.id in reasons and self._store.at(job.id, None) is None:
@@ -105,23 +105,23 @@ class Race:
                 going.remove(job)
         return done + going
 
-    def _advance(self, jobs: Sequence[Job], until: int | None, results: dict[str, Trial]) -> None:
+    def _advance(self, jobs: Sequence[Job], stop_step: int | None, results: dict[str, Trial]) -> None:
         """Take every candidate to a step (None: the last), from the store or by running it, twice where it fails."""
         for job in jobs:
-            known = self._store.at(job.id, until)
+            known = self._store.at(job.id, stop_step)
             if known is not None:
                 results[job.id] = replace(known, level=job.level, parent=job.parent)  # another beam came another way
                 if known.done:
                     self._on_trial(results[job.id], True)
         for again in (False, True):
-            missing = [job for job in jobs if self._store.at(job.id, until) is None]
+            missing = [job for job in jobs if self._store.at(job.id, stop_step) is None]
             wanted = [job for job in missing if bool(self._store.failures(job.id)) == again]
-            self._run([replace(job, until=until) for job in wanted], results)
+            self._run([replace(job, stop_step=stop_step) for job in wanted], results)
 
     def _run(self, jobs: Sequence[Job], results: dict[str, Trial]) -> None:
-        """Order as many at once as the budget has room for, until all have ended or it has none."""
+        """TrialRequest as many at once as the budget has room for, until all have ended or it has none."""
         while jobs:
-            reserve = self._reserve(jobs[0].until)
+            reserve = self._reserve(jobs[0].stop_step)
             count = self._rules.budget.admit([self._part(job) for job in jobs], self._store, reserve)
             if not count:
                 self.ended = self._rules.budget.why_ended(self._store)
@@ -137,14 +137,14 @@ class Race:
             jobs = jobs[count:]
 
     def _part(self, job: Job) -> Part:
-        steps = self._rules.steps if job.until is None else job.until
-        return Part(job.id, self._store.goes_on_from(job.id, steps), steps)
+        steps = self._rules.steps if job.stop_step is None else job.stop_step
+        return Part(job.id, self._store.resume_step(job.id, steps), steps)
 
-    def _reserve(self, until: int | None) -> int:
+    def _reserve(self, stop_step: int | None) -> int:
         """Steps that must still fit after a rung, so that the search does not end without one whole trial."""
-        if until is None or any(trial.done and trial.region for trial in self._store.trials()):
+        if stop_step is None or any(trial.done and trial.region for trial in self._store.trials()):
             return 0
-        return self._rules.steps - until
+        return self._rules.steps - stop_step
 
     def _stop(self, job: Job, scored: Trial, reason: str) -> Trial:
         """Leave a trial where it is, and write that down once."""

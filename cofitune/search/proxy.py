@@ -56,7 +56,7 @@ class Statistics:
         if sizes[0] != sizes[1] or not sizes[0]:
             raise ValueError("gain and harm are not of the same modules and layers")
 
-    def favour(self, region: Region, weight: float, rate_factor: float = 1.0) -> float:
+    def proxy_score(self, region: Region, weight: float, rate_factor: float = 1.0) -> float:
         """The proxy of a region, high is good; 0 for the whole model at weight 0.5.
 
         Args:

@@ -46,10 +46,10 @@ class Store:
         """The trial as it was scored at a step (None: the last one), or None if it has not come there."""
         return self._scored.get((trial, step))
 
-    def goes_on_from(self, trial: str, until: int) -> int:
+    def resume_step(self, trial: str, stop_step: int) -> int:
         """The step that a trial is paused at and may be taken on from to a later one; 0 where it must begin anew."""
         latest = self.get(trial)
-        return latest.steps if latest is not None and latest.status == "paused" and latest.steps < until else 0
+        return latest.steps if latest is not None and latest.status == "paused" and latest.steps < stop_step else 0
 
     def failures(self, trial: str) -> int:
         """How often a trial has failed."""

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from cofitune.errors import UserError
 from cofitune.model.region import Region
 from cofitune.search.halving import share_of
-from cofitune.search.level import Job, OnTrial, Race, Rules, RunJobs
+from cofitune.search.level import Job, LevelRunner, OnTrial, RunJobs, SearchSettings
 from cofitune.search.space import Level, children
 from cofitune.search.store import Store
 from cofitune.search.trial import Trial
@@ -31,7 +31,7 @@ OnLevel = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Untried:
+class Unexplored:
     """What the search did not come to.
 
     Attributes:
@@ -48,7 +48,7 @@ class Untried:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a search found.
 
     Attributes:
@@ -63,19 +63,19 @@ class Found:
     runner_up: Trial | None
     trials: tuple[Trial, ...]
     expanded: tuple[tuple[str, ...], ...]
-    untried: Untried = field(default_factory=Untried)
+    untried: Unexplored = field(default_factory=Unexplored)
 
 
 def search(
     root: Region,
     levels: Sequence[Level],
     *,
-    rules: Rules,
+    rules: SearchSettings,
     run_jobs: RunJobs,
     store: Store,
     on_trial: OnTrial,
     on_level: OnLevel = lambda number, reached: None,
-) -> Found:
+) -> SearchResult:
     """Search the tree below `root`, taking from the store what is already there.
 
     Args:
@@ -93,7 +93,7 @@ def search(
     expanded: list[tuple[str, ...]] = []
     pruned: list[Region] = []
     parents = [root]
-    race = Race(rules, run_jobs, store, on_trial)
+    race = LevelRunner(rules, run_jobs, store, on_trial)
     for number, level in enumerate(levels, start=1):
         candidates = _offered(parents, level, root)
         new = [region for region in candidates if region != root and region not in reached]
@@ -108,12 +108,12 @@ def search(
         if race.ended:
             break
     not_begun = tuple(levels[len(expanded) :])  # none, unless the budget ended
-    untried = Untried(tuple(race.untried), not_begun, race.ended, tuple(pruned))
+    untried = Unexplored(tuple(race.untried), not_begun, race.ended, tuple(pruned))
     finished = sorted((t for t in reached.values() if t.done), key=rules.objective.rank)
     if not finished:
         raise UserError(_why_nothing_finished(reached, race.ended))
     runner_up = finished[1] if len(finished) > 1 else None
-    return Found(finished[0], runner_up, tuple(reached.values()), tuple(expanded), untried)
+    return SearchResult(finished[0], runner_up, tuple(reached.values()), tuple(expanded), untried)
 
 
 def _offered(parents: Sequence[Region], level: Level, root: Region) -> dict[Region, Region]:
@@ -125,17 +125,17 @@ def _offered(parents: Sequence[Region], level: Level, root: Region) -> dict[Regi
     return offered
 
 
-def _choose(regions: Sequence[Region], rules: Rules) -> tuple[list[Region], list[Region]]:
+def _choose(regions: Sequence[Region], rules: SearchSettings) -> tuple[list[Region], list[Region]]:
     """The candidates that are tried, in the order in which they are, and those that the proxy leaves out."""
-    if rules.favour is None:
+    if rules.proxy_score is None:
         return list(regions), []
-    favour = rules.favour
-    order = sorted(regions, key=lambda region: -favour(region))  # stable: of equals the level's order
+    proxy_score = rules.proxy_score
+    order = sorted(regions, key=lambda region: -proxy_score(region))  # stable: of equals the level's order
     most = max(rules.beam, share_of(rules.keep, len(order)))
     return order[:most], order[most:]
 
 
-def _best(candidates: Iterable[Region], reached: Mapping[Region, Trial], rules: Rules) -> list[Region]:
+def _best(candidates: Iterable[Region], reached: Mapping[Region, Trial], rules: SearchSettings) -> list[Region]:
     """The `beam` best finished candidates, best first."""
     finished = [region for region in candidates if region in reached and reached[region].done]
     return sorted(finished, key=lambda region: rules.objective.rank(reached[region]))[: rules.beam]

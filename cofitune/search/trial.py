@@ -34,7 +34,7 @@ class Trial:
         seed: the training's seed.
         num_trained: trained weights and biases.
         steps: optimizer steps that the scores are of; they are never compared with those of other steps. 0 of the base.
-        begun_at: the step that this part of the trial went on from.
+        start_step: the step that this part of the trial went on from.
         learning_rate: peak rate of its training; None for the base.
         speciality, versatility, unified: the scores, 0-100 (100: everything right, 0: chance).
         categories: versatility's parts (gen_kn, gen_rs, instruct), same scale.
@@ -56,7 +56,7 @@ class Trial:
     num_trained: int
     seconds: float
     steps: int = 0
-    begun_at: int = 0
+    start_step: int = 0
     parent: str | None = None
     learning_rate: float | None = None
     speciality: float | None = None

@@ -109,7 +109,7 @@ def shuffle_units(importance: Mapping[str, Tensor], anatomy: Anatomy, seed: int)
     return {kind: torch.stack([row[order(kind, len(row))] for row in vectors]) for kind, vectors in importance.items()}
 
 
-def hold_factors(region: Region, anatomy: Anatomy) -> dict[str, Factor]:
+def freeze_factors(region: Region, anatomy: Anatomy) -> dict[str, Factor]:
     """What holds the frozen rows of fused tensors: 0 on them, 1 on those of trained modules.
 
     `requires_grad` is a whole tensor's: of one that is trained in part, the rest is held by its factor, on the gradient

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from cofitune.softmask.factors import Factor
-from cofitune.softmask.retained import KeptShare
+from cofitune.softmask.retained import RetainedUpdate
 
 
 def mask_gradients(
     model: nn.Module,
     factors: Mapping[str, Factor],
-    kept: KeptShare | None = None,
+    kept: RetainedUpdate | None = None,
     held: Mapping[str, Factor] | None = None,
 ) -> list[RemovableHandle]:
     """Hook the leaf parameters, so that a masked gradient is what DeepSpeed reduces, accumulates and clips.
@@ -39,7 +39,7 @@ def mask_gradients(
 
 
 class _scaler:
-    def __init__(self, name: str, factor: Factor, kept: KeptShare | None, held: Factor | None) -> None:
+    def __init__(self, name: str, factor: Factor, kept: RetainedUpdate | None, held: Factor | None) -> None:
         self.name, self.factor, self.kept, self.held = name, factor, kept, held
 
     def __call__(self, gradient: Tensor) -> Tensor:

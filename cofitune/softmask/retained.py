@@ -14,7 +14,7 @@ from torch import Tensor, distributed
 EVERY = 10  # steps between two readings
 
 
-class KeptShare:
+class RetainedUpdate:
     """Adds up what is masked while it is `watching`; the caller says when, because a sum reads the whole weight again.
 
     Attributes:

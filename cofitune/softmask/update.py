@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from cofitune.softmask.factors import Factor
-from cofitune.softmask.retained import KeptShare
+from cofitune.softmask.retained import RetainedUpdate
 from cofitune.zero import Shard
 
 
@@ -22,7 +22,7 @@ def mask_updates(
     optimizer: torch.optim.Optimizer,
     shards: Mapping[int, list[Shard]],
     factors: Mapping[str, Factor],
-    kept: KeptShare | None = None,
+    kept: RetainedUpdate | None = None,
 ) -> UpdateMask:
     """Install the mask on the inner optimizer.
 
@@ -43,7 +43,7 @@ class UpdateMask:
         optimizer: torch.optim.Optimizer,
         shards: Mapping[int, list[Shard]],
         factors: Mapping[str, Factor],
-        kept: KeptShare | None,
+        kept: RetainedUpdate | None,
     ) -> None:
         self._kept = kept
         self._masked = {key: [(s, factors[s.name]) for s in row if s.name in factors] for key, row in shards.items()}

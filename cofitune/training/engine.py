@@ -19,7 +19,7 @@ from transformers import get_scheduler
 
 from cofitune.errors import UserError
 from cofitune.ranks import is_launched, this_rank
-from cofitune.zero import forget_models, skip_cpu_communication_op
+from cofitune.zero import reset_zero_globals, skip_cpu_communication_op
 
 SHARDED_LOADING_FROM = 8 * 2**30  # bytes of weights
 # elements of the gradient bucket, and of what one inner step takes with copies of its gradient and (in update mode) its
@@ -229,7 +229,7 @@ def loading_under(config: Mapping[str, Any]) -> Iterator[None]:
 def release(engine: Any) -> None:
     """Let go of the engine's hooks and memory, so that an evaluation or another engine may follow."""
     engine.destroy()
-    forget_models()
+    reset_zero_globals()
 
 
 def _leave() -> None:

@@ -17,7 +17,7 @@ import torch
 from cofitune.zero import Flat
 
 
-class PullToBase:
+class DecoupledL2SP:
     """Pulls the flat fp32 shards that the inner optimizer steps on. `remove()` takes it off.
 
     Make it when the engine's weights are still the base's: it keeps a copy of them, 4 bytes a trained weight over all

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cofitune.data.batches import Batch, Plan, count_supervised, rank_micro_batches, step_indices
 from cofitune.data.chat import Example
+from cofitune.distributed import all_reduce_sum
 from cofitune.errors import UserError
 from cofitune.training.loss import rehearsal_loss, summed_loss
 from cofitune.training.prefix_cache import Prefix
@@ -88,7 +89,7 @@ def fit(
     *,
     meter: Meter | None = None,
     done: int = 0,
-    until: int | None = None,
+    stop_step: int | None = None,
     asked: Callable[[], int] = lambda: 0,
     rehearsal: RehearsalLoss | None = None,
 ) -> int:
@@ -103,7 +104,7 @@ def fit(
         prefix: keeps the frozen prefix's activations, and gives them back once all ranks have those of a whole step.
         meter: knows what a step needs of the devices.
         done: optimizer steps that were taken before; their data is passed over.
-        until: the step after which to pause, as if there were no more; None: the last one.
+        stop_step: the step after which to pause, as if there were no more; None: the last one.
         asked: the signal (SIGINT or SIGTERM) by which this rank was asked to stop, or 0. One rank is enough.
         rehearsal: which loss the plan's rehearsal examples have; None where there are none.
 
@@ -124,7 +125,7 @@ def fit(
         started = time.perf_counter()
         batches = rank_micro_batches(examples, indices, plan, rank, pad_token_id)
         local = [*_count(batches, plan.accumulation), *(prefix.count_missing(batches) if prefix else [])]
-        supervised, rehearsed, tokens, positions, pairs, *missing = _all_sum(
+        supervised, rehearsed, tokens, positions, pairs, *missing = all_reduce_sum(
             torch.tensor(local, device=device)
         ).tolist()
         learning_rate = engine.get_lr()[0]
@@ -157,7 +158,7 @@ def fit(
         _check_finite(record, engine.was_step_applied())
         stopped_by = given if step < plan.num_steps else 0
         on_step(record, stopped_by)
-        if stopped_by or step == until:
+        if stopped_by or step == stop_step:
             return stopped_by
     return 0
 
@@ -229,10 +230,5 @@ def _check_finite(record: StepRecord, applied: bool) -> None:
 def _agree(total: Tensor, signum: int) -> tuple[float, float, int]:
     """In one reduction: the ranks' summed losses [2], and a signal that any of them was given, or 0."""
     flags = torch.tensor([float(signum == s) for s in STOP_SIGNALS], dtype=total.dtype, device=total.device)
-    task, rehearsal, *ranks = _all_sum(torch.cat([total, flags])).tolist()
+    task, rehearsal, *ranks = all_reduce_sum(torch.cat([total, flags])).tolist()
     return task, rehearsal, next((int(s) for s, count in zip(STOP_SIGNALS, ranks, strict=True) if count), 0)
-
-
-def _all_sum(value: Tensor) -> Tensor:
-    torch.distributed.all_reduce(value)
-    return value

@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cofitune.distributed import broadcast_from_rank_zero
 from cofitune.errors import UserError
 from cofitune.files import write_json, write_tensors
 from cofitune.model.anatomy import Anatomy
 from cofitune.training.delta import collect
-from cofitune.zero import gathered, read_with
+from cofitune.zero import gathered, register_external_parameters
 
 NAME = "default"  # PEFT's name of the one adapter, which its files leave out
 PARAMETERS = {"lora": ("lora_A", "lora_B"), "osf": ("osf_svd_params",)}
@@ -111,11 +112,11 @@ def insert_adapter(model: nn.Module, plan: AdapterPlan, seed: int) -> str | None
         parameter.requires_grad_(name in own)
     begins = {n: t for n, t in (*model.named_parameters(), *model.named_buffers()) if n in own or "._osf_" in n}
     for tensor in begins.values():
-        _from_rank_0(tensor.data)
+        broadcast_from_rank_zero(tensor.data)
     if plan.kind == "lora":
         return None
     for module in _carriers(model, plan).values():
-        read_with(module, module.osf_svd_params[NAME].parameters())
+        register_external_parameters(module, module.osf_svd_params[NAME].parameters())
     digest = hashlib.sha256()
     for name in sorted(begins):
         digest.update(name.encode() + begins[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
@@ -192,15 +193,6 @@ def _own_parameters(model: nn.Module, plan: AdapterPlan) -> list[str]:
     """The adapter's own parameters, in the model's order."""
     parts = PARAMETERS[plan.kind]
     return [name for name, _ in model.named_parameters() if any(f".{part}." in name for part in parts)]
-
-
-def _from_rank_0(tensor: Tensor) -> None:
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-        return
-    on_gpu = torch.distributed.get_backend() == "nccl"  # which has nothing to do with the host's memory
-    sent = tensor.to("cuda" if on_gpu else "cpu").contiguous()
-    torch.distributed.broadcast(sent, 0)
-    tensor.copy_(sent)
 
 
 def base_names(plan: AdapterPlan | None, names: Iterable[str]) -> dict[str, str]:

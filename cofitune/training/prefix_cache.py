@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from cofitune.data.batches import Batch
-from cofitune.distributed import on_rank_0
+from cofitune.distributed import run_on_rank_zero
 from cofitune.errors import UserError
 from cofitune.files import gib
 from cofitune.host_memory import free_memory
@@ -145,7 +145,7 @@ class PrefixCache:
                 kept.copy_(hidden[row, begin : begin + len(kept)])
             self._kept[batch["indices"].tolist()] = 1
 
-        with catching(self._model, self._plan.layers, self._plan.first, keep):
+        with capture_layer_input(self._model, self._plan.layers, self._plan.first, keep):
             yield
 
     @contextmanager
@@ -155,7 +155,7 @@ class PrefixCache:
         hidden = torch.zeros(rows, longest, self._plan.hidden_size, dtype=self._plan.dtype)
         for row, begin, kept in self._places(batch):
             hidden[row, begin : begin + len(kept)] = kept
-        with standing_in(self._model, self._plan.layers, self._plan.first, hidden.to(batch["input_ids"].device)):
+        with replay_layer_input(self._model, self._plan.layers, self._plan.first, hidden.to(batch["input_ids"].device)):
             yield
 
     def _places(self, batch: Batch) -> Iterator[tuple[int, int, Tensor]]:
@@ -172,7 +172,7 @@ class PrefixCache:
 
 
 @contextmanager
-def catching(model: nn.Module, layers: str, first: int, keep: Callable[[Tensor], None]) -> Iterator[None]:
+def capture_layer_input(model: nn.Module, layers: str, first: int, keep: Callable[[Tensor], None]) -> Iterator[None]:
     """Inside, `keep` is told of what enters layer `first`, [B, T, H].
 
     Args:
@@ -190,7 +190,7 @@ def catching(model: nn.Module, layers: str, first: int, keep: Callable[[Tensor],
 
 
 @contextmanager
-def standing_in(model: nn.Module, layers: str, first: int, hidden: Tensor) -> Iterator[None]:
+def replay_layer_input(model: nn.Module, layers: str, first: int, hidden: Tensor) -> Iterator[None]:
     """Inside, the model's forward pass begins at layer `first` with `hidden` [B, T, H].
 
     A stand-in takes the place of the embedding and of every layer below, so that the model's own code still makes masks
@@ -233,7 +233,7 @@ def _shared_bytes(plan: PrefixPlan) -> Tensor:
         raise UserError(
             f"train.prefix_cache: the ranks are on {len(set(hosts))} machines, which share no memory; set it to none"
         )
-    name = on_rank_0(lambda: _reserve(plan))
+    name = run_on_rank_zero(lambda: _reserve(plan))
     whole = torch.from_file(name, shared=True, size=plan.num_bytes, dtype=torch.uint8)
     torch.distributed.barrier()
     if torch.distributed.get_rank() == 0:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 WORDS = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
 
-class HeldModel:
+class SharedBase:
     """A model whose weights nobody writes into. Memory-mapped weights stay in the system's page cache."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -28,15 +28,15 @@ class HeldModel:
         self._model = model
         self._checksums = self._sum_up()
 
-    def fresh(self, instead: Mapping[str, Tensor] | None = None) -> PreTrainedModel:
+    def instantiate(self, overrides: Mapping[str, Tensor] | None = None) -> PreTrainedModel:
         """A model object of its own with these weights, which are shared and not copied.
 
         Args:
-            instead: parameter name → tensor of the same shape that takes the place of the held one.
+            overrides: parameter name → tensor of the same shape that takes the place of the held one.
         """
-        instead = instead or {}
+        overrides = overrides or {}
         own = {
-            id(parameter): nn.Parameter(instead.get(name, parameter.data))
+            id(parameter): nn.Parameter(overrides.get(name, parameter.data))
             for name, parameter in self._model.named_parameters()  # tied weights once
         }
         model: PreTrainedModel = copy.deepcopy(self._model, own)  # deepcopy takes for copied what it finds there

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cofitune.data.batches import Batch
-from cofitune.training.prefix_cache import catching, standing_in
+from cofitune.training.prefix_cache import capture_layer_input, replay_layer_input
 
 Key = tuple[int, bytes]  # a layer, and a batch's contents
 
@@ -125,11 +125,13 @@ class TrainingPrefix:
         with ExitStack() as stack:
             if begin is not None:
                 hidden = self._store.get((begin, contents)).to(batch["input_ids"].device)
-                stack.enter_context(standing_in(self._model, self._layers, begin, hidden))
+                stack.enter_context(replay_layer_input(self._model, self._layers, begin, hidden))
             if self._keeps is not None and lacking[self._keeps]:
                 key = (self._keeps, contents)
                 stack.enter_context(
-                    catching(self._model, self._layers, self._keeps, lambda hidden: self._store.put(key, hidden))
+                    capture_layer_input(
+                        self._model, self._layers, self._keeps, lambda hidden: self._store.put(key, hidden)
+                    )
                 )
             yield
 

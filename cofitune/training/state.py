@@ -18,10 +18,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from cofitune.distributed import on_rank_0
+from cofitune.distributed import run_on_rank_zero
 from cofitune.errors import ArtifactError, UserError
 from cofitune.files import fsync_folder, read_json, read_tensors, sha256_file, sha256_json, write_json, write_tensors
-from cofitune.zero import MOMENTS, Flat, begin_moments, flats, go_to_step, moments, publish_masters
+from cofitune.zero import MOMENTS, Flat, copy_masters_to_model, flats, go_to_step, init_adam_state, moments
 
 FORMAT = 1
 MASTER = "master"
@@ -111,7 +111,9 @@ def save_state(folder: Path, engine: Any, step: int, identity: Mapping[str, Any]
 
     if torch.distributed.get_rank() != 0:
         deque(tensors, maxlen=0)  # takes part in the gathering
-    on_rank_0(write)  # for which all wait: a rank that ended earlier would have the launcher end the one that writes
+    run_on_rank_zero(
+        write
+    )  # for which all wait: a rank that ended earlier would have the launcher end the one that writes
 
 
 def load_state(engine: Any, checkpoint: Checkpoint | None) -> int:
@@ -123,11 +125,11 @@ def load_state(engine: Any, checkpoint: Checkpoint | None) -> int:
     Returns:
         The optimizer steps that are done.
     """
-    found = on_rank_0(lambda: (checkpoint.step, _read_random(checkpoint)) if checkpoint else None)
+    found = run_on_rank_zero(lambda: (checkpoint.step, _read_random(checkpoint)) if checkpoint else None)
     if found is None:
         return 0
     step, states = found
-    begin_moments(engine, step)
+    init_adam_state(engine, step)
     local = _local_shards(engine)
     for name, parameter in _trained(engine):
         shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
@@ -139,7 +141,7 @@ def load_state(engine: Any, checkpoint: Checkpoint | None) -> int:
             for flat, shard in local.get(name, []):
                 piece = whole[shard.start : shard.start + shard.numel]
                 _tensor_of(engine, flat, kind)[shard.offset : shard.offset + shard.numel].copy_(piece)
-    publish_masters(engine)
+    copy_masters_to_model(engine)
     go_to_step(engine, step)
     _set_random_state(states[torch.distributed.get_rank() % len(states)])
     return step

@@ -9,7 +9,7 @@ from torch import nn
 from cofitune.errors import RegionError
 
 
-def watch_gradients(model: nn.Module) -> Callable[[], None]:
+def check_unused_parameters(model: nn.Module) -> Callable[[], None]:
     """Watch which trained parameters get a gradient, from now until the returned check is called.
 
     AdamW's weight decay (DeepSpeed fills a missing gradient with zeros) would shrink the others step by step. The check

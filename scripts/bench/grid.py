@@ -23,12 +23,12 @@ import yaml
 from command import cofitune
 
 from cofitune.config.load import load_config
-from cofitune.executors.local import local_orders
+from cofitune.executors.local import local_executor
 from cofitune.launch.launcher import Ranks
 from cofitune.model.region import Region, region_from_dict
 from cofitune.recipes.search.plan import make_plan
 from cofitune.recipes.search.trials import Trials
-from cofitune.reports.search.tree import region_text
+from cofitune.reports.text import region_text
 from cofitune.search.level import Job
 from cofitune.search.proxy import rank_correlation, statistics_from_json
 from cofitune.search.store import open_store
@@ -180,8 +180,8 @@ def second_seed(arguments: argparse.Namespace, hours_left: Any) -> None:
     made.folder.mkdir(parents=True, exist_ok=True)
     store = open_store(made.folder, made.identity)
     regions = [region_from_dict(t["region"]) for t in read_grid(arguments.work / "grid").trials[:BEST]]
-    with local_orders(Ranks(1, (), ("--num-processes", "1"))) as run_orders:
-        trials = Trials(config, made, store, run_orders)
+    with local_executor(Ranks(1, (), ("--num-processes", "1"))) as execute:
+        trials = Trials(config, made, store, execute)
         trials.score_base()
         for region in regions:
             name = store.id_of(region)
@@ -210,7 +210,7 @@ def work_of(folder: Path, ids: set[str]) -> tuple[int, int]:
     lines = map(json.loads, lines_of(folder / "search" / "trials.jsonl"))
     # a stopped trial's line repeats the one of the part before
     parts = [t for t in lines if t["id"] in ids and t["status"] in ("done", "paused")]
-    return sum(t["steps"] - t["begun_at"] for t in parts), len(parts)
+    return sum(t["steps"] - t["start_step"] for t in parts), len(parts)
 
 
 def seconds_in(folder: Path) -> float:
@@ -306,7 +306,7 @@ def words(grid: Grid, found: dict[str, Any], tied: Sequence[Any], again: dict[st
     fast = found["fast"]
     if fast and fast["proxy"] and len(grid.trials) > 2:
         gradients = statistics_from_json(fast["proxy"], "proxy.json")
-        guesses = [gradients.favour(region_from_dict(t["region"]), 0.5) for t in grid.trials]
+        guesses = [gradients.proxy_score(region_from_dict(t["region"]), 0.5) for t in grid.trials]
         correlation = rank_correlation(guesses, [t["unified"] for t in grid.trials])
         told = f"- Rank correlation of the proxy with the scores of all {len(grid.trials)} regions: {correlation:+.2f}"
         own = fast["proxy_correlation"]

@@ -36,8 +36,9 @@ from cofitune.files import write_tensors
 from cofitune.importance.estimate import estimate
 from cofitune.importance.normalize import NORMALIZATIONS
 from cofitune.model.anatomy import Anatomy, anatomy_of
-from cofitune.model.load import fingerprint, load_model, load_tokenizer
+from cofitune.model.load import load_model, load_tokenizer
 from cofitune.model.region import Region, freeze_outside, resolve_region
+from cofitune.model.weight_files import fingerprint
 from cofitune.softmask.factors import Factor, build_factors, shuffle_units
 from cofitune.softmask.gradient import mask_gradients
 from cofitune.softmask.update import mask_updates

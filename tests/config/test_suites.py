@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from cofitune.config.load import load_config
-from cofitune.evaluation.tasks import LoadedTask, load_tasks
+from cofitune.evaluation.items import LoadedTask
+from cofitune.evaluation.tasks import load_tasks
 from cofitune.recipes.from_config import eval_tasks
 
 SUITES = Path(__file__).parents[2] / "configs/suites"

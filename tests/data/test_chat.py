@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cofitune.data.chat import IGNORED, PLAIN_TEMPLATE, Example, encode, encode_rows, render, set_template
-from cofitune.data.read import Account, Item
+from cofitune.data.read import Item, ItemCounts
 from cofitune.errors import DataError, UserError
 
 WORDS = ["the court", "void.", "Paris", " two", "4", "ü", "漢字", "🙂", "a\n\nb", "notice;", "<b>", "0123"]
@@ -159,20 +159,20 @@ def rows(*items: Item) -> list[tuple[str, dict[str, Any]]]:
 def test_a_long_response_loses_its_end_and_is_counted(tiny_tokenizer: Any) -> None:
     one = item("What is two plus two?", "four " * 30)
     whole = encode(one, tiny_tokenizer)
-    account = Account()
+    account = ItemCounts()
     both = rows(one, item("a", "b"))
     cut, short = encode_rows(both, "auto", tiny_tokenizer, 40, "response", "error", account)
     assert cut == Example(whole.input_ids[:40], whole.labels[:40])
     assert cut.num_supervised > 0
     assert short == encode(item("a", "b"), tiny_tokenizer)
     tokens, supervised_tokens = 40 + len(short.input_ids), cut.num_supervised + short.num_supervised
-    assert account == Account(read=2, kept=2, truncated=1, tokens=tokens, supervised=supervised_tokens)
+    assert account == ItemCounts(read=2, kept=2, truncated=1, tokens=tokens, supervised=supervised_tokens)
 
 
 def test_an_item_of_exactly_max_length_is_whole(tiny_tokenizer: Any) -> None:
     one = item("a", "b")
     whole = encode(one, tiny_tokenizer)
-    account = Account()
+    account = ItemCounts()
     length = len(whole.input_ids)
     assert list(encode_rows(rows(one), "auto", tiny_tokenizer, length, "response", "error", account)) == [whole]
     assert account.truncated == 0
@@ -181,8 +181,8 @@ def test_an_item_of_exactly_max_length_is_whole(tiny_tokenizer: Any) -> None:
 def test_a_prompt_that_fills_max_length_is_an_error_or_dropped(tiny_tokenizer: Any) -> None:
     long = item("void " * 50, "yes")
     with pytest.raises(DataError, match=r"f\.jsonl:1: the prompt alone exceeds data\.max_length 20 .*has \d+ tokens"):
-        list(encode_rows(rows(long), "auto", tiny_tokenizer, 20, "response", "error", Account()))
-    account = Account()
+        list(encode_rows(rows(long), "auto", tiny_tokenizer, 20, "response", "error", ItemCounts()))
+    account = ItemCounts()
     kept = list(encode_rows(rows(long, item("a", "b")), "auto", tiny_tokenizer, 20, "response", "drop", account))
     assert len(kept) == account.kept == 1 and account.truncated == 0
     assert account.reasons == {"prompt too long": 1} and account.first_dropped[0].startswith("f.jsonl:1: the prompt")

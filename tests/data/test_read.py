@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cofitune.data.formats import BadItemError, user_text
-from cofitune.data.read import Account, Item, bad_item, make_item, read_jsonl
+from cofitune.data.read import Item, ItemCounts, bad_item, make_item, read_jsonl
 from cofitune.data.sources import Source, open_source
 from cofitune.errors import DataError
 
@@ -23,9 +23,9 @@ def write(path: Path, *lines: Any) -> str:
     return str(path)
 
 
-def read(path: str, form: str = "auto", on_bad_item: str = "error") -> tuple[list[Item], Account]:
+def read(path: str, form: str = "auto", on_bad_item: str = "error") -> tuple[list[Item], ItemCounts]:
     """Every usable item of a source, and the account."""
-    items, account = [], Account()
+    items, account = [], ItemCounts()
     for where, row in open_source(Source(path, form)).rows():
         account.read += 1
         try:
@@ -146,9 +146,11 @@ def test_dropping_counts_every_unusable_item_and_keeps_the_others(tmp_path: Path
 
 
 def test_accounts_add_up_in_order() -> None:
-    one = Account(3, 1, 1, 10, 5, {"a": 1, "b": 1}, ["f:1", "f:2"])
-    two = Account(7, 2, 0, 20, 9, {"b": 5}, [f"g:{n}" for n in range(5)])
-    assert Account.total([one, two]) == Account(10, 3, 1, 30, 14, {"a": 1, "b": 6}, ["f:1", "f:2", "g:0", "g:1", "g:2"])
+    one = ItemCounts(3, 1, 1, 10, 5, {"a": 1, "b": 1}, ["f:1", "f:2"])
+    two = ItemCounts(7, 2, 0, 20, 9, {"b": 5}, [f"g:{n}" for n in range(5)])
+    assert ItemCounts.total([one, two]) == ItemCounts(
+        10, 3, 1, 30, 14, {"a": 1, "b": 6}, ["f:1", "f:2", "g:0", "g:1", "g:2"]
+    )
     assert one.first_dropped == ["f:1", "f:2"], "what was added up stays as it was"
 
 
@@ -199,7 +201,7 @@ def test_read_jsonl_yields_numbered_objects_and_names_a_bad_line(tmp_path: Path)
 
 
 def test_bad_item_stops_or_counts() -> None:
-    account = Account()
+    account = ItemCounts()
     bad_item(BadItemError("a kind", "f:1: why"), "drop", account)
     assert account.reasons == {"a kind": 1} and account.first_dropped == ["f:1: why"]
     with pytest.raises(DataError, match="f:2: why"):

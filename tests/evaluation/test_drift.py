@@ -13,13 +13,13 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cofitune.errors import ArtifactError
-from cofitune.evaluation.data_parallel import Share
+from cofitune.evaluation.data_parallel import BatchSharding
 from cofitune.evaluation.drift import score_drift
-from cofitune.evaluation.items import EvalTask
+from cofitune.evaluation.items import EvalTask, LoadedTask
 from cofitune.evaluation.metrics import METRICS
 from cofitune.evaluation.samples import TaskResult
 from cofitune.evaluation.statistics.paired import TaskItems
-from cofitune.evaluation.tasks import LoadedTask, load_drift
+from cofitune.evaluation.tasks import load_drift
 from cofitune.rehearsal.generate import Answer, store_probabilities
 from cofitune.rehearsal.items import RehearsalExamples, RehearsalItem, write_rehearsal
 from cofitune.training.drift import HeldOut, measure_drift
@@ -67,7 +67,7 @@ def load(folder: Path, **changes: Any) -> LoadedTask:
 
 
 def score(model: Any, folder: Path, batch_size: int = 2, **changes: Any) -> TaskResult:
-    return score_drift(model, TOKENIZER, load(folder, **changes), batch_size, Share())
+    return score_drift(model, TOKENIZER, load(folder, **changes), batch_size, BatchSharding())
 
 
 def log_probs(model: Any, item: RehearsalItem) -> Tensor:

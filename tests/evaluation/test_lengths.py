@@ -12,8 +12,9 @@ from tokenizers.processors import TemplateProcessing
 
 from cofitune.errors import DataError
 from cofitune.evaluation import lengths
+from cofitune.evaluation.items import LoadedTask
 from cofitune.evaluation.lengths import fit_lengths, render_answer, render_prompt
-from cofitune.evaluation.tasks import EvalItem, EvalTask, LoadedTask, load_tasks
+from cofitune.evaluation.tasks import EvalItem, EvalTask, load_tasks
 
 
 def make_task(folder: Path, items: list[dict[str, Any]], kind: str = "generate", **changes: Any) -> LoadedTask:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cofitune.errors import UserError
-from cofitune.model.load import weight_files
+from cofitune.model.weight_files import weight_files
 
 
 def test_weights_in_gguf_alone_are_refused_with_the_way_out(tmp_path: Path) -> None:

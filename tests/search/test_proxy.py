@@ -98,8 +98,8 @@ def test_the_proxy_is_its_formula() -> None:
     region = Region.span(1, 2, ("up_proj",))
     g = sum(gain["up_proj"][1:3]) / sum(map(sum, gain.values()))
     h = sum(harm["up_proj"][1:3]) / sum(map(sum, harm.values()))
-    assert statistics.favour(region, 0.3, 2.0) == pytest.approx(0.3 * 2 * g - 0.7 * 4 * h)
-    assert statistics.favour(Region.span(0, 3, modules), 0.5) == pytest.approx(0.0)
+    assert statistics.proxy_score(region, 0.3, 2.0) == pytest.approx(0.3 * 2 * g - 0.7 * 4 * h)
+    assert statistics.proxy_score(Region.span(0, 3, modules), 0.5) == pytest.approx(0.0)
     with pytest.raises(ValueError, match="same modules"):
         Statistics(gain, {"up_proj": (1.0,)})
 

@@ -17,12 +17,12 @@ from cofitune.evaluation.statistics.paired import Estimate
 from cofitune.model.layouts import GROUPS
 from cofitune.model.region import Region
 from cofitune.search.budget import Budget
-from cofitune.search.halving import Rungs
-from cofitune.search.level import Job, Rules
+from cofitune.search.halving import SuccessiveHalving
+from cofitune.search.level import Job, SearchSettings
 from cofitune.search.objective import Objective
 from cofitune.search.space import PAPER_LEVELS, Level, plan, whole_model
 from cofitune.search.store import Store, open_store, read_trials
-from cofitune.search.tree import Found, search
+from cofitune.search.tree import SearchResult, search
 from cofitune.search.trial import Trial
 
 L = 8
@@ -67,24 +67,24 @@ class Bench:
     def run_one(self, job: Job) -> Trial:
         if self.kill_at is not None and len(self.ran) == self.kill_at:
             raise KeyboardInterrupt
-        region, steps = job.region, job.until or STEPS
+        region, steps = job.region, job.stop_step or STEPS
         self.ran.append(region)
-        self.ordered.append((region, self.store.goes_on_from(job.id, steps), steps))
-        begun_at, weight = self.ordered[-1][1], weights(region)
+        self.ordered.append((region, self.store.resume_step(job.id, steps), steps))
+        start_step, weight = self.ordered[-1][1], weights(region)
         fails = self.failing.get(region, 0)
         if fails:
             self.failing[region] = fails - 1
-            return Trial(job.id, region, "failed", 0, 1, weight, 1.0, steps, begun_at, reason=f"broken {region}")
-        status: Any = "paused" if job.until else "done"
-        seconds = float(steps - begun_at) + EVALUATION
-        score, parts = self.score(region), {"train": float(steps - begun_at), "evaluate": EVALUATION}
-        return Trial(job.id, region, status, 0, 1, weight, seconds, steps, begun_at, unified=score, parts=parts)
+            return Trial(job.id, region, "failed", 0, 1, weight, 1.0, steps, start_step, reason=f"broken {region}")
+        status: Any = "paused" if job.stop_step else "done"
+        seconds = float(steps - start_step) + EVALUATION
+        score, parts = self.score(region), {"train": float(steps - start_step), "evaluate": EVALUATION}
+        return Trial(job.id, region, status, 0, 1, weight, seconds, steps, start_step, unified=score, parts=parts)
 
-    def search(self, levels: tuple[Level, ...] = PAPER_LEVELS, beam: int = 1, **rules: Any) -> Found:
+    def search(self, levels: tuple[Level, ...] = PAPER_LEVELS, beam: int = 1, **rules: Any) -> SearchResult:
         return search(
             ROOT,
             levels,
-            rules=Rules(STEPS, beam, **rules),
+            rules=SearchSettings(STEPS, beam, **rules),
             run_jobs=self.run,
             store=self.store,
             on_trial=lambda trial, known: self.told.append((trial.id, known)),
@@ -326,17 +326,17 @@ def test_what_is_found_does_not_depend_on_which_trial_ends_first(tmp_path: Path,
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     forwards = Bench(tmp_path / "a", score, fragile)
-    expected = forwards.search(beam=2, rungs=Rungs((15, 30)))
+    expected = forwards.search(beam=2, rungs=SuccessiveHalving((15, 30)))
     bench = Bench(tmp_path / "b", score, fragile)
     bench.backwards = True
-    assert bench.search(beam=2, rungs=Rungs((15, 30))) == expected
+    assert bench.search(beam=2, rungs=SuccessiveHalving((15, 30))) == expected
     assert {t.id: t for t in bench.store.trials()} == {t.id: t for t in forwards.store.trials()}
 
 
 def test_halving_follows_the_obvious_implementation(tmp_path: Path) -> None:
     score = random_score(11, 1000)
     bench = Bench(tmp_path, score)
-    found = bench.search(PAPER_LEVELS[1:2], beam=1, rungs=Rungs((15, 30), keep=0.5))
+    found = bench.search(PAPER_LEVELS[1:2], beam=1, rungs=SuccessiveHalving((15, 30), keep=0.5))
     order = sorted((Region.span(a, b, ROOT.modules) for a, b in QUARTERS), key=lambda r: obvious_order(r, score))
     everything = [(Region.span(a, b, ROOT.modules), 0, 15) for a, b in QUARTERS]
     assert bench.ordered == [*everything, (order[0], 15, 30), (order[1], 15, 30), (order[0], 30, 60)]
@@ -352,10 +352,10 @@ def test_a_stopped_trial_never_wins_even_where_its_score_is_the_highest(tmp_path
     plain = bench.run_one
 
     def run_one(job: Job) -> Trial:
-        return plain(job) if job.until else replace(plain(job), unified=1.0)
+        return plain(job) if job.stop_step else replace(plain(job), unified=1.0)
 
     bench.run_one = run_one  # type: ignore[method-assign]
-    found = bench.search(PAPER_LEVELS[1:2], rungs=Rungs((15,)))
+    found = bench.search(PAPER_LEVELS[1:2], rungs=SuccessiveHalving((15,)))
     assert [t.unified for t in found.trials if t.status == "stopped"] == [0.0, 10.0]
     assert found.winner.unified == 1.0, "below what was stopped at 10"
     assert found.runner_up is not None and found.runner_up.unified == 1.0
@@ -364,9 +364,9 @@ def test_a_stopped_trial_never_wins_even_where_its_score_is_the_highest(tmp_path
 def test_what_is_worse_than_the_best_beyond_chance_is_stopped_too(tmp_path: Path) -> None:
     far, near = Estimate(-20.0, -30.0, -10.0), Estimate(-20.0, -41.0, 1.0)
     scores = {Region.span(a, b, ROOT.modules): 10.0 * n for n, (a, b) in enumerate(QUARTERS)}
-    rungs = Rungs((15,), keep=1.0)
+    rungs = SuccessiveHalving((15,), keep=1.0)
 
-    def run(folder: str, rungs: Rungs, beam: int, behind: Estimate) -> list[str]:
+    def run(folder: str, rungs: SuccessiveHalving, beam: int, behind: Estimate) -> list[str]:
         (tmp_path / folder).mkdir()
         bench = Bench(tmp_path / folder, scores.__getitem__)
         found = bench.search(PAPER_LEVELS[1:2], beam=beam, rungs=rungs, compare=lambda trial, best: behind)
@@ -380,7 +380,7 @@ def test_what_is_worse_than_the_best_beyond_chance_is_stopped_too(tmp_path: Path
 
 
 def test_a_halving_search_killed_anywhere_goes_on_to_the_same_store(tmp_path: Path) -> None:
-    score, rungs = random_score(5, 6), Rungs((15, 30))
+    score, rungs = random_score(5, 6), SuccessiveHalving((15, 30))
     fragile = [(Region.span(0, 3, ROOT.modules), 1), (Region.span(2, 3, ROOT.modules), 1)]
     (tmp_path / "whole").mkdir()
     whole = Bench(tmp_path / "whole", score, fragile)
@@ -400,12 +400,12 @@ def test_a_halving_search_killed_anywhere_goes_on_to_the_same_store(tmp_path: Pa
 
 def test_without_halving_what_was_stopped_before_is_trained_to_its_end(tmp_path: Path) -> None:
     score = random_score(7, 1000)
-    Bench(tmp_path, score).search(PAPER_LEVELS[1:2], rungs=Rungs((15,)))
+    Bench(tmp_path, score).search(PAPER_LEVELS[1:2], rungs=SuccessiveHalving((15,)))
     bench = Bench(tmp_path, score)
     found = bench.search(PAPER_LEVELS[1:2])
     assert all(t.done for t in found.trials) and {begun for _, begun, _ in bench.ordered} == {0}
     later = Bench(tmp_path, score)
-    again = later.search(PAPER_LEVELS[1:2], rungs=Rungs((30,)))
+    again = later.search(PAPER_LEVELS[1:2], rungs=SuccessiveHalving((30,)))
     assert again == found and later.ran == [], "what is finished is not stopped"
 
 
@@ -468,7 +468,7 @@ def test_where_many_run_at_once_no_more_are_ordered_than_fit(tmp_path: Path) -> 
         batches.append(len(jobs))
         return bench.run(jobs)
 
-    rules = Rules(STEPS, budget=Budget(hours=6.5 * (STEPS + EVALUATION) / 3600, at_once=None))
+    rules = SearchSettings(STEPS, budget=Budget(hours=6.5 * (STEPS + EVALUATION) / 3600, at_once=None))
     search(ROOT, PAPER_LEVELS, rules=rules, run_jobs=run, store=bench.store, on_trial=lambda *_: None)
     assert batches == [1, 2, 2, 1], "one to learn what a trial takes, then what is left of each level, then what fits"
 
@@ -476,19 +476,21 @@ def test_where_many_run_at_once_no_more_are_ordered_than_fit(tmp_path: Path) -> 
 def test_a_budget_keeps_enough_to_finish_one_of_the_paused(tmp_path: Path) -> None:
     room = 2 * (15 + EVALUATION) + 45 + EVALUATION + 0.01  # two to the rung, and one of them to its end
     bench = Bench(tmp_path, random_score(8, 1000))
-    found = bench.search(PAPER_LEVELS[1:2], rungs=Rungs((15,)), budget=Budget(hours=room / 3600))
+    found = bench.search(PAPER_LEVELS[1:2], rungs=SuccessiveHalving((15,)), budget=Budget(hours=room / 3600))
     assert [(begun, steps) for _, begun, steps in bench.ordered] == [(0, 15), (0, 15), (15, 60)]
     assert found.winner.done and len(found.untried.regions) == 2
     (tmp_path / "less").mkdir()
     with pytest.raises(UserError, match="ended it before one trial was trained to its end"):
-        Bench(tmp_path / "less", lambda region: 1.0).search(rungs=Rungs((15,)), budget=Budget(hours=1 / 3600))
+        Bench(tmp_path / "less", lambda region: 1.0).search(
+            rungs=SuccessiveHalving((15,)), budget=Budget(hours=1 / 3600)
+        )
 
 
 def test_a_budget_that_ends_between_two_rungs_still_finishes_the_best_of_the_paused(tmp_path: Path) -> None:
     score = random_score(8, 1000)
     room = 2 * (15 + EVALUATION) + 45 + EVALUATION + 0.01  # two to the first rung, and one of them past the second
     bench = Bench(tmp_path, score)
-    rungs = Rungs((15, 30), keep=1.0)
+    rungs = SuccessiveHalving((15, 30), keep=1.0)
     found = bench.search(PAPER_LEVELS[1:2], rungs=rungs, budget=Budget(hours=room / 3600))
     assert [(begun, steps) for _, begun, steps in bench.ordered] == [(0, 15), (0, 15), (15, 60)]
     best, other = sorted(bench.ran[:2], key=lambda region: obvious_order(region, score))
@@ -500,18 +502,18 @@ def test_a_budget_that_ends_between_two_rungs_still_finishes_the_best_of_the_pau
 def test_the_proxy_orders_a_level_and_prunes_it_only_where_asked(tmp_path: Path) -> None:
     score = random_score(12, 1000)
     values = zip(QUARTERS, (1.0, 3.0, 2.0, 3.0), strict=True)
-    favour = {Region.span(a, b, ROOT.modules): value for (a, b), value in values}
+    proxy_score = {Region.span(a, b, ROOT.modules): value for (a, b), value in values}
     for name in ("order", "prune"):
         (tmp_path / name).mkdir()
     bench = Bench(tmp_path / "order", score)
-    found = bench.search(PAPER_LEVELS[1:2], favour=favour.__getitem__)
+    found = bench.search(PAPER_LEVELS[1:2], proxy_score=proxy_score.__getitem__)
     assert [r.first for r in bench.ran] == [2, 6, 4, 0]
-    assert found.winner.region == min(favour, key=lambda r: obvious_order(r, score)), "whatever the proxy says"
+    assert found.winner.region == min(proxy_score, key=lambda r: obvious_order(r, score)), "whatever the proxy says"
     bench = Bench(tmp_path / "prune", score)
-    found = bench.search(PAPER_LEVELS[1:2], favour=favour.__getitem__, keep=0.5)
+    found = bench.search(PAPER_LEVELS[1:2], proxy_score=proxy_score.__getitem__, keep=0.5)
     assert [r.first for r in bench.ran] == [2, 6]
     assert [r.first for r in found.untried.pruned] == [4, 0] and found.untried.reason is None
-    wider = Bench(tmp_path / "prune", score).search(PAPER_LEVELS[1:2], 3, favour=favour.__getitem__, keep=0.5)
+    wider = Bench(tmp_path / "prune", score).search(PAPER_LEVELS[1:2], 3, proxy_score=proxy_score.__getitem__, keep=0.5)
     assert len(wider.trials) == 3, "at least beam"
 
 
@@ -526,7 +528,7 @@ def test_the_plan_bounds_what_a_pruned_search_tries_and_says_it_exactly_where_it
         (tmp_path / str(seed)).mkdir()
         bench = Bench(tmp_path / str(seed), random_score(seed, 1000))
         guess = random_score(100 + seed, 1000)
-        found = bench.search(beam=beam, favour=guess, keep=keep)
+        found = bench.search(beam=beam, proxy_score=guess, keep=keep)
         at_level = Counter(trial.level for trial in found.trials)
         assert bench.levels == [(n, sum(at_level[m] for m in range(1, n + 1))) for n in range(1, len(planned) + 1)]
         for number, level in enumerate(planned, start=1):

@@ -33,7 +33,7 @@ DONE = Trial(
     intervals={"unified": (-1.5, 1 / 3)},
     train_loss=1.25,
     steps=60,
-    begun_at=15,
+    start_step=15,
     learning_rate=5e-4,
     parts={"train": 10.0, "evaluate": 2.5},
 )

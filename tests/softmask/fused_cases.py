@@ -14,7 +14,7 @@ import torch
 def load_layouts() -> ModuleType:
     """The tests of the layouts: tiny models, and their unfused copies masked unit by unit."""
     if "layouts_under_test" not in sys.modules:
-        path = Path(__file__).parents[1] / "test_layouts.py"
+        path = Path(__file__).parents[1] / "model" / "test_layouts.py"
         spec = importlib.util.spec_from_file_location("layouts_under_test", path)
         if spec is None or spec.loader is None:
             raise RuntimeError(f"cannot load {path}")
@@ -61,11 +61,12 @@ def run_case(case: Case, folder: Path) -> None:
     from cofitune.files import write_tensors
     from cofitune.model.anatomy import anatomy_of
     from cofitune.model.region import freeze_outside, resolve_region
-    from cofitune.softmask.factors import build_factors, hold_factors, join
+    from cofitune.softmask.factors import build_factors, freeze_factors, join
     from cofitune.softmask.gradient import mask_gradients
     from cofitune.softmask.update import mask_updates
-    from cofitune.training.delta import collect, hash_parameters
+    from cofitune.training.delta import collect
     from cofitune.training.engine import start_engine
+    from cofitune.training.hashing import hash_parameters
     from cofitune.training.loop import fit
     from cofitune.zero import inner_optimizer, shards
 
@@ -73,7 +74,7 @@ def run_case(case: Case, folder: Path) -> None:
     anatomy = anatomy_of(model)
     region = resolve_region("1", case.modules, layouts.L, anatomy.modules)
     factors = build_factors(layouts.random_importance(anatomy), region, region.modules, anatomy)
-    held = hold_factors(region, anatomy)
+    held = freeze_factors(region, anatomy)
     freeze_outside(model, set(region.parameter_names(anatomy)))
     mask_gradients(model, join(held, factors if case.mask == "gradient" else {}))
     engine = start_engine(model, replace(layouts.SETTINGS, zero_stage=case.stage, micro_batch=2))

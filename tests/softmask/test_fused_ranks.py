@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from cofitune.model.anatomy import anatomy_of
 from cofitune.model.region import resolve_region
-from cofitune.softmask.factors import hold_factors
+from cofitune.softmask.factors import freeze_factors
 
 WORKER = Path(__file__).with_name("fused_cases.py")
 
@@ -54,7 +54,7 @@ def test_two_ranks_step_as_the_unfused_copy_and_hold_the_rest_bit_for_bit(case: 
     expected = layouts.reference_step(case.family, model, known)
     before, base = layouts.trained_parts(case.family, model), dict(model.named_parameters())
     whole = load_file(two_ranks / f"{case.name}.safetensors")
-    held = hold_factors(region, anatomy)
+    held = freeze_factors(region, anatomy)
     assert held, "no tensor trains in part: the case would prove nothing"
     for name, factor in held.items():
         assert torch.equal(factor.part_at_zero(whole[name]), factor.part_at_zero(base[name].detach())), name

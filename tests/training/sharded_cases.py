@@ -196,7 +196,8 @@ def start_case(case: Case, folder: Path, settings: EngineSettings) -> tuple[Llam
 def run_case(case: Case, folder: Path) -> None:
     """Train one case on this rank; rank 0 writes every parameter."""
     from cofitune.files import write_json, write_tensors
-    from cofitune.training.delta import collect, hash_parameters
+    from cofitune.training.delta import collect
+    from cofitune.training.hashing import hash_parameters
     from cofitune.training.loop import StepRecord, fit
     from cofitune.training.prefix_cache import PrefixCache, PrefixPlan
     from cofitune.training.validation import validate

@@ -15,12 +15,12 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers import StoppingCriteriaList as Criteria
 
 from cofitune.data.chat import end_ids
-from cofitune.evaluation.data_parallel import Share, in_batches
+from cofitune.evaluation.data_parallel import BatchSharding, in_batches
 
 Request = tuple[tuple[str, str], list[int], list[int]]  # (context, continuation) as text, then as token ids
 
 
-class HarnessJudge(HFLM):
+class ChatTemplateLMBase(HFLM):
     """The harness's own model class, answering as it does, batch by batch the same; ranks share the batches."""
 
     def __init__(
@@ -28,7 +28,7 @@ class HarnessJudge(HFLM):
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         batch_size: int,
-        share: Share,
+        share: BatchSharding,
         positions: int | None = None,
         add_bos_token: bool | None = None,
     ) -> None:
@@ -79,7 +79,7 @@ class HarnessJudge(HFLM):
         return self._share.run(batches, lambda batch: ask([requests[i] for i in batch], True, override_bs))
 
 
-class Judge(HarnessJudge):
+class ChatTemplateLM(ChatTemplateLMBase):
     """A causal model in memory that is asked as training taught, behind the harness's interface.
 
     It departs from the harness's own class in three points:
@@ -94,7 +94,7 @@ class Judge(HarnessJudge):
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         batch_size: int,
-        share: Share,
+        share: BatchSharding,
         positions: int | None = None,
     ) -> None:
         super().__init__(model, tokenizer, batch_size, share, positions, add_bos_token=False)

@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from cofitune.evaluation.harness.quiet import quiet_harness
 from cofitune.evaluation.harness.tasks import FEWSHOT_SEED
+from cofitune.evaluation.items import LoadedTask
 from cofitune.evaluation.samples import Sample, TaskResult
-from cofitune.evaluation.tasks import LoadedTask
 
 MAX_GEN_TOKS = 256  # the harness's own limit where a task names none
 
@@ -55,7 +55,7 @@ def score_harness(judge: Any, loaded: LoadedTask) -> TaskResult:
     """Score one task, or the tasks of a group as one whose items are all of theirs.
 
     Args:
-        judge: a `cofitune.evaluation.harness.model.HarnessJudge`.
+        judge: a `cofitune.evaluation.harness.model.ChatTemplateLMBase`.
     """
     from lm_eval.evaluator import evaluate
 

@@ -38,7 +38,7 @@ class Compared:
     seed_groups: tuple[tuple[str, ...], ...] = ()
 
 
-def put_together(results: Results, compared: Compared, speciality_weight: float = 0.5) -> dict[str, Any]:
+def build_scores(results: Results, compared: Compared, speciality_weight: float = 0.5) -> dict[str, Any]:
     """The part of `scores.json` that is computed.
 
     Args:

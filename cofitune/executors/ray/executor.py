@@ -1,4 +1,4 @@
-"""Trials on a Ray cluster: each order is a task that asks for its GPUs; the store and all folders stay the driver's.
+"""Trials on a Ray cluster: each request is a task that asks for its GPUs; the store and all folders stay the driver's.
 
 A trial of which Ray has lost the worker or the node runs again, elsewhere if it must. One that has paused goes on where
 its state lies, on the same node: 12 bytes a trained weight are too many to carry along. Where that node is lost, the
@@ -27,7 +27,7 @@ from cofitune.errors import UserError
 from cofitune.executors.ray.cluster import check_versions, join_cluster, last_line, nodes_that_hold, pinned_to
 from cofitune.executors.ray.node import (
     HANDED_ON,
-    Errand,
+    RemoteTrial,
     Report,
     forget_search,
     measure_errand,
@@ -37,14 +37,14 @@ from cofitune.executors.ray.node import (
     write_files,
 )
 from cofitune.launch.hostfile import CARRIED
-from cofitune.recipes.trial.executor import Measured, Order, Outcome
+from cofitune.recipes.trial.executor import Measured, TrialRequest, TrialResult
 
 RETRIES = 3  # for a trial whose worker or node was lost
 SECONDS_TO_END = 30  # for trials that are ended, before their processes are killed
 ATTEMPTS_TO_END = 6
 SECONDS_BETWEEN_LOOKS = 30  # at the cluster's nodes, while trials run
 SECONDS_WITHOUT_NODES = 900  # that a search waits for one that can hold a trial
-Work = Callable[[Errand], Report]
+Work = Callable[[RemoteTrial], Report]
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,10 @@ def choose_demand(num_processes: int | None, hostfile: Path | None, gpus: int | 
 
 
 @contextmanager
-def ray_orders(
+def ray_executor(
     demand: Demand, address: str = "auto", *, say: Callable[[str], None] = print, work: Work = run_errand
-) -> Iterator[RayOrders]:
-    """Run a search's orders on the Ray cluster at `address`; the first order connects to it.
+) -> Iterator[RayExecutor]:
+    """Run a search's requests on the Ray cluster at `address`; the first request connects to it.
 
     Args:
         demand: what each trial asks for.
@@ -92,18 +92,18 @@ def ray_orders(
         work: what a task does on its node.
 
     Raises:
-        UserError: (by the orders) ray is not installed, there is no cluster, no node could ever hold a trial, or has
+        UserError: (by the requests) ray is not installed, there is no cluster, no node could ever hold a trial, or has
             come back for a quarter of an hour, or a node has other versions than this machine.
     """
-    orders = RayOrders(demand, address, say, work)
+    requests = RayExecutor(demand, address, say, work)
     try:
-        yield orders
+        yield requests
     finally:
-        orders.close()
+        requests.close()
 
 
-class RayOrders:
-    """What `RunOrders` asks for, on a cluster."""
+class RayExecutor:
+    """What `TrialExecutor` asks for, on a cluster."""
 
     def __init__(self, demand: Demand, address: str, say: Callable[[str], None], work: Work) -> None:
         self._demand, self._address, self._say, self._work = demand, address, say, work
@@ -117,13 +117,13 @@ class RayOrders:
         self._environment: dict[str, str] = {}
         self._state_lies_on: dict[str, str] = {}  # paused trial → node's id
 
-    def __call__(self, orders: Sequence[Order]) -> Iterator[Outcome]:
+    def __call__(self, requests: Sequence[TrialRequest]) -> Iterator[TrialResult]:
         """Hand all of them to the cluster, which runs as many at once as it can hold."""
-        if orders and self._ray is None:
+        if requests and self._ray is None:
             self._connect()
-        tasks = {order.id: self._send(order) for order in orders}
+        tasks = {request.id: self._send(request) for request in requests}
         # Python waits for them, and not Ray, so that a signal is answered as everywhere else
-        running = {tasks[order.id].future(): order for order in orders}
+        running = {tasks[request.id].future(): request for request in requests}
         lost: Counter[str] = Counter()
         try:
             while running:
@@ -132,20 +132,20 @@ class RayOrders:
                     self._look_at_nodes()
                     continue
                 ended = next(iter(done))
-                order = running.pop(ended)
-                del tasks[order.id]
-                outcome = self._outcome(order, ended)
-                if isinstance(outcome, Outcome):
-                    yield outcome
+                request = running.pop(ended)
+                del tasks[request.id]
+                result = self._outcome(request, ended)
+                if isinstance(result, TrialResult):
+                    yield result
                     continue
-                lost[order.id] += 1
-                if lost[order.id] > RETRIES:
-                    yield Outcome(order, f"the cluster lost it {lost[order.id]} times; at last {outcome}")
+                lost[request.id] += 1
+                if lost[request.id] > RETRIES:
+                    yield TrialResult(request, f"the cluster lost it {lost[request.id]} times; at last {result}")
                     continue
-                told = f"trial {order.id}: the cluster lost it ({outcome})"
-                self._say(f"{told}; it runs again, {lost[order.id]} of at most {RETRIES} times")
-                tasks[order.id] = self._send(order)
-                running[tasks[order.id].future()] = order
+                told = f"trial {request.id}: the cluster lost it ({result})"
+                self._say(f"{told}; it runs again, {lost[request.id]} of at most {RETRIES} times")
+                tasks[request.id] = self._send(request)
+                running[tasks[request.id].future()] = request
         finally:
             self._end(list(tasks.values()))
 
@@ -153,12 +153,14 @@ class RayOrders:
         """Take the time of a few steps of a trial, and of a few items, on a node that can hold it.
 
         Raises:
-            UserError: as for orders; or it failed.
+            UserError: as for requests; or it failed.
         """
         if self._ray is None:
             self._connect()
         try:
-            _, measured = self._ray.get(self._send(Order("measured", config, Path(config.output_dir)), measure_errand))
+            _, measured = self._ray.get(
+                self._send(TrialRequest("measured", config, Path(config.output_dir)), measure_errand)
+            )
         except self._ray.exceptions.RayError as error:
             raise UserError(f"no trial could be measured on the cluster: {last_line(error)}") from None
         found: Measured = measured
@@ -215,50 +217,52 @@ class RayOrders:
         if new:
             self._nodes |= check_versions(self._ray, new, joining=True)
 
-    def _send(self, order: Order, work: Callable[[Errand], Any] | None = None) -> Any:
-        """Make an order a task of the cluster."""
-        node = self._state_lies_on.get(order.id)
-        search = order.config.search.model_copy(update={"prefix_cache": "none"})  # each trial has a worker of its own
-        errand = Errand(
-            id=order.id,
+    def _send(self, request: TrialRequest, work: Callable[[RemoteTrial], Any] | None = None) -> Any:
+        """Make a request a task of the cluster."""
+        node = self._state_lies_on.get(request.id)
+        search = request.config.search.model_copy(update={"prefix_cache": "none"})  # each trial has a worker of its own
+        errand = RemoteTrial(
+            id=request.id,
             search=self._search,
-            config=order.config.model_copy(update={"search": search}).model_dump(mode="json"),
-            train=order.train,
-            until=order.until,
+            config=request.config.model_copy(update={"search": search}).model_dump(mode="json"),
+            train=request.train,
+            stop_step=request.stop_step,
             cwd=str(Path.cwd()),
-            needs=needed_paths(order.config),
+            needs=needed_paths(request.config),
             begin=node is None,
             ranks=self._demand.ranks,
             environment=self._environment,
-            files=read_files(order.folder, HANDED_ON),
+            files=read_files(request.folder, HANDED_ON),
         )
         task = self._task.options(**pinned_to(node, soft=True)) if node else self._task
         return task.remote(work or self._work, errand)
 
-    def _outcome(self, order: Order, ended: Future[tuple[str, Report]]) -> Outcome | str:
+    def _outcome(self, request: TrialRequest, ended: Future[tuple[str, Report]]) -> TrialResult | str:
         """What came of a task; a string says how the cluster lost it."""
         try:
             node, report = ended.result()
         except self._ray.exceptions.RayTaskError as error:
-            return Outcome(order, f"on the cluster: {last_line(error)}")
+            return TrialResult(request, f"on the cluster: {last_line(error)}")
         except self._ray.exceptions.RayError as error:  # the worker, the node, or what it had brought
             return _kind(error)
         if node not in self._nodes:
             self._look_at_nodes()
-        return self._take(order, node, report) if node in self._nodes else "node gone before it told its versions"
+        return self._take(request, node, report) if node in self._nodes else "node gone before it told its versions"
 
-    def _take(self, order: Order, node: str, report: Report) -> Outcome:
-        """Put what came back into the order's folder, which it names instead of the node's."""
-        there, here = report.folder, str(order.folder)
-        write_files(order.folder, {name: b.replace(there.encode(), here.encode()) for name, b in report.files.items()})
-        if order.until is not None and report.error is None:
-            self._state_lies_on[order.id] = node
+    def _take(self, request: TrialRequest, node: str, report: Report) -> TrialResult:
+        """Put what came back into the request's folder, which it names instead of the node's."""
+        there, here = report.folder, str(request.folder)
+        write_files(
+            request.folder, {name: b.replace(there.encode(), here.encode()) for name, b in report.files.items()}
+        )
+        if request.stop_step is not None and report.error is None:
+            self._state_lies_on[request.id] = node
         else:
-            self._state_lies_on.pop(order.id, None)
-        return Outcome(order, report.error and report.error.replace(there, here), report.seconds)
+            self._state_lies_on.pop(request.id, None)
+        return TrialResult(request, report.error and report.error.replace(there, here), report.seconds)
 
     def _end(self, tasks: list[Any]) -> None:
-        """End tasks in good order, and after a grace by killing their processes."""
+        """End tasks in good request, and after a grace by killing their processes."""
         for attempt in range(ATTEMPTS_TO_END + 1):  # a task that is just beginning may miss Ray's word
             for task in tasks:
                 self._ray.cancel(task, force=attempt == ATTEMPTS_TO_END)
@@ -266,7 +270,7 @@ class RayOrders:
                 _, tasks = self._ray.wait(tasks, num_returns=len(tasks), timeout=SECONDS_TO_END / ATTEMPTS_TO_END)
 
 
-def _on_node(work: Callable[[Errand], Any], errand: Errand) -> tuple[str, Any]:
+def _on_node(work: Callable[[RemoteTrial], Any], errand: RemoteTrial) -> tuple[str, Any]:
     """The task: on which node it runs, and what came of it."""
     import ray
 

@@ -25,7 +25,7 @@ from cofitune.errors import UserError
 from cofitune.files import write_atomically
 from cofitune.launch.launcher import Ranks
 from cofitune.recipes.folders import PACKAGES, package_version
-from cofitune.recipes.trial.executor import Measured, Order, Outcome
+from cofitune.recipes.trial.executor import Measured, TrialRequest, TrialResult
 
 HANDED_ON = ("eval/cache/**/*",)  # the base's answers
 BROUGHT_BACK = ("trial.*", "train/*.json*", "train/*.yaml", "eval/**/*")
@@ -34,12 +34,12 @@ SECONDS_BETWEEN_LOOKS = 0.5
 
 
 @dataclass(frozen=True)
-class Errand:
-    """An order as it travels to a node.
+class RemoteTrial:
+    """A request as it travels to a node.
 
     Attributes:
         search: names the folder that holds this search's trials on a node.
-        config: the order's, as JSON values.
+        config: the request's, as JSON values.
         cwd: what its relative paths start from.
         needs: absolute paths of data and model, as they are where the search runs.
         begin: nothing of the trial is to be found on the node; what there is was left by a lost attempt.
@@ -52,7 +52,7 @@ class Errand:
     search: str
     config: dict[str, Any]
     train: bool
-    until: int | None
+    stop_step: int | None
     cwd: str
     needs: tuple[str, ...]
     begin: bool
@@ -63,7 +63,7 @@ class Errand:
 
 @dataclass(frozen=True)
 class Report:
-    """What a node says of an errand: as `Outcome`, and the files, in which `folder` was the trial's folder there."""
+    """What a node answers: a `TrialResult`, and the files, in which `folder` was the trial's folder there."""
 
     host: str
     folder: str
@@ -72,16 +72,16 @@ class Report:
     files: dict[str, bytes] = field(default_factory=dict)
 
 
-RunHere = Callable[[Order, int], Outcome]
+RunHere = Callable[[TrialRequest, int], TrialResult]
 
 
-def run_errand(errand: Errand, run_here: RunHere | None = None) -> Report:
-    """Run one order on this node, in processes that end with it: until then Ray counts its GPUs as taken.
+def run_errand(errand: RemoteTrial, run_here: RunHere | None = None) -> Report:
+    """Run one request on this node, in processes that end with it: until then Ray counts its GPUs as taken.
 
     A trial that pauses leaves its state here, for the part that follows; one that ends leaves nothing.
 
     Args:
-        run_here: runs an order on so many ranks of this machine; default: a worker of the local executor.
+        run_here: runs a request on so many ranks of this machine; default: a worker of the local executor.
     """
     host, folder = socket.gethostname(), search_folder(errand.search) / errand.id
     try:
@@ -93,16 +93,18 @@ def run_errand(errand: Errand, run_here: RunHere | None = None) -> Report:
     write_files(folder, errand.files)
     paused = False
     try:
-        outcome = (run_here or _run_here)(Order(errand.id, config, folder, errand.train, errand.until), errand.ranks)
-        paused = errand.until is not None and outcome.error is None
-        reason = outcome.error and f"on {host}: {outcome.error}"
-        return Report(host, str(folder), reason, outcome.seconds, read_files(folder, BROUGHT_BACK))
+        result = (run_here or _run_here)(
+            TrialRequest(errand.id, config, folder, errand.train, errand.stop_step), errand.ranks
+        )
+        paused = errand.stop_step is not None and result.error is None
+        reason = result.error and f"on {host}: {result.error}"
+        return Report(host, str(folder), reason, result.seconds, read_files(folder, BROUGHT_BACK))
     finally:
         if not paused:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def measure_errand(errand: Errand) -> Measured:
+def measure_errand(errand: RemoteTrial) -> Measured:
     """Take the time of a few steps of a trial on this node, and of a few items.
 
     Raises:
@@ -154,7 +156,7 @@ def _write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def _make_ready(errand: Errand, folder: Path) -> Config:
+def _make_ready(errand: RemoteTrial, folder: Path) -> Config:
     """Let this process be as the search's: its variables, the folder that it was typed in. Returns the trial's config.
 
     Raises:
@@ -182,24 +184,24 @@ def _own_folder(folder: Path) -> None:
         raise UserError(f"{socket.gethostname()}: {folder} belongs to another user; set TMPDIR there")
 
 
-def _run_here(order: Order, ranks: int) -> Outcome:
-    """Run an order in a worker of the local executor.
+def _run_here(request: TrialRequest, ranks: int) -> TrialResult:
+    """Run a request in a worker of the local executor.
 
     It is waited for by a thread: Ray ends a task by an exception in the main one, which must be awake to meet it.
     """
-    from cofitune.executors.local import local_orders
+    from cofitune.executors.local import local_executor
 
     _keep_open_files()
     try:
-        with ThreadPoolExecutor(1) as waiter, local_orders(_ranks(ranks)) as run_orders:
-            outcome = waiter.submit(lambda: next(iter(run_orders([order]))))
+        with ThreadPoolExecutor(1) as waiter, local_executor(_ranks(ranks)) as execute:
+            result = waiter.submit(lambda: next(iter(execute([request]))))
             try:
-                while not outcome.done():
-                    wait([outcome], timeout=SECONDS_BETWEEN_LOOKS)
+                while not result.done():
+                    wait([result], timeout=SECONDS_BETWEEN_LOOKS)
             except KeyboardInterrupt:
                 signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ray says it again, while the worker is being ended
                 raise
-            return outcome.result()
+            return result.result()
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

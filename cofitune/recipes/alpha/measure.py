@@ -12,12 +12,12 @@ from cofitune.data.chat import Example
 from cofitune.data.encoded import Encoding
 from cofitune.data.sources import OpenSource
 from cofitune.errors import UserError
-from cofitune.evaluation.data_parallel import Share
+from cofitune.evaluation.data_parallel import BatchSharding
 from cofitune.evaluation.drift import score_drift
+from cofitune.evaluation.items import LoadedTask
 from cofitune.evaluation.score import score_model, versions
 from cofitune.evaluation.statistics.scores import TaskScore, summarise
-from cofitune.evaluation.tasks import LoadedTask
-from cofitune.recipes.evaluate.plan import NOT_ASKED
+from cofitune.recipes.from_config import NOT_ASKED
 from cofitune.training.validation import validation_loss
 
 
@@ -38,7 +38,7 @@ class Measure(Protocol):
         """How far a figure is better than the base's."""
 
     def about(self) -> dict[str, Any]:
-        """What dial.json tells of it: its name, and the data by path and contents."""
+        """What alpha.json tells of it: its name, and the data by path and contents."""
 
     def settings(self) -> dict[str, Any]:
         """All that a figure depends on besides the weights and what all measurements share, by content."""
@@ -137,4 +137,4 @@ class DriftMeasure:
 
     def take(self, model: PreTrainedModel) -> float:
         """The mean over the answers' tokens; about 0 for the base."""
-        return score_drift(model.eval(), self.tokenizer, self.loaded, self.batch_size, Share()).raw
+        return score_drift(model.eval(), self.tokenizer, self.loaded, self.batch_size, BatchSharding()).raw

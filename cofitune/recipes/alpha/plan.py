@@ -17,26 +17,27 @@ from cofitune.config.load import load_config
 from cofitune.config.schema import Config, Versatility
 from cofitune.data.chat import set_template
 from cofitune.data.encoded import Encoding, Examples, encode_sources, tokenizer_sha256
+from cofitune.distributed import device
 from cofitune.errors import ArtifactError, UserError
 from cofitune.evaluation.items import EvalTask
 from cofitune.evaluation.metrics import METRICS
 from cofitune.evaluation.tasks import load_drift, load_tasks
 from cofitune.files import sha256_file, sha256_json
 from cofitune.model.anatomy import is_missing_folder
-from cofitune.model.load import fingerprint, load_tokenizer, remembered_sha256
+from cofitune.model.load import load_tokenizer
+from cofitune.model.weight_files import fingerprint, remembered_sha256
 from cofitune.recipes.alpha.measure import DriftMeasure, LossMeasure, Measure, TaskMeasure
-from cofitune.recipes.evaluate.plan import device
 from cofitune.recipes.from_config import data_sources, eval_tasks
 from cofitune.rehearsal.items import check_base
 from cofitune.training.delta import read_manifest
 
-FORMAT = 1  # of dial.json
-FOLDER = "dial"  # below a run
+FORMAT = 1  # of alpha.json
+FOLDER = "alpha"  # below a run
 Place = tuple[str, str | None]  # a model's name and revision
 
 
 @dataclass(frozen=True)
-class DialPlan:
+class AlphaPlan:
     """All that a choice of alpha depends on.
 
     Attributes:
@@ -64,7 +65,7 @@ class DialPlan:
     @property
     def file(self) -> Path:
         """Where the choice is written."""
-        return self.run / FOLDER / "dial.json"
+        return self.run / FOLDER / "alpha.json"
 
     @property
     def identity(self) -> str:
@@ -74,7 +75,7 @@ class DialPlan:
         return sha256_json(own | {"measure": self.measure.settings(), "settings": self.settings})
 
     def about(self) -> dict[str, Any]:
-        """What dial.json tells besides the points and the choice."""
+        """What alpha.json tells besides the points and the choice."""
         drift: dict[str, Any] = {"unknown": self.no_drift}
         if self.drift:
             loaded = self.drift.loaded
@@ -90,7 +91,7 @@ class DialPlan:
         }
 
 
-def plan_dial(run: Path, base: Place | None = None) -> DialPlan:
+def plan_alpha(run: Path, base: Place | None = None) -> AlphaPlan:
     """Find out by what a run's alpha is chosen, and check everything that the user could have got wrong.
 
     Args:
@@ -126,7 +127,7 @@ def plan_dial(run: Path, base: Place | None = None) -> DialPlan:
         "tokenizer_sha256": tokens,
         "versions": {"cofitune": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
     }
-    return DialPlan(
+    return AlphaPlan(
         train.parent, train, (name, revision), base_fingerprint, manifest["delta_sha256"], model, measure, drift,
         no_drift, settings,
     )  # fmt: skip

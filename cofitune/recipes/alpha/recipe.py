@@ -21,14 +21,14 @@ from transformers import PreTrainedModel
 
 from cofitune.config.eval import KEEP
 from cofitune.config.schema import Config, EvalModel
+from cofitune.distributed import device
 from cofitune.errors import ArtifactError, UserError
 from cofitune.files import exclusive, read_json, write_json
-from cofitune.model.load import fingerprint
-from cofitune.recipes.alpha.plan import FORMAT, DialPlan, Place, plan_dial
-from cofitune.recipes.evaluate.models import no_run, train_folder
-from cofitune.recipes.evaluate.plan import device
+from cofitune.model.weight_files import fingerprint
+from cofitune.recipes.alpha.plan import FORMAT, AlphaPlan, Place, plan_alpha
+from cofitune.recipes.folders import no_run, train_folder
 from cofitune.recipes.from_config import load_base
-from cofitune.reports.evaluation.alpha_table import dial_sentence, dial_table
+from cofitune.reports.evaluation.alpha_table import alpha_sentence, alpha_table
 from cofitune.training.delta import Delta, delta_applied, read_delta, read_manifest
 
 TENTHS, HALF = 10, 0.05  # the grid: tenths, and half a step above the first that keeps too little
@@ -53,7 +53,7 @@ Points = dict[float, Point]  # by alpha
 
 
 def choose_alpha(run: Path, keep: float = KEEP, *, base: Place | None = None, console: Console | None = None) -> float:
-    """Find the smallest alpha that keeps enough of a run's gain, and write it to `RUN/dial/dial.json`.
+    """Find the smallest alpha that keeps enough of a run's gain, and write it to `RUN/alpha/alpha.json`.
 
     Alphas go down from 1 in tenths for as long as they keep enough; above the first that does not, half a step is
     tried. Points of an earlier call with the same weights, items and settings are not measured again.
@@ -69,7 +69,7 @@ def choose_alpha(run: Path, keep: float = KEEP, *, base: Place | None = None, co
     """
     check_keep(keep)
     console = console or Console()
-    plan = plan_dial(run, base)
+    plan = plan_alpha(run, base)
     points = _read_points(plan)
     alpha, decided = next_alpha(_kept(plan, points), keep)
     if not decided:
@@ -81,8 +81,8 @@ def choose_alpha(run: Path, keep: float = KEEP, *, base: Place | None = None, co
     if _read(plan) != content:
         _check_writable(plan.file.parent)
         write_json(plan.file, content)
-    console.print(dial_table(content))
-    for line in (dial_sentence(content), f"→ {plan.file}"):
+    console.print(alpha_table(content))
+    for line in (alpha_sentence(content), f"→ {plan.file}"):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return alpha
 
@@ -94,7 +94,7 @@ def read_alpha(run: Path, keep: float = KEEP, *, base: Place | None = None) -> f
         UserError: as `choose_alpha`.
     """
     check_keep(keep)
-    plan = plan_dial(run, base)
+    plan = plan_alpha(run, base)
     alpha, decided = next_alpha(_kept(plan, _read_points(plan)), keep)
     return alpha if decided else None
 
@@ -184,7 +184,7 @@ def _base(config: Config, model: EvalModel) -> Place | None:
     return own if same else None
 
 
-def _measure_until_decided(plan: DialPlan, points: Points, keep: float, console: Console) -> float:
+def _measure_until_decided(plan: AlphaPlan, points: Points, keep: float, console: Console) -> float:
     """Measure what lacks; each point is written as soon as it is known."""
     alpha, decided = next_alpha(_kept(plan, points), keep)
     if decided:
@@ -201,7 +201,7 @@ def _measure_until_decided(plan: DialPlan, points: Points, keep: float, console:
 
 
 @contextmanager
-def _loaded(plan: DialPlan) -> Iterator[PreTrainedModel]:
+def _loaded(plan: AlphaPlan) -> Iterator[PreTrainedModel]:
     """The base where models are scored; its memory is free afterwards."""
     yield load_base(plan.model).to(device())
     gc.collect()
@@ -209,18 +209,18 @@ def _loaded(plan: DialPlan) -> Iterator[PreTrainedModel]:
         torch.cuda.empty_cache()
 
 
-def _measure(plan: DialPlan, model: PreTrainedModel, delta: Delta, alpha: float) -> Point:
+def _measure(plan: AlphaPlan, model: PreTrainedModel, delta: Delta, alpha: float) -> Point:
     with delta_applied(model, delta, alpha):
         return Point(alpha, plan.measure.take(model), plan.drift.take(model) if plan.drift else None)
 
 
-def _gains(plan: DialPlan, points: Points) -> dict[float, float]:
+def _gains(plan: AlphaPlan, points: Points) -> dict[float, float]:
     """By alpha, how much better than the base; empty before the base is measured."""
     base = points.get(0.0)
     return {a: plan.measure.gain(base.figure, p.figure) for a, p in points.items()} if base else {}
 
 
-def _kept(plan: DialPlan, points: Points) -> dict[float, float]:
+def _kept(plan: AlphaPlan, points: Points) -> dict[float, float]:
     """By alpha, gain(alpha) / gain(1).
 
     Raises:
@@ -238,8 +238,8 @@ def _kept(plan: DialPlan, points: Points) -> dict[float, float]:
     return {alpha: gain / whole for alpha, gain in gains.items()}
 
 
-def _content(plan: DialPlan, points: Points, alpha: float | None, keep: float) -> dict[str, Any]:
-    """What dial.json says; `alpha` is None as long as it is not decided."""
+def _content(plan: AlphaPlan, points: Points, alpha: float | None, keep: float) -> dict[str, Any]:
+    """What alpha.json says; `alpha` is None as long as it is not decided."""
     gains = _gains(plan, points)
     whole = gains.get(1.0)
     told = [
@@ -255,15 +255,15 @@ def _content(plan: DialPlan, points: Points, alpha: float | None, keep: float) -
     return {"format": FORMAT, "alpha": alpha, "keep": keep, "points": told, **plan.about()}
 
 
-def _read(plan: DialPlan) -> Any:
-    """dial.json as it is; None where there is none, or a damaged one, which is written anew."""
+def _read(plan: AlphaPlan) -> Any:
+    """alpha.json as it is; None where there is none, or a damaged one, which is written anew."""
     try:
         return read_json(plan.file, "choice of alpha")
     except ArtifactError:
         return None
 
 
-def _read_points(plan: DialPlan) -> Points:
+def _read_points(plan: AlphaPlan) -> Points:
     """The points that were measured before of the same weights, items and settings."""
     content = _read(plan)
     if not isinstance(content, dict) or content.get("identity") != plan.identity:

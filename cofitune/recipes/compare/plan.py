@@ -6,21 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from cofitune.config.load import overlay
 from cofitune.config.schema import FREE_SETTINGS, Compare, Config, EvalModel
 from cofitune.errors import ArtifactError, ConfigError, UserError
 from cofitune.evaluation.statistics.matched import BASE
-from cofitune.files import gib, read_json, sha256_json
-from cofitune.model.load import fingerprint
+from cofitune.files import read_json, sha256_json
+from cofitune.model.weight_files import fingerprint
 from cofitune.recipes.evaluate import plan as eval_plan
-from cofitune.recipes.folders import check_disk_space, check_folder, free_bytes
+from cofitune.recipes.folders import check_disk_space, check_folder
 from cofitune.recipes.train import recipe as training
 from cofitune.recipes.train.plan import TrainPlan
-from cofitune.recipes.train.rehearsal import FOLDER as REHEARSAL
+from cofitune.rehearsal.items import FOLDER as REHEARSAL
 from cofitune.search.winner import read_winner
 
 FOLDER = "compare"
@@ -135,60 +131,8 @@ def make_plan(config: Config, overwrite: bool, dry_run: bool, ranks: int) -> Com
         )
     plan = ComparePlan(folder, config, tuple(runs), tuple(trainings), sum(len(t.items) for t in tasks))
     if not dry_run:
-        check_disk_space(folder, _bytes_to_come(plan))
+        check_disk_space(folder, required_disk_bytes(plan))
     return plan
-
-
-def print_plan(plan: ComparePlan, seconds: dict[str, float], done: set[str], console: Console) -> None:
-    """Say what is trained and scored, what of it is done, what it takes, and where it goes.
-
-    Args:
-        seconds: mean seconds that a finished run of each method took, training and evaluation.
-        done: names of finished runs.
-    """
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in ("method", "peak rates"):
-        table.add_column(name, overflow="fold")
-    for name in ("seeds", "steps a run", "trained weights", "runs", "done"):
-        table.add_column(name, justify="right")
-    for method in dict.fromkeys(run.method for run in plan.runs):
-        own = [(r, t) for r, t in zip(plan.runs, plan.trainings, strict=True) if r.method == method]
-        rates = ", ".join(f"{rate:g}" for rate in dict.fromkeys(r.learning_rate for r, _ in own))
-        steps, trained = own[0][1].steps.num_steps, own[0][1].num_trained
-        finished = sum(r.name in done for r, _ in own)
-        table.add_row(method, rates, str(len(plan.seeds)), f"{steps:,}", f"{trained:,}", str(len(own)), str(finished))
-    console.print(table)
-    alphas = ", ".join(f"{alpha:g}" for alpha in plan.compare.alphas)
-    models = 1 + len(plan.runs) * len(plan.compare.alphas)
-    left = [run for run in plan.runs if run.name not in done]
-    lines = [
-        f"trains   {len(plan.runs)} runs, {sum(t.steps.num_steps for t in plan.trainings):,} optimizer steps; "
-        f"{len(plan.runs) - len(left)} runs are done",
-        f"scores   {models} models, the base and each run at alpha {alphas}, on {plan.items:,} items each",
-        f"takes    {about(time_left(left, seconds))} more" if left else "takes    nothing more: every run is done",
-        f"disk     {gib(_bytes_to_come(plan))} more, deltas and checkpoints; {gib(free_bytes(plan.folder))} are free",
-        f"against  {plan.compare.held_against}, at matched speciality",
-        f"writes   {plan.folder}/: compare.json, frontier.png, frontier.svg, runs.jsonl, runs/, {SCORED}/",
-    ]
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    for text in dict.fromkeys(text for t in plan.trainings for text in t.missing):
-        console.print(f"[yellow]still missing:[/] {text}", highlight=False, soft_wrap=True)
-
-
-def time_left(left: list[Run], seconds: dict[str, float]) -> float | None:
-    """Seconds for these runs by what finished ones of their methods took, or of any; None where none has finished."""
-    if not seconds:
-        return None
-    mean = sum(seconds.values()) / len(seconds)
-    return sum(seconds.get(run.method, mean) for run in left)
-
-
-def about(seconds: float | None) -> str:
-    """A time in words."""
-    if seconds is None:
-        return "a time that the first finished run will tell"
-    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
 
 
 def _runs(config: Config, folder: Path) -> list[Run]:
@@ -255,8 +199,8 @@ def _check_evaluation(plan: ComparePlan, overwrite: bool) -> eval_plan.Plan:
                 "for all in the section data of the config itself"
             )
     trained = [run for run in plan.runs if run.is_trained and not overwrite]
-    to_come = [model for run in plan.runs if run not in trained for model in run.models(plan.compare.alphas)]
-    return eval_plan.make_plan(plan.eval_config(trained), overwrite, to_come=to_come)
+    planned_runs = [model for run in plan.runs if run not in trained for model in run.models(plan.compare.alphas)]
+    return eval_plan.make_plan(plan.eval_config(trained), overwrite, planned_runs=planned_runs)
 
 
 def _check_alike(run: Run, plan: TrainPlan) -> None:
@@ -289,7 +233,7 @@ def resolve_search(config: Config) -> Config:
     return overlay(config, changes, "region: search", {})
 
 
-def _bytes_to_come(plan: ComparePlan) -> int:
+def required_disk_bytes(plan: ComparePlan) -> int:
     """Bytes of the deltas that are not there yet, and of the checkpoints of the run that has the largest."""
     waiting = [(r, t) for r, t in zip(plan.runs, plan.trainings, strict=True) if not r.is_trained]
     checkpoints = [(r.config.train.keep_last + 1) * t.checkpoint_bytes for r, t in waiting if r.config.train.save_steps]

@@ -2,42 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import time
 from pathlib import Path
-from statistics import mean
 from typing import Any, Protocol
 
 from rich.console import Console
 
 from cofitune.config.load import dump_config
 from cofitune.config.schema import Config
-from cofitune.errors import ArtifactError, UserError
-from cofitune.evaluation.statistics.comparison import match_items
-from cofitune.evaluation.statistics.matched import Point, match_methods
-from cofitune.evaluation.statistics.paired import CONFIDENCE, DRAWS, SEED, Bootstrap
+from cofitune.errors import UserError
 from cofitune.files import exclusive, read_json, write_json, write_text
-from cofitune.recipes.compare.plan import (
-    FOLDER,
-    ComparePlan,
-    Run,
-    about,
-    make_plan,
-    model_name,
-    print_plan,
-    resolve_search,
-    time_left,
-)
+from cofitune.recipes.compare.plan import FOLDER, ComparePlan, Run, make_plan, model_name, resolve_search
+from cofitune.recipes.compare.plan_report import about, print_plan, time_left
+from cofitune.recipes.compare.result import _done, build_comparison
+from cofitune.recipes.compare.store import STORE, _append, _mean_seconds, _read_store
 from cofitune.recipes.evaluate import plan as eval_plan
-from cofitune.recipes.evaluate.recipe import evaluate
-from cofitune.recipes.folders import environment, start_folder
+from cofitune.recipes.folders import start_folder
 from cofitune.reports.compare.plot import can_draw, draw_frontiers
 from cofitune.reports.compare.table import comparison_tables, sentences
-
-FORMAT = 1
-STORE = "runs.jsonl"
 
 
 class RunCommand(Protocol):
@@ -87,7 +70,7 @@ def compare(
                 "compare: no run has finished, so that there is nothing to compare; the first: "
                 + next(f"{line['run']}: {line['reason']}" for line in lines.values())
             )
-        content = _put_together(plan, lines)
+        content = build_comparison(plan, lines)
         write_json(plan.folder / "compare.json", content)
     for table in comparison_tables(content):
         console.print(table)
@@ -177,45 +160,6 @@ def _seconds_of_training(run: Run, before: dict[str, Any] | None) -> float:
     return float(read_json(manifest, "training manifest")["seconds"] if known is None else known)
 
 
-def _put_together(plan: ComparePlan, lines: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The content of compare.json, and beside it the evaluation of all of its models."""
-    done = _done(plan, lines)
-    evaluation = plan.eval_config(done)
-    evaluate(evaluation, console=Console(quiet=True))  # all is known by now: no weights load
-    answers = eval_plan.make_plan(evaluation)
-    results = answers.known()
-    bootstrap = Bootstrap(match_items(results), plan.config.eval.speciality_weight)
-    places = {name: index for index, name in enumerate(results)}
-    seeds = _whole_seeds(plan, lines)
-    methods = {method: _points(plan, method, seeds, done, places) for method in plan.compare.methods}
-    missing = [run.name for run in plan.runs if run not in done]
-    return {
-        "format": FORMAT,
-        "reference": plan.compare.held_against,
-        "partial": {"runs": len(plan.runs), "done": len(done), "missing": missing} if missing else None,
-        "seeds": seeds,
-        "alphas": list(plan.compare.alphas),
-        "methods": {m: _about_method(plan, m) for m in plan.compare.methods},
-        **match_methods(bootstrap, methods, plan.compare.held_against, *_masked_and_controls(plan)),
-        "runs": [_about_run(run, lines[run.name]) for run in plan.runs if run.name in lines],
-        "tasks": answers.about_tasks,
-        "intervals": {
-            "confidence": CONFIDENCE,
-            "method": "paired bootstrap over items, stratified by task, two coin items a task, percentiles"
-            + ("; seeds resampled alike for all methods" if len(seeds) > 1 else "; one seed: over items alone"),
-            "draws": DRAWS,
-            "seed": SEED,
-        },
-        "settings": answers.settings,
-        "config": plan.config.model_dump(mode="json"),
-        "made_with": environment(),
-    }
-
-
-def _done(plan: ComparePlan, lines: dict[str, dict[str, Any]]) -> list[Run]:
-    return [run for run in plan.runs if lines.get(run.name, {}).get("status") == "done"]
-
-
 def _lacking_answers(plan: ComparePlan, trained: list[Run]) -> set[str]:
     """Of trained runs, those that some task has not been asked of at some alpha."""
     if not trained:
@@ -226,97 +170,6 @@ def _lacking_answers(plan: ComparePlan, trained: list[Run]) -> set[str]:
     return {
         run.name for run in trained if any(len(known[model_name(run.name, a)]) < len(answers.tasks) for a in alphas)
     }
-
-
-def _whole_seeds(plan: ComparePlan, lines: dict[str, dict[str, Any]]) -> list[int]:
-    """The seeds of which every run was tried; without one, the first: means over unlike seeds are no equals."""
-    whole = [seed for seed in plan.seeds if all(run.name in lines for run in plan.runs if run.seed == seed)]
-    return whole or [plan.seeds[0]]
-
-
-def _points(plan: ComparePlan, method: str, seeds: list[int], done: list[Run], places: dict[str, int]) -> list[Point]:
-    """A method's rates × alphas, as far as all of these seeds have finished."""
-    found = []
-    for rate in dict.fromkeys(run.learning_rate for run in plan.runs if run.method == method):
-        runs = [run for run in done if (run.method, run.learning_rate) == (method, rate) and run.seed in seeds]
-        if len(runs) == len(seeds):
-            for alpha in plan.compare.alphas:
-                models = tuple(places[model_name(run.name, alpha)] for run in runs)
-                found.append(Point(model_name(runs[0].setting, alpha), rate, alpha, models))
-    return found
-
-
-def _masked_and_controls(plan: ComparePlan) -> tuple[list[str], list[str]]:
-    """The methods under the soft mask, and those under one of its controls."""
-    masks = {run.method: run.config.softmask for run in plan.runs}
-    masked = [m for m, mask in masks.items() if mask.apply_to != "none" and mask.control == "none"]
-    return masked, [m for m, mask in masks.items() if mask.control != "none"]
-
-
-def _about_method(plan: ComparePlan, method: str) -> dict[str, Any]:
-    """What a method trains, by its first run."""
-    run, training = next((r, t) for r, t in zip(plan.runs, plan.trainings, strict=True) if r.method == method)
-    sections = ("region", "adapter", "softmask")
-    return {
-        "trained_weights": training.num_trained,
-        "all_weights": training.anatomy.num_parameters,
-        "steps": training.steps.num_steps,
-        **run.config.model_dump(mode="json", include=set(sections)),
-        "l2_to_base": run.config.train.l2_to_base,
-        "replay": run.config.data.replay.share if run.config.data.replay else 0.0,
-    }
-
-
-def _about_run(run: Run, line: dict[str, Any]) -> dict[str, Any]:
-    found = {**line, "folder": str(run.folder)}
-    if run.is_trained:
-        manifest = read_json(run.folder / "train" / "manifest.json", "training manifest")
-        kept = ("first_loss", "last_loss", "tokens", "delta_sha256")
-        found |= {name: manifest[name] for name in kept} | {"training_seconds": manifest["seconds"]}
-    return found
-
-
-def _read_store(plan: ComparePlan) -> dict[str, dict[str, Any]]:
-    """Each run's last line, as far as it is still the same run; a run whose weights are gone is done no more.
-
-    Raises:
-        ArtifactError: a line is damaged.
-    """
-    path = plan.folder / STORE
-    found: dict[str, dict[str, Any]] = {}
-    identities = {run.name: run for run in plan.runs}
-    *whole, _torn = path.read_bytes().split(b"\n") if path.is_file() else [b""]
-    for number, text in enumerate(whole, start=1):
-        try:
-            line = json.loads(text)
-            run = identities.get(line["run"])
-            same = run is not None and line["identity"] == run.identity
-            if run is not None and same and (line["status"] != "done" or run.is_trained):
-                found[run.name] = line
-        except (ValueError, KeyError, TypeError) as error:
-            raise ArtifactError(f"{path}:{number}: this line of the comparison's store is damaged: {error}") from None
-    return found
-
-
-def _append(path: Path, line: dict[str, Any]) -> None:
-    """Add a line and wait until it is on the disk; half a line that a killed process left is cut off first."""
-    with path.open("ab+") as file:
-        file.seek(0)
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
-        file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _mean_seconds(lines: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Seconds of each method's finished runs: the mean of each part, over the runs of which it is known."""
-    taken: dict[str, dict[str, list[float]]] = {}
-    for line in lines.values():
-        if line["status"] == "done":
-            for what, seconds in line["seconds"].items():
-                taken.setdefault(line["method"], {}).setdefault(what, []).append(seconds)
-    return {method: sum(map(mean, parts.values())) for method, parts in taken.items()}
 
 
 def _hand_on_answers(found: Path, cache: Path) -> None:

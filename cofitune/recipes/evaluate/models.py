@@ -20,16 +20,9 @@ from cofitune.errors import ArtifactError, ConfigError, UserError
 from cofitune.evaluation.lengths import max_positions
 from cofitune.evaluation.tasks import is_title
 from cofitune.model.anatomy import is_missing_folder, read_model_config
-from cofitune.model.load import (
-    DTYPES,
-    choose_dtype,
-    coarser,
-    fingerprint,
-    load_tokenizer,
-    remembered_sha256,
-    stored_dtype,
-    weight_files,
-)
+from cofitune.model.load import DTYPES, choose_dtype, coarser, load_tokenizer
+from cofitune.model.weight_files import fingerprint, remembered_sha256, stored_dtype, weight_files
+from cofitune.recipes.folders import no_run, train_folder
 from cofitune.training.delta import read_manifest
 
 PARTS = ("dtype", "template", "region", "adapter", "softmask", "steps", "ranks")  # of a manifest, what was trained
@@ -69,7 +62,7 @@ GetSource = Callable[[str, str | None], Source]  # by name and revision
 
 
 @dataclass(frozen=True)
-class Scored:
+class EvalTarget:
     """One model of the table.
 
     Attributes:
@@ -104,11 +97,11 @@ class Scored:
         return found if self.alpha in (0, 1) else {**found, "alpha": self.alpha}
 
 
-def find_models(config: Config, to_come: Sequence[EvalModel] = ()) -> tuple[Scored, ...]:
+def find_models(config: Config, planned_runs: Sequence[EvalModel] = ()) -> tuple[EvalTarget, ...]:
     """Resolve every model of an evaluation, the base first.
 
     Args:
-        to_come: runs of this config's own base that are not trained yet; nothing can be asked of them.
+        planned_runs: runs of this config's own base that are not trained yet; nothing can be asked of them.
 
     Raises:
         UserError: a model is not there, a run is not trained or belongs to another base, two models share a name, or
@@ -122,7 +115,7 @@ def find_models(config: Config, to_come: Sequence[EvalModel] = ()) -> tuple[Scor
         return sources[name, revision]
 
     own = source(config.model.name, config.model.revision)
-    found: list[Scored] = []
+    found: list[EvalTarget] = []
     for wanted in _wanted(config):
         train = train_folder(wanted.path)
         if train is None:
@@ -131,7 +124,8 @@ def find_models(config: Config, to_come: Sequence[EvalModel] = ()) -> tuple[Scor
             found.append(_run(wanted, train, own, source, config))
     dtype = choose_dtype(config.model.dtype)
     found += [
-        Scored(run.title, run.role, run.path, own, dtype=dtype, alpha=run.known_alpha, keep=run.keep) for run in to_come
+        EvalTarget(run.title, run.role, run.path, own, dtype=dtype, alpha=run.known_alpha, keep=run.keep)
+        for run in planned_runs
     ]
     _check_names(found)
     found.sort(key=lambda model: model.role != "base")
@@ -152,21 +146,7 @@ def _wanted(config: Config) -> list[EvalModel]:
     return wanted + given
 
 
-def train_folder(path: str) -> Path | None:
-    """A finished run's `train` folder: the manifest is written last."""
-    folders = (Path(path) / "train", Path(path))
-    return next((f for f in folders if (f / "manifest.json").is_file() and f.name == "train"), None)
-
-
-def no_run(wanted: EvalModel) -> UserError:
-    """What is wrong with an alpha of what is no trained run."""
-    return UserError(
-        f"eval.models: {wanted.path} at alpha {wanted.alpha}: only a run whose training has finished "
-        "(train/manifest.json) has a base to go back to"
-    )
-
-
-def _whole(wanted: EvalModel, own: Source, source: GetSource) -> Scored:
+def _whole(wanted: EvalModel, own: Source, source: GetSource) -> EvalTarget:
     path = Path(wanted.path)
     if wanted.alpha != 1:
         raise no_run(wanted)
@@ -179,10 +159,10 @@ def _whole(wanted: EvalModel, own: Source, source: GetSource) -> Scored:
         raise UserError(f"eval.models: {wanted.path} is not there (seen from {Path.cwd()})")
     same = (wanted.path, wanted.revision) == own.place
     whole = own if same else source(wanted.path, wanted.revision)
-    return Scored(wanted.title, wanted.role, wanted.path, whole, dtype=whole.dtype)
+    return EvalTarget(wanted.title, wanted.role, wanted.path, whole, dtype=whole.dtype)
 
 
-def _run(wanted: EvalModel, train: Path, own: Source, source: GetSource, config: Config) -> Scored:
+def _run(wanted: EvalModel, train: Path, own: Source, source: GetSource, config: Config) -> EvalTarget:
     manifest = read_manifest(train)
     base = own
     is_own = train.resolve() == (config.run / "train").resolve()
@@ -206,7 +186,7 @@ def _run(wanted: EvalModel, train: Path, own: Source, source: GetSource, config:
     alpha = wanted.known_alpha
     if training is not None and (alpha != 1 or wanted.keep):
         training = f"{training} keeping {wanted.keep:g}" if wanted.keep else f"{training} at {alpha:g}"
-    return Scored(
+    return EvalTarget(
         wanted.title, wanted.role, wanted.path, base, train, sha256, dtype, seed, training, alpha, wanted.keep
     )
 
@@ -256,8 +236,8 @@ def _tokenizer_text(tokenizer: PreTrainedTokenizerBase) -> str:
     return json.dumps({k: v for k, v in whole.items() if k not in ("padding", "truncation")}, sort_keys=True)
 
 
-def _check_names(models: list[Scored]) -> None:
-    seen: dict[str, Scored] = {}
+def _check_names(models: list[EvalTarget]) -> None:
+    seen: dict[str, EvalTarget] = {}
     for model in models:
         if not is_title(model.name):
             raise UserError(
@@ -272,7 +252,7 @@ def _check_names(models: list[Scored]) -> None:
             )
 
 
-def _check_side_by_side(models: list[Scored]) -> None:
+def _check_side_by_side(models: list[EvalTarget]) -> None:
     """Raise a UserError where the models would not be asked the same prompts, tokens and ends."""
     base, *others = models
     problems = [
@@ -286,13 +266,13 @@ def _check_side_by_side(models: list[Scored]) -> None:
         raise UserError("these models cannot be put side by side: " + "; ".join(problems))
 
 
-def _check_dtypes(models: list[Scored], dtype: torch.dtype) -> None:
+def _check_dtypes(models: list[EvalTarget], dtype: torch.dtype) -> None:
     """Raise a UserError where a model's weights were rounded more than the base's are when they are scored in `dtype`.
 
     What rounding alone changes would stand in the table as learnt or forgotten.
     """
 
-    def scored(model: Scored) -> torch.dtype:
+    def scored(model: EvalTarget) -> torch.dtype:
         return coarser((model.dtype or dtype, dtype))
 
     base, *others = models

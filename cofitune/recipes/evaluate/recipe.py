@@ -17,27 +17,30 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from cofitune.config.schema import Config
+from cofitune.distributed import device
 from cofitune.errors import UserError
-from cofitune.evaluation.data_parallel import Share, join
+from cofitune.evaluation.data_parallel import BatchSharding, join
+from cofitune.evaluation.items import LoadedTask
 from cofitune.evaluation.samples import TaskResult, save_result
 from cofitune.evaluation.score import score_model
-from cofitune.evaluation.statistics.comparison import Compared, changed_items, put_together
+from cofitune.evaluation.statistics.comparison import Compared, build_scores, changed_items
 from cofitune.evaluation.statistics.gate import Verdict, judge
 from cofitune.evaluation.statistics.scores import FORMAT
-from cofitune.evaluation.tasks import LoadedTask
 from cofitune.files import write_json, write_text
 from cofitune.ranks import Rank
 from cofitune.recipes.alpha.recipe import choose_alphas, read_chosen
-from cofitune.recipes.evaluate.models import Scored
-from cofitune.recipes.evaluate.plan import Plan, Results, device, make_plan, print_plan, tell_left_out
+from cofitune.recipes.evaluate.models import EvalTarget
+from cofitune.recipes.evaluate.plan import Plan, Results, make_plan
+from cofitune.recipes.evaluate.plan_report import print_plan, tell_left_out
 from cofitune.recipes.folders import start_folder
 from cofitune.recipes.from_config import load_base
 from cofitune.reports.evaluation.progress import EvalProgress
-from cofitune.reports.evaluation.table import example_lines, scores_table, sentences, unscaled, verdict_line
+from cofitune.reports.evaluation.table import example_lines, scores_table, sentences, verdict_line
+from cofitune.reports.text import unscaled
 from cofitune.training.delta import delta_applied, read_delta
 
 Changed = dict[str, dict[str, list[dict[str, Any]]]]  # by model: lost and gained items
-Weights = Callable[[Scored], AbstractContextManager[PreTrainedModel]]
+Weights = Callable[[EvalTarget], AbstractContextManager[PreTrainedModel]]
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def evaluate(
     if dry_run:
         print_plan(plan, {m.name: {} for m in plan.models} if overwrite else plan.known(), console)
         return Evaluation(plan.folder)
-    return carry_out(plan, config, join(rank.rank, rank.world_size), console, overwrite=overwrite)
+    return run_evaluation(plan, config, join(rank.rank, rank.world_size), console, overwrite=overwrite)
 
 
 def plan_evaluation(
@@ -124,10 +127,10 @@ def plan_evaluation(
     return make_plan(choose_alphas(config, console), overwrite, require)
 
 
-def carry_out(
+def run_evaluation(
     plan: Plan,
     config: Config,
-    share: Share,
+    share: BatchSharding,
     console: Console,
     *,
     overwrite: bool = False,
@@ -141,11 +144,11 @@ def carry_out(
     Raises:
         UserError: weights that cannot be loaded, or give no numbers.
     """
-    share.meet()  # every rank has read its plan before rank 0 changes the folder
+    share.barrier()  # every rank has read its plan before rank 0 changes the folder
     if share.rank == 0:
         start_folder(config, "eval", overwrite)
         tell_left_out(plan, console)
-    results = share.agree(plan.known() if share.rank == 0 else {})
+    results = share.broadcast(plan.known() if share.rank == 0 else {})
     if asked := sum(len(found) for found in results.values()):
         console.print(f"{asked} of {len(plan.models) * len(plan.tasks)} results as scored before", highlight=False)
     todo = [m for m in plan.models if len(results[m.name]) < len(plan.tasks)]
@@ -168,7 +171,7 @@ def carry_out(
 
 
 def _load_and_score(
-    todo: list[Scored], plan: Plan, config: Config, results: Results, share: Share, console: Console
+    todo: list[EvalTarget], plan: Plan, config: Config, results: Results, share: BatchSharding, console: Console
 ) -> None:
     """Every base is loaded once, its runs' deltas are put in and taken out."""
     places = {model.source.place: index for index, model in reversed(list(enumerate(plan.models)))}
@@ -187,7 +190,7 @@ def _load_and_score(
 
 
 @contextmanager
-def _with_delta(weights: PreTrainedModel, model: Scored) -> Iterator[None]:
+def _with_delta(weights: PreTrainedModel, model: EvalTarget) -> Iterator[None]:
     if model.train is None:
         yield
         return
@@ -196,7 +199,12 @@ def _with_delta(weights: PreTrainedModel, model: Scored) -> Iterator[None]:
 
 
 def _score(
-    plan: Plan, model: Scored, weights: PreTrainedModel, found: dict[str, TaskResult], share: Share, console: Console
+    plan: Plan,
+    model: EvalTarget,
+    weights: PreTrainedModel,
+    found: dict[str, TaskResult],
+    share: BatchSharding,
+    console: Console,
 ) -> None:
     """Score one model on the tasks that it lacks; each answer is kept as soon as its task is done."""
     width = max(len(m.name) for m in plan.models)
@@ -238,7 +246,7 @@ def _scores(plan: Plan, config: Config, results: Results) -> dict[str, Any]:
     by_seed = tuple(tuple(g) for g in groups.values() if len({seeds[name] for name in g}) > 1)
     full_sft = next((m.name for m in plan.models if m.role == "full_sft"), None)
     ordered = {m.name: {t.task.title: results[m.name][t.task.title] for t in plan.tasks} for m in plan.models}
-    computed = put_together(ordered, Compared(plan.models[0].name, full_sft, by_seed), config.eval.speciality_weight)
+    computed = build_scores(ordered, Compared(plan.models[0].name, full_sft, by_seed), config.eval.speciality_weight)
     for model in plan.models:
         computed["models"][model.name] |= {
             "role": model.role, "path": model.path, **model.weights, "seed": model.seed

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from cofitune import __version__
 from cofitune.config.schema import Config
 from cofitune.data.batches import Batch, collate
 from cofitune.data.chat import set_template
 from cofitune.data.encoded import Encoding, Examples, encode_sources
-from cofitune.data.read import Account
+from cofitune.data.read import ItemCounts
 from cofitune.data.sources import OpenSource
+from cofitune.distributed import device_of
 from cofitune.errors import ArtifactError, UserError
 from cofitune.files import gib
 from cofitune.host_memory import usable_memory
@@ -28,12 +28,11 @@ from cofitune.importance.estimate import KL_DROPOUT, PASSES_OF, memory_estimate
 from cofitune.importance.partial import has_sums
 from cofitune.importance_file import read_importance, unit_counts
 from cofitune.model.anatomy import Anatomy
-from cofitune.model.load import check_files, choose_dtype, fingerprint, load_tokenizer, weight_files
+from cofitune.model.load import choose_dtype, load_tokenizer
+from cofitune.model.weight_files import check_files, fingerprint, weight_files
 from cofitune.ranks import Rank
 from cofitune.recipes.folders import check_folder
 from cofitune.recipes.from_config import base_anatomy, base_config, data_sources
-from cofitune.reports.importance.plot import can_draw
-from cofitune.reports.training.plan import print_account
 from cofitune.training.out_of_memory import telling_out_of_memory
 
 ALONE = Rank()
@@ -57,7 +56,7 @@ class Plan:
     anatomy: Anatomy
     examples: Examples
     sources: tuple[OpenSource, ...]
-    account: Account
+    account: ItemCounts
     pad_token_id: int
     template: str
     batch_size: int
@@ -122,7 +121,7 @@ def make_plan(config: Config, overwrite: bool = False, rank: Rank = ALONE) -> Pl
     if sharding.sharded:
         memory = memory_estimate(anatomy, *sizes, rank.world_size)
     plan = Plan(
-        folder, anatomy, examples, tuple(e.opened for e in encoded), Account.total(e.account for e in encoded),
+        folder, anatomy, examples, tuple(e.opened for e in encoded), ItemCounts.total(e.account for e in encoded),
         tokenizer.pad_token_id, template, wanted.per_device_batch_size, PASSES_OF[wanted.estimator], memory, sharding,
     )  # fmt: skip
     if not sums.is_dir():
@@ -179,13 +178,6 @@ def explaining_out_of_memory(plan: Plan) -> Iterator[None]:
         yield
 
 
-def device_of(rank: Rank) -> torch.device:
-    """The rank's own GPU, or the CPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", rank.device(torch.cuda.device_count()))
-
-
 def device_memory(rank: Rank) -> int:
     """Bytes of the rank's GPU, or its share of the memory that the ranks of this host may use."""
     device = device_of(rank)
@@ -235,29 +227,3 @@ def check_finished(plan: Plan, config: Config) -> None:
         raise ArtifactError(
             f"{plan.folder} was made before {', '.join(changed)} changed; choose another output_dir, or --overwrite it"
         )
-
-
-def show_plan(plan: Plan, rank: Rank, console: Console) -> None:
-    anatomy = plan.anatomy
-    console.print(f"importance of {anatomy.model_type}: {anatomy.num_layers} layers × units", markup=False)
-    for kind, units in unit_counts(anatomy).items():
-        name = kind.replace("_", " ")
-        console.print(f"  {name:<16} {units:>7,} a layer  {units * anatomy.num_layers:>10,} in all", highlight=False)
-    longest = int(plan.examples.lengths.max())
-    console.print(
-        f"data     {len(plan.examples):,} items, {plan.tokens:,} tokens (longest {longest:,}), template "
-        f"{plan.template}\n"
-        f"work     {plan.num_micro_batches:,} micro-batches of {plan.batch_size} over {rank.world_size} rank(s), "
-        f"{plan.passes} pass{'es' if plan.passes > 1 else ''} each",
-        highlight=False,
-    )
-    sharding = plan.sharding
-    console.print(f"sharding {'zero3' if sharding.sharded else 'none'}: {sharding.why}", highlight=False)
-    parts = ", ".join(f"{name} {gib(size)}" for name, size in plan.memory.items())
-    console.print(f"memory   about {gib(sum(plan.memory.values()))} on each device ({parts})", highlight=False)
-    print_account(console, plan.account)
-    pictures = ("importance.png", "importance.svg") if can_draw() else ()
-    files = ("importance.safetensors", "scores.safetensors", "spread.csv", *pictures, "manifest.json", "config.yaml")
-    console.print(f"writes   {plan.folder}/: {', '.join(files)}", highlight=False, soft_wrap=True)
-    if plan.interrupted:
-        console.print("goes on  from the sums of an interrupted computation", highlight=False)

@@ -17,7 +17,7 @@ from torch import Tensor, distributed
 from transformers import PreTrainedModel
 
 from cofitune.config.schema import Config
-from cofitune.distributed import largest
+from cofitune.distributed import all_reduce_max, device_of
 from cofitune.files import write_text
 from cofitune.importance.estimate import Scores, estimate, no_sums
 from cofitune.importance.normalize import NORMALIZATIONS
@@ -30,14 +30,14 @@ from cofitune.recipes.from_config import load_base
 from cofitune.recipes.importance.plan import (
     Plan,
     check_finished,
-    device_of,
     explaining_out_of_memory,
     identity_of,
     make_manifest,
     make_plan,
-    show_plan,
 )
-from cofitune.reports.importance.plot import EXTRA, can_draw, draw_importance
+from cofitune.recipes.importance.plan_report import show_plan
+from cofitune.reports.figure import EXTRA, can_draw
+from cofitune.reports.importance.plot import draw_importance
 from cofitune.reports.importance.table import importance_report, spread_csv
 from cofitune.reports.training.plan import print_account
 from cofitune.training.engine import meeting, release, start_distributed
@@ -123,7 +123,7 @@ def _estimate(plan: Plan, config: Config, rank: Rank, console: Console) -> Score
     """
     device, wanted = device_of(rank), config.importance
     # what fits one rank's device may not fit another's
-    sharded = bool(largest(int(plan.sharding.sharded), device))
+    sharded = bool(all_reduce_max(int(plan.sharding.sharded), device))
     identity = identity_of(plan, config)
     path = sums_path(plan.partial, rank.rank, rank.world_size, sharded)
     sums = load_sums(path, identity) or no_sums(plan.anatomy)
@@ -154,7 +154,7 @@ def _estimate(plan: Plan, config: Config, rank: Rank, console: Console) -> Score
             sums=sums,
             on_batch=on_batch,
             anatomy=plan.anatomy,
-            idle=largest(left, device) - left if sharded else 0,
+            idle=all_reduce_max(left, device) - left if sharded else 0,
         )
 
 

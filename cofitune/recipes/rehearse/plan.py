@@ -19,7 +19,7 @@ from cofitune.config.schema import Config
 from cofitune.data.chat import end_ids, render, set_template
 from cofitune.data.encoded import shares, tokenizer_sha256
 from cofitune.data.formats import BadItemError
-from cofitune.data.read import Account, bad_item, make_prompt
+from cofitune.data.read import ItemCounts, bad_item, make_prompt
 from cofitune.data.sources import OpenSource, open_source
 from cofitune.errors import ArtifactError, ConfigError, UserError
 from cofitune.evaluation.lengths import max_positions
@@ -27,12 +27,12 @@ from cofitune.evaluation.overlap import TestItems
 from cofitune.files import read_json, sha256_json
 from cofitune.host_memory import usable_memory
 from cofitune.model.anatomy import Anatomy
-from cofitune.model.load import check_files, choose_dtype, fingerprint, load_tokenizer, weight_files
+from cofitune.model.load import choose_dtype, load_tokenizer
+from cofitune.model.weight_files import check_files, fingerprint, weight_files
 from cofitune.recipes.folders import check_folder, package_version
 from cofitune.recipes.from_config import base_anatomy, base_config, data_sources, eval_tasks
-from cofitune.recipes.train.rehearsal import FOLDER
 from cofitune.rehearsal.generate import Sampling, opening_of_user_turn
-from cofitune.rehearsal.items import MANIFEST
+from cofitune.rehearsal.items import FOLDER, MANIFEST
 from cofitune.rehearsal.partial import Partial
 
 BYTES_A_PROBABILITY = 8  # an index and a log-probability
@@ -75,7 +75,7 @@ class RehearsePlan:
     anatomy: Anatomy
     sources: tuple[OpenSource, ...]
     prompts: tuple[Prompt, ...]
-    account: Account
+    account: ItemCounts
     examples: dict[str, list[str]]
     unread: tuple[str, ...]
     tokenizer: PreTrainedTokenizerBase | None
@@ -261,7 +261,7 @@ class _Reader:
 
     def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase | None, positions: int | None) -> None:
         self._config, self._tokenizer, self._positions = config, tokenizer, positions
-        self.account, self.examples = Account(), dict[str, list[str]]()
+        self.account, self.examples = ItemCounts(), dict[str, list[str]]()
         self.tests = read_tests(config)
 
     def prompts(self, opened: Sequence[OpenSource], max_items: int | None) -> Iterator[Prompt]:
@@ -296,7 +296,7 @@ class _Reader:
         return encode_prompt(self._tokenizer, messages, where, self._config.rehearsal.max_new_tokens, self._positions)
 
 
-def note(account: Account, examples: dict[str, list[str]], reason: str, message: str) -> None:
+def note(account: ItemCounts, examples: dict[str, list[str]], reason: str, message: str) -> None:
     """Count what is left out, and keep the first messages of each reason."""
     account.drop(reason, message)
     keep_example(examples, reason, message)
@@ -379,7 +379,7 @@ def _batch_size(config: Config, anatomy: Anatomy, model_config: PretrainedConfig
     return max(1, min(MOST_PROMPTS, math.floor(room / row)))
 
 
-def _reasons(account: Account) -> str:
+def _reasons(account: ItemCounts) -> str:
     return ", ".join(f"{count:,} × {reason}" for reason, count in account.reasons.items())
 
 

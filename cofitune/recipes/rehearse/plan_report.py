@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cofitune.data.read import Account
+from cofitune.data.read import ItemCounts
 from cofitune.files import gib
 from cofitune.recipes.folders import free_bytes
 from cofitune.recipes.rehearse.plan import RehearsePlan
@@ -50,7 +50,7 @@ def print_plan(plan: RehearsePlan, ranks: int, dry_run: bool, console: Console) 
 def print_result(
     folder: Path,
     items: Sequence[RehearsalItem],
-    account: Account,
+    account: ItemCounts,
     examples: Mapping[str, Sequence[str]],
     console: Console,
 ) -> None:
@@ -70,7 +70,7 @@ def print_result(
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _print_left_out(account: Account, examples: Mapping[str, Sequence[str]], console: Console) -> None:
+def _print_left_out(account: ItemCounts, examples: Mapping[str, Sequence[str]], console: Console) -> None:
     for reason, count in account.reasons.items():
         console.print(f"left out: {count:,} × {reason}", highlight=False, markup=False, soft_wrap=True)
         for message in examples.get(reason, ())[:2]:

@@ -16,13 +16,13 @@ from transformers import PreTrainedModel
 
 from cofitune.config.schema import Config
 from cofitune.data.formats import BadItemError
-from cofitune.data.read import Account
+from cofitune.data.read import ItemCounts
 from cofitune.data.top_k import TopK
+from cofitune.distributed import device
 from cofitune.errors import UserError
-from cofitune.evaluation.data_parallel import Share, in_batches, join
+from cofitune.evaluation.data_parallel import BatchSharding, in_batches, join
 from cofitune.files import exclusive, sha256_json
 from cofitune.ranks import Rank, is_launched, this_rank
-from cofitune.recipes.evaluate.plan import device
 from cofitune.recipes.folders import check_disk_space, start_folder
 from cofitune.recipes.from_config import load_base
 from cofitune.recipes.rehearse.plan import (
@@ -97,12 +97,12 @@ def rehearse(
         return plan.folder
     check_disk_space(plan.folder, plan.most_bytes)
     world = join(*start_distributed())
-    plan = replace(plan, batch_size=world.agree(plan.batch_size))  # devices may differ, and batches must not
+    plan = replace(plan, batch_size=world.broadcast(plan.batch_size))  # devices may differ, and batches must not
     with ExitStack() as lock:
         if world.rank == 0:
             lock.enter_context(exclusive(plan.folder, "rehearsal"))
             _start(plan, overwrite)
-        world.meet()  # rank 0 has made the folder ready
+        world.barrier()  # rank 0 has made the folder ready
         _rehearse(plan, world, console)
     return plan.folder
 
@@ -115,9 +115,9 @@ def _start(plan: RehearsePlan, overwrite: bool) -> None:
     partial.start(identity)
 
 
-def _rehearse(plan: RehearsePlan, world: Share, console: Console) -> None:
+def _rehearse(plan: RehearsePlan, world: BatchSharding, console: Console) -> None:
     """Write prompts where the model is to, answer all prompts, and on rank 0 put the result together."""
-    account, examples = Account(), {reason: list(some) for reason, some in plan.examples.items()}
+    account, examples = ItemCounts(), {reason: list(some) for reason, some in plan.examples.items()}
     account.add(plan.account)
     writer = _Writer(plan, world, console)
     prompts = [*plan.prompts, *writer.write_prompts(account, examples)]
@@ -141,19 +141,19 @@ def _rehearse(plan: RehearsePlan, world: Share, console: Console) -> None:
         write_rehearsal(plan.folder, items, top_k, log_probs, manifest)
         plan.partial.remove()
         print_result(plan.folder, items, account, examples, console)
-    world.meet()  # a rank that ended earlier would have the launcher end the one that writes
+    world.barrier()  # a rank that ended earlier would have the launcher end the one that writes
 
 
 class _Writer:
     """Has the model write prompts and answers, batch by batch; this rank's share of them."""
 
-    def __init__(self, plan: RehearsePlan, world: Share, console: Console) -> None:
+    def __init__(self, plan: RehearsePlan, world: BatchSharding, console: Console) -> None:
         self._plan, self._world, self._console = plan, world, console
         self._partial: Partial = plan.partial
         self._model: PreTrainedModel | None = None
         self._generator: Generator | None = None
 
-    def write_prompts(self, account: Account, examples: dict[str, list[str]]) -> list[Prompt]:
+    def write_prompts(self, account: ItemCounts, examples: dict[str, list[str]]) -> list[Prompt]:
         """Prompts that the model writes itself, from where a user's turn opens.
 
         They are drawn in rounds of as many as are still wanted, and in all at most `TRIES` times as many.
@@ -219,7 +219,7 @@ class _Writer:
                 prompts = batches[number - first]
                 self._partial.put(stage, number, self._answer_batch(stage, prompts, sampling, number, with_top_k))
                 progress.advance(len(prompts))
-        self._world.meet()
+        self._world.barrier()
         return [self._partial.get(stage, number) for number in numbers]
 
     def _answer_batch(
@@ -238,7 +238,7 @@ class _Writer:
         return AnsweredBatch(tuple(answers), top_k, log_probs)
 
     def _as_prompt(
-        self, answer: Answer, number: int, account: Account, examples: dict[str, list[str]]
+        self, answer: Answer, number: int, account: ItemCounts, examples: dict[str, list[str]]
     ) -> Prompt | None:
         """What the model wrote, as a prompt; None where it is none."""
         plan = self._plan
@@ -285,7 +285,7 @@ def _choose(
     prompts: Sequence[Prompt],
     order: Sequence[int],
     answered: Sequence[AnsweredBatch],
-    account: Account,
+    account: ItemCounts,
     examples: dict[str, list[str]],
 ) -> tuple[list[RehearsalItem], TopK, Tensor]:
     """The answers that are worth learning again, in the prompts' order, with what is stored of them."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cofitune.recipes.report.run import Artifacts
+from cofitune.recipes.report.artifacts import Artifacts
 from cofitune.reports.evaluation.plots import Point, frontier_picture, points_of
 from cofitune.reports.evaluation.rows import change_cell
 from cofitune.reports.figure import Picture

@@ -10,11 +10,11 @@ from rich.console import Console
 from cofitune import __version__
 from cofitune.errors import UserError
 from cofitune.files import write_text
+from cofitune.recipes.report.artifacts import Artifacts, read_artifacts
 from cofitune.recipes.report.overview import make_overview
-from cofitune.recipes.report.run import Artifacts, describe, read_artifacts
-from cofitune.reports.figure import Picture, write_picture
+from cofitune.recipes.report.run import describe
+from cofitune.reports.figure import EXTRA, Picture, can_draw, write_picture
 from cofitune.reports.html import Page, render
-from cofitune.reports.importance.plot import EXTRA, can_draw
 
 FOLDER = "report"  # below the run, beside the folders of the other commands
 # what makes a folder a run; the compare folder holds runs itself, and is read as one with them

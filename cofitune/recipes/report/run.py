@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-from cofitune.errors import ArtifactError
-from cofitune.evaluation.statistics.scores import FORMAT
-from cofitune.files import read_json, read_tensors
+from cofitune.recipes.report.artifacts import Artifacts, Entry
 from cofitune.recipes.report.training import described_trained, described_training
 from cofitune.reports.compare import page as compare_view
 from cofitune.reports.evaluation.findings import findings
@@ -24,62 +18,6 @@ from cofitune.reports.importance.map import importance_picture
 from cofitune.reports.importance.table import summary
 from cofitune.reports.search.rows import search_picture, trial_rows
 from cofitune.reports.training.loss_plot import losses_picture
-from cofitune.search.store import read_trials
-from cofitune.search.trial import BASE
-
-Entry = Mapping[str, Any]
-COMMANDS = ("search", "importance", "rehearsal", "train", "eval", "compare")
-
-
-@dataclass(frozen=True)
-class Artifacts:
-    """What lies in a run's folder, as it was read; None or empty where it is not there.
-
-    Attributes:
-        metrics: the lines of train/metrics.jsonl.
-        changed: model → `lost` and `gained` → the items.
-        tree: the content of search/tree.json, or what trials.jsonl says of a search that has not ended.
-        vectors: importance, each unit kind → [L, units].
-        configs: command → the text of its config.yaml.
-    """
-
-    path: Path
-    name: str
-    scores: dict[str, Any] | None = None
-    compared: dict[str, Any] | None = None
-    changed: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
-    tree: dict[str, Any] | None = None
-    vectors: dict[str, Any] | None = None
-    importance: dict[str, Any] | None = None
-    manifest: dict[str, Any] | None = None
-    metrics: list[dict[str, Any]] = field(default_factory=list)
-    configs: dict[str, str] = field(default_factory=dict)
-
-
-def read_artifacts(path: Path, name: str) -> Artifacts:
-    """Read all that a run has.
-
-    Raises:
-        ArtifactError: a file is damaged, or was written by another version in a form that we do not read.
-    """
-    scores = _json(path / "eval" / "scores.json", "evaluation", FORMAT)
-    vectors = None
-    if importance := _json(path / "importance" / "manifest.json", "importance manifest"):
-        vectors = read_tensors(path / "importance" / "importance.safetensors", "importance file")
-    texts = {command: path / command / "config.yaml" for command in COMMANDS}
-    return Artifacts(
-        path=path,
-        name=name,
-        scores=scores,
-        compared=_json(path / "compare" / "compare.json", "comparison", compare_view.FORMAT),
-        changed=_read_changed(path, scores),
-        tree=_json(path / "search" / "tree.json", "search tree") or _unfinished_search(path / "search"),
-        vectors=vectors,
-        importance=importance,
-        manifest=_json(path / "train" / "manifest.json", "training manifest"),
-        metrics=read_lines(path / "train" / "metrics.jsonl", may_be_torn=True),
-        configs={c: file.read_text(encoding="utf-8") for c, file in texts.items() if file.is_file()},
-    )
 
 
 def describe(run: Artifacts, key: str, draws: bool) -> Run:
@@ -124,69 +62,6 @@ def describe(run: Artifacts, key: str, draws: bool) -> Run:
         pictures=pictures,
         absent=list(_absent(run, steps)),
     )
-
-
-def read_lines(path: Path, may_be_torn: bool = False) -> list[dict[str, Any]]:
-    """Read a file of one JSON object a line; none where there is no file.
-
-    Args:
-        may_be_torn: a last line without its line break was cut off by a kill, and is left out.
-
-    Raises:
-        ArtifactError: a line is damaged (file:line).
-    """
-    if not path.is_file():
-        return []
-    *lines, last = path.read_bytes().split(b"\n")
-    if last and not may_be_torn:
-        lines.append(last)
-    found = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise ArtifactError(f"{path}:{number}: this line is damaged: {error}") from None
-        if not isinstance(value, dict):
-            raise ArtifactError(f"{path}:{number}: this line is damaged: it is no JSON object")
-        found.append(value)
-    return found
-
-
-def _json(path: Path, what: str, form: int | None = None) -> dict[str, Any] | None:
-    """Read one of ours, where it is there; `form`: its format, where it says one."""
-    if not path.is_file():
-        return None
-    value = read_json(path, what)
-    if not isinstance(value, dict):
-        raise ArtifactError(f"{path}: this {what} is damaged: it is no JSON object")
-    if form is not None and value.get("format") != form:
-        raise ArtifactError(
-            f"{path}: its format is {value.get('format')}, and {form} is what we read; make it again with the command "
-            f"that made it (`cofitune {path.parent.name}`), which asks no model anew"
-        )
-    return value
-
-
-def _read_changed(path: Path, scores: Entry | None) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """The lost and gained items of each model, in the order of the table."""
-    if scores is None:
-        return {}
-    folders = {model: path / "eval" / "changed" / model for model in scores["models"]}
-    return {
-        model: {part: read_lines(folder / f"{part}.jsonl") for part in ("lost", "gained")}
-        for model, folder in folders.items()
-        if folder.is_dir()
-    }
-
-
-def _unfinished_search(folder: Path) -> dict[str, Any] | None:
-    """A search that has not ended, as far as its store goes; None without one, or before its base is scored."""
-    trials = {trial.id: json.loads(trial.to_json()) for trial in read_trials(folder / "trials.jsonl")}
-    base = trials.pop(BASE, None)
-    if base is None:
-        return None
-    reason = f"The search has not ended: {len(trials)} trials so far, and no winner."
-    return {"base": base, "trials": list(trials.values()), "reason": reason}
 
 
 def _scores(scores: Entry) -> Scores:

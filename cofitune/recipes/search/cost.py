@@ -11,10 +11,9 @@ from cofitune.files import gib
 from cofitune.recipes.search.plan import Plan, trial_config
 from cofitune.recipes.search.proxy import ITEMS, known_statistics
 from cofitune.recipes.trial.executor import Measured
-from cofitune.reports.search.sentences import duration
-from cofitune.reports.search.tree import many, region_text
+from cofitune.reports.text import duration, many, region_text
 from cofitune.search.budget import Expected
-from cofitune.search.halving import Rungs
+from cofitune.search.halving import SuccessiveHalving
 from cofitune.search.store import Store
 from cofitune.search.trial import BASE
 
@@ -81,7 +80,7 @@ def _proxy(config: Config, made: Plan, goes_on: bool, a_step: float) -> tuple[li
     return [line], seconds
 
 
-def _work(made: Plan, config: Config, rungs: Rungs | None) -> Work:
+def _work(made: Plan, config: Config, rungs: SuccessiveHalving | None) -> Work:
     """The most that all levels may come to."""
     steps = parts = 0
     for level in made.planned:
@@ -96,15 +95,15 @@ def _work(made: Plan, config: Config, rungs: Rungs | None) -> Work:
     return Work(steps, parts)
 
 
-def _rungs(config: Config) -> Rungs | None:
+def _rungs(config: Config) -> SuccessiveHalving | None:
     halving = config.search.halving
-    return Rungs(halving.steps, halving.keep, config.search.early_stop) if halving else None
+    return SuccessiveHalving(halving.steps, halving.keep, config.search.early_stop) if halving else None
 
 
-def _usual_rungs(config: Config) -> Rungs | None:
+def _usual_rungs(config: Config) -> SuccessiveHalving | None:
     """What halving would usually be, for who has not thought of it."""
     steps = sorted({config.search.train_steps // 4, config.search.train_steps // 2} - {0})
-    return Rungs(tuple(steps), early_stop=config.search.early_stop) if steps else None
+    return SuccessiveHalving(tuple(steps), early_stop=config.search.early_stop) if steps else None
 
 
 def _budget_lines(config: Config, spent: float) -> list[str]:

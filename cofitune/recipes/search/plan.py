@@ -14,7 +14,8 @@ from typing import Any
 from cofitune.config import schema
 from cofitune.config.schema import Config
 from cofitune.errors import ConfigError
-from cofitune.evaluation.tasks import LoadedTask, load_tasks
+from cofitune.evaluation.items import LoadedTask
+from cofitune.evaluation.tasks import load_tasks
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.layouts import MODULES
 from cofitune.model.load import choose_dtype

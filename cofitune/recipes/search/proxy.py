@@ -15,11 +15,11 @@ from cofitune.data.batches import Batch, collate
 from cofitune.data.chat import set_template
 from cofitune.data.encoded import Encoding, Examples, encode_sources
 from cofitune.data.sources import Source, open_source
+from cofitune.distributed import device
 from cofitune.errors import ArtifactError
 from cofitune.files import read_json, write_json
 from cofitune.model.load import load_tokenizer
 from cofitune.model.region import Region
-from cofitune.recipes.evaluate.plan import device
 from cofitune.recipes.from_config import base_anatomy, base_config, data_sources, load_base
 from cofitune.recipes.search.plan import Plan, base_rate, trial_rate
 from cofitune.search.proxy import Statistics, first_norm, gradient_norms, squared_norm, statistics_from_json
@@ -42,10 +42,10 @@ class Proxy:
     made: Plan
     weight: float
 
-    def favour(self, region: Region) -> float:
+    def proxy_score(self, region: Region) -> float:
         """High is good."""
         factor = trial_rate(self.config, region, self.made) / base_rate(self.config)
-        return self.statistics.favour(region, self.weight, factor)
+        return self.statistics.proxy_score(region, self.weight, factor)
 
 
 def make_proxy(config: Config, made: Plan, start_proxy: StartProxy) -> Proxy | None:

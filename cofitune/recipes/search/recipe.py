@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 from rich.console import Console
 
@@ -17,67 +16,25 @@ from cofitune.recipes.search.plan import Plan, make_plan
 from cofitune.recipes.search.proxy import Proxy, StartProxy, make_proxy
 from cofitune.recipes.search.result import make_result, row_of
 from cofitune.recipes.search.trials import Trials
-from cofitune.recipes.trial.executor import RunOrders
-from cofitune.reports.importance import plot as plots
+from cofitune.recipes.trial.executor import TrialExecutor
+from cofitune.reports import figure
 from cofitune.reports.search import plot as search_plots
-from cofitune.reports.search.live import SearchLive
-from cofitune.reports.search.tree import PlanRow, Row, plan_report, progress_line, search_report
+from cofitune.reports.search.live import Lines, SearchLive, Watcher
+from cofitune.reports.search.tree import PlanRow, Row, plan_report, search_report
 from cofitune.search import tree
 from cofitune.search.budget import Budget
-from cofitune.search.halving import Rungs
-from cofitune.search.level import Job, Rules
+from cofitune.search.halving import SuccessiveHalving
+from cofitune.search.level import Job, SearchSettings
 from cofitune.search.objective import Objective
 from cofitune.search.store import Store, open_store
 from cofitune.search.trial import Trial
 from cofitune.search.winner import write_winner
 
 
-class Watcher(Protocol):
-    """Who is told how a search gets on."""
-
-    def on_base(self, base: Row) -> None:
-        """The base is scored, and all that follow are shown against it."""
-
-    def on_level(self, at_most: int) -> None:
-        """A level begins: by what is known now, the search comes to so many trials."""
-
-    def on_start(self, rows: Sequence[Row]) -> None:
-        """These are ordered, in this order; they have no scores yet."""
-
-    def on_outcome(self, row: Row, known: bool = False, best: str | None = None) -> None:
-        """A trial was scored, failed or was stopped, or the store knew it; `best` is the best one's id so far."""
-
-
-class Lines:
-    """A line a trial."""
-
-    def __init__(self, console: Console, at_most: int) -> None:
-        self._console, self._at_most = console, at_most
-        self._base: Row | None = None
-        self._ended: set[str] = set()
-
-    def on_base(self, base: Row) -> None:
-        """As `Watcher` says."""
-        self._base = base
-
-    def on_level(self, at_most: int) -> None:
-        """As `Watcher` says."""
-        self._at_most = at_most
-
-    def on_start(self, rows: Sequence[Row]) -> None:
-        """Nothing is said before a trial ends."""
-
-    def on_outcome(self, row: Row, known: bool = False, best: str | None = None) -> None:
-        """As `Watcher` says."""
-        self._ended.add(row.id)
-        line = progress_line(row, self._base, len(self._ended), self._at_most, known)
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
 def search(
     config: Config,
     *,
-    run_orders: RunOrders,
+    execute: TrialExecutor,
     start_proxy: StartProxy,
     measure: Measure,
     at_once: int | None = 1,
@@ -93,10 +50,10 @@ def search(
 
     Args:
         config: reads its sections model, data, train, deepspeed, eval and search; for a proxy, importance.
-        run_orders: runs trials, in processes that the launcher above starts.
+        execute: runs trials, in processes that the launcher above starts.
         start_proxy: takes the gradient statistics of a proxy, likewise.
         measure: takes the time of a few steps and items, for a dry run.
-        at_once: how many trials `run_orders` runs at a time; None: nobody knows. It decides how closely a budget in
+        at_once: how many trials `execute` runs at a time; None: nobody knows. It decides how closely a budget in
             hours is watched.
         overwrite: forget all trials and begin anew.
         dry_run: print the levels and what they cost, and write nothing.
@@ -123,7 +80,7 @@ def search(
         start_folder(config, "search", overwrite)
         store = open_store(made.folder, made.identity)
         proxy = make_proxy(config, made, start_proxy)
-        trials = Trials(config, made, store, run_orders)
+        trials = Trials(config, made, store, execute)
         with _watched(watcher, console, made.at_most, at_once) as watching:
             if not trials.knows_base:
                 console.print("scoring the base, which trains nothing", markup=False)
@@ -135,7 +92,7 @@ def search(
         path = write_winner(
             made.folder, found.winner, " ".join(result.sentences), made.identity["model"]["fingerprint"]
         )
-        if plots.can_draw():
+        if figure.can_draw():
             search_plots.draw_search(made.folder, result.tree)
     console.print(search_report(result.base, result.rows, found.winner.id, result.sentences), crop=False)
     console.print(f"{path}: `region: search` in this config trains it", markup=False, soft_wrap=True)
@@ -152,7 +109,9 @@ def _watched(watcher: Watcher | None, console: Console, at_most: int, at_once: i
         yield live
 
 
-def _search(made: Plan, rules: Rules, trials: Trials, store: Store, watcher: Watcher, base: Trial) -> tree.Found:
+def _search(
+    made: Plan, rules: SearchSettings, trials: Trials, store: Store, watcher: Watcher, base: Trial
+) -> tree.SearchResult:
     """Walk the tree; whoever watches is told, and the weights of what goes no further are dropped."""
     watcher.on_base(row_of(base, store))
     finished: list[Trial] = []
@@ -177,18 +136,18 @@ def _search(made: Plan, rules: Rules, trials: Trials, store: Store, watcher: Wat
     )
 
 
-def _rules(config: Config, base: Trial, trials: Trials, proxy: Proxy | None, at_once: int | None) -> Rules:
+def _rules(config: Config, base: Trial, trials: Trials, proxy: Proxy | None, at_once: int | None) -> SearchSettings:
     """What the section `search` says, in the search's own words."""
     wanted = config.search
     halving = wanted.halving
-    return Rules(
+    return SearchSettings(
         steps=wanted.train_steps,
         beam=wanted.beam,
         objective=Objective(wanted.objective, wanted.floor, base),
-        rungs=Rungs(halving.steps, halving.keep, wanted.early_stop) if halving else None,
+        rungs=SuccessiveHalving(halving.steps, halving.keep, wanted.early_stop) if halving else None,
         compare=trials.compare,
         budget=Budget(wanted.budget_hours, wanted.budget_trials, at_once),
-        favour=proxy.favour if proxy else None,
+        proxy_score=proxy.proxy_score if proxy else None,
         keep=wanted.proxy_keep if wanted.proxy == "prune" else 1.0,
     )
 

@@ -23,7 +23,7 @@ from cofitune.reports.search.tree import Row
 from cofitune.search.objective import Objective
 from cofitune.search.proxy import rank_correlation
 from cofitune.search.store import Store
-from cofitune.search.tree import Found
+from cofitune.search.tree import SearchResult
 from cofitune.search.trial import Trial
 
 
@@ -57,7 +57,13 @@ def row_of(trial: Trial, store: Store) -> Row:
 
 
 def make_result(
-    config: Config, made: Plan, store: Store, found: Found, objective: Objective, trials: Trials, proxy: Proxy | None
+    config: Config,
+    made: Plan,
+    store: Store,
+    found: SearchResult,
+    objective: Objective,
+    trials: Trials,
+    proxy: Proxy | None,
 ) -> Result:
     """Compare every finished trial with the winner, judge the proxy, and put it all into words and into JSON."""
     rows = tuple(_row(trial, found, store, objective, trials) for trial in found.trials)
@@ -66,7 +72,7 @@ def make_result(
         raise ValueError("a search has a base")
     base_row = row_of(base, store)
     finished = [trial for trial in found.trials if trial.done and trial.region is not None]
-    guesses = {t.id: proxy.favour(t.region) for t in found.trials if t.region is not None} if proxy else {}
+    guesses = {t.id: proxy.proxy_score(t.region) for t in found.trials if t.region is not None} if proxy else {}
     correlation = (
         rank_correlation([guesses[t.id] for t in finished], list(map(objective.value, finished))) if proxy else None
     )
@@ -107,7 +113,7 @@ def make_result(
     return Result(base_row, rows, said, content)
 
 
-def _row(trial: Trial, found: Found, store: Store, objective: Objective, trials: Trials) -> Row:
+def _row(trial: Trial, found: SearchResult, store: Store, objective: Objective, trials: Trials) -> Row:
     """A trial beside the winner. Only what was trained to its end is compared with it."""
     row = row_of(trial, store)
     if not trial.done:

@@ -1,4 +1,4 @@
-"""From what the search wants tried to orders, and from what an order left in its folder to a line of the store."""
+"""From what the search wants tried to requests, and from what a request left in its folder to a line of the store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cofitune.errors import UserError
 from cofitune.files import read_json
 from cofitune.model.region import Region
 from cofitune.recipes.search.plan import Plan, trial_config, trial_rate
-from cofitune.recipes.trial.executor import Order, Outcome, RunOrders
+from cofitune.recipes.trial.executor import TrialExecutor, TrialRequest, TrialResult
 from cofitune.search.item_scores import Difference, KeptAnswers, difference
 from cofitune.search.level import Job
 from cofitune.search.store import Store
@@ -26,8 +26,8 @@ WITH_INTERVALS = ("speciality", "versatility", "unified")
 class Trials:
     """Runs the trials of one search, and keeps what each of them scored on every item."""
 
-    def __init__(self, config: Config, made: Plan, store: Store, run_orders: RunOrders) -> None:
-        self._config, self._made, self._store, self._run_orders = config, made, store, run_orders
+    def __init__(self, config: Config, made: Plan, store: Store, execute: TrialExecutor) -> None:
+        self._config, self._made, self._store, self._execute = config, made, store, execute
         self._answers = KeptAnswers(made.folder / "items")
 
     @property
@@ -46,9 +46,9 @@ class Trials:
             return known
         folder = self._folder(BASE)
         shutil.rmtree(folder, ignore_errors=True)
-        order = Order(BASE, trial_config(self._config, None, self._made, folder), folder, train=False)
-        (outcome,) = self._run_orders([order])
-        base = self._trial(outcome, None, 0)
+        request = TrialRequest(BASE, trial_config(self._config, None, self._made, folder), folder, train=False)
+        (result,) = self._execute([request])
+        base = self._trial(result, None, 0)
         self._store.append(base)
         self.drop_weights(BASE)
         if not base.done:
@@ -57,11 +57,11 @@ class Trials:
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Trial]:
         """Run the jobs and yield each trial as it ends, failed ones too."""
-        orders = {job.id: self._order(job) for job in jobs}
-        begun = {job.id: self._store.goes_on_from(job.id, job.until or self._steps) for job in jobs}
+        requests = {job.id: self._request(job) for job in jobs}
+        begun = {job.id: self._store.resume_step(job.id, job.stop_step or self._steps) for job in jobs}
         regions = {job.id: job.region for job in jobs}
-        for outcome in self._run_orders(list(orders.values())):
-            yield self._trial(outcome, regions[outcome.order.id], begun[outcome.order.id])
+        for result in self._execute(list(requests.values())):
+            yield self._trial(result, regions[result.request.id], begun[result.request.id])
 
     def compare(self, first: Trial, second: Trial) -> Difference | None:
         """The deciding score of the first minus that of the second, paired; None where items' scores are missing."""
@@ -89,41 +89,43 @@ class Trials:
     def _folder(self, trial: str) -> Path:
         return self._made.folder / "trials" / trial
 
-    def _order(self, job: Job) -> Order:
+    def _request(self, job: Job) -> TrialRequest:
         """Make the trial's folder ready: empty, unless it goes on where it paused, and with the base's answers."""
         folder = self._folder(job.id)
-        if not self._store.goes_on_from(job.id, job.until or self._steps):
+        if not self._store.resume_step(job.id, job.stop_step or self._steps):
             shutil.rmtree(folder, ignore_errors=True)  # what a killed or failed attempt left
         answers = self._folder(BASE) / "eval" / "cache"
         if answers.is_dir() and not (folder / "eval" / "cache").exists():
             shutil.copytree(answers, folder / "eval" / "cache")
-        return Order(job.id, trial_config(self._config, job.region, self._made, folder), folder, until=job.until)
+        return TrialRequest(
+            job.id, trial_config(self._config, job.region, self._made, folder), folder, stop_step=job.stop_step
+        )
 
-    def _trial(self, outcome: Outcome, region: Region | None, begun_at: int) -> Trial:
-        """What became of an order. What a part left is read, and its items' scores kept, before it is written down."""
-        order = outcome.order
-        steps = 0 if region is None else order.until or self._steps
+    def _trial(self, result: TrialResult, region: Region | None, start_step: int) -> Trial:
+        """What became of a request. What a part left is read, and its items' scores kept, before it is written down."""
+        request = result.request
+        steps = 0 if region is None else request.stop_step or self._steps
         model = BASE if region is None else "run"
         ended: dict[str, Any]
         try:
-            if outcome.error is not None:
-                raise TrialError(outcome.error)
-            ended = {"status": "done" if order.until is None else "paused", **_read_scores(order.folder, model)}
-            self._answers.keep(order.id, steps, order.folder / "eval" / "samples" / model)
+            if result.error is not None:
+                raise TrialError(result.error)
+            ended = {"status": "done" if request.stop_step is None else "paused", **_read_scores(request.folder, model)}
+            self._answers.keep(request.id, steps, request.folder / "eval" / "samples" / model)
         except (TrialError, UserError, OSError) as error:
             ended = {"status": "failed", "reason": str(error) or type(error).__name__}
         return Trial(
-            id=order.id,
+            id=request.id,
             region=region,
             level=0,  # its place in the tree is the search's to say
             seed=self._config.train.seed,
             num_trained=region.num_parameters(self._made.anatomy) if region else 0,
             steps=steps,
-            begun_at=begun_at,
+            start_step=start_step,
             learning_rate=trial_rate(self._config, region, self._made) if region else None,
-            seconds=round(sum(outcome.seconds.values()), 1),
-            parts={name: round(seconds, 2) for name, seconds in outcome.seconds.items()},
-            train_loss=_last_loss(order.folder / "train" / "metrics.jsonl"),
+            seconds=round(sum(result.seconds.values()), 1),
+            parts={name: round(seconds, 2) for name, seconds in result.seconds.items()},
+            train_loss=_last_loss(request.folder / "train" / "metrics.jsonl"),
             **ended,
         )
 

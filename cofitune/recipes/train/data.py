@@ -16,7 +16,7 @@ from cofitune.data.chat import Example, set_template
 from cofitune.data.encoded import Encoded, Encoding, Examples, encode_sources
 from cofitune.data.formats import BadItemError
 from cofitune.data.packing import Packs, pack_lengths
-from cofitune.data.read import Account, bad_item, make_item
+from cofitune.data.read import ItemCounts, bad_item, make_item
 from cofitune.data.sources import OpenSource, open_source
 from cofitune.errors import DataError, UserError
 from cofitune.model.load import load_tokenizer, supports_packing
@@ -46,7 +46,7 @@ class TrainData:
     lengths: np.ndarray
     mixture: Mixture
     sources: tuple[OpenSource, ...]
-    accounts: tuple[Account, ...]
+    accounts: tuple[ItemCounts, ...]
     tokenizer: PreTrainedTokenizerBase | None
     template: str
     packed_into: int | None = None
@@ -54,9 +54,9 @@ class TrainData:
     validation_sources: tuple[OpenSource, ...] = ()
 
     @property
-    def account(self) -> Account:
+    def account(self) -> ItemCounts:
         """All sources' together."""
-        return Account.total(self.accounts)
+        return ItemCounts.total(self.accounts)
 
 
 def read_train_data(config: Config, model_config: PretrainedConfig, dry_run: bool, missing: list[str]) -> TrainData:
@@ -108,7 +108,7 @@ def read_train_data(config: Config, model_config: PretrainedConfig, dry_run: boo
 
 def _together(
     opened: Sequence[OpenSource],
-    accounts: Sequence[Account],
+    accounts: Sequence[ItemCounts],
     encoded: Sequence[Encoded],
     tokenizer: PreTrainedTokenizerBase | None,
     template: str,
@@ -148,8 +148,8 @@ def _weigh_replay(opened: Sequence[OpenSource], sizes: Sequence[int], count: int
     return own + [replace(one, source=replace(one.source, weight=weight)) for one in again]
 
 
-def _count(opened: OpenSource, on_bad_item: str) -> Account:
-    account = Account()
+def _count(opened: OpenSource, on_bad_item: str) -> ItemCounts:
+    account = ItemCounts()
     for where, row in opened.rows():
         account.read += 1
         try:

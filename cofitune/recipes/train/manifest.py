@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from cofitune import __version__
 from cofitune.config.schema import Config, Region
-from cofitune.errors import ArtifactError
-from cofitune.files import read_json
 from cofitune.recipes.folders import environment
 from cofitune.recipes.train.metrics import Watch
 from cofitune.recipes.train.plan import TrainPlan
-from cofitune.training.delta import hash_tensor
+from cofitune.recipes.train.resume import _stands_on
 from cofitune.training.drift import DriftRecord
+from cofitune.training.hashing import hash_tensor
 
 
 def make_manifest(
@@ -81,28 +79,3 @@ def make_manifest(
         "trained_sha256": {name: hash_tensor(t) for name, t in tensors.items()},
         "frozen_sha256": frozen,
     }
-
-
-def _stands_on(config: Config, plan: TrainPlan) -> dict[str, Any]:
-    """The contents that a training depends on besides its config, as the manifest keeps them."""
-    return {
-        "base_fingerprint": plan.base_fingerprint,
-        "used": plan.used,
-        "data": [source.identity() for source in plan.data.sources],
-    }
-
-
-def check_finished(config: Config, plan: TrainPlan, folder: Path) -> None:
-    """Compare what a finished training stands on with what lies there now.
-
-    Raises:
-        ArtifactError: it was trained from other contents.
-    """
-    before = read_json(folder / "manifest.json", "training manifest")
-    now = _stands_on(config, plan)
-    changed = [what for what, value in now.items() if before.get(what) != value]
-    if changed and not plan.missing:
-        raise ArtifactError(
-            f"{folder} was trained from other contents ({', '.join(changed)} changed since); --overwrite trains it "
-            "again, or choose another output_dir"
-        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,11 @@ from typing import Any
 import torch
 
 from cofitune.config.schema import Config
+from cofitune.errors import ArtifactError
+from cofitune.files import write_text
 from cofitune.recipes.train.data import TrainData
-from cofitune.recipes.train.resume import append_metrics, keep_metrics
 from cofitune.reports.training.progress import TrainProgress
-from cofitune.softmask.retained import KeptShare
+from cofitune.softmask.retained import RetainedUpdate
 from cofitune.training.drift import DriftRecord, HeldOut, measure_drift
 from cofitune.training.loop import StepRecord
 from cofitune.training.monitor import Monitor
@@ -43,7 +46,7 @@ class Watch:
         num_steps: int,
         engine: Any,
         folder: Path,
-        kept: KeptShare | None,
+        kept: RetainedUpdate | None,
         held_out: HeldOut | None = None,
     ) -> None:
         self._config, self._data, self._num_steps = config, data, num_steps
@@ -54,7 +57,7 @@ class Watch:
 
     def read(self, done: int) -> None:
         """Take over what was written before step `done`, and cut off what came after it."""
-        self.records, self.validations, self.drifts = keep_metrics(self._folder / "metrics.jsonl", done)
+        self.records, self.validations, self.drifts = truncate_metrics(self._folder / "metrics.jsonl", done)
 
     def begin(self, progress: TrainProgress, done: int) -> None:
         """Open what is written to; before the very first step, the validation loss and the drift of the base."""
@@ -127,3 +130,40 @@ class Watch:
             for layer, share in figures.pop("kept_share", {}).items():
                 figures[f"kept_share/layer_{layer}"] = share
             self._monitor.write(figures.pop("step"), figures)
+
+
+def truncate_metrics(path: Path, step: int) -> tuple[list[StepRecord], list[ValidationRecord], list[DriftRecord]]:
+    """Cut metrics.jsonl after `step`, so that every step occurs once, and return what stays.
+
+    Raises:
+        ArtifactError: it lacks steps up to `step`.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    if step and lines and not _is_record(lines[-1]):
+        lines.pop()  # torn: its process was killed
+    kept = [entry for line in lines if (entry := json.loads(line))["step"] <= step] if step else []
+    records = [StepRecord(**entry) for entry in kept if "loss" in entry]
+    if [r.step for r in records] != list(range(1, step + 1)):
+        raise ArtifactError(f"{path} does not hold the steps 1 to {step}, after which the checkpoint was written")
+    if records:
+        write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
+    else:
+        path.unlink(missing_ok=True)
+    validations = [ValidationRecord(**entry) for entry in kept if "validation_loss" in entry]
+    return records, validations, [DriftRecord(**entry) for entry in kept if "drift" in entry]
+
+
+def append_metrics(path: Path, record: StepRecord | ValidationRecord | DriftRecord) -> None:
+    """Add a line; it is on the disk before the checkpoint that relies on it."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record.as_dict()) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _is_record(line: str) -> bool:
+    try:
+        json.loads(line)
+    except json.JSONDecodeError:
+        return False
+    return True

@@ -18,13 +18,14 @@ from cofitune.files import sha256_file
 from cofitune.importance_file import merge_importance, read_importance
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.layouts import expand_modules
-from cofitune.model.load import check_files, choose_dtype, fingerprint, weight_files
+from cofitune.model.load import choose_dtype
 from cofitune.model.region import Region, match_region, resolve_region
+from cofitune.model.weight_files import check_files, fingerprint, weight_files
 from cofitune.recipes.from_config import base_anatomy, base_config
 from cofitune.recipes.train.data import TrainData, read_train_data
 from cofitune.recipes.train.rehearsal import Joined, Rehearsed, read_rehearsed
 from cofitune.search.winner import FILE_NAME, read_winner
-from cofitune.softmask.factors import Factor, build_factors, check_masked, hold_factors, join, shuffle_units
+from cofitune.softmask.factors import Factor, build_factors, check_masked, freeze_factors, join, shuffle_units
 from cofitune.training.engine import EngineSettings
 from cofitune.training.monitor import check_usable
 from cofitune.training.out_of_memory import Footprint
@@ -125,7 +126,7 @@ def plan_training(
     region = _region(config, anatomy, base_fingerprint, used)
     adapter = _adapter(config, region, anatomy)
     masked = _masked_modules(config, region, anatomy)
-    held = hold_factors(region, anatomy)
+    held = freeze_factors(region, anatomy)
     _check_sharding(config, bool(held))
     importance = _importance(config, anatomy, base_fingerprint, dry_run, missing, used) if masked else {}
     factors = _factors(config, importance, region, masked, anatomy) if importance else {}

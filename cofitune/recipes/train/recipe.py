@@ -12,21 +12,28 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from cofitune.config.schema import Config
-from cofitune.distributed import on_rank_0
+from cofitune.distributed import run_on_rank_zero
 from cofitune.errors import UserError
 from cofitune.files import exclusive
 from cofitune.ranks import is_launched, this_rank
 from cofitune.recipes.folders import check_disk_space, check_folder, start_folder
 from cofitune.recipes.from_config import load_base
-from cofitune.recipes.train.manifest import check_finished, make_manifest
+from cofitune.recipes.train.manifest import make_manifest
 from cofitune.recipes.train.metrics import DriftReached, Watch
 from cofitune.recipes.train.plan import TrainPlan, footprint, plan_training
 from cofitune.recipes.train.plan_report import print_plan
-from cofitune.recipes.train.resume import bytes_to_come, check_resume, find_checkpoint, newest_readable
+from cofitune.recipes.train.resume import (
+    check_finished,
+    check_resume,
+    find_checkpoint,
+    newest_readable,
+    required_disk_bytes,
+)
 from cofitune.recipes.train.steps import make_ready, take_steps
-from cofitune.softmask.retained import KeptShare, kept_sentence
-from cofitune.training.delta import collect, hash_parameters, write_delta
+from cofitune.softmask.retained import RetainedUpdate, kept_sentence
+from cofitune.training.delta import collect, write_delta
 from cofitune.training.engine import release, sharded_loading, start_distributed
+from cofitune.training.hashing import hash_parameters
 from cofitune.training.out_of_memory import explaining_out_of_memory
 from cofitune.training.peft import base_names, merged_weights, write_adapter
 from cofitune.training.state import Checkpoint, load_state, newest_whole
@@ -71,7 +78,7 @@ def train(
         start_distributed()
         model, engine, kept, plan = _load(config, plan, world_size)
         with ExitStack() as lock:
-            on_rank_0(lambda: lock.enter_context(exclusive(folder, "training")))
+            run_on_rank_zero(lambda: lock.enter_context(exclusive(folder, "training")))
             _train(model, engine, kept, config, plan, folder, console, overwrite=overwrite, resume=resume)
         release(engine)
     return folder
@@ -80,7 +87,7 @@ def train(
 def _train(
     model: PreTrainedModel,
     engine: Any,
-    kept: KeptShare | None,
+    kept: RetainedUpdate | None,
     config: Config,
     plan: TrainPlan,
     folder: Path,
@@ -91,7 +98,7 @@ def _train(
 ) -> None:
     """From the checkpoint on, if there is one: train, prove that nothing else changed, write the delta."""
     rank = torch.distributed.get_rank()
-    done = load_state(engine, on_rank_0(lambda: find_checkpoint(config, plan, folder, console))) if resume else 0
+    done = load_state(engine, run_on_rank_zero(lambda: find_checkpoint(config, plan, folder, console))) if resume else 0
     held_out = plan.rehearsal.held_out if plan.rehearsal else None
     watch = Watch(config, plan.data, plan.steps.num_steps, engine, folder, kept, held_out)
 
@@ -99,7 +106,7 @@ def _train(
         start_folder(config, "train", overwrite, resumes=done > 0)
         watch.read(done)
 
-    on_rank_0(start)
+    run_on_rank_zero(start)
     before = _hash_frozen(model, plan)
     reached: DriftReached | None = None
     try:
@@ -143,8 +150,8 @@ def _go_back(
         check_resume(config, plan, found)
         return found
 
-    step = load_state(engine, on_rank_0(find))
-    on_rank_0(lambda: watch.read(step))
+    step = load_state(engine, run_on_rank_zero(find))
+    run_on_rank_zero(lambda: watch.read(step))
     console.print(f"{said}: training ends with the checkpoint of step {step}", highlight=False, soft_wrap=True)
 
 
@@ -176,11 +183,13 @@ def check(
     if not dry_run:  # which tells what is needed and what is free, perhaps on another machine
         if plan.prefix:
             plan.prefix.check_space()
-        check_disk_space(folder, bytes_to_come(config, plan, folder))
+        check_disk_space(folder, required_disk_bytes(config, plan, folder))
     return folder, plan
 
 
-def _load(config: Config, plan: TrainPlan, world_size: int) -> tuple[PreTrainedModel, Any, KeptShare | None, TrainPlan]:
+def _load(
+    config: Config, plan: TrainPlan, world_size: int
+) -> tuple[PreTrainedModel, Any, RetainedUpdate | None, TrainPlan]:
     """Load the base and make it ready to train.
 
     Returns:

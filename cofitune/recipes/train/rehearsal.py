@@ -14,14 +14,12 @@ from cofitune.data.batches import RehearsalMix
 from cofitune.data.chat import Example
 from cofitune.data.encoded import tokenizer_sha256
 from cofitune.data.packing import Packs, pack_lengths
-from cofitune.data.read import Account
+from cofitune.data.read import ItemCounts
 from cofitune.errors import ArtifactError, UserError
 from cofitune.recipes.train.data import TrainData
-from cofitune.rehearsal.items import Rehearsal, RehearsalExamples, check_base, read_rehearsal
+from cofitune.rehearsal.items import FOLDER, Rehearsal, RehearsalExamples, check_base, read_rehearsal
 from cofitune.training.drift import HeldOut
 from cofitune.training.loop import RehearsalLoss
-
-FOLDER = "rehearsal"  # below output_dir
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Rehearsed:
     examples: Sequence[Example]
     lengths: np.ndarray
     items: int
-    account: Account
+    account: ItemCounts
     share: float
     loss: RehearsalLoss | None
     held_out: HeldOut | None
@@ -131,7 +129,7 @@ def read_rehearsed(
             "rehearsal.held_out above 0"
         )
     if wanted is None:
-        return Rehearsed(folder, rehearsal.sha256, [], np.empty(0, np.int32), 0, Account(), 0.0, None, held_out)
+        return Rehearsed(folder, rehearsal.sha256, [], np.empty(0, np.int32), 0, ItemCounts(), 0.0, None, held_out)
     if wanted.loss == "kl" and rehearsal.top_k == 0:
         raise UserError(
             f"train.rehearsal.loss: kl needs the base's probabilities, and {folder} was made with rehearsal.top_k: 0; "

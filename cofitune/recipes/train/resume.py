@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,52 +11,17 @@ from rich.console import Console
 from cofitune.config.schema import FREE_SETTINGS, Config
 from cofitune.data.encoded import tokenizer_sha256
 from cofitune.errors import ArtifactError, UserError, differences
-from cofitune.files import write_text
+from cofitune.files import read_json
 from cofitune.recipes.train.plan import TrainPlan
-from cofitune.training.drift import DriftRecord
-from cofitune.training.loop import StepRecord
 from cofitune.training.state import (
     Checkpoint,
     checkpoint_folders,
     newest_whole,
     read_checkpoint,
-    save_state,
 )
-from cofitune.training.validation import ValidationRecord
 
 # they say how a step's items are shared out and what is computed anew, not what the step computes
 SHARING = {"per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "prefix_cache"}
-
-
-class Saver:
-    """Writes a checkpoint every `save_steps`, at an epoch's end, and when the ranks stop."""
-
-    def __init__(self, config: Config, plan: TrainPlan, folder: Path, engine: Any, done: int) -> None:
-        self._train, self._num_steps, self._engine = config.train, plan.steps.num_steps, engine
-        self._folder, self._identity = folder, identity(config, plan)
-        self._last = done  # the step of the newest checkpoint; 0 without one
-
-    def after_step(self, record: StepRecord, stopped_by: int) -> None:
-        """Save where it is due. Every rank must call.
-
-        The last step needs none: the delta is written at once.
-        """
-        if self.is_due(record, stopped_by):
-            save_state(self._folder / "checkpoints", self._engine, record.step, self._identity, self._train.keep_last)
-            self._last = record.step
-
-    def is_due(self, record: StepRecord, stopped_by: int) -> bool:
-        """Whether a step is to be saved."""
-        every = self._train.save_steps
-        if every is None or record.step == self._num_steps:
-            return False
-        return record.step % every == 0 or record.epoch.is_integer() or bool(stopped_by)
-
-    def whereabouts(self) -> str:
-        """What a message about a training that ended early says of the way back."""
-        if not self._last:
-            return "no checkpoint was written before"
-        return f"the state after step {self._last} is in {self._folder / 'checkpoints'}; --resume goes on from it"
 
 
 def identity(config: Config, plan: TrainPlan) -> dict[str, Any]:
@@ -163,36 +126,7 @@ def find_checkpoint(config: Config, plan: TrainPlan, folder: Path, console: Cons
     return found
 
 
-def keep_metrics(path: Path, step: int) -> tuple[list[StepRecord], list[ValidationRecord], list[DriftRecord]]:
-    """Cut metrics.jsonl after `step`, so that every step occurs once, and return what stays.
-
-    Raises:
-        ArtifactError: it lacks steps up to `step`.
-    """
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    if step and lines and not _is_record(lines[-1]):
-        lines.pop()  # torn: its process was killed
-    kept = [entry for line in lines if (entry := json.loads(line))["step"] <= step] if step else []
-    records = [StepRecord(**entry) for entry in kept if "loss" in entry]
-    if [r.step for r in records] != list(range(1, step + 1)):
-        raise ArtifactError(f"{path} does not hold the steps 1 to {step}, after which the checkpoint was written")
-    if records:
-        write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
-    else:
-        path.unlink(missing_ok=True)
-    validations = [ValidationRecord(**entry) for entry in kept if "validation_loss" in entry]
-    return records, validations, [DriftRecord(**entry) for entry in kept if "drift" in entry]
-
-
-def append_metrics(path: Path, record: StepRecord | ValidationRecord | DriftRecord) -> None:
-    """Add a line; it is on the disk before the checkpoint that relies on it."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record.as_dict()) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def bytes_to_come(config: Config, plan: TrainPlan, folder: Path) -> int:
+def required_disk_bytes(config: Config, plan: TrainPlan, folder: Path) -> int:
     """Bytes that a training will take in its folder at most, besides the checkpoints that are there already.
 
     Of checkpoints there is one more than are kept, while it is written.
@@ -203,9 +137,26 @@ def bytes_to_come(config: Config, plan: TrainPlan, folder: Path) -> int:
     return max(0, checkpoints - there) + plan.delta_bytes + prefix
 
 
-def _is_record(line: str) -> bool:
-    try:
-        json.loads(line)
-    except json.JSONDecodeError:
-        return False
-    return True
+def _stands_on(config: Config, plan: TrainPlan) -> dict[str, Any]:
+    """The contents that a training depends on besides its config, as the manifest keeps them."""
+    return {
+        "base_fingerprint": plan.base_fingerprint,
+        "used": plan.used,
+        "data": [source.identity() for source in plan.data.sources],
+    }
+
+
+def check_finished(config: Config, plan: TrainPlan, folder: Path) -> None:
+    """Compare what a finished training stands on with what lies there now.
+
+    Raises:
+        ArtifactError: it was trained from other contents.
+    """
+    before = read_json(folder / "manifest.json", "training manifest")
+    now = _stands_on(config, plan)
+    changed = [what for what, value in now.items() if before.get(what) != value]
+    if changed and not plan.missing:
+        raise ArtifactError(
+            f"{folder} was trained from other contents ({', '.join(changed)} changed since); --overwrite trains it "
+            "again, or choose another output_dir"
+        )

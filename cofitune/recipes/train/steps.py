@@ -16,23 +16,26 @@ from cofitune.errors import Stopped, UserError
 from cofitune.model.region import freeze_outside
 from cofitune.recipes.train.metrics import Watch
 from cofitune.recipes.train.plan import TrainPlan
-from cofitune.recipes.train.resume import Saver
+from cofitune.recipes.train.resume import identity
 from cofitune.reports.training.progress import TrainProgress
 from cofitune.softmask.gradient import mask_gradients
-from cofitune.softmask.retained import KeptShare
+from cofitune.softmask.retained import RetainedUpdate
 from cofitune.softmask.update import mask_updates
 from cofitune.training.engine import checkpoint_layers, start_engine
-from cofitune.training.l2 import PullToBase
+from cofitune.training.l2 import DecoupledL2SP
 from cofitune.training.loop import StepRecord, fit
 from cofitune.training.peft import insert_adapter
 from cofitune.training.prefix_cache import Prefix, PrefixCache
 from cofitune.training.signals import StopRequest
+from cofitune.training.state import (
+    save_state,
+)
 from cofitune.training.throughput import start_meter
-from cofitune.training.unused_parameters import watch_gradients
+from cofitune.training.unused_parameters import check_unused_parameters
 from cofitune.zero import flats, inner_optimizer, shards
 
 
-def make_ready(model: PreTrainedModel, config: Config, plan: TrainPlan) -> tuple[Any, KeptShare | None, TrainPlan]:
+def make_ready(model: PreTrainedModel, config: Config, plan: TrainPlan) -> tuple[Any, RetainedUpdate | None, TrainPlan]:
     """Freeze what does not train, put an adapter, the soft mask or the pull to where they belong, start the engine.
 
     Returns:
@@ -46,14 +49,14 @@ def make_ready(model: PreTrainedModel, config: Config, plan: TrainPlan) -> tuple
     if config.train.gradient_checkpointing:
         checkpoint_layers(model, plan.anatomy.layout.layers, plan.region.first)
     apply_to = config.softmask.apply_to
-    kept = KeptShare(plan.factors) if plan.factors else None
+    kept = RetainedUpdate(plan.factors) if plan.factors else None
     on_gradient = plan.factors_on("gradient", apply_to)
     mask_gradients(model, on_gradient, kept if apply_to == "gradient" else None, plan.held)
     engine = start_engine(model, plan.settings)
     if on_update := plan.factors_on("update", apply_to):
         mask_updates(inner_optimizer(engine), shards(engine), on_update, kept if apply_to == "update" else None)
     if config.train.l2_to_base:  # after the mask, which then holds back the pull, too
-        PullToBase(inner_optimizer(engine), flats(engine), config.train.l2_to_base)
+        DecoupledL2SP(inner_optimizer(engine), flats(engine), config.train.l2_to_base)
     return engine, kept, plan
 
 
@@ -65,13 +68,13 @@ def take_steps(
     console: Console,
     watch: Watch,
     done: int,
-    until: int | None = None,
+    stop_step: int | None = None,
     prefix: Prefix | None = None,
 ) -> None:
     """Train from step `done` on: on every step what is watched, and where it is due a checkpoint.
 
     Args:
-        until: the step after which to pause; None: the last one.
+        stop_step: the step after which to pause; None: the last one.
         prefix: keeps and gives activations of the frozen prefix; None: as `plan.prefix` says.
 
     Raises:
@@ -87,7 +90,7 @@ def take_steps(
     meter = None if plan.adapter else measured
     if meter and torch.cuda.is_available() and meter.peak is None:
         console.print(f"no MFU: what a {meter.device_name} can do is not in our table", highlight=False)
-    check_used = watch_gradients(engine.module)
+    check_used = check_unused_parameters(engine.module)
     with TrainProgress(console, plan.steps.num_steps, visible=rank == 0, done=done) as progress:
         watch.begin(progress, done)
 
@@ -103,10 +106,41 @@ def take_steps(
             try:
                 stopped_by = fit(
                     engine, plan.examples, plan.steps, config.train.seed, pad, on_step, prefix,
-                    meter=meter, done=done, until=until, asked=lambda: stop.signum,
+                    meter=meter, done=done, stop_step=stop_step, asked=lambda: stop.signum,
                     rehearsal=plan.rehearsal.loss if plan.rehearsal else None,
                 )  # fmt: skip
             except UserError as error:
-                raise UserError(f"{error} ({saver.whereabouts()})", everywhere=rank != 0) from error
+                raise UserError(f"{error} ({saver.resume_hint()})", everywhere=rank != 0) from error
     if stopped_by:
-        raise Stopped(f"stopped by {signal.Signals(stopped_by).name}: {saver.whereabouts()}", stopped_by)
+        raise Stopped(f"stopped by {signal.Signals(stopped_by).name}: {saver.resume_hint()}", stopped_by)
+
+
+class Saver:
+    """Writes a checkpoint every `save_steps`, at an epoch's end, and when the ranks stop."""
+
+    def __init__(self, config: Config, plan: TrainPlan, folder: Path, engine: Any, done: int) -> None:
+        self._train, self._num_steps, self._engine = config.train, plan.steps.num_steps, engine
+        self._folder, self._identity = folder, identity(config, plan)
+        self._last = done  # the step of the newest checkpoint; 0 without one
+
+    def after_step(self, record: StepRecord, stopped_by: int) -> None:
+        """Save where it is due. Every rank must call.
+
+        The last step needs none: the delta is written at once.
+        """
+        if self.is_due(record, stopped_by):
+            save_state(self._folder / "checkpoints", self._engine, record.step, self._identity, self._train.keep_last)
+            self._last = record.step
+
+    def is_due(self, record: StepRecord, stopped_by: int) -> bool:
+        """Whether a step is to be saved."""
+        every = self._train.save_steps
+        if every is None or record.step == self._num_steps:
+            return False
+        return record.step % every == 0 or record.epoch.is_integer() or bool(stopped_by)
+
+    def resume_hint(self) -> str:
+        """What a message about a training that ended early says of the way back."""
+        if not self._last:
+            return "no checkpoint was written before"
+        return f"the state after step {self._last} is in {self._folder / 'checkpoints'}; --resume goes on from it"

@@ -1,4 +1,4 @@
-"""What a search asks of whoever runs its trials: orders go in, outcomes come back as they end, in any order.
+"""What a search asks of whoever runs its trials: requests go in, results come back as they end, in any order.
 
 The search decides; how processes start, on which machines and how many at once belongs to the launcher above.
 """
@@ -14,7 +14,7 @@ from cofitune.config.schema import Config
 
 
 @dataclass(frozen=True)
-class Order:
+class TrialRequest:
     """One trial, or the next part of one.
 
     Attributes:
@@ -23,27 +23,27 @@ class Order:
         folder: where the trial leaves `train/metrics.jsonl` and `eval/` (scores.json, samples/); the base's
             answers are found in `eval/cache` if they were handed on.
         train: without, nothing is trained and the base itself is scored.
-        until: the optimizer step after which the training pauses and what there is is evaluated; the same order with a
-            later step, or None for the last, goes on from there to the same bits as if it had never paused.
+        stop_step: the optimizer step after which the training pauses and is evaluated; the same request with a later
+            step, or None for the last, continues from there to the same bits as if it had never paused.
     """
 
     id: str
     config: Config
     folder: Path
     train: bool = True
-    until: int | None = None
+    stop_step: int | None = None
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How an order ended.
+class TrialResult:
+    """How a request ended.
 
     Attributes:
-        error: why it failed, in one line; None: its files are in the order's folder.
+        error: why it failed, in one line; None: its files are in the request's folder.
         seconds: wall time of its parts: `start`, `train`, `evaluate`, `other`.
     """
 
-    order: Order
+    request: TrialRequest
     error: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -63,8 +63,8 @@ class Measured:
     seconds_to_evaluate: float
 
 
-class RunOrders(Protocol):
-    """Runs trials, one after the other or several at once. No outcome depends on what ran before it."""
+class TrialExecutor(Protocol):
+    """Runs trials, one after the other or several at once. No result depends on what ran before it."""
 
-    def __call__(self, orders: Sequence[Order]) -> Iterator[Outcome]:
-        """Run all of them and yield each outcome as it ends. Closing the iterator ends what is still running."""
+    def __call__(self, requests: Sequence[TrialRequest]) -> Iterator[TrialResult]:
+        """Run all of them and yield each result as it ends. Closing the iterator ends what is still running."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cofitune.config.schema import Config
-from cofitune.distributed import on_rank_0
+from cofitune.distributed import run_on_rank_zero
 from cofitune.recipes.folders import check_folder, start_folder
 from cofitune.recipes.train.metrics import Watch
 from cofitune.recipes.train.plan import TrainPlan, footprint
@@ -25,7 +25,7 @@ from cofitune.training.out_of_memory import explaining_out_of_memory
 from cofitune.training.prefix_cache import Prefix
 from cofitune.training.shared_prefix_cache import SharedPrefix
 from cofitune.training.state import Checkpoint, load_state, save_state
-from cofitune.zero import empty
+from cofitune.zero import free_engine
 
 Tensors = dict[str, Tensor]
 
@@ -47,7 +47,7 @@ def train_trial(
     model: PreTrainedModel,
     config: Config,
     plan: TrainPlan,
-    until: int | None,
+    stop_step: int | None,
     saves: bool,
     shared: SharedPrefix | None,
     console: Console,
@@ -55,7 +55,7 @@ def train_trial(
     """Train a model object that is this trial's own, into `<output_dir>/train`. Every rank must call.
 
     Args:
-        until: the step after which it pauses; None, or the last one: it ends.
+        stop_step: the step after which it pauses; None, or the last one: it ends.
         saves: whether it leaves its state at a pause, so that a later call goes on to the same bits.
         shared: what is kept of the frozen prefix, for other trials too.
 
@@ -63,11 +63,11 @@ def train_trial(
         UserError: the training diverged, or memory ran out.
     """
     folder = check_folder(config, "train", overwrite=False, resumes=True)
-    pauses = until is not None and until < plan.steps.num_steps
+    pauses = stop_step is not None and stop_step < plan.steps.num_steps
     torch.manual_seed(config.train.seed)
     with explaining_out_of_memory(footprint(plan, config, plan.steps.world_size)):
         engine, kept, plan = make_ready(model, config, plan)
-        checkpoint = on_rank_0(lambda: _reached(config, plan, folder, until, console))
+        checkpoint = run_on_rank_zero(lambda: _reached(config, plan, folder, stop_step, console))
         done = load_state(engine, checkpoint)
         watch = Watch(config, plan.data, plan.steps.num_steps, engine, folder, kept)
 
@@ -75,25 +75,27 @@ def train_trial(
             start_folder(config, "train", overwrite=False, resumes=done > 0)
             watch.read(done)
 
-        on_rank_0(start)
+        run_on_rank_zero(start)
         before = len(watch.records)
-        if done != until:
+        if done != stop_step:
             prefix = _prefix(model, config, plan, shared, console)
-            take_steps(engine, plan, config, folder, console, watch, done, until, prefix)
+            take_steps(engine, plan, config, folder, console, watch, done, stop_step, prefix)
             if pauses and saves:
-                save_state(folder / "checkpoints", engine, int(until or 0), identity(config, plan), keep_last=1)
+                save_state(folder / "checkpoints", engine, int(stop_step or 0), identity(config, plan), keep_last=1)
         tensors = collect(model, plan.region.parameter_names(plan.anatomy), everywhere=True)
         release(engine)
-        empty(engine)
+        free_engine(engine)
     if not pauses:
-        on_rank_0(lambda: shutil.rmtree(folder / "checkpoints", ignore_errors=True))
+        run_on_rank_zero(lambda: shutil.rmtree(folder / "checkpoints", ignore_errors=True))
     return Trained(tensors, [record.seconds for record in watch.records[before:]])
 
 
-def _reached(config: Config, plan: TrainPlan, folder: Path, until: int | None, console: Console) -> Checkpoint | None:
+def _reached(
+    config: Config, plan: TrainPlan, folder: Path, stop_step: int | None, console: Console
+) -> Checkpoint | None:
     """Where an earlier part of the trial paused; what lies beyond this part is of no use to it."""
     newest = newest_readable(folder)
-    if newest is not None and newest.step <= (until or plan.steps.num_steps):
+    if newest is not None and newest.step <= (stop_step or plan.steps.num_steps):
         return find_checkpoint(config, plan, folder, console)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return None

@@ -7,9 +7,9 @@ from math import isclose
 from typing import Any
 
 from cofitune.reports.compare.table import CATEGORIES, draws_share, sentences
-from cofitune.reports.evaluation.table import NONE, number, signed
 from cofitune.reports.figure import INK, PAPER, Picture, draw, legend, series, shortened
 from cofitune.reports.html import Comparison, Table
+from cofitune.reports.text import NONE, number, signed
 
 Entry = Mapping[str, Any]
 FORMAT = 1  # of compare.json

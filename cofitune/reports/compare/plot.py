@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cofitune.files import write_atomically
-from cofitune.reports.importance.plot import DOTS_AN_INCH, can_draw
+from cofitune.reports.figure import can_draw
+from cofitune.reports.importance.plot import DOTS_AN_INCH
 
 __all__ = ["can_draw", "draw_frontiers"]
 

@@ -1,4 +1,4 @@
-"""A choice of alpha on the terminal. Reads `dial.json` alone."""
+"""The choice of alpha on the terminal. Reads `alpha.json` alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Entry = Mapping[str, Any]
 NONE = "–"
 
 
-def dial_table(content: Entry) -> Table:
+def alpha_table(content: Entry) -> Table:
     """A row an alpha, from the run down to the base: the development score, the gain kept, and the drift."""
     figure = "dev loss" if "loss" in content["points"][0] else "dev score"
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
@@ -25,7 +25,7 @@ def dial_table(content: Entry) -> Table:
     return table
 
 
-def dial_sentence(content: Entry) -> str:
+def alpha_sentence(content: Entry) -> str:
     """What the choice keeps of the gain, and what it saves in drift against the run itself."""
     points = {point["alpha"]: point for point in content["points"]}
     alpha, whole = content["alpha"], points[1.0]

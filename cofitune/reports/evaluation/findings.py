@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cofitune.reports.evaluation.table import number, signed
+from cofitune.reports.text import number, signed
 
 Entry = Mapping[str, Any]
 PARTS = {"gen_kn": "knowledge", "gen_rs": "reasoning"}

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cofitune.reports.evaluation.table import CATEGORIES, DRIFT, NOISE, NONE, number, signed, unscaled
+from cofitune.reports.evaluation.table import CATEGORIES, DRIFT, NOISE
+from cofitune.reports.text import NONE, number, signed, unscaled
 
 Entry = Mapping[str, Any]
 

@@ -10,9 +10,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from cofitune.reports.text import NONE, number, signed, unscaled
+
 CATEGORIES = ("speciality", "gen_kn", "gen_rs", "instruct")
 DRIFT = "drift"  # of tasks that enter no mean: how far a model has moved from the base
-NONE = "–"
 NOISE = "~"  # after a change that is smaller than the noise between training seeds
 
 Entry = Mapping[str, Any]
@@ -235,22 +236,3 @@ def _coloured(change: Entry | None, scale: Scale) -> Text:
 
 def _value(change: Entry | None) -> float | None:
     return None if change is None else change["value"]
-
-
-def number(value: float | None) -> str:
-    """A score with one decimal and a true minus sign; a dash where there is none."""
-    return NONE if value is None else f"{value:.1f}".replace("-", "−")
-
-
-def unscaled(value: float) -> str:
-    """A figure on its own scale, such as nats, with a true minus sign; one that rounds to nothing has none."""
-    text = f"{abs(value):.3f}"
-    return text if value >= 0 or float(text) == 0 else "−" + text
-
-
-def signed(change: float | None, digits: int = 1) -> str:
-    """`+1.2`, `−0.3` or `0.0`: a change that rounds to nothing has no sign."""
-    if change is None:
-        return "none (no task)"
-    text = f"{abs(change):.{digits}f}"
-    return text if float(text) == 0 else ("+" if change > 0 else "−") + text

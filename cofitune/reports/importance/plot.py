@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from cofitune.files import write_atomically
 from cofitune.importance_file import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS
+from cofitune.reports.figure import save_figure
 
-EXTRA = "plots"
 COLOURS = "cividis"  # alike to readers with and without colour blindness, and in grey
 BARS = "#7d7c78"  # the middle of those colours
 DOTS_AN_INCH = 100
 NAMES = {ATTENTION_HEADS: "heads", FFN_NEURONS: "FFN neurons", FFN_OUTPUTS: "FFN outputs"}
-
-
-def can_draw() -> bool:
-    """Whether matplotlib, the extra `plots`, is installed."""
-    return find_spec("matplotlib") is not None
 
 
 def draw_importance(folder: Path, vectors: dict[str, Tensor], title: str) -> tuple[Path, Path]:
@@ -60,17 +53,3 @@ def draw_importance(folder: Path, vectors: dict[str, Tensor], title: str) -> tup
     bar.ax.tick_params(labelsize=7)
     figure.suptitle(title, fontsize=10)
     return save_figure(figure, folder, "importance")
-
-
-def save_figure(figure: Any, folder: Path, name: str) -> tuple[Path, Path]:
-    """Write a figure as PNG and SVG, without dates and chance ids: the same figure gives the same bytes."""
-    import matplotlib
-
-    files = folder / f"{name}.png", folder / f"{name}.svg"
-    with matplotlib.rc_context({"svg.hashsalt": "cofitune", "svg.fonttype": "none"}):
-        for file, metadata in zip(files, ({"Software": None}, {"Date": None}), strict=True):
-            write_atomically(
-                file,
-                lambda to, f=file, m=metadata: figure.savefig(to, format=f.suffix[1:], metadata=m),  # type: ignore[misc]
-            )
-    return files

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cofitune.model.region import region_from_dict
-from cofitune.reports.search.tree import region_text
+from cofitune.reports.text import region_text
 
 Place = tuple[float, float]  # versatility, speciality
 

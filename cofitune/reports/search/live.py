@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -15,14 +16,12 @@ from cofitune.reports.search.tree import (
     LABEL,
     WIDTH,
     Row,
-    change_text,
-    number_text,
     path_to,
-    region_text,
+    progress_line,
     tree_heading,
     tree_line,
 )
-from cofitune.reports.training.progress import clock
+from cofitune.reports.text import change_text, clock, number_text, region_text
 
 REFRESHES_A_SECOND = 2
 OTHER_LINES = 4  # of the terminal's, besides the trials': account, heading, base, and a spare one
@@ -98,13 +97,13 @@ class SearchLive:
         if not whole:
             return None
         mean = sum(whole) / len(whole)
-        to_come = max(len(self._began.keys() | self._paused.keys()), self._at_most - len(self._ended))
+        planned_runs = max(len(self._began.keys() | self._paused.keys()), self._at_most - len(self._ended))
         spent = dict(self._paused)
         for name, began in self._began.items():
             if began is not None and self._at_once is not None:  # else it may wait
                 spent[name] = spent.get(name, 0.0) + self._now() - began
         at_once = self._at_once or self._at_once_so_far()
-        return (mean * to_come - sum(min(mean, seconds) for seconds in spent.values())) / at_once
+        return (mean * planned_runs - sum(min(mean, seconds) for seconds in spent.values())) / at_once
 
     def _at_once_so_far(self) -> int:
         """How many trials must have run at a time, by what all took and by the clock."""
@@ -180,3 +179,45 @@ class SearchLive:
         if began is None:
             return "waits"
         return "runs or waits" if self._at_once is None else f"runs, {clock(self._now() - began)}"
+
+
+class Watcher(Protocol):
+    """Who is told how a search gets on."""
+
+    def on_base(self, base: Row) -> None:
+        """The base is scored, and all that follow are shown against it."""
+
+    def on_level(self, at_most: int) -> None:
+        """A level begins: by what is known now, the search comes to so many trials."""
+
+    def on_start(self, rows: Sequence[Row]) -> None:
+        """These are ordered, in this order; they have no scores yet."""
+
+    def on_outcome(self, row: Row, known: bool = False, best: str | None = None) -> None:
+        """A trial was scored, failed or was stopped, or the store knew it; `best` is the best one's id so far."""
+
+
+class Lines:
+    """A line a trial."""
+
+    def __init__(self, console: Console, at_most: int) -> None:
+        self._console, self._at_most = console, at_most
+        self._base: Row | None = None
+        self._ended: set[str] = set()
+
+    def on_base(self, base: Row) -> None:
+        """As `Watcher` says."""
+        self._base = base
+
+    def on_level(self, at_most: int) -> None:
+        """As `Watcher` says."""
+        self._at_most = at_most
+
+    def on_start(self, rows: Sequence[Row]) -> None:
+        """Nothing is said before a trial ends."""
+
+    def on_outcome(self, row: Row, known: bool = False, best: str | None = None) -> None:
+        """As `Watcher` says."""
+        self._ended.add(row.id)
+        line = progress_line(row, self._base, len(self._ended), self._at_most, known)
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cofitune.reports.importance.plot import COLOURS, DOTS_AN_INCH, save_figure
+from cofitune.reports.figure import save_figure
+from cofitune.reports.importance.plot import COLOURS, DOTS_AN_INCH
 from cofitune.reports.search.dots import (
     Dot,
     Picture,

@@ -9,7 +9,7 @@ from typing import Any
 from cofitune.errors import RegionError
 from cofitune.model.region import region_from_dict
 from cofitune.reports.figure import GRID, INK, MUTED, PAPER, SERIES, Picture, draw, shortened
-from cofitune.reports.search.tree import region_text
+from cofitune.reports.text import region_text
 
 Entry = Mapping[str, Any]
 SCORES = ("speciality", "versatility", "unified")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cofitune.model.region import Region
-from cofitune.reports.search.tree import Row, change_text, many, number_text, region_text, weights_text
-from cofitune.reports.training.progress import clock
+from cofitune.reports.search.tree import Row
+from cofitune.reports.text import change_text, many, number_text, region_text, weights_text
 
 TRAINED_ONCE = (
     "Each region was trained once: these intervals are over items, and another seed may move a score by more."
@@ -127,14 +126,6 @@ def stopped_sentence(rows: Sequence[Row]) -> str | None:
     return (
         f"{many(len(stopped), 'trial')} stopped early, after {' or '.join(map(str, steps))} steps, and could not win."
     )
-
-
-def duration(seconds: float) -> str:
-    """About how long, for a plan: `40 s`, `0:12:10`, `3:24:00`."""
-    if seconds < 120:
-        return f"{math.ceil(seconds)} s"
-    unit = 10 if seconds < 3600 else 60
-    return clock(unit * round(seconds / unit))
 
 
 def _why(won: Row, rows: Sequence[Row], aim: Aim) -> str:

@@ -13,8 +13,8 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.text import Text
 from rich.tree import Tree
 
-from cofitune.model.layouts import GROUPS
 from cofitune.model.region import Region
+from cofitune.reports.text import _cut, change_text, many, number_text, region_text, weights_text
 
 WIDTH = 100
 LABEL = 42  # columns of the first cell, the tree's guides included
@@ -172,16 +172,6 @@ def plan_report(rows: Sequence[PlanRow], train_steps: int, num_done: int = 0, co
     return Group(tree, *notes, *map(Text, costs))
 
 
-def region_text(region: Region | None) -> str:
-    """`8-15 × up+down`: a region in few columns; groups by their names."""
-    if region is None:
-        return "the base"
-    for name, modules in GROUPS.items():
-        if set(region.modules) == set(modules):
-            return f"{region.layers_text} × {name}"
-    return f"{region.layers_text} × {'+'.join(m.removesuffix('_proj') for m in region.modules)}"
-
-
 def progress_line(row: Row, base: Row | None, number: int, at_most: int, known: bool) -> str:
     """One line as a trial ends: which it was, of how many at most, and what came out."""
     head = f"trial {number} of at most {max(at_most, number)}: {region_text(row.region)}: "
@@ -221,29 +211,5 @@ def _scores(row: Row, base: Row | None) -> str:
     )
 
 
-def weights_text(count: int) -> str:
-    """A number of weights in few columns."""
-    return f"{count / 1e6:.1f} M" if count >= 100_000 else f"{count:,}"
-
-
 def _cells(weights: str, speciality: str, versatility: str, unified: str, seconds: str) -> str:
     return f"{weights:>9}{speciality:>13}{versatility:>13}{unified:>13}{seconds:>9}"
-
-
-def number_text(value: float | None) -> str:
-    """A score with one decimal, or a dash."""
-    return "-" if value is None else f"{value:.1f}"
-
-
-def change_text(now: float | None, before: float | None) -> str:
-    """A change with its sign, or a dash."""
-    return "-" if now is None or before is None else f"{now - before:+.1f}"
-
-
-def _cut(text: str, room: int) -> str:
-    return text if len(text) <= room else text[: room - 1] + "…"
-
-
-def many(count: int, what: str) -> str:
-    """A count with its noun."""
-    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -9,7 +9,7 @@ from itertools import groupby
 from rich.console import Console
 from rich.table import Table
 
-from cofitune.data.read import Account
+from cofitune.data.read import ItemCounts
 from cofitune.files import gib
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.region import Region
@@ -97,7 +97,7 @@ def _cell(layer: int, module: str, region: Region, anatomy: Anatomy, masked: tup
     return "◐" if module in masked else "●"
 
 
-def print_account(console: Console, account: Account) -> None:
+def print_account(console: Console, account: ItemCounts) -> None:
     """Say how many items were read, how many lost what to the length limit, and how many were left out and why."""
     told = f"data: {account.read:,} items read, {account.dropped:,} dropped, {account.truncated:,} truncated"
     console.print(told, highlight=False, soft_wrap=True)

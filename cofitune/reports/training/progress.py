@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from cofitune.reports.text import clock
+
 LINES_WITHOUT_TERMINAL = 10
 SECONDS_BETWEEN_LINES = 60  # at most, so that a long training's log shows that it lives
 
@@ -135,9 +137,3 @@ class CountProgress:
         left = f"  {clock(each * (self._total - self._done))} left" if self._done < self._total else ""
         line = f"{self._what} {self._done:,}/{self._total:,}{left}"
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def clock(seconds: float) -> str:
-    """`0:04:10`."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

@@ -1,0 +1,57 @@
+"""What `cofitune eval` would score."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from cofitune.recipes.evaluate.plan import Plan, Results
+
+
+def print_plan(plan: Plan, known: Results, console: Console) -> None:
+    """Say what is asked of which model, what is known already, and what will be written."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in ("category", "task", "kind", "metric"):
+        table.add_column(name)
+    for name in ("items", "longest prompt, tokens"):
+        table.add_column(name, justify="right")
+    for loaded in plan.tasks:
+        task = loaded.task
+        items, tokens = f"{len(loaded.items):,}", f"{loaded.longest:,}"
+        table.add_row(task.category, task.title, task.kind, loaded.metric.name, items, tokens)
+    console.print(table)
+    tell_left_out(plan, console)
+    models = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in ("model", "role", "path", "to score"):
+        models.add_column(name, overflow="fold")
+    for model in plan.models:
+        missing = [t.task.title for t in plan.tasks if t.task.title not in known[model.name]]
+        todo = "nothing: as scored before" if not missing else "all" if not known[model.name] else ", ".join(missing)
+        models.add_row(model.name, model.role or "", model.path, todo)
+    console.print(models)
+    settings = plan.settings
+    console.print(
+        f"asked    {plan.positions or 'unlimited'} positions, {settings['dtype']} on {settings['device']}, batches of "
+        f"{settings['batch_size']}, template {settings['template']}\n"
+        f"writes   {plan.folder}/: scores.json, samples/<model>/<task>.jsonl, changed/<model>/, cache/, config.yaml",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def tell_left_out(plan: Plan, console: Console) -> None:
+    """Say which items are asked of no model, and which prompts the harness cuts."""
+    for loaded in plan.tasks:
+        of = f"of {len(loaded.items) + len(loaded.left_out) + len(loaded.unusable)} items"
+        for lines, what in (
+            (loaded.unusable, "are left out; they cannot be asked or judged"),
+            (loaded.left_out, f"are left out; with their answers they exceed the model's {plan.positions} positions"),
+            (loaded.too_long, f"have no right answer within max_new_tokens: {loaded.task.max_new_tokens}"),
+            (loaded.cut, f"exceed {plan.positions} positions, and the harness cuts their prompts from the left"),
+        ):
+            if lines:
+                shown = ", ".join(map(str, lines[:5])) + (", …" if len(lines) > 5 else "")
+                text = f"{loaded.task.title}: {len(lines)} {of} {what} (lines {shown})"
+                console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,77 @@
+"""Numbers, durations and plurals as every report writes them."""
+
+from __future__ import annotations
+
+import math
+
+from cofitune.model.layouts import GROUPS
+from cofitune.model.region import Region
+
+NONE = "–"
+
+
+def number(value: float | None) -> str:
+    """A score with one decimal and a true minus sign; a dash where there is none."""
+    return NONE if value is None else f"{value:.1f}".replace("-", "−")
+
+
+def unscaled(value: float) -> str:
+    """A figure on its own scale, such as nats, with a true minus sign; one that rounds to nothing has none."""
+    text = f"{abs(value):.3f}"
+    return text if value >= 0 or float(text) == 0 else "−" + text
+
+
+def signed(change: float | None, digits: int = 1) -> str:
+    """`+1.2`, `−0.3` or `0.0`: a change that rounds to nothing has no sign."""
+    if change is None:
+        return "none (no task)"
+    text = f"{abs(change):.{digits}f}"
+    return text if float(text) == 0 else ("+" if change > 0 else "−") + text
+
+
+def region_text(region: Region | None) -> str:
+    """`8-15 × up+down`: a region in few columns; groups by their names."""
+    if region is None:
+        return "the base"
+    for name, modules in GROUPS.items():
+        if set(region.modules) == set(modules):
+            return f"{region.layers_text} × {name}"
+    return f"{region.layers_text} × {'+'.join(m.removesuffix('_proj') for m in region.modules)}"
+
+
+def weights_text(count: int) -> str:
+    """A number of weights in few columns."""
+    return f"{count / 1e6:.1f} M" if count >= 100_000 else f"{count:,}"
+
+
+def number_text(value: float | None) -> str:
+    """A score with one decimal, or a dash."""
+    return "-" if value is None else f"{value:.1f}"
+
+
+def change_text(now: float | None, before: float | None) -> str:
+    """A change with its sign, or a dash."""
+    return "-" if now is None or before is None else f"{now - before:+.1f}"
+
+
+def _cut(text: str, room: int) -> str:
+    return text if len(text) <= room else text[: room - 1] + "…"
+
+
+def many(count: int, what: str) -> str:
+    """A count with its noun."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def clock(seconds: float) -> str:
+    """`0:04:10`."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def duration(seconds: float) -> str:
+    """About how long, for a plan: `40 s`, `0:12:10`, `3:24:00`."""
+    if seconds < 120:
+        return f"{math.ceil(seconds)} s"
+    unit = 10 if seconds < 3600 else 60
+    return clock(unit * round(seconds / unit))

@@ -1,0 +1,477 @@
+"""Orders on a real Ray cluster of two nodes on this machine: light tasks for what may happen, and a real trial."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cofitune import cli
+from cofitune.config.load import load_config
+from cofitune.config.schema import Config, Model
+from cofitune.errors import UserError
+from cofitune.executors.local import local_executor
+from cofitune.executors.ray import executor as module
+from cofitune.executors.ray.cluster import nodes_that_hold
+from cofitune.executors.ray.executor import Demand, RayExecutor, choose_demand, ray_executor
+from cofitune.executors.ray.node import RemoteTrial, Report, run_errand
+from cofitune.launch.launcher import Ranks
+from cofitune.recipes.trial.executor import Measured, TrialRequest, TrialResult
+
+NODE = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 80 * 2**20}
+TWO_CORES = NODE | {"num_cpus": 2}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two nodes with one core each, on the loopback device, without a dashboard."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # keeps the driver, too, on the loopback device
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    from ray.cluster_utils import Cluster
+
+    soon = {"health_check_period_ms": 500, "health_check_failure_threshold": 3, "health_check_initial_delay_ms": 0}
+    made = Cluster(True, head_node_args={**NODE, "include_dashboard": False, "_system_config": soon})
+    made.second = made.add_node(**NODE)
+    made.wait_for_nodes()
+    yield made
+    made.shutdown()
+
+
+def request(folder: Path, name: str, stop_step: int | None = None) -> TrialRequest:
+    own = folder / "trials" / name
+    own.mkdir(parents=True, exist_ok=True)
+    return TrialRequest(name, Config(model=Model(name="x"), output_dir=str(own)), own, stop_step=stop_step)
+
+
+def run(cluster: Any, work: Any, *requests: TrialRequest, said: list[str] | None = None) -> dict[str, TrialResult]:
+    with ray_executor(Demand(), cluster.address, say=([] if said is None else said).append, work=work) as execute:
+        return {result.request.id: result for result in execute(requests)}
+
+
+def test_as_many_trials_run_at_once_as_the_cluster_holds_and_their_files_come_back(
+    cluster: Any, tmp_path: Path
+) -> None:
+    def work(errand: RemoteTrial) -> Report:
+        meeting = tmp_path / "meeting"
+        meeting.mkdir(exist_ok=True)
+        (meeting / errand.id).touch()
+        end = time.monotonic() + 120
+        while len(list(meeting.iterdir())) < 2:
+            assert time.monotonic() < end, "nobody came: they run one after the other"
+            time.sleep(0.05)
+        files = {"eval/scores.json": b'{"at": "/there/eval"}', "eval/cache/key/more.jsonl": b"2"}
+        return Report(
+            "host", "/there", None, {"train": 1.5}, files | {f"eval/{k[5:]}": v for k, v in errand.files.items()}
+        )
+
+    one, other = request(tmp_path, "one"), request(tmp_path, "other")
+    cached = one.folder / "eval" / "cache" / "key" / "answers.jsonl"
+    cached.parent.mkdir(parents=True)
+    cached.write_text("the base's")
+    results = run(cluster, work, one, other)
+    assert results == {"one": TrialResult(one, None, {"train": 1.5}), "other": TrialResult(other, None, {"train": 1.5})}
+    assert (one.folder / "eval/scores.json").read_text() == f'{{"at": "{one.folder}/eval"}}', "the driver's folder"
+    assert cached.read_text() == "the base's" and (other.folder / "eval/cache/key/more.jsonl").read_text() == "2"
+
+
+def test_a_trial_that_fails_is_an_outcome_and_the_others_go_on(cluster: Any, tmp_path: Path) -> None:
+    def work(errand: RemoteTrial) -> Report:
+        if errand.id == "bug":
+            raise ValueError("a bug of ours")
+        return Report("host", "/there", "out of memory" if errand.id == "full" else None)
+
+    results = run(cluster, work, *(request(tmp_path, name) for name in ("bug", "full", "good")))
+    assert results["bug"].error == "on the cluster: ValueError: a bug of ours"
+    assert results["full"].error == "out of memory"
+    assert results["good"].error is None
+
+
+def test_a_trial_whose_worker_was_killed_runs_again_and_at_most_so_often(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(errand: RemoteTrial) -> Report:
+        tries = tmp_path / errand.id
+        with tries.open("a") as file:
+            file.write("x")
+        if errand.id == "always" or tries.stat().st_size == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Report("host", "/there")
+
+    monkeypatch.setattr(module, "RETRIES", 1)
+    said: list[str] = []
+    results = run(cluster, work, request(tmp_path / "run", "once"), request(tmp_path / "run", "always"), said=said)
+    assert results["once"].error is None and (tmp_path / "once").read_text() == "xx"
+    assert results["always"].error == "the cluster lost it 2 times; at last worker crashed"
+    assert (tmp_path / "always").read_text() == "xx"
+    assert sorted(said) == [
+        f"trial {name}: the cluster lost it (worker crashed); it runs again, 1 of at most 1 times"
+        for name in ("always", "once")
+    ]
+
+
+def test_a_paused_trial_goes_on_where_its_state_lies_and_nothing_stays_there(cluster: Any, tmp_path: Path) -> None:
+    def work(errand: RemoteTrial) -> Report:
+        import ray
+
+        from cofitune.executors.ray.node import search_folder
+
+        state = search_folder(errand.search) / errand.id
+        state.mkdir(parents=True, exist_ok=True)
+        (state / "until").touch()
+        node = ray.get_runtime_context().get_node_id()
+        began = "anew" if errand.begin else "from its state"
+        return Report("host", str(state), None, {}, {"eval/log": f"{began} {node} {state}".encode()})
+
+    first, last = request(tmp_path, "a", stop_step=2), request(tmp_path, "a")
+    busy = [request(tmp_path, name) for name in ("b", "c", "d")]
+    with ray_executor(Demand(), cluster.address, work=work) as execute:
+        list(execute([first]))
+        began, node, _ = (first.folder / "eval/log").read_text().split(" ")
+        assert began == "anew"
+        list(execute([*busy, last]))
+        assert (last.folder / "eval/log").read_text().startswith(f"from its state {node} ")
+        list(execute([request(tmp_path, "dropped", stop_step=1)]))
+        assert (tmp_path / "trials/dropped/eval/log").read_text().endswith(f" {tmp_path}/trials/dropped"), (
+            "named as here"
+        )
+        assert len(list(Path(tempfile.gettempdir()).glob("cofitune-*/dropped/until"))) == 1
+    assert not list(Path(tempfile.gettempdir()).glob("cofitune-*/dropped")), "the search removes what it dropped"
+
+
+def test_what_is_running_ends_when_the_search_does(cluster: Any, tmp_path: Path) -> None:
+    def work(errand: RemoteTrial) -> Report:
+        if errand.id == "short":
+            return Report("host", "/there")
+        (tmp_path / f"{errand.id} began").touch()
+        try:
+            for _ in range(6000):
+                time.sleep(0.05)
+        finally:
+            (tmp_path / f"{errand.id} ended").touch()
+        return Report("host", "/there")
+
+    with ray_executor(Demand(), cluster.address, work=work) as execute:
+        results = execute([request(tmp_path / "run", name) for name in ("short", "long", "queued", "queued too")])
+        assert next(results).request.id == "short"
+        wait_for(tmp_path / "long began")
+        started = time.monotonic()
+        results.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - started < 200, "it does not wait for what it ends"
+    assert (tmp_path / "long ended").exists()
+
+
+SEARCH = """
+import signal, sys, time
+from pathlib import Path
+from cofitune.config.schema import Config, Model
+from cofitune.executors.ray.executor import Demand, RayExecutor, ray_executor
+from cofitune.recipes.trial.executor import TrialRequest
+
+folder = Path(sys.argv[2])
+
+def work(errand):
+    (folder / "began").touch()
+    try:
+        for _ in range(6000):
+            time.sleep(0.05)
+    finally:
+        (folder / "ended").touch()
+
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as in the command line
+with ray_executor(Demand(), sys.argv[1], work=work) as execute:
+    list(execute([TrialRequest("a", Config(model=Model(name="x"), output_dir="x"), folder / "run" / "a")]))
+"""
+
+
+def test_a_signal_to_the_search_ends_its_tasks_and_has_its_own_exit_code(cluster: Any, tmp_path: Path) -> None:
+    (tmp_path / "search.py").write_text(SEARCH)
+    command = [sys.executable, str(tmp_path / "search.py"), cluster.address, str(tmp_path)]
+    with subprocess.Popen(command) as search:
+        wait_for(tmp_path / "began")
+        search.terminate()
+        assert search.wait(120) == 128 + signal.SIGTERM
+    assert (tmp_path / "ended").exists()
+
+
+def test_a_trial_is_measured_on_a_node(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(errand: RemoteTrial) -> Measured:
+        if errand.ranks == 2:
+            raise UserError("no memory")
+        return Measured(1.0, float(errand.begin), 3.0)
+
+    monkeypatch.setattr(module, "measure_errand", measure)
+    config = request(tmp_path, "a").config
+    with ray_executor(Demand(), cluster.address) as on_ray:
+        assert on_ray.measure(config) == Measured(1.0, 1.0, 3.0)
+    with (
+        pytest.raises(UserError, match="could be measured on the cluster: .*no memory"),
+        ray_executor(Demand(2, cpus=1), cluster.address) as on_ray,
+    ):
+        on_ray.measure(config)
+
+
+def test_another_version_on_a_node_is_told_before_anything_runs(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cofitune.executors.ray.node.__version__", "0.0")  # here: the nodes have the real one
+    with pytest.raises(
+        UserError, match=r"not every node can take trials:\n.*127\.0\.0\.1\): has cofitune .*here it is 0\.0"
+    ):
+        run(cluster, None, request(tmp_path, "a"))
+
+
+def test_a_cluster_that_could_never_hold_a_trial_is_refused(cluster: Any, tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match=r"gpus_per_trial: 1: no node of the cluster has a GPU"),
+        ray_executor(Demand(gpus=1), cluster.address) as execute,
+    ):
+        list(execute([request(tmp_path, "a")]))
+
+
+def test_a_real_trial_gives_what_the_local_executor_gives_also_in_two_parts(
+    cluster: Any, tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums round alike
+    words = ("contract", "seller", "tenant", "notice", "landlord", "buyer")
+    law = [{"instruction": f"Say {word}", "output": f"The {word} is void."} for word in words]
+    (tmp_path / "law.jsonl").write_text("".join(json.dumps(item) + "\n" for item in law))
+    (tmp_path / "c.yaml").write_text(f"""
+model: {{name: {tiny_model_folder}, dtype: float32}}
+data: {{train: {tmp_path}/law.jsonl, max_length: 64}}
+region: {{layers: 1-2, modules: [up_proj, down_proj]}}
+train: {{max_steps: 4, learning_rate: 1e-2, per_device_train_batch_size: 2, gradient_accumulation_steps: 1}}
+eval:
+  speciality: [{{path: {tmp_path}/law.jsonl, kind: generate, metric: f1, max_new_tokens: 8}}]
+  versatility:
+    gen_kn: [{{path: {tmp_path}/law.jsonl, name: general, kind: generate, metric: rouge_l, max_new_tokens: 8}}]
+output_dir: {tmp_path}
+""")
+    config = load_config(tmp_path / "c.yaml")
+
+    def part(name: str, stop_step: int | None) -> TrialRequest:
+        return TrialRequest(
+            name, config.model_copy(update={"output_dir": str(tmp_path / name)}), tmp_path / name, stop_step=stop_step
+        )
+
+    with local_executor(Ranks(1, (), ("--num-processes", "1"))) as execute:
+        assert [result.error for result in execute([part("here", None)])] == [None]
+    with ray_executor(Demand(), cluster.address) as on_ray:
+        for stop_step in (2, None):
+            assert [result.error for result in on_ray([part("there", stop_step)])] == [None]
+            assert len((tmp_path / "there/train/metrics.jsonl").read_text().splitlines()) == (stop_step or 4)
+    here, there = (left(tmp_path / name) for name in ("here", "there"))
+    assert here == there
+    assert len(here["weights"]) == 64 and len(here["losses"]) == 4 and len(here["answers"]) >= 2
+    assert "step 4/4" in (tmp_path / "there/trial.log").read_text()
+    assert not list(tmp_path.rglob("*.safetensors")) and not (tmp_path / "there/train/checkpoints").exists()
+
+
+def left(folder: Path) -> dict[str, Any]:
+    """What a trial's scores hang on: the hash of its weights, its losses, its answers, its scores."""
+    run = json.loads((folder / "eval/scores.json").read_text())["models"]["run"]
+    scores = {"unified": run["unified"], **run["categories"], **{t: s["raw"] for t, s in run["tasks"].items()}}
+    lines = (folder / "train/metrics.jsonl").read_text().splitlines()
+    answers = {path.name: path.read_text() for path in (folder / "eval/samples/run").glob("*.jsonl")}
+    losses = [json.loads(line)["loss"] for line in lines]
+    return {"weights": run["delta_sha256"], "losses": losses, "answers": answers, "scores": scores}
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "auto", "no address"])
+def test_a_cluster_that_does_not_answer_is_told_at_once(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    started = time.monotonic()
+    with (
+        pytest.raises(UserError, match=r"search\.ray\.address: .*: no Ray cluster answers \(.*\); `ray start` makes"),
+        ray_executor(Demand(), address.format(port=port)) as execute,
+    ):
+        list(execute([request(tmp_path, "a")]))
+    assert time.monotonic() - started < 60, "Ray itself would call for ever"
+
+
+def test_without_ray_the_message_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install 'cofitune\[ray\]'"), ray_executor(Demand()) as execute:
+        list(execute([request(tmp_path, "a")]))
+
+
+@pytest.mark.parametrize("then", ["nobody", "another", "another with other versions"])
+def test_a_search_that_lost_its_last_node_waits_for_one_but_not_for_ever(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_LOOKS", 0.5)
+    monkeypatch.setattr(module, "SECONDS_WITHOUT_NODES", 3 if then == "nobody" else 120)
+    nodes = [cluster.add_node(**TWO_CORES)]
+    said: list[str] = []
+
+    def work(errand: RemoteTrial) -> Report:
+        (tmp_path / f"began on {os.getpid()}").touch()
+        time.sleep(300 if len(list(tmp_path.glob("began on *"))) == 1 else 0)
+        return Report("host", "/there")
+
+    def say(text: str) -> None:
+        said.append(text)
+        if "waiting up to" in text and then != "nobody":
+            if "other versions" in then:
+                monkeypatch.setattr("cofitune.executors.ray.node.__version__", "0.0")  # here: the node has the real one
+            nodes.append(cluster.add_node(**TWO_CORES))
+
+    def kill() -> None:
+        wait_for(tmp_path, "began on *")
+        cluster.remove_node(nodes.pop(), allow_graceful=False)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        with ray_executor(Demand(cpus=2), cluster.address, say=say, work=work) as execute:
+            if then == "another":
+                (result,) = execute([request(tmp_path / "run", "a")])
+                assert result.error is None
+            else:
+                message = "none came in 0.05 minutes. What was done is kept" if then == "nobody" else "has cofitune"
+                with pytest.raises(UserError, match=message):
+                    list(execute([request(tmp_path / "run", "a")]))
+    finally:
+        killer.join()
+        for node in nodes:
+            cluster.remove_node(node)
+    assert "it runs again, 1 of at most 3 times" in said[0]
+    assert "no node of the cluster has them" in said[1] and "waiting up to" in said[1] and len(said) == 2
+
+
+def test_a_trial_on_a_node_that_leaves_before_it_told_its_versions_runs_again(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stays, joins = cluster.add_node(**TWO_CORES), cluster.add_node(**TWO_CORES)
+    staying, left = stays.node_id, tmp_path / "left"
+    look, check = module.nodes_that_hold, module.check_versions
+    looks: list[int] = []
+
+    def look_before_it_joined(nodes: Any, gpus: int, cpus: int) -> Any:
+        looks.append(len(nodes))
+        able = look(nodes, gpus, cpus)
+        return able if len(looks) > 1 else [node for node in able if node["NodeID"] == staying]
+
+    def check_too_late(ray: Any, nodes: Any, joining: bool = False) -> set[str]:
+        if joining and not left.exists():
+            cluster.remove_node(joins, allow_graceful=False)
+            left.touch()
+        return check(ray, nodes, joining)
+
+    def work(errand: RemoteTrial) -> Report:
+        import ray
+
+        node = ray.get_runtime_context().get_node_id()
+        (tmp_path / f"{errand.id} began on {node}").touch()
+        end = time.monotonic() + 120
+        while node == staying and not left.exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        return Report("host", "/there")
+
+    monkeypatch.setattr(module, "nodes_that_hold", look_before_it_joined)
+    monkeypatch.setattr(module, "check_versions", check_too_late)
+    said: list[str] = []
+    try:
+        with ray_executor(Demand(cpus=2), cluster.address, say=said.append, work=work) as execute:
+            results = list(execute([request(tmp_path / "run", "a"), request(tmp_path / "run", "b")]))
+    finally:
+        for node in (stays,) if left.exists() else (stays, joins):
+            cluster.remove_node(node)
+    assert [result.error for result in results] == [None, None]
+    assert len(list(tmp_path.glob("* began on *"))) == 3, "one trial was on the node that left"
+    assert len(said) == 1 and "node gone before it told its versions" in said[0]
+
+
+def test_a_node_that_dies_in_the_middle_loses_no_trial(cluster: Any, tmp_path: Path) -> None:
+    """The last test on this cluster: one of its nodes is gone afterwards."""
+    second = cluster.second.node_id
+
+    def work(errand: RemoteTrial) -> Report:
+        import ray
+
+        node = ray.get_runtime_context().get_node_id()
+        (tmp_path / f"{errand.id} began on {node}").touch()
+        end = time.monotonic() + 120
+        while len(list(tmp_path.glob("* began on *"))) < 2 and time.monotonic() < end:
+            time.sleep(0.05)  # so that each node has one
+        time.sleep(300 if node == second else 0)
+        return Report(node, "/there")
+
+    def kill() -> None:
+        wait_for(tmp_path, f"* began on {second}")
+        cluster.remove_node(cluster.second, allow_graceful=False)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    said: list[str] = []
+    results = run(cluster, work, request(tmp_path / "run", "a"), request(tmp_path / "run", "b"), said=said)
+    killer.join()
+    assert [result.error for result in results.values()] == [None, None]
+    assert len(list(tmp_path.glob("* began on *"))) == 3
+    assert len(said) == 1 and "it runs again, 1 of at most 3 times" in said[0], said
+
+
+def wait_for(folder: Path, pattern: str | None = None) -> None:
+    end = time.monotonic() + 120
+    while not (any(folder.glob(pattern)) if pattern else folder.exists()):
+        assert time.monotonic() < end, f"{folder} {pattern or ''} does not come"
+        time.sleep(0.05)
+
+
+def test_the_nodes_that_can_hold_a_trial_are_told_with_what_they_have() -> None:
+    def node(name: str, gpus: int, cpus: int) -> dict[str, Any]:
+        resources = {"CPU": float(cpus)} | ({"GPU": float(gpus)} if gpus else {})
+        return {"NodeManagerHostname": name, "NodeManagerAddress": "10.0.0.1", "Resources": resources}
+
+    head, four, eight = node("head", 0, 4), node("four", 4, 32), node("eight", 8, 64)
+    assert nodes_that_hold([head, four, eight], 4, 4) == [four, eight]
+    assert nodes_that_hold([head, four], 0, 4) == [head, four]
+    with pytest.raises(UserError, match=r"for 8 GPUs and 8 CPU cores.*head \(10\.0\.0\.1\) has 0 GPUs, 4 cores; four"):
+        nodes_that_hold([head, four], 8, 8)
+
+
+def test_each_call_has_a_folder_of_its_own_on_the_nodes() -> None:
+    """A dry run beside the search removes only what is its own."""
+    one, other = (RayExecutor(Demand(), "auto", print, run_errand) for _ in range(2))
+    assert one._search != other._search
+    assert one._search.startswith("cofitune-")
+
+
+def test_the_command_line_and_the_config_agree_on_the_ranks() -> None:
+    assert choose_demand(None, None, None, None) == Demand(1, None, None)
+    assert choose_demand(None, None, 8, 16) == Demand(8, 8, 16)
+    assert choose_demand(2, None, None, None) == Demand(2, None, None)
+    assert choose_demand(2, None, 0, None) == Demand(2, 0, None)
+    with pytest.raises(UserError, match="gpus_per_trial: 1, but each trial has 2 ranks"):
+        choose_demand(2, None, 1, None)
+    with pytest.raises(UserError, match="--hostfile"):
+        choose_demand(None, Path("hosts"), None, None)
+
+
+def test_the_command_takes_the_cluster_that_the_config_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("cofitune.recipes.search.recipe.search", lambda config, **options: given.update(options))
+    (tmp_path / "c.yaml").write_text(
+        "model: {name: x}\noutput_dir: run\nsearch: {executor: ray, ray: {address: a:1, gpus_per_trial: 4}}\n"
+    )
+    monkeypatch.setattr(sys, "argv", ["cofitune", "search", str(tmp_path / "c.yaml")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    assert isinstance(given["execute"], RayExecutor) and given["measure"] == given["execute"].measure
+    assert given["ranks"] == 4 and given["at_once"] is None

@@ -1,0 +1,140 @@
+"""What a node does with an errand, here without a cluster and with a light trial."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cofitune.config.load import load_config
+from cofitune.config.schema import Config
+from cofitune.errors import UserError
+from cofitune.executors.ray.node import (
+    RemoteTrial,
+    forget_search,
+    measure_errand,
+    needed_paths,
+    read_files,
+    run_errand,
+    search_folder,
+    write_files,
+)
+from cofitune.recipes.trial.executor import TrialRequest, TrialResult
+
+Trial = Callable[[TrialRequest, int], TrialResult]
+
+
+@pytest.fixture
+def errand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RemoteTrial:
+    """A request whose search is typed in `here`; the node's temporary folder is `there`."""
+    for name in ("here", "there", "elsewhere"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "there"))
+    monkeypatch.chdir(tmp_path / "here")
+    Path("law.jsonl").write_text("{}\n")
+    Path("c.yaml").write_text(
+        "model: {name: org/name}\ndata: {train: law.jsonl}\noutput_dir: run\n"
+        f"eval: {{speciality: [{{path: {tmp_path}/here/law.jsonl, kind: generate, name: there}}]}}\n"
+    )
+    config = load_config(Path("c.yaml"))
+    return RemoteTrial(
+        id="a",
+        search="cofitune-search",
+        config=config.model_dump(mode="json"),
+        train=True,
+        stop_step=None,
+        cwd=str(tmp_path / "here"),
+        needs=needed_paths(config),
+        begin=True,
+        ranks=2,
+        environment={"COFITUNE_SEEN": "1"},
+        files={"eval/cache/key/answers.jsonl": b"the base's"},
+    )
+
+
+def trial(request: TrialRequest, ranks: int) -> TrialResult:
+    """Leaves what a trial leaves; a second part finds what the first left."""
+    cached = request.folder / "eval" / "cache" / "key" / "answers.jsonl"
+    assert cached.read_text() == "the base's" and ranks == 2 and request.config.output_dir == str(request.folder)
+    for name in ("train/delta.safetensors", "train/checkpoints/1/rank0.json", "eval/scores.json", "trial.log"):
+        (request.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with (request.folder / name).open("a") as file:
+            file.write(f"{request.stop_step} ")
+    return TrialResult(request, "no memory" if request.id == "broken" else None, {"train": 1.0})
+
+
+def test_what_the_search_reads_comes_back_and_nothing_stays(
+    errand: RemoteTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COFITUNE_SEEN", "0")
+    report = run_errand(errand, trial)
+    assert (report.error, report.seconds) == (None, {"train": 1.0})
+    assert sorted(report.files) == ["eval/cache/key/answers.jsonl", "eval/scores.json", "trial.log"]
+    assert report.folder == str(search_folder("cofitune-search") / "a") and not Path(report.folder).exists()
+
+
+def test_a_paused_trial_finds_its_state_and_a_lost_attempts_litter_is_swept(errand: RemoteTrial) -> None:
+    first = run_errand(replace(errand, stop_step=3), trial)
+    assert (Path(first.folder) / "train/checkpoints").exists()
+    second = run_errand(replace(errand, stop_step=5, begin=False), trial)
+    assert second.files["eval/scores.json"] == b"3 5 "
+    assert run_errand(replace(errand, stop_step=3), trial).files["eval/scores.json"] == b"3 ", "begun anew"
+    forget_search(errand.search)
+    assert not search_folder(errand.search).exists()
+
+
+def test_a_trial_that_fails_names_its_node_and_leaves_nothing(errand: RemoteTrial) -> None:
+    report = run_errand(replace(errand, id="broken", stop_step=3), trial)
+    assert report.error == f"on {socket.gethostname()}: no memory"
+    assert report.files["trial.log"] == b"3 " and not Path(report.folder).exists()
+
+
+def test_a_node_without_the_data_fails_the_trial_and_is_named(errand: RemoteTrial) -> None:
+    assert errand.needs == (f"{errand.cwd}/law.jsonl",), "a name on the hub is no path, nor is a task's title"
+    Path("law.jsonl").unlink()
+    report = run_errand(errand, trial)
+    assert report.error is not None
+    assert report.error.startswith(f"{socket.gethostname()} has not {errand.cwd}/law.jsonl: data and model must lie")
+
+
+def test_relative_paths_start_where_the_search_was_typed(
+    errand: RemoteTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(request: TrialRequest, ranks: int) -> TrialResult:
+        assert Path(request.config.data.train[0].path).exists()
+        return trial(request, ranks)
+
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run_errand(errand, look).error is None
+
+
+def test_a_trial_is_measured_on_its_ranks_where_the_data_is(
+    errand: RemoteTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr("cofitune.executors.local.measure_trial", lambda config, ranks: asked.append((config, ranks)))
+    measure_errand(errand)
+    ((config, ranks),) = asked
+    assert config.output_dir.endswith("/cofitune-search/a") and ranks.options == ("--num-processes", "2")
+    Path("law.jsonl").unlink()
+    with pytest.raises(UserError, match="has not"):
+        measure_errand(errand)
+
+
+def test_a_config_arrives_as_it_was_sent(errand: RemoteTrial) -> None:
+    assert Config.model_validate(errand.config) == load_config(Path("c.yaml"))
+
+
+def test_files_are_written_whole_and_the_scores_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+    monkeypatch.setattr("cofitune.executors.ray.node.write_atomically", lambda path, _: written.append(path.name))
+    write_files(tmp_path, {"eval/scores.json": b"", "trial.log": b"", "eval/a": b"", "train/metrics.jsonl": b""})
+    assert written == ["a", "metrics.jsonl", "trial.log", "scores.json"]
+    monkeypatch.undo()
+    (tmp_path / "eval").mkdir(parents=True)
+    (tmp_path / "eval/w.safetensors").write_bytes(b"heavy")
+    write_files(tmp_path, {"eval/b/c": b"\x00\xff"})
+    assert read_files(tmp_path, ("eval/**/*",)) == {"eval/b/c": b"\x00\xff"}

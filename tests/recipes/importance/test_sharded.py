@@ -1,0 +1,152 @@
+"""Importance with the weights shared by ZeRO-3: two real ranks against one process that holds the whole model."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
+
+from cofitune import cli
+from cofitune.config.load import load_config
+from cofitune.files import read_tensors, sha256_file
+from cofitune.importance_file import UNIT_KINDS
+from cofitune.model.anatomy import read_anatomy, read_model_config
+from cofitune.recipes.importance import plan as importance_plan
+from cofitune.recipes.importance.plan import choose_sharding
+from cofitune.recipes.importance.recipe import importance
+from cofitune.training.memory import gathered_at_once
+
+WORKER = Path(__file__).with_name("sharded_cases.py")
+GB = 10**9
+
+
+def _load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("sharded_importance_cases", WORKER)
+    if spec is None or spec.loader is None:
+        raise RuntimeError(f"cannot load {WORKER}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+cases = _load()
+
+
+def write_config(folder: Path, model: Path) -> Path:
+    """Five items of unequal length in micro-batches of two: rank 0 has two of them and rank 1 has one."""
+    items = [{"instruction": f"Say {w} {i} times.", "output": f"{w} " * (i + 1)} for i, w in enumerate("abcde")]
+    (folder / "general.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    config = {
+        "model": {"name": str(model), "dtype": "float32"},
+        "importance": {"data": str(folder / "general.jsonl"), "per_device_batch_size": 2, "dropout": 0.1},
+        "output_dir": str(folder / "run"),
+    }
+    path = folder / "config.yaml"
+    path.write_text(json.dumps(config))
+    return path
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Path:
+    """Start two ranks once; they run every case and write what came out."""
+    folder = tmp_path_factory.mktemp("sharded-importance")
+    write_config(folder, tiny_model_folder)
+    AutoTokenizer.from_pretrained(tiny_model_folder).save_pretrained(folder / "gpt2")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = GPT2Config(n_embd=32, n_layer=3, n_head=4, vocab_size=400, eos_token_id=None, bos_token_id=None)
+        AutoModelForCausalLM.from_config(made).save_pretrained(folder / "gpt2")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(WORKER)]
+    done = subprocess.run([*command, str(folder)], capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode:
+        pytest.fail(f"the ranks failed:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
+    return folder
+
+
+@pytest.mark.parametrize("name", cases.CASES)
+def test_two_ranks_that_share_the_weights_equal_one_that_holds_them(name: str, two_ranks: Path) -> None:
+    given = [override.format(folder=two_ranks) for override in cases.CASES[name]]
+    config = load_config(two_ranks / "config.yaml", [f"output_dir={two_ranks}/one-{name}", *given])
+    one = importance(config, console=Console(quiet=True))
+    two = two_ranks / f"two-{name}" / "importance"
+    for file in ("scores.safetensors", "importance.safetensors"):
+        expected, found = read_tensors(one / file, "file"), read_tensors(two / file, "file")
+        for kind in UNIT_KINDS:
+            largest = float(expected[kind].abs().max())
+            assert largest > 0
+            assert float((expected[kind] - found[kind]).abs().max()) <= 1e-5 * largest, (file, kind)
+    manifests = [json.loads((folder / "manifest.json").read_text()) for folder in (one, two)]
+    for manifest in manifests:
+        del manifest["sha256"]
+    assert manifests[0] == manifests[1]
+
+
+@pytest.mark.parametrize("name", cases.CASES)
+def test_no_rank_ever_holds_much_more_than_two_layers(name: str, two_ranks: Path) -> None:
+    """In the backward pass of the first of two passes, too, where stock ZeRO-3 would leave the whole model gathered."""
+    given = [override.format(folder=two_ranks) for override in cases.CASES[name]]
+    model = load_config(two_ranks / "config.yaml", given).model.name
+    anatomy = read_anatomy(read_model_config(model))
+    for rank in (0, 1):
+        watched = json.loads((two_ranks / f"{name}-{rank}.json").read_text())
+        assert {when for when, _ in watched} == {"forward", "backward"}
+        # fetching ahead may go one weight beyond what DeepSpeed was told
+        assert max(numel for _, numel in watched) <= 1.05 * gathered_at_once(anatomy) < 0.6 * anatomy.num_parameters
+
+
+def test_ranks_that_were_interrupted_at_different_points_go_on_to_the_same_bits(two_ranks: Path) -> None:
+    folders = [two_ranks / f"two-{name}" / "importance" for name in ("interrupted", "uninterrupted")]
+    for file in ("scores.safetensors", "importance.safetensors"):
+        assert len({sha256_file(folder / file) for folder in folders}) == 1
+    assert not (folders[0] / "partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "whole", "ranks", "sharded", "why"),
+    [
+        ("auto", 10 * GB, 8, False, "the whole model takes about"),
+        ("auto", 73 * GB, 8, True, "8 ranks share the weights"),  # no room for what an estimate misses
+        ("auto", 140 * GB, 8, True, "8 ranks share the weights"),
+        ("auto", 140 * GB, 1, False, "there is one rank: several would share the weights"),
+        ("none", 140 * GB, 8, False, "as asked for; each rank holds all weights"),
+        ("zero3", 10 * GB, 2, True, "as asked for; 2 ranks share the weights"),
+    ],
+)
+def test_it_shards_what_does_not_fit_and_says_why(wanted: str, whole: int, ranks: int, sharded: bool, why: str) -> None:
+    found = choose_sharding(wanted, whole, 80 * GB, ranks)
+    assert found.sharded == sharded
+    assert why in found.why
+
+
+def test_the_plan_says_how_the_weights_lie_and_what_that_takes(
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_config(tmp_path, tiny_model_folder)
+
+    def plan(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["cofitune", "importance", str(path), "--dry-run", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert not stopped.value.code
+        return " ".join(capsys.readouterr().out.split())
+
+    def memory(of: Any) -> Any:
+        monkeypatch.setattr(importance_plan, "device_memory", lambda rank: of)
+
+    memory(10 * GB)
+    assert "sharding none: the whole model takes about" in plan("--num-processes", "2")
+    memory(10**5)
+    assert "2 rank(s)" in plan("--num-processes", "2")
+    assert "sharding zero3: the whole model takes about" in plan("--num-processes", "2")
+    assert "sharding none: the whole model takes about" in plan()
+    assert "sharding none: as asked for" in plan("--num-processes", "2", "importance.sharding=none")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,141 @@
+"""Interpolation between base and run (WiSE-FT): export and eval of what lies between the base and a run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from cofitune import cli
+from cofitune.config.eval import as_model
+from cofitune.config.schema import Config
+from cofitune.errors import UserError
+from cofitune.files import sha256_file
+from cofitune.model.weight_files import fingerprint
+from cofitune.recipes.evaluate import recipe
+from cofitune.recipes.evaluate.plan import make_plan
+from cofitune.recipes.evaluate.recipe import evaluate
+from cofitune.recipes.export import export
+from cofitune.training.delta import interpolate, write_delta
+
+REPLACED = "model.layers.1.mlp.up_proj.weight"
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_model_folder: Path) -> Path:
+    """A run as training leaves it: one matrix replaced."""
+    tensor = torch.randn(48, 32, generator=torch.Generator().manual_seed(1))
+    about = {
+        "base": str(tiny_model_folder), "base_fingerprint": fingerprint(str(tiny_model_folder)), "revision": None,
+        "template": "chat", "trust_remote_code": False, "dtype": "float32",
+    }  # fmt: skip
+    (tmp_path / "run/train").mkdir(parents=True)
+    write_delta(tmp_path / "run/train", {REPLACED: tensor}, about)
+    return tmp_path / "run"
+
+
+def tensors(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_alpha_is_plain_arithmetic_and_exact_at_its_ends(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    base, trained = (torch.randn(50, 20, generator=generator) for _ in range(2))
+    trained = trained.to(dtype)
+    assert interpolate(base, trained, 1.0) is trained
+    assert torch.equal(interpolate(base, trained, 0.0), base.to(dtype))
+    start = base.to(dtype).float()
+    expected = start + 0.7 * (trained.float() - start)
+    torch.testing.assert_close(interpolate(base, trained, 0.7), expected.to(dtype))
+
+
+def test_an_export_at_alpha_moves_the_trained_tensors_alone(run: Path, tmp_path: Path, tiny_model_folder: Path) -> None:
+    plain, whole, none, part = (tmp_path / name for name in ("plain", "whole", "none", "part"))
+    export(run, plain, console=QUIET)
+    for alpha, to in ((1.0, whole), (0.0, none), (0.7, part)):
+        export(run, to, alpha=alpha, console=QUIET)
+    assert sha256_file(whole / "model.safetensors") == sha256_file(plain / "model.safetensors")
+    base, trained, found = tensors(tiny_model_folder), tensors(plain), tensors(part)
+    assert base.keys() == found.keys() == tensors(none).keys()
+    assert all(torch.equal(t, base[n]) for n, t in tensors(none).items())
+    for name, tensor in found.items():
+        expected = base[name] + 0.7 * (trained[name] - base[name])
+        torch.testing.assert_close(tensor, expected)
+        assert torch.equal(tensor, base[name]) == (name != REPLACED)
+    AutoModelForCausalLM.from_pretrained(part)
+
+
+def test_an_alpha_outside_of_its_range_is_refused(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["cofitune", "export", str(run), "--to", str(tmp_path / "to"), "--alpha", "1.5"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2 and "--alpha 1.5: from 0, the base, to 1, the run" in capsys.readouterr().err
+    assert not (tmp_path / "to").exists()
+
+
+def config(run: Path, model: Path, *models: str | dict[str, Any]) -> Config:
+    item = {"question": "Two plus two?", "choices": ["four", "three"], "answer": 0}
+    (run.parent / "know.jsonl").write_text(json.dumps(item) + "\n")
+    task = {"path": str(run.parent / "know.jsonl"), "kind": "multiple_choice"}
+    given = {"versatility": {"gen_kn": task}, "models": list(models), "batch_size": 1}
+    return Config.model_validate({"model": {"name": str(model)}, "output_dir": str(run), "eval": given})
+
+
+def test_eval_scores_a_run_at_an_alpha_without_an_export(
+    run: Path, tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(run, tmp_path / "exported", alpha=0.25, console=QUIET)
+    scored: list[Tensor] = []
+    score = recipe.score_model
+
+    def listen(model: Any, *rest: Any) -> Any:
+        scored.append(dict(model.named_parameters())[REPLACED].detach().clone())
+        return score(model, *rest)
+
+    monkeypatch.setattr(recipe, "score_model", listen)
+    models = (f"quarter={run}@0.25", f"same={tmp_path}/exported")
+    evaluate(config(run, tiny_model_folder, *models), console=QUIET)
+    at_zero = {"path": str(run), "alpha": 0.0, "name": "none"}
+    evaluate(config(run, tiny_model_folder, *models, at_zero), console=QUIET)
+    base, trained = tensors(tiny_model_folder)[REPLACED], load_file(run / "train/delta.safetensors")[REPLACED]
+    sums = {round(float(t.sum()), 3) for t in scored}
+    quarter = base + 0.25 * (trained - base)
+    assert sums == {round(float(t.sum()), 3) for t in (base, trained, quarter)}
+    assert len(scored) == 4, "alpha 0 is the base, which was asked before"
+    answers = {
+        name: (run / f"eval/samples/{name}/know.jsonl").read_text()
+        for name in ("quarter", "same", "base", "none", "run")
+    }
+    assert answers["quarter"] == answers["same"] and answers["none"] == answers["base"]
+    assert len(set(answers.values())) == 3
+    told = json.loads((run / "eval/scores.json").read_text())["models"]
+    assert told["quarter"]["alpha"] == 0.25 and "alpha" not in told["run"]
+
+
+def test_answers_are_kept_for_each_alpha(run: Path, tiny_model_folder: Path) -> None:
+    plan = make_plan(config(run, tiny_model_folder, f"a={run}@0.25", f"b={run}@0.5"))
+    keys = [json.dumps(plan.key(model, plan.tasks[0]), sort_keys=True) for model in plan.models]
+    assert [m.name for m in plan.models] == ["base", "run", "a", "b"] and len(set(keys)) == 4
+
+
+def test_a_model_is_written_with_its_alpha_in_a_word() -> None:
+    assert as_model("x=runs/law@0.7") == {"name": "x", "path": "runs/law", "alpha": 0.7}
+    assert as_model("runs/law@1") == {"path": "runs/law", "alpha": 1.0}
+    assert as_model("org/name@main") == {"path": "org/name@main"}
+
+
+def test_an_alpha_is_for_runs(run: Path, tiny_model_folder: Path) -> None:
+    with pytest.raises(UserError, match="only a run whose training has finished"):
+        make_plan(config(run, tiny_model_folder, f"{tiny_model_folder}@0.5"))

@@ -1,0 +1,83 @@
+"""Watching a training through the command line: the validation loss at its steps, curves, and a log's plain lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from cofitune import cli
+from cofitune.reports.text import clock
+from cofitune.reports.training import progress
+from cofitune.reports.training.progress import TrainProgress
+
+
+def test_the_validation_loss_is_told_at_the_start_at_its_steps_and_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for name, words in (("train", ["court", "void", "lease"]), ("held", ["seller", "buyer"])):
+        items = [json.dumps({"instruction": f"Say {word}", "output": word * 3}) + "\n" for word in words]
+        (tmp_path / f"{name}.jsonl").write_text("".join(items))
+    config = {
+        "model": {"name": str(tiny_model_folder), "dtype": "float32"},
+        "data": {"train": str(tmp_path / "train.jsonl"), "validation": str(tmp_path / "held.jsonl")},
+        "train": {
+            "max_steps": 3, "per_device_train_batch_size": 1, "learning_rate": 1e-2, "validation_steps": 2,
+            "report_to": "tensorboard",
+        },
+        "output_dir": str(tmp_path / "run"),
+    }  # fmt: skip
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.setattr(sys, "argv", ["cofitune", "train", str(tmp_path / "c.yaml")])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert not stopped.value.code
+    folder = tmp_path / "run" / "train"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    validations = [line for line in lines if "validation_loss" in line]
+    assert [line["step"] for line in validations] == [0, 2, 3]
+    assert len({line["validation_loss"] for line in validations}) == 3
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3]
+    assert all(line["mfu"] is None and line["tokens_per_second"] > 0 for line in steps)
+    assert all(0 <= line["padded_share"] < 1 and line["peak_host_bytes"] > 2**20 for line in steps)
+
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["validation"]["items"] == 2 and manifest["validation"]["losses"] == validations
+    events = accumulator.EventAccumulator(str(folder / "tensorboard")).Reload()
+    drawn = [(e.step, e.value) for e in events.Scalars("validation_loss")]
+    assert drawn == [(v["step"], pytest.approx(v["validation_loss"])) for v in validations]
+    assert [e.step for e in events.Scalars("loss")] == [1, 2, 3]
+    assert "step 2/3  validation loss " in capsys.readouterr().out
+
+
+def lines_of(num_steps: int, tmp_path: Path) -> list[str]:
+    file = (tmp_path / "log").open("w")
+    with file, TrainProgress(Console(file=file, width=60), num_steps, visible=True) as bar:
+        for _ in range(num_steps):
+            bar.advance(2.0, 1e-4, 1234.4, 0.415)
+    return (tmp_path / "log").read_text().splitlines()
+
+
+def test_a_log_has_about_ten_lines_each_whole(tmp_path: Path) -> None:
+    lines = lines_of(100, tmp_path)
+    assert len(lines) == 10
+    assert lines[0] == "step 10/100  loss 2.0000  rate 1.00e-04  1234 tokens/s  MFU 41.5%  0:00:00 left"
+    assert lines[-1] == "step 100/100  loss 2.0000  rate 1.00e-04  1234 tokens/s  MFU 41.5%"
+
+
+def test_a_slow_training_speaks_oftener(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1)
+    assert len(lines_of(40, tmp_path)) == 40
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(0, "0:00:00"), (59.6, "0:01:00"), (3661, "1:01:01"), (360000, "100:00:00")]
+)
+def test_time_left_reads_as_a_clock(seconds: float, told: str) -> None:
+    assert clock(seconds) == told

@@ -1,0 +1,499 @@
+"""`cofitune train` and `cofitune export` on a tiny model, through the command line, with real ranks."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+from cofitune import cli
+from cofitune.data.chat import PLAIN_TEMPLATE
+from cofitune.importance_file import UNIT_KINDS, unit_counts, write_importance
+from cofitune.model.anatomy import read_anatomy
+from cofitune.model.weight_files import fingerprint
+from cofitune.training.hashing import hash_tensor
+
+WORDS = ["court", "contract", "void", "seller", "buyer", "tenant", "lease", "landlord", "capital", "France", "Paris"]
+
+
+def write_jsonl(path: Path, items: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(item) + "\n" for item in items))
+    return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    items: list[dict[str, Any]] = [
+        {"instruction": f"Say {w}", "input": "", "output": " ".join(WORDS[i : i + 3])} for i, w in enumerate(WORDS[:9])
+    ]
+    turns = [("user", "two?"), ("assistant", "four"), ("user", "lease?"), ("assistant", "three months")]
+    items.append({"messages": [{"role": role, "content": content} for role, content in turns]})
+    return write_jsonl(tmp_path / "train.jsonl", items)
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_model_folder: Path, data: Path) -> dict[str, Any]:
+    return {
+        "model": {"name": str(tiny_model_folder), "dtype": "float32"},
+        "data": {"train": str(data), "max_length": 128},
+        "region": {"layers": "25%-50%", "modules": ["up_proj", "down_proj"]},
+        "train": {
+            "learning_rate": 1e-2, "max_steps": 3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
+        },
+        "output_dir": str(tmp_path / "run"),
+    }  # fmt: skip
+
+
+def run(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], *arguments: str, command: str = "train") -> int:
+    """Type a command in this process and return its exit code."""
+    path = Path(config["output_dir"]).parent / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    monkeypatch.setattr(sys, "argv", ["cofitune", command, str(path), *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return int(stopped.value.code or 0)
+
+
+def write_some_importance(run_folder: Path, model_folder: Path, base_fingerprint: str | None = None) -> None:
+    """An importance file whose first unit of each kind must not move."""
+    anatomy = read_anatomy(AutoConfig.from_pretrained(model_folder))
+    vectors = {kind: torch.full((anatomy.num_layers, unit_counts(anatomy)[kind]), 0.5) for kind in UNIT_KINDS}
+    for values in vectors.values():
+        values[:, 0] = 1.0
+    manifest = {"base": "tiny", "base_fingerprint": base_fingerprint or fingerprint(str(model_folder))}
+    write_importance(run_folder / "importance", vectors, vectors, manifest)
+
+
+def test_a_run_trains_its_region_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_some_importance(Path(config["output_dir"]), tiny_model_folder)
+    config["softmask"] = {"apply_to": "update"}
+    assert run(monkeypatch, config) == 0
+    said = capsys.readouterr().out
+    assert "trained weights: 3,072 of" in said
+    assert "all 37 tensors are unchanged, bit for bit" in said
+    folder = Path(config["output_dir"]) / "train"
+    assert {p.name for p in folder.iterdir()} == {"config.yaml", "delta.safetensors", "manifest.json", "metrics.jsonl"}
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_folder).state_dict()
+    delta = load_file(folder / "delta.safetensors")
+    assert set(delta) == {f"model.layers.1.mlp.{m}.weight" for m in ("up_proj", "down_proj")}
+    for name, tensor in delta.items():
+        assert torch.equal(tensor[0], base[name][0]), "the unit of importance 1 is held"
+        assert not torch.equal(tensor[1], base[name][1])
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [m["step"] for m in metrics] == [1, 2, 3]
+    assert [m["kept_share"] for m in metrics[:2]] == [None, None]
+    assert 0 < metrics[2]["kept_share"]["1"] < 1
+    assert "soft mask: left" in said and "of the update" in said
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["base_fingerprint"] == fingerprint(str(tiny_model_folder))
+    assert manifest["trained_sha256"] == {n: hash_tensor(t) for n, t in delta.items()}
+    assert all(manifest["frozen_sha256"][n] == hash_tensor(base[n]) for n in manifest["frozen_sha256"])
+    assert manifest["used"]["importance"]["path"].endswith("importance.safetensors")
+
+
+def test_the_same_config_again_trains_nothing_and_another_is_refused(
+    monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, config) == 0
+    delta = Path(config["output_dir"]) / "train" / "delta.safetensors"
+    first = delta.stat().st_mtime_ns
+    assert run(monkeypatch, config) == 0
+    assert "already trained" in capsys.readouterr().out and delta.stat().st_mtime_ns == first
+    assert run(monkeypatch, config, "eval.batch_size=3") == 0, "a section that train does not read may differ"
+    assert run(monkeypatch, config, "train.learning_rate=1e-3") == 2
+    assert "train.learning_rate is 0.01 there and 0.001 here" in capsys.readouterr().err
+    assert run(monkeypatch, config, "train.learning_rate=1e-3", "--overwrite") == 0
+    assert delta.stat().st_mtime_ns != first
+
+
+def test_the_resolved_config_repeats_the_run(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any]) -> None:
+    assert run(monkeypatch, config) == 0
+    folder = Path(config["output_dir"])
+    first = load_file(folder / "train" / "delta.safetensors")
+    monkeypatch.setattr(sys, "argv", ["cofitune", "train", str(folder / "config.yaml"), f"output_dir={folder}2"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    again = load_file(Path(f"{folder}2") / "train" / "delta.safetensors")
+    assert all(torch.equal(first[n], again[n]) for n in first)
+
+
+@pytest.fixture(scope="module")
+def clean_environment() -> dict[str, str]:
+    import os
+
+    return {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+
+
+def test_two_ranks_train_what_one_trains_and_the_export_speaks_like_it(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean_environment: dict[str, str]
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(config))
+    config["train"]["per_device_train_batch_size"] = 4
+    assert run(monkeypatch, config, f"output_dir={tmp_path}/one") == 0
+    two = [sys.executable, "-m", "cofitune", "train", str(path), f"output_dir={tmp_path}/two", "--num-processes", "2"]
+    done = subprocess.run(two, capture_output=True, text=True, timeout=300, check=False, env=clean_environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("what trains") == 1, "rank 0 alone talks"
+    base = AutoModelForCausalLM.from_pretrained(config["model"]["name"]).state_dict()
+    one, other = (load_file(tmp_path / n / "train" / "delta.safetensors") for n in ("one", "two"))
+    for name in one:
+        assert (one[name] - other[name]).norm() <= 1e-4 * (one[name] - base[name]).norm()
+
+    monkeypatch.setattr(sys, "argv", ["cofitune", "export", str(tmp_path / "two"), "--to", str(tmp_path / "whole")])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert not stopped.value.code
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
+    assert exported.dtype == torch.float32
+    expected = AutoModelForCausalLM.from_pretrained(config["model"]["name"])
+    expected.load_state_dict(other, strict=False)
+    ids = torch.arange(40).view(2, 20)
+    assert torch.equal(exported(ids).logits, expected(ids).logits)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "whole")
+    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(config["model"]["name"]).chat_template
+
+
+def test_a_users_mistake_on_the_ranks_is_said_once_and_exits_2(
+    config: dict[str, Any], tmp_path: Path, clean_environment: dict[str, str]
+) -> None:
+    config["region"] = {"layers": "2-9"}
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "cofitune", "train", str(path), "--num-processes", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=clean_environment)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: region.layers: '2-9' lies outside the model, whose 4 layers are 0-3"
+    assert not Path(config["output_dir"]).exists()
+
+
+def test_bf16_and_the_plain_template_reach_the_exported_folder(
+    monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], tmp_path: Path
+) -> None:
+    config["model"]["dtype"] = "bfloat16"
+    config["data"]["template"] = "plain"
+    assert run(monkeypatch, config) == 0
+    arguments = ["cofitune", "export", config["output_dir"], "--to", str(tmp_path / "whole")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert json.loads((tmp_path / "whole" / "config.json").read_text())["dtype"] == "bfloat16"
+    tensors = load_file(tmp_path / "whole" / "model.safetensors")
+    assert {t.dtype for t in tensors.values()} == {torch.bfloat16}
+    delta = load_file(Path(config["output_dir"]) / "train" / "delta.safetensors")
+    assert all(torch.equal(tensors[n], t) for n, t in delta.items())
+    assert AutoTokenizer.from_pretrained(tmp_path / "whole").chat_template == PLAIN_TEMPLATE
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2, "a folder that holds something is not written over unasked"
+
+
+def _llama_folder(folder: Path, **sizes: int) -> Path:
+    LlamaConfig(vocab_size=32000, **sizes).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "trained"),
+    [
+        ("llama-7b", {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+                      "num_attention_heads": 32}, "721,420,288"),
+        ("llama-13b", {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40,
+                       "num_attention_heads": 40}, "1,415,577,600"),
+    ],
+)  # fmt: skip
+def test_the_ready_configs_plan_from_a_config_json_alone(
+    name: str,
+    sizes: dict[str, int],
+    trained: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    repository = Path(__file__).parents[3]
+    monkeypatch.chdir(repository)
+    folder = _llama_folder(tmp_path / "model", **sizes)
+    settings = [f"model.name={folder}", f"output_dir={tmp_path / 'run'}", "data.packing=true"]
+    arguments = [*settings, "--dry-run", "--num-processes", "8"]
+    monkeypatch.setattr(sys, "argv", ["cofitune", "train", f"configs/{name}.yaml", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    said = capsys.readouterr().out
+    assert not stopped.value.code
+    assert f"trained weights: {trained} of" in said
+    assert "still missing" in said and "no safetensors weights" in said
+    assert "no packs without a tokenizer; the steps are counted as if each held one item" in said
+    assert not (tmp_path / "run").exists()
+
+
+def _break(config: dict[str, Any], tmp_path: Path, tiny_model_folder: Path, how: str) -> None:
+    bad = tmp_path / "bad.jsonl"
+    good = json.dumps({"instruction": "Say", "output": "four"}) + "\n"
+    if how == "json":
+        bad.write_text(good + '{"instruction": \n')
+    elif how == "empty response":
+        bad.write_text(good + json.dumps({"instruction": "Say", "output": " "}) + "\n")
+    elif how == "long prompt":
+        bad.write_text(good + json.dumps({"instruction": "court " * 300, "output": "four"}) + "\n")
+    if bad.exists():
+        config["data"]["train"] = str(bad)
+    if how == "unknown key":
+        config["train"]["learning_rte"] = 1
+    elif how == "no module":
+        config["region"]["modules"] = ["upproj"]
+    elif how == "missing file":
+        config["data"]["train"] = str(tmp_path / "nowhere.jsonl")
+    elif how == "no importance":
+        config["softmask"] = {"apply_to": "update"}
+    elif how == "importance of another model":
+        config["softmask"] = {"importance": str(tmp_path / "other" / "importance")}
+        write_some_importance(tmp_path / "other", tiny_model_folder, base_fingerprint="0" * 64)
+    elif how == "mask on untrained":
+        config["softmask"] = {"modules": ["q_proj"]}
+    elif how == "no search":
+        config["region"] = "search"
+    elif how == "no model":
+        config["model"]["name"] = str(tmp_path / "no-model")
+    elif how == "no hub model":
+        config["model"]["name"] = "nobody/nothing"
+    elif how == "raw":
+        config["deepspeed"] = {"raw": {"zero_optimisation": {"stage": 0}}}
+    elif how == "raw section":
+        config["deepspeed"] = {"raw": {"zero_optimization": True}}
+    elif how == "raw value":
+        config["deepspeed"] = {"raw": {"zero_optimization": {"sub_group_size": "many"}}}
+    elif how == "flash":
+        config["model"]["attn_implementation"] = "flash_attention_2"
+    elif how == "bf16 stage 1":
+        config["model"]["dtype"] = "bfloat16"
+        config["deepspeed"] = {"zero_stage": 1}
+        config["softmask"] = {"apply_to": "update"}
+    else:
+        _break_the_model(config, tmp_path, tiny_model_folder, how)
+
+
+def _break_the_model(config: dict[str, Any], tmp_path: Path, tiny_model_folder: Path, how: str) -> None:
+    folder = Path(shutil.copytree(tiny_model_folder, tmp_path / "broken"))
+    tensors = load_file(folder / "model.safetensors")
+    if how == "other names":
+        tensors = {name.replace("model.layers", "base_model.model.layers"): t for name, t in tensors.items()}
+    elif how == "other shapes":
+        tensors["model.layers.0.mlp.up_proj.weight"] = torch.zeros(7, 32)
+    elif how == "template refuses":
+        (folder / "chat_template.jinja").write_text("{{ raise_exception('no system turns here') }}")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    if how == "git lfs":
+        (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n" * 3)
+    config["model"]["name"] = str(folder)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("json", "bad.jsonl:2: this line is not valid JSON"),
+        ("empty response", "bad.jsonl:2: the response ('output') is empty"),
+        ("long prompt", "bad.jsonl:2: the prompt alone exceeds data.max_length 128"),
+        ("unknown key", "train.learning_rte: unknown key; did you mean 'learning_rate'?"),
+        ("no module", "'upproj' names no module; did you mean 'up_proj'?"),
+        ("missing file", "nowhere.jsonl: no such data file"),
+        ("no importance", "run `cofitune importance` with this config first"),
+        ("importance of another model", "this importance was computed on another model"),
+        ("mask on untrained", "q_proj would be masked but not trained (trained: up_proj, down_proj)"),
+        ("no search", "region.yaml: no finished search here"),
+        ("no model", "no-model: no such folder"),
+        ("no hub model", "is neither a folder with a config.json nor a hub model"),
+        ("raw", "DeepSpeed knows no key 'zero_optimisation'; did you mean 'zero_optimization'?"),
+        ("raw section", "zero_optimization must be a mapping"),
+        ("raw value", "deepspeed.raw: DeepSpeed refuses it: sub_group_size"),
+        ("flash", "cannot be loaded"),
+        ("bf16 stage 1", "use zero_stage: 2 or 3"),
+        ("other names", "lack 36 of the model's tensors (model.layers.0."),
+        ("other shapes", "model.layers.0.mlp.up_proj.weight has shape [7, 32], config.json says [48, 32]"),
+        ("template refuses", "train.jsonl:1: the model's chat template refuses this item: no system turns here"),
+        ("git lfs", "cannot be read as safetensors"),
+    ],
+)
+def test_a_users_mistake_is_one_message_exit_2_and_no_run(
+    how: str,
+    message: str,
+    config: dict[str, Any],
+    tmp_path: Path,
+    tiny_model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    _break(config, tmp_path, tiny_model_folder, how)
+    assert run(monkeypatch, config) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert said.err.startswith("error: ") and said.err.count("\n") == 1, "one message, one line"
+    assert not Path(config["output_dir"]).exists()
+
+
+def test_bad_items_may_be_dropped_and_are_counted(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = json.dumps({"instruction": "Say", "output": "four"}) + "\n"
+    (tmp_path / "bad.jsonl").write_text(good * 3 + "{\n" + json.dumps({"instruction": "court " * 300, "output": "x"}))
+    config["data"] = {"train": str(tmp_path / "bad.jsonl"), "on_bad_item": "drop", "max_length": 128}
+    assert run(monkeypatch, config) == 0
+    assert "5 items read, 2 dropped, 0 truncated" in capsys.readouterr().out
+
+
+def test_a_finished_run_whose_data_changed_is_not_taken_for_done(
+    config: dict[str, Any], data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, config) == 0
+    data.write_text("".join(data.read_text().splitlines(keepends=True)[:5]))
+    assert run(monkeypatch, config) == 2
+    assert "was trained from other contents (data changed since)" in capsys.readouterr().err
+
+
+def test_a_job_scripts_world_size_alone_makes_nobody_a_rank(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, clean_environment: dict[str, str]
+) -> None:
+    assert run(monkeypatch, config, f"output_dir={config['output_dir']}-1") == 0
+    path = Path(config["output_dir"]).parent / "config.yaml"
+    command = [sys.executable, "-m", "cofitune", "train", str(path), f"output_dir={config['output_dir']}-2"]
+    subprocess.run(command, check=True, capture_output=True, timeout=300, env={**clean_environment, "WORLD_SIZE": "4"})
+    one, two = (load_file(Path(f"{config['output_dir']}-{n}") / "train" / "delta.safetensors") for n in (1, 2))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_an_export_never_replaces_what_it_reads(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, config) == 0
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("x")
+    for target, message in (
+        (config["output_dir"], "would replace"),
+        (str(tmp_path), "would replace"),
+        (config["model"]["name"], "would replace"),
+        (str(tmp_path / "file"), "is a file"),
+        (str(tmp_path / "notes"), "is no model folder"),
+    ):
+        arguments = ["cofitune", "export", config["output_dir"], "--to", target, "--overwrite"]
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert stopped.value.code == 2 and message in capsys.readouterr().err, target
+
+
+def test_an_export_finds_a_base_that_has_moved_only_by_base(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = shutil.copytree(config["model"]["name"], tmp_path / "here")
+    config["model"]["name"] = str(moved)
+    assert run(monkeypatch, config) == 0
+    there = moved.rename(tmp_path / "there")
+    words = ["cofitune", "export", config["output_dir"], "--to", str(tmp_path / "whole")]
+    for more, code in (([], 2), (["--base", str(there)], 0)):
+        monkeypatch.setattr(sys, "argv", words + more)
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert (stopped.value.code or 0) == code
+    assert "say where it is with --base" in capsys.readouterr().err
+
+
+def test_the_prefix_cache_is_told_beforehand_and_trains_the_same(
+    monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    del config["train"]["max_steps"]
+    assert run(monkeypatch, config, "train.num_train_epochs=3") == 0
+    folder = Path(config["output_dir"]) / "train"
+    expected = load_file(folder / "delta.safetensors")
+    capsys.readouterr()
+    made: list[Path] = []
+
+    def mkstemp(*arguments: Any, **named: Any) -> tuple[int, str]:
+        descriptor, name = make(*arguments, **named)
+        made.extend([Path(name)] if named.get("prefix") == "prefix-" else [])
+        return descriptor, name
+
+    make = tempfile.mkstemp
+    monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
+    for kind, where in (("disk", f"{folder}"), ("memory", "/dev/shm")):
+        arguments = ("train.num_train_epochs=3", f"train.prefix_cache={kind}", "--overwrite")
+        assert run(monkeypatch, config, *arguments, "--dry-run") == 0
+        said = capsys.readouterr().out
+        tokens = int(said.split(" tokens an epoch")[0].split()[-1].replace(",", ""))
+        assert f"MiB in {where} ({tokens} tokens × 32 × 4 bytes; " in said
+        made.clear()
+        assert run(monkeypatch, config, *arguments) == 0
+        assert {path.parent for path in made} == {Path(where)}
+        assert not any(path.exists() for path in made), "nothing is left behind"
+        for name, tensor in load_file(folder / "delta.safetensors").items():
+            torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_what_the_disk_must_hold_is_told_in_a_dry_run_and_checked_together_before_a_run(
+    monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train.max_steps=20", "train.prefix_cache=disk", "train.save_steps=7", "train.keep_last=1"]
+    real = shutil.disk_usage
+
+    def with_free(free: int) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=free))
+
+    assert run(monkeypatch, config, *arguments, "--dry-run") == 0
+    said = capsys.readouterr().out
+    trained = int(said.split("trained weights: ")[1].split(" of")[0].replace(",", ""))
+    tokens, hidden = (int(n) for n in re.findall(r"\((\d+) tokens × (\d+) × 4 bytes", said)[0])
+    items = int(re.findall(r"data: (\d+) items read", said)[0])
+    needed = trained * 4 + 2 * trained * 12 + tokens * hidden * 4 + items
+    with_free(needed - 1)
+    assert run(monkeypatch, config, *arguments) == 2, "each of them would fit"
+    assert " are free there" in capsys.readouterr().err
+    assert run(monkeypatch, config, *arguments, "--dry-run") == 0, "a plan may be made on another machine"
+    assert "a checkpoint 0 MiB, every 7 steps and at an epoch's end, of which 1 are kept" in capsys.readouterr().out
+    with_free(needed)
+    assert run(monkeypatch, config, *arguments) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [(["region.layers=0-1"], "the region starts at layer 0"), (["train.max_steps=1"], "one pass over the data")],
+)
+def test_a_prefix_cache_with_nothing_to_keep_says_so(
+    arguments: list[str],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    config: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(monkeypatch, config, "train.prefix_cache=memory", *arguments) == 0
+    assert f"prefix cache: nothing to keep: {told}" in capsys.readouterr().out
+
+
+def test_a_prefix_cache_over_dropout_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    config: dict[str, Any],
+    tiny_model_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "dropout"
+    shutil.copytree(tiny_model_folder, folder)
+    described = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(described | {"attention_dropout": 0.1}))
+    config["model"]["name"] = str(folder)
+    assert run(monkeypatch, config, "train.prefix_cache=disk", "train.max_steps=6") == 2
+    said = capsys.readouterr().err
+    assert "would not give the same loss" in said and "attention_dropout: 0.1" in said
+    assert not Path(config["output_dir"]).exists()

@@ -1,0 +1,489 @@
+"""Checkpoint, stop and resume of `cofitune train`, through the real command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoTokenizer
+
+from cofitune import cli
+from cofitune.importance_file import unit_counts, write_importance
+from cofitune.model.anatomy import read_anatomy
+from cofitune.model.weight_files import fingerprint
+from cofitune.training import loop
+from cofitune.training.state import read_checkpoint
+
+WORDS = ["court", "contract", "void", "seller", "buyer", "tenant", "lease", "landlord", "capital", "France", "Paris"]
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_model_folder: Path) -> dict[str, Any]:
+    """Eight items, four a step: an epoch is two steps, and checkpoints come after steps 2, 3 and 4."""
+    data = tmp_path / "train.jsonl"
+    items = [{"instruction": f"Say {w}", "output": " ".join(WORDS[i : i + 3])} for i, w in enumerate(WORDS[:8])]
+    data.write_text("".join(json.dumps(item) + "\n" for item in items))
+    return {
+        "model": {"name": str(tiny_model_folder), "dtype": "float32"},
+        "data": {"train": str(data), "max_length": 128},
+        "train": {
+            "learning_rate": 1e-2, "max_steps": 5, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
+            "save_steps": 3, "keep_last": 3,
+        },
+        "output_dir": str(tmp_path / "run"),
+    }  # fmt: skip
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+
+
+def run(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], *arguments: str) -> int:
+    """Type `cofitune train` in this process and return its exit code."""
+    monkeypatch.setattr(sys, "argv", ["cofitune", "train", str(write(config)), *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return int(stopped.value.code or 0)
+
+
+def write(config: dict[str, Any]) -> Path:
+    path = Path(config["output_dir"]).parent / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, signum: int = signal.SIGTERM) -> None:
+    """Have the signal come while that step's loss is computed."""
+    count = [0]
+    real = loop.rank_micro_batches
+
+    def counting(*arguments: Any) -> Any:
+        count[0] += 1
+        if count[0] == step:
+            os.kill(os.getpid(), signum)
+        return real(*arguments)
+
+    monkeypatch.setattr(loop, "rank_micro_batches", counting)
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], *arguments: str, after: int = 4) -> Path:
+    """A training that a SIGTERM ended after a step; its folder of checkpoints."""
+    with monkeypatch.context() as patch:
+        stop_after(patch, after)
+        assert run(patch, config, *arguments) == 143
+    return Path(config["output_dir"]) / "train" / "checkpoints"
+
+
+def delta(folder: Path | str) -> dict[str, torch.Tensor]:
+    return load_file(Path(folder) / "train" / "delta.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+def steps_of(folder: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder / "train" / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_training_after_its_step_and_resume_gives_the_same_bits(
+    signum: int, code: int, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config["softmask"] = {"apply_to": "none"}
+    assert run(monkeypatch, config, f"output_dir={config['output_dir']}-whole") == 0
+    folder = Path(config["output_dir"])
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4, signum)
+        assert run(patch, config) == code
+    said = capsys.readouterr().err
+    assert f"stopped by {signal.Signals(signum).name}: the state after step 4 is in" in said and "--resume" in said
+    assert [p.name for p in sorted((folder / "train" / "checkpoints").iterdir())] == [
+        "step-000002", "step-000003", "step-000004",
+    ]  # fmt: skip
+    assert not (folder / "train" / "manifest.json").exists()
+    assert run(monkeypatch, config, "--resume") == 0
+    assert "resume: going on after step 4" in capsys.readouterr().out
+    whole = Path(f"{folder}-whole")
+    assert same(delta(folder), delta(whole))
+    one, other = (json.loads((f / "train" / "manifest.json").read_text()) for f in (folder, whole))
+    for what in ("steps", "first_loss", "last_loss", "tokens", "trained_sha256", "frozen_sha256"):
+        assert one[what] == other[what], what
+    assert steps_of(folder) == [1, 2, 3, 4, 5]
+    assert not (folder / "train" / "checkpoints").exists(), "once the delta is written nobody needs them"
+
+
+def test_steps_after_the_last_checkpoint_are_trained_again_and_occur_once(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(monkeypatch, config, f"output_dir={config['output_dir']}-whole") == 0
+    checkpoints = interrupted(monkeypatch, config)
+    shutil.rmtree(checkpoints / "step-000004")
+    with (checkpoints.parent / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "ep')  # the process was killed while it wrote
+    assert run(monkeypatch, config, "--resume") == 0
+    assert steps_of(Path(config["output_dir"])) == [1, 2, 3, 4, 5]
+    assert same(delta(config["output_dir"]), delta(f"{config['output_dir']}-whole"))
+
+
+def test_only_the_newest_checkpoints_are_kept_and_on_request_after_the_end_too(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config["train"].update(save_steps=1, keep_last=2, keep_checkpoints=True)
+    assert run(monkeypatch, config) == 0
+    checkpoints = Path(config["output_dir"]) / "train" / "checkpoints"
+    assert sorted(p.name for p in checkpoints.iterdir()) == ["step-000003", "step-000004"]
+
+
+def test_without_save_steps_nothing_is_saved_and_a_signal_ends_it_at_once(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config["train"]["save_steps"] = None
+    assert not interrupted(monkeypatch, config).exists()
+    assert steps_of(Path(config["output_dir"])) == [1, 2, 3]
+
+
+def test_a_checkpoint_is_never_passed_over_unasked(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, config, "--resume", f"output_dir={config['output_dir']}-2") == 0
+    assert "holds no whole checkpoint, so from the beginning" in capsys.readouterr().out
+    interrupted(monkeypatch, config)
+    assert run(monkeypatch, config) == 2
+    assert "holds a checkpoint of step 4; --resume goes on from it, --overwrite starts" in capsys.readouterr().err
+    assert run(monkeypatch, config, "--resume", "--overwrite") == 2
+    assert "give one of them" in capsys.readouterr().err
+    assert run(monkeypatch, config, "--overwrite") == 0
+    assert same(delta(config["output_dir"]), delta(f"{config['output_dir']}-2"))
+    assert run(monkeypatch, config, "--resume") == 0
+    assert "already trained" in capsys.readouterr().out
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "state-00001.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_a_bit(folder: Path) -> None:
+    path = folder / "state-00001.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+def lose_a_file(folder: Path) -> None:
+    (folder / "random.safetensors").unlink()
+
+
+def lose_the_manifest(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+
+
+def tear_the_manifest(folder: Path) -> None:
+    path = folder / "manifest.json"
+    path.write_text(path.read_text()[:-20])
+
+
+def change_the_manifest(folder: Path) -> None:
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"step": 4', '"step": 1'))
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (truncate, "state-00001.safetensors: its bytes are not those that were written"),
+        (flip_a_bit, "state-00001.safetensors: its bytes are not those that were written"),
+        (lose_a_file, "random.safetensors: this file of the checkpoint is missing"),
+        (lose_the_manifest, "manifest.json: no checkpoint's manifest here"),
+        (tear_the_manifest, "manifest.json: this checkpoint's manifest is damaged"),
+        (change_the_manifest, "manifest.json: this checkpoint's manifest is damaged"),
+    ],
+)
+def test_a_damaged_checkpoint_is_found_and_the_one_before_is_used(
+    damage: Callable[[Path], None],
+    told: str,
+    config: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(monkeypatch, config, f"output_dir={config['output_dir']}-whole") == 0
+    checkpoints = interrupted(monkeypatch, config)
+    damage(checkpoints / "step-000004")
+    capsys.readouterr()
+    assert run(monkeypatch, config, "--resume") == 0
+    said = capsys.readouterr().out
+    assert told in said and "resume: going on after step 3" in said
+    assert same(delta(config["output_dir"]), delta(f"{config['output_dir']}-whole"))
+
+
+def test_a_write_out_that_was_cut_short_is_no_checkpoint(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints = interrupted(monkeypatch, config, after=2)
+    (checkpoints / "step-000002").rename(checkpoints / ".step-000002.tmp")
+    (checkpoints.parent / "metrics.jsonl").unlink()
+    assert run(monkeypatch, config, "--resume", "train.keep_checkpoints=true") == 0
+    assert "holds no whole checkpoint, so from the beginning" in capsys.readouterr().out
+    assert sorted(p.name for p in checkpoints.iterdir()) == ["step-000002", "step-000003", "step-000004"]
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("train.learning_rate=1e-3", "train.learning_rate is 0.01 there and 0.001 here"),
+        ("train.max_steps=9", "train.max_steps is 5 there and 9 here"),
+        ("train.seed=7", "train.seed is 1234 there and 7 here"),
+        ("region.layers=0-1", "region.layers is '1' there and '0-1' here"),
+        ("region.modules=[up_proj]", "region.modules is ['up_proj', 'down_proj'] there and ['up_proj'] here"),
+        ("data.max_length=64", "data.max_length is 128 there and 64 here"),
+        ("data.template=plain", "data.template is 'chat' there and 'plain' here"),
+        ("model.dtype=bfloat16", "model.dtype is 'float32' there and 'bfloat16' here"),
+        (
+            "train.per_device_train_batch_size=1",
+            "took 4 items there and would take 2 here (1 × 2 accumulated × 1 rank); "
+            "train.gradient_accumulation_steps=4 gives the same",
+        ),
+        ("train.per_device_train_batch_size=3", "a train.per_device_train_batch_size of which 1 together divide 4"),
+    ],
+)
+def test_another_trainings_checkpoint_is_refused_by_the_entry_that_differs(
+    override: str,
+    told: str,
+    config: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    interrupted(monkeypatch, config, after=2)
+    assert run(monkeypatch, config, "--resume", override) == 2
+    said = capsys.readouterr().err
+    assert told in said and said.count("\n") == 2, "the stop's message, and one more"
+
+
+def test_changed_data_base_and_mask_are_refused_by_their_contents(
+    config: dict[str, Any],
+    tmp_path: Path,
+    tiny_model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    interrupted(monkeypatch, config, after=2)
+    data = Path(config["data"]["train"])
+    before = data.read_text()
+    data.write_text(before.replace("court", "count"))
+    assert run(monkeypatch, config, "--resume") == 2
+    assert "data.train.0.sha256 is '" in capsys.readouterr().err
+    data.write_text(before)
+    other = shutil.copytree(tiny_model_folder, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    weights["model.norm.weight"] += 1
+    from safetensors.torch import save_file
+
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    assert run(monkeypatch, config, "--resume", f"model.name={other}") == 2
+    assert "model.base_fingerprint is '" in capsys.readouterr().err
+    taught = shutil.copytree(tiny_model_folder, tmp_path / "taught")
+    AutoTokenizer.from_pretrained(taught, unk_token="another").save_pretrained(taught)
+    assert run(monkeypatch, config, "--resume", f"model.name={taught}") == 2
+    assert "model.tokenizer_sha256 is '" in capsys.readouterr().err
+    moved = shutil.copytree(tiny_model_folder, tmp_path / "moved")
+    assert run(monkeypatch, config, "--resume", f"model.name={moved}") == 0, "the same weights in another place"
+
+
+def test_a_mask_of_several_importances_is_told_by_all_of_them_and_by_its_strength(
+    config: dict[str, Any],
+    tmp_path: Path,
+    tiny_model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    anatomy = read_anatomy(AutoConfig.from_pretrained(tiny_model_folder))
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    for value, folder in zip((0.2, 0.4, 0.6), folders, strict=True):
+        vectors = {kind: torch.full((anatomy.num_layers, n), value) for kind, n in unit_counts(anatomy).items()}
+        write_importance(folder, vectors, vectors, {"base_fingerprint": fingerprint(str(tiny_model_folder))})
+    config["softmask"] = {"apply_to": "update", "importance": [str(f) for f in folders[:2]]}
+    assert run(monkeypatch, config, f"output_dir={config['output_dir']}-whole") == 0
+    interrupted(monkeypatch, config, after=2)
+    assert run(monkeypatch, config, "--resume", "softmask.strength=0.5") == 2
+    assert "(softmask.strength is 1.0 there and 0.5 here)" in capsys.readouterr().err
+    assert run(monkeypatch, config, "--resume", f"softmask.importance=[{folders[0]},{folders[2]}]") == 2
+    assert "softmask.importance_sha256 is [" in capsys.readouterr().err
+    turned = f"softmask.importance=[{folders[1]},{folders[0]}]"
+    assert run(monkeypatch, config, "--resume", turned) == 0, "the larger of both, in whatever order"
+    assert same(delta(config["output_dir"]), delta(f"{config['output_dir']}-whole"))
+
+
+def test_what_does_not_change_the_training_may_change_on_the_way(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, config, f"output_dir={config['output_dir']}-whole") == 0
+    interrupted(monkeypatch, config, after=2)
+    others = ["train.save_steps=1", "train.keep_last=1", "deepspeed.zero_stage=2", "train.gradient_checkpointing=false"]
+    others.append("data.on_bad_item=drop")
+    batch = ["train.per_device_train_batch_size=1", "train.gradient_accumulation_steps=4"]
+    assert run(monkeypatch, config, "--resume", *others, *batch) == 0
+    got, expected = delta(config["output_dir"]), delta(f"{config['output_dir']}-whole")
+    assert all(torch.allclose(got[n], expected[n], atol=1e-5) for n in expected)
+    assert run(monkeypatch, config, *others, *batch, "train.save_steps=7") == 0
+    assert "already trained" in capsys.readouterr().out
+
+
+def test_a_training_that_diverges_names_the_last_good_checkpoint(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, count = loop.summed_loss, [0]
+
+    def diverging(*arguments: Any) -> torch.Tensor:
+        count[0] += 1
+        return real(*arguments) * (float("nan") if count[0] > 6 else 1)  # two micro-batches a step: in step 4
+
+    monkeypatch.setattr(loop, "summed_loss", diverging)
+    assert run(monkeypatch, config) == 2
+    said = capsys.readouterr().err
+    assert "the loss is nan in step 4: training diverged" in said and "the state after step 3 is in" in said
+    checkpoints = Path(config["output_dir"]) / "train" / "checkpoints"
+    assert sorted(p.name for p in checkpoints.iterdir()) == ["step-000002", "step-000003"]
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_gradient_that_is_not_finite_is_never_saved(
+    stage: int, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config["deepspeed"] = {"zero_stage": stage}
+    real, count = loop.summed_loss, [0]
+
+    def exploding(*arguments: Any) -> torch.Tensor:
+        count[0] += 1
+        loss = real(*arguments)
+        if count[0] == 7:
+            loss.register_hook(lambda gradient: gradient * float("inf"))
+        return loss
+
+    monkeypatch.setattr(loop, "summed_loss", exploding)
+    assert run(monkeypatch, config) == 2
+    assert "the gradient is not finite in step 4" in capsys.readouterr().err
+    checkpoints = Path(config["output_dir"]) / "train" / "checkpoints"
+    assert sorted(p.name for p in checkpoints.iterdir()) == ["step-000002", "step-000003"]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "signum", "code"), [(1, signal.SIGINT, 130), (2, signal.SIGTERM, 143), (2, signal.SIGINT, 130)]
+)
+def test_the_real_command_finishes_its_step_saves_and_says_so(
+    ranks: int, signum: int, code: int, config: dict[str, Any], environment: dict[str, str]
+) -> None:
+    process, folder = start(config, environment, ranks)
+    process.send_signal(signum)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == code, said
+    reached = steps_of(folder)[-1]
+    assert f"stopped by {signal.Signals(signum).name}: the state after step {reached} is in" in said
+    assert "Traceback" not in said
+    assert (folder / "train" / "checkpoints" / f"step-{reached:06d}" / "manifest.json").is_file()
+
+
+def test_a_second_interrupt_ends_it_at_once(config: dict[str, Any], environment: dict[str, str]) -> None:
+    process, folder = start(config, environment, ranks=2)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+    assert process.wait(timeout=30) == 130
+    assert not (folder / "train" / "manifest.json").exists()
+
+
+def test_a_signal_to_one_rank_stops_all_and_a_second_sigterm_does_not_hurry_them(
+    config: dict[str, Any], environment: dict[str, str]
+) -> None:
+    process, folder = start(config, environment, ranks=2)
+    one = psutil.Process(process.pid).children()[1]
+    for _ in range(2):  # SLURM signals every process, and the launcher hands it on
+        one.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 143, said
+    reached = steps_of(folder)[-1]
+    assert said.strip().startswith(f"stopped by SIGTERM: the state after step {reached}") and said.count("\n") == 1
+    assert read_checkpoint(folder / "train" / "checkpoints" / f"step-{reached:06d}").step == reached
+
+
+def test_a_training_without_save_steps_saves_nothing_and_ends_promptly(
+    config: dict[str, Any], environment: dict[str, str]
+) -> None:
+    config["train"]["save_steps"] = None
+    process, folder = start(config, environment, ranks=2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 143
+    assert not (folder / "train" / "checkpoints").exists()
+
+
+def test_two_trainings_never_write_one_folder(
+    config: dict[str, Any],
+    environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    process, _ = start(config, environment, ranks=1)
+    try:
+        assert run(monkeypatch, config, "--resume") == 2
+        assert "another training is writing here" in capsys.readouterr().err
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def start(config: dict[str, Any], environment: dict[str, str], ranks: int) -> tuple[subprocess.Popen[str], Path]:
+    """A long training in processes of its own, which has taken three steps; and its folder."""
+    config["train"].update(max_steps=5000, save_steps=config["train"]["save_steps"] and 2500)
+    config["train"].update(lr_scheduler_type="constant", gradient_accumulation_steps=2 // ranks)
+    folder = Path(config["output_dir"])
+    words = [sys.executable, "-m", "cofitune", "train", str(write(config)), "--num-processes", str(ranks)]
+    process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    metrics = folder / "train" / "metrics.jsonl"
+    wait_for(lambda: metrics.is_file() and metrics.read_text().count("\n") >= 3, process)
+    return process, folder
+
+
+def wait_for(holds: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert process.poll() is None and time.monotonic() < end, "it never came so far"
+        time.sleep(0.05)
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_all_ranks_with_one_message(
+    config: dict[str, Any], environment: dict[str, str]
+) -> None:
+    folder = Path(config["output_dir"]) / "train"
+    folder.mkdir(parents=True)
+    (folder / "checkpoints").write_text("a file stands in the way")
+    command = [sys.executable, "-m", "cofitune", "train", str(write(config)), "--num-processes", "2"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2, done.stderr
+    assert f"error: {folder / 'checkpoints'}: the checkpoint of step 1 cannot be written" in done.stderr
+    assert done.stderr.count("cannot be written") == 1 and "Traceback" not in done.stderr
+
+
+def test_a_prefix_cache_is_filled_anew_and_may_come_or_go_on_the_way(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(monkeypatch, config, f"output_dir={config['output_dir']}-whole") == 0
+    expected = delta(f"{config['output_dir']}-whole")
+    interrupted(monkeypatch, config, "train.prefix_cache=memory", after=3)  # in the second epoch, of what it kept
+    assert run(monkeypatch, config, "--resume", "train.prefix_cache=disk") == 0
+    got = delta(config["output_dir"])
+    assert all(torch.allclose(got[n], expected[n], rtol=1e-5, atol=1e-6) for n in expected)
+    assert steps_of(Path(config["output_dir"])) == [1, 2, 3, 4, 5]
