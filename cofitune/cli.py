@@ -67,10 +67,10 @@ def search(
     run = partial(
         recipe.search, resolved, start_proxy=command.start_proxy, overwrite=overwrite, dry_run=dry_run, console=console
     )
-    wanted = resolved.search.ray
+    requested = resolved.search.ray
     if resolved.search.executor == "ray":
-        demand = executor.choose_demand(num_processes, hostfile, wanted.gpus_per_trial, wanted.cpus_per_trial)
-        with executor.ray_executor(demand, wanted.address, say=console.out) as on_ray:
+        demand = executor.choose_demand(num_processes, hostfile, requested.gpus_per_trial, requested.cpus_per_trial)
+        with executor.ray_executor(demand, requested.address, say=console.out) as on_ray:
             run(execute=on_ray, measure=on_ray.measure, at_once=None, ranks=demand.ranks)
         return
     ranks = launcher.choose_ranks(num_processes, hostfile)
@@ -187,16 +187,16 @@ def evaluate(
     resolved = load_config(config, overrides).with_models(model or (), full_sft)
     from cofitune.recipes.evaluate import recipe
 
-    wanted, console = require or (), _console()
+    requested, console = require or (), _console()
 
     def check(ranks: int) -> object:
-        return recipe.plan_evaluation(resolved, overwrite, wanted, console=console)
+        return recipe.plan_evaluation(resolved, overwrite, requested, console=console)
 
     if launch_ranks_if_needed(num_processes, hostfile, dry_run, check):
         # rank 0 has said everything; all is known now, and only the verdict is read off here
         overwrite, console = False, Console(quiet=True)
     done = recipe.evaluate(
-        resolved, require=wanted, overwrite=overwrite, dry_run=dry_run, console=console, rank=this_rank()
+        resolved, require=requested, overwrite=overwrite, dry_run=dry_run, console=console, rank=this_rank()
     )
     if not done.met and not failures.launched_by_us():
         raise typer.Exit(failures.NOT_MET)
@@ -248,15 +248,17 @@ def export(
     if dtype not in (None, "float32", "bfloat16"):
         raise UserError(f"--dtype {dtype}: must be float32 or bfloat16")
     try:
-        wanted = as_alpha(alpha)
+        requested = as_alpha(alpha)
     except ValueError as error:
         raise UserError(f"--alpha {error}") from None
-    if keep is not None and wanted != "auto":
+    if keep is not None and requested != "auto":
         raise UserError(f"--keep {keep:g}: says how --alpha auto chooses; leave it out, or ask for --alpha auto")
     from cofitune.recipes import export as recipe
 
     enough = KEEP if keep is None else keep
-    recipe.export(run, to, base=base, dtype=dtype, alpha=wanted, keep=enough, overwrite=overwrite, console=_console())
+    recipe.export(
+        run, to, base=base, dtype=dtype, alpha=requested, keep=enough, overwrite=overwrite, console=_console()
+    )
 
 
 @app.command()

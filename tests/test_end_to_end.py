@@ -81,9 +81,11 @@ def test_the_main_job_end_to_end(work: Path) -> None:
     cofitune("importance", config, "--num-processes", 2)
     assert (run / "importance" / "importance.safetensors").is_file()
 
-    said = cofitune("train", config, "--num-processes", 2)
-    assert str(run / "search" / "region.yaml") in said and str(run / "importance" / "importance.safetensors") in said
-    assert "unchanged, bit for bit" in said
+    output = cofitune("train", config, "--num-processes", 2)
+    assert (
+        str(run / "search" / "region.yaml") in output and str(run / "importance" / "importance.safetensors") in output
+    )
+    assert "unchanged, bit for bit" in output
     manifest = json.loads((run / "train" / "manifest.json").read_text())
     assert manifest["region"]["layers"] == region["layers"] and manifest["ranks"] == 2
     assert manifest["last_loss"] < manifest["first_loss"]
@@ -91,8 +93,8 @@ def test_the_main_job_end_to_end(work: Path) -> None:
     before, *_, after = manifest["drift"]["curve"]
     assert abs(before["drift"]) < 1e-4 < abs(after["drift"]), "the base has not moved, the run has"
 
-    said = cofitune("eval", config)
-    assert all(word in said for word in ("speciality", "gen_kn", "gen_rs", "instruct", "versatility", "unified"))
+    output = cofitune("eval", config)
+    assert all(word in output for word in ("speciality", "gen_kn", "gen_rs", "instruct", "versatility", "unified"))
     scores = json.loads((run / "eval" / "scores.json").read_text())
     assert scores["models"]["run"]["delta_sha256"] == manifest["delta_sha256"]
     samples = sorted(p.relative_to(run / "eval" / "samples") for p in (run / "eval" / "samples").rglob("*.jsonl"))

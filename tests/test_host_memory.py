@@ -114,5 +114,5 @@ def test_importance_and_the_prefix_cache_see_the_limit(tmp_path: Path, monkeypat
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_: None)
     shared, trial = SimpleNamespace(kept_layers=()), SimpleNamespace(region=SimpleNamespace(first=3))
     config = SimpleNamespace(train=SimpleNamespace(seed=0), search=SimpleNamespace(prefix_cache="memory"))
-    keeps, told = trial_prefix.has_room(cast(Any, shared), cast(Any, trial), cast(Any, config))
-    assert not keeps and "no room for the 1.0 GiB of layer 3: 512 MiB are free" in told
+    keeps, message = trial_prefix.has_room(cast(Any, shared), cast(Any, trial), cast(Any, config))
+    assert not keeps and "no room for the 1.0 GiB of layer 3: 512 MiB are free" in message

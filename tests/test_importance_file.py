@@ -60,12 +60,12 @@ def rewrite(folder: Path, vectors: dict[str, Tensor]) -> None:
 
 
 def test_what_is_written_is_read(folder: Path) -> None:
-    found = read_importance(folder, ANATOMY, BASE)
+    result = read_importance(folder, ANATOMY, BASE)
     expected = make_vectors()
     assert list(expected) == list(UNIT_KINDS)
-    assert all(torch.equal(found.vectors[kind], expected[kind]) for kind in UNIT_KINDS)
-    assert found.manifest["seed"] == 7
-    assert found.sha256 == sha256_file(folder / "importance.safetensors")
+    assert all(torch.equal(result.vectors[kind], expected[kind]) for kind in UNIT_KINDS)
+    assert result.manifest["seed"] == 7
+    assert result.sha256 == sha256_file(folder / "importance.safetensors")
 
 
 def test_units_are_heads_neurons_and_output_channels() -> None:

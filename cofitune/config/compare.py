@@ -100,5 +100,5 @@ class Compare(Section):
     def rates(self, method: str, default: float) -> tuple[float, ...]:
         """The peak rates of a method, ascending; `default` where the section names none."""
         given = self.learning_rates
-        found = given.get(method, ()) if isinstance(given, dict) else given
-        return tuple(sorted(set(found))) or (default,)
+        result = given.get(method, ()) if isinstance(given, dict) else given
+        return tuple(sorted(set(result))) or (default,)

@@ -205,10 +205,10 @@ def as_model(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     name, sign, path = value.partition("=")
-    path, found = path if sign else value, {"name": name} if sign else {}
+    path, result = path if sign else value, {"name": name} if sign else {}
     if at := _AT_ALPHA.fullmatch(path):
-        return {**found, "path": at[1], "alpha": as_alpha(at[2])}
-    return {**found, "path": path}
+        return {**result, "path": at[1], "alpha": as_alpha(at[2])}
+    return {**result, "path": path}
 
 
 class Eval(Section):

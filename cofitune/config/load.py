@@ -79,11 +79,11 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     return config
 
 
-def overlay(config: Config, given: str | dict[str, Any], where: str, changes: dict[str, Any]) -> Config:
+def overlay(config: Config, raw: str | dict[str, Any], where: str, changes: dict[str, Any]) -> Config:
     """Lay some sections over a config, key by key; `region` and `adapter`, which say what trains, each as a whole.
 
     Args:
-        given: the sections, or the YAML file that holds them.
+        raw: the sections, or the YAML file that holds them.
         where: names the place in messages, where no file does.
         changes: sections that are laid over all that.
 
@@ -91,13 +91,13 @@ def overlay(config: Config, given: str | dict[str, Any], where: str, changes: di
         ConfigError: all mistakes together, as `load_config` explains them.
     """
     path, sources = Path(where), dict[Place, str]()
-    if isinstance(given, str):
-        path = Path(given)
-        given, sources = _read(path)
-    own = [key for key in given if key in OWN_SECTIONS]
+    if isinstance(raw, str):
+        path = Path(raw)
+        raw, sources = _read(path)
+    own = [key for key in raw if key in OWN_SECTIONS]
     if own:
         raise ConfigError([f"{path}: {', '.join(own)}: is the comparison's own, the same for all methods"])
-    data = _laid_over(_laid_over(config.model_dump(mode="json"), given), changes)
+    data = _laid_over(_laid_over(config.model_dump(mode="json"), raw), changes)
     try:
         return Config.model_validate(data)
     except ValidationError as error:
@@ -247,12 +247,12 @@ def _real_place(location: tuple[Any, ...], data: Any) -> Place:
 
 def _models_at(place: Place) -> list[type[BaseModel]]:
     """The schema classes that the mapping at `place` may be."""
-    found: list[type[BaseModel]] = [Config]
+    results: list[type[BaseModel]] = [Config]
     for part in place:
         if isinstance(part, int):
             continue
-        found = [m for parent in found if (f := parent.model_fields.get(part)) for m in _models_in(f.annotation)]
-    return found
+        results = [m for parent in results if (f := parent.model_fields.get(part)) for m in _models_in(f.annotation)]
+    return results
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -113,13 +113,13 @@ def shares(at_most: int, opened: Sequence[OpenSource]) -> list[int]:
     if len(opened) == 1:
         return [at_most]
     rows = [sum(1 for _ in one.rows()) for one in opened]
-    wanted = max(len(rows), min(at_most, sum(rows)))
-    exact = [wanted * count / sum(rows) for count in rows]
+    requested = max(len(rows), min(at_most, sum(rows)))
+    exact = [requested * count / sum(rows) for count in rows]
     shares = [max(1, int(share)) for share in exact]
-    while sum(shares) < wanted:
+    while sum(shares) < requested:
         lacks = [share - have for share, have in zip(exact, shares, strict=True)]
         shares[lacks.index(max(lacks))] += 1
-    while sum(shares) > wanted:  # what a share of none was raised by is the largest's
+    while sum(shares) > requested:  # what a share of none was raised by is the largest's
         shares[shares.index(max(shares))] -= 1
     return shares
 

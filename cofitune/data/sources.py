@@ -59,8 +59,8 @@ class OpenSource:
 
     def identity(self) -> dict[str, str]:
         """What a manifest keeps of it."""
-        found = {"path": self.source.path, "sha256": self.sha256}
-        return {**found, "revision": self.revision} if self.revision else found
+        results = {"path": self.source.path, "sha256": self.sha256}
+        return {**results, "revision": self.revision} if self.revision else results
 
     def num_bytes(self) -> int | None:
         """The size of its files; None for the hub."""
@@ -136,16 +136,16 @@ def _folder_files(folder: Path, split: str) -> tuple[Path, ...]:
         splits = DataFilesDict.from_patterns(patterns, base_path=escape(str(folder.resolve())))
     except (EmptyDatasetError, FileNotFoundError):
         splits = {}
-    found = {
+    results = {
         str(name): tuple(sorted(folder / Path(f).relative_to(folder.resolve()) for f in files if _is_data(f)))
         for name, files in splits.items()
     }
-    found = {name: files for name, files in found.items() if files}
-    if not found:
+    results = {name: files for name, files in results.items() if files}
+    if not results:
         raise DataError(f"{folder}: this folder holds no data files ({', '.join(IN_FOLDERS)})")
-    if split not in found:
-        raise DataError(f"{folder}: no file of split '{split}' here (by their names, there are: {', '.join(found)})")
-    return found[split]
+    if split not in results:
+        raise DataError(f"{folder}: no file of split '{split}' here (by their names, there are: {', '.join(results)})")
+    return results[split]
 
 
 def _is_data(file: str) -> bool:

@@ -38,19 +38,19 @@ class BatchSharding:
             answer: answers the requests of one batch, in its order.
         """
         total, done = sum(map(len, batches)), 0
-        found: dict[int, T] = {}
+        results: dict[int, T] = {}
         for number, batch in enumerate(batches):
             done += len(batch)
             if number % self.world_size != self.rank:
                 continue
-            found.update(zip(batch, answer(batch), strict=True))
+            results.update(zip(batch, answer(batch), strict=True))
             if self.on_progress is not None:
                 self.on_progress(done, total)
         if self.world_size > 1:
             parts: list[dict[int, T]] = [{}] * self.world_size
-            distributed.all_gather_object(parts, found, group=self.group)
-            found = {index: value for part in parts for index, value in part.items()}
-        return [found[index] for index in range(total)]
+            distributed.all_gather_object(parts, results, group=self.group)
+            results = {index: value for part in parts for index, value in part.items()}
+        return [results[index] for index in range(total)]
 
     def barrier(self) -> None:
         """Wait until every rank is here. `broadcast` is no barrier: rank 0 goes on before the others have its value."""

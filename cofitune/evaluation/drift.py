@@ -39,17 +39,17 @@ def score_drift(
     places = [item.line - 1 for item in loaded.items]
     lengths = [len(rehearsal.items[place].answer_ids) for place in places]
     order = sorted(range(len(places)), key=lambda i: -lengths[i])
-    found = share.run(
+    result = share.run(
         in_batches(order, batch_size), lambda batch: _read(model, tokenizer, rehearsal, [places[i] for i in batch])
     )
     mean_length = sum(lengths) / len(lengths)
     own = [float(rehearsal.log_probs_of(place).double().sum()) for place in places]
     nats = {
-        "drift": [base - log_prob for base, (log_prob, _) in zip(own, found, strict=True)],
-        "kl": [kl for _, kl in found] if rehearsal.top_k else [],
+        "drift": [base - log_prob for base, (log_prob, _) in zip(own, result, strict=True)],
+        "kl": [kl for _, kl in result] if rehearsal.top_k else [],
     }
     samples = []
-    for item, value, (log_prob, _) in zip(loaded.items, nats[loaded.task.metric], found, strict=True):
+    for item, value, (log_prob, _) in zip(loaded.items, nats[loaded.task.metric], result, strict=True):
         samples.append(
             Sample(
                 line=item.line,

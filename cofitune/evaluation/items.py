@@ -160,11 +160,11 @@ def _asked(fields: dict[str, Any]) -> str:
     return prompt
 
 
-def _answers(fields: dict[str, Any], wanted: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
-    """What is right: the string, or the list of strings, under `wanted` or the first of the known keys."""
-    key = next((k for k in ((wanted,) if wanted else known) if fields.get(k) is not None), None)
+def _answers(fields: dict[str, Any], requested: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    """What is right: the string, or the list of strings, under `requested` or the first of the known keys."""
+    key = next((k for k in ((requested,) if requested else known) if fields.get(k) is not None), None)
     if key is None:
-        names = f"'{wanted}'" if wanted else ", ".join(map(repr, known[:-1])) + f" or '{known[-1]}'"
+        names = f"'{requested}'" if requested else ", ".join(map(repr, known[:-1])) + f" or '{known[-1]}'"
         raise _BadItemError(f"there is no {names} to compare with (keys: {_keys(fields)})")
     answers = fields[key] if isinstance(fields[key], list) else [fields[key]]
     if not answers or not all(_is_text(a) for a in answers):

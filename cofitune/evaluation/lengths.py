@@ -108,13 +108,13 @@ def _too_long(task: EvalTask, items: Sequence[EvalItem], tokenizer: PreTrainedTo
     if task.kind != "generate" or task.metric == "number":
         return ()
     lengths = {item.line: min(_num_tokens(tokenizer, text.strip()) for text in item.references) for item in items}
-    found = tuple(line for line, length in lengths.items() if length > task.max_new_tokens)
-    if len(found) == len(lengths):
+    result = tuple(line for line, length in lengths.items() if length > task.max_new_tokens)
+    if len(result) == len(lengths):
         raise DataError(
             f"{task.path}: no answer of task '{task.title}' can be all right: each right one has "
             f"{min(lengths.values())} tokens or more, and max_new_tokens is {task.max_new_tokens}"
         )
-    return found
+    return result
 
 
 def _cut(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, positions: int | None) -> LoadedTask:

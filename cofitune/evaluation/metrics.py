@@ -78,8 +78,8 @@ def text_score(
         tokenize: default, or zh: each Chinese character is a word.
     """
     if pattern is not None:
-        found = extract(answer, pattern)
-        return 0.0 if found is None else text_score(metric, found, references, None, tokenize)
+        result = extract(answer, pattern)
+        return 0.0 if result is None else text_score(metric, result, references, None, tokenize)
     match metric:
         case "exact_match" | "regex":
             return float(answer.strip() in {reference.strip() for reference in references})
@@ -101,8 +101,8 @@ def extract(answer: str, pattern: str | None) -> str | None:
     """The first group of `pattern`, searched in the answer; without a pattern all of it, without a match None."""
     if pattern is None:
         return answer
-    found = re.search(pattern, answer)
-    return None if found is None else found.group(1) or ""
+    result = re.search(pattern, answer)
+    return None if result is None else result.group(1) or ""
 
 
 def corpus_score(
@@ -118,9 +118,9 @@ def corpus_score(
 
 def last_number(text: str) -> Decimal | None:
     """The last number that a text says, `$` and thousands separators left out; units and what follows are not read."""
-    for found in reversed(list(NUMBER.finditer(text))):
+    for result in reversed(list(NUMBER.finditer(text))):
         try:
-            return Decimal(re.sub(r"[$,]", "", found.group()).removesuffix("."))
+            return Decimal(re.sub(r"[$,]", "", result.group()).removesuffix("."))
         except InvalidOperation:  # the pattern finds `...` and `1.2.3`, too
             continue
     return None

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cofitune.evaluation import ifeval as grade
+from cofitune.evaluation import ifeval
 from cofitune.evaluation import metrics
 from cofitune.evaluation.data_parallel import BatchSharding
 from cofitune.evaluation.drift import score_drift
@@ -27,11 +27,12 @@ from cofitune.evaluation.tasks import EvalItem
 METRIC = "score"  # our name for a task's one metric inside the harness
 OWN_CODE = (
     "drift.py",
-    "grade.py",
-    "harness.py",
-    "harness_score.py",
-    "judge.py",
+    "harness/model.py",
+    "harness/native.py",
+    "ifeval.py",
+    "lengths.py",
     "metrics.py",
+    "score.py",
 )  # what answers and grades
 LOSS_METRICS = ("nats_per_token", "nats_per_byte")
 
@@ -68,7 +69,7 @@ def score_model(
         UserError: the packages of the extra `eval` are missing.
         DataError: no item of a task fits into the model's positions.
     """
-    grade.require_harness()
+    ifeval.require_harness()
     positions = positions or max_positions(model.config)
     tasks = fit_lengths(tasks, tokenizer, positions)
     if device is not None:
@@ -101,11 +102,11 @@ def versions() -> dict[str, str]:
     Raises:
         UserError: a package is not installed.
     """
-    grade.require_harness()
+    ifeval.require_harness()
     own = hashlib.sha256()
     for name in OWN_CODE:
-        own.update(Path(__file__).with_name(name).read_bytes())
-    names = (name.replace("_", "-") for name in grade.PACKAGES)
+        own.update((Path(__file__).parent / name).read_bytes())
+    names = (name.replace("_", "-") for name in ifeval.PACKAGES)
     return {name: metadata.version(name) for name in names} | {"own_code": own.hexdigest()}
 
 
@@ -117,20 +118,20 @@ def _score_task(judge: Any, loaded: LoadedTask) -> TaskResult:
     task = loaded.task
     # `evaluate` and not `simple_evaluate`: the latter seeds every global generator (a search trains between two
     # evaluations) and runs `pip list` for its report
-    found = evaluate(
+    result = evaluate(
         lm=judge,
         task_dict={"tasks": {"task": ConfigurableTask(config=_task_config(loaded, judge.tokenizer))}, "groups": {}},
         apply_chat_template=task.prompt == "chat",
         fewshot_as_multiturn=True,
         bootstrap_iters=0,
     )
-    by_index = {sample["doc_id"]: sample for sample in found["samples"]["task"]}
+    by_index = {sample["doc_id"]: sample for sample in result["samples"]["task"]}
     samples = tuple(_sample(loaded, item, by_index[index]) for index, item in enumerate(loaded.items))
     return TaskResult(
         title=task.title,
         category=task.category,
         metric=loaded.metric,
-        raw=float(found["results"]["task"][f"{METRIC},none"]),
+        raw=float(result["results"]["task"][f"{METRIC},none"]),
         chance=loaded.chance,
         samples=samples,
         seconds=time.monotonic() - start,
@@ -160,7 +161,7 @@ def _task_config(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase) -> dict
         "num_fewshot": 0,
         "target_delimiter": "",  # the template's own line break is all that stands between question and answer
         "doc_to_text": asked,
-        "process_results": lambda row, found: {METRIC: _grade(loaded, items[row["index"]], found, tokenizer)},
+        "process_results": lambda row, result: {METRIC: _grade(loaded, items[row["index"]], result, tokenizer)},
         "metric_list": [{"metric": METRIC, "aggregation": "mean", "higher_is_better": True}],
     }
     if task.kind == "multiple_choice":
@@ -187,7 +188,7 @@ def _grade(
     if task.kind == "loss":
         return -float(answers[0][0]) / _size(loaded, item, tokenizer, task.metric)
     if task.kind == "ifeval":
-        return int(grade.follows_instructions(item.checks or {}, answers[0]))
+        return int(ifeval.follows_instructions(item.checks or {}, answers[0]))
     score = metrics.text_score(task.metric, answers[0], item.references, task.pattern, task.tokenize)
     return int(score) if loaded.metric.binary else score
 
@@ -215,20 +216,20 @@ def _others(loaded: LoadedTask, samples: Sequence[Sample], tokenizer: PreTrained
         sizes = {name: sum(_size(loaded, i, tokenizer, name) for i in items) for name in LOSS_METRICS}
         return {f"corpus_{name}": nats / size for name, size in sizes.items()}
     if task.kind == "generate":
-        found = [metrics.extract(s.answer or "", task.pattern) or "" for s in samples]
-        whole = metrics.corpus_score(task.metric, found, [i.references for i in items], task.tokenize)
+        results = [metrics.extract(s.answer or "", task.pattern) or "" for s in samples]
+        whole = metrics.corpus_score(task.metric, results, [i.references for i in items], task.tokenize)
         return {} if whole is None else {f"corpus_{task.metric}": whole}
     return {}
 
 
-def _sample(loaded: LoadedTask, item: EvalItem, found: dict[str, Any]) -> Sample:
-    answers = found["filtered_resps"]
-    prompt = str(found["arguments"][0][0])
+def _sample(loaded: LoadedTask, item: EvalItem, results: dict[str, Any]) -> Sample:
+    answers = results["filtered_resps"]
+    prompt = str(results["arguments"][0][0])
     if loaded.task.kind in ("multiple_choice", "loss"):
         values = tuple(float(value) for value, _ in answers)
         chosen = metrics.pick(values, item.choices, loaded.task.metric) if item.choices else None
-        return Sample(item.line, prompt, item.reference, None, values, chosen, found[METRIC])
-    return Sample(item.line, prompt, item.reference, answers[0], None, None, found[METRIC])
+        return Sample(item.line, prompt, item.reference, None, values, chosen, results[METRIC])
+    return Sample(item.line, prompt, item.reference, answers[0], None, None, results[METRIC])
 
 
 @contextmanager

@@ -89,5 +89,5 @@ def _load(task: EvalTask) -> LoadedTask:
         return LoadedTask(task, items, sha256_file(Path(task.path)), METRICS[task.metric], unusable)
     from cofitune.evaluation.harness.tasks import load_harness
 
-    found = load_harness(task)
-    return LoadedTask(task, found.items, found.sha256, found.metric, harness=found.tasks)
+    result = load_harness(task)
+    return LoadedTask(task, result.items, result.sha256, result.metric, harness=result.tasks)

@@ -96,13 +96,15 @@ def serve() -> None:
     first = this_rank().rank == 0
     runner = TrialRunner(Console(quiet=not first))
     line = _Line() if first else None  # only now: who is called takes the worker for ready
-    while (told := runner.broadcast(line.next() if line else None)) is not None:
-        _speak_into(Path(told["folder"]) / "trial.log")
-        config = load_config(Path(told["config"]))
-        if told["do"] == "measure":
+    while (message := runner.broadcast(line.next() if line else None)) is not None:
+        _speak_into(Path(message["folder"]) / "trial.log")
+        config = load_config(Path(message["config"]))
+        if message["do"] == "measure":
             answer = asdict(runner.measure(config))
         else:
-            request = TrialRequest(told["id"], config, Path(told["folder"]), told["train"], told["stop_step"])
+            request = TrialRequest(
+                message["id"], config, Path(message["folder"]), message["train"], message["stop_step"]
+            )
             answer = runner.run(request)
         if line:
             line.answer(answer)
@@ -179,10 +181,10 @@ class _Worker:
             line, _ = self._server.accept()
             line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # a host that is gone hangs up, too
             self._line = line
-            said: bytes | None = None
+            output: bytes | None = None
             with suppress(OSError):
-                said = self._read(SECONDS_TO_SAY_WHO)
-            if not secrets.compare_digest(said or b"", json.dumps(self._password).encode()):
+                output = self._read(SECONDS_TO_SAY_WHO)
+            if not secrets.compare_digest(output or b"", json.dumps(self._password).encode()):
                 self._line.close()  # someone else's call
                 self._line, self._unread = None, b""
         self._server.close()
@@ -210,8 +212,8 @@ class _Worker:
             file.write(self._said.read())
         if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
             return f"was killed from outside, as the system does when the machine's memory is full ({log})"
-        said = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        return f"{said[-1].strip() if said else 'no word'} (exit {code}; {log})"
+        output = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        return f"{output[-1].strip() if output else 'no word'} (exit {code}; {log})"
 
     def end(self) -> None:
         """Hang up, which ends an idle worker, and tell a busy one to end."""

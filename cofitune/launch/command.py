@@ -55,8 +55,8 @@ def start_proxy(config: Config, path: Path) -> None:
                 process.kill()
             raise
     if code:
-        said = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        raise UserError(f"search.proxy: {said[-1].strip() if said else 'no word'} (exit {code}; {log})")
+        output = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        raise UserError(f"search.proxy: {output[-1].strip() if output else 'no word'} (exit {code}; {log})")
     place.unlink()
     log.unlink()
 
@@ -93,6 +93,6 @@ def run_command(arguments: Sequence[str], log: Path, ranks: Ranks, grace: int = 
             raise
     if not code:
         return None
-    said = log.read_bytes()[begins:].decode("utf-8", errors="replace").splitlines()
-    last = next((line.strip() for line in reversed(said) if line.strip()), "no word")
+    output = log.read_bytes()[begins:].decode("utf-8", errors="replace").splitlines()
+    last = next((line.strip() for line in reversed(output) if line.strip()), "no word")
     return f"{last} (exit {code}; {log})"

@@ -35,10 +35,10 @@ def tell_failures(failures: Mapping[int, ProcessFailure]) -> int:
     own = {rank: f for rank, f in failures.items() if not _ended_by_another(f, began)} or failures
     mistakes = {rank: f for rank, f in own.items() if f.exitcode == USER_ERROR}
     first = sorted((mistakes or own).items(), key=lambda item: (item[1].timestamp, item[0]))
-    told: dict[str, list[int]] = {}
+    messages: dict[str, list[int]] = {}
     for rank, failure in first:
-        told.setdefault(_words(failure), []).append(rank)
-    for text, ranks in told.items():
+        messages.setdefault(_words(failure), []).append(rank)
+    for text, ranks in messages.items():
         who = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
         where = f" on {os.environ[PARENT]}" if os.environ.get(PARENT) else ""
         lead = "" if mistakes and 0 in ranks else f"{who}{where}:" + ("\n" if "\n" in text else " ")

@@ -83,11 +83,11 @@ def read_hostfile(path: Path) -> list[Host]:
     problems = []
     for number, line in enumerate(lines, start=1):
         text = line.partition("#")[0].strip()
-        found = re.fullmatch(r"([^\s-]\S*)\s+slots=(\d+)", text)  # ssh would take a leading dash as an option
-        if found and int(found[2]) > 0 and found[1] not in hosts:
-            hosts[found[1]] = Host(found[1], int(found[2]))
-        elif found and found[1] in hosts:
-            problems.append(f"{path}:{number}: {found[1]} is named twice; add its slots up in one line")
+        result = re.fullmatch(r"([^\s-]\S*)\s+slots=(\d+)", text)  # ssh would take a leading dash as an option
+        if result and int(result[2]) > 0 and result[1] not in hosts:
+            hosts[result[1]] = Host(result[1], int(result[2]))
+        elif result and result[1] in hosts:
+            problems.append(f"{path}:{number}: {result[1]} is named twice; add its slots up in one line")
         elif text:
             problems.append(f"{path}:{number}: '{text}' is not `NAME slots=N`, N a whole number of ranks from 1")
     if not problems and not hosts:

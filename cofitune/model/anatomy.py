@@ -183,9 +183,9 @@ def _check_shapes(model: PreTrainedModel, anatomy: Anatomy) -> None:
             parts = layout.parts(module)
             expected = (anatomy.num_rows_of_tensor(module), width.get(module, anatomy.hidden_size))
             name = f"{layout.layers}.{layer}.{layout.modules[module]}.weight"
-            found = anatomy.shapes[name]
-            if (found[::-1] if layout.transposed else found) != expected and not problem:
-                problem = f"{name} should then hold {' + '.join(parts)} as {list(expected)}, and is {list(found)}"
+            result = anatomy.shapes[name]
+            if (result[::-1] if layout.transposed else result) != expected and not problem:
+                problem = f"{name} should then hold {' + '.join(parts)} as {list(expected)}, and is {list(result)}"
     if problem:
         raise UserError(
             f"model type {anatomy.model_type} looks like a layout that cofitune knows, with {sizes}, but {problem}. "

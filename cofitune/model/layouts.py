@@ -116,7 +116,7 @@ def expand_modules(names: Iterable[str], available: tuple[str, ...] = MODULES) -
         RegionError: a name is neither a module nor a group, or the model has no such module.
     """
     known = [*MODULES, *GROUPS]
-    wanted: set[str] = set()
+    requested: set[str] = set()
     for name in names:
         if name not in known:
             raise RegionError(
@@ -125,5 +125,5 @@ def expand_modules(names: Iterable[str], available: tuple[str, ...] = MODULES) -
             )
         if name in MODULES and name not in available:
             raise RegionError(f"this model has no '{name}' (its modules: {', '.join(available)})")
-        wanted.update(GROUPS.get(name, (name,)))
-    return tuple(m for m in available if m in wanted)
+        requested.update(GROUPS.get(name, (name,)))
+    return tuple(m for m in available if m in requested)

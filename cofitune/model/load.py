@@ -44,7 +44,7 @@ def load_model(
     """
     logging.disable_progress_bar()  # each command has a bar of its own
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        model, result = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=dtype,
             attn_implementation=None if attn_implementation == "auto" else attn_implementation,
@@ -55,7 +55,7 @@ def load_model(
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(f"model.name: {name} cannot be loaded: {_first_line(error)}") from error
-    missing = sorted(found["missing_keys"])
+    missing = sorted(result["missing_keys"])
     if missing:
         raise _lacking(name, missing)
     return model

@@ -62,8 +62,8 @@ def missing_paths(modules: dict[str, nn.Module], layout: Layout) -> str:
 def how_to_describe(model: PreTrainedModel) -> str:
     """The section `model.anatomy` that the user would have to write, filled in as far as names tell, and what to fill
     it with."""
-    found = _linear_modules(model)
-    layers, paths = found if found else ("…", {})
+    result = _linear_modules(model)
+    layers, paths = result if result else ("…", {})
     by_name = {path.rsplit(".", 1)[-1]: path for path in paths}
     lines = [f"      {module}: {by_name.get(module, '…')}" for module in MODULES]
     lines[MODULES.index("gate_proj")] += "  # leave it out where the FFN has no gate"
@@ -86,11 +86,11 @@ def how_to_describe(model: PreTrainedModel) -> str:
 
 def what_is_there(model: PreTrainedModel) -> str:
     """The linear modules of the model's first layer, with their shapes."""
-    found = _linear_modules(model)
-    if found is None:
+    result = _linear_modules(model)
+    if result is None:
         return "it has no list of layers with linear modules"
-    told = ", ".join(f"{path} {list(shape)}" for path, shape in found[1].items())
-    return f"a layer of '{found[0]}' holds these linear modules, [out, in]: {told}"
+    message = ", ".join(f"{path} {list(shape)}" for path, shape in result[1].items())
+    return f"a layer of '{result[0]}' holds these linear modules, [out, in]: {message}"
 
 
 def names_in_files(model: PreTrainedModel) -> dict[str, str]:

@@ -153,7 +153,7 @@ def match_region(pattern: str, anatomy: Anatomy) -> Region:
             f"{', '.join(list(anatomy.shapes)[:3])}, …)"
         )
     in_layer = re.compile(re.escape(anatomy.layout.layers) + r"\.(\d+)\.")
-    layers = tuple(sorted({int(found[1]) for name in names if (found := in_layer.match(name))}))
+    layers = tuple(sorted({int(result[1]) for name in names if (result := in_layer.match(name))}))
     touched = {m for layer in layers for m in anatomy.modules if set(anatomy.parameter_names(layer, m)) & set(names)}
     outside = {name for name in names if not in_layer.match(name)}
     # only an untied head is known to lie above all layers; anything else outside them may feed the lowest

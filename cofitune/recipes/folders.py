@@ -122,9 +122,9 @@ def train_folder(path: str) -> Path | None:
     return next((f for f in folders if (f / "manifest.json").is_file() and f.name == "train"), None)
 
 
-def no_run(wanted: EvalModel) -> UserError:
+def no_run(requested: EvalModel) -> UserError:
     """What is wrong with an alpha of what is no trained run."""
     return UserError(
-        f"eval.models: {wanted.path} at alpha {wanted.alpha}: only a run whose training has finished "
+        f"eval.models: {requested.path} at alpha {requested.alpha}: only a run whose training has finished "
         "(train/manifest.json) has a base to go back to"
     )

@@ -105,7 +105,7 @@ class VllmGenerator:
         from vllm import SamplingParams
 
         first = sampling.seed + SEEDS_A_RUN * (number + 1)
-        wanted = [
+        requested = [
             SamplingParams(
                 max_tokens=sampling.max_new_tokens,
                 temperature=sampling.temperature,
@@ -117,7 +117,9 @@ class VllmGenerator:
             for place in range(len(prompts))
         ]
         asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        return [cut(out.outputs[0].token_ids, self._ends) for out in self._llm.generate(asked, wanted, use_tqdm=False)]
+        return [
+            cut(out.outputs[0].token_ids, self._ends) for out in self._llm.generate(asked, requested, use_tqdm=False)
+        ]
 
 
 def cut(ids: Sequence[int], ends: Sequence[int]) -> Answer:

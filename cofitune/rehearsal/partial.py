@@ -79,13 +79,13 @@ class Partial:
         Raises:
             ArtifactError: its file is damaged.
         """
-        found = read_tensors(self._path(stage, number), "batch of answers")
+        result = read_tensors(self._path(stage, number), "batch of answers")
         answers, start = [], 0
-        for length, ended in zip(found["lengths"].tolist(), found["ended"].tolist(), strict=True):
-            answers.append(Answer(tuple(found["ids"][start : start + length].tolist()), bool(ended)))
+        for length, ended in zip(result["lengths"].tolist(), result["ended"].tolist(), strict=True):
+            answers.append(Answer(tuple(result["ids"][start : start + length].tolist()), bool(ended)))
             start += length
-        top_k = TopK(found["indices"], found["log_probs"], found["rest"])
-        return AnsweredBatch(tuple(answers), top_k, found["token_log_probs"])
+        top_k = TopK(result["indices"], result["log_probs"], result["rest"])
+        return AnsweredBatch(tuple(answers), top_k, result["token_log_probs"])
 
     def done(self, stage: str, numbers: Sequence[int]) -> int:
         """How many of these batches were answered."""

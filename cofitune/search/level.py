@@ -115,8 +115,8 @@ class LevelRunner:
                     self._on_trial(results[job.id], True)
         for again in (False, True):
             missing = [job for job in jobs if self._store.at(job.id, stop_step) is None]
-            wanted = [job for job in missing if bool(self._store.failures(job.id)) == again]
-            self._run([replace(job, stop_step=stop_step) for job in wanted], results)
+            requested = [job for job in missing if bool(self._store.failures(job.id)) == again]
+            self._run([replace(job, stop_step=stop_step) for job in requested], results)
 
     def _run(self, jobs: Sequence[Job], results: dict[str, Trial]) -> None:
         """TrialRequest as many at once as the budget has room for, until all have ended or it has none."""

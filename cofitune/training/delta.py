@@ -85,10 +85,10 @@ def read_delta(folder: Path, base_fingerprint: str) -> Delta:
             f"{str(manifest.get('base_fingerprint'))[:12]}; the model here has {base_fingerprint[:12]})"
         )
     tensors = read_tensors(path, "delta")
-    found = sha256_file(path)
-    if manifest.get("delta_sha256") != found:
+    result = sha256_file(path)
+    if manifest.get("delta_sha256") != result:
         raise ArtifactError(f"{path}: its bytes are not those that the manifest names; train again")
-    return Delta(tensors, manifest, found)
+    return Delta(tensors, manifest, result)
 
 
 def interpolate(base: Tensor, trained: Tensor, alpha: float) -> Tensor:

@@ -126,8 +126,8 @@ def start_engine(model: nn.Module, settings: EngineSettings) -> Any:
             lr_scheduler=schedule,
         )
     except ValidationError as error:  # DeepSpeed's own check of its config
-        told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise UserError(f"deepspeed.raw: DeepSpeed refuses it: {told}") from error
+        message = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise UserError(f"deepspeed.raw: DeepSpeed refuses it: {message}") from error
     return engine
 
 
@@ -164,13 +164,13 @@ def meeting() -> Iterator[None]:
         yield
     except torch.distributed.DistNetworkError as error:
         address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
-        said = str(error).splitlines()[0]
-        if "EADDRINUSE" in said:
+        output = str(error).splitlines()[0]
+        if "EADDRINUSE" in output:
             raise UserError(
                 f"MASTER_PORT {port} on {address} is taken by another process: export another MASTER_PORT (torchrun: "
                 "--master-port, or --standalone on one machine)"
             ) from error
-        raise UserError(f"rank 0 is not to be found at MASTER_ADDR {address}, MASTER_PORT {port}: {said}") from error
+        raise UserError(f"rank 0 is not to be found at MASTER_ADDR {address}, MASTER_PORT {port}: {output}") from error
 
 
 def checkpoint_layers(model: Any, layers: str, first_trained: int) -> None:

@@ -55,9 +55,9 @@ def ways_out(run: Footprint, on_gpu: bool) -> list[str]:
     length, sharing = run.max_length // 2, settings.accumulation % 2 == 0
     ways: list[tuple[str, Footprint]] = []
 
-    def way(told: str, possible: bool, *, then: Footprint | None = None, **changed: object) -> None:
+    def way(message: str, possible: bool, *, then: Footprint | None = None, **changed: object) -> None:
         if possible:
-            ways.append((told, then or replace(run, settings=replace(settings, **changed))))  # type: ignore[arg-type]
+            ways.append((message, then or replace(run, settings=replace(settings, **changed))))  # type: ignore[arg-type]
 
     way(
         f"train.per_device_train_batch_size: {less} with train.gradient_accumulation_steps: {more} (the same training)",
@@ -92,8 +92,8 @@ def ways_out(run: Footprint, on_gpu: bool) -> list[str]:
         settings.zero_stage == 3,
         then=replace(run, world_size=2 * run.world_size),
     )
-    saved = [(told, run.memory.device - then.memory.device) for told, then in ways]
-    return [f"{told}: about {gib(b)} less" for told, b in saved if b > WORTH_SAYING * run.memory.device]
+    saved = [(message, run.memory.device - then.memory.device) for message, then in ways]
+    return [f"{message}: about {gib(b)} less" for message, b in saved if b > WORTH_SAYING * run.memory.device]
 
 
 def ways_out_of_host(run: Footprint) -> list[str]:
@@ -118,7 +118,7 @@ def explaining_out_of_memory(run: Footprint) -> Iterator[None]:
         UserError: memory ran out inside.
     """
 
-    def explain(error: Exception, said: str) -> str:
+    def explain(error: Exception, output: str) -> str:
         on_gpu = isinstance(error, torch.OutOfMemoryError) or any(w in str(error) for w in GPU_WORDS)
         memory = run.memory
         if torch.cuda.is_available() and not on_gpu:
@@ -127,7 +127,7 @@ def explaining_out_of_memory(run: Footprint) -> Iterator[None]:
         else:
             ways, takes = ways_out(run, on_gpu), f"{gib(memory.device)} a rank"
         return (
-            f"out of memory on the {'GPU' if on_gpu else 'host'}: {said}\n"
+            f"out of memory on the {'GPU' if on_gpu else 'host'}: {output}\n"
             f"this run was estimated to take {takes}; what would take less:\n"
             + "\n".join(f"  - {way}" for way in ways or ["a machine with more memory: no setting would help much"])
         )
@@ -148,8 +148,8 @@ def telling_out_of_memory(explain: Callable[[Exception, str], str]) -> Iterator[
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
-        said = (str(error).strip().splitlines() or ["MemoryError"])[0].strip()
-        raise UserError(explain(error, said)) from error
+        output = (str(error).strip().splitlines() or ["MemoryError"])[0].strip()
+        raise UserError(explain(error, output)) from error
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

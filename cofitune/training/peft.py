@@ -61,8 +61,8 @@ class AdapterPlan:
     def as_dict(self) -> dict[str, Any]:
         """What a manifest says of it."""
         settings = ("r", "alpha", "dropout") if self.kind == "lora" else ("kept",)
-        found = asdict(self)
-        return {"kind": self.kind, "modules": list(self.paths), **{name: found[name] for name in settings}}
+        result = asdict(self)
+        return {"kind": self.kind, "modules": list(self.paths), **{name: result[name] for name in settings}}
 
 
 def plan_adapter(
@@ -130,7 +130,7 @@ def merged_weights(model: nn.Module, plan: AdapterPlan) -> dict[str, Tensor]:
     the tensors, others nothing.
     """
     keep = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
-    found = {}
+    results = {}
     for name, module in _carriers(model, plan).items():
         with ExitStack() as whole, torch.no_grad():
             for parameter in module.parameters():
@@ -138,8 +138,8 @@ def merged_weights(model: nn.Module, plan: AdapterPlan) -> dict[str, Tensor]:
             if keep:
                 weight = module.base_layer.weight
                 merged = weight.float() + module.get_delta_weight(NAME).float()
-                found[name] = merged.to(weight.dtype).cpu().contiguous()
-    return found
+                results[name] = merged.to(weight.dtype).cpu().contiguous()
+    return results
 
 
 def write_adapter(folder: Path, model: nn.Module, plan: AdapterPlan, base: str) -> None:

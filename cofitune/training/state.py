@@ -77,12 +77,12 @@ def newest_whole(folder: Path, tell: Callable[[str], None]) -> Checkpoint | None
     """
     for path in checkpoint_folders(folder):
         try:
-            found = read_checkpoint(path)
-            _check_files(found)
+            result = read_checkpoint(path)
+            _check_files(result)
         except ArtifactError as error:
             tell(f"damaged, so the checkpoint before it is looked for: {error}")
             continue
-        return found
+        return result
     return None
 
 
@@ -125,10 +125,10 @@ def load_state(engine: Any, checkpoint: Checkpoint | None) -> int:
     Returns:
         The optimizer steps that are done.
     """
-    found = run_on_rank_zero(lambda: (checkpoint.step, _read_random(checkpoint)) if checkpoint else None)
-    if found is None:
+    result = run_on_rank_zero(lambda: (checkpoint.step, _read_random(checkpoint)) if checkpoint else None)
+    if result is None:
         return 0
-    step, states = found
+    step, states = result
     init_adam_state(engine, step)
     local = _local_shards(engine)
     for name, parameter in _trained(engine):
@@ -152,11 +152,11 @@ def _trained(engine: Any) -> list[tuple[str, torch.nn.Parameter]]:
 
 
 def _local_shards(engine: Any) -> dict[str, list[tuple[Flat, Any]]]:
-    found: dict[str, list[tuple[Flat, Any]]] = {}
+    results: dict[str, list[tuple[Flat, Any]]] = {}
     for flat in flats(engine):
         for shard in flat.shards:
-            found.setdefault(shard.name, []).append((flat, shard))
-    return found
+            results.setdefault(shard.name, []).append((flat, shard))
+    return results
 
 
 def _tensor_of(engine: Any, flat: Flat, kind: str) -> Tensor:
@@ -229,9 +229,9 @@ def _put_in_place(temporary: Path, target: Path) -> None:
 
 def _drop_old(folder: Path, step: int, keep_last: int) -> None:
     """Keep the newest `keep_last` up to `step`; later ones are damaged and were passed over."""
-    found = checkpoint_folders(folder)
-    keep = [path for path in found if _step_of(path) <= step][:keep_last]
-    for path in found:
+    result = checkpoint_folders(folder)
+    keep = [path for path in result if _step_of(path) <= step][:keep_last]
+    for path in result:
         if path not in keep:
             path.rename(folder / f".{path.name}.tmp")  # half a folder must not be taken for a checkpoint
     for path in folder.glob(".step-*.tmp"):  # and what killed processes left

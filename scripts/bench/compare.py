@@ -200,7 +200,7 @@ def write_results(arguments: argparse.Namespace, asking: float) -> None:
         console.print(table)
     for line in sentences(content):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    said = "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")
+    output = "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")
     machine = f"{os.cpu_count()} CPU cores, torch {torch.__version__}, threads: {torch.get_num_threads()}"
     if torch.cuda.is_available():
         machine = f"{torch.cuda.get_device_name()}, {machine}"
@@ -215,7 +215,7 @@ def write_results(arguments: argparse.Namespace, asking: float) -> None:
         f"# Rivals at matched speciality, on {arguments.speciality}\n\n`{arguments.command}`\n\n"
         f"{label}SmolLM2-135M-Instruct (4-bit GGUF, dequantised to fp32) learns {arguments.speciality} items for "
         f"{arguments.steps} steps of 8 items by each method of configs/methods/ (`l2` with λ = {pull(arguments):g}); "
-        f"{items} test items. The base is every method's alpha 0.\n\n```text\n{said}\n```\n\n"
+        f"{items} test items. The base is every method's alpha 0.\n\n```text\n{output}\n```\n\n"
         f"![frontiers]({name}.png)\n\n{machine}. Trainings: {took['train']:.0f} min; answers: "
         f"{took['evaluate']:.0f} min, starting included"
         + (f"; up to {arguments.at_once} runs at once.\n" if arguments.at_once > 1 else ".\n")

@@ -167,9 +167,9 @@ def verdicts(runs: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def line(what: str, most: float, found: float) -> str:
+def line(what: str, most: float, result: float) -> str:
     """One target."""
-    return f"| {what} | {most:g} | {found:.3g} | {'met' if found <= most else '**missed**'} |"
+    return f"| {what} | {most:g} | {result:.3g} | {'met' if result <= most else '**missed**'} |"
 
 
 if __name__ == "__main__":

@@ -176,12 +176,12 @@ def hand_on(grid: Path, tree: Path) -> None:
 def second_seed(arguments: argparse.Namespace, hours_left: Any) -> None:
     """Train the grid's best regions with another seed, as its trials are; one that is stored is not made again."""
     config = load_config(write_config(arguments, "seed2", GRID, SEEDS[1]))
-    made = make_plan(config)
-    made.folder.mkdir(parents=True, exist_ok=True)
-    store = open_store(made.folder, made.identity)
+    plan = make_plan(config)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    store = open_store(plan.folder, plan.identity)
     regions = [region_from_dict(t["region"]) for t in read_grid(arguments.work / "grid").trials[:BEST]]
     with local_executor(Ranks(1, (), ("--num-processes", "1"))) as execute:
-        trials = Trials(config, made, store, execute)
+        trials = Trials(config, plan, store, execute)
         trials.score_base()
         for region in regions:
             name = store.id_of(region)
@@ -228,14 +228,14 @@ def write_results(arguments: argparse.Namespace) -> None:
         for t in map(json.loads, lines_of(arguments.work / "seed2" / "search" / "trials.jsonl"))
         if t["status"] == "done" and t["region"]
     }
-    found = {name: read_search(arguments.work / name) for name in TARGETS}
+    results = {name: read_search(arguments.work / name) for name in TARGETS}
     tied = [t for t in grid.trials[1:] if t["to_winner"] and t["to_winner"]["tied"]]
     text = "\n\n".join(
-        [head(arguments, grid), words(grid, found, tied, again), searches(grid, found), table(grid, again)]
+        [head(arguments, grid), words(grid, results, tied, again), searches(grid, results), table(grid, again)]
     )
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "grid.md").write_text(text + "\n")
-    numbers = {"grid": vars(grid), "searches": found, "seed2": again}
+    numbers = {"grid": vars(grid), "searches": results, "seed2": again}
     (arguments.out / "grid.json").write_text(json.dumps(numbers, indent=1) + "\n")
     print(text)
 
@@ -285,7 +285,7 @@ law items (squad_match); versatility: {items} items of arc_easy, {items} of piqa
 The grid's {len(grid.trials)} trials took {grid.seconds / 60:.0f} minutes: {shares}."""
 
 
-def words(grid: Grid, found: dict[str, Any], tied: Sequence[Any], again: dict[str, float]) -> str:
+def words(grid: Grid, results: dict[str, Any], tied: Sequence[Any], again: dict[str, float]) -> str:
     """What it says, in sentences."""
     best = grid.trials[0]
     lines = [
@@ -303,20 +303,24 @@ def words(grid: Grid, found: dict[str, Any], tied: Sequence[Any], again: dict[st
     if len(grid.trials) > 2:
         correlation = rank_correlation([t["num_trained"] for t in grid.trials], [t["unified"] for t in grid.trials])
         lines.append(f"- Rank correlation of the score with the number of trained weights: {correlation:+.2f}.")
-    fast = found["fast"]
+    fast = results["fast"]
     if fast and fast["proxy"] and len(grid.trials) > 2:
         gradients = statistics_from_json(fast["proxy"], "proxy.json")
         guesses = [gradients.proxy_score(region_from_dict(t["region"]), 0.5) for t in grid.trials]
         correlation = rank_correlation(guesses, [t["unified"] for t in grid.trials])
-        told = f"- Rank correlation of the proxy with the scores of all {len(grid.trials)} regions: {correlation:+.2f}"
+        message = (
+            f"- Rank correlation of the proxy with the scores of all {len(grid.trials)} regions: {correlation:+.2f}"
+        )
         own = fast["proxy_correlation"]
         lines.append(
-            f"{told}." if own is None else f"{told}; with those of the fast search's own finished trials: {own:+.2f}."
+            f"{message}."
+            if own is None
+            else f"{message}; with those of the fast search's own finished trials: {own:+.2f}."
         )
     return "## In words\n\n" + "\n".join(lines)
 
 
-def searches(grid: Grid, found: dict[str, Any]) -> str:
+def searches(grid: Grid, results: dict[str, Any]) -> str:
     """What each search found, and for how much of the grid's seconds."""
     rows = [
         "## The searches",
@@ -329,7 +333,7 @@ def searches(grid: Grid, found: dict[str, Any]) -> str:
         " steps | of its evaluations | of its seconds | at most | |",
         "|" + "---|" * 12,
     ]
-    for name, one in found.items():
+    for name, one in results.items():
         if one is None:
             rows.append(f"| {name} | not run yet | | | | | | | | | {TARGETS[name]:.0%} | |")
             continue
@@ -344,7 +348,7 @@ def searches(grid: Grid, found: dict[str, Any]) -> str:
             f"{grid.rank(winner['id']) or '-'} of {len(grid.trials)} | {steps:.1%} | "
             f"{evaluations:.1%} | {share:.1%} | {TARGETS[name]:.0%} | {verdict} |"
         )
-    if fast := found["fast"]:
+    if fast := results["fast"]:
         trials, proxy = (fast[part] / grid.seconds for part in ("seconds", "proxy_seconds"))
         rows += [
             "",
@@ -367,11 +371,11 @@ def table(grid: Grid, again: dict[str, float]) -> str:
     for t in grid.trials:
         region: Region = region_from_dict(t["region"])
         behind = t["to_winner"]
-        told = f"{behind['value']:+.1f} ({behind['low']:+.1f} … {behind['high']:+.1f})" if behind else ""
+        message = f"{behind['value']:+.1f} ({behind['low']:+.1f} … {behind['high']:+.1f})" if behind else ""
         second = again.get(json.dumps(t["region"]))
         scores = " | ".join(f"{t[name]:.1f}" for name in ("speciality", "versatility", "unified"))
         rows.append(
-            f"| {region_text(region)} | {t['num_trained'] / 1e6:.1f} M | {scores} | {told} | "
+            f"| {region_text(region)} | {t['num_trained'] / 1e6:.1f} M | {scores} | {message} | "
             f"{'' if second is None else f'{second:.1f}'} | {t['seconds']:.0f} |"
         )
     return "\n".join(rows)

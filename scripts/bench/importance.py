@@ -90,10 +90,10 @@ def prepare(given: argparse.Namespace) -> tuple[dict[str, Turn], dict[str, Any]]
 
 def count(turn: Turn) -> int:
     """Floating-point operations of one turn."""
-    found: dict[str, Any] = {}
-    with counted(found):
+    results: dict[str, Any] = {}
+    with counted(results):
         turn()
-    return int(found["flops"])
+    return int(results["flops"])
 
 
 def timed(turn: Turn) -> float:

@@ -109,11 +109,11 @@ def live_and_die(config: Path, output: Path, draw: random.Random, resumed_from: 
     reached = len(records(output / "train"))
     checkpoints = output / "train" / "checkpoints"
     torn = any(checkpoints.glob(".step-*.tmp"))
-    newest = newest_whole(checkpoints, lambda told: problems.append(f"after step {reached}: {told}"))
-    found = newest.step if newest else 0
-    if found < (reached - 1) // SAVE_STEPS * SAVE_STEPS:
-        problems.append(f"killed after step {reached}, and the newest of {checkpoint_folders(checkpoints)} is {found}")
-    return Kill(victim, reached, found, torn)
+    newest = newest_whole(checkpoints, lambda message: problems.append(f"after step {reached}: {message}"))
+    result = newest.step if newest else 0
+    if result < (reached - 1) // SAVE_STEPS * SAVE_STEPS:
+        problems.append(f"killed after step {reached}, and the newest of {checkpoint_folders(checkpoints)} is {result}")
+    return Kill(victim, reached, result, torn)
 
 
 def finish(config: Path, output: Path) -> None:

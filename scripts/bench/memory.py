@@ -125,12 +125,12 @@ def _watch(command: list[str], environment: dict[str, str], log: Path) -> tuple[
 
 def _tree(pid: int) -> list[int]:
     """A process and all below it."""
-    found = [pid]
-    for parent in found:
+    results = [pid]
+    for parent in results:
         with suppress(OSError):
             for task in Path(f"/proc/{parent}/task").iterdir():
-                found += [int(child) for child in (task / "children").read_text().split()]
-    return found
+                results += [int(child) for child in (task / "children").read_text().split()]
+    return results
 
 
 def _proportional_anonymous(pid: int) -> int:

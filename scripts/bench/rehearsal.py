@@ -63,26 +63,26 @@ def parse() -> argparse.Namespace:
 
 def measure_steps(config: Config, rounds: int) -> dict[str, dict[str, Any]]:
     """FLOPs, seconds and tokens of a step's forward and backward passes; the kinds take turns."""
-    wanted = config.train.rehearsal
-    if wanted is None:
+    requested = config.train.rehearsal
+    if requested is None:
         raise SystemExit("the run was trained without rehearsal")
-    kl = config.train.model_copy(update={"rehearsal": wanted.model_copy(update={"loss": "kl"})})
+    kl = config.train.model_copy(update={"rehearsal": requested.model_copy(update={"loss": "kl"})})
     plan = plan_training(config.model_copy(update={"train": kl}), 1)
     model = load_base(config.model)
     freeze_outside(model, set(plan.trained))
     batches = [step_batches(plan, config.train.seed, number) for number in range(rounds + 1)]
-    found: dict[str, dict[str, Any]] = {kind: {"seconds": []} for kind in KINDS}
+    results: dict[str, dict[str, Any]] = {kind: {"seconds": []} for kind in KINDS}
     for number, step in enumerate(batches):
         for kind in KINDS:
             with FlopCounterMode(display=False) if number == 0 else _Timer() as measured:
                 take(model, plan, step, kind)
             if isinstance(measured, FlopCounterMode):
-                found[kind]["flops"] = measured.get_total_flops()
+                results[kind]["flops"] = measured.get_total_flops()
                 used = step if kind != "none" else step[: plan.steps.accumulation]
-                found[kind]["tokens"] = sum(int(b["attention_mask"].sum()) for b in used)
+                results[kind]["tokens"] = sum(int(b["attention_mask"].sum()) for b in used)
             else:
-                found[kind]["seconds"].append(measured.seconds)
-    return found
+                results[kind]["seconds"].append(measured.seconds)
+    return results
 
 
 def step_batches(plan: TrainPlan, seed: int, number: int) -> list[Batch]:
@@ -141,10 +141,10 @@ def write_results(
     """One page and all figures."""
     none = steps["none"]
     rows = [
-        f"| {kind} | {found['tokens']:,} | {found['flops'] / 1e9:,.0f} | {found['flops'] / none['flops']:.2f} | "
-        f"{statistics.median(found['seconds']):.2f} | "
-        f"{statistics.median(found['seconds']) / statistics.median(none['seconds']):.2f} |"
-        for kind, found in steps.items()
+        f"| {kind} | {result['tokens']:,} | {result['flops'] / 1e9:,.0f} | {result['flops'] / none['flops']:.2f} | "
+        f"{statistics.median(result['seconds']):.2f} | "
+        f"{statistics.median(result['seconds']) / statistics.median(none['seconds']):.2f} |"
+        for kind, result in steps.items()
     ]
     whole = divergence["all"]
     classes = [

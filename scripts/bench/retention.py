@@ -183,7 +183,7 @@ def write_results(arguments: argparse.Namespace) -> None:
     for level in content["matched"]:
         console.print(matched_table(level, content["reference"]))
         console.print(apart_table(level, content["reference"]))
-    said = "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")
+    output = "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")
     machine = f"{os.cpu_count()} CPU cores, torch {torch.__version__}, threads: {torch.get_num_threads()}"
     if torch.cuda.is_available():
         machine = f"{torch.cuda.get_device_name()}, {machine}"
@@ -201,7 +201,7 @@ def write_results(arguments: argparse.Namespace) -> None:
         f"{rehearsal['unfinished']:,} of them cut at {arguments.max_new_tokens}). Training seeds: "
         f"{', '.join(map(str, seeds))}. No rehearsed prompt "
         "shares 13 words in a row with a test item (checked by `cofitune rehearse`).\n\n"
-        f"{' '.join(findings(content))}\n\n```text\n{said}\n```\n\n"
+        f"{' '.join(findings(content))}\n\n```text\n{output}\n```\n\n"
         f"![frontiers]({name}.png)\n\n{machine}. Trainings: {took['train']:.0f} min; answers: "
         f"{took['evaluate']:.0f} min, starting included.\n"
     )
@@ -240,9 +240,9 @@ def findings(content: dict[str, Any]) -> Iterator[str]:
             against = [row.get(f"{score}_against_reference") for score in ("versatility", "instruct")]
             if all(a and a["low"] is not None and a["low"] > 0 for a in against):
                 ahead.append(method)
-        told = ", ".join(ahead) if ahead else "no arm"
+        arms = ", ".join(ahead) if ahead else "no arm"
         yield (
-            f"At a speciality of {level['speciality']:.1f}, {told} {'are' if len(ahead) > 1 else 'is'} ahead of full "
+            f"At a speciality of {level['speciality']:.1f}, {arms} {'are' if len(ahead) > 1 else 'is'} ahead of full "
             "fine-tuning in versatility and in instruction following with intervals that leave out 0."
         )
 
@@ -282,10 +282,10 @@ def apart_table(level: dict[str, Any], reference: str) -> Table:
     return table
 
 
-def _change(found: dict[str, Any]) -> str:
-    if found["low"] is None:
-        return f"{found['value']:+.1f} (no interval)"
-    return f"{found['value']:+.1f} ({found['low']:+.1f} to {found['high']:+.1f})"
+def _change(results: dict[str, Any]) -> str:
+    if results["low"] is None:
+        return f"{results['value']:+.1f} (no interval)"
+    return f"{results['value']:+.1f} ({results['low']:+.1f} to {results['high']:+.1f})"
 
 
 def _about(rehearsal: dict[str, Any]) -> dict[str, Any]:

@@ -301,11 +301,11 @@ def model_flops(job: Job, plan: Any, adapt: Callable[[Any], Any]) -> int | None:
         adapted = adapt(model) or model
         ids = torch.zeros(plan.settings.micro_batch, job.random_length, dtype=torch.long)
         mask = torch.ones(len(ids), 1, job.random_length, job.random_length, dtype=torch.bool)
-        found: dict[str, Any] = {}
-        with counted(found):
+        results: dict[str, Any] = {}
+        with counted(results):
             # a mask of four dimensions is taken as it is; of none, transformers would look at the values of positions
             adapted(input_ids=ids, attention_mask=mask, use_cache=False).logits.float().sum().backward()
-    return int(found["flops"])
+    return int(results["flops"])
 
 
 def random_factors(plan: Any) -> dict[str, Any]:
@@ -348,7 +348,7 @@ def time_the_mask() -> Callable[[], float]:
 
 
 @contextmanager
-def counted(found: dict[str, Any]) -> Iterator[None]:
+def counted(result: dict[str, Any]) -> Iterator[None]:
     """Count the floating-point operations inside: every matrix product, attention included."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -367,11 +367,11 @@ def counted(found: dict[str, Any]) -> Iterator[None]:
     }
     with FlopCounterMode(display=False, custom_mapping=kernels) as counter:
         yield
-    found["flops"] = counter.get_total_flops()
+    result["flops"] = counter.get_total_flops()
 
 
 @contextmanager
-def saved(found: dict[str, Any]) -> Iterator[None]:
+def saved(result: dict[str, Any]) -> Iterator[None]:
     """Count the bytes that the forward pass keeps for the backward pass, weights left out."""
     import torch
 
@@ -386,11 +386,11 @@ def saved(found: dict[str, Any]) -> Iterator[None]:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield
-    found["saved_bytes"] = sum(kept.values())
+    result["saved_bytes"] = sum(kept.values())
 
 
 @contextmanager
-def profiled(found: dict[str, Any]) -> Iterator[None]:
+def profiled(result: dict[str, Any]) -> Iterator[None]:
     """Name the operators that take the most time inside."""
     import torch
     from torch.profiler import ProfilerActivity, profile
@@ -399,7 +399,7 @@ def profiled(found: dict[str, Any]) -> Iterator[None]:
     with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
         yield
     order = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
-    found["profile"] = profiler.key_averages().table(sort_by=order, row_limit=12, max_name_column_width=48)
+    result["profile"] = profiler.key_averages().table(sort_by=order, row_limit=12, max_name_column_width=48)
 
 
 def memory() -> int:

@@ -153,7 +153,7 @@ def _head(study: dict[str, Any], results: dict[Run, Result], store: str, others:
         + "; ".join(f"{r.title} (seed {r.seed})" for r in missing[:4]) + ("; …" if len(missing) > 4 else "") + "."
     )  # fmt: skip
     base = {n: sum(s for s, _ in study["base"][n]) / sum(t for _, t in study["base"][n]) for n in study["base"]}
-    told = ", ".join(f"{name} {loss:.3f}" for name, loss in base.items())
+    message = ", ".join(f"{name} {loss:.3f}" for name, loss in base.items())
     return f"""# What the soft mask does
 
 Made by `{_typed(study, results)}` from `{store}`, which holds every run. {state}
@@ -163,7 +163,7 @@ answers): {settings["steps"]} steps × {settings["items_a_step"]} items, cosine,
 (weight decay 0.1), SGD {settings["sgd_rate"]:g} (no momentum, no decay).
 Tested on {settings["test_items"]} law items and {settings["test_items"]} general ones (a third each of replay, math and
 user_oriented); importance from {settings["importance_items"]} other general items. Losses are nats an answer token;
-base: {told}. Only items of at most {settings["longest"]} tokens.
+base: {message}. Only items of at most {settings["longest"]} tokens.
 {study.get("machine", "CPU")}; {sum(r.seconds for r in results.values()) / 60:.0f} minutes of runs.{_ignored(others)}
 
 *uniform*: one factor, the mask's mean, for every unit of a weight, which is a smaller learning rate and nothing else.

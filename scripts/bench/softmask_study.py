@@ -122,9 +122,9 @@ def main() -> None:
     started = time.monotonic()
     torch.manual_seed(0)
     study, facts = prepare(arguments.model, arguments.data, arguments.work, settings, torch.device(arguments.device))
-    wanted = CONDITIONS + (FURTHER if arguments.further else [])
+    requested = CONDITIONS + (FURTHER if arguments.further else [])
     part, parts = arguments.part
-    missing = [run for run in wanted[part - 1 :: parts] if not _stored(arguments.store, run, facts)]
+    missing = [run for run in requested[part - 1 :: parts] if not _stored(arguments.store, run, facts)]
     for run in missing[: arguments.runs]:
         if time.monotonic() - started > arguments.hours * 3600:
             print("the time is up; call again to go on", flush=True)
@@ -135,8 +135,8 @@ def main() -> None:
             file.write(json.dumps({"run": asdict(run), "study": facts, **figures}) + "\n")
         write_report(arguments.store, report)
         last = figures["trajectory"][-1]
-        told = "  ".join(f"{name} {_mean(last[name]):.3f}" for name in study.tests)
-        print(f"{run.title:<50} seed {run.seed}  {told}  {figures['seconds']:.0f} s", flush=True)
+        message = "  ".join(f"{name} {_mean(last[name]):.3f}" for name in study.tests)
+        print(f"{run.title:<50} seed {run.seed}  {message}  {figures['seconds']:.0f} s", flush=True)
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -162,8 +162,8 @@ def prepare(
     tests = {"law": _examples(data / "law/test.jsonl", tokenizer, settings)[: settings.test_items]}
     tests |= {n: examples[:each] for n, examples in general.items()}
     apart = [e for examples in general.values() for e in examples[each : each + measured]]
-    told: dict[str, list[Example]] = {"importance": apart, **tests}
-    for what, examples in told.items():
+    messages: dict[str, list[Example]] = {"importance": apart, **tests}
+    for what, examples in messages.items():
         print(f"{what}: {len(examples)} items, {sum(len(e.input_ids) for e in examples):,} tokens", flush=True)
     pad = tokenizer.pad_token_id
     files = ("law/train.jsonl", "law/test.jsonl", *GENERAL.values())
@@ -272,15 +272,15 @@ def _batches(model: PreTrainedModel, first: int, examples: list[Example], pad: i
 @torch.no_grad()
 def _losses(model: PreTrainedModel, first: int, batches: list[Batch]) -> list[tuple[float, int]]:
     """For each item its summed loss in nats and its supervised tokens."""
-    found = []
+    results = []
     for batch in batches:
         targets = batch["labels"][:, 1:]
-        wanted = (targets != IGNORED).any(dim=0).nonzero().flatten()
-        logits = FromLayer(model, first)(batch["input_ids"], batch["attention_mask"], wanted).logits
-        losses = cross_entropy(logits.transpose(1, 2), targets[:, wanted], ignore_index=IGNORED, reduction="none")
+        requested = (targets != IGNORED).any(dim=0).nonzero().flatten()
+        logits = FromLayer(model, first)(batch["input_ids"], batch["attention_mask"], requested).logits
+        losses = cross_entropy(logits.transpose(1, 2), targets[:, requested], ignore_index=IGNORED, reduction="none")
         counts = (targets != IGNORED).sum(dim=1)
-        found += [(round(float(s), 5), int(n)) for s, n in zip(losses.sum(dim=1), counts, strict=True)]
-    return found
+        results += [(round(float(s), 5), int(n)) for s, n in zip(losses.sum(dim=1), counts, strict=True)]
+    return results
 
 
 def _mean(losses: list[tuple[float, int]]) -> float:
@@ -349,7 +349,7 @@ def _importance(
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, dict[str, float]]]:
     """Each set's importance, and how well two halves of the data agree on it (rank correlation of the two)."""
     key = hashlib.sha256(json.dumps([e.input_ids for e in examples]).encode()).hexdigest()[:12]
-    found, reliability = {}, {}
+    results, reliability = {}, {}
     for name, (estimator, reduce, normalize) in SETS.items():
         halves = []
         for half in (0, 1):
@@ -363,9 +363,9 @@ def _importance(
                 print(f"importance {name}, half {half + 1} of 2: estimated", flush=True)
             halves.append(_read(path))
         normal = NORMALIZATIONS[normalize]
-        found[name] = {k: normal(halves[0][k] + halves[1][k]).float() for k in halves[0]}
+        results[name] = {k: normal(halves[0][k] + halves[1][k]).float() for k in halves[0]}
         reliability[name] = {k: _rank_correlation(normal(halves[0][k]), normal(halves[1][k])) for k in halves[0]}
-    return found, reliability
+    return results, reliability
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -86,11 +86,11 @@ def compare(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         try:
             rounds = [a_round(sides, number, "time") for number in range(arguments.batches + arguments.steps)]
             counted, saved = a_round(sides, 0, "flops"), a_round(sides, 1, "saved")
-            found = summary(sides, rounds, arguments.batches, counted, saved)
-            missed = [verdict(t, {name: found}) for t in TARGETS if t.data == name]
+            results = summary(sides, rounds, arguments.batches, counted, saved)
+            missed = [verdict(t, {name: results}) for t in TARGETS if t.data == name]
             if arguments.profile or not all(v["met"] for v in missed):
-                found["profiles"] = {s.job.name: s.step("profile")["profile"] for s in sides}
-            return found
+                results["profiles"] = {s.job.name: s.step("profile")["profile"] for s in sides}
+            return results
         finally:
             for side in sides:
                 side.stop()
@@ -141,14 +141,14 @@ def summary(
 ) -> dict[str, Any]:
     """Medians of each side, and of its ratios to each other side."""
     measured = rounds[warm:]
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "tokens": [r[FULL]["tokens"] for r in measured],
         "supervised": [r[FULL]["supervised"] for r in measured],
         "sides": {},
     }
     for side in sides:
         name = side.job.name
-        found["sides"][name] = {
+        results["sides"][name] = {
             "seconds": statistics.median(r[name]["seconds"] for r in measured),
             "cpu_seconds": statistics.median(r[name]["cpu_seconds"] for r in measured),  # of all its threads
             "all_seconds": [r[name]["seconds"] for r in measured],
@@ -160,20 +160,20 @@ def summary(
             "trained": side.told["trained"],
             "first_loss": rounds[0][name]["loss"],
         }
-    found["ratios"] = {
+    results["ratios"] = {
         a: {b: statistics.median(r[a]["seconds"] / r[b]["seconds"] for r in measured) for b in COLUMNS if b != a}
         for a in COLUMNS
     }
-    return found
+    return results
 
 
 def verdict(target: Target, data: dict[str, Any]) -> dict[str, Any]:
     """Whether a promise is kept."""
-    found = data[target.data]
+    result = data[target.data]
     if target.what == "seconds":
-        ratio = found["ratios"][target.side][target.against]
+        ratio = result["ratios"][target.side][target.against]
     else:
-        ratio = found["sides"][target.side][target.what] / found["sides"][target.against][target.what]
+        ratio = result["sides"][target.side][target.what] / result["sides"][target.against][target.what]
     return {**vars(target), "ratio": ratio, "met": ratio <= target.most}
 
 
@@ -181,12 +181,12 @@ def report(results: dict[str, Any]) -> str:
     """The figures as Markdown."""
     lines = ["# A training step, side by side", "", f"    {results['command']}", "", __doc__ or "", ""]
     lines += [f"Machine: {', '.join(f'{key} {value}' for key, value in results['machine'].items())}.", ""]
-    for name, found in results["data"].items():
-        tokens, supervised = statistics.median(found["tokens"]), statistics.median(found["supervised"])
+    for name, result in results["data"].items():
+        tokens, supervised = statistics.median(result["tokens"]), statistics.median(result["supervised"])
         lines += [f"## {name}: {tokens:,.0f} tokens a batch, {supervised:,.0f} of them carry the loss", ""]
         lines += ["| side | trained weights | s a step | of full | of LoRA | FLOPs of full | of LoRA | memory above "
                   "the model | of full | kept for backward |", "|" + "---|" * 10]  # fmt: skip
-        lines += [row(name, found) for name in COLUMNS]
+        lines += [row(name, result) for name in COLUMNS]
         lines += [""]
     lines += [
         "Memory is the peak of the resident set during the steps, less what it was when the model was loaded. What the",
@@ -197,18 +197,18 @@ def report(results: dict[str, Any]) -> str:
     ]
     lines += ["| target | at most | found | |", "|---|---|---|---|"]
     for t in results["targets"]:
-        told = f"{t['data']}: {WORDS[t['what']]}, {t['side']} against {t['against']}"
-        lines.append(f"| {told} | {t['most']:.2f} | {t['ratio']:.2f} | {'met' if t['met'] else '**missed**'} |")
-    for name, found in results["data"].items():
-        for side, profile in found.get("profiles", {}).items():
+        message = f"{t['data']}: {WORDS[t['what']]}, {t['side']} against {t['against']}"
+        lines.append(f"| {message} | {t['most']:.2f} | {t['ratio']:.2f} | {'met' if t['met'] else '**missed**'} |")
+    for name, result in results["data"].items():
+        for side, profile in result.get("profiles", {}).items():
             lines += ["", f"## Profile of a step: {name}, {side}", "", "```text", profile.rstrip(), "```"]
     return "\n".join(lines) + "\n"
 
 
-def row(name: str, found: dict[str, Any]) -> str:
+def row(name: str, results: dict[str, Any]) -> str:
     """One side as a line of the table."""
-    side, full, lora = found["sides"][name], found["sides"][FULL], found["sides"][LORA]
-    ratios = found["ratios"][name]
+    side, full, lora = results["sides"][name], results["sides"][FULL], results["sides"][LORA]
+    ratios = results["ratios"][name]
     cells = [
         name,
         f"{side['trained']:,}",

@@ -49,8 +49,8 @@ def test_each_estimator_has_its_reductions_and_each_reduction_its_normalisations
         (problem,) = refused.value.problems
         assert "importance: " in problem and normalized_by in problem
     else:
-        wanted = read(path, *overrides).importance
-        assert (wanted.reduced_by, wanted.normalized_by) == (reduced_by, normalized_by)
+        requested = read(path, *overrides).importance
+        assert (requested.reduced_by, requested.normalized_by) == (reduced_by, normalized_by)
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_the_last_of_two_overrides_wins(write: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "output"),
     [
         ("train.learning_rate", "write it as section.key=value"),
         ("=3", "write it as section.key=value"),
@@ -126,9 +126,9 @@ def test_the_last_of_two_overrides_wins(write: Any) -> None:
         ("output_dir.name=x", "output_dir"),
     ],
 )
-def test_a_wrong_override_is_named(write: Any, override: str, said: str) -> None:
-    found = problems(write(SMALLEST + "data: {train: [{path: a.jsonl}]}\n"), override)
-    assert any(said in problem for problem in found), found
+def test_a_wrong_override_is_named(write: Any, override: str, output: str) -> None:
+    result = problems(write(SMALLEST + "data: {train: [{path: a.jsonl}]}\n"), override)
+    assert any(output in problem for problem in result), result
 
 
 def test_an_override_can_mend_the_file(write: Any) -> None:
@@ -153,11 +153,11 @@ def test_an_unknown_key_in_a_list_has_its_line(write: Any) -> None:
 
 def test_several_mistakes_are_told_together(write: Any) -> None:
     path = write("train: {learning_rate: fast, sed: 1}\nregion: {layers: top, modules: []}\nmodel: {}\n")
-    found = problems(path, "deepspeed.zero_stage=7")
+    result = problems(path, "deepspeed.zero_stage=7")
     places = ("model.name", "output_dir", "train.learning_rate", "train.sed", "region.modules", "deepspeed.zero_stage")
     for place in places:
-        assert any(f"{place}:" in problem for problem in found), (place, found)
-    assert len(found) == len(places)
+        assert any(f"{place}:" in problem for problem in result), (place, result)
+    assert len(result) == len(places)
     with pytest.raises(ConfigError, match="7 mistakes|6 mistakes"):
         load_config(path, ["deepspeed.zero_stage=7"])
 
@@ -186,7 +186,7 @@ def test_pairs_that_do_not_fit(write: Any) -> None:
     task = "{path: t.jsonl, kind: generate, metric: acc}"
     (problem,) = problems(write(SMALLEST + f"eval: {{speciality: {task}}}\n"))
     assert "eval.speciality" in problem and "accepted: exact_match, squad_match, regex" in problem
-    for task, said in (
+    for task, output in (
         ("{path: t.jsonl, kind: generate, metric: rogue_l}", "did you mean 'rouge_l'?"),
         ("{path: t.jsonl, kind: ifeval, answer_field: a}", "not by ifeval"),
         ("{path: t.jsonl}", "path needs a kind (accepted: multiple_choice, generate, loss, ifeval, drift)"),
@@ -196,7 +196,7 @@ def test_pairs_that_do_not_fit(write: Any) -> None:
         ("{harness: arc_easy, kind: loss, tokenize: zh}", "kind, tokenize: not with harness"),
     ):
         (problem,) = problems(write(SMALLEST + f"eval: {{speciality: {task}}}\n"))
-        assert "eval.speciality" in problem and said in problem
+        assert "eval.speciality" in problem and output in problem
     (problem,) = problems(write(SMALLEST + "search: {levels: [{layers: [top], modules: [[ffn]]}]}\n"))
     assert "search.levels.0" in problem and "either layers or modules" in problem
 
@@ -327,7 +327,7 @@ def test_zero_stage_0_is_refused_with_the_reason(write: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("search", "told"),
+    ("search", "message"),
     [
         ("objective: speciality", "objective: speciality needs floor, the change of versatility"),
         ("objective: versatility", "objective: versatility needs floor, the change of speciality"),
@@ -343,10 +343,10 @@ def test_zero_stage_0_is_refused_with_the_reason(write: Any) -> None:
         ("ray: {gpus: 2}", "search.ray.gpus: unknown key"),
     ],
 )
-def test_a_search_that_makes_no_sense_is_refused(write: Any, search: str, told: str) -> None:
+def test_a_search_that_makes_no_sense_is_refused(write: Any, search: str, message: str) -> None:
     section = search if search.startswith("{") else f"{{{search}}}"
     (problem,) = problems(write(SMALLEST + f"search: {section}\n"))
-    assert "search" in problem and told in problem
+    assert "search" in problem and message in problem
 
 
 def test_the_rungs_of_a_search_may_be_one_number(write: Any) -> None:

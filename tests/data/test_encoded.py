@@ -69,10 +69,10 @@ def test_several_workers_give_the_same_in_the_same_order(
     alone = encode_sources([Source(str(path))], tiny_tokenizer, Encoding(64, on_bad_item="drop"))[0]
     monkeypatch.setattr(encoded, "_num_workers", lambda _: 2)
     monkeypatch.setenv("COFITUNE_CACHE", str(tmp_path / "other"))
-    told: list[tuple[str, int]] = []
+    messages: list[tuple[str, int]] = []
     settings = Encoding(64, on_bad_item="drop")
-    shared = encode_sources([Source(str(path))], tiny_tokenizer, settings, on_rows=lambda *t: told.append(t))[0]
-    assert told[0] == (str(path), 256) and told[-1] == (str(path), 3300)
+    shared = encode_sources([Source(str(path))], tiny_tokenizer, settings, on_rows=lambda *t: messages.append(t))[0]
+    assert messages[0] == (str(path), 256) and messages[-1] == (str(path), 3300)
     assert list(shared.examples) == list(alone.examples)
     assert shared.account == alone.account and shared.account.dropped == 300
     with pytest.raises(DataError, match=r"a\.jsonl:3001: this line is not valid JSON"):

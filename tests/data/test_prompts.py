@@ -83,5 +83,5 @@ def test_prompts_are_read_from_tables_whose_other_columns_are_empty(tmp_path: Pa
     (tmp_path / "p.csv").write_text("instruction\nWho won?\n007\n")
     for name in ("p.parquet", "p.csv"):
         rows = open_source(Source(str(tmp_path / name))).rows()
-        found = [make_prompt(where, row, "auto").turns[-1][1] for where, row in rows]
-        assert found == ["Who won?", "007"], name
+        results = [make_prompt(where, row, "auto").turns[-1][1] for where, row in rows]
+        assert results == ["Who won?", "007"], name

@@ -127,12 +127,12 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("bad", "said"), BAD)
-def test_an_unusable_item_is_named_by_file_and_line(tmp_path: Path, bad: Any, said: str) -> None:
+@pytest.mark.parametrize(("bad", "output"), BAD)
+def test_an_unusable_item_is_named_by_file_and_line(tmp_path: Path, bad: Any, output: str) -> None:
     path = write(tmp_path / "d.jsonl", GOOD, bad, GOOD)
     with pytest.raises(DataError) as caught:
         read(path)
-    assert str(caught.value).startswith(f"{path}:2: ") and said in str(caught.value)
+    assert str(caught.value).startswith(f"{path}:2: ") and output in str(caught.value)
     assert "data.on_bad_item: drop" in str(caught.value)
 
 
@@ -194,10 +194,10 @@ def test_a_byte_order_mark_is_no_part_of_the_first_item(tmp_path: Path) -> None:
 
 def test_read_jsonl_yields_numbered_objects_and_names_a_bad_line(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", {"a": 1}, "", {"a": 2}, "{")
-    found = read_jsonl(path)
-    assert [next(found), next(found)] == [(1, {"a": 1}), (3, {"a": 2})]
+    result = read_jsonl(path)
+    assert [next(result), next(result)] == [(1, {"a": 1}), (3, {"a": 2})]
     with pytest.raises(DataError, match=r"d\.jsonl:4: this line is not valid JSON"):
-        next(found)
+        next(result)
 
 
 def test_bad_item_stops_or_counts() -> None:

@@ -36,11 +36,11 @@ def write(path: Path, rows: list[dict[str, Any]] = ROWS) -> Path:
 
 
 def rows_of(path: Path, **fields: Any) -> list[tuple[str, Any]]:
-    found = [
+    results = [
         (where, json.loads(r) if isinstance(r, str) else r)
         for where, r in open_source(Source(str(path), **fields)).rows()
     ]
-    return [(where.removeprefix(str(path)), row) for where, row in found]
+    return [(where.removeprefix(str(path)), row) for where, row in results]
 
 
 @pytest.mark.parametrize(
@@ -120,12 +120,12 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("name", "content", "said"), BROKEN)
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+@pytest.mark.parametrize(("name", "content", "output"), BROKEN)
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, output: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError) as caught:
         list(open_source(Source(str(tmp_path / name))).rows())
-    assert said in str(caught.value)
+    assert output in str(caught.value)
 
 
 @pytest.mark.parametrize("path", ["law.jsonl", "data/law.jsonl", "data/law/train", "/data/law", "./data", "data/x.csv"])
@@ -157,23 +157,23 @@ def test_rows_of_a_subset_and_split_are_read_as_from_the_hub(tmp_path: Path) -> 
         f"- config_name: {name}\n  data_files:\n  - split: test\n    path: {name}/test.jsonl\n" for name in ("en", "de")
     )
     (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
-    found = OpenSource(Source(str(tmp_path), split="test", subset="en"), (), "sha", "commit")
-    assert list(found.rows()) == [(f"{tmp_path}: row {n}", row) for n, row in enumerate(ROWS[:2], start=1)]
-    assert found.identity() == {"path": str(tmp_path), "sha256": "sha", "revision": "commit"}
+    result = OpenSource(Source(str(tmp_path), split="test", subset="en"), (), "sha", "commit")
+    assert list(result.rows()) == [(f"{tmp_path}: row {n}", row) for n, row in enumerate(ROWS[:2], start=1)]
+    assert result.identity() == {"path": str(tmp_path), "sha256": "sha", "revision": "commit"}
     for wrong in (Source(str(tmp_path), split="train", subset="en"), Source(str(tmp_path), split="test", subset="fr")):
         with pytest.raises(DataError, match="cannot be read"):
             list(OpenSource(wrong, (), "sha", "commit").rows())
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "output"),
     [
         ({"subset": "x"}, "subset is for data sets on the hub"),
         ({"revision": "x"}, "revision is for data sets on the hub"),
         ({"split": "test"}, "split is for folders and data sets on the hub"),
     ],
 )
-def test_what_a_file_has_not_is_refused(tmp_path: Path, fields: dict[str, Any], said: str) -> None:
+def test_what_a_file_has_not_is_refused(tmp_path: Path, fields: dict[str, Any], output: str) -> None:
     path = write(tmp_path / "d.jsonl")
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=output):
         open_source(Source(str(path), **fields))

@@ -79,10 +79,10 @@ def log_probs(model: Any, item: RehearsalItem) -> Tensor:
 
 def test_the_base_has_not_drifted_from_itself(models: tuple[Any, Any], tmp_path: Path) -> None:
     write(tmp_path, models[0], 5)
-    found = score(models[0], tmp_path)
-    assert abs(found.raw) <= 1e-5 and all(abs(s.score) <= 1e-5 for s in found.samples)
-    assert abs(found.others["kl"]) <= 1e-5
-    assert [s.line for s in found.samples] == [1, 3, 4, 5], "held-out items alone"
+    result = score(models[0], tmp_path)
+    assert abs(result.raw) <= 1e-5 and all(abs(s.score) <= 1e-5 for s in result.samples)
+    assert abs(result.others["kl"]) <= 1e-5
+    assert [s.line for s in result.samples] == [1, 3, 4, 5], "held-out items alone"
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
@@ -96,11 +96,11 @@ def test_drift_is_the_mean_loss_of_log_probability_over_all_tokens(
         places = torch.arange(len(item.answer_ids)), torch.tensor(item.answer_ids)
         lost.append(float((log_probs(base, item)[places] - log_probs(tuned, item)[places]).sum()))
     tokens = sum(len(item.answer_ids) for item in items)
-    found = score(tuned, tmp_path, batch_size)
-    assert found.raw == pytest.approx(sum(lost) / tokens, abs=1e-5) and abs(found.raw) > 1e-3
-    each = [s.score for s in found.samples]
+    result = score(tuned, tmp_path, batch_size)
+    assert result.raw == pytest.approx(sum(lost) / tokens, abs=1e-5) and abs(result.raw) > 1e-3
+    each = [s.score for s in result.samples]
     assert each == pytest.approx([nats / (tokens / len(items)) for nats in lost], abs=1e-5)
-    assert sum(each) / len(each) == pytest.approx(found.raw, abs=1e-12)
+    assert sum(each) / len(each) == pytest.approx(result.raw, abs=1e-12)
 
 
 def test_the_divergence_is_that_of_the_stored_classes(models: tuple[Any, Any], tmp_path: Path) -> None:
@@ -134,16 +134,16 @@ def test_it_is_what_training_measures(models: tuple[Any, Any], tmp_path: Path) -
     start_distributed()
     record = measure_drift(tuned, HeldOut(examples, float(own.mean()), len(own)), 2, 0, step=3)
     tuned.eval()
-    found = score(tuned, tmp_path)
-    assert record.step == 3 and record.drift == pytest.approx(found.raw, abs=1e-5)
-    assert record.kl == pytest.approx(found.others["kl"], abs=1e-5)
+    result = score(tuned, tmp_path)
+    assert record.step == 3 and record.drift == pytest.approx(result.raw, abs=1e-5)
+    assert record.kl == pytest.approx(result.others["kl"], abs=1e-5)
 
 
 def test_without_stored_probabilities_there_is_drift_and_no_divergence(models: tuple[Any, Any], tmp_path: Path) -> None:
     write(tmp_path / "with", models[0], 5)
     write(tmp_path / "without", models[0], 0)
-    found = score(models[1], tmp_path / "without")
-    assert found.others == {} and found.raw == pytest.approx(score(models[1], tmp_path / "with").raw, abs=1e-6)
+    result = score(models[1], tmp_path / "without")
+    assert result.others == {} and result.raw == pytest.approx(score(models[1], tmp_path / "with").raw, abs=1e-6)
 
 
 def test_a_limit_takes_the_first_held_out_items(models: tuple[Any, Any], tmp_path: Path) -> None:

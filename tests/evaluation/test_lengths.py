@@ -45,8 +45,8 @@ def test_answers_longer_than_the_limit_are_counted_and_a_task_of_such_is_refused
 ) -> None:
     long = "a very long answer " * 20
     items = [{"question": "Q?", "answers": answers} for answers in (["a", long], [long], ["b"])]
-    (found,) = fit_lengths([make_task(tmp_path, items, max_new_tokens=4)], tiny_tokenizer, None)
-    assert (found.too_long, len(found.items)) == ((2,), 3)
+    (result,) = fit_lengths([make_task(tmp_path, items, max_new_tokens=4)], tiny_tokenizer, None)
+    assert (result.too_long, len(result.items)) == ((2,), 3)
     with pytest.raises(DataError, match=r"no answer of task 't' can be all right: .* max_new_tokens is 4"):
         fit_lengths([make_task(tmp_path, items[1:2], max_new_tokens=4)], tiny_tokenizer, None)
     numbers = make_task(tmp_path, [{"question": "Q?", "answer": f"{long} 7"}], max_new_tokens=4)

@@ -59,8 +59,8 @@ def test_numbers_are_found_where_the_harness_finds_them() -> None:
     from lm_eval.filters.extraction import RegexFilter
 
     texts = ["#### 72", "a 5 and $1,080.50", "x -3 y", "7", "costs 12.", "100% of 18 people"]
-    found = RegexFilter(r"(-?[$0-9.,]{2,})|(-?[0-9]+)", group_select=-1).apply([[t] for t in texts], [{}] * len(texts))
-    for text, (harness,) in zip(texts, found, strict=True):
+    result = RegexFilter(r"(-?[$0-9.,]{2,})|(-?[0-9]+)", group_select=-1).apply([[t] for t in texts], [{}] * len(texts))
+    for text, (harness,) in zip(texts, result, strict=True):
         assert last_number(text) == Decimal(harness.replace("$", "").replace(",", "").rstrip("."))
 
 

@@ -31,18 +31,18 @@ def test_of_a_short_question_less_or_more_is_another_one(tmp_path: Path, text: s
 
 
 def test_thirteen_words_in_a_row_give_a_longer_text_away(tmp_path: Path) -> None:
-    found = items_of(tmp_path, {"prompt": f"Read this: {LONG}."})
+    result = items_of(tmp_path, {"prompt": f"Read this: {LONG}."})
     words = LONG.split()
-    assert found.task_of("Well, " + " ".join(words[:13]) + " and so on") == "law"
-    assert found.task_of("Well, " + " ".join(words[1:]) + " and so on") == "law"
-    assert found.task_of("Well, " + " ".join(words[:12]) + " and so on") is None
-    assert found.task_of(" ".join([*words[:7], "else", *words[7:]])) is None
+    assert result.task_of("Well, " + " ".join(words[:13]) + " and so on") == "law"
+    assert result.task_of("Well, " + " ".join(words[1:]) + " and so on") == "law"
+    assert result.task_of("Well, " + " ".join(words[:12]) + " and so on") is None
+    assert result.task_of(" ".join([*words[:7], "else", *words[7:]])) is None
 
 
 def test_an_instruction_counts_with_its_input_as_it_is_asked(tmp_path: Path) -> None:
-    found = items_of(tmp_path, {"instruction": "Who won?", "input": "Case 1.", "output": "the buyer"})
-    assert found.task_of("who won\ncase 1") == "law"
-    assert found.task_of("who won") is None
+    result = items_of(tmp_path, {"instruction": "Who won?", "input": "Case 1.", "output": "the buyer"})
+    assert result.task_of("who won\ncase 1") == "law"
+    assert result.task_of("who won") is None
 
 
 def test_items_beyond_a_tasks_limit_count_as_well(tmp_path: Path) -> None:

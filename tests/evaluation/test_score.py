@@ -15,7 +15,7 @@ from tokenizers.processors import TemplateProcessing
 from cofitune.data.chat import encode, set_template
 from cofitune.data.read import Item
 from cofitune.errors import UserError
-from cofitune.evaluation import ifeval as grade
+from cofitune.evaluation import ifeval
 from cofitune.evaluation import metrics
 from cofitune.evaluation.items import LoadedTask
 from cofitune.evaluation.lengths import render_prompt
@@ -41,19 +41,19 @@ PROMPTS = ["Hello world.", "Answer in one sentence, please.", "The court held th
 
 @pytest.fixture
 def tokenizer(tiny_model_folder: Path) -> Any:
-    found = load_tokenizer(str(tiny_model_folder))
-    set_template(found, "auto")
-    return found
+    result = load_tokenizer(str(tiny_model_folder))
+    set_template(result, "auto")
+    return result
 
 
 @pytest.fixture
 def model(tiny_model_folder: Path) -> Any:
     """Random, with weights large enough that its choices are no coin flips."""
-    found = load_model(str(tiny_model_folder), torch.float32)
+    result = load_model(str(tiny_model_folder), torch.float32)
     with torch.no_grad():
-        for parameter in found.parameters():
+        for parameter in result.parameters():
             parameter.mul_(8)
-    return found
+    return result
 
 
 def make_task(folder: Path, items: list[dict[str, Any]], kind: str, metric: str, **changes: Any) -> LoadedTask:
@@ -263,15 +263,15 @@ def test_ifeval_is_judged_strictly_by_all_instructions(tmp_path: Path, model: An
         obeyed = bool(answer.strip()) and "," not in answer and len(re.findall(r"\w+", answer)) >= words
         assert sample.score == int(obeyed)
     checks = items[1] | {"prompt": "Hello."}
-    assert grade.follows_instructions(checks, "one two three")
-    assert not grade.follows_instructions(checks, "one, two three")
-    assert not grade.follows_instructions(checks, "one")
+    assert ifeval.follows_instructions(checks, "one two three")
+    assert not ifeval.follows_instructions(checks, "one, two three")
+    assert not ifeval.follows_instructions(checks, "one")
 
 
 def test_open_instructions_have_one_verdict_and_leave_the_random_state(tmp_path: Path) -> None:
     checks = {"key": 1, "prompt": "p", "instruction_id_list": ["keywords:letter_frequency"], "kwargs": [{}]}
     before = random.getstate()
-    verdicts = {grade.follows_instructions(checks, "hello world of letters") for _ in range(20)}
+    verdicts = {ifeval.follows_instructions(checks, "hello world of letters") for _ in range(20)}
     assert len(verdicts) == 1
     assert random.getstate() == before
 

@@ -90,7 +90,7 @@ def test_limit_takes_items_from_the_top_and_never_reads_beyond(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("kind", "item", "said"),
+    ("kind", "item", "output"),
     [
         ("multiple_choice", CHOICE | {"choices": ["one"]}, "'choices' must be a list of two or more"),
         ("multiple_choice", CHOICE | {"choices": ["one", " "]}, "that are not empty"),
@@ -117,12 +117,12 @@ def test_limit_takes_items_from_the_top_and_never_reads_beyond(tmp_path: Path) -
         ("generate", "{broken", "not valid JSON"),
     ],
 )
-def test_a_bad_item_is_named_by_file_and_line(tmp_path: Path, kind: str, item: Any, said: str) -> None:
+def test_a_bad_item_is_named_by_file_and_line(tmp_path: Path, kind: str, item: Any, output: str) -> None:
     good = {"multiple_choice": CHOICE, "generate": {"question": "Q?", "answer": "a"}, "ifeval": COMMA}[kind]
     with pytest.raises(DataError) as caught:
         load_tasks([make_task(tmp_path, [good, item], kind)])
     assert "items.jsonl:2: " in str(caught.value)
-    assert said in str(caught.value)
+    assert output in str(caught.value)
 
 
 def test_an_empty_and_a_missing_file_are_named(tmp_path: Path) -> None:
@@ -133,15 +133,15 @@ def test_an_empty_and_a_missing_file_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "output"),
     [
         ({"title": "a/b"}, "also names a file"),
         ({"metric": "regex", "pattern": "("}, "no regular expression"),
         ({"metric": "regex", "pattern": "#### .*"}, "has no group"),
     ],
 )
-def test_a_task_that_cannot_be_used_is_named(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_a_task_that_cannot_be_used_is_named(tmp_path: Path, changes: dict[str, Any], output: str) -> None:
+    with pytest.raises(UserError, match=output):
         load_tasks([make_task(tmp_path, [{"question": "Q?", "answer": "a"}], "generate", **changes)])
 
 

@@ -133,14 +133,14 @@ class FixedDropout:
         return value * fixed_mask(value.shape, self.calls)
 
 
-def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], relative: float) -> None:
+def assert_close(results: dict[str, Tensor], expected: dict[str, Tensor], relative: float) -> None:
     """Layer by layer: the largest difference is at most `relative` of the layer's largest score."""
-    assert found.keys() == expected.keys()
+    assert results.keys() == expected.keys()
     for kind, want in expected.items():
-        assert found[kind].shape == want.shape
+        assert results[kind].shape == want.shape
         largest = want.abs().amax(-1)
         assert bool((largest > 1e-6).all()), "nothing to compare"
-        difference = (found[kind].double() - want.double()).abs().amax(-1) / largest
+        difference = (results[kind].double() - want.double()).abs().amax(-1) / largest
         assert bool((difference <= relative).all()), f"{kind}: {difference.tolist()}"
 
 
@@ -248,8 +248,8 @@ def test_the_models_own_mode_and_dropout_do_not_matter() -> None:
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = 0.7
     model.gradient_checkpointing_enable()
-    found = estimate(model.train(), enumerate(BATCHES), dropout=P, seed=SEED)
-    assert all(torch.equal(found.values[k], expected.values[k]) for k in UNIT_KINDS)
+    result = estimate(model.train(), enumerate(BATCHES), dropout=P, seed=SEED)
+    assert all(torch.equal(result.values[k], expected.values[k]) for k in UNIT_KINDS)
 
 
 def test_a_silent_layer_scores_zero_and_not_nan() -> None:
@@ -275,9 +275,9 @@ def test_no_token_is_an_error() -> None:
 
 
 def test_progress_is_told_the_tokens_of_each_batch() -> None:
-    told: list[int] = []
-    estimate(tiny_llama(), enumerate(BATCHES), dropout=P, seed=SEED, on_batch=told.append)
-    assert told == [12, 9, 9]
+    messages: list[int] = []
+    estimate(tiny_llama(), enumerate(BATCHES), dropout=P, seed=SEED, on_batch=messages.append)
+    assert messages == [12, 9, 9]
 
 
 def test_the_memory_estimate_is_near_what_autograd_keeps() -> None:

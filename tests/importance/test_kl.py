@@ -13,9 +13,9 @@ def test_kl_is_torchs_kl_of_the_second_pass_from_the_first() -> None:
     expected = torch.distributions.kl_divergence(
         torch.distributions.Categorical(logits=f2.double()), torch.distributions.Categorical(logits=f1.double())
     )
-    found = kl_of_passes(f1, f2, mask)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), (expected * mask).sum(), rtol=1e-5, atol=1e-6)
+    result = kl_of_passes(f1, f2, mask)
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result.double(), (expected * mask).sum(), rtol=1e-5, atol=1e-6)
     assert float(kl_of_passes(f1, f1, mask)) == 0
 
 
@@ -25,9 +25,9 @@ def test_kl_in_chunks_has_the_values_and_gradients_of_one_piece() -> None:
     mask = torch.ones(2, length, dtype=torch.long)
     mask[0, -60:] = 0
     whole = (f2.log_softmax(-1).exp() * (f2.log_softmax(-1) - f1.log_softmax(-1))).sum(-1)[mask.bool()].sum()
-    found = kl_of_passes(f1, f2, mask)
-    torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-5)
-    for one, other in zip(torch.autograd.grad(found, [f1, f2]), torch.autograd.grad(whole, [f1, f2]), strict=True):
+    result = kl_of_passes(f1, f2, mask)
+    torch.testing.assert_close(result, whole, rtol=1e-5, atol=1e-5)
+    for one, other in zip(torch.autograd.grad(result, [f1, f2]), torch.autograd.grad(whole, [f1, f2]), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 

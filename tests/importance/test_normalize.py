@@ -31,9 +31,9 @@ def test_each_layer_is_normalised_alone() -> None:
 def test_a_layer_of_equal_scores_is_zero_never_nan(value: float) -> None:
     scores = torch.randn(3, 1001, dtype=torch.float64)
     scores[1] = value
-    found = zscore_tanh(scores)
-    assert bool((found[1] == 0).all())
-    assert bool((found[[0, 2]] > 0).any())
+    result = zscore_tanh(scores)
+    assert bool((result[1] == 0).all())
+    assert bool((result[[0, 2]] > 0).any())
 
 
 def test_differences_of_rounding_are_not_blown_up_to_importance() -> None:
@@ -59,10 +59,10 @@ def test_a_single_unit_says_nothing() -> None:
 def test_values_lie_in_0_1_and_keep_their_precision(dtype: torch.dtype) -> None:
     scores = torch.randn(4, 50, dtype=dtype)
     scores[0, 0] = 1e6
-    found = zscore_tanh(scores)
-    assert found.dtype == dtype
-    assert float(found.min()) >= 0
-    assert float(found.max()) <= 1
+    result = zscore_tanh(scores)
+    assert result.dtype == dtype
+    assert float(result.min()) >= 0
+    assert float(result.max()) <= 1
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
@@ -97,8 +97,8 @@ def test_zscore_tanh_is_monotone_in_the_distance_from_the_mean_and_not_in_non_ne
     assert bool((zscore_tanh(signed).gather(-1, far.argsort(-1)).diff(dim=-1) >= 0).all())
     lengths = signed.abs()
     least, middle = lengths.argmin(-1), lengths.sub(lengths.mean(-1, keepdim=True)).abs().argmin(-1)
-    found = zscore_tanh(lengths)
-    assert bool((found[[0, 1], least] > found[[0, 1], middle]).all())  # why `rank` exists
+    result = zscore_tanh(lengths)
+    assert bool((result[[0, 1], least] > result[[0, 1], middle]).all())  # why `rank` exists
 
 
 def test_rank_of_a_single_unit_is_zero_and_nan_is_refused() -> None:

@@ -57,10 +57,10 @@ def scores(model: LlamaForCausalLM, rows: list[int], estimator: str, reduce: str
     return estimate(model, [(0, samples(rows))], dropout=P, seed=SEED, estimator=estimator, reduce=reduce)
 
 
-def close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def close(results: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     for kind in UNIT_KINDS:
         assert float(expected[kind].abs().amax()) > 1e-6, "nothing to compare"
-        difference = (found[kind] - expected[kind]).abs().amax(-1)
+        difference = (results[kind] - expected[kind]).abs().amax(-1)
         assert bool((difference <= 1e-5 * expected[kind].abs().amax(-1)).all()), kind
 
 
@@ -84,7 +84,7 @@ def test_fisher_is_the_squared_finite_difference_of_the_log_likelihood() -> None
     """A neuron's gate scales its row of `up_proj`: nudge the weight and see what the responses' likelihood does."""
     model, step = tiny_llama().eval(), 1e-2  # its norms and softmax stay in fp32
     layer, neuron = 1, 7
-    found = scores(model, [0, 1, 2, 3], FISHER, "squared").values["ffn_neurons"][layer, neuron]
+    result = scores(model, [0, 1, 2, 3], FISHER, "squared").values["ffn_neurons"][layer, neuron]
 
     def log_likelihood(row: int, factor: float) -> float:
         weight = model.model.layers[layer].mlp.up_proj.weight
@@ -98,7 +98,7 @@ def test_fisher_is_the_squared_finite_difference_of_the_log_likelihood() -> None
         return sum(float(log_p[t - 1, targets[t]]) for t in range(2, LENGTHS[row]))
 
     slopes = [(log_likelihood(r, 1 + step) - log_likelihood(r, 1 - step)) / (2 * step) for r in range(4)]
-    assert float(found) == pytest.approx(sum(s * s for s in slopes) / 4, rel=5e-3)
+    assert float(result) == pytest.approx(sum(s * s for s in slopes) / 4, rel=5e-3)
 
 
 def test_fisher_has_no_dropout_and_no_seed() -> None:

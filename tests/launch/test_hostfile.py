@@ -36,7 +36,7 @@ def test_a_hostfile_is_deepspeeds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("a slots=1\nb\n", "hosts:2: 'b' is not `NAME slots=N`"),
         ("a slots=0\n", "hosts:1: 'a slots=0' is not"),
@@ -47,10 +47,10 @@ def test_a_hostfile_is_deepspeeds(tmp_path: Path) -> None:
         (None, "cannot be read"),
     ],
 )
-def test_a_wrong_hostfile_is_refused_by_its_lines(text: str | None, told: str, tmp_path: Path) -> None:
+def test_a_wrong_hostfile_is_refused_by_its_lines(text: str | None, message: str, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "hosts").write_text(text)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         read_hostfile(tmp_path / "hosts")
 
 
@@ -196,9 +196,9 @@ def launch(
 
 def outcome(folder: Path, *processes: subprocess.Popen[str]) -> str:
     """Wait, and give the hash of what was trained."""
-    said = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0] * len(processes), said
-    assert "".join(out for out, _ in said).count("what trains") == 1, "rank 0 alone talks"
+    output = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), output
+    assert "".join(out for out, _ in output).count("what trains") == 1, "rank 0 alone talks"
     return hashlib.sha256((folder / "train" / "delta.safetensors").read_bytes()).hexdigest()
 
 

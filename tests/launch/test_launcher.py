@@ -93,14 +93,14 @@ def exit_code_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExitCode:
     """Ranks that fail one after the other, as torch's launcher finds them: exit code, and what was raised."""
 
     def fail(ranks: dict[int, tuple[int, Exception | None]]) -> int:
-        found = {}
+        results = {}
         for rank, (code, error) in ranks.items():
             path = tmp_path / f"{rank}.json"
             monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(path))
             if error is not None:
                 failures.tell_parent(type(error), error, error.__traceback__)
-            found[rank] = ProcessFailure(local_rank=rank, pid=rank, exitcode=code, error_file=str(path))
-        return failures.tell_failures(found)
+            results[rank] = ProcessFailure(local_rank=rank, pid=rank, exitcode=code, error_file=str(path))
+        return failures.tell_failures(results)
 
     return fail
 
@@ -120,9 +120,7 @@ def test_a_mistake_of_one_rank_hides_what_it_did_to_the_others(
     assert capsys.readouterr().err == "rank 1: error: no file here\n"
 
 
-def test_a_killed_rank_is_named_with_its_exit_code(
-    exit_code_of: ExitCode, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_killed_rank_is_named_with_its_exit_code(exit_code_of: ExitCode, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code_of({0: (143, None), 1: (-signal.SIGKILL, None)}) == 128 + signal.SIGKILL
     assert "rank 1: was killed from outside" in capsys.readouterr().err
 
@@ -138,8 +136,8 @@ def test_a_crash_of_every_rank_shows_one_traceback(tmp_path: Path, tiny_model_fo
         "import os\n"
         "def broken(*_): raise RuntimeError('ours')\n"
         "if 'RANK' in os.environ:\n"
-        "    from cofitune.recipes import train_steps\n"
-        "    train_steps.start_engine = broken\n"
+        "    from cofitune.recipes.train import steps\n"
+        "    steps.start_engine = broken\n"
     )
     environment = {k: v for k, v in os.environ.items() if k not in VARIABLES}
     environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), environment.get("PYTHONPATH", "")])

@@ -90,13 +90,13 @@ def test_reading_the_sizes_of_a_13b_builds_no_weights() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "output"),
     [
         (MixtralConfig(**SIZES, num_local_experts=2), "mixtral .*expert"),
     ],
 )
-def test_other_layouts_are_refused_by_name(config: Any, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_other_layouts_are_refused_by_name(config: Any, output: str) -> None:
+    with pytest.raises(UserError, match=output):
         read_anatomy(config)
 
 

@@ -152,28 +152,28 @@ def parts_of(family: str, name: str, tensor: Tensor) -> dict[str, Tensor]:
 def unfused(family: str, model: PreTrainedModel) -> tuple[PreTrainedModel, dict[tuple[int, str], nn.Linear]]:
     """A copy made of plain linear modules, and each of them by (layer, module)."""
     twin = copy.deepcopy(model)
-    found: dict[tuple[int, str], nn.Linear] = {}
+    results: dict[tuple[int, str], nn.Linear] = {}
     for index, layer in enumerate(layers_of(family, twin)):
         for path, name in linear_paths(family).items():
             old: Any = layer.get_submodule(path)
             biases = parts_of(family, name, old.bias) if old.bias is not None else {}
             made = {m: linear(w, biases.get(m)) for m, w in parts_of(family, name, old.weight).items()}
-            found.update({(index, module): one for module, one in made.items()})
+            results.update({(index, module): one for module, one in made.items()})
             new = Together(made, family == "gpt_neox") if len(made) > 1 else next(iter(made.values()))
             layer.set_submodule(path, new)
-    return twin, found
+    return twin, results
 
 
 def trained_parts(family: str, model: PreTrainedModel) -> dict[tuple[int, str, str], Tensor]:
     """A model's tensors by (layer, module, weight or bias)."""
-    found = {}
+    results = {}
     for index, layer in enumerate(layers_of(family, model)):
         for path, name in linear_paths(family).items():
             for kind in ("weight", "bias"):
                 tensor = getattr(layer.get_submodule(path), kind, None)
                 if tensor is not None:
-                    found.update({(index, m, kind): t for m, t in parts_of(family, name, tensor.detach()).items()})
-    return found
+                    results.update({(index, m, kind): t for m, t in parts_of(family, name, tensor.detach()).items()})
+    return results
 
 
 def factor_of(importance: dict[str, Tensor], anatomy: Anatomy, layer: int, module: str, tensor: Tensor) -> Tensor:
@@ -363,11 +363,11 @@ def test_importance_drops_attention_and_ffn_outputs_and_nothing_else(family: str
                 layer.get_submodule(path).register_forward_hook(lambda m, i, o: torch.zeros_like(o))
                 for layer in layers_of(family, model)
             ]
-            found: Tensor = model(random_ids()).logits
+            result: Tensor = model(random_ids()).logits
             seen.extend(m.p for m in model.modules() if isinstance(m, nn.Dropout) and m.training)
             for hook in hooks:
                 hook.remove()
-        return found
+        return result
 
     for silent in ("ffn", "attention"):
         assert torch.equal(logits(1, silent), logits(1, silent))

@@ -65,7 +65,7 @@ def test_halves_are_two_quarters() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "result"),
     [
         ("8-15", (8, 15)),
         (" 8 - 15 ", (8, 15)),
@@ -75,12 +75,12 @@ def test_halves_are_two_quarters() -> None:
         ("0% - 3.2%", (0, 1)),
     ],
 )
-def test_how_a_range_is_written(text: str, found: tuple[int, int]) -> None:
-    assert layer_range(text, 32) == found
+def test_how_a_range_is_written(text: str, result: tuple[int, int]) -> None:
+    assert layer_range(text, 32) == result
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "output"),
     [
         ("bottm2", "did you mean 'bottom2'"),
         ("15-8", "runs backwards"),
@@ -95,8 +95,8 @@ def test_how_a_range_is_written(text: str, found: tuple[int, int]) -> None:
         ("1,2", "no layer range"),
     ],
 )
-def test_what_is_no_range_is_refused(text: str, said: str) -> None:
-    with pytest.raises(RegionError, match=said):
+def test_what_is_no_range_is_refused(text: str, output: str) -> None:
+    with pytest.raises(RegionError, match=output):
         layer_range(text, 32)
 
 

@@ -65,10 +65,10 @@ def test_an_export_at_alpha_moves_the_trained_tensors_alone(run: Path, tmp_path:
     for alpha, to in ((1.0, whole), (0.0, none), (0.7, part)):
         export(run, to, alpha=alpha, console=QUIET)
     assert sha256_file(whole / "model.safetensors") == sha256_file(plain / "model.safetensors")
-    base, trained, found = tensors(tiny_model_folder), tensors(plain), tensors(part)
-    assert base.keys() == found.keys() == tensors(none).keys()
+    base, trained, result = tensors(tiny_model_folder), tensors(plain), tensors(part)
+    assert base.keys() == result.keys() == tensors(none).keys()
     assert all(torch.equal(t, base[n]) for n, t in tensors(none).items())
-    for name, tensor in found.items():
+    for name, tensor in result.items():
         expected = base[name] + 0.7 * (trained[name] - base[name])
         torch.testing.assert_close(tensor, expected)
         assert torch.equal(tensor, base[name]) == (name != REPLACED)
@@ -120,8 +120,8 @@ def test_eval_scores_a_run_at_an_alpha_without_an_export(
     }
     assert answers["quarter"] == answers["same"] and answers["none"] == answers["base"]
     assert len(set(answers.values())) == 3
-    told = json.loads((run / "eval/scores.json").read_text())["models"]
-    assert told["quarter"]["alpha"] == 0.25 and "alpha" not in told["run"]
+    message = json.loads((run / "eval/scores.json").read_text())["models"]
+    assert message["quarter"]["alpha"] == 0.25 and "alpha" not in message["run"]
 
 
 def test_answers_are_kept_for_each_alpha(run: Path, tiny_model_folder: Path) -> None:

@@ -104,9 +104,10 @@ def test_a_regex_trains_exactly_what_it_matches(
     pattern = r"transformer\.(h\.1\.(ln_1|mlp\.c_fc)\..*|wte\.weight)"
     path = write_run(tmp_path, "gpt2", tiny_tokenizer, region={"match": pattern})
     assert cofitune(monkeypatch, "train", str(path)) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (
-        "transformer.wte.weight (tied to lm_head.weight)" in said and "transformer.h.*.ln_1.weight in 1 layers" in said
+        "transformer.wte.weight (tied to lm_head.weight)" in output
+        and "transformer.h.*.ln_1.weight in 1 layers" in output
     )
     delta = load_file(tmp_path / "run/train/delta.safetensors")
     assert set(delta) == {
@@ -143,9 +144,9 @@ def test_layers_as_lists() -> None:
 def test_an_unknown_layout_is_shown_how_to_be_described() -> None:
     with pytest.raises(UserError) as refused:
         read_anatomy(MODELS["opt"]())
-    said = str(refused.value)
-    assert "does not guess" in said and "layers: model.decoder.layers" in said
-    assert "q_proj: self_attn.q_proj" in said and "fc1 [48, 32]" in said
+    output = str(refused.value)
+    assert "does not guess" in output and "layers: model.decoder.layers" in output
+    assert "q_proj: self_attn.q_proj" in output and "fc1 [48, 32]" in output
     assert read_anatomy(MODELS["opt"](), described=Layout(**OPT)).modules == tuple(OPT["modules"])
     wrong = {**OPT, "modules": {**OPT["modules"], "up_proj": "fc2", "down_proj": "fc1"}}
     with pytest.raises(UserError, match="should then hold"):

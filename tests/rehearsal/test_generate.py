@@ -64,9 +64,9 @@ def test_greedy_answers_are_those_of_the_slow_loop(model: Any) -> None:
     ends = {free[0][4], free[2][2]}
     expected = [slow_greedy(model, p, 12, ends) for p in PROMPTS]
     assert {a.ended for a in expected} == {True, False}, "some end and some are cut"
-    found = TransformersGenerator(model, tuple(ends), PAD)(PROMPTS, Sampling(12), 0)
-    assert found == expected
-    assert all((a.ids[-1] in ends) == a.ended and not ends & set(a.ids[:-1]) for a in found)
+    result = TransformersGenerator(model, tuple(ends), PAD)(PROMPTS, Sampling(12), 0)
+    assert result == expected
+    assert all((a.ids[-1] in ends) == a.ended and not ends & set(a.ids[:-1]) for a in result)
 
 
 def test_an_answer_may_end_with_its_last_token(model: Any) -> None:
@@ -162,8 +162,8 @@ class FakeVllm:
         self.loaded = options
         return SimpleNamespace(generate=self.generate)
 
-    def generate(self, prompts: list[dict[str, Any]], wanted: Any, use_tqdm: bool) -> list[Any]:
-        each = wanted if isinstance(wanted, list) else [wanted] * len(prompts)
+    def generate(self, prompts: list[dict[str, Any]], requested: Any, use_tqdm: bool) -> list[Any]:
+        each = requested if isinstance(requested, list) else [requested] * len(prompts)
         self.asked += [(p["prompt_token_ids"], vars(w)) for p, w in zip(prompts, each, strict=True)]
         answers = [[*p["prompt_token_ids"], 1, 9] for p in prompts]
         return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids)]) for ids in answers]
@@ -177,12 +177,12 @@ def test_vllm_is_asked_for_the_tokens_limits_and_seeds_that_were_set(monkeypatch
         "model": "org/name", "revision": "v1", "dtype": "bfloat16", "max_model_len": 512
     }  # fmt: skip
     prompts = [[5, 6], [5, 6], [7]]
-    found = generate(prompts, Sampling(20, temperature=0.7, top_p=0.9, seed=3), 4)
-    assert found == [Answer((5, 6, 1), True), Answer((5, 6, 1), True), Answer((7, 1), True)]
+    result = generate(prompts, Sampling(20, temperature=0.7, top_p=0.9, seed=3), 4)
+    assert result == [Answer((5, 6, 1), True), Answer((5, 6, 1), True), Answer((7, 1), True)]
     assert [ids for ids, _ in fake.asked] == prompts
-    for _, wanted in fake.asked:
-        assert (wanted["max_tokens"], wanted["temperature"], wanted["top_p"]) == (20, 0.7, 0.9)
-        assert wanted["stop_token_ids"] == [1, 2] and wanted["detokenize"] is False
+    for _, requested in fake.asked:
+        assert (requested["max_tokens"], requested["temperature"], requested["top_p"]) == (20, 0.7, 0.9)
+        assert requested["stop_token_ids"] == [1, 2] and requested["detokenize"] is False
     first = 3 + SEEDS_A_RUN * 5
     # vLLM seeds each request by itself: with one seed for all, equal prompts would get one answer
-    assert [wanted["seed"] for _, wanted in fake.asked] == [first, first + 1, first + 2]
+    assert [requested["seed"] for _, requested in fake.asked] == [first, first + 1, first + 2]

@@ -54,14 +54,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_what_was_written_is_read_back_with_each_items_probabilities(folder: Path) -> None:
-    found = read_rehearsal(folder)
-    assert list(found.items) == WRITTEN
-    assert found.starts == (0, 4, 5, 8) and found.top_k == 2
-    assert (found.of(held_out=True), found.of(held_out=False)) == ([1], [0, 2])
+    result = read_rehearsal(folder)
+    assert list(result.items) == WRITTEN
+    assert result.starts == (0, 4, 5, 8) and result.top_k == 2
+    assert (result.of(held_out=True), result.of(held_out=False)) == ([1], [0, 2])
     top_k, own = probabilities(8)
     for index, rows in enumerate((slice(0, 4), slice(4, 5), slice(5, 8))):
-        assert torch.equal(found.log_probs_of(index), own[rows])
-        stored = found.probabilities_of(index)
+        assert torch.equal(result.log_probs_of(index), own[rows])
+        stored = result.probabilities_of(index)
         assert torch.equal(stored.indices, top_k.indices[rows])
         assert torch.equal(stored.log_probs, top_k.log_probs[rows])
         assert torch.equal(stored.rest, top_k.rest[rows])
@@ -113,17 +113,17 @@ def test_files_of_two_rehearsals_are_not_read_as_one(tmp_path: Path) -> None:
 
 
 def test_another_base_and_another_template_are_refused_by_name(folder: Path) -> None:
-    found = read_rehearsal(folder)
-    check_base(found, "org/base", "f" * 64, "t" * 64)
+    result = read_rehearsal(folder)
+    check_base(result, "org/base", "f" * 64, "t" * 64)
     with pytest.raises(ArtifactError, match=r"answers of another base \(org/base, fingerprint f{12}; mine has e{12}\)"):
-        check_base(found, "mine", "e" * 64, "t" * 64)
+        check_base(result, "mine", "e" * 64, "t" * 64)
     with pytest.raises(ArtifactError, match="another chat template or tokenizer"):
-        check_base(found, "org/base", "f" * 64, "u" * 64)
+        check_base(result, "org/base", "f" * 64, "u" * 64)
 
 
 def test_training_reads_the_answers_and_cuts_and_counts_long_ones(folder: Path) -> None:
-    found = read_rehearsal(folder)
-    rows = RehearsalExamples(found, False, 6, with_top_k=True)
+    result = read_rehearsal(folder)
+    rows = RehearsalExamples(result, False, 6, with_top_k=True)
     assert len(rows) == 2 and rows.lengths.tolist() == [6, 6]
     first, last = rows[0], rows[1]
     assert first.input_ids == [0, 1, 2, 50, 51, 52] and first.labels == [IGNORED] * 3 + [50, 51, 52]
@@ -136,10 +136,10 @@ def test_training_reads_the_answers_and_cuts_and_counts_long_ones(folder: Path) 
 
 
 def test_a_prompt_that_fills_the_length_is_an_error_or_dropped_and_counted(folder: Path) -> None:
-    found = read_rehearsal(folder)
+    result = read_rehearsal(folder)
     with pytest.raises(DataError, match=r"items\.jsonl: item 3: the prompt alone has 5 tokens.*max_length is 5"):
-        RehearsalExamples(found, False, 5, with_top_k=False)
-    rows = RehearsalExamples(found, False, 5, with_top_k=False, on_bad_item="drop")
+        RehearsalExamples(result, False, 5, with_top_k=False)
+    rows = RehearsalExamples(result, False, 5, with_top_k=False, on_bad_item="drop")
     assert len(rows) == 1 and rows.account.reasons == {"prompt too long": 1} and rows[0].top_k is None
 
 
@@ -151,9 +151,9 @@ def test_an_answered_batch_is_kept_for_its_own_identity_alone(tmp_path: Path) ->
     partial.put("answers", 3, batch)
     partial.start({"seed": 1})
     assert [partial.has("answers", n) for n in (2, 3)] == [False, True] and not partial.has("written", 3)
-    found = partial.get("answers", 3)
-    assert found.answers == batch.answers and torch.equal(found.token_log_probs, own)
-    assert torch.equal(found.top_k.indices, top_k.indices) and partial.done("answers", range(5)) == 1
+    result = partial.get("answers", 3)
+    assert result.answers == batch.answers and torch.equal(result.token_log_probs, own)
+    assert torch.equal(result.top_k.indices, top_k.indices) and partial.done("answers", range(5)) == 1
     partial.start({"seed": 2})
     assert not partial.has("answers", 3) and partial.is_of({"seed": 2})
 
@@ -171,5 +171,5 @@ def test_a_damaged_batch_is_named(tmp_path: Path) -> None:
 def test_without_stored_probabilities_an_item_has_rows_of_none(tmp_path: Path) -> None:
     none = replace(probabilities(8)[0], indices=torch.empty(8, 0, dtype=torch.int32), log_probs=torch.empty(8, 0))
     write_rehearsal(tmp_path, WRITTEN, none, probabilities(8)[1], MADE | {"top_k": 0})
-    found: Rehearsal = read_rehearsal(tmp_path)
-    assert found.top_k == 0 and found.probabilities_of(0).indices.shape == (4, 0)
+    result: Rehearsal = read_rehearsal(tmp_path)
+    assert result.top_k == 0 and result.probabilities_of(0).indices.shape == (4, 0)

@@ -27,10 +27,10 @@ def change(value: float, low: float, high: float, noise: bool | None = None) -> 
 def make_scores(**changes: dict[str, Any] | None) -> dict[str, Any]:
     """scores.json as far as the sentences read it: the base at 40 everywhere, and a run with these changes."""
     names = ("speciality", "gen_kn", "gen_rs", "instruct", "versatility", "unified")
-    told: dict[str, Any] = {name: changes.get(name, change(0.0, -1.0, 1.0)) for name in names}
+    message: dict[str, Any] = {name: changes.get(name, change(0.0, -1.0, 1.0)) for name in names}
 
     def model(added: bool) -> dict[str, Any]:
-        values = {n: None if told[n] is None else 40.0 + told[n]["value"] * added for n in names}
+        values = {n: None if message[n] is None else 40.0 + message[n]["value"] * added for n in names}
         return {
             "categories": {n: values[n] for n in names[:4]},
             "versatility": values["versatility"],
@@ -39,28 +39,28 @@ def make_scores(**changes: dict[str, Any] | None) -> dict[str, Any]:
 
     return {
         "models": {"base": model(False), "run": model(True)},
-        "comparisons": [{"model": "run", "against": "base", "summary": told}],
+        "comparisons": [{"model": "run", "against": "base", "summary": message}],
     }
 
 
 def test_a_change_is_claimed_only_where_its_interval_leaves_0_out() -> None:
-    (found,) = findings(make_scores(speciality=change(30.0, 20.0, 41.0), versatility=change(-6.0, -9.0, -2.5)))
-    assert found.learnt == "The speciality rose from 40.0 to 70.0: +30.0 (+20.0 to +41.0) points."
-    assert found.forgot.startswith("Its versatility fell from 40.0 to 34.0: −6.0 (−9.0 to −2.5) points.")
-    assert "knowledge 0.0 (−1.0 to +1.0) and reasoning 0.0" in found.forgot
-    assert found.instruct.startswith("No change is shown. The score went from 40.0 to 40.0")
-    assert found.instruct.endswith("and the interval contains 0.")
+    (result,) = findings(make_scores(speciality=change(30.0, 20.0, 41.0), versatility=change(-6.0, -9.0, -2.5)))
+    assert result.learnt == "The speciality rose from 40.0 to 70.0: +30.0 (+20.0 to +41.0) points."
+    assert result.forgot.startswith("Its versatility fell from 40.0 to 34.0: −6.0 (−9.0 to −2.5) points.")
+    assert "knowledge 0.0 (−1.0 to +1.0) and reasoning 0.0" in result.forgot
+    assert result.instruct.startswith("No change is shown. The score went from 40.0 to 40.0")
+    assert result.instruct.endswith("and the interval contains 0.")
 
 
 def test_of_what_was_not_asked_nothing_is_claimed_and_noise_is_named() -> None:
     noisy = change(-2.0, -3.0, -1.0, noise=True)
-    (found,) = findings(make_scores(speciality=noisy, instruct=None, gen_kn=None, gen_rs=None))
+    (result,) = findings(make_scores(speciality=noisy, instruct=None, gen_kn=None, gen_rs=None))
     assert (
-        found.learnt
+        result.learnt
         == "Nothing: the speciality fell from 40.0 to 38.0: −2.0 (−3.0 to −1.0) points, less than the seeds differ."
     )
-    assert found.instruct == "Not known: the evaluation has no task of instruct."
-    assert "Of it" not in found.forgot
+    assert result.instruct == "Not known: the evaluation has no task of instruct."
+    assert "Of it" not in result.forgot
 
 
 def test_better_and_worse_follow_the_unit() -> None:
@@ -79,24 +79,24 @@ def test_a_models_interval_is_its_changes_at_its_score() -> None:
 
 def test_the_running_mean_is_the_mean_of_the_last_twentieth() -> None:
     values = [float((7 * i) % 13) for i in range(100)]
-    found = running_mean(values)
-    assert found is not None
+    result = running_mean(values)
+    assert result is not None
     for i in range(100):
         own = values[max(0, i - 4) : i + 1]
-        assert found[i] == pytest.approx(sum(own) / len(own))
+        assert result[i] == pytest.approx(sum(own) / len(own))
     assert running_mean(values[:39]) is None
 
 
 def test_units_by_rank_are_means_of_hundredths() -> None:
     vector = torch.rand(3, 437, generator=torch.Generator().manual_seed(0))
-    found = by_rank(vector)
-    assert found.shape == (3, 100)
+    result = by_rank(vector)
+    assert result.shape == (3, 100)
     for layer in range(3):
         ordered = sorted(vector[layer].tolist(), reverse=True)
         sizes = [5] * 37 + [4] * 63
         for column, size in enumerate(sizes):
             own, ordered = ordered[:size], ordered[size:]
-            assert float(found[layer, column]) == pytest.approx(sum(own) / size)
+            assert float(result[layer, column]) == pytest.approx(sum(own) / size)
     assert torch.equal(by_rank(vector[:, :7]), vector[:, :7].double().sort(descending=True).values)
 
 
@@ -109,10 +109,10 @@ def test_the_map_reads_any_layouts_names(prefix: str, fused: bool) -> None:
     trained = [n for n in names if int(n.removeprefix(prefix).split(".")[0]) in (3, 4, 5, 9) and modules[0] in n]
     frozen = [n for n in names if n not in trained] + [f"{prefix}0.norm.weight", "lm_head.weight"]
     held = [f"{trained[0]} (held part)"] if fused else []
-    found = trained_map([*trained, "embed.weight"], frozen + held, ["q_proj"])
+    result = trained_map([*trained, "embed.weight"], frozen + held, ["q_proj"])
     first = modules[0].split(".")[1]
-    assert found.columns[0] == first and "norm" in found.quiet and found.outside == ("embed.weight",)
-    states = {layers: row[found.columns.index(first)] for layers, row in found.rows}
+    assert result.columns[0] == first and "norm" in result.quiet and result.outside == ("embed.weight",)
+    states = {layers: row[result.columns.index(first)] for layers, row in result.rows}
     if fused:
         assert states == {
             "0-2": "frozen",
@@ -200,7 +200,7 @@ def test_an_adapters_carriers_have_a_mark_of_their_own() -> None:
     """They are in the delta, with the adapter merged in, and among the frozen ones: the base's did not train."""
     carriers = {f"model.layers.{i}.mlp.up_proj.weight": "t" for i in range(2)}
     frozen = {**dict.fromkeys(carriers, "f"), **{f"model.layers.{i}.self_attn.q_proj.weight": "f" for i in range(2)}}
-    found = described_trained(
+    result = described_trained(
         {
             "region": {"trained_weights": 1234, "held_weights": 0, "all_weights": 99999},
             "softmask": {"apply_to": "none", "modules": []},
@@ -210,5 +210,8 @@ def test_an_adapters_carriers_have_a_mark_of_their_own() -> None:
             "base_fingerprint": "b",
         }
     )
-    assert found.counts == "The adapter's 1,234 weights trained, beside 2 tensors; none of the base's did."
-    assert dict(zip(found.map.columns, found.map.rows[0][1], strict=True)) == {"q_proj": "frozen", "up_proj": "carrier"}
+    assert result.counts == "The adapter's 1,234 weights trained, beside 2 tensors; none of the base's did."
+    assert dict(zip(result.map.columns, result.map.rows[0][1], strict=True)) == {
+        "q_proj": "frozen",
+        "up_proj": "carrier",
+    }

@@ -24,9 +24,9 @@ def _run(script: str, out: Path, *arguments: object) -> dict[str, Any]:
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert (out / f"{script}.md").read_text().startswith("# ")
-    found: dict[str, Any] = json.loads((out / f"{script}.json").read_text())
-    assert str(out) not in json.dumps(found), "no paths of this machine"
-    return found
+    results: dict[str, Any] = json.loads((out / f"{script}.json").read_text())
+    assert str(out) not in json.dumps(results), "no paths of this machine"
+    return results
 
 
 def test_step_gives_all_sides_the_same_batches_and_counts_fewer_operations(
@@ -37,20 +37,20 @@ def test_step_gives_all_sides_the_same_batches_and_counts_fewer_operations(
     items = [{"instruction": f"Say {word}", "output": word} for word in ("court", "lease", "void", "Paris")]
     (tmp_path / "law" / "train.jsonl").write_text("".join(json.dumps(i) + "\n" for i in items))
     sizes = ("--batch", 2, "--batches", 1, "--steps", 1)
-    found = _run("step", tmp_path / "out", "--data", tmp_path, "--model", tiny_model_folder, "--sets", "law", *sizes)
-    sides = found["data"]["law"]["sides"]
+    result = _run("step", tmp_path / "out", "--data", tmp_path, "--model", tiny_model_folder, "--sets", "law", *sizes)
+    sides = result["data"]["law"]["sides"]
     assert max(s["first_loss"] for s in sides.values()) == pytest.approx(
         min(s["first_loss"] for s in sides.values()), rel=1e-5
     )
     flops = [sides[name]["flops"] for name in ("region, prefix kept", "region", "full")]
     assert flops == sorted(set(flops))
-    assert {t["side"] for t in found["targets"]} == {"region", "region, prefix kept"}
+    assert {t["side"] for t in result["targets"]} == {"region", "region, prefix kept"}
 
 
 def test_gpu_runs_at_a_tiny_size(tmp_path: Path) -> None:
     pytest.importorskip("peft")
-    found = _run("gpu", tmp_path, "--sizes", "tiny", "--length", 16, "--steps", 1, "--warm", 1, "--peak-tflops", 1)
-    plain, masked, lora = found["runs"]
+    result = _run("gpu", tmp_path, "--sizes", "tiny", "--length", 16, "--steps", 1, "--warm", 1, "--peak-tflops", 1)
+    plain, masked, lora = result["runs"]
     assert plain["trained"] == masked["trained"] == 2 * 64 * 96, "one of four layers"
     assert masked["mask_share"] > plain["mask_share"] == 0
     assert all(run["mfu"] > 0 and run["tokens_per_second"] > 0 for run in (plain, masked, lora))
@@ -58,10 +58,10 @@ def test_gpu_runs_at_a_tiny_size(tmp_path: Path) -> None:
 
 def test_importance_is_counted_and_timed_beside_a_full_step(tiny_model_folder: Path, tmp_path: Path) -> None:
     sizes = ("--batch", 2, "--length", 32, "--rounds", 3)
-    found = _run("importance", tmp_path / "out", "--model", tiny_model_folder, *sizes)
-    step = found["flops"]["full fine-tuning step"]
-    assert 1.2 < found["flops"]["kl_dropout"] / step <= 1.4
-    assert 0.6 < found["flops"]["fisher"] / step <= 0.7
-    assert all(len(seconds) == 3 and min(seconds) > 0 for seconds in found["seconds"].values())
+    result = _run("importance", tmp_path / "out", "--model", tiny_model_folder, *sizes)
+    step = result["flops"]["full fine-tuning step"]
+    assert 1.2 < result["flops"]["kl_dropout"] / step <= 1.4
+    assert 0.6 < result["flops"]["fisher"] / step <= 0.7
+    assert all(len(seconds) == 3 and min(seconds) > 0 for seconds in result["seconds"].values())
     page = (tmp_path / "out" / "importance.md").read_text()
     assert "| kl_dropout | " in page and page.endswith("Target, at most 1.4 times a step's FLOPs: held.\n")

@@ -53,8 +53,15 @@ def test_the_study_runs_resumes_and_reports(tiny_model_folder: Path, data: Path)
     runs = {json.dumps(line["run"]): line for line in lines}
     assert len(runs) == len(lines) == 5
 
-    def of(**wanted: Any) -> dict[str, Any]:
-        given = {"optimizer": "AdamW", "importance": "kl", "control": "none", "region": "up+down", "seed": 0, **wanted}
+    def of(**requested: Any) -> dict[str, Any]:
+        given = {
+            "optimizer": "AdamW",
+            "importance": "kl",
+            "control": "none",
+            "region": "up+down",
+            "seed": 0,
+            **requested,
+        }
         return next(line for line in lines if line["run"] == given)
 
     # every run starts at the base: the same conditions give the same figures, whatever ran before

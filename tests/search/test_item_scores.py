@@ -28,8 +28,8 @@ def results(seed: int, right: float) -> dict[str, TaskResult]:
     return {title: result(title, category, [float(x < right) for x in draw.random(40)]) for title, category in tasks}
 
 
-def keep(folder: Path, name: str, found: dict[str, TaskResult], kept: KeptAnswers, steps: int = 60) -> None:
-    for title, one in found.items():
+def keep(folder: Path, name: str, results: dict[str, TaskResult], kept: KeptAnswers, steps: int = 60) -> None:
+    for title, one in results.items():
         save_result(one, folder / name / f"{title}.jsonl")
     kept.keep(name, steps, folder / name)
 

@@ -65,7 +65,7 @@ def test_the_statistics_are_those_of_a_plain_loop(tiny_model_folder: Path, kind:
     for norm, power in ((first_norm, 1), (squared_norm, 2)):
         expected = plain(model, batches, power)
         model.zero_grad()
-        found = gradient_norms(model, anatomy, batches, norm)
+        result = gradient_norms(model, anatomy, batches, norm)
         for module in anatomy.modules:
             for layer in range(anatomy.num_layers):
                 own = 0.0
@@ -73,7 +73,7 @@ def test_the_statistics_are_those_of_a_plain_loop(tiny_model_folder: Path, kind:
                     whole, rows = expected[name], anatomy.rows(module)
                     axis = anatomy.row_axis if whole.dim() > 1 else 0  # type: ignore[attr-defined]
                     own += float(whole.index_select(axis, rows).sum())  # type: ignore[attr-defined]
-                assert found[module][layer] == pytest.approx(own, rel=1e-4), (module, layer, power)
+                assert result[module][layer] == pytest.approx(own, rel=1e-4), (module, layer, power)
         assert all(p.grad is None for p in model.parameters()), "every gradient was freed"
         for parameter in model.parameters():
             parameter.requires_grad_(True)

@@ -100,21 +100,21 @@ def all_reachable() -> list[Region]:
     """Every region of the paper's levels, written out by hand from its sets."""
     everything = (*GROUPS["mha"], *GROUPS["ffn"])
     sets = [s for level in PAPER_LEVELS for s in level.modules if s not in (("mha",), ("ffn",), ("all",))]
-    found = [Region.span(a, b, everything) for a, b in HALVES + QUARTERS]
-    found += [Region.span(a, b, GROUPS[g]) for (a, b), g in itertools.product(QUARTERS, ("mha", "ffn"))]
-    found += [Region.span(a, b, s) for (a, b), s in itertools.product(QUARTERS, sets)]
-    return found
+    results = [Region.span(a, b, everything) for a, b in HALVES + QUARTERS]
+    results += [Region.span(a, b, GROUPS[g]) for (a, b), g in itertools.product(QUARTERS, ("mha", "ffn"))]
+    results += [Region.span(a, b, s) for (a, b), s in itertools.product(QUARTERS, sets)]
+    return results
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_with_a_beam_as_wide_as_the_space_the_winner_is_the_best_of_all(tmp_path: Path, seed: int) -> None:
     score = random_score(seed, 1000 if seed % 2 else 5)
     bench = Bench(tmp_path, score)
-    found = bench.search(beam=1000)
+    result = bench.search(beam=1000)
     truth = sorted(all_reachable(), key=lambda region: obvious_order(region, score))
     assert sorted(map(str, bench.ran)) == sorted(map(str, truth)), "every region, each once"
-    assert found.winner.region == truth[0]
-    assert found.runner_up is not None and found.runner_up.region == truth[1]
+    assert result.winner.region == truth[0]
+    assert result.runner_up is not None and result.runner_up.region == truth[1]
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -139,10 +139,10 @@ def test_a_beam_follows_the_obvious_implementation(tmp_path: Path, seed: int, be
         standing = parents if step == 2 else []  # "both"
         parents = sorted([*inside, *standing], key=lambda region: obvious_order(region, score))[:beam]
     bench = Bench(tmp_path, score)
-    found = bench.search(beam=beam)
+    result = bench.search(beam=beam)
     assert set(bench.ran) == set(tried) and len(bench.ran) == len(tried)
-    assert found.winner.region == min(tried, key=lambda region: obvious_order(region, score))
-    assert [t.region for t in found.trials] == bench.ran
+    assert result.winner.region == min(tried, key=lambda region: obvious_order(region, score))
+    assert [t.region for t in result.trials] == bench.ran
     assert len(bench.ran) <= sum(level.most for level in plan(PAPER_LEVELS, L, beam)), "no more than was announced"
 
 
@@ -154,12 +154,12 @@ def test_a_score_that_rises_down_one_path_is_followed_to_the_papers_best(tmp_pat
         return 100 * len(own & target) / len(own | target)
 
     bench = Bench(tmp_path, overlap)
-    found = bench.search()
-    assert found.winner.region == Region.span(2, 3, ("up_proj", "down_proj"))
-    assert found.winner.unified == 100
+    result = bench.search()
+    assert result.winner.region == Region.span(2, 3, ("up_proj", "down_proj"))
+    assert result.winner.unified == 100
     assert len(bench.ran) == 3 + 2 + 2 + 6
-    by_id = {t.id: t for t in found.trials}
-    way = [found.winner]
+    by_id = {t.id: t for t in result.trials}
+    way = [result.winner]
     while way[-1].parent:
         way.append(by_id[way[-1].parent])
     assert way[-1].region == Region.span(0, 3, ROOT.modules), "of the two halves that hold the target the lower one"
@@ -168,29 +168,29 @@ def test_a_score_that_rises_down_one_path_is_followed_to_the_papers_best(tmp_pat
 
 def test_children_worse_than_their_parent_are_still_expanded_but_the_parent_wins(tmp_path: Path) -> None:
     bench = Bench(tmp_path, lambda region: 10.0 * len(region.layers) + len(region.modules))
-    found = bench.search()
-    assert found.winner.region == Region.span(0, 3, ROOT.modules)
-    assert {t.level for t in found.trials} == {1, 2, 3, 4}
-    assert all(len(ids) == 1 for ids in found.expanded)
+    result = bench.search()
+    assert result.winner.region == Region.span(0, 3, ROOT.modules)
+    assert {t.level for t in result.trials} == {1, 2, 3, 4}
+    assert all(len(ids) == 1 for ids in result.expanded)
 
 
 def test_where_both_are_better_than_either_the_projections_of_both_are_tried(tmp_path: Path) -> None:
     kinds = {ROOT.modules: 50.0, GROUPS["mha"]: 40.0, GROUPS["ffn"]: 10.0, ("up_proj", "down_proj"): 90.0}
     bench = Bench(tmp_path, lambda region: kinds.get(region.modules, 0.0))
-    found = bench.search()
-    assert found.winner.region and found.winner.region.modules == ("up_proj", "down_proj"), (
+    result = bench.search()
+    assert result.winner.region and result.winner.region.modules == ("up_proj", "down_proj"), (
         "inside mha, the better half, it is not"
     )
     assert len(bench.ran) == len(set(bench.ran)) == 3 + 2 + 2 + 12, "both stands at its level without another trial"
-    assert found.expanded[1] == found.expanded[2] and found.winner.parent == found.expanded[2][0]
+    assert result.expanded[1] == result.expanded[2] and result.winner.parent == result.expanded[2][0]
 
 
 def test_ties_go_to_fewer_weights_then_to_the_lower_layers(tmp_path: Path) -> None:
     bench = Bench(tmp_path, lambda region: 1.0)
-    found = bench.search(beam=1000)
-    assert found.winner.region is not None
-    assert weights(found.winner.region) == min(weights(r) for r in all_reachable())
-    assert found.winner.region.first == 0
+    result = bench.search(beam=1000)
+    assert result.winner.region is not None
+    assert weights(result.winner.region) == min(weights(r) for r in all_reachable())
+    assert result.winner.region.first == 0
 
 
 def test_a_region_reached_twice_is_trained_once(tmp_path: Path) -> None:
@@ -213,9 +213,9 @@ def test_a_wider_beam_runs_only_what_is_new(tmp_path: Path) -> None:
     narrow = Bench(tmp_path, score)
     narrow.search(beam=1)
     wide = Bench(tmp_path, score)
-    found = wide.search(beam=3)
+    result = wide.search(beam=3)
     assert not set(narrow.ran) & set(wide.ran)
-    assert found == Bench(tmp_path, score).search(beam=3)
+    assert result == Bench(tmp_path, score).search(beam=3)
 
 
 def test_a_search_killed_at_any_trial_goes_on_to_the_same_store(tmp_path: Path) -> None:
@@ -254,19 +254,19 @@ def test_a_line_torn_by_the_kill_is_mended_on_the_way(tmp_path: Path) -> None:
 def test_a_trial_that_fails_once_is_tried_again(tmp_path: Path) -> None:
     region = Region.span(0, 3, ROOT.modules)
     bench = Bench(tmp_path, lambda region: 1.0, [(region, 1)])
-    found = bench.search(PAPER_LEVELS[:1])
+    result = bench.search(PAPER_LEVELS[:1])
     assert bench.ran.count(region) == 2
-    assert all(t.done for t in found.trials)
+    assert all(t.done for t in result.trials)
     assert [t.status for t in bench.store.trials()] == ["done"] * 3
 
 
 def test_a_trial_that_keeps_failing_is_recorded_and_does_not_end_the_search(tmp_path: Path) -> None:
     region = Region.span(0, 3, ROOT.modules)
     bench = Bench(tmp_path, lambda region: -float(region.first), [(region, 99)])
-    found = bench.search(PAPER_LEVELS[:2])
+    result = bench.search(PAPER_LEVELS[:2])
     assert bench.ran.count(region) == 2
-    assert [t.region for t in found.trials if not t.done] == [region]
-    assert found.winner.region == Region.span(2, 3, ROOT.modules)
+    assert [t.region for t in result.trials if not t.done] == [region]
+    assert result.winner.region == Region.span(2, 3, ROOT.modules)
     later = Bench(tmp_path, lambda region: -float(region.first))
     again = later.search(PAPER_LEVELS[:2])
     assert later.ran[0] == region, "a later call tries it again"
@@ -286,10 +286,10 @@ def test_a_kill_between_the_two_tries_leaves_one_for_the_next_call(tmp_path: Pat
 
 def test_a_level_of_which_nothing_finished_is_skipped(tmp_path: Path) -> None:
     broken = [(Region.span(a, b, ROOT.modules), 99) for a, b in HALVES]
-    found = Bench(tmp_path, lambda region: float(region.first), broken).search(PAPER_LEVELS[:2])
-    assert found.winner.region == Region.span(6, 7, ROOT.modules)
-    assert found.winner.parent is None
-    assert found.expanded[0] == ()
+    result = Bench(tmp_path, lambda region: float(region.first), broken).search(PAPER_LEVELS[:2])
+    assert result.winner.region == Region.span(6, 7, ROOT.modules)
+    assert result.winner.parent is None
+    assert result.expanded[0] == ()
 
 
 def test_when_nothing_finishes_the_first_reason_is_given(tmp_path: Path) -> None:
@@ -301,19 +301,19 @@ def test_when_nothing_finishes_the_first_reason_is_given(tmp_path: Path) -> None
 def test_a_level_without_anything_inside_keeps_the_regions_above(tmp_path: Path) -> None:
     levels = (Level(layers=("bottom1", "top")), Level(layers=("middle",)), Level(modules=(("ffn",),)))
     bench = Bench(tmp_path, lambda region: float(region.first))
-    found = bench.search(levels)
+    result = bench.search(levels)
     above = [Region.span(0, 1, ROOT.modules), Region.span(6, 7, ROOT.modules)]
     assert bench.ran == [*above, Region.span(6, 7, GROUPS["ffn"])]
-    assert found.expanded[0] == found.expanded[1]
+    assert result.expanded[0] == result.expanded[1]
 
 
 def test_no_child_trains_what_its_parent_does_not(tmp_path: Path) -> None:
     for beam in (1, 3):
         folder = tmp_path / str(beam)
         folder.mkdir()
-        found = Bench(folder, random_score(9, 9)).search(beam=beam)
-        by_id = {t.id: t for t in found.trials}
-        for trial in found.trials:
+        result = Bench(folder, random_score(9, 9)).search(beam=beam)
+        by_id = {t.id: t for t in result.trials}
+        for trial in result.trials:
             if trial.parent:
                 above = by_id[trial.parent].region
                 assert trial.region is not None and above is not None and trial.region.inside(above)
@@ -336,14 +336,14 @@ def test_what_is_found_does_not_depend_on_which_trial_ends_first(tmp_path: Path,
 def test_halving_follows_the_obvious_implementation(tmp_path: Path) -> None:
     score = random_score(11, 1000)
     bench = Bench(tmp_path, score)
-    found = bench.search(PAPER_LEVELS[1:2], beam=1, rungs=SuccessiveHalving((15, 30), keep=0.5))
+    result = bench.search(PAPER_LEVELS[1:2], beam=1, rungs=SuccessiveHalving((15, 30), keep=0.5))
     order = sorted((Region.span(a, b, ROOT.modules) for a, b in QUARTERS), key=lambda r: obvious_order(r, score))
     everything = [(Region.span(a, b, ROOT.modules), 0, 15) for a, b in QUARTERS]
     assert bench.ordered == [*everything, (order[0], 15, 30), (order[1], 15, 30), (order[0], 30, 60)]
-    stopped = {t.region: t for t in found.trials if t.status == "stopped"}
+    stopped = {t.region: t for t in result.trials if t.status == "stopped"}
     assert {region: trial.steps for region, trial in stopped.items()} == {order[1]: 30, order[2]: 15, order[3]: 15}
     assert stopped[order[3]].reason == "number 4 of 4 after 15 steps, of which 2 may go on"
-    assert found.winner.region == order[0] and found.winner.steps == 60 and found.runner_up is None
+    assert result.winner.region == order[0] and result.winner.steps == 60 and result.runner_up is None
 
 
 def test_a_stopped_trial_never_wins_even_where_its_score_is_the_highest(tmp_path: Path) -> None:
@@ -355,10 +355,10 @@ def test_a_stopped_trial_never_wins_even_where_its_score_is_the_highest(tmp_path
         return plain(job) if job.stop_step else replace(plain(job), unified=1.0)
 
     bench.run_one = run_one  # type: ignore[method-assign]
-    found = bench.search(PAPER_LEVELS[1:2], rungs=SuccessiveHalving((15,)))
-    assert [t.unified for t in found.trials if t.status == "stopped"] == [0.0, 10.0]
-    assert found.winner.unified == 1.0, "below what was stopped at 10"
-    assert found.runner_up is not None and found.runner_up.unified == 1.0
+    result = bench.search(PAPER_LEVELS[1:2], rungs=SuccessiveHalving((15,)))
+    assert [t.unified for t in result.trials if t.status == "stopped"] == [0.0, 10.0]
+    assert result.winner.unified == 1.0, "below what was stopped at 10"
+    assert result.runner_up is not None and result.runner_up.unified == 1.0
 
 
 def test_what_is_worse_than_the_best_beyond_chance_is_stopped_too(tmp_path: Path) -> None:
@@ -369,8 +369,8 @@ def test_what_is_worse_than_the_best_beyond_chance_is_stopped_too(tmp_path: Path
     def run(folder: str, rungs: SuccessiveHalving, beam: int, behind: Estimate) -> list[str]:
         (tmp_path / folder).mkdir()
         bench = Bench(tmp_path / folder, scores.__getitem__)
-        found = bench.search(PAPER_LEVELS[1:2], beam=beam, rungs=rungs, compare=lambda trial, best: behind)
-        return [t.status for t in found.trials]
+        result = bench.search(PAPER_LEVELS[1:2], beam=beam, rungs=rungs, compare=lambda trial, best: behind)
+        return [t.status for t in result.trials]
 
     assert run("far", rungs, 1, far) == ["stopped", "stopped", "stopped", "done"]
     assert run("beam", rungs, 3, far) == ["stopped", "done", "done", "done"], "at least beam regions go on"
@@ -402,11 +402,11 @@ def test_without_halving_what_was_stopped_before_is_trained_to_its_end(tmp_path:
     score = random_score(7, 1000)
     Bench(tmp_path, score).search(PAPER_LEVELS[1:2], rungs=SuccessiveHalving((15,)))
     bench = Bench(tmp_path, score)
-    found = bench.search(PAPER_LEVELS[1:2])
-    assert all(t.done for t in found.trials) and {begun for _, begun, _ in bench.ordered} == {0}
+    result = bench.search(PAPER_LEVELS[1:2])
+    assert all(t.done for t in result.trials) and {begun for _, begun, _ in bench.ordered} == {0}
     later = Bench(tmp_path, score)
     again = later.search(PAPER_LEVELS[1:2], rungs=SuccessiveHalving((30,)))
-    assert again == found and later.ran == [], "what is finished is not stopped"
+    assert again == result and later.ran == [], "what is finished is not stopped"
 
 
 def test_a_floor_ranks_what_misses_it_below_all_that_keep_it() -> None:
@@ -435,13 +435,13 @@ def test_a_budget_of_trials_is_kept_and_a_larger_one_goes_on(tmp_path: Path, tri
     expected = whole.search()
     assert len(whole.ran) > 12
     bench = Bench(tmp_path / "budget", score)
-    found = bench.search(budget=Budget(trials=trials))
+    result = bench.search(budget=Budget(trials=trials))
     assert bench.ran == whole.ran[:trials]
-    assert found.winner == min(bench.store.trials(), key=Objective().rank)
-    assert found.untried.reason == f"search.budget_trials: {trials}"
-    left = [region for region in whole.ran[trials:] if region in found.untried.regions]
-    assert list(found.untried.regions) == left == whole.ran[trials : trials + len(left)]
-    assert found.untried.levels == PAPER_LEVELS[len(found.expanded) :]
+    assert result.winner == min(bench.store.trials(), key=Objective().rank)
+    assert result.untried.reason == f"search.budget_trials: {trials}"
+    left = [region for region in whole.ran[trials:] if region in result.untried.regions]
+    assert list(result.untried.regions) == left == whole.ran[trials : trials + len(left)]
+    assert result.untried.levels == PAPER_LEVELS[len(result.expanded) :]
     again = Bench(tmp_path / "budget", score)
     assert again.search() == expected
     assert bench.ran + again.ran == whole.ran
@@ -453,11 +453,11 @@ def test_no_trial_is_started_that_would_not_fit_the_hours(tmp_path: Path) -> Non
     for name, room, fits in (("exact", 5 * one + 0.01, 5), ("short", 5 * one - 1, 4), ("little", 1.0, 1)):
         (tmp_path / name).mkdir()
         bench = Bench(tmp_path / name, score)
-        found = bench.search(budget=Budget(hours=room / 3600))
+        result = bench.search(budget=Budget(hours=room / 3600))
         assert len(bench.ran) == fits, name
-        assert "search.budget_hours" in str(found.untried.reason)
+        assert "search.budget_hours" in str(result.untried.reason)
         later = Bench(tmp_path / name, score)
-        assert later.search(budget=Budget(hours=room / 3600)) == found and later.ran == [], "what was spent counts"
+        assert later.search(budget=Budget(hours=room / 3600)) == result and later.ran == [], "what was spent counts"
 
 
 def test_where_many_run_at_once_no_more_are_ordered_than_fit(tmp_path: Path) -> None:
@@ -476,9 +476,9 @@ def test_where_many_run_at_once_no_more_are_ordered_than_fit(tmp_path: Path) -> 
 def test_a_budget_keeps_enough_to_finish_one_of_the_paused(tmp_path: Path) -> None:
     room = 2 * (15 + EVALUATION) + 45 + EVALUATION + 0.01  # two to the rung, and one of them to its end
     bench = Bench(tmp_path, random_score(8, 1000))
-    found = bench.search(PAPER_LEVELS[1:2], rungs=SuccessiveHalving((15,)), budget=Budget(hours=room / 3600))
+    result = bench.search(PAPER_LEVELS[1:2], rungs=SuccessiveHalving((15,)), budget=Budget(hours=room / 3600))
     assert [(begun, steps) for _, begun, steps in bench.ordered] == [(0, 15), (0, 15), (15, 60)]
-    assert found.winner.done and len(found.untried.regions) == 2
+    assert result.winner.done and len(result.untried.regions) == 2
     (tmp_path / "less").mkdir()
     with pytest.raises(UserError, match="ended it before one trial was trained to its end"):
         Bench(tmp_path / "less", lambda region: 1.0).search(
@@ -491,12 +491,12 @@ def test_a_budget_that_ends_between_two_rungs_still_finishes_the_best_of_the_pau
     room = 2 * (15 + EVALUATION) + 45 + EVALUATION + 0.01  # two to the first rung, and one of them past the second
     bench = Bench(tmp_path, score)
     rungs = SuccessiveHalving((15, 30), keep=1.0)
-    found = bench.search(PAPER_LEVELS[1:2], rungs=rungs, budget=Budget(hours=room / 3600))
+    result = bench.search(PAPER_LEVELS[1:2], rungs=rungs, budget=Budget(hours=room / 3600))
     assert [(begun, steps) for _, begun, steps in bench.ordered] == [(0, 15), (0, 15), (15, 60)]
     best, other = sorted(bench.ran[:2], key=lambda region: obvious_order(region, score))
-    assert found.winner.region == best and found.winner.done
-    assert other in found.untried.regions and best not in found.untried.regions
-    assert len(found.untried.regions) == 3
+    assert result.winner.region == best and result.winner.done
+    assert other in result.untried.regions and best not in result.untried.regions
+    assert len(result.untried.regions) == 3
 
 
 def test_the_proxy_orders_a_level_and_prunes_it_only_where_asked(tmp_path: Path) -> None:
@@ -506,13 +506,13 @@ def test_the_proxy_orders_a_level_and_prunes_it_only_where_asked(tmp_path: Path)
     for name in ("order", "prune"):
         (tmp_path / name).mkdir()
     bench = Bench(tmp_path / "order", score)
-    found = bench.search(PAPER_LEVELS[1:2], proxy_score=proxy_score.__getitem__)
+    result = bench.search(PAPER_LEVELS[1:2], proxy_score=proxy_score.__getitem__)
     assert [r.first for r in bench.ran] == [2, 6, 4, 0]
-    assert found.winner.region == min(proxy_score, key=lambda r: obvious_order(r, score)), "whatever the proxy says"
+    assert result.winner.region == min(proxy_score, key=lambda r: obvious_order(r, score)), "whatever the proxy says"
     bench = Bench(tmp_path / "prune", score)
-    found = bench.search(PAPER_LEVELS[1:2], proxy_score=proxy_score.__getitem__, keep=0.5)
+    result = bench.search(PAPER_LEVELS[1:2], proxy_score=proxy_score.__getitem__, keep=0.5)
     assert [r.first for r in bench.ran] == [2, 6]
-    assert [r.first for r in found.untried.pruned] == [4, 0] and found.untried.reason is None
+    assert [r.first for r in result.untried.pruned] == [4, 0] and result.untried.reason is None
     wider = Bench(tmp_path / "prune", score).search(PAPER_LEVELS[1:2], 3, proxy_score=proxy_score.__getitem__, keep=0.5)
     assert len(wider.trials) == 3, "at least beam"
 
@@ -528,8 +528,8 @@ def test_the_plan_bounds_what_a_pruned_search_tries_and_says_it_exactly_where_it
         (tmp_path / str(seed)).mkdir()
         bench = Bench(tmp_path / str(seed), random_score(seed, 1000))
         guess = random_score(100 + seed, 1000)
-        found = bench.search(beam=beam, proxy_score=guess, keep=keep)
-        at_level = Counter(trial.level for trial in found.trials)
+        result = bench.search(beam=beam, proxy_score=guess, keep=keep)
+        at_level = Counter(trial.level for trial in result.trials)
         assert bench.levels == [(n, sum(at_level[m] for m in range(1, n + 1))) for n in range(1, len(planned) + 1)]
         for number, level in enumerate(planned, start=1):
             assert at_level[number] == level.most if level.exact else at_level[number] <= level.most

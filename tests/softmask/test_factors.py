@@ -96,9 +96,9 @@ def test_strength_is_how_much_of_the_importance_counts(model: LlamaForCausalLM, 
     region = resolve_region("1", ["all"], 3)
     importance = _importance()
     whole = build_factors(importance, region, region.modules, anatomy_of(model))
-    found = build_factors(importance, region, region.modules, anatomy_of(model), strength)
-    assert found.keys() == whole.keys()
-    for name, factor in found.items():
+    result = build_factors(importance, region, region.modules, anatomy_of(model), strength)
+    assert result.keys() == whole.keys()
+    for name, factor in result.items():
         by_hand = [1 - strength * (1 - value) for value in whole[name].values.tolist()]
         assert factor.axis == whole[name].axis
         torch.testing.assert_close(factor.values, torch.tensor(by_hand), rtol=1e-6, atol=1e-7)

@@ -91,5 +91,5 @@ def test_it_watches_every_tenth_step_and_the_last() -> None:
 
 
 def test_the_sentence_names_the_least_and_the_most() -> None:
-    told = kept_sentence({"8": 0.5, "9": 0.25, "10": 0.75}, "update")
-    assert told == "soft mask: left 50% of the update, from 25% in layer 9 to 75% in layer 10"
+    message = kept_sentence({"8": 0.5, "9": 0.25, "10": 0.75}, "update")
+    assert message == "soft mask: left 50% of the update, from 25% in layer 9 to 75% in layer 10"

@@ -229,9 +229,9 @@ def run_case(case: Case, folder: Path) -> None:
     if torch.distributed.get_rank() == 0:
         write_tensors(folder / f"{case.name}.safetensors", tensors)
         write_tensors(folder / f"{case.name}.logits.safetensors", {"logits": logits.contiguous()})
-        told = {"losses": losses, "before": before, "after": after, "frozen_forwards": frozen_forwards}
-        told["validation"] = validation.as_dict()
-        write_json(folder / f"{case.name}.json", told)
+        message = {"losses": losses, "before": before, "after": after, "frozen_forwards": frozen_forwards}
+        message["validation"] = validation.as_dict()
+        write_json(folder / f"{case.name}.json", message)
     engine.destroy()
 
 

@@ -100,9 +100,9 @@ def main() -> None:
     sharded = load_sharded()
     gc.collect()
     gc.freeze()  # DeepSpeed collects garbage for every engine
-    found = [run_way(sharded, *way) for way in WAYS[world_size]]
+    results = [run_way(sharded, *way) for way in WAYS[world_size]]
     if rank == 0:
-        write_json(Path(sys.argv[1]), found)
+        write_json(Path(sys.argv[1]), results)
 
 
 if __name__ == "__main__":

@@ -136,9 +136,9 @@ def _write_weights(model: Any, names: list[str], path: Path) -> None:
         write_tensors(path, tensors)
 
 
-def _check(holds: bool, told: str) -> None:
+def _check(holds: bool, message: str) -> None:
     if not holds:
-        raise RuntimeError(told)
+        raise RuntimeError(message)
 
 
 def main() -> None:

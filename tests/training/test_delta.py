@@ -16,8 +16,8 @@ def test_a_delta_goes_in_and_comes_out_again_bit_for_bit() -> None:
     delta = Delta({"1.weight": torch.randn(2, 4), "1.bias": torch.randn(2)}, {}, "")
     with pytest.raises(KeyboardInterrupt), delta_applied(model, delta):
         for name, parameter in model.named_parameters():
-            wanted = delta.tensors[name].to(torch.bfloat16) if name in delta.tensors else before[name]
-            assert torch.equal(parameter, wanted)
+            requested = delta.tensors[name].to(torch.bfloat16) if name in delta.tensors else before[name]
+            assert torch.equal(parameter, requested)
         raise KeyboardInterrupt
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 

@@ -35,8 +35,8 @@ def names(run: Footprint, on_gpu: bool = True) -> list[str]:
 
 
 def test_what_leaves_the_training_the_same_comes_first() -> None:
-    told = ways_out(RUN, on_gpu=True)
-    assert told[0].startswith(
+    message = ways_out(RUN, on_gpu=True)
+    assert message[0].startswith(
         "train.per_device_train_batch_size: 8 with train.gradient_accumulation_steps: 4 (the same training): about "
     )
     assert names(RUN) == [
@@ -64,11 +64,11 @@ def test_the_words_give_the_savings_of_the_plan() -> None:
 
 def test_the_same_training_is_said_of_what_takes_the_same_items_alone() -> None:
     odd = replace(RUN, settings=replace(SETTINGS, micro_batch=9, accumulation=1))
-    told = ways_out(odd, on_gpu=True)
-    assert told[0].startswith(
+    message = ways_out(odd, on_gpu=True)
+    assert message[0].startswith(
         "train.per_device_train_batch_size: 3 with train.gradient_accumulation_steps: 3 (the same"
     )
-    assert told[-1].startswith("twice as many ranks, with twice the items in an optimizer step: about")
+    assert message[-1].startswith("twice as many ranks, with twice the items in an optimizer step: about")
     assert "with train.gradient_accumulation_steps: 1 (the same training)" in ways_out(RUN, on_gpu=True)[-1]
 
 
@@ -94,8 +94,8 @@ def test_other_errors_pass_through() -> None:
 
 
 def test_a_gpu_without_memory_is_named() -> None:
-    told = r"(?s)out of memory on the GPU: CUDA out of memory.*\n  - train\.per_device"
-    with pytest.raises(UserError, match=told), explaining_out_of_memory(RUN):
+    message = r"(?s)out of memory on the GPU: CUDA out of memory.*\n  - train\.per_device"
+    with pytest.raises(UserError, match=message), explaining_out_of_memory(RUN):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 

@@ -177,8 +177,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_ranks_on_two_machines_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start_distributed()
 
-    def two_hosts(found: list[str], _: str) -> None:
-        found[:] = ["a", "b"]
+    def two_hosts(results: list[str], _: str) -> None:
+        results[:] = ["a", "b"]
 
     monkeypatch.setattr(torch.distributed, "all_gather_object", two_hosts)
     with pytest.raises(UserError, match="2 machines, which share no memory"):
@@ -195,5 +195,5 @@ def test_ranks_on_two_machines_are_refused(tmp_path: Path, monkeypatch: pytest.M
     ],
 )
 def test_a_prefix_that_changes_is_named(config: dict[str, Any], reason: str | None) -> None:
-    found = changing_prefix(config)
-    assert found is None if reason is None else reason in str(found)
+    result = changing_prefix(config)
+    assert result is None if reason is None else reason in str(result)

@@ -113,14 +113,14 @@ def _reference(case, roll: int = 0) -> tuple[dict[str, Tensor], dict[str, Tensor
 def test_two_ranks_equal_one_plain_loop(case, two_ranks: Path, table_line: Callable[[str, str], None]) -> None:  # type: ignore[no-untyped-def]
     start, expected, losses = _reference(case)
     got = load_file(two_ranks / f"{case.name}.safetensors")
-    told = json.loads((two_ranks / f"{case.name}.json").read_text())
+    message = json.loads((two_ranks / f"{case.name}.json").read_text())
     names = cases.region_of(case).parameter_names(anatomy_of(cases.tiny_model(case.bias)))
     off = {}
     for name in names:
         moved, should = got[name] - start[name], expected[name] - start[name]
         off[name] = float((moved - should).norm() / should.norm())
         assert should.norm() > 1e-3 * start[name].norm(), f"{name} hardly moved: the comparison would prove nothing"
-    off_losses = max(abs(a / b - 1) for a, b in zip(told["losses"], losses, strict=True))
+    off_losses = max(abs(a / b - 1) for a, b in zip(message["losses"], losses, strict=True))
     table_line(TITLE, f"{case.row()}  {max(off.values()):.1e}  {off_losses:.1e}")
     assert max(off.values()) <= 1e-4, max(off, key=lambda name: off[name])
     assert off_losses <= 1e-5
@@ -137,27 +137,27 @@ def test_the_validation_loss_is_a_plain_loops_and_training_goes_on_as_before(cas
             logits, targets = model(torch.tensor([example.input_ids])).logits[0, :-1], torch.tensor(example.labels[1:])
             total += cross_entropy(logits, targets, reduction="sum", ignore_index=-100).item()
             count += int((targets != -100).sum())
-    told = json.loads((two_ranks / f"{case.name}.json").read_text())["validation"]
-    assert told == {"step": cases.STEPS, "validation_loss": pytest.approx(total / count, rel=1e-5)}
+    message = json.loads((two_ranks / f"{case.name}.json").read_text())["validation"]
+    assert message == {"step": cases.STEPS, "validation_loss": pytest.approx(total / count, rel=1e-5)}
 
 
 @pytest.mark.parametrize("case", [c for c in cases.CASES if c.prefix_cache], ids=lambda c: c.name)
 def test_the_frozen_layers_run_in_the_first_epoch_alone(case, two_ranks: Path) -> None:  # type: ignore[no-untyped-def]
-    told = json.loads((two_ranks / f"{case.name}.json").read_text())
+    message = json.loads((two_ranks / f"{case.name}.json").read_text())
     plan = cases.plan_of(case)
     steps_an_epoch = math.ceil(plan.num_examples / plan.per_step)
-    assert told["frozen_forwards"] == steps_an_epoch * case.accumulation < plan.num_steps * case.accumulation
+    assert message["frozen_forwards"] == steps_an_epoch * case.accumulation < plan.num_steps * case.accumulation
 
 
 @pytest.mark.parametrize("case", cases.CASES, ids=lambda c: c.name)
 def test_nothing_outside_the_region_changes(case, two_ranks: Path) -> None:  # type: ignore[no-untyped-def]
     start = _start(case)
     got = load_file(two_ranks / f"{case.name}.safetensors")
-    told = json.loads((two_ranks / f"{case.name}.json").read_text())
+    message = json.loads((two_ranks / f"{case.name}.json").read_text())
     names = set(cases.region_of(case).parameter_names(anatomy_of(cases.tiny_model(case.bias))))
     frozen = start.keys() - names
-    assert told["before"].keys() == frozen
-    assert told["before"] == told["after"]
+    assert message["before"].keys() == frozen
+    assert message["before"] == message["after"]
     assert all(torch.equal(got[n], start[n]) for n in frozen)
 
 

@@ -137,11 +137,11 @@ def test_rehearsal_on_two_ranks_equals_one_plain_loop(
     records = json.loads((two_ranks / f"{case.name}.json").read_text())
     off = _off(got, expected, start)
     pairs = [
-        (told, loss)
+        (message, loss)
         for r, step in zip(records, losses, strict=True)
-        for told, loss in zip((r["loss"], r["rehearsal_loss"]), step, strict=True)
+        for message, loss in zip((r["loss"], r["rehearsal_loss"]), step, strict=True)
     ]
-    off_losses = max(abs(told / loss - 1) for told, loss in pairs)
+    off_losses = max(abs(message / loss - 1) for message, loss in pairs)
     table_line(TITLE, f"{case.row()}  {off:.1e}  {off_losses:.1e}")
     assert off <= 1e-4
     assert off_losses <= 1e-5

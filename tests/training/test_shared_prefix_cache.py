@@ -34,12 +34,12 @@ def held() -> SharedBase:
 def items() -> list[Example]:
     """Seven: the second epoch begins in the second step, with batches of other shapes."""
     generator = torch.Generator().manual_seed(1)
-    found = []
+    results = []
     for _ in range(7):
         length = int(torch.randint(5, 12, (1,), generator=generator))
         ids = torch.randint(1, 32, (length,), generator=generator).tolist()
-        found.append(Example(ids, [IGNORED] * 3 + ids[3:]))
-    return found
+        results.append(Example(ids, [IGNORED] * 3 + ids[3:]))
+    return results
 
 
 def train(held: SharedBase, first: int, stage: int, shared: SharedPrefix | None, keep: bool = True) -> Any:

@@ -138,13 +138,13 @@ class ChatTemplateLM(ChatTemplateLMBase):
         out = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
         first = out.logits[:, -1]  # [B, V]: what follows the context
         rest = self._continue(out.past_key_values, mask, rows, continuations)
-        found = []
+        results = []
         for n, (row, tokens) in enumerate(zip(rows, continuations, strict=True)):
             logits = torch.cat([first[row : row + 1], rest[n, : len(tokens) - 1]])  # [K, V]
-            wanted = self._tensor(tokens)
-            log_probs = logits.float().log_softmax(-1).gather(-1, wanted[:, None])  # [K, 1]
-            found.append((float(log_probs.sum()), bool((logits.argmax(-1) == wanted).all())))
-        return found
+            requested = self._tensor(tokens)
+            log_probs = logits.float().log_softmax(-1).gather(-1, requested[:, None])  # [K, 1]
+            results.append((float(log_probs.sum()), bool((logits.argmax(-1) == requested).all())))
+        return results
 
     def _continue(self, cache: Any, mask: Tensor, rows: list[int], continuations: list[list[int]]) -> Tensor:
         """Logits [N, K-1, V] after each of their tokens but the last; row n goes on from context `rows[n]`."""

@@ -65,7 +65,7 @@ def score_harness(judge: Any, loaded: LoadedTask) -> TaskResult:
     figures = {}
     for one in loaded.harness:
         reseed(one)
-        found = evaluate(
+        result = evaluate(
             lm=judge,
             task_dict={"tasks": {one.task_name: one}, "groups": {}},
             limit=task.limit,
@@ -73,8 +73,8 @@ def score_harness(judge: Any, loaded: LoadedTask) -> TaskResult:
             fewshot_as_multiturn=task.apply_chat_template,
             bootstrap_iters=0,
         )
-        figures = found["results"][one.task_name]
-        mine = [s for s in found["samples"][one.task_name] if s["filter"] == (filter_ or one._filters[0].name)]
+        figures = result["results"][one.task_name]
+        mine = [s for s in result["samples"][one.task_name] if s["filter"] == (filter_ or one._filters[0].name)]
         mine.sort(key=lambda s: s["doc_id"])
         samples += [_sample(s, name, len(samples) + 1 + i) for i, s in enumerate(mine)]
     numbers = {key: float(value) for key, value in figures.items() if isinstance(value, int | float)}
@@ -94,15 +94,15 @@ def score_harness(judge: Any, loaded: LoadedTask) -> TaskResult:
     )
 
 
-def _sample(found: dict[str, Any], metric: str, line: int) -> Sample:
-    answers = found["filtered_resps"]
+def _sample(results: dict[str, Any], metric: str, line: int) -> Sample:
+    answers = results["filtered_resps"]
     chosen = isinstance(answers[0], tuple | list) and not isinstance(answers[0][0], str)
     return Sample(
         line=line,
-        prompt=str(found["arguments"][0][0]),
-        reference=found["target"],
+        prompt=str(results["arguments"][0][0]),
+        reference=results["target"],
         answer=None if chosen else str(answers[0]),
         log_likelihoods=tuple(float(value) for value, _ in answers) if chosen else None,
         pick=None,
-        score=float(found[metric]),
+        score=float(results[metric]),
     )

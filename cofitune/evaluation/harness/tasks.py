@@ -109,8 +109,8 @@ def write_task_files(task: EvalTask, folder: Path) -> list[str]:
 def _build(names: list[str], folder: Path) -> list[Any]:
     from lm_eval.tasks import TaskManager
 
-    found = TaskManager(include_path=str(folder), include_defaults=False).load(names)["tasks"]
-    return [found[name] for name in names]
+    result = TaskManager(include_path=str(folder), include_defaults=False).load(names)["tasks"]
+    return [result[name] for name in names]
 
 
 def _leaves(task: EvalTask) -> list[Leaf]:
@@ -172,10 +172,10 @@ def _local_data(folder: Path, described: dict[str, Any], num_fewshot: int) -> di
     named = {key: described[key] for key in described if key.endswith("_split") and described[key]}
     for key in (asked, examples) if num_fewshot else (asked,):
         if (split := named[key]) not in files:
-            found = f"it has {', '.join(files)}" if files else "it has none"
+            result = f"it has {', '.join(files)}" if files else "it has none"
             raise DataError(
                 f"{place}: harness task '{described['task']}' reads the split '{split}', as {split}.jsonl, .json or "
-                f".parquet; {found}{did_you_mean(split, files)}"
+                f".parquet; {result}{did_you_mean(split, files)}"
             )
     parquet = all(path.endswith(".parquet") for paths in files.values() for path in paths)
     return {
@@ -208,12 +208,12 @@ def _metric(task: EvalTask, one: Any, where: str) -> Metric:
     if not accepted:
         raise UserError(f"{where} has no metric that is a mean over its items, so that nothing could be compared")
     name, _, chosen = task.metric.partition(",")
-    found = f"{name or names[0]},{chosen or filters[0]}"
-    if found not in accepted:
+    result = f"{name or names[0]},{chosen or filters[0]}"
+    if result not in accepted:
         short = [a.removesuffix(",none") for a in accepted]
         raise UserError(f"{where} has no metric '{task.metric}'{did_you_mean(task.metric, short)} (has: {short})")
-    name = found.partition(",")[0]
-    shown = found.removesuffix(",none")
+    name = result.partition(",")[0]
+    shown = result.removesuffix(",none")
     return Metric(shown, "share" if name in SHARES else "own", bool(one.higher_is_better()[name]), name in BINARY)
 
 

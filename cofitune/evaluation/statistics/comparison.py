@@ -149,9 +149,9 @@ def _compare(
             n: None if change is None else told(change, floor["summary"].get(n)) for n, change in summary.items()
         },
         "tasks": {
-            title: told(found.change, floor["tasks"].get(title))
-            | {"lost": list(found.lost), "gained": list(found.gained), "p": found.p, "p_holm": found.p_holm}
-            for title, found in compare_tasks(bootstrap, model, against).items()
+            title: told(result.change, floor["tasks"].get(title))
+            | {"lost": list(result.lost), "gained": list(result.gained), "p": result.p, "p_holm": result.p_holm}
+            for title, result in compare_tasks(bootstrap, model, against).items()
         },
     }
 

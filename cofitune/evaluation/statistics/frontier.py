@@ -25,12 +25,12 @@ def frontier(speciality: Array, versatility: Array) -> list[int]:
 
 def dominated_by(speciality: Array, versatility: Array) -> list[int | None]:
     """For each point the one that dominates it with the most versatility, or None."""
-    found: list[int | None] = []
+    results: list[int | None] = []
     for index in range(len(speciality)):
         as_good = (speciality >= speciality[index]) & (versatility >= versatility[index])
         better = as_good & ((speciality > speciality[index]) | (versatility > versatility[index]))
-        found.append(int(np.argmax(np.where(better, versatility, -np.inf))) if better.any() else None)
-    return found
+        results.append(int(np.argmax(np.where(better, versatility, -np.inf))) if better.any() else None)
+    return results
 
 
 def place(speciality: Array, versatility: Array, level: Array) -> tuple[NDArray[np.intp], NDArray[np.intp], Array]:

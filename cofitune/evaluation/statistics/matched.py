@@ -105,9 +105,9 @@ def _curve(bootstrap: Bootstrap, points: Sequence[Point], weights: Array) -> _Cu
     models = np.array([(0,) * seeds, *(p.models for p in points)])  # [P, S]
     scores, drawn = {}, {}
     for name in ("speciality", *COMPARED):
-        if (found := bootstrap.draws(name)) is None:
+        if (result := bootstrap.draws(name)) is None:
             continue
-        values, draws = found
+        values, draws = result
         scores[name] = values[models].mean(axis=1)[None]
         drawn[name] = np.einsum("dps,ds->dp", draws[:, models], weights)
     titles = tuple(bootstrap.tasks)
@@ -150,8 +150,8 @@ def _points(
 
 def _figures(bootstrap: Bootstrap, models: tuple[int, ...]) -> dict[str, float | None]:
     """The mean over seeds of every summary score."""
-    found = {name: bootstrap.draws(name) for name in SUMMARIES}
-    return {n: None if d is None else float(d[0][list(models)].mean()) for n, d in found.items()}
+    results = {name: bootstrap.draws(name) for name in SUMMARIES}
+    return {n: None if d is None else float(d[0][list(models)].mean()) for n, d in results.items()}
 
 
 def _frontier(curve: _Curve) -> list[str]:
@@ -161,7 +161,7 @@ def _frontier(curve: _Curve) -> list[str]:
 def _anchors(curves: Mapping[str, _Curve], reference: str) -> list[tuple[str, str, str]]:
     """Where speciality is matched: method, point, and why there; ascending, none twice."""
     base = curves[reference].of(BASE)[0]
-    found = [
+    results = [
         (reference, point, f"a point of {reference}'s frontier")
         for point in _frontier(curves[reference])
         if curves[reference].of(point)[0] > base
@@ -173,9 +173,9 @@ def _anchors(curves: Mapping[str, _Curve], reference: str) -> list[tuple[str, st
     }
     least = min(tops, key=lambda name: float(curves[name].of(tops[name])[0][0]))
     level = curves[least].of(tops[least])[0]
-    if level > base and all(level != curves[m].of(p)[0] for m, p, _ in found):
-        found.append((least, tops[least], "the highest that every method with a finished run reaches"))
-    return sorted(found, key=lambda anchor: float(curves[anchor[0]].of(anchor[1])[0][0]))
+    if level > base and all(level != curves[m].of(p)[0] for m, p, _ in results):
+        results.append((least, tops[least], "the highest that every method with a finished run reaches"))
+    return sorted(results, key=lambda anchor: float(curves[anchor[0]].of(anchor[1])[0][0]))
 
 
 def _level(curves: Mapping[str, _Curve], reference: str, method: str, point: str, why: str) -> dict[str, Any]:
@@ -204,11 +204,11 @@ def _level(curves: Mapping[str, _Curve], reference: str, method: str, point: str
                 if against or name == reference
                 else _inside(own[score] - yardstick[score], draws[score] - theirs[score])
             )
-            found = {"": value, f"_against_{BASE}": to_base, "_against_reference": to_reference}
+            results = {"": value, f"_against_{BASE}": to_base, "_against_reference": to_reference}
             if score.startswith(TASK):
-                row["tasks"][score.removeprefix(TASK)] = {(k or "_score")[1:]: v for k, v in found.items()}
+                row["tasks"][score.removeprefix(TASK)] = {(k or "_score")[1:]: v for k, v in results.items()}
             else:
-                row |= {f"{score}{k}": v for k, v in found.items()}
+                row |= {f"{score}{k}": v for k, v in results.items()}
         rows[name] = row
     return {"speciality": float(level[0]), "method": method, "point": point, "why": why, "rows": rows}
 
@@ -229,12 +229,18 @@ def _inside(value: Array, drawn: Array) -> dict[str, Any]:
     """A difference with its interval, from the draws in which both methods have the level in their range."""
     inside = np.isfinite(drawn)
     share = float(inside.mean())
-    told: dict[str, Any] = {"value": float(value[0]), "low": None, "high": None, "draws_inside": share, "reason": None}
+    message: dict[str, Any] = {
+        "value": float(value[0]),
+        "low": None,
+        "high": None,
+        "draws_inside": share,
+        "reason": None,
+    }
     if share >= ENOUGH_DRAWS:
-        told |= _interval(float(value[0]), drawn[inside])
+        message |= _interval(float(value[0]), drawn[inside])
     else:
-        told["reason"] = f"the speciality lies inside of the points' range in {100 * share:.0f} % of the draws only"
-    return told
+        message["reason"] = f"the speciality lies inside of the points' range in {100 * share:.0f} % of the draws only"
+    return message
 
 
 def _interval(value: float, drawn: Array) -> dict[str, float]:

@@ -176,15 +176,15 @@ class Bootstrap:
 
 def compare_tasks(bootstrap: Bootstrap, model: int, reference: int) -> dict[str, TaskChange]:
     """Each task's change from the reference to the model, by title, tested per task and corrected over all of them."""
-    found = {}
+    results = {}
     for title, items in bootstrap.tasks.items():
         lost, gained = items.changed(model, reference)
         p = mcnemar(len(lost), len(gained)) if items.metric.binary else None
-        found[title] = (bootstrap.task_change(title, model, reference), lost, gained, p)
-    corrected = holm({title: p for title, (_, _, _, p) in found.items() if p is not None})
+        results[title] = (bootstrap.task_change(title, model, reference), lost, gained, p)
+    corrected = holm({title: p for title, (_, _, _, p) in results.items() if p is not None})
     return {
         title: TaskChange(change, lost, gained, p, corrected.get(title))
-        for title, (change, lost, gained, p) in found.items()
+        for title, (change, lost, gained, p) in results.items()
     }
 
 

@@ -125,8 +125,8 @@ def check_versions(ray: Any, nodes: Sequence[Mapping[str, Any]], joining: bool =
         living = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - {asked[task]["NodeID"] for task in silent}
         problems = {node: problem for node, problem in problems.items() if node in living}
     if problems:
-        told = [f"{_name(node)}: {problems[node['NodeID']]}" for node in nodes if node["NodeID"] in problems]
-        raise UserError("search.executor: ray: not every node can take trials:\n" + "\n".join(told))
+        messages = [f"{_name(node)}: {problems[node['NodeID']]}" for node in nodes if node["NodeID"] in problems]
+        raise UserError("search.executor: ray: not every node can take trials:\n" + "\n".join(messages))
     return alike
 
 

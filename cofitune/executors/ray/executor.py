@@ -142,8 +142,8 @@ class RayExecutor:
                 if lost[request.id] > RETRIES:
                     yield TrialResult(request, f"the cluster lost it {lost[request.id]} times; at last {result}")
                     continue
-                told = f"trial {request.id}: the cluster lost it ({result})"
-                self._say(f"{told}; it runs again, {lost[request.id]} of at most {RETRIES} times")
+                message = f"trial {request.id}: the cluster lost it ({result})"
+                self._say(f"{message}; it runs again, {lost[request.id]} of at most {RETRIES} times")
                 tasks[request.id] = self._send(request)
                 running[tasks[request.id].future()] = request
         finally:
@@ -163,8 +163,8 @@ class RayExecutor:
             )
         except self._ray.exceptions.RayError as error:
             raise UserError(f"no trial could be measured on the cluster: {last_line(error)}") from None
-        found: Measured = measured
-        return found
+        result: Measured = measured
+        return result
 
     def close(self) -> None:
         """Remove what the search has left on the nodes, and let go of the cluster."""

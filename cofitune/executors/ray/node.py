@@ -136,14 +136,14 @@ def search_folder(search: str) -> Path:
 def needed_paths(config: Config) -> tuple[str, ...]:
     """Absolute paths of the files and folders that a trial of this config reads; names on the hub are none."""
     sections = config.data.model_dump(), config.eval.model_dump(exclude={"models"}), config.train.model_dump()
-    found = [config.model.name, *(text for section in sections for text in _paths_in(section))]
-    return tuple(dict.fromkeys(str(Path(text).absolute()) for text in found if Path(text).exists()))
+    results = [config.model.name, *(text for section in sections for text in _paths_in(section))]
+    return tuple(dict.fromkeys(str(Path(text).absolute()) for text in results if Path(text).exists()))
 
 
 def read_files(folder: Path, patterns: tuple[str, ...]) -> dict[str, bytes]:
     """The contents of the files below `folder` that match, weights left out, by their paths below it."""
-    found = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found if path.suffix != WEIGHTS}
+    results = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+    return {str(path.relative_to(folder)): path.read_bytes() for path in results if path.suffix != WEIGHTS}
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -136,22 +136,22 @@ def plan_alpha(run: Path, base: Place | None = None) -> AlphaPlan:
 def _own_config(train: Path) -> Config:
     """The resolved config that the run was trained by."""
     places = (train / "config.yaml", train.parent / "config.yaml")
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
+    result = next((place for place in places if place.is_file()), None)
+    if result is None:
         raise ArtifactError(f"{places[0]}: is missing; it names the development items that alpha is chosen by")
-    return load_config(found)
+    return load_config(result)
 
 
 def _measure(config: Config, tokenizer: PreTrainedTokenizerBase) -> Measure:
     """The speciality tasks of search.eval, or else the loss on data.validation."""
-    tested, wanted = _Tested(config), config.search.eval
-    if wanted is not None and wanted.speciality:
-        only = wanted.model_copy(update={"versatility": Versatility(), "drift": ()})
+    tested, requested = _Tested(config), config.search.eval
+    if requested is not None and requested.speciality:
+        only = requested.model_copy(update={"versatility": Versatility(), "drift": ()})
         # a cross-entropy has no scale from guessing to all right, and enters no mean
         tasks = tuple(t for t in load_tasks(eval_tasks(only)) if t.metric.unit == "share")
         if tasks:
             tested.refuse("search.eval.speciality", [t.task for t in tasks])
-            return TaskMeasure(tasks, tokenizer, wanted.batch_size)
+            return TaskMeasure(tasks, tokenizer, requested.batch_size)
     if config.data.validation:
         data = config.data
         encoding = Encoding(data.max_length, data.train_on, data.on_bad_item)

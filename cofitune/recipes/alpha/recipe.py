@@ -139,11 +139,11 @@ def read_chosen(config: Config) -> tuple[Config, tuple[EvalModel, ...]]:
     for model in config.eval.models:
         alpha = model.alpha
         if alpha == "auto":
-            found = read_alpha(_run(model), model.keep or KEEP, base=_base(config, model))
-            if found is None:
+            result = read_alpha(_run(model), model.keep or KEEP, base=_base(config, model))
+            if result is None:
                 waiting.append(model)
                 continue
-            alpha = found
+            alpha = result
             model = model.at(alpha)  # noqa: PLW2901
         known.append(model)
     return _with_models(config, known), tuple(waiting)
@@ -242,7 +242,7 @@ def _content(plan: AlphaPlan, points: Points, alpha: float | None, keep: float) 
     """What alpha.json says; `alpha` is None as long as it is not decided."""
     gains = _gains(plan, points)
     whole = gains.get(1.0)
-    told = [
+    messages = [
         {
             "alpha": a,
             plan.measure.figure: points[a].figure,
@@ -252,7 +252,7 @@ def _content(plan: AlphaPlan, points: Points, alpha: float | None, keep: float) 
         }
         for a in sorted(points, reverse=True)
     ]
-    return {"format": FORMAT, "alpha": alpha, "keep": keep, "points": told, **plan.about()}
+    return {"format": FORMAT, "alpha": alpha, "keep": keep, "points": messages, **plan.about()}
 
 
 def _read(plan: AlphaPlan) -> Any:

@@ -138,7 +138,7 @@ def make_plan(config: Config, overwrite: bool, dry_run: bool, ranks: int) -> Com
 def _runs(config: Config, folder: Path) -> list[Run]:
     compare, problems = config.compare, list[str]()
     shared = overlay(config, {}, "compare", _shared(config))
-    found: list[Run] = []
+    results: list[Run] = []
     for method, given in compare.methods.items():
         where = f"compare.methods.{method}"
         try:
@@ -151,15 +151,15 @@ def _runs(config: Config, folder: Path) -> list[Run]:
                     if own.train.rehearsal and own.train.rehearsal.path is None:  # this config's own, not the run's
                         there = {"train": {"rehearsal": {"path": str(config.run / REHEARSAL)}}}
                         own = overlay(own, there, where, {})
-                    found.append(Run(method, rate, seed, own))
+                    results.append(Run(method, rate, seed, own))
         except ConfigError as error:
             problems += error.problems
     if problems:
         raise ConfigError(problems)
-    if len({str(run.folder).lower() for run in found}) < len(found):
+    if len({str(run.folder).lower() for run in results}) < len(results):
         raise UserError("compare.methods: two names differ in upper and lower case only; they also name folders")
-    found.sort(key=lambda run: (compare.seeds or (run.seed,)).index(run.seed))  # stable
-    return found
+    results.sort(key=lambda run: (compare.seeds or (run.seed,)).index(run.seed))  # stable
+    return results
 
 
 def _shared(config: Config) -> dict[str, Any]:

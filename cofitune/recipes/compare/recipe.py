@@ -104,9 +104,9 @@ def _run_all(
         lines[run.name] = line
         _append(plan.folder / STORE, line)
         left = about(time_left(waiting[number + 1 :], _mean_seconds(lines)))
-        told = line["reason"] or ", ".join(f"{what} {value:.0f} s" for what, value in line["seconds"].items())
+        message = line["reason"] or ", ".join(f"{what} {value:.0f} s" for what, value in line["seconds"].items())
         console.print(
-            f"{len(plan.runs) - len(waiting) + number + 1}/{len(plan.runs)} {run.name}: {line['status']}, {told}; "
+            f"{len(plan.runs) - len(waiting) + number + 1}/{len(plan.runs)} {run.name}: {line['status']}, {message}; "
             + (f"{left} left" if number + 1 < len(waiting) else "the last"),
             markup=False,
             highlight=False,
@@ -172,8 +172,8 @@ def _lacking_answers(plan: ComparePlan, trained: list[Run]) -> set[str]:
     }
 
 
-def _hand_on_answers(found: Path, cache: Path) -> None:
+def _hand_on_answers(result: Path, cache: Path) -> None:
     """Take over what `cofitune eval` has asked the base already; answers are kept by all that they depend on."""
-    for entry in found.iterdir() if found.is_dir() else ():
+    for entry in result.iterdir() if result.is_dir() else ():
         if entry.is_dir() and not (cache / entry.name).exists():
             shutil.copytree(entry, cache / entry.name)

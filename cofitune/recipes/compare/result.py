@@ -65,14 +65,14 @@ def _whole_seeds(plan: ComparePlan, lines: dict[str, dict[str, Any]]) -> list[in
 
 def _points(plan: ComparePlan, method: str, seeds: list[int], done: list[Run], places: dict[str, int]) -> list[Point]:
     """A method's rates × alphas, as far as all of these seeds have finished."""
-    found = []
+    results = []
     for rate in dict.fromkeys(run.learning_rate for run in plan.runs if run.method == method):
         runs = [run for run in done if (run.method, run.learning_rate) == (method, rate) and run.seed in seeds]
         if len(runs) == len(seeds):
             for alpha in plan.compare.alphas:
                 models = tuple(places[model_name(run.name, alpha)] for run in runs)
-                found.append(Point(model_name(runs[0].setting, alpha), rate, alpha, models))
-    return found
+                results.append(Point(model_name(runs[0].setting, alpha), rate, alpha, models))
+    return results
 
 
 def _masked_and_controls(plan: ComparePlan) -> tuple[list[str], list[str]]:
@@ -97,9 +97,9 @@ def _about_method(plan: ComparePlan, method: str) -> dict[str, Any]:
 
 
 def _about_run(run: Run, line: dict[str, Any]) -> dict[str, Any]:
-    found = {**line, "folder": str(run.folder)}
+    results = {**line, "folder": str(run.folder)}
     if run.is_trained:
         manifest = read_json(run.folder / "train" / "manifest.json", "training manifest")
         kept = ("first_loss", "last_loss", "tokens", "delta_sha256")
-        found |= {name: manifest[name] for name in kept} | {"training_seconds": manifest["seconds"]}
-    return found
+        results |= {name: manifest[name] for name in kept} | {"training_seconds": manifest["seconds"]}
+    return results

@@ -21,7 +21,7 @@ def _read_store(plan: ComparePlan) -> dict[str, dict[str, Any]]:
         ArtifactError: a line is damaged.
     """
     path = plan.folder / STORE
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     identities = {run.name: run for run in plan.runs}
     *whole, _torn = path.read_bytes().split(b"\n") if path.is_file() else [b""]
     for number, text in enumerate(whole, start=1):
@@ -30,10 +30,10 @@ def _read_store(plan: ComparePlan) -> dict[str, dict[str, Any]]:
             run = identities.get(line["run"])
             same = run is not None and line["identity"] == run.identity
             if run is not None and same and (line["status"] != "done" or run.is_trained):
-                found[run.name] = line
+                results[run.name] = line
         except (ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{path}:{number}: this line of the comparison's store is damaged: {error}") from None
-    return found
+    return results
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:

@@ -93,8 +93,8 @@ class EvalTarget:
     def weights(self) -> dict[str, Any]:
         """What names the weights, by content."""
         delta = self.delta_sha256 if self.alpha else None
-        found = {"fingerprint": self.source.fingerprint, "delta_sha256": delta}
-        return found if self.alpha in (0, 1) else {**found, "alpha": self.alpha}
+        results = {"fingerprint": self.source.fingerprint, "delta_sha256": delta}
+        return results if self.alpha in (0, 1) else {**results, "alpha": self.alpha}
 
 
 def find_models(config: Config, planned_runs: Sequence[EvalModel] = ()) -> tuple[EvalTarget, ...]:
@@ -115,54 +115,54 @@ def find_models(config: Config, planned_runs: Sequence[EvalModel] = ()) -> tuple
         return sources[name, revision]
 
     own = source(config.model.name, config.model.revision)
-    found: list[EvalTarget] = []
-    for wanted in _wanted(config):
-        train = train_folder(wanted.path)
+    results: list[EvalTarget] = []
+    for requested in _wanted(config):
+        train = train_folder(requested.path)
         if train is None:
-            found.append(_whole(wanted, own, source))
+            results.append(_whole(requested, own, source))
         else:
-            found.append(_run(wanted, train, own, source, config))
+            results.append(_run(requested, train, own, source, config))
     dtype = choose_dtype(config.model.dtype)
-    found += [
+    results += [
         EvalTarget(run.title, run.role, run.path, own, dtype=dtype, alpha=run.known_alpha, keep=run.keep)
         for run in planned_runs
     ]
-    _check_names(found)
-    found.sort(key=lambda model: model.role != "base")
-    _check_side_by_side(found)
-    _check_dtypes(found, dtype)
-    return tuple(found)
+    _check_names(results)
+    results.sort(key=lambda model: model.role != "base")
+    _check_side_by_side(results)
+    _check_dtypes(results, dtype)
+    return tuple(results)
 
 
 def _wanted(config: Config) -> list[EvalModel]:
     """The base, this config's own run where it is trained, and what `eval.models` names."""
     given = list(config.eval.models)
     named = {Path(m.path).resolve() for m in given if m.alpha == 1 and m.keep is None}
-    wanted = []
+    requested = []
     if all(m.role != "base" for m in given):
-        wanted.append(EvalModel(path=config.model.name, role="base", revision=config.model.revision))
+        requested.append(EvalModel(path=config.model.name, role="base", revision=config.model.revision))
     if train_folder(config.output_dir) and not {config.run.resolve(), (config.run / "train").resolve()} & named:
-        wanted.append(EvalModel(path=config.output_dir, name="run"))
-    return wanted + given
+        requested.append(EvalModel(path=config.output_dir, name="run"))
+    return requested + given
 
 
-def _whole(wanted: EvalModel, own: Source, source: GetSource) -> EvalTarget:
-    path = Path(wanted.path)
-    if wanted.alpha != 1:
-        raise no_run(wanted)
+def _whole(requested: EvalModel, own: Source, source: GetSource) -> EvalTarget:
+    path = Path(requested.path)
+    if requested.alpha != 1:
+        raise no_run(requested)
     if path.is_dir() and not (path / "config.json").is_file():
         raise UserError(
-            f"eval.models: {wanted.path} is neither a run whose training has finished (train/manifest.json) nor a "
+            f"eval.models: {requested.path} is neither a run whose training has finished (train/manifest.json) nor a "
             "model folder (config.json)"
         )
-    if is_missing_folder(wanted.path):
-        raise UserError(f"eval.models: {wanted.path} is not there (seen from {Path.cwd()})")
-    same = (wanted.path, wanted.revision) == own.place
-    whole = own if same else source(wanted.path, wanted.revision)
-    return EvalTarget(wanted.title, wanted.role, wanted.path, whole, dtype=whole.dtype)
+    if is_missing_folder(requested.path):
+        raise UserError(f"eval.models: {requested.path} is not there (seen from {Path.cwd()})")
+    same = (requested.path, requested.revision) == own.place
+    whole = own if same else source(requested.path, requested.revision)
+    return EvalTarget(requested.title, requested.role, requested.path, whole, dtype=whole.dtype)
 
 
-def _run(wanted: EvalModel, train: Path, own: Source, source: GetSource, config: Config) -> EvalTarget:
+def _run(requested: EvalModel, train: Path, own: Source, source: GetSource, config: Config) -> EvalTarget:
     manifest = read_manifest(train)
     base = own
     is_own = train.resolve() == (config.run / "train").resolve()
@@ -183,11 +183,21 @@ def _run(wanted: EvalModel, train: Path, own: Source, source: GetSource, config:
         raise ArtifactError(f"{delta}: its bytes are not those that the manifest names; train again")
     training, seed = _training(train, manifest)
     sha256, dtype = manifest["delta_sha256"], DTYPES[manifest["dtype"]]
-    alpha = wanted.known_alpha
-    if training is not None and (alpha != 1 or wanted.keep):
-        training = f"{training} keeping {wanted.keep:g}" if wanted.keep else f"{training} at {alpha:g}"
+    alpha = requested.known_alpha
+    if training is not None and (alpha != 1 or requested.keep):
+        training = f"{training} keeping {requested.keep:g}" if requested.keep else f"{training} at {alpha:g}"
     return EvalTarget(
-        wanted.title, wanted.role, wanted.path, base, train, sha256, dtype, seed, training, alpha, wanted.keep
+        requested.title,
+        requested.role,
+        requested.path,
+        base,
+        train,
+        sha256,
+        dtype,
+        seed,
+        training,
+        alpha,
+        requested.keep,
     )
 
 

@@ -149,7 +149,7 @@ def run_evaluation(
         start_folder(config, "eval", overwrite)
         tell_left_out(plan, console)
     results = share.broadcast(plan.known() if share.rank == 0 else {})
-    if asked := sum(len(found) for found in results.values()):
+    if asked := sum(len(result) for result in results.values()):
         console.print(f"{asked} of {len(plan.models) * len(plan.tasks)} results as scored before", highlight=False)
     todo = [m for m in plan.models if len(results[m.name]) < len(plan.tasks)]
     if weights is None:
@@ -177,9 +177,9 @@ def _load_and_score(
     places = {model.source.place: index for index, model in reversed(list(enumerate(plan.models)))}
     todo.sort(key=lambda m: places[m.source.place])  # stable, so that the base comes before its runs
     for (name, revision), group in groupby(todo, key=lambda m: m.source.place):
-        wanted = config.model.model_copy(update={"name": name, "revision": revision})
+        requested = config.model.model_copy(update={"name": name, "revision": revision})
         with _status(console, f"loading {name}"):
-            weights = load_base(wanted).to(device())
+            weights = load_base(requested).to(device())
         for model in group:
             with _with_delta(weights, model):
                 _score(plan, model, weights, results[model.name], share, console)
@@ -202,13 +202,13 @@ def _score(
     plan: Plan,
     model: EvalTarget,
     weights: PreTrainedModel,
-    found: dict[str, TaskResult],
+    results: dict[str, TaskResult],
     share: BatchSharding,
     console: Console,
 ) -> None:
     """Score one model on the tasks that it lacks; each answer is kept as soon as its task is done."""
     width = max(len(m.name) for m in plan.models)
-    missing = {t.task.title: t for t in plan.tasks if t.task.title not in found}
+    missing = {t.task.title: t for t in plan.tasks if t.task.title not in results}
     with EvalProgress(console, model.name, sum(len(t.items) for t in missing.values())) as progress:
 
         def begin(loaded: LoadedTask) -> None:
@@ -220,7 +220,7 @@ def _score(
                     f"'{model.name}' ({model.path}) gives log-likelihoods that are no numbers (task '{result.title}'): "
                     "its weights are damaged; did its training diverge?"
                 )
-            found[result.title] = result
+            results[result.title] = result
             if share.rank != 0:
                 return
             plan.cache.put(plan.key(model, missing[result.title]), result)

@@ -96,8 +96,8 @@ def make_plan(config: Config, overwrite: bool = False, rank: Rank = ALONE) -> Pl
     Raises:
         UserError: no data is named, or a file, an item, the model or the output folder cannot be used.
     """
-    wanted, model = config.importance, config.model
-    if not wanted.data:
+    requested, model = config.importance, config.model
+    if not requested.data:
         raise UserError(
             "importance.data: names no data; give it general data, what the model should keep being able to do, for "
             "example importance: {data: [{path: data/general.jsonl}]}"
@@ -108,21 +108,22 @@ def make_plan(config: Config, overwrite: bool = False, rank: Rank = ALONE) -> Pl
     check_files(weight_files(model.name, model.revision), anatomy)
     tokenizer = load_tokenizer(model.name, model.revision, model.trust_remote_code)
     template = set_template(tokenizer, config.data.template)
-    sources = data_sources(wanted.data)
+    sources = data_sources(requested.data)
     # the KL looks at whole conversations, so nothing needs the response to be told apart
-    train_on = "all" if wanted.estimator == KL_DROPOUT else "response"
+    train_on = "all" if requested.estimator == KL_DROPOUT else "response"
     encoding = Encoding(config.data.max_length, train_on, config.data.on_bad_item)
-    encoded = encode_sources(sources, tokenizer, encoding, wanted.max_items)
+    encoded = encode_sources(sources, tokenizer, encoding, requested.max_items)
     examples = Examples.chain(e.examples for e in encoded)
     longest = int(examples.lengths.max())
-    sizes = choose_dtype(model.dtype).itemsize, wanted.per_device_batch_size, longest, PASSES_OF[wanted.estimator]
+    sizes = choose_dtype(model.dtype).itemsize, requested.per_device_batch_size, longest, PASSES_OF[requested.estimator]
     memory = memory_estimate(anatomy, *sizes)
-    sharding = choose_sharding(wanted.sharding, sum(memory.values()), device_memory(rank), rank.world_size)
+    sharding = choose_sharding(requested.sharding, sum(memory.values()), device_memory(rank), rank.world_size)
     if sharding.sharded:
         memory = memory_estimate(anatomy, *sizes, rank.world_size)
     plan = Plan(
         folder, anatomy, examples, tuple(e.opened for e in encoded), ItemCounts.total(e.account for e in encoded),
-        tokenizer.pad_token_id, template, wanted.per_device_batch_size, PASSES_OF[wanted.estimator], memory, sharding,
+        tokenizer.pad_token_id, template, requested.per_device_batch_size, PASSES_OF[requested.estimator], memory,
+        sharding,
     )  # fmt: skip
     if not sums.is_dir():
         return plan
@@ -132,19 +133,19 @@ def make_plan(config: Config, overwrite: bool = False, rank: Rank = ALONE) -> Pl
     return plan
 
 
-def choose_sharding(wanted: str, whole: int, device: int, num_ranks: int) -> Sharding:
+def choose_sharding(requested: str, whole: int, device: int, num_ranks: int) -> Sharding:
     """Resolve `importance.sharding`.
 
     Args:
-        wanted: auto | none | zero3.
+        requested: auto | none | zero3.
         whole: bytes that a rank would take with a whole model.
         device: bytes of a rank's device.
         num_ranks: ranks that could share the weights.
     """
     sharing = f"{num_ranks} ranks share the weights"
-    if wanted == "zero3":
+    if requested == "zero3":
         return Sharding(True, f"as asked for; {sharing}")
-    if wanted == "none":
+    if requested == "none":
         return Sharding(False, "as asked for; each rank holds all weights")
     takes = f"the whole model takes about {gib(whole)} of a device's {gib(device)}"
     if whole <= ROOM * device:
@@ -162,7 +163,7 @@ def explaining_out_of_memory(plan: Plan) -> Iterator[None]:
         UserError: memory ran out inside.
     """
 
-    def explain(_: Exception, said: str) -> str:
+    def explain(_: Exception, output: str) -> str:
         batch, longest = plan.batch_size // 2, int(plan.examples.lengths.max())
         ways = [
             *([f"importance.per_device_batch_size: {batch} (other dropout masks)"] if batch else []),
@@ -170,7 +171,7 @@ def explaining_out_of_memory(plan: Plan) -> Iterator[None]:
             f"data.max_length: {longest // 2} (cuts longer items)",
         ]
         return (
-            f"out of memory: {said}\nestimated were {gib(sum(plan.memory.values()))} a rank; what would take less:\n"
+            f"out of memory: {output}\nestimated were {gib(sum(plan.memory.values()))} a rank; what would take less:\n"
             + "\n".join(f"  - {way}" for way in ways)
         )
 
@@ -189,19 +190,19 @@ def device_memory(rank: Rank) -> int:
 
 def make_manifest(plan: Plan, config: Config) -> dict[str, Any]:
     """What the vectors will say of themselves."""
-    wanted = config.importance
+    requested = config.importance
     return {
         "base": config.model.name,
         "base_fingerprint": fingerprint(config.model.name, config.model.revision),
         "model_type": plan.anatomy.model_type,
         "sizes": {"num_layers": plan.anatomy.num_layers, **unit_counts(plan.anatomy)},
         "dtype": str(choose_dtype(config.model.dtype)).removeprefix("torch."),
-        "estimator": wanted.estimator,
-        "reduce": wanted.reduced_by,
-        "normalize": wanted.normalized_by,
-        **({"dropout": wanted.dropout, "passes": wanted.passes} if wanted.estimator == KL_DROPOUT else {}),
-        "seed": wanted.seed,
-        "per_device_batch_size": wanted.per_device_batch_size,
+        "estimator": requested.estimator,
+        "reduce": requested.reduced_by,
+        "normalize": requested.normalized_by,
+        **({"dropout": requested.dropout, "passes": requested.passes} if requested.estimator == KL_DROPOUT else {}),
+        "seed": requested.seed,
+        "per_device_batch_size": requested.per_device_batch_size,
         "items": len(plan.examples),
         "tokens": plan.tokens,
         "max_length": config.data.max_length,

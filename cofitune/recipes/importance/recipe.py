@@ -84,8 +84,8 @@ def importance(
         return plan.folder
     if not (overwrite or plan.interrupted) and (plan.folder / "manifest.json").is_file():
         check_finished(plan, config)
-        told = f"{plan.folder} is finished already, with this config and this data (--overwrite makes it anew)"
-        console.print(told, highlight=False, soft_wrap=True)
+        message = f"{plan.folder} is finished already, with this config and this data (--overwrite makes it anew)"
+        console.print(message, highlight=False, soft_wrap=True)
         return plan.folder
     print_account(console, plan.account)
     with _process_group(rank, plan.sharding.sharded), explaining_out_of_memory(plan):
@@ -121,7 +121,7 @@ def _estimate(plan: Plan, config: Config, rank: Rank, console: Console) -> Score
 
     Its sums are saved on the way; an interrupted run goes on from them if nothing that they depend on has changed.
     """
-    device, wanted = device_of(rank), config.importance
+    device, requested = device_of(rank), config.importance
     # what fits one rank's device may not fit another's
     sharded = bool(all_reduce_max(int(plan.sharding.sharded), device))
     identity = identity_of(plan, config)
@@ -141,16 +141,16 @@ def _estimate(plan: Plan, config: Config, rank: Rank, console: Console) -> Score
 
         def on_batch(_: int) -> None:
             progress.advance(bar)
-            if sums.micro_batches % wanted.save_steps == 0:
+            if sums.micro_batches % requested.save_steps == 0:
                 save_sums(path, sums, identity)
 
         return estimate(
             model,
             plan.micro_batches(rank, sums.micro_batches),
-            dropout=wanted.dropout,
-            seed=wanted.seed,
-            estimator=wanted.estimator,
-            reduce=wanted.reduced_by,
+            dropout=requested.dropout,
+            seed=requested.seed,
+            estimator=requested.estimator,
+            reduce=requested.reduced_by,
             sums=sums,
             on_batch=on_batch,
             anatomy=plan.anatomy,
@@ -181,10 +181,10 @@ def _draw(plan: Plan, config: Config, vectors: dict[str, Tensor], console: Conso
     if not can_draw():
         console.print(f"no picture: pip install 'cofitune[{EXTRA}]' draws one", markup=False)
         return
-    wanted = config.importance
-    how = f"{wanted.estimator}, {wanted.reduced_by}, {wanted.normalized_by}"
-    told = f"{Path(config.model.name).name}: {how}, {len(plan.examples):,} items"
-    picture, _ = draw_importance(plan.folder, vectors, told)
+    requested = config.importance
+    how = f"{requested.estimator}, {requested.reduced_by}, {requested.normalized_by}"
+    message = f"{Path(config.model.name).name}: {how}, {len(plan.examples):,} items"
+    picture, _ = draw_importance(plan.folder, vectors, message)
     console.print(f"picture: {picture} (and .svg)", highlight=False, soft_wrap=True)
 
 

@@ -91,8 +91,8 @@ class RehearsePlan:
     @property
     def sampling(self) -> Sampling:
         """How answers are drawn."""
-        wanted = self.config.rehearsal
-        return Sampling(wanted.max_new_tokens, wanted.temperature, wanted.top_p, wanted.seed)
+        requested = self.config.rehearsal
+        return Sampling(requested.max_new_tokens, requested.temperature, requested.top_p, requested.seed)
 
     @property
     def partial(self) -> Partial:
@@ -116,7 +116,7 @@ class RehearsePlan:
 
     def made_of(self) -> dict[str, Any]:
         """All that the answers depend on, as JSON values."""
-        wanted, model = self.config.rehearsal, self.config.model
+        requested, model = self.config.rehearsal, self.config.model
         free = {"data", "max_items", "batch_size", "engine", "held_out", "unfinished", "max_repetition"}
         return {
             "base": model.name,
@@ -128,7 +128,7 @@ class RehearsePlan:
             "attn_implementation": model.attn_implementation,
             "device": "cuda" if torch.cuda.is_available() else "cpu",
             "prompts_sha256": sha256_json([[list(p.messages), list(p.ids)] for p in self.prompts]),
-            **wanted.model_dump(mode="json", exclude=free),
+            **requested.model_dump(mode="json", exclude=free),
             "engine": self.engine,
             "batch_size": self.batch_size,
             "end_tokens": list(self.ends),
@@ -150,9 +150,9 @@ def make_plan(config: Config, overwrite: bool = False, dry_run: bool = False) ->
         UserError: there are no prompts, a file or an item cannot be used, a prompt is longer than the model can read,
             or the output folder is another config's.
     """
-    wanted, model = config.rehearsal, config.model
-    sources = data_sources(wanted.data or config.importance.data)
-    if not sources and not wanted.self_prompted:
+    requested, model = config.rehearsal, config.model
+    sources = data_sources(requested.data or config.importance.data)
+    if not sources and not requested.self_prompted:
         raise ConfigError(
             [
                 "rehearsal.data: names no general prompts (and neither does importance.data); name some, for example "
@@ -176,15 +176,15 @@ def make_plan(config: Config, overwrite: bool = False, dry_run: bool = False) ->
         missing.append(str(error))
     template = set_template(tokenizer, config.data.template) if tokenizer else config.data.template
     positions = max_positions(model_config)
-    if positions is not None and wanted.max_new_tokens >= positions:
+    if positions is not None and requested.max_new_tokens >= positions:
         raise UserError(
-            f"rehearsal.max_new_tokens: {wanted.max_new_tokens} leaves no prompt any room in the model's {positions} "
-            "positions"
+            f"rehearsal.max_new_tokens: {requested.max_new_tokens} leaves no room for a prompt in the model's "
+            f"{positions} positions"
         )
     opened = tuple(open_source(source) for source in sources)
     read = _Reader(config, tokenizer, positions)
-    prompts = tuple(read.prompts(opened, wanted.max_items))
-    engine = choose_engine(wanted.engine)
+    prompts = tuple(read.prompts(opened, requested.max_items))
+    engine = choose_engine(requested.engine)
     longest = max((len(p.ids) for p in prompts), default=0)
     plan = RehearsePlan(
         config=config,
@@ -198,35 +198,35 @@ def make_plan(config: Config, overwrite: bool = False, dry_run: bool = False) ->
         tokenizer=tokenizer,
         template=template,
         ends=_ends(config, model_config, tokenizer) if tokenizer else (),
-        opening=_opening(tokenizer) if tokenizer and wanted.self_prompted else (),
+        opening=_opening(tokenizer) if tokenizer and requested.self_prompted else (),
         positions=positions,
-        batch_size=_batch_size(config, anatomy, model_config, longest + wanted.max_new_tokens),
+        batch_size=_batch_size(config, anatomy, model_config, longest + requested.max_new_tokens),
         engine=engine,
         base_fingerprint=base_fingerprint,
         missing=tuple(missing),
     )
-    if not plan.prompts and not wanted.self_prompted:
+    if not plan.prompts and not requested.self_prompted:
         raise UserError(f"rehearsal.data: not one prompt is left ({_reasons(read.account)})")
     if plan.manifest.is_file() and not overwrite and not missing and not partial.is_of(plan.made_of()):
         _check_finished(plan)
     return plan
 
 
-def choose_engine(wanted: str) -> str:
+def choose_engine(requested: str) -> str:
     """Resolve `rehearsal.engine`.
 
     Raises:
         UserError: vLLM is asked for and not installed, or there is no GPU for it.
     """
     installed = importlib.util.find_spec("vllm") is not None
-    if wanted == "vllm":
+    if requested == "vllm":
         if not installed:
             raise UserError(
                 "rehearsal.engine: vllm is not installed here; use transformers, or an environment with vllm"
             )
         if not torch.cuda.is_available():
             raise UserError("rehearsal.engine: vllm needs a GPU, and there is none here; use transformers")
-    return "vllm" if wanted != "transformers" and installed and torch.cuda.is_available() else "transformers"
+    return "vllm" if requested != "transformers" and installed and torch.cuda.is_available() else "transformers"
 
 
 def text_of(messages: Sequence[dict[str, str]]) -> str:
@@ -363,9 +363,9 @@ def _opening(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 def _batch_size(config: Config, anatomy: Anatomy, model_config: PretrainedConfig, length: int) -> int:
     """`rehearsal.batch_size`, or as many prompts as the device's memory holds keys and values of."""
-    wanted = config.rehearsal.batch_size
-    if wanted != "auto":
-        return int(wanted)
+    requested = config.rehearsal.batch_size
+    if requested != "auto":
+        return int(requested)
     width = choose_dtype(config.model.dtype).itemsize
     heads = getattr(model_config, "num_key_value_heads", None) or model_config.num_attention_heads
     size = getattr(model_config, "head_dim", None) or anatomy.hidden_size // model_config.num_attention_heads

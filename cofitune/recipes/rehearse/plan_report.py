@@ -16,19 +16,19 @@ from cofitune.rehearsal.items import RehearsalItem
 
 def print_plan(plan: RehearsePlan, ranks: int, dry_run: bool, console: Console) -> None:
     """Say what the base is asked, how it answers, what that costs at most, and what is written."""
-    wanted = plan.config.rehearsal
-    own = f" and {wanted.self_prompted:,} that the model writes" if wanted.self_prompted else ""
-    how = f"temperature {wanted.temperature:g}, top_p {wanted.top_p:g}" if wanted.temperature else "greedy"
+    requested = plan.config.rehearsal
+    own = f" and {requested.self_prompted:,} that the model writes" if requested.self_prompted else ""
+    how = f"temperature {requested.temperature:g}, top_p {requested.top_p:g}" if requested.temperature else "greedy"
     tokens = plan.account.tokens
     read = f"{tokens:,} tokens" if plan.tokenizer else "tokens not counted without a tokenizer"
     flops = 2 * plan.anatomy.num_parameters * (tokens + 2 * plan.most_tokens)
     lines = [
         f"prompts  {len(plan.prompts):,} of {plan.account.read:,} rows{own}, {read}, template {plan.template}",
-        f"answers  {how}, at most {wanted.max_new_tokens} tokens each, by {plan.engine}, {plan.batch_size} prompts a "
-        f"batch, {ranks} rank{'s' if ranks > 1 else ''}",
+        f"answers  {how}, at most {requested.max_new_tokens} tokens each, by {plan.engine}, {plan.batch_size} prompts "
+        f"a batch, {ranks} rank{'s' if ranks > 1 else ''}",
         f"cost     at most {plan.most_tokens:,} tokens to generate, {flops / 1e12:,.0f} TFLOPs; the first batch tells "
         "the time",
-        f"disk     at most {gib(plan.most_bytes)} ({wanted.top_k} probabilities a token); "
+        f"disk     at most {gib(plan.most_bytes)} ({requested.top_k} probabilities a token); "
         f"{gib(free_bytes(plan.folder))} are free there",
         f"writes   {plan.folder}/: items.jsonl, top_k.safetensors, manifest.json, config.yaml",
     ]

@@ -89,8 +89,8 @@ def rehearse(
     plan = make_plan(config, overwrite, dry_run)
     if not dry_run and not overwrite and plan.manifest.is_file():
         read_rehearsal(plan.folder)  # a damaged one is not finished
-        told = f"{plan.folder} is finished already, with this config and these prompts (--overwrite starts over)"
-        console.print(told, highlight=False, soft_wrap=True)
+        message = f"{plan.folder} is finished already, with this config and these prompts (--overwrite starts over)"
+        console.print(message, highlight=False, soft_wrap=True)
         return plan.folder
     print_plan(plan, rank.world_size, dry_run, console)
     if dry_run:
@@ -158,31 +158,31 @@ class _Writer:
 
         They are drawn in rounds of as many as are still wanted, and in all at most `TRIES` times as many.
         """
-        plan, wanted = self._plan, self._plan.config.rehearsal.self_prompted
-        if not wanted or plan.tokenizer is None:
+        plan, requested = self._plan, self._plan.config.rehearsal.self_prompted
+        if not requested or plan.tokenizer is None:
             return []
         tests = read_tests(plan.config)
         seen = {prompt.ids for prompt in plan.prompts}
         sampling = Sampling(PROMPT_TOKENS, PROMPT_TEMPERATURE, PROMPT_TOP_P, plan.sampling.seed)
-        found: list[Prompt] = []
+        results: list[Prompt] = []
         first, tried = 0, 0
-        while len(found) < wanted and tried < TRIES * wanted:
-            count = -(-(wanted - len(found)) // plan.batch_size)
+        while len(results) < requested and tried < TRIES * requested:
+            count = -(-(requested - len(results)) // plan.batch_size)
             batches = [[plan.opening] * plan.batch_size for _ in range(count)]
             for batch in self._batches("prompts", batches, sampling, first, with_top_k=None):
                 for answer in batch.answers:
                     account.read += 1
-                    prompt = self._as_prompt(answer, len(found), account, examples)
+                    prompt = self._as_prompt(answer, len(results), account, examples)
                     if (
                         prompt
-                        and len(found) < wanted
-                        and keep_prompt(prompt, seen, tests, lambda why, told: note(account, examples, why, told))
+                        and len(results) < requested
+                        and keep_prompt(prompt, seen, tests, lambda why, message: note(account, examples, why, message))
                     ):
-                        found.append(prompt)
+                        results.append(prompt)
                         account.kept += 1
                         account.tokens += len(prompt.ids)
             first, tried = first + count, tried + count * plan.batch_size
-        return found
+        return results
 
     def answer(self, prompts: Sequence[Prompt]) -> tuple[list[int], list[AnsweredBatch]]:
         """Answers to all prompts.
@@ -291,7 +291,7 @@ def _choose(
     """The answers that are worth learning again, in the prompts' order, with what is stored of them."""
     if plan.tokenizer is None:
         raise RuntimeError("a dry run chooses no answers")
-    wanted = plan.config.rehearsal
+    requested = plan.config.rehearsal
     rows: dict[int, tuple[Answer, TopK, Tensor]] = {}
     asked = iter(order)
     for batch in answered:
@@ -306,11 +306,11 @@ def _choose(
     for index, prompt in enumerate(prompts):
         answer = rows[index][0]
         texts[index] = plan.tokenizer.decode(answer.ids, skip_special_tokens=True)
-        reason = why_dropped(texts[index], answer.ids, answer.ended, wanted.max_repetition, wanted.unfinished)
+        reason = why_dropped(texts[index], answer.ids, answer.ended, requested.max_repetition, requested.unfinished)
         if reason:
             account.kept -= 1
-            told = f"{prompt.where}: {shortened(text_of(prompt.messages))}: {shortened(texts[index])}"
-            note(account, examples, reason, told)
+            message = f"{prompt.where}: {shortened(text_of(prompt.messages))}: {shortened(texts[index])}"
+            note(account, examples, reason, message)
             continue
         kept.append(index)
     if not kept:
@@ -319,7 +319,7 @@ def _choose(
             + ", ".join(f"{count:,} × {reason}" for reason, count in account.reasons.items())
             + "): can this base answer in its template?"
         )
-    held_out = _held_out([prompts[i] for i in kept], wanted.held_out, wanted.seed)
+    held_out = _held_out([prompts[i] for i in kept], requested.held_out, requested.seed)
     items = [
         RehearsalItem(
             messages=prompts[i].messages,

@@ -84,7 +84,7 @@ def read_lines(path: Path, may_be_torn: bool = False) -> list[dict[str, Any]]:
     *lines, last = path.read_bytes().split(b"\n")
     if last and not may_be_torn:
         lines.append(last)
-    found = []
+    results = []
     for number, line in enumerate(lines, start=1):
         try:
             value = json.loads(line)
@@ -92,8 +92,8 @@ def read_lines(path: Path, may_be_torn: bool = False) -> list[dict[str, Any]]:
             raise ArtifactError(f"{path}:{number}: this line is damaged: {error}") from None
         if not isinstance(value, dict):
             raise ArtifactError(f"{path}:{number}: this line is damaged: it is no JSON object")
-        found.append(value)
-    return found
+        results.append(value)
+    return results
 
 
 def _json(path: Path, what: str, form: int | None = None) -> dict[str, Any] | None:

@@ -52,8 +52,8 @@ def _change(run: Artifacts, name: str) -> Entry | None:
         return None
     base = next(iter(run.scores["models"]))
     own = [c for c in run.scores["comparisons"] if c["against"] == base and c["model"] == OWN]
-    found: Entry | None = own[0]["summary"][name] if own else None
-    return found
+    result: Entry | None = own[0]["summary"][name] if own else None
+    return result
 
 
 def _asked(scores: Entry) -> tuple[Any, ...]:
@@ -68,10 +68,10 @@ def _frontier(scored: Sequence[Artifacts]) -> Picture | None:
     for run in scored:
         if run.scores is None:
             continue
-        found = {p.label: p for p in points_of(run.scores)}
+        results = {p.label: p for p in points_of(run.scores)}
         base = next(iter(run.scores["models"]))
-        points += [found[base]] if not points and base in found else []
-        if own := found.get(OWN):
+        points += [results[base]] if not points and base in results else []
+        if own := results.get(OWN):
             points.append(replace(own, label=run.name))
     if len(points) < 2 or scored[0].scores is None:
         return None

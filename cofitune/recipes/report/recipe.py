@@ -74,12 +74,12 @@ def find_runs(place: Path) -> list[tuple[Path, str]]:
         raise UserError(f"{place}: is no folder; name a run (a config's output_dir) or a folder of runs")
     if _is_run(place):
         return [(place, place.resolve().name)]
-    found = [(path, str(path.relative_to(place))) for path in _below(place, DEPTH)]
-    if not found:
+    results = [(path, str(path.relative_to(place))) for path in _below(place, DEPTH)]
+    if not results:
         raise UserError(
             f"{place}: holds no run and is none: neither here nor below is a file such as {', '.join(MARKS[:3])}"
         )
-    return found
+    return results
 
 
 def _below(folder: Path, depth: int) -> Iterator[Path]:
@@ -104,9 +104,9 @@ def _pictures(to: Path, read: Sequence[Artifacts], page: Page) -> Iterator[tuple
 
 
 def _tell(console: Console, page: Path, runs: int, pictures: int, draws: bool) -> None:
-    told = f"of {runs} runs, " if runs > 1 else ""
+    message = f"of {runs} runs, " if runs > 1 else ""
     console.print(
-        f"→ {page}: {told}{pictures} plot{'' if pictures == 1 else 's'}, each as PNG and SVG",
+        f"→ {page}: {message}{pictures} plot{'' if pictures == 1 else 's'}, each as PNG and SVG",
         highlight=False,
         soft_wrap=True,
     )

@@ -65,14 +65,14 @@ def describe(run: Artifacts, key: str, draws: bool) -> Run:
 
 
 def _scores(scores: Entry) -> Scores:
-    said = list(notes(scores))
+    output = list(notes(scores))
     if scores["missing"]:
-        said.append(f"no task, and so in no mean: {', '.join(scores['missing'])}")
+        output.append(f"no task, and so in no mean: {', '.join(scores['missing'])}")
     left_out = {title: len(about["left_out"]) for title, about in scores["tasks"].items() if about.get("left_out")}
     if left_out:
-        said.append("left out of every model alike: " + ", ".join(f"{n} items of {t}" for t, n in left_out.items()))
+        output.append("left out of every model alike: " + ", ".join(f"{n} items of {t}" for t, n in left_out.items()))
     verdicts = [verdict_line(v) for v in scores.get("gate", ())]
-    return Scores(list(scores["models"]), findings(scores), score_rows(scores), said, verdicts)
+    return Scores(list(scores["models"]), findings(scores), score_rows(scores), output, verdicts)
 
 
 def _search_words(tree: Entry) -> str:
@@ -122,8 +122,10 @@ def _rehearsal(made: Entry | None) -> list[tuple[str, str]]:
     """What was rehearsed, where anything was."""
     if not made or "loss" not in made:
         return []
-    told = f"{made['items']:,} of the base's own answers, {100 * made['share']:g} % of each step, loss {made['loss']}"
-    return [("rehearsal", told if made["weight"] == 1 else f"{told}, weight {made['weight']:g}")]
+    message = (
+        f"{made['items']:,} of the base's own answers, {100 * made['share']:g} % of each step, loss {made['loss']}"
+    )
+    return [("rehearsal", message if made["weight"] == 1 else f"{message}, weight {made['weight']:g}")]
 
 
 def _settings(configs: Mapping[str, str]) -> list[Settings]:

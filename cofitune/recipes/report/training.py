@@ -27,19 +27,19 @@ def described_training(
     facts = [("training loss", f"{steps[0]['loss']:.4f} → {steps[-1]['loss']:.4f} nats a supervised token")]
     checked = [v for v in validations if v["validation_loss"] is not None]
     if checked:
-        told = " → ".join(f"{v['validation_loss']:.4f} (step {v['step']})" for v in (checked[0], checked[-1]))
-        facts.append(("validation loss", f"{told} nats a supervised token"))
+        message = " → ".join(f"{v['validation_loss']:.4f} (step {v['step']})" for v in (checked[0], checked[-1]))
+        facts.append(("validation loss", f"{message} nats a supervised token"))
     if steps[-1].get("rehearsal_loss") is not None:
-        told = f"{steps[0]['rehearsal_loss']:.4f} → {steps[-1]['rehearsal_loss']:.4f} nats a rehearsed token"
-        facts.append(("rehearsal loss", told))
+        message = f"{steps[0]['rehearsal_loss']:.4f} → {steps[-1]['rehearsal_loss']:.4f} nats a rehearsed token"
+        facts.append(("rehearsal loss", message))
     if moved := [d for d in drifts if d["drift"] is not None]:
         kl = "" if moved[-1]["kl"] is None else f", KL {moved[-1]['kl']:.4f}"
         facts.append(("drift from the base", f"{moved[-1]['drift']:.4f}{kl} nats a token at step {moved[-1]['step']}"))
     if manifest and (exceeded := (manifest.get("drift") or {}).get("exceeded")):
         limit = manifest["drift"]["max_drift"]
         figure = max(exceeded["drift"] or 0.0, exceeded["kl"] or 0.0)
-        told = f"the drift was {figure:.4f} at step {exceeded['step']}, above train.max_drift {limit:g}"
-        facts.append(("ended early", told))
+        message = f"the drift was {figure:.4f} at step {exceeded['step']}, above train.max_drift {limit:g}"
+        facts.append(("ended early", message))
     facts += [
         ("steps", f"{steps[-1]['step']:,}{'' if manifest else ', not finished'}"),
         ("time", _duration(sum(s["seconds"] for s in steps)) + " in optimizer steps"),

@@ -28,14 +28,14 @@ class Work:
     parts: int
 
 
-def cost_lines(config: Config, made: Plan, store: Store | None, measure: Measure) -> list[str]:
+def cost_lines(config: Config, plan: Plan, store: Store | None, measure: Measure) -> list[str]:
     """What the whole search takes, with and without halving, a sentence a line; and what its prefix cache takes.
 
     Args:
         store: of an earlier call, if there is one.
     """
-    lines = _prefix_lines(config, made)
-    if made.missing:
+    lines = _prefix_lines(config, plan)
+    if plan.missing:
         return ["The time is not known: a step can be measured when nothing is missing.", *lines]
     expected = Expected.of(store) if store else None
     base_seconds = store.seconds(BASE) if store and expected else 0.0
@@ -43,33 +43,33 @@ def cost_lines(config: Config, made: Plan, store: Store | None, measure: Measure
         source = "by the mean of the trials in the store"
     else:
         try:
-            measured = measure(trial_config(config, made.largest, made, made.folder / "trials" / "measured"))
+            measured = measure(trial_config(config, plan.largest, plan, plan.folder / "trials" / "measured"))
         except UserError as error:
             return [f"The time is not known: {error}", *lines]
         expected = Expected(measured.seconds_a_step, measured.seconds_to_evaluate)
         base_seconds = measured.seconds_to_start + measured.seconds_to_evaluate
-        source = f"measured on {region_text(made.largest)}, the largest region: the others take less"
-    proxy_lines, proxy_seconds = _proxy(config, made, store is not None, expected.a_step)
-    about = "about" if all(level.exact for level in made.planned) else "at most about"
+        source = f"measured on {region_text(plan.largest)}, the largest region: the others take less"
+    proxy_lines, proxy_seconds = _proxy(config, plan, store is not None, expected.a_step)
+    about = "about" if all(level.exact for level in plan.planned) else "at most about"
     lines.insert(0, f"A step takes {expected.a_step:.2f} s, an evaluation {duration(expected.besides)} ({source}).")
     rungs = _rungs(config)
     thinned = rungs or _usual_rungs(config)
     plain, halved = (
         base_seconds + proxy_seconds + expected.seconds(w.steps, w.parts)
-        for w in (_work(made, config, None), _work(made, config, thinned))
+        for w in (_work(plan, config, None), _work(plan, config, thinned))
     )
-    told = f"{about} {duration(plain)} without halving"
+    message = f"{about} {duration(plain)} without halving"
     if thinned:
         how = "" if rungs else f", if search.halving were {{steps: [{', '.join(map(str, thinned.steps))}]}}"
-        told += f", {about} {duration(halved)} with{how}"
-    lines.insert(1, f"The whole search takes {told}, one trial at a time.")
+        message += f", {about} {duration(halved)} with{how}"
+    lines.insert(1, f"The whole search takes {message}, one trial at a time.")
     spent = store.seconds() if store else 0.0
     return lines + proxy_lines + _budget_lines(config, spent)
 
 
-def _proxy(config: Config, made: Plan, goes_on: bool, a_step: float) -> tuple[list[str], float]:
+def _proxy(config: Config, plan: Plan, goes_on: bool, a_step: float) -> tuple[list[str], float]:
     """What the proxy's pass takes, in a sentence and in seconds; nothing where there is none or it was made before."""
-    if config.search.proxy == "none" or (goes_on and known_statistics(config, made)):
+    if config.search.proxy == "none" or (goes_on and known_statistics(config, plan)):
         return [], 0.0
     items_a_step = config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps
     seconds = 2 * ITEMS / items_a_step * a_step
@@ -80,10 +80,10 @@ def _proxy(config: Config, made: Plan, goes_on: bool, a_step: float) -> tuple[li
     return [line], seconds
 
 
-def _work(made: Plan, config: Config, rungs: SuccessiveHalving | None) -> Work:
+def _work(plan: Plan, config: Config, rungs: SuccessiveHalving | None) -> Work:
     """The most that all levels may come to."""
     steps = parts = 0
-    for level in made.planned:
+    for level in plan.planned:
         count = level.most
         before = 0
         for step in rungs.steps if rungs else ():
@@ -107,22 +107,22 @@ def _usual_rungs(config: Config) -> SuccessiveHalving | None:
 
 
 def _budget_lines(config: Config, spent: float) -> list[str]:
-    wanted = config.search
-    limits = [f"{wanted.budget_hours:g} hours"] if wanted.budget_hours else []
-    limits += [many(wanted.budget_trials, "trial")] if wanted.budget_trials else []
+    requested = config.search
+    limits = [f"{requested.budget_hours:g} hours"] if requested.budget_hours else []
+    limits += [many(requested.budget_trials, "trial")] if requested.budget_trials else []
     if not limits:
         return []
     so_far = f"; {duration(spent)} are spent already" if spent else ""
     return [f"The budget ends it after {' or '.join(limits)}{so_far}: the best region so far is the winner then."]
 
 
-def _prefix_lines(config: Config, made: Plan) -> list[str]:
-    kind, layers = config.search.prefix_cache, made.lowest_layers
-    if kind == "none" or not made.prefix_bytes or not layers:
+def _prefix_lines(config: Config, plan: Plan) -> list[str]:
+    kind, layers = config.search.prefix_cache, plan.lowest_layers
+    if kind == "none" or not plan.prefix_bytes or not layers:
         return []
-    where = "memory" if kind == "memory" else str(made.folder)
-    size = gib(made.prefix_bytes)
+    where = "memory" if kind == "memory" else str(plan.folder)
+    size = gib(plan.prefix_bytes)
     return [
         f"The prefix cache takes {size} in {where} for each layer that it keeps the input of, at most "
-        f"{gib(made.prefix_bytes * len(layers))} for {many(len(layers), 'layer')}."
+        f"{gib(plan.prefix_bytes * len(layers))} for {many(len(layers), 'layer')}."
     ]

@@ -114,9 +114,9 @@ def make_plan(config: Config, overwrite: bool = False, dry_run: bool = False, ra
     return made
 
 
-def trial_config(config: Config, region: Region | None, made: Plan, folder: Path) -> Config:
+def trial_config(config: Config, region: Region | None, plan: Plan, folder: Path) -> Config:
     """The config of one trial: the base config with this region, no mask, few steps, and the trials' own evaluation."""
-    rate = base_rate(config) if region is None else trial_rate(config, region, made)
+    rate = base_rate(config) if region is None else trial_rate(config, region, plan)
     update: dict[str, Any] = {
         "max_steps": config.search.train_steps, "learning_rate": rate, "save_steps": None, "report_to": (),
         "max_drift": None, "drift_data": None,
@@ -129,7 +129,7 @@ def trial_config(config: Config, region: Region | None, made: Plan, folder: Path
         "adapter": None,
         "train": config.train.model_copy(update=update),
         "data": config.data.model_copy(update={"validation": ()}),  # a trial is judged by its evaluation
-        "eval": made.tasks,
+        "eval": plan.tasks,
         "output_dir": str(folder),
     }
     # the base trains nothing, but a config that came with `region: search` must not look for a winner there
@@ -138,7 +138,7 @@ def trial_config(config: Config, region: Region | None, made: Plan, folder: Path
     return config.model_copy(update=changes)
 
 
-def trial_rate(config: Config, region: Region, made: Plan) -> float:
+def trial_rate(config: Config, region: Region, plan: Plan) -> float:
     """Peak learning rate of a region's trial.
 
     With `search.rate_scaling: sqrt` it is the rate × √(weights of the search's largest region / its own). Under AdamW
@@ -148,7 +148,7 @@ def trial_rate(config: Config, region: Region, made: Plan) -> float:
     rate = base_rate(config)
     if config.search.rate_scaling == "none":
         return rate
-    return float(f"{rate * math.sqrt(made.most_weights / region.num_parameters(made.anatomy)):.4g}")
+    return float(f"{rate * math.sqrt(plan.most_weights / region.num_parameters(plan.anatomy)):.4g}")
 
 
 def base_rate(config: Config) -> float:
@@ -203,13 +203,13 @@ def _load_tasks(tasks: schema.Eval, section: str) -> tuple[LoadedTask, ...]:
 
 
 def _identity(
-    config: Config, made: Plan, loaded: Sequence[LoadedTask], training: TrainPlan, ranks: int
+    config: Config, plan: Plan, loaded: Sequence[LoadedTask], training: TrainPlan, ranks: int
 ) -> dict[str, Any]:
     """What a trial's scores depend on besides its region, by contents and not by path."""
     without_effect = {"max_steps", "num_train_epochs", "max_drift", "rehearsal", *schema.FREE_SETTINGS["train"]}
     train = config.train.model_dump(mode="json", exclude=without_effect) | {"learning_rate": base_rate(config)}
     if config.search.rate_scaling != "none":
-        train |= {"rate_scaling": config.search.rate_scaling, "rate_is_of_weights": made.most_weights}
+        train |= {"rate_scaling": config.search.rate_scaling, "rate_is_of_weights": plan.most_weights}
     data = config.data.model_dump(mode="json", exclude={"train", *schema.FREE_SETTINGS["data"]})
     data_from = [
         {"format": o.source.format, "weight": o.source.weight, "sha256": o.sha256} for o in training.data.sources
@@ -224,8 +224,8 @@ def _identity(
         "train": {**train, "steps": config.search.train_steps, "ranks": ranks},  # ranks: the batch grows with them
         **({"rehearsal": training.rehearsal.as_dict()} if training.rehearsal else {}),
         "eval": {
-            "speciality_weight": made.tasks.speciality_weight,
-            "batch_size": made.tasks.batch_size,
+            "speciality_weight": plan.tasks.speciality_weight,
+            "batch_size": plan.tasks.batch_size,
             "tasks": {one.task.title: _task_identity(one) for one in loaded},
         },
     }

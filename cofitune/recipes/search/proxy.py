@@ -48,7 +48,7 @@ class Proxy:
         return self.statistics.proxy_score(region, self.weight, factor)
 
 
-def make_proxy(config: Config, made: Plan, start_proxy: StartProxy) -> Proxy | None:
+def make_proxy(config: Config, plan: Plan, start_proxy: StartProxy) -> Proxy | None:
     """Take the statistics, or find them in `proxy.json` if they are of the same model and data; None without a proxy.
 
     Raises:
@@ -56,36 +56,36 @@ def make_proxy(config: Config, made: Plan, start_proxy: StartProxy) -> Proxy | N
     """
     if config.search.proxy == "none":
         return None
-    path = made.folder / "proxy.json"
-    known = known_statistics(config, made)
+    path = plan.folder / "proxy.json"
+    known = known_statistics(config, plan)
     if known is None:
-        fresh = made.folder / ".proxy.json"
+        fresh = plan.folder / ".proxy.json"
         started = time.monotonic()
         start_proxy(config, fresh)
         seconds = round(time.monotonic() - started, 1)  # what the proxy costs, its process's start included
         known = {
-            "identity": _identity(config, made),
+            "identity": _identity(config, plan),
             "seconds": seconds,
             **read_json(fresh, "file of gradient statistics"),
         }
         write_json(path, known)
         fresh.unlink()
     # the two other objectives name no weight: a region must do both there
-    weight = made.tasks.speciality_weight if config.search.objective == "unified" else 0.5
-    return Proxy(statistics_from_json(known, str(path)), config, made, weight)
+    weight = plan.tasks.speciality_weight if config.search.objective == "unified" else 0.5
+    return Proxy(statistics_from_json(known, str(path)), config, plan, weight)
 
 
-def known_statistics(config: Config, made: Plan) -> dict[str, Any] | None:
+def known_statistics(config: Config, plan: Plan) -> dict[str, Any] | None:
     """What `proxy.json` holds, if it is of this model and data; None: there is nothing yet.
 
     Raises:
         ArtifactError: the file is damaged.
     """
-    path = made.folder / "proxy.json"
+    path = plan.folder / "proxy.json"
     known = read_json(path, "file of gradient statistics") if path.exists() else {}
     if not isinstance(known, dict):
         raise ArtifactError(f"{path}: these gradient statistics are damaged; delete the file")
-    return known if known.get("identity") == _identity(config, made) else None
+    return known if known.get("identity") == _identity(config, plan) else None
 
 
 def take_statistics(config: Config, path: Path) -> None:
@@ -121,12 +121,12 @@ def _micro_batches(examples: Examples, size: int, pad_token_id: int) -> Iterator
         yield collate([examples[i] for i in order[start : start + size]], pad_token_id)
 
 
-def _identity(config: Config, made: Plan) -> dict[str, Any]:
+def _identity(config: Config, plan: Plan) -> dict[str, Any]:
     """All that the statistics depend on, by content."""
     general = [open_source(source) for source in data_sources(config.importance.data)]
     return {
-        "model": made.identity["model"],
-        "data": made.identity["data"],
+        "model": plan.identity["model"],
+        "data": plan.identity["data"],
         "general": [{"format": one.source.format, "sha256": one.sha256} for one in general],
         "max_items": config.importance.max_items,
         "items": ITEMS,

@@ -69,34 +69,34 @@ def search(
         UserError: anything that the user can mend, found before the first trial; or not one trial finished.
     """
     console = console or Console()
-    made = make_plan(config, overwrite, dry_run, ranks)
+    plan = make_plan(config, overwrite, dry_run, ranks)
     if config.search.eval is None:
         note = "search.eval is not given: regions are chosen on eval's own items, which flatters a later `eval` on them"
         console.print(f"note: {note}", markup=False)
     if dry_run:
-        _print_plan(made, config, overwrite, measure, console)
-        return made.folder
-    with exclusive(made.folder, "search"):
+        _print_plan(plan, config, overwrite, measure, console)
+        return plan.folder
+    with exclusive(plan.folder, "search"):
         start_folder(config, "search", overwrite)
-        store = open_store(made.folder, made.identity)
-        proxy = make_proxy(config, made, start_proxy)
-        trials = Trials(config, made, store, execute)
-        with _watched(watcher, console, made.at_most, at_once) as watching:
+        store = open_store(plan.folder, plan.identity)
+        proxy = make_proxy(config, plan, start_proxy)
+        trials = Trials(config, plan, store, execute)
+        with _watched(watcher, console, plan.at_most, at_once) as watching:
             if not trials.knows_base:
                 console.print("scoring the base, which trains nothing", markup=False)
             base = trials.score_base()
             rules = _rules(config, base, trials, proxy, at_once)
-            found = _search(made, rules, trials, store, watching, base)
-        result = make_result(config, made, store, found, rules.objective, trials, proxy)
-        write_json(made.folder / "tree.json", result.tree)
+            found = _search(plan, rules, trials, store, watching, base)
+        result = make_result(config, plan, store, found, rules.objective, trials, proxy)
+        write_json(plan.folder / "tree.json", result.tree)
         path = write_winner(
-            made.folder, found.winner, " ".join(result.sentences), made.identity["model"]["fingerprint"]
+            plan.folder, found.winner, " ".join(result.sentences), plan.identity["model"]["fingerprint"]
         )
         if figure.can_draw():
-            search_plots.draw_search(made.folder, result.tree)
+            search_plots.draw_search(plan.folder, result.tree)
     console.print(search_report(result.base, result.rows, found.winner.id, result.sentences), crop=False)
     console.print(f"{path}: `region: search` in this config trains it", markup=False, soft_wrap=True)
-    return made.folder
+    return plan.folder
 
 
 @contextmanager
@@ -110,14 +110,14 @@ def _watched(watcher: Watcher | None, console: Console, at_most: int, at_once: i
 
 
 def _search(
-    made: Plan, rules: SearchSettings, trials: Trials, store: Store, watcher: Watcher, base: Trial
+    plan: Plan, rules: SearchSettings, trials: Trials, store: Store, watcher: Watcher, base: Trial
 ) -> tree.SearchResult:
     """Walk the tree; whoever watches is told, and the weights of what goes no further are dropped."""
     watcher.on_base(row_of(base, store))
     finished: list[Trial] = []
 
     def run_jobs(jobs: Sequence[Job]) -> Iterator[Trial]:
-        watcher.on_start([_waiting(job, made) for job in jobs])
+        watcher.on_start([_waiting(job, plan) for job in jobs])
         return trials.run(jobs)
 
     def tell(trial: Trial, known: bool) -> None:
@@ -129,39 +129,39 @@ def _search(
         watcher.on_outcome(row_of(trial, store), known, best)
 
     def expect(number: int, reached: int) -> None:
-        watcher.on_level(reached + sum(level.most for level in made.planned[number:]))
+        watcher.on_level(reached + sum(level.most for level in plan.planned[number:]))
 
     return tree.search(
-        made.root, made.levels, rules=rules, run_jobs=run_jobs, store=store, on_trial=tell, on_level=expect
+        plan.root, plan.levels, rules=rules, run_jobs=run_jobs, store=store, on_trial=tell, on_level=expect
     )
 
 
 def _rules(config: Config, base: Trial, trials: Trials, proxy: Proxy | None, at_once: int | None) -> SearchSettings:
     """What the section `search` says, in the search's own words."""
-    wanted = config.search
-    halving = wanted.halving
+    requested = config.search
+    halving = requested.halving
     return SearchSettings(
-        steps=wanted.train_steps,
-        beam=wanted.beam,
-        objective=Objective(wanted.objective, wanted.floor, base),
-        rungs=SuccessiveHalving(halving.steps, halving.keep, wanted.early_stop) if halving else None,
+        steps=requested.train_steps,
+        beam=requested.beam,
+        objective=Objective(requested.objective, requested.floor, base),
+        rungs=SuccessiveHalving(halving.steps, halving.keep, requested.early_stop) if halving else None,
         compare=trials.compare,
-        budget=Budget(wanted.budget_hours, wanted.budget_trials, at_once),
+        budget=Budget(requested.budget_hours, requested.budget_trials, at_once),
         proxy_score=proxy.proxy_score if proxy else None,
-        keep=wanted.proxy_keep if wanted.proxy == "prune" else 1.0,
+        keep=requested.proxy_keep if requested.proxy == "prune" else 1.0,
     )
 
 
-def _waiting(job: Job, made: Plan) -> Row:
-    weights = job.region.num_parameters(made.anatomy)
+def _waiting(job: Job, plan: Plan) -> Row:
+    weights = job.region.num_parameters(plan.anatomy)
     return Row(job.id, job.parent, job.region, job.level, weights, None, None, None, 0.0)
 
 
-def _print_plan(made: Plan, config: Config, overwrite: bool, measure: Measure, console: Console) -> None:
-    store = open_store(made.folder, made.identity) if made.has_store and not overwrite and not made.missing else None
+def _print_plan(plan: Plan, config: Config, overwrite: bool, measure: Measure, console: Console) -> None:
+    store = open_store(plan.folder, plan.identity) if plan.has_store and not overwrite and not plan.missing else None
     num_done = sum(trial.done and trial.region is not None for trial in store.trials()) if store else 0
-    rows = [PlanRow(str(p.level), p.candidates, p.most, p.exact) for p in made.planned]
-    costs = cost_lines(config, made, store, measure)
+    rows = [PlanRow(str(p.level), p.candidates, p.most, p.exact) for p in plan.planned]
+    costs = cost_lines(config, plan, store, measure)
     console.print(plan_report(rows, config.search.train_steps, num_done, costs))
-    for text in made.missing:
+    for text in plan.missing:
         console.print(f"still missing: {text}", markup=False, soft_wrap=True)

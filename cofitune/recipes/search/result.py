@@ -58,48 +58,50 @@ def row_of(trial: Trial, store: Store) -> Row:
 
 def make_result(
     config: Config,
-    made: Plan,
+    plan: Plan,
     store: Store,
-    found: SearchResult,
+    result: SearchResult,
     objective: Objective,
     trials: Trials,
     proxy: Proxy | None,
 ) -> Result:
     """Compare every finished trial with the winner, judge the proxy, and put it all into words and into JSON."""
-    rows = tuple(_row(trial, found, store, objective, trials) for trial in found.trials)
+    rows = tuple(_row(trial, result, store, objective, trials) for trial in result.trials)
     base = objective.base
     if base is None:
         raise ValueError("a search has a base")
     base_row = row_of(base, store)
-    finished = [trial for trial in found.trials if trial.done and trial.region is not None]
-    guesses = {t.id: proxy.proxy_score(t.region) for t in found.trials if t.region is not None} if proxy else {}
+    finished = [trial for trial in result.trials if trial.done and trial.region is not None]
+    guesses = {t.id: proxy.proxy_score(t.region) for t in result.trials if t.region is not None} if proxy else {}
     correlation = (
         rank_correlation([guesses[t.id] for t in finished], list(map(objective.value, finished))) if proxy else None
     )
-    runner_up = found.runner_up.id if found.runner_up else None
-    untried = found.untried
+    runner_up = result.runner_up.id if result.runner_up else None
+    untried = result.untried
     aim = Aim(objective.score, objective.floor)
     sentences = [
-        winner_sentence(base_row, rows, found.winner.id, runner_up, aim),
-        tie_sentence(rows, found.winner.id),
+        winner_sentence(base_row, rows, result.winner.id, runner_up, aim),
+        tie_sentence(rows, result.winner.id),
         stopped_sentence(rows),
         untried_sentence(untried.reason, untried.regions, [str(level) for level in untried.levels]),
         pruned_sentence(untried.pruned),
         proxy_sentence(correlation, len(finished)) if proxy else None,
     ]
-    said = tuple(sentence for sentence in sentences if sentence)
+    output = tuple(sentence for sentence in sentences if sentence)
     content = {
-        "winner": found.winner.id,
+        "winner": result.winner.id,
         "runner_up": runner_up,
-        "reason": said[0],
-        "sentences": list(said),
+        "reason": output[0],
+        "sentences": list(output),
         "objective": {"score": objective.score, "floor": objective.floor},
         "levels": [
             {"tries": str(level), "expanded": list(ids)}
-            for level, ids in zip(made.levels, found.expanded, strict=False)  # a budget leaves levels unbegun
+            for level, ids in zip(plan.levels, result.expanded, strict=False)  # a budget leaves levels unbegun
         ],
         "base": _of_trial(base, base_row, None),
-        "trials": [_of_trial(trial, row, guesses.get(trial.id)) for trial, row in zip(found.trials, rows, strict=True)],
+        "trials": [
+            _of_trial(trial, row, guesses.get(trial.id)) for trial, row in zip(result.trials, rows, strict=True)
+        ],
         "not_tried": {
             "reason": untried.reason,
             "regions": [region.to_dict() for region in untried.regions],
@@ -108,25 +110,25 @@ def make_result(
         },
         "proxy": {"rank_correlation": correlation, "trials": len(finished)} if proxy else None,
         "seconds": round(store.seconds(), 1),
-        "identity": made.identity,
+        "identity": plan.identity,
     }
-    return Result(base_row, rows, said, content)
+    return Result(base_row, rows, output, content)
 
 
-def _row(trial: Trial, found: SearchResult, store: Store, objective: Objective, trials: Trials) -> Row:
+def _row(trial: Trial, result: SearchResult, store: Store, objective: Objective, trials: Trials) -> Row:
     """A trial beside the winner. Only what was trained to its end is compared with it."""
     row = row_of(trial, store)
     if not trial.done:
         return row
     missed = objective.shortfall(trial)
     row = replace(row, missed=missed)
-    if trial.id == found.winner.id:
+    if trial.id == result.winner.id:
         return row
-    behind = trials.compare(trial, found.winner)
+    behind = trials.compare(trial, result.winner)
     if behind is None:
         return row
     # one that misses a floor which the winner keeps is told from it by that
-    tied = behind.holds_zero and not missed > objective.shortfall(found.winner)
+    tied = behind.holds_zero and not missed > objective.shortfall(result.winner)
     return replace(row, behind=(behind.value, behind.low, behind.high), tied=tied)
 
 

@@ -26,9 +26,9 @@ WITH_INTERVALS = ("speciality", "versatility", "unified")
 class Trials:
     """Runs the trials of one search, and keeps what each of them scored on every item."""
 
-    def __init__(self, config: Config, made: Plan, store: Store, execute: TrialExecutor) -> None:
-        self._config, self._made, self._store, self._execute = config, made, store, execute
-        self._answers = KeptAnswers(made.folder / "items")
+    def __init__(self, config: Config, plan: Plan, store: Store, execute: TrialExecutor) -> None:
+        self._config, self._made, self._store, self._execute = config, plan, store, execute
+        self._answers = KeptAnswers(plan.folder / "items")
 
     @property
     def knows_base(self) -> bool:

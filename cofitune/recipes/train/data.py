@@ -171,8 +171,8 @@ def print_data(data: TrainData, console: Console) -> None:
         weighted = list(zip(mixture.weights, data.accounts, strict=True))
         tokens = round(sum(weight * a.tokens for weight, a in weighted))
         supervised = round(sum(weight * a.supervised for weight, a in weighted))
-        told = f"{tokens:,} tokens an epoch, {supervised:,} of them carry the loss ({data.template} template)"
-        console.print(f"  {'about ' if mixed else ''}{told}", highlight=False, soft_wrap=True)
+        message = f"{tokens:,} tokens an epoch, {supervised:,} of them carry the loss ({data.template} template)"
+        console.print(f"  {'about ' if mixed else ''}{message}", highlight=False, soft_wrap=True)
     if data.validation:
         console.print(f"  {len(data.validation):,} items more for the validation loss", highlight=False)
     if mixed:

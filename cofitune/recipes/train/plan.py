@@ -233,7 +233,7 @@ def _check_sharding(config: Config, holds: bool) -> None:
         "train.l2_to_base": config.train.l2_to_base > 0,
         "a part of a fused tensor as region": holds,
     }
-    what = next((name for name, wanted in hooks.items() if wanted), None)
+    what = next((name for name, requested in hooks.items() if requested), None)
     if in_bf16 and deepspeed.zero_stage == 1 and what:
         raise UserError(
             f"deepspeed.zero_stage: 1 with bfloat16 runs DeepSpeed's BF16_Optimizer, under which {what} is not "

@@ -71,18 +71,18 @@ def _print_steps(plan: TrainPlan, config: Config, world_size: int, console: Cons
 
 
 def _print_rehearsal(plan: TrainPlan, config: Config, console: Console) -> None:
-    wanted, rehearsal = config.train.rehearsal, plan.rehearsal
+    requested, rehearsal = config.train.rehearsal, plan.rehearsal
     lines = []
-    if wanted and rehearsal:
+    if requested and rehearsal:
         beside = plan.steps.rehearsal.beside(plan.steps.per_step) if plan.steps.rehearsal else 0
         what = "packs" if plan.data.packed_into else "items"
         cut = f", {rehearsal.account.truncated:,} cut at data.max_length" if rehearsal.account.truncated else ""
         dropped = "".join(f", {count:,} left out ({reason})" for reason, count in rehearsal.account.reasons.items())
         lines.append(
             f"rehearsal: {rehearsal.items:,} of the base's own answers, {beside} {what} beside the "
-            f"{plan.steps.per_step} of each step, loss {wanted.loss}, weight {wanted.weight:g}{cut}{dropped}"
+            f"{plan.steps.per_step} of each step, loss {requested.loss}, weight {requested.weight:g}{cut}{dropped}"
         )
-    elif wanted is None and config.data.replay is None and plan.data.template == "chat":
+    elif requested is None and config.data.replay is None and plan.data.template == "chat":
         lines.append(
             "warning: no rehearsal: training a chat model on one task alone costs it instruction following; `cofitune "
             "rehearse` and train.rehearsal keep most of it (README, What keeps abilities)"
@@ -113,17 +113,17 @@ def _print_prefix(plan: TrainPlan, config: Config, console: Console) -> None:
     if kind == "none":
         return
     if plan.region.first == 0:
-        told = "nothing to keep: the region starts at layer 0"
+        message = "nothing to keep: the region starts at layer 0"
     elif plan.steps.num_epochs == 1:
-        told = "nothing to keep: one pass over the data would reuse none of it"
+        message = "nothing to keep: one pass over the data would reuse none of it"
     elif prefix is None or not prefix.lengths:
-        told = f"{kind}; its size is known once the items can be counted in tokens"
+        message = f"{kind}; its size is known once the items can be counted in tokens"
     else:
-        told = (
+        message = (
             f"{gib(prefix.num_bytes)} in {prefix.folder} ({sum(prefix.lengths):,} tokens × {prefix.hidden_size} × "
             f"{prefix.dtype.itemsize} bytes; {gib(prefix.free_bytes)} are free there)"
         )
-    console.print(f"prefix cache: {told}", highlight=False, soft_wrap=True)
+    console.print(f"prefix cache: {message}", highlight=False, soft_wrap=True)
 
 
 def _print_disk(plan: TrainPlan, config: Config, console: Console) -> None:

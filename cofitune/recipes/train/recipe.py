@@ -67,8 +67,8 @@ def train(
     world_size = this_rank().world_size if is_launched() else ranks
     folder, plan = check(config, overwrite=overwrite, resume=resume, dry_run=dry_run, ranks=world_size)
     if not dry_run and not overwrite and (folder / "manifest.json").is_file():
-        told = f"{folder}: already trained with this config and data; --overwrite trains it again"
-        console.print(told, highlight=False, soft_wrap=True)
+        message = f"{folder}: already trained with this config and data; --overwrite trains it again"
+        console.print(message, highlight=False, soft_wrap=True)
         return folder
     print_plan(plan, config, world_size, console)
     if dry_run:
@@ -138,21 +138,21 @@ def _go_back(
     """
     record, limit = reached.record, reached.limit
     drift = "is not finite" if record.drift is None else f"is {max(record.drift, record.kl or 0.0):.4f}"
-    said = f"drift {drift} at step {record.step}, above train.max_drift {limit:g}"
+    output = f"drift {drift} at step {record.step}, above train.max_drift {limit:g}"
 
     def find() -> Checkpoint | None:
-        found = newest_whole(folder / "checkpoints", lambda text: console.print(text, markup=False, soft_wrap=True))
-        if found is None:
+        result = newest_whole(folder / "checkpoints", lambda text: console.print(text, markup=False, soft_wrap=True))
+        if result is None:
             raise UserError(
-                f"{said}, and no checkpoint was written before; lower train.learning_rate, or set train.save_steps "
+                f"{output}, and no checkpoint was written before; lower train.learning_rate, or set train.save_steps "
                 f"below {record.step}"
             )
-        check_resume(config, plan, found)
-        return found
+        check_resume(config, plan, result)
+        return result
 
     step = load_state(engine, run_on_rank_zero(find))
     run_on_rank_zero(lambda: watch.read(step))
-    console.print(f"{said}: training ends with the checkpoint of step {step}", highlight=False, soft_wrap=True)
+    console.print(f"{output}: training ends with the checkpoint of step {step}", highlight=False, soft_wrap=True)
 
 
 def check(

@@ -87,8 +87,8 @@ class Joined(Sequence[Example]):
 
 def rehearsal_folder(config: Config) -> Path:
     """Where the training's rehearsal lies, by its config."""
-    wanted = config.train.rehearsal
-    named = wanted.path if wanted else config.train.drift_data
+    requested = config.train.rehearsal
+    named = requested.path if requested else config.train.drift_data
     return Path(named) if named else config.run / FOLDER
 
 
@@ -102,15 +102,15 @@ def read_rehearsed(
     Raises:
         UserError: it is not there, damaged, of another base or template, or has not what the loss needs.
     """
-    wanted, train = config.train.rehearsal, config.train
-    if wanted is None and train.drift_data is None:
+    requested, train = config.train.rehearsal, config.train
+    if requested is None and train.drift_data is None:
         return None
     folder = rehearsal_folder(config)
     if not (folder / "manifest.json").is_file():
         message = (
             f"train.rehearsal: no rehearsal in {folder}; run `cofitune rehearse` with this config first, name its "
             "folder in train.rehearsal.path, or set train.rehearsal: null"
-            if wanted
+            if requested
             else f"train.drift_data: no rehearsal in {folder}; `cofitune rehearse` writes one"
         )
         if not dry_run:
@@ -121,16 +121,16 @@ def read_rehearsed(
     if base_fingerprint is None or data.tokenizer is None:  # a dry run without weights has nothing to compare it with
         return None
     check_base(rehearsal, config.model.name, base_fingerprint, tokenizer_sha256(data.tokenizer))
-    measured = rehearsal if wanted is None or train.drift_data is None else _other(config, base_fingerprint, data)
+    measured = rehearsal if requested is None or train.drift_data is None else _other(config, base_fingerprint, data)
     held_out = _held_out(measured, config.data.max_length)
     if train.max_drift is not None and held_out is None:
         raise UserError(
             f"train.max_drift: {measured.folder} holds out no item to measure drift on; make it with "
             "rehearsal.held_out above 0"
         )
-    if wanted is None:
+    if requested is None:
         return Rehearsed(folder, rehearsal.sha256, [], np.empty(0, np.int32), 0, ItemCounts(), 0.0, None, held_out)
-    if wanted.loss == "kl" and rehearsal.top_k == 0:
+    if requested.loss == "kl" and rehearsal.top_k == 0:
         raise UserError(
             f"train.rehearsal.loss: kl needs the base's probabilities, and {folder} was made with rehearsal.top_k: 0; "
             "make it with 32, or use loss: nll"
@@ -139,7 +139,7 @@ def read_rehearsed(
         rehearsal,
         False,
         config.data.max_length,
-        with_top_k=wanted.loss == "kl",
+        with_top_k=requested.loss == "kl",
         on_bad_item=config.data.on_bad_item,
     )
     if not len(examples):
@@ -149,18 +149,18 @@ def read_rehearsed(
     if data.packed_into:
         rows = packed = Packs(examples, pack_lengths(examples.lengths, data.packed_into))
         lengths = packed.lengths
-    loss = RehearsalLoss(wanted.loss, wanted.weight)
+    loss = RehearsalLoss(requested.loss, requested.weight)
     return Rehearsed(
-        folder, rehearsal.sha256, rows, lengths, len(examples), examples.account, wanted.share, loss, held_out
+        folder, rehearsal.sha256, rows, lengths, len(examples), examples.account, requested.share, loss, held_out
     )
 
 
 def _other(config: Config, base_fingerprint: str, data: TrainData) -> Rehearsal:
     """The rehearsal that drift is measured on, where it is not the one that is trained on."""
-    found = read_rehearsal(Path(str(config.train.drift_data)))
+    result = read_rehearsal(Path(str(config.train.drift_data)))
     if data.tokenizer is not None:
-        check_base(found, config.model.name, base_fingerprint, tokenizer_sha256(data.tokenizer))
-    return found
+        check_base(result, config.model.name, base_fingerprint, tokenizer_sha256(data.tokenizer))
+    return result
 
 
 def _held_out(rehearsal: Rehearsal, max_length: int) -> HeldOut | None:

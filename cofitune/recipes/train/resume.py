@@ -77,32 +77,32 @@ def newest_readable(folder: Path) -> Checkpoint | None:
     return None
 
 
-def check_resume(config: Config, plan: TrainPlan, found: Checkpoint) -> None:
+def check_resume(config: Config, plan: TrainPlan, result: Checkpoint) -> None:
     """Compare this call with a checkpoint.
 
     Raises:
         UserError: it is another training's; the message names each entry that differs, and both values.
     """
-    before, now = found.identity, identity(config, plan)
+    before, now = result.identity, identity(config, plan)
     items, train, world_size = before["train"]["items_a_step"], config.train, plan.steps.world_size
     if items != plan.steps.per_step:
         on_all = train.per_device_train_batch_size * world_size
-        told = (
+        message = (
             f"train.gradient_accumulation_steps={items // on_all} gives the same"
             if items % on_all == 0
             else f"choose a train.per_device_train_batch_size of which {world_size} together divide {items}"
         )
         raise UserError(
-            f"{found.folder}: an optimizer step took {items} items there and would take {plan.steps.per_step} here ("
+            f"{result.folder}: an optimizer step took {items} items there and would take {plan.steps.per_step} here ("
             f"{train.per_device_train_batch_size} × {train.gradient_accumulation_steps} accumulated × {world_size} "
-            f"rank{'s' if world_size > 1 else ''}); {told}"
+            f"rank{'s' if world_size > 1 else ''}); {message}"
         )
     if plan.adapter and plan.adapter_begins is None:  # known once it is in the model, when this is called once more
         now["adapter"]["begins"] = (before.get("adapter") or {}).get("begins")
     changed = differences("", before, now)
     if changed:
         raise ArtifactError(
-            f"{found.folder} is another training's checkpoint ({'; '.join(changed)}); --overwrite starts again, or "
+            f"{result.folder} is another training's checkpoint ({'; '.join(changed)}); --overwrite starts again, or "
             "choose another output_dir"
         )
 
@@ -117,13 +117,13 @@ def find_checkpoint(config: Config, plan: TrainPlan, folder: Path, console: Cons
     def tell(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    found = newest_whole(folder / "checkpoints", tell)
-    if found is None:
+    result = newest_whole(folder / "checkpoints", tell)
+    if result is None:
         tell(f"resume: {folder} holds no whole checkpoint, so from the beginning")
         return None
-    check_resume(config, plan, found)
-    tell(f"resume: going on after step {found.step} ({found.folder})")
-    return found
+    check_resume(config, plan, result)
+    tell(f"resume: going on after step {result.step} ({result.folder})")
+    return result
 
 
 def required_disk_bytes(config: Config, plan: TrainPlan, folder: Path) -> int:

@@ -106,6 +106,6 @@ def _prefix(
 ) -> Prefix | None:
     if shared is None or plan.region.first == 0:
         return None
-    keep, told = has_room(shared, plan, config)
-    console.print(told, highlight=False, soft_wrap=True)
+    keep, message = has_room(shared, plan, config)
+    console.print(message, highlight=False, soft_wrap=True)
     return shared.of_training(model, plan.anatomy.layout.layers, plan.region.first, keep)

@@ -42,7 +42,7 @@ def methods_picture(name: str, content: Entry) -> Picture:
         legend(figure, 2 if narrow else 4)
 
     best = {p["method"]: p["scores"] for p in sorted(content["points"], key=lambda p: p["scores"]["speciality"])}
-    told = "; ".join(
+    message = "; ".join(
         f"{m}: speciality up to {s['speciality']:.1f}, versatility {number(s['versatility'])} there"
         for m, s in best.items()
     )
@@ -53,7 +53,7 @@ def methods_picture(name: str, content: Entry) -> Picture:
     )
     rows = len(content["methods"]) // 4 + 1
     heights = 2.9 + 0.18 * rows, 5.0 + 0.18 * (len(content["methods"]) // 2 + 1)
-    return draw(name, caption, f"Two scatter plots. {told}.", paint, heights)
+    return draw(name, caption, f"Two scatter plots. {message}.", paint, heights)
 
 
 def _paint_method(axes: Any, content: Entry, method: str, score: str, look: tuple[str, str]) -> None:
@@ -63,9 +63,11 @@ def _paint_method(axes: Any, content: Entry, method: str, score: str, look: tupl
     known = [entry for entry in ends if entry[score] is not None]
     axes.plot([e["speciality"] for e in known], [e[score] for e in known], color=colour, linewidth=1.0)
     for is_filled in (False, True):
-        found = [p["scores"] for p in own.values() if p["on_frontier"] == is_filled and p["scores"][score] is not None]
+        results = [
+            p["scores"] for p in own.values() if p["on_frontier"] == is_filled and p["scores"][score] is not None
+        ]
         axes.plot(
-            [s["speciality"] for s in found], [s[score] for s in found], marker, color=colour, markersize=4.8,
+            [s["speciality"] for s in results], [s[score] for s in results], marker, color=colour, markersize=4.8,
             markerfacecolor=colour if is_filled else PAPER, markeredgewidth=0.9, linestyle="none", zorder=3,
             label=shortened(method, 24) if is_filled else None,
         )  # fmt: skip
@@ -131,11 +133,11 @@ def _equal_to(content: Entry, point: Entry) -> str:
     return "as good as another"
 
 
-def _difference(found: Entry | None) -> str:
-    if found is None:
+def _difference(result: Entry | None) -> str:
+    if result is None:
         return ""
-    if found["low"] is None:
-        return f"{signed(found['value'])}\nno interval: only {draws_share(found)} of the draws inside"
-    part = "" if found["draws_inside"] == 1 else f", {draws_share(found)} of the draws inside"
-    low, high = signed(found["low"]), signed(found["high"])
-    return f"{signed(found['value'])}\n{low}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{high}{part}"
+    if result["low"] is None:
+        return f"{signed(result['value'])}\nno interval: only {draws_share(result)} of the draws inside"
+    part = "" if result["draws_inside"] == 1 else f", {draws_share(result)} of the draws inside"
+    low, high = signed(result["low"]), signed(result["high"])
+    return f"{signed(result['value'])}\n{low}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{high}{part}"

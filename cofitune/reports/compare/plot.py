@@ -44,8 +44,8 @@ def draw_frontiers(folder: Path, content: Mapping[str, Any]) -> tuple[Path, Path
         axes.grid(alpha=0.3)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     partial = content["partial"]
-    told = f"partial: {partial['done']} of {partial['runs']} runs; " if partial else ""
-    figure.suptitle(f"{told}each point a rate and an alpha, filled where its method has no better one", fontsize=10)
+    message = f"partial: {partial['done']} of {partial['runs']} runs; " if partial else ""
+    figure.suptitle(f"{message}each point a rate and an alpha, filled where its method has no better one", fontsize=10)
     files = folder / "frontier.png", folder / "frontier.svg"
     with matplotlib.rc_context({"svg.hashsalt": "cofitune", "svg.fonttype": "none"}):
         for file, metadata in zip(files, ({"Software": None}, {"Date": None}), strict=True):

@@ -95,18 +95,18 @@ def sentences(content: Entry) -> Iterator[str]:
 
 def _against_reference(content: Entry) -> Iterator[str]:
     """Which methods are told apart from the reference, and where that is not known."""
-    reference, told, unsure = content["reference"], 0, list[str]()
+    reference, messages, unsure = content["reference"], 0, list[str]()
     for level in content["matched"]:
         for method, row in level["rows"].items():
             for score in ("versatility", "instruct"):
-                found = row.get(f"{score}_against_reference")
-                if found and found["low"] is None:
-                    unsure.append(f"{method} at {_number(level['speciality'])} ({draws_share(found)} inside)")
-                elif found and not found["low"] <= 0 <= found["high"]:
-                    told += 1
+                result = row.get(f"{score}_against_reference")
+                if result and result["low"] is None:
+                    unsure.append(f"{method} at {_number(level['speciality'])} ({draws_share(result)} inside)")
+                elif result and not result["low"] <= 0 <= result["high"]:
+                    messages += 1
                     yield (
-                        f"{method} at speciality {_number(level['speciality'])}: {score} {_signed(found['value'])} "
-                        f"{_interval(found)} against {reference}"
+                        f"{method} at speciality {_number(level['speciality'])}: {score} {_signed(result['value'])} "
+                        f"{_interval(result)} against {reference}"
                     )
     if unsure:
         yield (
@@ -115,7 +115,7 @@ def _against_reference(content: Entry) -> Iterator[str]:
         )
     if not content["matched"]:
         yield f"nothing is matched: no run of {reference} has learnt anything, or none has finished"
-    elif not told:
+    elif not messages:
         yield f"no method is told apart from {reference} at matched speciality: every interval contains 0"
 
 
@@ -125,35 +125,35 @@ def _against_controls(content: Entry) -> Iterator[str]:
         control = held["control"]
         for method in dict.fromkeys(m for level in held["matched"] for m in level["rows"] if m != control):
             parts = [
-                f"{_signed(found['value'])} {_interval(found)} at speciality {_number(level['speciality'])}"
+                f"{_signed(result['value'])} {_interval(result)} at speciality {_number(level['speciality'])}"
                 for level in held["matched"]
-                if (found := level["rows"][method].get("versatility_against_reference"))
+                if (result := level["rows"][method].get("versatility_against_reference"))
             ]
-            told = ", ".join(parts) or "nowhere matched"
-            yield f"{method} against the control {control}: versatility {told}"
+            message = ", ".join(parts) or "nowhere matched"
+            yield f"{method} against the control {control}: versatility {message}"
 
 
-def _difference(found: Entry | None) -> Text:
+def _difference(result: Entry | None) -> Text:
     """A difference and its interval; without one where the level lies outside of a method's range in most draws."""
-    if found is None:
+    if result is None:
         return Text("")
-    if found["low"] is None:
-        return Text(f"{_signed(found['value'])} {_interval(found)}")
-    style = "green" if found["low"] > 0 else "red" if found["high"] < 0 else ""
-    return Text.assemble((_signed(found["value"]), style), " ", _interval(found))
+    if result["low"] is None:
+        return Text(f"{_signed(result['value'])} {_interval(result)}")
+    style = "green" if result["low"] > 0 else "red" if result["high"] < 0 else ""
+    return Text.assemble((_signed(result["value"]), style), " ", _interval(result))
 
 
-def _interval(found: Entry) -> str:
+def _interval(result: Entry) -> str:
     """An interval, with the share of the draws that it rests on where that is not all of them."""
-    if found["low"] is None:
-        return f"(no interval; {draws_share(found)} inside)"
-    part = "" if found["draws_inside"] == 1 else f"; {draws_share(found)} inside"
-    return f"({_signed(found['low'])} to {_signed(found['high'])}{part})"
+    if result["low"] is None:
+        return f"(no interval; {draws_share(result)} inside)"
+    part = "" if result["draws_inside"] == 1 else f"; {draws_share(result)} inside"
+    return f"({_signed(result['low'])} to {_signed(result['high'])}{part})"
 
 
-def draws_share(found: Entry) -> str:
+def draws_share(result: Entry) -> str:
     """The share of the draws with the speciality inside of the points' range; all of them alone is 100 %."""
-    return f"{math.floor(100 * found['draws_inside'])} %"
+    return f"{math.floor(100 * result['draws_inside'])} %"
 
 
 def _number(value: float | None) -> str:

@@ -92,10 +92,10 @@ def _item(entry: Entry) -> ItemText:
 
 
 def _answer(answer: Entry, choices: Sequence[str]) -> Answer:
-    said = answer.get("answer")
-    if said is None:
-        said = _chosen(answer.get("pick"), choices)
-    return Answer(_text(said), f"{answer['score']:.3g}")
+    output = answer.get("answer")
+    if output is None:
+        output = _chosen(answer.get("pick"), choices)
+    return Answer(_text(output), f"{answer['score']:.3g}")
 
 
 def _chosen(value: Any, choices: Sequence[str]) -> Any:

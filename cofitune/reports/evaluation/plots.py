@@ -68,12 +68,12 @@ def frontier_picture(name: str, points: Sequence[Point], speciality_weight: floa
         axes.margins(0.12)
         legend(figure, 2 if narrow else 4)
 
-    told = "; ".join(f"{p.label}: speciality {p.speciality:.1f}, versatility {p.versatility:.1f}" for p in points)
+    message = "; ".join(f"{p.label}: speciality {p.speciality:.1f}, versatility {p.versatility:.1f}" for p in points)
     caption = (
         "Speciality against versatility, both as scores from 0 (guessing) to 100. Bars are 95 % intervals of the "
         "change against the base. Right of and above the dashed line the unified score is higher than the base's."
     )
-    return draw(name, caption, f"Scatter plot. {told}.", paint, (3.5, 3.1))
+    return draw(name, caption, f"Scatter plot. {message}.", paint, (3.5, 3.1))
 
 
 def deltas_picture(name: str, scores: Entry) -> Picture:
@@ -102,7 +102,7 @@ def deltas_picture(name: str, scores: Entry) -> Picture:
         legend(figure, 2 if narrow else 4)
 
     height = (ROW + MODEL * len(others)) * (len(rows) + len(losses)) + (1.5 if losses else 0.9)
-    found = [
+    results = [
         f"{m}: " + ", ".join(f"{n} {c[n]['value']:+.1f}" for n in CATEGORIES if c[n])
         for m, c in ((m, changes[m]["summary"]) for m in others)
     ]
@@ -111,7 +111,7 @@ def deltas_picture(name: str, scores: Entry) -> Picture:
         "bootstrap. A filled marker: the interval leaves 0 out."
     )
     caption += f" Not drawn, each on a scale of its own: {', '.join(left_out)}." if left_out else ""
-    return draw(name, caption, f"Dot plot. {'; '.join(found)}.", paint, (height, height + 0.2))
+    return draw(name, caption, f"Dot plot. {'; '.join(results)}.", paint, (height, height + 0.2))
 
 
 def _rows(scores: Entry) -> list[tuple[str, str | None]]:

@@ -85,8 +85,10 @@ def _cells(scores: Entry, name: str, title: str | None) -> tuple[Cell, ...]:
         change = against[model]["tasks"][title] if title else against[model]["summary"][name]
         is_loss = title is not None and scores["tasks"][title]["unit"] != "share"
         higher = not is_loss or scores["tasks"][title]["higher_is_better"]
-        told = change_cell(change, higher, 3 if is_loss else 1)
-        cells.append(Cell(figure, raw, told.change or told.figure, told.interval, told.verdict, told.chance))
+        message = change_cell(change, higher, 3 if is_loss else 1)
+        cells.append(
+            Cell(figure, raw, message.change or message.figure, message.interval, message.verdict, message.chance)
+        )
     return tuple(cells)
 
 

@@ -173,9 +173,9 @@ def _noise_lines(scores: Entry) -> Iterator[str]:
 def _changed_sides(comparison: Entry) -> str:
     tasks = comparison["tasks"]
     lost, gained = (sum(len(change[what]) for change in tasks.values()) for what in ("lost", "gained"))
-    told = [t for t, c in tasks.items() if c["p_holm"] is not None and c["p_holm"] < 0.05]
-    found = f"changed beyond chance (McNemar, Holm, 5 %): {', '.join(told) or 'no task'}"
-    return f"{comparison['model']}: {lost} items lost, {gained} gained; {found}"
+    messages = [t for t, c in tasks.items() if c["p_holm"] is not None and c["p_holm"] < 0.05]
+    result = f"changed beyond chance (McNemar, Holm, 5 %): {', '.join(messages) or 'no task'}"
+    return f"{comparison['model']}: {lost} items lost, {gained} gained; {result}"
 
 
 def _cells(scores: Entry, name: str, title: str | None) -> list[Text]:
@@ -185,14 +185,14 @@ def _cells(scores: Entry, name: str, title: str | None) -> list[Text]:
 
     def change(model: str) -> Entry | None:
         comparison = against[model]
-        found: Entry | None = comparison["tasks"][title] if title else comparison["summary"][name]
-        return found
+        result: Entry | None = comparison["tasks"][title] if title else comparison["summary"][name]
+        return result
 
     scale = _scale(scores["tasks"][title]) if title else POINTS
     figures = [_figure(scores, model, name, title, with_raw=len(others) < 2) for model in scores["models"]]
     if len(others) == 1:
-        found = change(others[0])
-        return [*figures, _coloured(found, scale), Text(_interval(found, scale))]
+        result = change(others[0])
+        return [*figures, _coloured(result, scale), Text(_interval(result, scale))]
     return [
         figures[0],
         *(_stacked(figure, change(model), scale) for figure, model in zip(figures[1:], others, strict=True)),

@@ -167,12 +167,12 @@ class SearchLive:
         if len(self._rows) <= room:
             return list(self._rows.values())
         running = [name for name, began in self._began.items() if began is not None]
-        wanted: set[str] = set()
+        requested: set[str] = set()
         for name in [*([self._best] if self._best else []), *running, *reversed(self._rows)]:
-            more = wanted | set(path_to(self._rows, name))
+            more = requested | set(path_to(self._rows, name))
             if len(more) < room:
-                wanted = more
-        return [row for row in self._rows.values() if row.id in wanted]
+                requested = more
+        return [row for row in self._rows.values() if row.id in requested]
 
     def _stage(self, name: str) -> str:
         began = self._began[name]

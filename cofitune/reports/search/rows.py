@@ -85,7 +85,7 @@ def search_picture(name: str, rows: Sequence[TrialRow]) -> Picture:
         figure.legend(*dots.get_legend_handles_labels(), loc="outside upper left", ncols=3, handletextpad=0.2)
 
     won = next((row for row in trials if row.mark == "won"), None)
-    told = f"The winner is {won.region}, unified {won.scores['unified']:.1f}" if won else "There is no winner yet"
+    message = f"The winner is {won.region}, unified {won.scores['unified']:.1f}" if won else "There is no winner yet"
     caption = (
         "The search: each region stands below the one that it lies in, ★ is the winner; dots are what a short training "
         "of it changes against the untouched base, in points of the score"
@@ -95,7 +95,7 @@ def search_picture(name: str, rows: Sequence[TrialRow]) -> Picture:
         "; hollow dots are of trials that were stopped on the way." if not all(r.is_whole for r in trials) else "."
     )
     height = (0.32 if any(row.intervals for row in trials) else 0.22) * len(trials) + 0.95
-    return draw(name, caption, f"Tree of {len(trials)} trials with dots. {told}.", paint, (height, height + 0.1))
+    return draw(name, caption, f"Tree of {len(trials)} trials with dots. {message}.", paint, (height, height + 0.1))
 
 
 def _paint_changes(axes: Any, trials: Sequence[TrialRow], score: str, offset: float) -> None:

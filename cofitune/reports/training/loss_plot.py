@@ -59,18 +59,18 @@ def losses_picture(
         below.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=False)
         below.xaxis.get_major_locator().set_params(integer=True)
 
-    told = f"from {y[0]:.3f} at step {x[0]} to {y[-1]:.3f} at step {x[-1]}"
+    message = f"from {y[0]:.3f} at step {x[0]} to {y[-1]:.3f} at step {x[-1]}"
     if checked:
-        told += f"; validation from {checked[0][1]:.3f} to {checked[-1][1]:.3f}"
+        message += f"; validation from {checked[0][1]:.3f} to {checked[-1][1]:.3f}"
     if moved:
-        told += f"; drift from {moved[0][1]:.3f} to {moved[-1][1]:.3f}"
+        message += f"; drift from {moved[0][1]:.3f} to {moved[-1][1]:.3f}"
     caption = (
         "Cross-entropy in nats a supervised token, over the items of each optimizer step"
         f"{' and over the validation items' if checked else ''}"
         f"{'; the rehearsal loss is on the own answers of the base' if rehearsed else ''}; below, "
         f"{'drift from the base on held-out answers, and ' if moved else ''}the learning rate."
     )
-    return draw(name, caption, f"Line plot. The training loss goes {told}.", paint, (3.4, 4.1 if moved else 3.3))
+    return draw(name, caption, f"Line plot. The training loss goes {message}.", paint, (3.4, 4.1 if moved else 3.3))
 
 
 def running_mean(values: Sequence[float]) -> list[float] | None:

@@ -72,10 +72,10 @@ def _others(region: Region, anatomy: Anatomy) -> list[str]:
 def print_memory(console: Console, memory: Memory, world_size: int) -> None:
     """The estimate, part by part."""
     parts = ("weights", "gradients", "optimizer", "buffers", "activations")
-    told = ", ".join(f"{part} {gib(getattr(memory, part))}" for part in parts)
+    message = ", ".join(f"{part} {gib(getattr(memory, part))}" for part in parts)
     console.print(
         f"memory a rank (estimated, {world_size} rank{'s' if world_size > 1 else ''}): "
-        f"[bold]{gib(memory.device)}[/] = {told}",
+        f"[bold]{gib(memory.device)}[/] = {message}",
         highlight=False,
         soft_wrap=True,
     )

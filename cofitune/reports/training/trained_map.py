@@ -45,11 +45,11 @@ def trained_map(
     cells: dict[tuple[int, str], str] = {}
     outside = []
     for name in frozen:
-        if found := _IN_LAYER.match(name.removesuffix(HELD)):
-            cells[int(found[1]), _column(found[2])] = FROZEN
+        if result := _IN_LAYER.match(name.removesuffix(HELD)):
+            cells[int(result[1]), _column(result[2])] = FROZEN
     for name in trained:
-        if found := _IN_LAYER.match(name):
-            place = int(found[1]), _column(found[2])
+        if result := _IN_LAYER.match(name):
+            place = int(result[1]), _column(result[2])
             cells[place] = CARRIER if adapted else PART if place in cells else TRAINED
         else:
             outside.append(name)

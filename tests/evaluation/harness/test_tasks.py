@@ -131,7 +131,7 @@ def test_three_tasks_score_as_the_harness_command_line_does_digit_for_digit(
             if ours.log_likelihoods is None:
                 assert [ours.answer] == their["filtered_resps"]
             else:  # the harness logs numbers as text
-                assert [str(v) for v in ours.log_likelihoods] == [found[0] for found in their["filtered_resps"]]
+                assert [str(v) for v in ours.log_likelihoods] == [result[0] for result in their["filtered_resps"]]
         for other, value in results[name].others.items():
             assert value == figures[name][other if "," in other else f"{other},none"]
     assert results["arc_easy"].others.keys() == {"acc"}
@@ -231,17 +231,17 @@ def test_a_group_is_one_task_with_the_items_of_all(
         with pytest.raises(UserError, match=r"has no task 'pairs'; did you mean 'pair'\?"):
             load_tasks([harness_task(data, "pairs")])
     (whole,) = load_tasks([harness_task(data, "arc_easy", "acc")])
-    found = ask(loud_model, pair)["pair"]
+    result = ask(loud_model, pair)["pair"]
     together = ask(loud_model, whole)["arc_easy"]
-    assert [s.line for s in found.samples] == [1, 2, 3, 4, 5]
-    assert [s.score for s in found.samples] == [s.score for s in together.samples]
-    assert found.raw == pytest.approx(together.raw)
-    assert found.chance == pytest.approx(together.chance)
+    assert [s.line for s in result.samples] == [1, 2, 3, 4, 5]
+    assert [s.score for s in result.samples] == [s.score for s in together.samples]
+    assert result.raw == pytest.approx(together.raw)
+    assert result.chance == pytest.approx(together.chance)
 
 
 def test_what_is_wrong_is_told_before_weights_load(data: Path, tmp_path: Path) -> None:
-    def refused(error: type[Exception], said: str, name: str = "arc_easy", **changes: Any) -> None:
-        with pytest.raises(error, match=said):
+    def refused(error: type[Exception], output: str, name: str = "arc_easy", **changes: Any) -> None:
+        with pytest.raises(error, match=output):
             load_tasks([replace(harness_task(data, name), **changes)])
 
     refused(DataError, r"nowhere: no such folder \(dataset_path of harness task 'arc_easy'\)", path="nowhere")

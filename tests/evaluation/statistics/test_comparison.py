@@ -18,13 +18,13 @@ TASKS = {"law": ("speciality", "exact_match", 0.0), "arc": ("gen_rs", "acc", 0.2
 
 def answers(law: list[int], arc: list[int]) -> dict[str, TaskResult]:
     """A model's results, right or wrong as the lists say."""
-    found = {}
+    results = {}
     for title, scores in (("law", law), ("arc", arc)):
         category, metric, chance = TASKS[title]
         samples = [Sample(i + 1, f"{title} {i}?", i, f"answer {s}", None, None, s) for i, s in enumerate(scores)]
         raw = sum(scores) / len(scores)
-        found[title] = TaskResult(title, category, METRICS[metric], raw, chance, tuple(samples), 0.1)
-    return found
+        results[title] = TaskResult(title, category, METRICS[metric], raw, chance, tuple(samples), 0.1)
+    return results
 
 
 def shares(*right: tuple[int, int], n: int = 40) -> dict[str, dict[str, TaskResult]]:
@@ -36,13 +36,13 @@ def shares(*right: tuple[int, int], n: int = 40) -> dict[str, dict[str, TaskResu
 
 
 def test_scores_and_changes_are_those_of_the_account() -> None:
-    found = build_scores(shares((4, 28), (24, 22)), Compared("base"), 0.5)
-    base, run = found["models"]["base"], found["models"]["m1"]
+    result = build_scores(shares((4, 28), (24, 22)), Compared("base"), 0.5)
+    base, run = result["models"]["base"], result["models"]["m1"]
     assert base["tasks"]["arc"]["raw"] == pytest.approx(0.7) and base["tasks"]["arc"]["score"] == pytest.approx(60)
     assert (base["categories"]["gen_rs"], base["versatility"]) == (pytest.approx(60), pytest.approx(60))
     assert base["unified"] == pytest.approx(35) and run["unified"] == pytest.approx(50)
-    assert found["missing"] == ["gen_kn", "instruct"]
-    (comparison,) = found["comparisons"]
+    assert result["missing"] == ["gen_kn", "instruct"]
+    (comparison,) = result["comparisons"]
     assert (comparison["model"], comparison["against"]) == ("m1", "base")
     summary = comparison["summary"]
     assert summary["speciality"]["value"] == pytest.approx(50) and summary["versatility"]["value"] == pytest.approx(-20)
@@ -52,34 +52,34 @@ def test_scores_and_changes_are_those_of_the_account() -> None:
     assert (law["lost"], law["gained"]) == ([], list(range(4, 24)))
     assert law["p"] == pytest.approx(2 * 0.5**20) and law["p_holm"] == pytest.approx(4 * 0.5**20)
     assert comparison["ratios"]["versatility_retained"]["value"] == pytest.approx(100 * 40 / 60)
-    json.dumps(found, allow_nan=False)
+    json.dumps(result, allow_nan=False)
 
 
 def test_full_fine_tuning_is_a_second_yardstick() -> None:
-    found = build_scores(shares((4, 36), (34, 20), (24, 32)), Compared("base", full_sft="m1"))
-    pairs = [(c["model"], c["against"]) for c in found["comparisons"]]
+    result = build_scores(shares((4, 36), (34, 20), (24, 32)), Compared("base", full_sft="m1"))
+    pairs = [(c["model"], c["against"]) for c in result["comparisons"]]
     assert pairs == [("m1", "base"), ("m2", "base"), ("m2", "m1")]
-    ratios = found["comparisons"][2]["ratios"]
+    ratios = result["comparisons"][2]["ratios"]
     assert ratios["vers_recovery"]["value"] == pytest.approx(100 * 12 / 16)
     assert ratios["spec_gain_kept"]["value"] == pytest.approx(100 * 20 / 30)
     assert ratios["vers_recovery"]["low"] < 75 < ratios["vers_recovery"]["high"]
 
 
 def test_an_undefined_ratio_is_null_with_its_reason() -> None:
-    found = build_scores(shares((4, 36), (34, 35), (24, 32)), Compared("base", full_sft="m1"))
-    recovery = found["comparisons"][2]["ratios"]["vers_recovery"]
+    result = build_scores(shares((4, 36), (34, 35), (24, 32)), Compared("base", full_sft="m1"))
+    recovery = result["comparisons"][2]["ratios"]["vers_recovery"]
     assert recovery["value"] is None and recovery["low"] is None
     assert "what 'm1' forgot of versatility is 3.3 points" in recovery["reason"]
 
 
 def test_the_noise_floor_is_the_spread_over_seeds_and_marks_what_is_below() -> None:
     models = shares((4, 30), (24, 29), (28, 21))
-    found = build_scores(models, Compared("base", seed_groups=(("m1", "m2"),)))
-    noise = found["noise_floor"]
+    result = build_scores(models, Compared("base", seed_groups=(("m1", "m2"),)))
+    noise = result["noise_floor"]
     assert noise["runs"] == [["m1", "m2"]]
     assert noise["scores"]["summary"]["speciality"] == pytest.approx(float(np.std([60, 70], ddof=1)))
     assert noise["scores"]["tasks"]["arc"] == pytest.approx(float(np.std([29, 21], ddof=1)) / 40 * 100 / 0.75)
-    first = found["comparisons"][0]["summary"]
+    first = result["comparisons"][0]["summary"]
     assert first["versatility"]["within_noise"] is True and first["speciality"]["within_noise"] is False
     alone = build_scores(models, Compared("base"))
     assert alone["noise_floor"]["scores"] is None and "different training seeds" in alone["noise_floor"]["reason"]
@@ -97,9 +97,9 @@ def test_other_items_cannot_stand_side_by_side() -> None:
 
 def test_lost_and_gained_items_come_with_their_text_and_both_answers() -> None:
     models = shares((4, 30), (6, 29))
-    found = build_scores(models, Compared("base"))
+    result = build_scores(models, Compared("base"))
     choices: dict[str, list[tuple[str, ...]]] = {"law": [()] * 40, "arc": [("yes", "no")] * 40}
-    changed = changed_items(models, found["comparisons"][0], choices)
+    changed = changed_items(models, result["comparisons"][0], choices)
     assert [entry["line"] for entry in changed["gained"]] == [5, 6]
     assert changed["lost"] == [
         {

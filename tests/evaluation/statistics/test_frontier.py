@@ -45,8 +45,8 @@ def test_a_frontier_is_what_the_definition_says(seed: int) -> None:
         if by is not None:
             assert points[by][0] >= points[index][0] and points[by][1] >= points[index][1] != points[by]
     for level in np.arange(-0.5, 7.5, 0.25):
-        expected, found = brute_force(points, float(level)), value(points, float(level))
-        assert np.isnan(found) if expected is None else found == pytest.approx(expected)
+        expected, result = brute_force(points, float(level)), value(points, float(level))
+        assert np.isnan(result) if expected is None else result == pytest.approx(expected)
 
 
 def test_draws_are_taken_one_by_one() -> None:
@@ -55,14 +55,14 @@ def test_draws_are_taken_one_by_one() -> None:
     speciality, versatility = generator.normal(size=(2, 50, 6))
     level = generator.normal(size=50)
     scores: dict[str, Array] = {"speciality": speciality, "versatility": versatility, "other": 2 * versatility + 1}
-    found = at_level(scores, level)
+    result = at_level(scores, level)
     for row in range(50):
         expected = brute_force(list(zip(speciality[row], versatility[row], strict=True)), float(level[row]))
         if expected is None:
-            assert np.isnan(found["versatility"][row])
+            assert np.isnan(result["versatility"][row])
         else:
-            assert found["versatility"][row] == pytest.approx(expected)
-            assert found["other"][row] == pytest.approx(2 * expected + 1), "one place for all scores"
+            assert result["versatility"][row] == pytest.approx(expected)
+            assert result["other"][row] == pytest.approx(2 * expected + 1), "one place for all scores"
 
 
 def test_known_curves() -> None:

@@ -19,8 +19,8 @@ def test_a_requirement_is_read_in_every_form() -> None:
         "arc.low.high<=−3",
         "gen kn>=1",
     ]
-    found = read_requirements(texts, TASKS, ["run", "full"], "run")
-    assert [(r.model, r.score, r.end, r.sign, r.bound) for r in found] == [
+    result = read_requirements(texts, TASKS, ["run", "full"], "run")
+    assert [(r.model, r.score, r.end, r.sign, r.bound) for r in result] == [
         ("run", "versatility", "value", ">=", -1),
         ("run", "speciality", "value", ">=", 10),
         ("full", "unified", "low", "<=", 2),
@@ -28,7 +28,7 @@ def test_a_requirement_is_read_in_every_form() -> None:
         ("run", "arc.low", "high", "<=", -3),
         ("run", "gen kn", "value", ">=", 1),
     ]
-    assert found[2].text == "full:unified.low<=+2"
+    assert result[2].text == "full:unified.low<=+2"
 
 
 @pytest.mark.parametrize(

@@ -36,15 +36,17 @@ def test_a_method_that_forgets_less_is_told_apart_at_the_same_speciality() -> No
         "mask": [Point("m1", 1e-4, 1, (3,)), Point("m2", 2e-4, 1, (4,))],
         "late": [],
     }
-    found = matched(models, points)
-    assert found["frontiers"] == {
+    result = matched(models, points)
+    assert result["frontiers"] == {
         "full": ["base", "f1", "f2"], "mask": ["m1", "m2"], "late": ["base"],
     }, "m1 forgets nothing"  # fmt: skip
-    assert [(level["point"], level["speciality"]) for level in found["matched"]] == [
+    assert [(level["point"], level["speciality"]) for level in result["matched"]] == [
         ("f1", pytest.approx(40)), ("m2", pytest.approx(60)), ("f2", pytest.approx(80)),
     ]  # fmt: skip
-    assert found["matched"][1]["why"].startswith("the highest"), "a method without a run takes no level from the others"
-    first, common, last = (level["rows"] for level in found["matched"])
+    assert result["matched"][1]["why"].startswith("the highest"), (
+        "a method without a run takes no level from the others"
+    )
+    first, common, last = (level["rows"] for level in result["matched"])
     # half way between m1 and m2: knowledge 55, instructions 45, versatility 50 against full's 30
     assert first["mask"]["between"] == ["m1", "m2"] and first["mask"]["weight"] == pytest.approx(0.5)
     assert first["mask"]["versatility"] == pytest.approx(50) and first["full"]["versatility"] == pytest.approx(30)
@@ -80,8 +82,8 @@ def test_a_mask_is_held_against_its_controls() -> None:
         "mask": [Point("m1", 1, 1, (4,)), Point("m2", 2, 1, (5,))],
         "shuffled": [],
     }
-    found = match_methods(bootstrap(models), points, "full", ["mask"], ["uniform", "shuffled"])
-    uniform, shuffled = found["against_controls"]
+    result = match_methods(bootstrap(models), points, "full", ["mask"], ["uniform", "shuffled"])
+    uniform, shuffled = result["against_controls"]
     assert (uniform["control"], shuffled) == ("uniform", {"control": "shuffled", "matched": []})
     first = uniform["matched"][0]
     assert first["point"] == "u1" and list(first["rows"]) == ["uniform", "mask"]
@@ -92,13 +94,13 @@ def test_a_mask_is_held_against_its_controls() -> None:
 
 def test_where_nothing_overlaps_or_nothing_was_learnt_there_is_null_and_a_reason() -> None:
     models = [(0.3, 0.6, 0.6), (0.5, 0.3, 0.3), (0.2, 0.5, 0.5)]
-    found = matched(models, {"full": [Point("f", 1, 1, (1,))], "worse": [Point("w", 1, 1, (2,))], "none": []})
-    assert [level["point"] for level in found["matched"]] == ["f"], "below the base nothing is matched"
-    rows = found["matched"][0]["rows"]
+    result = matched(models, {"full": [Point("f", 1, 1, (1,))], "worse": [Point("w", 1, 1, (2,))], "none": []})
+    assert [level["point"] for level in result["matched"]] == ["f"], "below the base nothing is matched"
+    rows = result["matched"][0]["rows"]
     assert rows["worse"]["reason"] == "worse reaches a speciality of 30.0 at most"
     assert rows["none"]["reason"] == "none has no finished run"
     assert rows["worse"]["versatility_against_reference"] is None
-    assert found["points"][1]["dominated_by"] == "base" and not found["points"][1]["on_frontier"]
+    assert result["points"][1]["dominated_by"] == "base" and not result["points"][1]["on_frontier"]
     assert matched(models, {"full": [], "worse": [Point("w", 1, 1, (2,))]})["matched"] == []
 
 

@@ -75,13 +75,13 @@ def test_the_bootstrap_has_the_distribution_of_resampling_items_one_by_one() -> 
             slow[name].append(value - before[name])  # type: ignore[operator]
     fast = Bootstrap(tasks, 0.3)
     for name in SUMMARIES:
-        found = fast.change(name, 1, 0)
-        assert found is not None
+        result = fast.change(name, 1, 0)
+        assert result is not None
         spread = float(np.std(slow[name]))
         low, high = np.quantile(slow[name], [0.025, 0.975])
         near = 0.3 if name in ("gen_rs", "instruct") else 0.1  # one task of 60 items has steps of 1/62
-        assert found.low == pytest.approx(low, abs=near * spread)
-        assert found.high == pytest.approx(high, abs=near * spread)
+        assert result.low == pytest.approx(low, abs=near * spread)
+        assert result.high == pytest.approx(high, abs=near * spread)
 
 
 def test_one_task_agrees_with_scipys_paired_bootstrap() -> None:
@@ -99,8 +99,8 @@ def test_one_task_agrees_with_scipys_paired_bootstrap() -> None:
 
 def test_without_a_changed_item_the_interval_still_has_width() -> None:
     scores = np.tile(np.arange(30) % 2, (2, 1)).astype(float)
-    found = Bootstrap({"t": TaskItems("speciality", METRICS["acc"], 0.0, scores)}, 0.5).change("speciality", 1, 0)
-    assert found is not None and found.value == 0 and found.low < 0 < found.high < 10
+    result = Bootstrap({"t": TaskItems("speciality", METRICS["acc"], 0.0, scores)}, 0.5).change("speciality", 1, 0)
+    assert result is not None and result.value == 0 and result.low < 0 < result.high < 10
 
 
 def test_the_same_call_gives_the_same_interval_and_a_model_does_not_differ_from_itself() -> None:
@@ -133,12 +133,12 @@ def test_lost_and_gained_are_the_items_that_changed_sides() -> None:
         "g": TaskItems("gen_kn", GRADED, 0.0, graded),
         "n": TaskItems("gen_kn", Metric("loss", "nats", higher_is_better=False, binary=False), 0.0, graded),
     }
-    found = compare_tasks(Bootstrap(tasks, 0.5), 1, 0)
-    assert (found["t"].lost, found["t"].gained) == ((1, 4), (2,))
-    assert found["t"].p == found["t"].p_holm == pytest.approx(1)
-    assert (found["g"].lost, found["g"].gained, found["g"].p, found["g"].p_holm) == ((2,), (1,), None, None)
-    assert (found["n"].lost, found["n"].gained, found["n"].p) == ((1,), (2, 3), None), "a tenth of their mean"
-    assert found["n"].change.value == pytest.approx(found["g"].change.value / 100), "nats stay nats"
+    result = compare_tasks(Bootstrap(tasks, 0.5), 1, 0)
+    assert (result["t"].lost, result["t"].gained) == ((1, 4), (2,))
+    assert result["t"].p == result["t"].p_holm == pytest.approx(1)
+    assert (result["g"].lost, result["g"].gained, result["g"].p, result["g"].p_holm) == ((2,), (1,), None, None)
+    assert (result["n"].lost, result["n"].gained, result["n"].p) == ((1,), (2, 3), None), "a tenth of their mean"
+    assert result["n"].change.value == pytest.approx(result["g"].change.value / 100), "nats stay nats"
 
 
 def test_a_ratio_whose_denominator_may_be_nothing_has_a_reason_instead() -> None:
@@ -167,40 +167,40 @@ def simulate(change: float, correlation: float, most: int | None = None, draws: 
     `most` items a task; 1,000 draws instead of 10,000 keep it quick and cost the ends of an interval little.
     """
     rng = np.random.default_rng(7)
-    held, told = (dict.fromkeys(SUMMARIES, 0) for _ in range(2))
+    held, message = (dict.fromkeys(SUMMARIES, 0) for _ in range(2))
     rejected = 0
     for _ in range(TIMES):
         bootstrap = Bootstrap(draw_tasks(rng, change, correlation, most), 0.5, draws, seed=int(rng.integers(2**31)))
         for name in SUMMARIES:
-            found = bootstrap.change(name, 1, 0)
-            assert found is not None
-            held[name] += found.low - 1e-9 <= truth(name, change) <= found.high + 1e-9
-            told[name] += not found.holds_zero
+            result = bootstrap.change(name, 1, 0)
+            assert result is not None
+            held[name] += result.low - 1e-9 <= truth(name, change) <= result.high + 1e-9
+            message[name] += not result.holds_zero
         rejected += min(t.p_holm or 0 for t in compare_tasks(bootstrap, 1, 0).values()) < 0.05
     share = {name: held[name] / TIMES for name in SUMMARIES}
-    return {"coverage": share, "told": {n: told[n] / TIMES for n in SUMMARIES}, "rejected": rejected / TIMES}
+    return {"coverage": share, "told": {n: message[n] / TIMES for n in SUMMARIES}, "rejected": rejected / TIMES}
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.7])
 def test_two_equal_models_are_told_apart_in_at_most_5_percent(correlation: float) -> None:
-    found = simulate(0.0, correlation)
-    print(found)  # pytest -rP shows it
+    result = simulate(0.0, correlation)
+    print(result)  # pytest -rP shows it
     at_most = stats.binom.ppf(0.999, TIMES, 0.05) / TIMES  # chance alone goes beyond this in one of 1,000
-    assert found["told"]["versatility"] <= at_most
-    assert found["told"]["unified"] <= at_most
-    assert found["rejected"] <= at_most
+    assert result["told"]["versatility"] <= at_most
+    assert result["told"]["unified"] <= at_most
+    assert result["rejected"] <= at_most
 
 
 def test_a_damaged_model_is_found_and_the_intervals_cover() -> None:
-    found = simulate(-0.08, 0.7)
-    print(found)
-    assert found["told"]["versatility"] >= 0.9
+    result = simulate(-0.08, 0.7)
+    print(result)
+    assert result["told"]["versatility"] >= 0.9
     for name in ("speciality", "versatility", "unified"):
-        assert 0.93 <= found["coverage"][name] <= 0.97
+        assert 0.93 <= result["coverage"][name] <= 0.97
 
 
 def test_the_intervals_cover_with_twenty_items_a_task() -> None:
-    found = simulate(-0.08, 0.7, most=20)
-    print(found)
+    result = simulate(-0.08, 0.7, most=20)
+    print(result)
     for name in ("speciality", "versatility", "unified"):
-        assert 0.93 <= found["coverage"][name] <= 0.98
+        assert 0.93 <= result["coverage"][name] <= 0.98

@@ -55,8 +55,8 @@ def request(folder: Path, name: str, stop_step: int | None = None) -> TrialReque
     return TrialRequest(name, Config(model=Model(name="x"), output_dir=str(own)), own, stop_step=stop_step)
 
 
-def run(cluster: Any, work: Any, *requests: TrialRequest, said: list[str] | None = None) -> dict[str, TrialResult]:
-    with ray_executor(Demand(), cluster.address, say=([] if said is None else said).append, work=work) as execute:
+def run(cluster: Any, work: Any, *requests: TrialRequest, output: list[str] | None = None) -> dict[str, TrialResult]:
+    with ray_executor(Demand(), cluster.address, say=([] if output is None else output).append, work=work) as execute:
         return {result.request.id: result for result in execute(requests)}
 
 
@@ -110,12 +110,12 @@ def test_a_trial_whose_worker_was_killed_runs_again_and_at_most_so_often(
         return Report("host", "/there")
 
     monkeypatch.setattr(module, "RETRIES", 1)
-    said: list[str] = []
-    results = run(cluster, work, request(tmp_path / "run", "once"), request(tmp_path / "run", "always"), said=said)
+    output: list[str] = []
+    results = run(cluster, work, request(tmp_path / "run", "once"), request(tmp_path / "run", "always"), output=output)
     assert results["once"].error is None and (tmp_path / "once").read_text() == "xx"
     assert results["always"].error == "the cluster lost it 2 times; at last worker crashed"
     assert (tmp_path / "always").read_text() == "xx"
-    assert sorted(said) == [
+    assert sorted(output) == [
         f"trial {name}: the cluster lost it (worker crashed); it runs again, 1 of at most 1 times"
         for name in ("always", "once")
     ]
@@ -317,7 +317,7 @@ def test_a_search_that_lost_its_last_node_waits_for_one_but_not_for_ever(
     monkeypatch.setattr(module, "SECONDS_BETWEEN_LOOKS", 0.5)
     monkeypatch.setattr(module, "SECONDS_WITHOUT_NODES", 3 if then == "nobody" else 120)
     nodes = [cluster.add_node(**TWO_CORES)]
-    said: list[str] = []
+    output: list[str] = []
 
     def work(errand: RemoteTrial) -> Report:
         (tmp_path / f"began on {os.getpid()}").touch()
@@ -325,7 +325,7 @@ def test_a_search_that_lost_its_last_node_waits_for_one_but_not_for_ever(
         return Report("host", "/there")
 
     def say(text: str) -> None:
-        said.append(text)
+        output.append(text)
         if "waiting up to" in text and then != "nobody":
             if "other versions" in then:
                 monkeypatch.setattr("cofitune.executors.ray.node.__version__", "0.0")  # here: the node has the real one
@@ -350,8 +350,8 @@ def test_a_search_that_lost_its_last_node_waits_for_one_but_not_for_ever(
         killer.join()
         for node in nodes:
             cluster.remove_node(node)
-    assert "it runs again, 1 of at most 3 times" in said[0]
-    assert "no node of the cluster has them" in said[1] and "waiting up to" in said[1] and len(said) == 2
+    assert "it runs again, 1 of at most 3 times" in output[0]
+    assert "no node of the cluster has them" in output[1] and "waiting up to" in output[1] and len(output) == 2
 
 
 def test_a_trial_on_a_node_that_leaves_before_it_told_its_versions_runs_again(
@@ -385,16 +385,16 @@ def test_a_trial_on_a_node_that_leaves_before_it_told_its_versions_runs_again(
 
     monkeypatch.setattr(module, "nodes_that_hold", look_before_it_joined)
     monkeypatch.setattr(module, "check_versions", check_too_late)
-    said: list[str] = []
+    output: list[str] = []
     try:
-        with ray_executor(Demand(cpus=2), cluster.address, say=said.append, work=work) as execute:
+        with ray_executor(Demand(cpus=2), cluster.address, say=output.append, work=work) as execute:
             results = list(execute([request(tmp_path / "run", "a"), request(tmp_path / "run", "b")]))
     finally:
         for node in (stays,) if left.exists() else (stays, joins):
             cluster.remove_node(node)
     assert [result.error for result in results] == [None, None]
     assert len(list(tmp_path.glob("* began on *"))) == 3, "one trial was on the node that left"
-    assert len(said) == 1 and "node gone before it told its versions" in said[0]
+    assert len(output) == 1 and "node gone before it told its versions" in output[0]
 
 
 def test_a_node_that_dies_in_the_middle_loses_no_trial(cluster: Any, tmp_path: Path) -> None:
@@ -418,12 +418,12 @@ def test_a_node_that_dies_in_the_middle_loses_no_trial(cluster: Any, tmp_path: P
 
     killer = threading.Thread(target=kill)
     killer.start()
-    said: list[str] = []
-    results = run(cluster, work, request(tmp_path / "run", "a"), request(tmp_path / "run", "b"), said=said)
+    output: list[str] = []
+    results = run(cluster, work, request(tmp_path / "run", "a"), request(tmp_path / "run", "b"), output=output)
     killer.join()
     assert [result.error for result in results.values()] == [None, None]
     assert len(list(tmp_path.glob("* began on *"))) == 3
-    assert len(said) == 1 and "it runs again, 1 of at most 3 times" in said[0], said
+    assert len(output) == 1 and "it runs again, 1 of at most 3 times" in output[0], output
 
 
 def wait_for(folder: Path, pattern: str | None = None) -> None:
@@ -464,8 +464,8 @@ def test_the_command_line_and_the_config_agree_on_the_ranks() -> None:
 
 
 def test_the_command_takes_the_cluster_that_the_config_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: dict[str, Any] = {}
-    monkeypatch.setattr("cofitune.recipes.search.recipe.search", lambda config, **options: given.update(options))
+    raw: dict[str, Any] = {}
+    monkeypatch.setattr("cofitune.recipes.search.recipe.search", lambda config, **options: raw.update(options))
     (tmp_path / "c.yaml").write_text(
         "model: {name: x}\noutput_dir: run\nsearch: {executor: ray, ray: {address: a:1, gpus_per_trial: 4}}\n"
     )
@@ -473,5 +473,5 @@ def test_the_command_takes_the_cluster_that_the_config_names(tmp_path: Path, mon
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert not ended.value.code
-    assert isinstance(given["execute"], RayExecutor) and given["measure"] == given["execute"].measure
-    assert given["ranks"] == 4 and given["at_once"] is None
+    assert isinstance(raw["execute"], RayExecutor) and raw["measure"] == raw["execute"].measure
+    assert raw["ranks"] == 4 and raw["at_once"] is None

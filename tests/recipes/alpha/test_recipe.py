@@ -47,7 +47,7 @@ def losses(model: PreTrainedModel, folder: Path) -> list[tuple[Tensor, int]]:
     """Of each item the summed cross-entropy of its response, and the tokens of that: one item at a time, no padding."""
     tokenizer = load_tokenizer(str(folder))
     set_template(tokenizer, "chat")
-    found = []
+    results = []
     for question, answer, _ in ITEMS:
         asked = {"role": "user", "content": question}
         prompt = tokenizer(render(tokenizer, [asked], add_generation_prompt=True))["input_ids"]
@@ -56,14 +56,14 @@ def losses(model: PreTrainedModel, folder: Path) -> list[tuple[Tensor, int]]:
             whole = whole[:-1]
         logits = model(input_ids=torch.tensor([whole])).logits[0]
         loss = cross_entropy(logits[len(prompt) - 1 : -1], torch.tensor(whole[len(prompt) :]), reduction="sum")
-        found.append((loss, len(whole) - len(prompt)))
-    return found
+        results.append((loss, len(whole) - len(prompt)))
+    return results
 
 
 def mean_loss(model: PreTrainedModel, folder: Path) -> float:
     with torch.no_grad():
-        found = losses(model, folder)
-    return sum(float(loss) for loss, _ in found) / sum(count for _, count in found)
+        result = losses(model, folder)
+    return sum(float(loss) for loss, _ in result) / sum(count for _, count in result)
 
 
 def learn(folder: Path, steps: int = 12) -> dict[str, torch.Tensor]:
@@ -100,12 +100,12 @@ def make_run(tmp_path: Path, tiny_model_folder: Path, learnt: dict[str, torch.Te
             "template": "chat", "trust_remote_code": False, "dtype": "float32",
         }  # fmt: skip
         write_delta(run / "train", tensors, about)
-        given: dict[str, Any] = {"data": {"validation": str(tmp_path / "dev.jsonl"), "max_length": 200}}
+        raw: dict[str, Any] = {"data": {"validation": str(tmp_path / "dev.jsonl"), "max_length": 200}}
         if tasks:
             task = {"path": str(tmp_path / "choices.jsonl"), "kind": "multiple_choice"}
-            given["search"] = {"eval": {"speciality": task, "batch_size": 2}}
+            raw["search"] = {"eval": {"speciality": task, "batch_size": 2}}
         base_section = {"model": {"name": str(tiny_model_folder)}, "output_dir": str(run)}
-        config = Config.model_validate(base_section | given | sections)
+        config = Config.model_validate(base_section | raw | sections)
         (run / "train/config.yaml").write_text(dump_config(config))
         return run
 
@@ -136,12 +136,12 @@ def make_rehearsal(folder: Path, base: Path) -> list[tuple[list[int], list[int]]
 
 
 def answer_log_probs(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> torch.Tensor:
-    found = []
+    results = []
     with torch.no_grad():
         for count, token in enumerate(answer):
             logits = model(input_ids=torch.tensor([[*prompt, *answer[:count]]])).logits[0, -1]
-            found.append(logits.log_softmax(-1)[token])
-    return torch.stack(found)
+            results.append(logits.log_softmax(-1)[token])
+    return torch.stack(results)
 
 
 def told(run: Path) -> dict[str, Any]:
@@ -226,9 +226,9 @@ def test_a_loss_and_drift_are_those_of_exports(
         assert point["kept"] == pytest.approx(gain[point["alpha"]] / gain[1.0], abs=1e-3)
     assert alpha == by_hand(lambda a: gain[a] / gain[1.0], 0.9)[0]
     points = {p["alpha"]: p for p in content["points"]}
-    said = screen.getvalue()
-    assert f"alpha {alpha:g} keeps {100 * points[alpha]['kept']:.1f} % of the gain; drift" in said
-    assert f"instead of {points[1.0]['drift']:.3f} nats a token" in said and "gain kept" in said
+    output = screen.getvalue()
+    assert f"alpha {alpha:g} keeps {100 * points[alpha]['kept']:.1f} % of the gain; drift" in output
+    assert f"instead of {points[1.0]['drift']:.3f} nats a token" in output and "gain kept" in output
 
 
 def test_tasks_come_before_the_loss_and_are_scored_as_eval_scores_exports(

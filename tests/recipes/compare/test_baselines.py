@@ -93,10 +93,10 @@ def test_under_an_adapter_the_whole_base_is_frozen_and_only_its_carriers_are_in_
         manifest = json.loads((train_folder / "manifest.json").read_text())
         assert manifest["frozen_sha256"] == {n: hash_tensor(t) for n, t in base.items()}
         delta = load_file(train_folder / "delta.safetensors")
-        wanted = cases.CASES[name]["adapter"].get("target_modules", "all-linear")
-        carries = {"ffn": "mlp.", "all-linear": "_proj."}.get(wanted if isinstance(wanted, str) else "")
+        requested = cases.CASES[name]["adapter"].get("target_modules", "all-linear")
+        carries = {"ffn": "mlp.", "all-linear": "_proj."}.get(requested if isinstance(requested, str) else "")
         for n in base:
-            assert (n in delta) == (carries in n if carries else any(f"{w}.weight" in n for w in wanted)), n
+            assert (n in delta) == (carries in n if carries else any(f"{w}.weight" in n for w in requested)), n
         own = load_file(train_folder / "adapter/adapter_model.safetensors")
         assert manifest["region"]["trained_weights"] == sum(t.numel() for t in own.values())
 
@@ -157,12 +157,12 @@ def test_the_pull_holds_the_weights_nearer(folder: Path) -> None:
 def test_an_adapter_goes_on_from_a_checkpoint_to_the_same_bits(
     kind: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: dict[str, Any] = {"kind": "osf"} if kind == "osf" else {"kind": "lora", "r": 4, "dropout": 0.2}
-    monkeypatch.setitem(cases.CASES, "resumed", {"adapter": given})
+    raw: dict[str, Any] = {"kind": "osf"} if kind == "osf" else {"kind": "lora", "r": 4, "dropout": 0.2}
+    monkeypatch.setitem(cases.CASES, "resumed", {"adapter": raw})
 
     def config(place: str) -> Config:
-        found = cases.config_of("resumed", folder, 1, save_steps=2, keep_checkpoints=True)
-        return found.model_copy(update={"output_dir": str(tmp_path / place)})
+        result = cases.config_of("resumed", folder, 1, save_steps=2, keep_checkpoints=True)
+        return result.model_copy(update={"output_dir": str(tmp_path / place)})
 
     train(config("whole"), console=Console(quiet=True))
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
@@ -174,11 +174,11 @@ def test_an_adapter_goes_on_from_a_checkpoint_to_the_same_bits(
 
     (tmp_path / "cut/train/manifest.json").unlink()
     with pytest.raises(ArtifactError, match=r"adapter\.(r|kept) is"):
-        other: dict[str, Any] = {**given, **({"r": 8} if kind == "lora" else {"kept": 0.25})}
+        other: dict[str, Any] = {**raw, **({"r": 8} if kind == "lora" else {"kept": 0.25})}
         monkeypatch.setitem(cases.CASES, "resumed", {"adapter": other})
         train(config("cut"), resume=True, console=Console(quiet=True))
     if kind == "osf":  # another machine's decomposition may differ in its signs, and what was trained would not fit it
-        monkeypatch.setitem(cases.CASES, "resumed", {"adapter": given})
+        monkeypatch.setitem(cases.CASES, "resumed", {"adapter": raw})
         monkeypatch.setattr(train_steps, "insert_adapter", lambda *a: insert_adapter(*a) and "another")
         with pytest.raises(ArtifactError, match=r"adapter\.begins is"):
             train(config("cut"), resume=True, console=Console(quiet=True))
@@ -222,13 +222,13 @@ def test_lora_sits_beside_transposed_and_fused_weights(kind: str) -> None:
             parameter.add_(0.1)
     ids = torch.arange(20)[None]
     with torch.no_grad():
-        wanted = model.eval()(ids).logits
+        requested = model.eval()(ids).logits
         merged = merged_weights(model, plan)
         for name, tensor in merged.items():
             module = model.get_submodule(name.removesuffix(".weight"))
             module.base_layer.weight.copy_(tensor)
             module.enable_adapters(False)
-        torch.testing.assert_close(model(ids).logits, wanted, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(model(ids).logits, requested, rtol=1e-4, atol=1e-4)
 
 
 def test_lora_in_bfloat16_leaves_its_merged_weights_in_bfloat16(folder: Path, tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ def test_replay_is_a_share_of_every_epoch_whatever_the_sizes(
 
 
 @pytest.mark.parametrize(
-    "given, said",
+    "raw, output",
     [
         ({"adapter": {}, "region": {"layers": "all"}}, "leave region out"),
         (
@@ -317,9 +317,9 @@ def test_replay_is_a_share_of_every_epoch_whatever_the_sizes(
         ({"softmask": {"control": "shuffled"}}, "control: shuffled stands in for a mask"),
     ],
 )
-def test_what_makes_no_sense_together_is_refused(given: dict[str, object], said: str) -> None:
+def test_what_makes_no_sense_together_is_refused(raw: dict[str, object], output: str) -> None:
     common = Config.model_validate({"model": {"name": "m"}, "output_dir": "r"})
-    if "adapter" in given:  # as in a file that names an adapter and no region
+    if "adapter" in raw:  # as in a file that names an adapter and no region
         common = common.model_copy(update={"region": None})
-    with pytest.raises(ConfigError, match=re.escape(said)):
-        overlay(common, given, "method", {})
+    with pytest.raises(ConfigError, match=re.escape(output)):
+        overlay(common, raw, "method", {})

@@ -89,10 +89,10 @@ def run_here(arguments: list[str], log: Path) -> str | None:
 
 
 def compare_here(config: dict[str, Any], **options: Any) -> str:
-    said = StringIO()
-    console = Console(file=said, width=200, no_color=True)
+    output = StringIO()
+    console = Console(file=output, width=200, no_color=True)
     recipe.compare(load(config), run_command=run_here, console=console, **options)
-    return said.getvalue()
+    return output.getvalue()
 
 
 def begin_and_kill(config: dict[str, Any], folder: Path) -> None:
@@ -121,7 +121,7 @@ def test_killed_and_resumed_a_comparison_is_whole_and_a_second_call_trains_nothi
     checkpoints = sorted(p.name for p in (first / "train/checkpoints").glob("step-*"))
     assert checkpoints, "it was killed with a checkpoint behind it"
 
-    said = compare_here(config)
+    output = compare_here(config)
     log = (first / "train.log").read_text()
     assert f"resume: going on after step {int(checkpoints[-1].removeprefix('step-'))}" in log
     content = json.loads((folder / "compare.json").read_text())
@@ -145,7 +145,7 @@ def test_killed_and_resumed_a_comparison_is_whole_and_a_second_call_trains_nothi
     for level in content["matched"]:
         assert level["rows"]["broken"]["reason"] and level["rows"]["broken"]["versatility"] is None
     assert (folder / "frontier.png").stat().st_size > 10_000 and "<svg" in (folder / "frontier.svg").read_text()
-    assert "PARTIAL: 3 of 4 runs" in said and "at matched speciality" in said
+    assert "PARTIAL: 3 of 4 runs" in output and "at matched speciality" in output
 
     kept = (first / "train/delta.safetensors").stat().st_mtime_ns
     del config["compare"]["methods"]["broken"], config["compare"]["learning_rates"]["broken"]
@@ -178,9 +178,9 @@ def test_killed_and_resumed_a_comparison_is_whole_and_a_second_call_trains_nothi
 
 
 def test_a_dry_run_tells_the_cost_and_writes_nothing(config: dict[str, Any]) -> None:
-    said = compare_here(config, dry_run=True)
-    assert "trains   3 runs, 48 optimizer steps; 0 runs are done" in said
-    assert "scores   7 models" in said and "a time that the first finished run will tell" in said
+    output = compare_here(config, dry_run=True)
+    assert "trains   3 runs, 48 optimizer steps; 0 runs are done" in output
+    assert "scores   7 models" in output and "a time that the first finished run will tell" in output
     assert not Path(config["output_dir"]).exists()
 
 
@@ -217,14 +217,14 @@ def test_methods_are_laid_over_the_config_and_every_mistake_is_named(config: dic
     assert {str(c.softmask.importance) for c in by_name.values()} == {f"('{config['output_dir']}/importance',)"}
 
     config["compare"] = {"methods": {"a": {"train": {"learning_rat": 1}}, "b": {"adapter": {"kind": "lora"}}}}
-    with pytest.raises(ConfigError) as found:
+    with pytest.raises(ConfigError) as result:
         compare_plan._runs(load(config), tmp_path / "compare")
-    assert "compare.methods.a: train.learning_rat: unknown key; did you mean 'learning_rate'?" in str(found.value)
-    assert "compare.methods.b" in str(found.value) and "leave region out" in str(found.value)
+    assert "compare.methods.a: train.learning_rat: unknown key; did you mean 'learning_rate'?" in str(result.value)
+    assert "compare.methods.b" in str(result.value) and "leave region out" in str(result.value)
 
 
 @pytest.mark.parametrize(
-    "changed, said",
+    "changed, output",
     [
         ({"methods": {}}, "compare.methods: name some"),
         ({"methods": {"a b": {}}}, "'a b' cannot name a method"),
@@ -243,16 +243,16 @@ def test_methods_are_laid_over_the_config_and_every_mistake_is_named(config: dic
     ],
 )
 def test_what_cannot_be_compared_is_refused(
-    config: dict[str, Any], tmp_path: Path, changed: dict[str, Any], said: str
+    config: dict[str, Any], tmp_path: Path, changed: dict[str, Any], output: str
 ) -> None:
     if "methods" in changed:
         config["compare"] = changed
     else:
         config["compare"] |= changed
-    with pytest.raises(UserError) as found:
+    with pytest.raises(UserError) as result:
         compare_plan.make_plan(load(config), False, False, 1)
-    assert said in str(found.value)
-    assert len(getattr(found.value, "problems", [said])) == 1, "one mistake, one message"
+    assert output in str(result.value)
+    assert len(getattr(result.value, "problems", [output])) == 1, "one mistake, one message"
 
 
 def test_a_method_in_another_template_is_refused_before_any_training(config: dict[str, Any]) -> None:
@@ -309,7 +309,7 @@ def write_manifest(run: compare_plan.Run, **changed: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "changed, said",
+    "changed, output",
     [
         ({"ranks": 2}, "ranks 2 there, 1 now"),
         ({"steps": 8}, "steps 8 there, 16 now"),
@@ -317,7 +317,7 @@ def write_manifest(run: compare_plan.Run, **changed: Any) -> None:
     ],
 )
 def test_unlike_runs_are_not_mixed(
-    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any], said: str
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any], output: str
 ) -> None:
     plan = compare_plan.make_plan(load(config), False, False, 1)
     run, made = plan.runs[0], plan.trainings[0]
@@ -325,10 +325,10 @@ def test_unlike_runs_are_not_mixed(
     write_manifest(run)
     assert compare_plan._check(run, False, False, 1) is made
     write_manifest(run, **changed)
-    with pytest.raises(UserError) as found:
+    with pytest.raises(UserError) as result:
         compare_plan._check(run, False, False, 1)
-    assert str(found.value).startswith("compare.methods.full: ") and said in str(found.value)
-    assert str(found.value).endswith(f"to train this run alone again, delete {run.folder}")
+    assert str(result.value).startswith("compare.methods.full: ") and output in str(result.value)
+    assert str(result.value).endswith(f"to train this run alone again, delete {run.folder}")
     assert compare_plan._check(run, True, False, 1) is made, "it is trained anew"
 
 

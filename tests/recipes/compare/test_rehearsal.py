@@ -93,20 +93,20 @@ def test_a_comparison_trains_with_it(config: dict[str, Any], tmp_path: Path) -> 
     quiet = Console(quiet=True)
     folder = rehearse(load(config), console=quiet)
     recipe.compare(load(config), run_command=run_here, console=quiet)
-    found = {
+    results = {
         path.relative_to(tmp_path / "run/compare/runs").parts[0]: read_json(path, "manifest")
         for path in (tmp_path / "run/compare/runs").rglob("train/manifest.json")
     }
-    assert found["full"].get("rehearsal") is None
-    assert found["own"]["rehearsal"]["share"] == 0.2
+    assert results["full"].get("rehearsal") is None
+    assert results["own"]["rehearsal"]["share"] == 0.2
     made = read_json(folder / "manifest.json", "manifest")
-    assert found["own"]["rehearsal"]["sha256"].startswith(made["items_sha256"][:32])
+    assert results["own"]["rehearsal"]["sha256"].startswith(made["items_sha256"][:32])
 
 
 def test_a_comparison_without_it_says_what_to_run(config: dict[str, Any], tmp_path: Path) -> None:
-    said = StringIO()
-    recipe.compare(load(config), run_command=run_here, console=Console(file=said, width=400), dry_run=True)
-    assert f"no rehearsal in {tmp_path / 'run/rehearsal'}; run `cofitune rehearse`" in said.getvalue()
+    output = StringIO()
+    recipe.compare(load(config), run_command=run_here, console=Console(file=output, width=400), dry_run=True)
+    assert f"no rehearsal in {tmp_path / 'run/rehearsal'}; run `cofitune rehearse`" in output.getvalue()
     with pytest.raises(UserError, match=r"no rehearsal in .*run `cofitune rehearse` with this config first"):
         recipe.compare(load(config), run_command=run_here, console=Console(quiet=True))
 
@@ -127,11 +127,11 @@ def searched(config: dict[str, Any]) -> dict[str, Any]:
 
 def test_trials_rehearse_with_the_searchs_own_folder(searched: dict[str, Any], tmp_path: Path) -> None:
     rehearse(load(searched), console=Console(quiet=True))
-    made = search_plan.make_plan(load(searched))
-    trial = search_plan.trial_config(load(searched), made.largest, made, tmp_path / "trial")
+    plan = search_plan.make_plan(load(searched))
+    trial = search_plan.trial_config(load(searched), plan.largest, plan, tmp_path / "trial")
     assert trial.train.rehearsal is not None and trial.train.rehearsal.path == str(tmp_path / "run/rehearsal")
     assert trial.train.rehearsal.share == 0.2
-    assert made.identity["rehearsal"]["share"] == 0.2 and made.identity["rehearsal"]["items"] == 7
+    assert plan.identity["rehearsal"]["share"] == 0.2 and plan.identity["rehearsal"]["items"] == 7
 
 
 def test_another_rehearsal_is_another_search(searched: dict[str, Any], tmp_path: Path) -> None:

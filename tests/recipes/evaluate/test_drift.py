@@ -61,11 +61,11 @@ class Place:
         return folder
 
     def evaluate(self, config: Config) -> dict[str, Any]:
-        said = StringIO()
-        folder = recipe.evaluate(config, console=Console(file=said, width=120, no_color=True)).folder
-        self.said = said.getvalue()
-        found: dict[str, Any] = json.loads((folder / "scores.json").read_text())
-        return found
+        output = StringIO()
+        folder = recipe.evaluate(config, console=Console(file=output, width=120, no_color=True)).folder
+        self.said = output.getvalue()
+        results: dict[str, Any] = json.loads((folder / "scores.json").read_text())
+        return results
 
 
 @pytest.fixture
@@ -73,9 +73,9 @@ def place(tmp_path: Path, tiny_model_folder: Path) -> Place:
     place = Place(tmp_path, tiny_model_folder, tmp_path / "base/rehearsal")
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"Tell me about {t}."}) + "\n" for t in TOPICS))
-    wanted = {"data": str(prompts), "max_new_tokens": 9, "max_repetition": 1.0, "top_k": 8, "held_out": 0.5}
+    requested = {"data": str(prompts), "max_new_tokens": 9, "max_repetition": 1.0, "top_k": 8, "held_out": 0.5}
     config = {"model": {"name": str(tiny_model_folder), "dtype": "float32"}, "output_dir": str(tmp_path / "base")}
-    rehearse(Config.model_validate(config | {"rehearsal": wanted}), console=Console(quiet=True))
+    rehearse(Config.model_validate(config | {"rehearsal": requested}), console=Console(quiet=True))
     return place
 
 

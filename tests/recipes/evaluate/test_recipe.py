@@ -52,7 +52,7 @@ class Place:
 
     def config(self, **changes: Any) -> Config:
         data = str(self.folder)
-        wanted = {
+        requested = {
             "speciality": {"path": f"{data}/law.jsonl", "kind": "generate", "max_new_tokens": 4},
             "versatility": {
                 "gen_kn": {"path": f"{data}/know.jsonl", "kind": "multiple_choice", "metric": "acc_norm"},
@@ -61,7 +61,7 @@ class Place:
             "batch_size": 2,
         }
         return Config.model_validate(
-            {"model": {"name": str(self.model)}, "output_dir": f"{data}/run", "eval": wanted | changes}
+            {"model": {"name": str(self.model)}, "output_dir": f"{data}/run", "eval": requested | changes}
         )
 
     def evaluate(self, **options: Any) -> Evaluation:
@@ -335,10 +335,10 @@ def test_lost_and_gained_items_are_written_with_their_text(place: Place) -> None
     before, after = read_samples(place, "base"), read_samples(place, "run")
     for what, sign in (("lost", -1), ("gained", 1)):
         lines = (place.folder / f"run/eval/changed/run/{what}.jsonl").read_text().splitlines()
-        found = [e for e in map(json.loads, lines) if e["task"] == "know"]
-        wanted = [i for i in range(2) if after[i]["score"] - before[i]["score"] == sign]
-        assert [e["line"] for e in found] == [i + 1 for i in wanted]
-        for entry, i in zip(found, wanted, strict=True):
+        results = [e for e in map(json.loads, lines) if e["task"] == "know"]
+        requested = [i for i in range(2) if after[i]["score"] - before[i]["score"] == sign]
+        assert [e["line"] for e in results] == [i + 1 for i in requested]
+        for entry, i in zip(results, requested, strict=True):
             assert CHOICES[i]["question"] in entry["prompt"] and entry["choices"] == CHOICES[i]["choices"]
             assert (entry["before"]["pick"], entry["after"]["pick"]) == (before[i]["pick"], after[i]["pick"])
 
@@ -421,11 +421,11 @@ def test_dry_run_shows_the_tasks_and_writes_nothing(place: Place, monkeypatch: p
     forbid_loading(monkeypatch)
     before = sorted(place.folder.rglob("*"))
     place.evaluate(dry_run=True)
-    said = place.said.getvalue()
+    output = place.said.getvalue()
     assert sorted(place.folder.rglob("*")) == before
     for words in ("gen_kn", "multiple_choice", "acc_norm", "512 positions", "base"):
-        assert words in said
-    assert "scores.json" in said
+        assert words in output
+    assert "scores.json" in output
 
 
 @pytest.mark.parametrize("dry_run", [False, True])

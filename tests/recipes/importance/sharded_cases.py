@@ -59,10 +59,10 @@ def watch_memory(watched: list[tuple[str, int]]) -> None:
 
     recipe: Any = importance
     frozen: Any = module
-    told, share = frozen.frozen_config, recipe.share_frozen
+    message, share = frozen.frozen_config, recipe.share_frozen
 
     def shard_all(*arguments: Any) -> dict[str, Any]:
-        config = told(*arguments)
+        config = message(*arguments)
         config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
         return config
 

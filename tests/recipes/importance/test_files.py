@@ -185,7 +185,7 @@ def test_a_mutated_importance_is_refused_in_one_line(
     capsys.readouterr()
     folders = f"softmask.importance=[{tmp_path / 'whole'},{tmp_path / 'harmed'}]"
     assert cofitune(monkeypatch, "train", str(config), folders) == 2
-    said = capsys.readouterr()
-    (line,) = said.err.strip().splitlines()
+    output = capsys.readouterr()
+    (line,) = output.err.strip().splitlines()
     assert line.startswith("error: ") and message in line and str(tmp_path / "harmed") in line
     assert not (tmp_path / "run").exists()

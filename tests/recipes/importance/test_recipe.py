@@ -87,13 +87,13 @@ def test_it_writes_vectors_scores_and_a_manifest(made: Path, tiny_model_folder: 
     }
     anatomy = read_anatomy(read_model_config(str(tiny_model_folder)))
     base = fingerprint(str(tiny_model_folder))
-    found = read_importance(folder, anatomy, base)
+    result = read_importance(folder, anatomy, base)
     scores = read_tensors(folder / "scores.safetensors", "scores")
     for kind in UNIT_KINDS:
-        torch.testing.assert_close(found.vectors[kind], zscore_tanh(scores[kind]), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(result.vectors[kind], zscore_tanh(scores[kind]), rtol=1e-4, atol=1e-5)
         assert bool((scores[kind] != 0).all())
     tokens = sum(len(e.input_ids) for e in make_plan(read(made), overwrite=True).examples)
-    assert found.manifest == {
+    assert result.manifest == {
         "format": 1,
         "sha256": sha256_file(folder / "importance.safetensors"),
         "base": str(tiny_model_folder),
@@ -204,7 +204,7 @@ def test_the_sums_are_named_by_the_layout_too(made: Path, monkeypatch: pytest.Mo
 KILLED = """
 import os, signal, sys
 from cofitune.config.load import load_config
-from cofitune.recipes import importance as recipe
+from cofitune.recipes.importance import recipe
 save = recipe.save_sums
 def save_twice(path, sums, identity):
     save(path, sums, identity)
@@ -319,9 +319,9 @@ def test_the_sums_of_another_run_are_not_gone_on_from(made: Path, tmp_path: Path
     path = tmp_path / "sums.safetensors"
     sums = estimate.Sums({"ffn_neurons": torch.rand(2, 3, dtype=torch.float64)}, 30, 4, 2)
     save_sums(path, sums, "this run")
-    found = load_sums(path, "this run")
-    assert found is not None and torch.equal(found.values["ffn_neurons"], sums.values["ffn_neurons"])
-    assert (found.tokens, found.samples, found.micro_batches) == (30, 4, 2)
+    result = load_sums(path, "this run")
+    assert result is not None and torch.equal(result.values["ffn_neurons"], sums.values["ffn_neurons"])
+    assert (result.tokens, result.samples, result.micro_batches) == (30, 4, 2)
     assert load_sums(path, "another run") is None
     path.write_bytes(path.read_bytes()[:-5])
     assert load_sums(path, "this run") is None
@@ -375,10 +375,10 @@ def test_out_of_memory_is_one_message_that_says_what_would_take_less(
     monkeypatch.setattr(recipe, "estimate", run_out)
     with pytest.raises(UserError) as refused:
         importance(read(made), console=quiet())
-    said = str(refused.value)
-    assert said.startswith("out of memory: CUDA out of memory. Tried to allocate 2.00 GiB.\nestimated were ")
+    output = str(refused.value)
+    assert output.startswith("out of memory: CUDA out of memory. Tried to allocate 2.00 GiB.\nestimated were ")
     for way in ("per_device_batch_size: 1 ", "sharding: zero3, on several ranks", "data.max_length: "):
-        assert way in said
+        assert way in output
     assert not (made / "run" / "importance" / "manifest.json").exists()
 
 
@@ -426,10 +426,10 @@ def test_two_ranks_equal_one(made: Path) -> None:
         one = importance(read(made, f"output_dir={made / name}", *overrides), console=quiet())
         two = made / f"two-{name}" / "importance"
         for file in ("scores.safetensors", "importance.safetensors"):
-            expected, found = read_tensors(one / file, "file"), read_tensors(two / file, "file")
+            expected, result = read_tensors(one / file, "file"), read_tensors(two / file, "file")
             for kind in UNIT_KINDS:
                 largest = float(expected[kind].abs().max())
-                assert float((expected[kind] - found[kind]).abs().max()) <= 1e-5 * largest
+                assert float((expected[kind] - result[kind]).abs().max()) <= 1e-5 * largest
         manifests = [json.loads((folder / "manifest.json").read_text()) for folder in (one, two)]
         assert manifests[0]["tokens"] == manifests[1]["tokens"]
 

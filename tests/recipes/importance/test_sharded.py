@@ -79,11 +79,11 @@ def test_two_ranks_that_share_the_weights_equal_one_that_holds_them(name: str, t
     one = importance(config, console=Console(quiet=True))
     two = two_ranks / f"two-{name}" / "importance"
     for file in ("scores.safetensors", "importance.safetensors"):
-        expected, found = read_tensors(one / file, "file"), read_tensors(two / file, "file")
+        expected, result = read_tensors(one / file, "file"), read_tensors(two / file, "file")
         for kind in UNIT_KINDS:
             largest = float(expected[kind].abs().max())
             assert largest > 0
-            assert float((expected[kind] - found[kind]).abs().max()) <= 1e-5 * largest, (file, kind)
+            assert float((expected[kind] - result[kind]).abs().max()) <= 1e-5 * largest, (file, kind)
     manifests = [json.loads((folder / "manifest.json").read_text()) for folder in (one, two)]
     for manifest in manifests:
         del manifest["sha256"]
@@ -111,7 +111,7 @@ def test_ranks_that_were_interrupted_at_different_points_go_on_to_the_same_bits(
 
 
 @pytest.mark.parametrize(
-    ("wanted", "whole", "ranks", "sharded", "why"),
+    ("requested", "whole", "ranks", "sharded", "why"),
     [
         ("auto", 10 * GB, 8, False, "the whole model takes about"),
         ("auto", 73 * GB, 8, True, "8 ranks share the weights"),  # no room for what an estimate misses
@@ -121,10 +121,12 @@ def test_ranks_that_were_interrupted_at_different_points_go_on_to_the_same_bits(
         ("zero3", 10 * GB, 2, True, "as asked for; 2 ranks share the weights"),
     ],
 )
-def test_it_shards_what_does_not_fit_and_says_why(wanted: str, whole: int, ranks: int, sharded: bool, why: str) -> None:
-    found = choose_sharding(wanted, whole, 80 * GB, ranks)
-    assert found.sharded == sharded
-    assert why in found.why
+def test_it_shards_what_does_not_fit_and_says_why(
+    requested: str, whole: int, ranks: int, sharded: bool, why: str
+) -> None:
+    result = choose_sharding(requested, whole, 80 * GB, ranks)
+    assert result.sharded == sharded
+    assert why in result.why
 
 
 def test_the_plan_says_how_the_weights_lie_and_what_that_takes(

@@ -45,18 +45,18 @@ class Place:
         return str(path)
 
     def config(self, run: str = "run", sections: dict[str, Any] | None = None, **changes: Any) -> Config:
-        wanted = {"data": self.prompts, "max_new_tokens": 7, "batch_size": 2, "max_repetition": 1.0, "top_k": 3}
+        requested = {"data": self.prompts, "max_new_tokens": 7, "batch_size": 2, "max_repetition": 1.0, "top_k": 3}
         about = {"name": str(self.model), "dtype": "float32"}
         return Config.model_validate(
-            {"model": about, "output_dir": str(self.folder / run), "rehearsal": wanted | changes, **(sections or {})}
+            {"model": about, "output_dir": str(self.folder / run), "rehearsal": requested | changes, **(sections or {})}
         )
 
     def rehearse(self, config: Config, **options: Any) -> Path:
-        said = StringIO()
+        output = StringIO()
         try:
-            return recipe.rehearse(config, console=Console(file=said, width=200, no_color=True), **options)
+            return recipe.rehearse(config, console=Console(file=output, width=200, no_color=True), **options)
         finally:
-            self.said = said.getvalue()
+            self.said = output.getvalue()
 
     def run(self, run: str = "run", **changes: Any) -> Rehearsal:
         return read_rehearsal(self.rehearse(self.config(run, **changes)))
@@ -95,13 +95,13 @@ def script(monkeypatch: pytest.MonkeyPatch, place: Place, texts: Any) -> None:
 
     class Scripted(TransformersGenerator):
         def __call__(self, prompts: Sequence[Sequence[int]], sampling: Sampling, number: int) -> list[Answer]:
-            found = []
+            results = []
             for index, prompt in enumerate(prompts):
                 text = texts(number * len(prompts) + index, tokenizer.decode(prompt))
                 ids = tokenizer(text.removesuffix("…"), add_special_tokens=False)["input_ids"]
                 cut = text.endswith("…")
-                found.append(Answer(tuple(ids if cut else [*ids, tokenizer.eos_token_id]), not cut))
-            return found
+                results.append(Answer(tuple(ids if cut else [*ids, tokenizer.eos_token_id]), not cut))
+            return results
 
     monkeypatch.setattr(recipe, "TransformersGenerator", Scripted)
 
@@ -111,15 +111,15 @@ def contents(run: Path) -> list[bytes]:
 
 
 def test_it_writes_answers_probabilities_a_manifest_and_the_config(place: Place) -> None:
-    found = place.run(held_out=0.2)
+    result = place.run(held_out=0.2)
     folder = place.folder / "run/rehearsal"
-    assert found.folder == folder
+    assert result.folder == folder
     assert {p.name for p in folder.iterdir()} == {*FILES, "manifest.json", "config.yaml"}
-    assert [item.messages[-1]["content"] for item in found.items] == [f"Say {word}, please." for word in WORDS]
-    assert [item.where for item in found.items] == [f"{place.prompts}:{n}" for n in range(1, 12)]
+    assert [item.messages[-1]["content"] for item in result.items] == [f"Say {word}, please." for word in WORDS]
+    assert [item.where for item in result.items] == [f"{place.prompts}:{n}" for n in range(1, 12)]
     tokenizer = AutoTokenizer.from_pretrained(place.model)
     model = AutoModelForCausalLM.from_pretrained(place.model, dtype=torch.float32)
-    for index, item in enumerate(found.items):
+    for index, item in enumerate(result.items):
         text = tokenizer.apply_chat_template(list(item.messages), tokenize=False, add_generation_prompt=True)
         assert list(item.prompt_ids) == tokenizer(text, add_special_tokens=False)["input_ids"]
         assert item.answer == tokenizer.decode(item.answer_ids, skip_special_tokens=True)
@@ -129,11 +129,13 @@ def test_it_writes_answers_probabilities_a_manifest_and_the_config(place: Place)
         log_probs = logits[len(item.prompt_ids) - 1 : -1].log_softmax(-1)
         assert tuple(log_probs.argmax(-1).tolist()) == item.answer_ids, "greedy"
         own = log_probs.gather(1, torch.tensor(item.answer_ids)[:, None])[:, 0]
-        torch.testing.assert_close(found.log_probs_of(index), own, atol=1e-5, rtol=0)
-        torch.testing.assert_close(found.probabilities_of(index).log_probs, log_probs.topk(3).values, atol=1e-5, rtol=0)
-    manifest = found.manifest
+        torch.testing.assert_close(result.log_probs_of(index), own, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            result.probabilities_of(index).log_probs, log_probs.topk(3).values, atol=1e-5, rtol=0
+        )
+    manifest = result.manifest
     assert (manifest["items"], manifest["held_out"], manifest["top_k"]) == (11, 2, 3)
-    assert manifest["tokens"] == len(found.token_log_probs) == len(load_file(folder / FILES[1])["rest"])
+    assert manifest["tokens"] == len(result.token_log_probs) == len(load_file(folder / FILES[1])["rest"])
     assert "11 answers" in place.said and "2 of them are held out" in place.said
 
 
@@ -197,9 +199,9 @@ def test_answers_to_other_prompts_are_not_gone_on_from(place: Place, monkeypatch
             place.run()
     place.write("prompts", [{"prompt": f"Name {word}."} for word in WORDS])
     asked = kill_after(monkeypatch, 99)
-    found = place.run()
+    result = place.run()
     assert asked == list(range(6)) and "going on" not in place.said
-    assert [item.messages[-1]["content"] for item in found.items] == [f"Name {word}." for word in WORDS]
+    assert [item.messages[-1]["content"] for item in result.items] == [f"Name {word}." for word in WORDS]
 
 
 def test_two_ranks_write_the_bytes_of_one(place: Place) -> None:
@@ -219,11 +221,11 @@ def test_a_dry_run_tells_the_cost_and_writes_nothing(place: Place, monkeypatch: 
     before = set(place.folder.iterdir())
     place.rehearse(place.config(self_prompted=4), dry_run=True, ranks=2)
     assert set(place.folder.iterdir()) == before
-    for told in (
+    for message in (
         "11 of 11 rows and 4 that the model writes", "at most 7 tokens each", "2 prompts a batch, 2 ranks",
         "at most 105 tokens", "3 probabilities a token",
     ):  # fmt: skip
-        assert told in place.said, told
+        assert message in place.said, message
 
 
 def test_overwrite_makes_a_finished_folder_anew(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,9 +285,9 @@ def test_bad_rows_stop_with_their_place_or_are_dropped_and_counted(place: Place)
     with pytest.raises(DataError, match=r"mixed\.jsonl:2: .*ends with the system's.*on_bad_item: drop"):
         place.run(data=path)
     config = place.config(data=path, sections={"data": {"on_bad_item": "drop"}})
-    found = read_rehearsal(place.rehearse(config))
-    assert [item.where for item in found.items] == [f"{path}:1", f"{path}:7"]
-    reasons = found.manifest["account"]["reasons"]
+    result = read_rehearsal(place.rehearse(config))
+    assert [item.where for item in result.items] == [f"{path}:1", f"{path}:7"]
+    reasons = result.manifest["account"]["reasons"]
     assert reasons == {"no prompt at the end": 2, "empty prompt": 2, "not valid JSON": 1}
     assert "left out: 2 × empty prompt" in place.said and f"{path}:3" in place.said
 
@@ -293,17 +295,17 @@ def test_bad_rows_stop_with_their_place_or_are_dropped_and_counted(place: Place)
 def test_only_a_few_examples_of_each_reason_are_kept(place: Place) -> None:
     path = place.write("mixed", [{"prompt": "Hello."}, *[{"prompt": ""}] * 9])
     config = place.config(data=path, sections={"data": {"on_bad_item": "drop"}})
-    found = read_rehearsal(place.rehearse(config))
-    assert found.manifest["account"]["reasons"] == {"empty prompt": 9}
-    assert len(found.manifest["examples"]["empty prompt"]) == 3
+    result = read_rehearsal(place.rehearse(config))
+    assert result.manifest["account"]["reasons"] == {"empty prompt": 9}
+    assert len(result.manifest["examples"]["empty prompt"]) == 3
 
 
 def test_the_same_prompt_is_asked_once_whatever_it_was_answered(place: Place) -> None:
     turns = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hi."}]
     rows = [{"prompt": "Hello."}, {"messages": turns}, {"instruction": "Hello.", "output": "x"}, {"prompt": "hello."}]
-    found = place.run(data=place.write("same", rows))
-    assert [item.messages[-1]["content"] for item in found.items] == ["Hello.", "hello."]
-    assert found.manifest["account"]["reasons"] == {"same prompt as another": 2}
+    result = place.run(data=place.write("same", rows))
+    assert [item.messages[-1]["content"] for item in result.items] == ["Hello.", "hello."]
+    assert result.manifest["account"]["reasons"] == {"same prompt as another": 2}
     assert "left out: 2 × same prompt as another" in place.said
 
 
@@ -322,9 +324,9 @@ def test_prompts_that_a_test_asks_are_left_out_counted_and_shown(place: Place) -
         "search": {"eval": {"speciality": law, "versatility": {"gen_kn": know}}},
     }
     config = place.config(data=place.write("some", [{"prompt": row} for row in rows]), sections=sections)
-    found = read_rehearsal(place.rehearse(config))
-    assert [item.messages[-1]["content"] for item in found.items] == ["What else?"]
-    assert found.manifest["account"]["reasons"] == {"also asked in a test": 3}
+    result = read_rehearsal(place.rehearse(config))
+    assert [item.messages[-1]["content"] for item in result.items] == ["What else?"]
+    assert result.manifest["account"]["reasons"] == {"also asked in a test": 3}
     assert "left out: 3 × also asked in a test" in place.said
     assert "some.jsonl:1: task 'law' asks it, too: 'say COURT please'" in place.said
     assert "some.jsonl:2: task 'know' asks it, too" in place.said
@@ -340,22 +342,22 @@ def test_loops_empty_and_unfinished_answers_are_left_out_and_counted(
         return answers.get(word, f"It is the {word}.")
 
     script(monkeypatch, place, answer)
-    found = place.run("drop", unfinished="drop", max_repetition=0.5)
+    result = place.run("drop", unfinished="drop", max_repetition=0.5)
     reasons = {"empty answer": 2, "answer repeats itself": 1, "answer not finished": 1}
-    assert found.manifest["account"]["reasons"] == reasons and found.manifest["account"]["kept"] == 7
+    assert result.manifest["account"]["reasons"] == reasons and result.manifest["account"]["kept"] == 7
     assert "left out: 2 × empty answer" in place.said
-    assert [item.answer for item in found.items] == [f"It is the {word}." for word in WORDS[4:]]
-    found = place.run("keep", max_repetition=0.5)
-    (cut,) = [item for item in found.items if not item.ended]
-    assert cut.answer == "The court held" and found.manifest["unfinished"] == 1
+    assert [item.answer for item in result.items] == [f"It is the {word}." for word in WORDS[4:]]
+    result = place.run("keep", max_repetition=0.5)
+    (cut,) = [item for item in result.items if not item.ended]
+    assert cut.answer == "The court held" and result.manifest["unfinished"] == 1
     assert "1 reached max_new_tokens and are trained on without an end of turn" in place.said
-    tokens = [i for item in found.items for i in item.answer_ids]
-    assert len(tokens) == len(found.token_log_probs), "the rows of what was left out went with it"
+    tokens = [i for item in result.items for i in item.answer_ids]
+    assert len(tokens) == len(result.token_log_probs), "the rows of what was left out went with it"
     place.run("all")
     whole = read_rehearsal(place.folder / "all/rehearsal")
     by_place = {item.where: index for index, item in enumerate(whole.items)}
-    for index, item in enumerate(found.items):
-        assert torch.equal(found.log_probs_of(index), whole.log_probs_of(by_place[item.where]))
+    for index, item in enumerate(result.items):
+        assert torch.equal(result.log_probs_of(index), whole.log_probs_of(by_place[item.where]))
 
 
 def test_a_base_that_answers_nothing_is_told_so(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,8 +367,8 @@ def test_a_base_that_answers_nothing_is_told_so(place: Place, monkeypatch: pytes
     assert not (place.folder / "run/rehearsal/manifest.json").exists()
 
 
-def held_out(found: Rehearsal) -> set[str]:
-    return {found.items[i].messages[-1]["content"] for i in found.of(held_out=True)}
+def held_out(result: Rehearsal) -> set[str]:
+    return {result.items[i].messages[-1]["content"] for i in result.of(held_out=True)}
 
 
 def test_what_is_held_out_stays_so_when_prompts_are_added(place: Place) -> None:
@@ -388,8 +390,8 @@ def test_what_is_held_out_stays_so_when_prompts_are_added(place: Place) -> None:
 def test_max_items_takes_the_top_of_each_source_in_proportion(place: Place) -> None:
     small = place.write("small", [{"prompt": f"Name {w}."} for w in WORDS[:3]])
     large = place.write("large", [{"prompt": f"What is {w}?"} for w in WORDS[:9]])
-    found = place.run(data=[small, large], max_items=4)
-    texts = [item.messages[-1]["content"] for item in found.items]
+    result = place.run(data=[small, large], max_items=4)
+    texts = [item.messages[-1]["content"] for item in result.items]
     assert texts == ["Name court.", "What is court?", "What is contract?", "What is void?"]
 
 
@@ -429,12 +431,12 @@ def test_a_data_set_on_the_hub_without_a_network_is_one_message(place: Place, mo
 
 def test_a_prompt_beyond_the_models_positions_is_refused_or_dropped(place: Place) -> None:
     path = place.write("long", [{"prompt": "Hello."}, {"prompt": "word " * 600}])
-    told = r"long\.jsonl:2: the prompt has \d+ tokens and its answer may have 7 .*the model has 512 positions"
-    with pytest.raises(DataError, match=told):
+    message = r"long\.jsonl:2: the prompt has \d+ tokens and its answer may have 7 .*the model has 512 positions"
+    with pytest.raises(DataError, match=message):
         place.run(data=path)
     config = place.config(data=path, sections={"data": {"on_bad_item": "drop"}})
-    found = read_rehearsal(place.rehearse(config))
-    assert len(found.items) == 1 and found.manifest["account"]["reasons"] == {"prompt too long": 1}
+    result = read_rehearsal(place.rehearse(config))
+    assert len(result.items) == 1 and result.manifest["account"]["reasons"] == {"prompt too long": 1}
 
 
 def test_an_answer_of_more_tokens_than_positions_is_refused_before_weights(
@@ -457,16 +459,16 @@ def test_the_model_writes_as_many_prompts_as_are_wanted(place: Place, monkeypatc
 
     script(monkeypatch, place, write)
     config = place.config(data=[], self_prompted=7, sections={"eval": {"speciality": law}})
-    found = read_rehearsal(place.rehearse(config))
-    texts = [item.messages[-1]["content"] for item in found.items]
+    result = read_rehearsal(place.rehearse(config))
+    texts = [item.messages[-1]["content"] for item in result.items]
     assert texts == [f"Say number {n}." for n in (0, 5, 6, 7, 8, 9, 10)]
-    reasons = found.manifest["account"]["reasons"]
+    reasons = result.manifest["account"]["reasons"]
     assert reasons == {
         "no prompt: answer not finished": 1, "also asked in a test": 1, "same prompt as another": 1,
         "no prompt: empty answer": 1,
     }  # fmt: skip
-    assert all(item.where.startswith("written by the model") for item in found.items)
-    assert found.manifest["account"]["kept"] == 7
+    assert all(item.where.startswith("written by the model") for item in result.items)
+    assert result.manifest["account"]["kept"] == 7
 
 
 def test_written_prompts_stand_behind_the_datas_and_a_killed_run_goes_on(
@@ -484,12 +486,12 @@ def test_written_prompts_stand_behind_the_datas_and_a_killed_run_goes_on(
         count = [0]
 
         class Killed(real):
-            def __call__(self, *given: Any) -> list[Answer]:
+            def __call__(self, *raw: Any) -> list[Answer]:
                 count[0] += 1
                 if count[0] in (2, 6):
                     raise KeyboardInterrupt
-                found: list[Answer] = super().__call__(*given)
-                return found
+                results: list[Answer] = super().__call__(*raw)
+                return results
 
         patch.setattr(recipe, "TransformersGenerator", Killed)
         for _ in range(2):
@@ -522,9 +524,9 @@ def test_a_written_prompt_that_leaves_no_room_for_an_answer_is_left_out(
         return "Name " + "xq7 " * 60 + "." if index == 0 else f"Say number {index}."
 
     script(monkeypatch, place, write)
-    found = place.run(data=[], self_prompted=2, max_new_tokens=450)
-    assert [item.messages[-1]["content"] for item in found.items] == ["Say number 1.", "Say number 2."]
-    assert found.manifest["account"]["reasons"] == {"prompt too long": 1}
+    result = place.run(data=[], self_prompted=2, max_new_tokens=450)
+    assert [item.messages[-1]["content"] for item in result.items] == ["Say number 1.", "Say number 2."]
+    assert result.manifest["account"]["reasons"] == {"prompt too long": 1}
 
 
 def test_vllm_that_is_not_there_is_named(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -549,10 +551,10 @@ def under_vllm(monkeypatch: pytest.MonkeyPatch, place: Place) -> list[str]:
             super().__init__(AutoModelForCausalLM.from_pretrained(model).eval(), ends, 1)
             order.append("vllm")
 
-        def __call__(self, *given: Any) -> list[Answer]:
+        def __call__(self, *raw: Any) -> list[Answer]:
             order.append("written")
-            found: list[Answer] = super().__call__(*given)
-            return found
+            results: list[Answer] = super().__call__(*raw)
+            return results
 
     def load_base(model: Any) -> Any:
         order.append("base")
@@ -570,11 +572,11 @@ def test_under_vllm_all_is_written_first_and_then_read_by_the_base(
 ) -> None:
     place.run("plain", **SAMPLED)
     order = under_vllm(monkeypatch, place)
-    found = place.run(**SAMPLED)
-    assert found.manifest["engine"] == "vllm"
+    result = place.run(**SAMPLED)
+    assert result.manifest["engine"] == "vllm"
     assert order == ["vllm", *["written"] * 6, "base"]
     assert contents(place.folder / "run") == contents(place.folder / "plain")
-    assert not (found.folder / "partial").exists()
+    assert not (result.folder / "partial").exists()
 
 
 def test_under_vllm_a_killed_reading_writes_no_prompt_or_answer_again(
@@ -584,19 +586,19 @@ def test_under_vllm_a_killed_reading_writes_no_prompt_or_answer_again(
     order = under_vllm(monkeypatch, place)
     store, left = recipe.store_probabilities, [4]
 
-    def interrupted(*given: Any) -> Any:
+    def interrupted(*raw: Any) -> Any:
         left[0] -= 1
         if left[0] == 0:
             raise KeyboardInterrupt
-        return store(*given)
+        return store(*raw)
 
     monkeypatch.setattr(recipe, "store_probabilities", interrupted)
     with pytest.raises(KeyboardInterrupt):
         place.run(self_prompted=3)
     assert order == ["vllm", *["written"] * 2, *["written"] * 7, "base"]
     order.clear()
-    found = place.run(self_prompted=3)
-    assert order == ["base"] and len(found.items) == 14
+    result = place.run(self_prompted=3)
+    assert order == ["base"] and len(result.items) == 14
     assert "going on after 3 of 7 batches of answers" in place.said
 
 

@@ -91,8 +91,8 @@ def pages(place: Path, page: Path, by_hand: Any) -> list[Path]:
 
 def test_the_scores_are_what_a_reader_reads(tab: Any, page: Path, scores: Any) -> None:
     tab.open(page, 1280, "light")
-    found = "[...document.querySelectorAll('#run-1-scores ~ .scroll tbody tr')]"
-    rows = tab.run(f"{found}.map(r => [...r.children].map(c => c.innerText))")
+    result = "[...document.querySelectorAll('#run-1-scores ~ .scroll tbody tr')]"
+    rows = tab.run(f"{result}.map(r => [...r.children].map(c => c.innerText))")
     by_name = {row[0].split("\n")[0].strip(): row[1:] for row in rows}
     assert set(by_name) >= set(scores["tasks"]) | {"speciality", "gen_kn", "versatility", "unified"}
 
@@ -109,11 +109,11 @@ def test_the_scores_are_what_a_reader_reads(tab: Any, page: Path, scores: Any) -
         assert base.split("\n")[0] == text(scores["models"]["base"]["tasks"][title]["score"], digits)
         comparisons = [c for c in scores["comparisons"] if c["against"] == "base"]
         for comparison, figure, change in zip(comparisons, others[::2], others[1::2], strict=True):
-            model, told = scores["models"][comparison["model"]], comparison["tasks"][title]
+            model, message = scores["models"][comparison["model"]], comparison["tasks"][title]
             assert figure.split("\n")[0] == text(model["tasks"][title]["score"], digits)
             value, interval, *_ = change.split("\n")
-            assert value == text(told["value"], digits, sign=True)
-            assert interval == " to ".join(text(told[end], digits, sign=True) for end in ("low", "high"))
+            assert value == text(message["value"], digits, sign=True)
+            assert interval == " to ".join(text(message[end], digits, sign=True) for end in ("low", "high"))
 
 
 @pytest.mark.parametrize(("width", "scheme"), CASES)
@@ -129,8 +129,8 @@ def test_nothing_overflows_complains_or_is_fetched(tab: Any, pages: list[Path], 
 def test_on_a_phone_a_row_is_no_tower_of_letters(tab: Any, pages: list[Path]) -> None:
     for page in pages:
         tab.open(page, 360, "light")
-        found = "[...document.querySelectorAll('tbody tr')].map(r => [r.offsetHeight, r.innerText])"
-        assert all(height <= 120 for height, _ in tab.run(found)), max(tab.run(found))
+        result = "[...document.querySelectorAll('tbody tr')].map(r => [r.offsetHeight, r.innerText])"
+        assert all(height <= 120 for height, _ in tab.run(result)), max(tab.run(result))
 
 
 @pytest.mark.parametrize(("width", "scheme"), CASES)

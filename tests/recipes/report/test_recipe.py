@@ -42,9 +42,9 @@ class Texts(HTMLParser):
 
 def make(place: Path, to: Path | None = None) -> tuple[Texts, str]:
     """Write a report; what its page shows and what the command said."""
-    said = StringIO()
-    page = report(place, to, console=Console(file=said, width=200, no_color=True))
-    return Texts(page.read_text(encoding="utf-8")), said.getvalue()
+    output = StringIO()
+    page = report(place, to, console=Console(file=output, width=200, no_color=True))
+    return Texts(page.read_text(encoding="utf-8")), output.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -62,24 +62,24 @@ def made(whole: Path) -> tuple[Path, Texts, str]:
 
 
 def test_a_run_becomes_one_page_and_its_plots(made: tuple[Path, Texts, str]) -> None:
-    folder, page, said = made
+    folder, page, output = made
     pictures = {"frontier", "methods", "deltas", "search", "importance", "losses"}
     assert {p.name for p in folder.iterdir()} == {"report.html"} | {
         f"{n}.{k}" for n in pictures for k in ("png", "svg")
     }
-    assert "6 plots" in said and page.tags.count("svg") == 12, "each wide and narrow"
+    assert "6 plots" in output and page.tags.count("svg") == 12, "each wide and narrow"
     for name in pictures:
         with Image.open(folder / f"{name}.png") as image:
             assert image.width > 1000
         assert "var(--" not in (folder / f"{name}.svg").read_text(), "a file must look right without the page"
-    for told in (
+    for message in (
         "The speciality rose from 10.0 to 80.0: +70.0", "Winner: layer 1.", "25 % of the update (layer 1)",
         "1,234,567 of 9,876,543 weights trained (12.5 %)", "seed 7, 2 ranks",
         "all 14 frozen tensors had, bit for bit, the sha256 of before",
         "100 read, 2 dropped, 3 cut", "torch 2.13.0", "git: abc with uncommitted changes", "run lost", "run gained",
         "12 items, 345 tokens", "Frozen in every layer, without a column: input_layernorm",
     ):  # fmt: skip
-        assert told in page.text, told
+        assert message in page.text, message
 
 
 def test_the_same_run_gives_the_same_bytes(whole: Path, made: tuple[Path, Texts, str], tmp_path: Path) -> None:
@@ -108,8 +108,8 @@ def test_ids_are_the_pages_own_and_links_find_them(made: tuple[Path, Texts, str]
 def test_what_is_not_there_is_said(tmp_path: Path, by_hand: Any) -> None:
     by_hand.train(tmp_path / "run", steps=7, finished=False)
     page, _ = make(tmp_path / "run")
-    for told in ("Not evaluated: cofitune eval", "has not ended: it stands at step 7", "No search", "No importance"):
-        assert told in page.text, told
+    for message in ("Not evaluated: cofitune eval", "has not ended: it stands at step 7", "No search", "No importance"):
+        assert message in page.text, message
     assert "What trained" not in page.text
     by_hand.eval(tmp_path / "alone", {"base": 0.1})
     page, _ = make(tmp_path / "alone")
@@ -129,14 +129,14 @@ def test_a_search_that_has_not_ended_is_shown_as_far_as_it_goes(tmp_path: Path, 
 
 def test_a_comparison_stands_alone(tmp_path: Path, by_hand: Any) -> None:
     by_hand.compare(tmp_path / "run", {"full": (0.3, 0.9), "lora": (0.5, 0.6)})
-    page, said = make(tmp_path / "run")
+    page, output = make(tmp_path / "run")
     content = json.loads((tmp_path / "run/compare/compare.json").read_text())
-    assert "1 plot," in said and "Not trained" not in page.text and "PARTIAL: 8 of 9 runs" in page.text
+    assert "1 plot," in output and "Not trained" not in page.text and "PARTIAL: 8 of 9 runs" in page.text
     for level in content["matched"]:
         assert f"At a speciality of {level['speciality']:.1f} ({level['why']})" in page.text
-        found = level["rows"]["lora"]["versatility_against_reference"]
-        told = level["rows"]["lora"]["reason"] if found is None else f"{abs(found['value']):.1f} ("
-        assert told in page.text
+        result = level["rows"]["lora"]["versatility_against_reference"]
+        message = level["rows"]["lora"]["reason"] if result is None else f"{abs(result['value']):.1f} ("
+        assert message in page.text
     assert any(level["rows"]["lora"]["reason"] for level in content["matched"]), "full alone reaches its best"
 
 
@@ -144,8 +144,8 @@ def test_a_folder_of_runs_puts_them_side_by_side(tmp_path: Path, by_hand: Any, m
     learnt = by_hand.run(tmp_path / "methods/full", 0.9)
     by_hand.eval(tmp_path / "methods/region", {"base": 0.1, "run": 0.6})
     by_hand.train(tmp_path / "stopped", steps=3, finished=False)
-    page, said = make(tmp_path)
-    assert "of 3 runs, 10 plots" in said
+    page, output = make(tmp_path)
+    assert "of 3 runs, 10 plots" in output
     assert (tmp_path / "report/methods/full/deltas.svg").is_file() and (tmp_path / "report/runs.png").is_file()
     assert page.text.index("methods/full") < page.text.index("methods/region") < page.text.index("stopped")
     assert "answered the same items" in page.text and "3, stopped" in page.text
@@ -162,9 +162,9 @@ def test_without_matplotlib_the_page_says_so_and_holds_the_figures(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recipe, "can_draw", lambda: False)
-    page, said = make(whole, tmp_path)
+    page, output = make(whole, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
-    assert "Without pictures" in page.text and "cofitune[plots]" in said
+    assert "Without pictures" in page.text and "cofitune[plots]" in output
     assert "+70.0" in page.text and "svg" not in page.tags
 
 

@@ -102,11 +102,11 @@ class Trainer:
     def run_one(self, request: TrialRequest) -> TrialResult:
         folder, config = request.folder, request.config
         assert Path(config.output_dir) == folder
-        found = sorted(path.name for path in folder.rglob("*"))
+        results = sorted(path.name for path in folder.rglob("*"))
         paused = (folder / "train" / "checkpoints").exists()
         if not paused:
             handed_on = ["answers.jsonl", "cache", "eval", "key"] if request.train else []
-            assert found == handed_on, "a trial starts in an empty place, with the base's answers and no more"
+            assert results == handed_on, "a trial starts in an empty place, with the base's answers and no more"
         (folder / "train").mkdir(parents=True, exist_ok=True)
         (folder / "train" / "delta.safetensors").write_bytes(b"heavy")
         if request.stop_step:
@@ -506,8 +506,8 @@ def test_the_floor_decides_among_the_regions_that_keep_it(config: Config) -> Non
                 scores["categories"]["speciality"] = 10.0 + 5 * lost if request.train else 0.0
             path.write_text(json.dumps(content))
 
-    wanted = change(config, "search", objective="speciality", floor=-7.0)
-    folder, shown = run(wanted, Forgetting())
+    requested = change(config, "search", objective="speciality", floor=-7.0)
+    folder, shown = run(requested, Forgetting())
     assert read_winner(folder)[0] == "0", "one layer × seven modules: the most that loses no more than 7 points"
     assert re.search("the highest speciality of the .* that keep versatility of -7 points", " ".join(shown.split()))
     _, shown = run(change(config, "search", objective="speciality", floor=0.0), Trainer(), overwrite=True)
@@ -553,11 +553,11 @@ def test_a_dry_run_without_weights_says_that_the_time_is_not_known(config: Confi
 
 
 def test_the_proxy_needs_general_data_and_is_judged_each_time(config: Config, tmp_path: Path) -> None:
-    wanted = change(config, "search", proxy="prune", proxy_keep=0.5)
+    requested = change(config, "search", proxy="prune", proxy_keep=0.5)
     with pytest.raises(ConfigError, match=r"search\.proxy: prune needs general data .*importance\.data"):
-        run(wanted, Trainer())
+        run(requested, Trainer())
     general = schema.Source(path=config.data.train[0].path)
-    wanted = change(wanted, "importance", data=(general,))
+    requested = change(requested, "importance", data=(general,))
     taken: list[Path] = []
 
     def statistics(config: Config, path: Path) -> None:
@@ -566,7 +566,7 @@ def test_the_proxy_needs_general_data_and_is_judged_each_time(config: Config, tm
         path.write_text(json.dumps({"gain": high, "harm": {m: [1.0] * 4 for m in MODULES}}))
 
     trainer = Trainer()
-    _, shown = run(wanted, trainer, dry_run=True)
+    _, shown = run(requested, trainer, dry_run=True)
     words = " ".join(shown.split())
     seconds = 2 * 64 / config.train.per_device_train_batch_size / config.train.gradient_accumulation_steps * 2
     assert (
@@ -576,28 +576,28 @@ def test_the_proxy_needs_general_data_and_is_judged_each_time(config: Config, tm
     most = 2 + 1 + 1 + 6
     assert f"at most {most} trials" in words
     assert f"at most about {duration(5 + 10 + seconds + most * (7 * 2 + 10))} without halving" in words
-    folder, shown = run(wanted, trainer, statistics)
+    folder, shown = run(requested, trainer, statistics)
     assert trainer.batches == [1, 2, 1, 1, 6], "half of each level"
     assert "Left out by the proxy: 2-3 × all" in shown and "(Spearman)" in shown
     tree = json.loads((folder / "tree.json").read_text(encoding="utf-8"))
     assert tree["proxy"]["trials"] == 10 and -1 <= tree["proxy"]["rank_correlation"] <= 1
     assert all("proxy" in trial for trial in tree["trials"]) and len(tree["not_tried"]["pruned"]) == 9
-    run(wanted, Trainer(), statistics)
+    run(requested, Trainer(), statistics)
     assert len(taken) == 1, "kept in proxy.json"
     assert json.loads((folder / "proxy.json").read_text(encoding="utf-8"))["seconds"] >= 0
-    assert "proxy's pass" not in run(wanted, Trainer(), dry_run=True)[1], "it is there"
-    anew = run(wanted, Trainer(), dry_run=True, overwrite=True)[1]
+    assert "proxy's pass" not in run(requested, Trainer(), dry_run=True)[1], "it is there"
+    anew = run(requested, Trainer(), dry_run=True, overwrite=True)[1]
     assert "The proxy's pass comes first" in " ".join(anew.split()), "what --overwrite forgets, it takes again"
     Path(general.path).write_text(Path(general.path).read_text() * 2, encoding="utf-8")
-    run(wanted, Trainer(), statistics, overwrite=True)
+    run(requested, Trainer(), statistics, overwrite=True)
     assert len(taken) == 2, "of other data"
 
 
 def test_a_search_killed_as_the_end_of_a_paused_trial_is_written_down_still_finds_its_checkpoint(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = change(config, "search", halving=HALVING)
-    whole, _ = run(wanted.model_copy(update={"output_dir": str(tmp_path / "whole")}), Trainer())
+    requested = change(config, "search", halving=HALVING)
+    whole, _ = run(requested.model_copy(update={"output_dir": str(tmp_path / "whole")}), Trainer())
     append = Store.append
 
     def killed(store: Store, trial: Trial) -> None:
@@ -607,8 +607,8 @@ def test_a_search_killed_as_the_end_of_a_paused_trial_is_written_down_still_find
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Store, "append", killed)
-        run(wanted, Trainer())
-    folder, _ = run(wanted, Trainer())  # which begins a trial in an empty folder, or where its checkpoint lies
+        run(requested, Trainer())
+    folder, _ = run(requested, Trainer())  # which begins a trial in an empty folder, or where its checkpoint lies
     assert not list((folder / "trials").rglob("*.safetensors")) and not list((folder / "trials").rglob("checkpoints"))
     stores = [{(r["id"], r["steps"], r["status"]): r["unified"] for r in records(f)} for f in (folder, whole)]
     assert stores[0] == stores[1]
@@ -617,12 +617,12 @@ def test_a_search_killed_as_the_end_of_a_paused_trial_is_written_down_still_find
 def test_a_search_killed_at_random_moments_ends_with_the_uninterrupted_ones_store(
     config: Config, tmp_path: Path
 ) -> None:
-    wanted = change(config, "search", halving=HALVING, beam=2)
-    whole, _ = run(wanted.model_copy(update={"output_dir": str(tmp_path / "whole")}), Trainer(broken=("2-3",)))
+    requested = change(config, "search", halving=HALVING, beam=2)
+    whole, _ = run(requested.model_copy(update={"output_dir": str(tmp_path / "whole")}), Trainer(broken=("2-3",)))
     random_moment, context = random.Random(4), get_context("fork")
     kills = 0
     while True:
-        process = context.Process(target=run, args=(wanted, Slow(broken=("2-3",))))
+        process = context.Process(target=run, args=(requested, Slow(broken=("2-3",))))
         process.start()
         process.join(random_moment.uniform(0.05, 1.2) if kills < KILLS else 60)
         if process.exitcode is not None:
@@ -631,7 +631,7 @@ def test_a_search_killed_at_random_moments_ends_with_the_uninterrupted_ones_stor
         process.join()
         kills += 1
     assert process.exitcode == 0 and kills >= KILLS // 2
-    folder = wanted.run / "search"
+    folder = requested.run / "search"
 
     def scores(folder: Path) -> dict[tuple[str, int, str], Any]:
         return {(r["id"], r["steps"], r["status"]): r for r in records(folder) if r["status"] != "failed"}
@@ -661,12 +661,12 @@ class Slow(Trainer):
 def test_the_statistics_are_taken_from_both_sets_of_data(config: Config, tmp_path: Path) -> None:
     general = schema.Source(path=config.data.train[0].path)
     take_statistics(change(config, "importance", data=(general,)), tmp_path / "proxy.json")
-    found = statistics_from_json(json.loads((tmp_path / "proxy.json").read_text()), "here")
-    for part in (found.gain, found.harm):
+    result = statistics_from_json(json.loads((tmp_path / "proxy.json").read_text()), "here")
+    for part in (result.gain, result.harm):
         assert set(part) == set(MODULES) and all(len(v) == 4 and min(v) > 0 for v in part.values())
     # with the items of one set alike, one micro-batch's gradient is each item's: ‖g‖₂ ≤ ‖g‖₁ ≤ √n·‖g‖₂
-    for module, values in found.gain.items():
-        for gain, harm in zip(values, found.harm[module], strict=True):
+    for module, values in result.gain.items():
+        for gain, harm in zip(values, result.harm[module], strict=True):
             assert harm**0.5 <= gain * 1.001 and gain <= (harm * 32 * 48) ** 0.5 * 1.001
 
 

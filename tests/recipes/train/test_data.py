@@ -49,10 +49,13 @@ def test_a_folder_and_a_weighted_table_are_trained_on_and_accounted_for(
     monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert run(monkeypatch, config) == 0
-    said = capsys.readouterr().out
-    assert "data: 50 items read, 0 dropped, 0 truncated" in said
-    assert f"{tmp_path}/law: 30 items × 1 an epoch" in said and f"{tmp_path}/r.parquet: 20 items × 0.5 an epoch" in said
-    assert "steps: 5 of 8 items (4 × 2 accumulated × 1 rank)" in said, "40 items an epoch"
+    output = capsys.readouterr().out
+    assert "data: 50 items read, 0 dropped, 0 truncated" in output
+    assert (
+        f"{tmp_path}/law: 30 items × 1 an epoch" in output
+        and f"{tmp_path}/r.parquet: 20 items × 0.5 an epoch" in output
+    )
+    assert "steps: 5 of 8 items (4 × 2 accumulated × 1 rank)" in output, "40 items an epoch"
     manifest = json.loads((tmp_path / "run" / "train" / "manifest.json").read_text())
     assert [one["read"] for one in manifest["items"]] == [30, 20]
     assert [one["path"] for one in manifest["data"]] == [f"{tmp_path}/law", f"{tmp_path}/r.parquet"]
@@ -70,13 +73,13 @@ def test_packing_tells_packs_from_items_and_trains(
     assert run(monkeypatch, config, "--dry-run") == 0
     items = capsys.readouterr().out
     assert run(monkeypatch, config, "data.packing=true") == 0
-    said = capsys.readouterr().out
-    packing = next(line for line in said.splitlines() if line.startswith("packing: 50 items in "))
+    output = capsys.readouterr().out
+    packing = next(line for line in output.splitlines() if line.startswith("packing: 50 items in "))
     packs, fill = int(packing.split()[4]), float(packing.split()[-2].rstrip("%"))
     assert packs < 40 and fill > 80
-    assert " packs (4 × 2 accumulated" in said and " items (4 × 2" in items
+    assert " packs (4 × 2 accumulated" in output and " items (4 × 2" in items
     counted = [line for line in items.splitlines() if "tokens an epoch" in line]
-    assert counted and counted[0] in said, "packing leaves no token out"
+    assert counted and counted[0] in output, "packing leaves no token out"
     metrics = [json.loads(line) for line in (tmp_path / "run" / "train" / "metrics.jsonl").read_text().splitlines()]
     assert metrics[-1]["loss"] < 20
 
@@ -89,15 +92,15 @@ def test_dropped_items_are_counted_by_reason_and_shown(
     assert run(monkeypatch, config) == 2
     assert "law/train.jsonl:31: the response ('output') is empty (data.on_bad_item: drop" in capsys.readouterr().err
     assert run(monkeypatch, config, "data.on_bad_item=drop", "train.max_steps=1") == 0
-    said = capsys.readouterr().out
-    assert "54 items read, 4 dropped" in said and "3 empty response, 1 not valid JSON; the first:" in said
-    assert f"{tmp_path}/law/train.jsonl:34: this line is not valid JSON" in said
+    output = capsys.readouterr().out
+    assert "54 items read, 4 dropped" in output and "3 empty response, 1 not valid JSON; the first:" in output
+    assert f"{tmp_path}/law/train.jsonl:34: this line is not valid JSON" in output
     (law, _) = json.loads((tmp_path / "run" / "train" / "manifest.json").read_text())["items"]
     assert law["reasons"] == {"empty response": 3, "not valid JSON": 1} and len(law["first_dropped"]) == 4
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "output"),
     [
         ({"train": [{"path": "x.jsonl", "weight": 0}]}, "data.train.0.weight"),
         ({"train": [{"path": "x.jsonl", "format": "chatml"}]}, "data.train.0.format"),
@@ -110,11 +113,11 @@ def test_mistakes_in_the_sources_exit_2(
     config: dict[str, Any],
     capsys: pytest.CaptureFixture[str],
     change: dict[str, Any],
-    said: str,
+    output: str,
 ) -> None:
     config["data"].update(change)
     assert run(monkeypatch, config) == 2
-    assert said in capsys.readouterr().err
+    assert output in capsys.readouterr().err
     assert not Path(config["output_dir"]).exists()
 
 

@@ -100,7 +100,7 @@ def limit_of(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], dtype: str
 
 def check_ended(folder: str, limit: float, step: int, saved: int, dtype: torch.dtype = torch.float32) -> None:
     """The run in `folder` is that of its checkpoint, and says why."""
-    told, kept = manifest(folder), masters(folder, saved)
+    message, kept = manifest(folder), masters(folder, saved)
     got = delta(folder)
     assert got.keys() == kept.keys() and all(torch.equal(got[n], kept[n].to(dtype)) for n in got)
     checkpoints = sorted(p.name for p in (Path(folder) / "train" / "checkpoints").iterdir())
@@ -109,10 +109,10 @@ def check_ended(folder: str, limit: float, step: int, saved: int, dtype: torch.d
     assert max(e["step"] for e in entries) == saved
     assert [e["step"] for e in entries if "loss" in e] == list(range(1, saved + 1))
     curve = [e for e in entries if "drift" in e]
-    assert told["drift"]["curve"] == curve and all(figure(d) <= limit for d in curve)
-    assert told["drift"]["max_drift"] == limit and told["steps"] == saved
-    assert told["drift"]["exceeded"]["step"] == step and figure(told["drift"]["exceeded"]) > limit
-    assert told["last_loss"] == next(e["loss"] for e in entries if e["step"] == saved and "loss" in e)
+    assert message["drift"]["curve"] == curve and all(figure(d) <= limit for d in curve)
+    assert message["drift"]["max_drift"] == limit and message["steps"] == saved
+    assert message["drift"]["exceeded"]["step"] == step and figure(message["drift"]["exceeded"]) > limit
+    assert message["last_loss"] == next(e["loss"] for e in entries if e["step"] == saved and "loss" in e)
 
 
 @pytest.mark.parametrize(("stage", "dtype"), [(1, "float32"), (2, "float32"), (3, "float32"), (3, "bfloat16")])
@@ -126,9 +126,9 @@ def test_a_training_that_drifts_too_far_ends_at_the_checkpoint_before(
     config["train"].update(max_drift=limit, save_steps=2, keep_checkpoints=True)
     capsys.readouterr()
     assert run(monkeypatch, config) == 0
-    said = capsys.readouterr().out
-    told = f"drift is {figure(manifest(folder)['drift']['exceeded']):.4f} at step {step}, above train.max_drift "
-    assert f"{told}{limit:g}: training ends with the checkpoint of step {saved}" in said
+    output = capsys.readouterr().out
+    message = f"drift is {figure(manifest(folder)['drift']['exceeded']):.4f} at step {step}, above train.max_drift "
+    assert f"{message}{limit:g}: training ends with the checkpoint of step {saved}" in output
     check_ended(folder, limit, step, saved, getattr(torch, dtype))
     config["train"].update(max_drift=None, max_steps=saved)
     assert run(monkeypatch, config, f"output_dir={folder}-short") == 0
@@ -171,11 +171,11 @@ def test_a_resumed_training_ends_at_the_same_checkpoint(
     config["train"].update(max_drift=limit, save_steps=2, keep_checkpoints=True)
     count, real = [0], loop.rank_micro_batches
 
-    def counting(*given: Any) -> Any:
+    def counting(*raw: Any) -> Any:
         count[0] += 1
         if count[0] == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(*given)
+        return real(*raw)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "rank_micro_batches", counting)
@@ -215,18 +215,18 @@ def test_too_much_drift_before_the_first_checkpoint_is_one_clear_error(
     config["train"].update(learning_rate=1.0, max_drift=1e-4, save_steps=50, gradient_accumulation_steps=2 // ranks)
     if ranks == 1:
         assert run(monkeypatch, config) == 2
-        said = capsys.readouterr().err
+        output = capsys.readouterr().err
     else:
         done = on_two_ranks(config, environment)
         assert done.returncode == 2, done.stderr
-        said = done.stderr
-    assert said.count("error: ") == 1 and "Traceback" not in said
-    assert "above train.max_drift 0.0001, and no checkpoint was written before; lower train.learning_rate" in said
+        output = done.stderr
+    assert output.count("error: ") == 1 and "Traceback" not in output
+    assert "above train.max_drift 0.0001, and no checkpoint was written before; lower train.learning_rate" in output
     assert not (Path(config["output_dir"]) / "train" / "delta.safetensors").exists()
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"rehearsal": None}, "max_drift: 0.5 needs something to measure drift on: train.rehearsal, or a folder of "),
         ({"save_steps": None}, "max_drift: 0.5 goes back to a checkpoint, and save_steps: null writes none"),
@@ -234,15 +234,15 @@ def test_too_much_drift_before_the_first_checkpoint_is_one_clear_error(
 )
 def test_a_limit_that_cannot_be_held_is_refused(
     changed: dict[str, Any],
-    told: str,
+    message: str,
     config: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     config["train"].update(max_drift=0.5, **changed)
     assert run(monkeypatch, config) == 2
-    said = capsys.readouterr().err
-    assert said.count(told) == 1 and "Traceback" not in said
+    output = capsys.readouterr().err
+    assert output.count(message) == 1 and "Traceback" not in output
     assert not Path(config["output_dir"]).exists()
 
 
@@ -265,15 +265,15 @@ def test_drift_data_measures_without_rehearsing(
     assert [e["step"] for e in entries if "drift" in e] == [0, 2, 4]
     steps = [e for e in entries if "loss" in e]
     assert all(s["rehearsal_loss"] is None and s["rehearsal_tokens"] == 0 for s in steps)
-    told = manifest(f"{folder}-measured")["rehearsal"]
-    assert told["items"] == 0 and told["held_out"] == 3 and "loss" not in told
+    message = manifest(f"{folder}-measured")["rehearsal"]
+    assert message["items"] == 0 and message["held_out"] == 3 and "loss" not in message
 
 
 def test_drift_is_the_mean_log_ratio_on_held_out_answers(
     config: dict[str, Any], rehearsal_folder: Path, decided_model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against both models, each asked for every token; of the base it is 0."""
-    folder, found = config["output_dir"], read_rehearsal(rehearsal_folder)
+    folder, result = config["output_dir"], read_rehearsal(rehearsal_folder)
     assert run(monkeypatch, config) == 0
     curve = manifest(folder)["drift"]["curve"]
     assert curve[0]["step"] == 0 and abs(curve[0]["drift"]) <= 1e-5 and abs(curve[0]["kl"]) <= 1e-5
@@ -281,8 +281,8 @@ def test_drift_is_the_mean_log_ratio_on_held_out_answers(
     state = tuned.state_dict()
     tuned.load_state_dict(state | delta(folder))
     ratios, divergences = [], []
-    for place in found.of(held_out=True):
-        item = found.items[place]
+    for place in result.of(held_out=True):
+        item = result.items[place]
         ids = torch.tensor([[*item.prompt_ids, *item.answer_ids]])
         with torch.no_grad():
             p, q = (m(ids).logits[0].double().softmax(-1) for m in (base, tuned))

@@ -77,7 +77,7 @@ def test_a_slow_training_speaks_oftener(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"), [(0, "0:00:00"), (59.6, "0:01:00"), (3661, "1:01:01"), (360000, "100:00:00")]
+    ("seconds", "message"), [(0, "0:00:00"), (59.6, "0:01:00"), (3661, "1:01:01"), (360000, "100:00:00")]
 )
-def test_time_left_reads_as_a_clock(seconds: float, told: str) -> None:
-    assert clock(seconds) == told
+def test_time_left_reads_as_a_clock(seconds: float, message: str) -> None:
+    assert clock(seconds) == message

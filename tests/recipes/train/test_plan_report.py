@@ -24,7 +24,7 @@ from cofitune.recipes.train.plan_report import _print_stage
 def test_one_gpu_is_told_of_the_faster_stage(
     ranks: int, on_gpu: bool, deepspeed: dict[str, object], is_told: bool
 ) -> None:
-    said = StringIO()
+    output = StringIO()
     config = Config.model_validate({"model": {"name": "any"}, "output_dir": "any", "deepspeed": deepspeed})
-    _print_stage(config, ranks, on_gpu, Console(file=said, width=200))
-    assert ("deepspeed.zero_stage=2" in said.getvalue()) == is_told
+    _print_stage(config, ranks, on_gpu, Console(file=output, width=200))
+    assert ("deepspeed.zero_stage=2" in output.getvalue()) == is_told

@@ -81,9 +81,9 @@ def test_a_run_trains_its_region_and_nothing_else(
     write_some_importance(Path(config["output_dir"]), tiny_model_folder)
     config["softmask"] = {"apply_to": "update"}
     assert run(monkeypatch, config) == 0
-    said = capsys.readouterr().out
-    assert "trained weights: 3,072 of" in said
-    assert "all 37 tensors are unchanged, bit for bit" in said
+    output = capsys.readouterr().out
+    assert "trained weights: 3,072 of" in output
+    assert "all 37 tensors are unchanged, bit for bit" in output
     folder = Path(config["output_dir"]) / "train"
     assert {p.name for p in folder.iterdir()} == {"config.yaml", "delta.safetensors", "manifest.json", "metrics.jsonl"}
     base = AutoModelForCausalLM.from_pretrained(tiny_model_folder).state_dict()
@@ -96,7 +96,7 @@ def test_a_run_trains_its_region_and_nothing_else(
     assert [m["step"] for m in metrics] == [1, 2, 3]
     assert [m["kept_share"] for m in metrics[:2]] == [None, None]
     assert 0 < metrics[2]["kept_share"]["1"] < 1
-    assert "soft mask: left" in said and "of the update" in said
+    assert "soft mask: left" in output and "of the update" in output
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["base_fingerprint"] == fingerprint(str(tiny_model_folder))
     assert manifest["trained_sha256"] == {n: hash_tensor(t) for n, t in delta.items()}
@@ -231,11 +231,11 @@ def test_the_ready_configs_plan_from_a_config_json_alone(
     monkeypatch.setattr(sys, "argv", ["cofitune", "train", f"configs/{name}.yaml", *arguments])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert not stopped.value.code
-    assert f"trained weights: {trained} of" in said
-    assert "still missing" in said and "no safetensors weights" in said
-    assert "no packs without a tokenizer; the steps are counted as if each held one item" in said
+    assert f"trained weights: {trained} of" in output
+    assert "still missing" in output and "no safetensors weights" in output
+    assert "no packs without a tokenizer; the steps are counted as if each held one item" in output
     assert not (tmp_path / "run").exists()
 
 
@@ -338,9 +338,9 @@ def test_a_users_mistake_is_one_message_exit_2_and_no_run(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     _break(config, tmp_path, tiny_model_folder, how)
     assert run(monkeypatch, config) == 2
-    said = capsys.readouterr()
-    assert message in said.err
-    assert said.err.startswith("error: ") and said.err.count("\n") == 1, "one message, one line"
+    output = capsys.readouterr()
+    assert message in output.err
+    assert output.err.startswith("error: ") and output.err.count("\n") == 1, "one message, one line"
     assert not Path(config["output_dir"]).exists()
 
 
@@ -431,9 +431,9 @@ def test_the_prefix_cache_is_told_beforehand_and_trains_the_same(
     for kind, where in (("disk", f"{folder}"), ("memory", "/dev/shm")):
         arguments = ("train.num_train_epochs=3", f"train.prefix_cache={kind}", "--overwrite")
         assert run(monkeypatch, config, *arguments, "--dry-run") == 0
-        said = capsys.readouterr().out
-        tokens = int(said.split(" tokens an epoch")[0].split()[-1].replace(",", ""))
-        assert f"MiB in {where} ({tokens} tokens × 32 × 4 bytes; " in said
+        output = capsys.readouterr().out
+        tokens = int(output.split(" tokens an epoch")[0].split()[-1].replace(",", ""))
+        assert f"MiB in {where} ({tokens} tokens × 32 × 4 bytes; " in output
         made.clear()
         assert run(monkeypatch, config, *arguments) == 0
         assert {path.parent for path in made} == {Path(where)}
@@ -452,10 +452,10 @@ def test_what_the_disk_must_hold_is_told_in_a_dry_run_and_checked_together_befor
         monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=free))
 
     assert run(monkeypatch, config, *arguments, "--dry-run") == 0
-    said = capsys.readouterr().out
-    trained = int(said.split("trained weights: ")[1].split(" of")[0].replace(",", ""))
-    tokens, hidden = (int(n) for n in re.findall(r"\((\d+) tokens × (\d+) × 4 bytes", said)[0])
-    items = int(re.findall(r"data: (\d+) items read", said)[0])
+    output = capsys.readouterr().out
+    trained = int(output.split("trained weights: ")[1].split(" of")[0].replace(",", ""))
+    tokens, hidden = (int(n) for n in re.findall(r"\((\d+) tokens × (\d+) × 4 bytes", output)[0])
+    items = int(re.findall(r"data: (\d+) items read", output)[0])
     needed = trained * 4 + 2 * trained * 12 + tokens * hidden * 4 + items
     with_free(needed - 1)
     assert run(monkeypatch, config, *arguments) == 2, "each of them would fit"
@@ -467,18 +467,18 @@ def test_what_the_disk_must_hold_is_told_in_a_dry_run_and_checked_together_befor
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [(["region.layers=0-1"], "the region starts at layer 0"), (["train.max_steps=1"], "one pass over the data")],
 )
 def test_a_prefix_cache_with_nothing_to_keep_says_so(
     arguments: list[str],
-    told: str,
+    message: str,
     monkeypatch: pytest.MonkeyPatch,
     config: dict[str, Any],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert run(monkeypatch, config, "train.prefix_cache=memory", *arguments) == 0
-    assert f"prefix cache: nothing to keep: {told}" in capsys.readouterr().out
+    assert f"prefix cache: nothing to keep: {message}" in capsys.readouterr().out
 
 
 def test_a_prefix_cache_over_dropout_is_refused(
@@ -494,6 +494,6 @@ def test_a_prefix_cache_over_dropout_is_refused(
     (folder / "config.json").write_text(json.dumps(described | {"attention_dropout": 0.1}))
     config["model"]["name"] = str(folder)
     assert run(monkeypatch, config, "train.prefix_cache=disk", "train.max_steps=6") == 2
-    said = capsys.readouterr().err
-    assert "would not give the same loss" in said and "attention_dropout: 0.1" in said
+    output = capsys.readouterr().err
+    assert "would not give the same loss" in output and "attention_dropout: 0.1" in output
     assert not Path(config["output_dir"]).exists()

@@ -40,11 +40,11 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], *argume
     """Have a SIGTERM come in a step."""
     count, real = [0], loop.rank_micro_batches
 
-    def counting(*given: Any) -> Any:
+    def counting(*raw: Any) -> Any:
         count[0] += 1
         if count[0] == after:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(*given)
+        return real(*raw)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "rank_micro_batches", counting)
@@ -73,16 +73,16 @@ Change = Callable[[int, RehearsalItem], RehearsalItem]
 
 
 def rewritten(
-    found: Rehearsal, folder: Path, change: Change = lambda _, item: item, top_k: int | None = None, **more: Any
+    result: Rehearsal, folder: Path, change: Change = lambda _, item: item, top_k: int | None = None, **more: Any
 ) -> Path:
     """Write a rehearsal anew with other items, or without stored probabilities, or with other words in its manifest."""
     folder.mkdir()
-    stored = TopK.chain([found.probabilities_of(i) for i in range(len(found.items))])
+    stored = TopK.chain([result.probabilities_of(i) for i in range(len(result.items))])
     if top_k is not None:
         stored = TopK(stored.indices[:, :top_k], stored.log_probs[:, :top_k], stored.rest)
         more["top_k"] = top_k
-    items = [change(i, item) for i, item in enumerate(found.items)]
-    write_rehearsal(folder, items, stored, found.token_log_probs, found.manifest | more)
+    items = [change(i, item) for i, item in enumerate(result.items)]
+    write_rehearsal(folder, items, stored, result.token_log_probs, result.manifest | more)
     return folder
 
 
@@ -97,21 +97,21 @@ def test_each_step_takes_rehearsed_answers_and_tells_of_both_losses(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert run(monkeypatch, rehearsal_config) == 0
-    said = capsys.readouterr().out
-    assert "rehearsal: 9 of the base's own answers, 2 items beside the 4 of each step, loss nll, weight 0.5" in said
-    assert "warning: no rehearsal" not in said
-    folder, found = rehearsal_config["output_dir"], read_rehearsal(rehearsal_folder)
+    output = capsys.readouterr().out
+    assert "rehearsal: 9 of the base's own answers, 2 items beside the 4 of each step, loss nll, weight 0.5" in output
+    assert "warning: no rehearsal" not in output
+    folder, result = rehearsal_config["output_dir"], read_rehearsal(rehearsal_folder)
     steps = lines(folder, "loss")
     assert [s["step"] for s in steps] == list(range(1, 7)) and [s["epoch"] for s in steps] == [0.5, 1, 1.5, 2, 2.5, 3]
     assert all(s["rehearsal_loss"] > 0 and 2 <= s["rehearsal_tokens"] <= 24 for s in steps)
-    told = manifest(folder)
-    assert told["rehearsal"] == {
-        "sha256": found.sha256, "items": 9, "share": 1 / 3, "loss": "nll", "weight": 0.5, "held_out": 3,
-        "held_out_tokens": sum(len(i.answer_ids) for i in found.items if i.held_out),
+    message = manifest(folder)
+    assert message["rehearsal"] == {
+        "sha256": result.sha256, "items": 9, "share": 1 / 3, "loss": "nll", "weight": 0.5, "held_out": 3,
+        "held_out_tokens": sum(len(i.answer_ids) for i in result.items if i.held_out),
     }  # fmt: skip
-    assert told["used"]["rehearsal"]["path"] == str(rehearsal_folder / "manifest.json")
-    assert [d["step"] for d in told["drift"]["curve"]] == [0, 6] and told["drift"]["exceeded"] is None
-    assert lines(folder, "drift") == told["drift"]["curve"]
+    assert message["used"]["rehearsal"]["path"] == str(rehearsal_folder / "manifest.json")
+    assert [d["step"] for d in message["drift"]["curve"]] == [0, 6] and message["drift"]["exceeded"] is None
+    assert lines(folder, "drift") == message["drift"]["curve"]
 
 
 def test_rehearsal_changes_what_is_learnt_and_holds_the_base_nearer(
@@ -214,10 +214,10 @@ def test_rehearsal_holds_no_second_model(
     before = {id(model) for model in models()}
     real, counted = loop.rehearsal_loss, []
 
-    def counting(engine: Any, *given: Any) -> Any:
+    def counting(engine: Any, *raw: Any) -> Any:
         new = [m for m in models() if id(m) not in before and not any(m is p for p in engine.module.children())]
         counted.append((len(new), sum(m is engine.module for m in new)))
-        return real(engine, *given)
+        return real(engine, *raw)
 
     monkeypatch.setattr(loop, "rehearsal_loss", counting)
     rehearsal_config["train"]["rehearsal"]["loss"] = "kl"
@@ -232,19 +232,19 @@ def test_a_changed_rehearsal_is_another_trainings(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    found = read_rehearsal(rehearsal_folder)
-    copy = rewritten(found, tmp_path / "copy")
-    other = rewritten(found, tmp_path / "other", lambda i, item: replace(item, answer=item.answer + str(i)))
-    assert read_rehearsal(copy).sha256 == found.sha256 != read_rehearsal(other).sha256
+    result = read_rehearsal(rehearsal_folder)
+    copy = rewritten(result, tmp_path / "copy")
+    other = rewritten(result, tmp_path / "other", lambda i, item: replace(item, answer=item.answer + str(i)))
+    assert read_rehearsal(copy).sha256 == result.sha256 != read_rehearsal(other).sha256
     interrupted(monkeypatch, rehearsal_config)
     capsys.readouterr()
     assert run(monkeypatch, rehearsal_config, "--resume", f"train.rehearsal.path={other}") == 2
-    said = capsys.readouterr().err
-    there, here = found.sha256, read_rehearsal(other).sha256
-    assert f"rehearsal.sha256 is '{there}' there and '{here}' here" in said and said.count("\n") == 1
-    for setting, told in (("share=0.5", "share"), ("loss=kl", "loss"), ("weight=2", "weight")):
+    output = capsys.readouterr().err
+    there, here = result.sha256, read_rehearsal(other).sha256
+    assert f"rehearsal.sha256 is '{there}' there and '{here}' here" in output and output.count("\n") == 1
+    for setting, message in (("share=0.5", "share"), ("loss=kl", "loss"), ("weight=2", "weight")):
         assert run(monkeypatch, rehearsal_config, "--resume", f"train.rehearsal.{setting}") == 2
-        assert f"rehearsal.{told} is " in capsys.readouterr().err
+        assert f"rehearsal.{message} is " in capsys.readouterr().err
     assert run(monkeypatch, rehearsal_config, "--resume", "train.rehearsal=null") == 2
     assert "rehearsal is " in capsys.readouterr().err
     assert run(monkeypatch, rehearsal_config, "--resume", f"train.rehearsal.path={copy}") == 0, "the same elsewhere"
@@ -270,13 +270,13 @@ def test_a_finished_training_knows_when_its_rehearsal_has_changed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    found = read_rehearsal(rehearsal_folder)
-    mine = rewritten(found, tmp_path / "mine")
+    result = read_rehearsal(rehearsal_folder)
+    mine = rewritten(result, tmp_path / "mine")
     rehearsal_config["train"]["rehearsal"]["path"] = str(mine)
     assert run(monkeypatch, rehearsal_config) == 0
     assert run(monkeypatch, rehearsal_config) == 0 and "already trained" in capsys.readouterr().out
     mine.rename(tmp_path / "old")
-    rewritten(found, tmp_path / "mine", all_trained)
+    rewritten(result, tmp_path / "mine", all_trained)
     assert run(monkeypatch, rehearsal_config) == 2
     assert "was trained from other contents (used changed since)" in capsys.readouterr().err
 
@@ -312,12 +312,12 @@ def test_another_bases_answers_are_refused(
         (other / path.name).write_bytes(path.read_bytes())
     for path in decided_model_folder.glob("*.jinja"):
         (other / path.name).write_bytes(path.read_bytes())
-    for wanted in ({}, {"rehearsal": None, "drift_data": rehearsal_config["train"]["rehearsal"]["path"]}):
-        config = rehearsal_config | {"train": rehearsal_config["train"] | wanted}
+    for requested in ({}, {"rehearsal": None, "drift_data": rehearsal_config["train"]["rehearsal"]["path"]}):
+        config = rehearsal_config | {"train": rehearsal_config["train"] | requested}
         assert run(monkeypatch, config, f"model.name={other}") == 2
-        said = capsys.readouterr().err
-        assert "these are the answers of another base" in said and said.count("\n") == 1
-        assert fingerprint(str(decided_model_folder))[:12] in said and fingerprint(str(other))[:12] in said
+        output = capsys.readouterr().err
+        assert "these are the answers of another base" in output and output.count("\n") == 1
+        assert fingerprint(str(decided_model_folder))[:12] in output and fingerprint(str(other))[:12] in output
         assert not Path(config["output_dir"]).exists()
 
 
@@ -325,8 +325,8 @@ def test_answers_to_prompts_in_another_template_are_refused(
     rehearsal_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, rehearsal_config, "data.template=plain") == 2
-    said = capsys.readouterr().err
-    assert "was made under another chat template or tokenizer (template: chat" in said and said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert "was made under another chat template or tokenizer (template: chat" in output and output.count("\n") == 1
 
 
 def test_kl_without_stored_probabilities_is_refused_and_nll_needs_none(
@@ -339,8 +339,8 @@ def test_kl_without_stored_probabilities_is_refused_and_nll_needs_none(
     bare = rewritten(read_rehearsal(rehearsal_folder), tmp_path / "bare", top_k=0)
     rehearsal_config["train"]["rehearsal"]["path"] = str(bare)
     assert run(monkeypatch, rehearsal_config, "train.rehearsal.loss=kl") == 2
-    said = capsys.readouterr().err
-    assert "train.rehearsal.loss: kl needs the base's probabilities" in said and "rehearsal.top_k: 0" in said
+    output = capsys.readouterr().err
+    assert "train.rehearsal.loss: kl needs the base's probabilities" in output and "rehearsal.top_k: 0" in output
     assert run(monkeypatch, rehearsal_config) == 0
     curve = manifest(rehearsal_config["output_dir"])["drift"]["curve"]
     assert all(d["kl"] is None and d["drift"] is not None for d in curve)
@@ -352,13 +352,13 @@ def test_a_missing_rehearsal_is_told_with_the_command_that_makes_it(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    told = f"train.rehearsal: no rehearsal in {tmp_path / 'nowhere'}; run `cofitune rehearse` with this config first"
+    message = f"train.rehearsal: no rehearsal in {tmp_path / 'nowhere'}; run `cofitune rehearse` with this config first"
     assert run(monkeypatch, rehearsal_config, f"train.rehearsal.path={tmp_path / 'nowhere'}") == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert run(monkeypatch, rehearsal_config, "train.rehearsal.path=null") == 2
     assert f"no rehearsal in {rehearsal_config['output_dir']}/rehearsal; run" in capsys.readouterr().err
     assert run(monkeypatch, rehearsal_config, f"train.rehearsal.path={tmp_path / 'nowhere'}", "--dry-run") == 0
-    assert f"still missing: {told}" in capsys.readouterr().out
+    assert f"still missing: {message}" in capsys.readouterr().out
     rehearsal_config["train"]["rehearsal"] = None
     assert run(monkeypatch, rehearsal_config, f"train.drift_data={tmp_path / 'nowhere'}") == 2
     assert f"train.drift_data: no rehearsal in {tmp_path / 'nowhere'}" in capsys.readouterr().err
@@ -366,7 +366,7 @@ def test_a_missing_rehearsal_is_told_with_the_command_that_makes_it(
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ("rehearsal.share=0", "train.rehearsal.share: "),
         ("rehearsal.share=1", "train.rehearsal.share: "),
@@ -379,14 +379,14 @@ def test_a_missing_rehearsal_is_told_with_the_command_that_makes_it(
 )
 def test_an_impossible_setting_is_refused_with_one_message(
     given: str,
-    told: str,
+    message: str,
     rehearsal_config: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert run(monkeypatch, rehearsal_config, f"train.{given}") == 2
-    said = capsys.readouterr().err
-    assert said.count(told) == 1 and "Traceback" not in said and len(said.strip().splitlines()) <= 2, said
+    output = capsys.readouterr().err
+    assert output.count(message) == 1 and "Traceback" not in output and len(output.strip().splitlines()) <= 2, output
 
 
 def lengthened(at: int, by: int) -> Change:
@@ -409,12 +409,12 @@ def test_a_prompt_longer_than_max_length_is_an_error_or_left_out_and_told(
     long = rewritten(read_rehearsal(rehearsal_folder), tmp_path / "long", lengthened(4, 6))
     rehearsal_config["train"]["rehearsal"]["path"] = str(long)
     assert run(monkeypatch, rehearsal_config, "data.max_length=60") == 2
-    said = capsys.readouterr().err
-    assert f"{long / 'items.jsonl'}: item 5: the prompt alone has " in said and "data.max_length is 60" in said
-    assert "data.on_bad_item: drop" in said
+    output = capsys.readouterr().err
+    assert f"{long / 'items.jsonl'}: item 5: the prompt alone has " in output and "data.max_length is 60" in output
+    assert "data.on_bad_item: drop" in output
     assert run(monkeypatch, rehearsal_config, "data.max_length=60", "data.on_bad_item=drop") == 0
-    said = capsys.readouterr().out
-    assert "rehearsal: 10 of the base's own answers" in said and "1 left out (prompt too long)" in said
+    output = capsys.readouterr().out
+    assert "rehearsal: 10 of the base's own answers" in output and "1 left out (prompt too long)" in output
     assert manifest(rehearsal_config["output_dir"])["rehearsal"]["items"] == 10
 
 
@@ -424,9 +424,9 @@ def test_an_answer_longer_than_max_length_is_cut_with_its_probabilities(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    found = read_rehearsal(rehearsal_folder)
-    limit = max(len(i.prompt_ids) for i in found.items) + 2
-    cut = sum(len(i.prompt_ids) + len(i.answer_ids) > limit for i in found.items if not i.held_out)
+    result = read_rehearsal(rehearsal_folder)
+    limit = max(len(i.prompt_ids) for i in result.items) + 2
+    cut = sum(len(i.prompt_ids) + len(i.answer_ids) > limit for i in result.items if not i.held_out)
     assert cut > 0
     rehearsal_config["train"]["rehearsal"]["loss"] = "kl"
     assert run(monkeypatch, rehearsal_config, f"data.max_length={limit}", "data.on_bad_item=drop") == 0

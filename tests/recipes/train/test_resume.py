@@ -110,8 +110,8 @@ def test_a_signal_ends_a_training_after_its_step_and_resume_gives_the_same_bits(
     with monkeypatch.context() as patch:
         stop_after(patch, 4, signum)
         assert run(patch, config) == code
-    said = capsys.readouterr().err
-    assert f"stopped by {signal.Signals(signum).name}: the state after step 4 is in" in said and "--resume" in said
+    output = capsys.readouterr().err
+    assert f"stopped by {signal.Signals(signum).name}: the state after step 4 is in" in output and "--resume" in output
     assert [p.name for p in sorted((folder / "train" / "checkpoints").iterdir())] == [
         "step-000002", "step-000003", "step-000004",
     ]  # fmt: skip
@@ -204,7 +204,7 @@ def change_the_manifest(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         (truncate, "state-00001.safetensors: its bytes are not those that were written"),
         (flip_a_bit, "state-00001.safetensors: its bytes are not those that were written"),
@@ -216,7 +216,7 @@ def change_the_manifest(folder: Path) -> None:
 )
 def test_a_damaged_checkpoint_is_found_and_the_one_before_is_used(
     damage: Callable[[Path], None],
-    told: str,
+    message: str,
     config: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -226,8 +226,8 @@ def test_a_damaged_checkpoint_is_found_and_the_one_before_is_used(
     damage(checkpoints / "step-000004")
     capsys.readouterr()
     assert run(monkeypatch, config, "--resume") == 0
-    said = capsys.readouterr().out
-    assert told in said and "resume: going on after step 3" in said
+    output = capsys.readouterr().out
+    assert message in output and "resume: going on after step 3" in output
     assert same(delta(config["output_dir"]), delta(f"{config['output_dir']}-whole"))
 
 
@@ -243,7 +243,7 @@ def test_a_write_out_that_was_cut_short_is_no_checkpoint(
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("train.learning_rate=1e-3", "train.learning_rate is 0.01 there and 0.001 here"),
         ("train.max_steps=9", "train.max_steps is 5 there and 9 here"),
@@ -263,15 +263,15 @@ def test_a_write_out_that_was_cut_short_is_no_checkpoint(
 )
 def test_another_trainings_checkpoint_is_refused_by_the_entry_that_differs(
     override: str,
-    told: str,
+    message: str,
     config: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     interrupted(monkeypatch, config, after=2)
     assert run(monkeypatch, config, "--resume", override) == 2
-    said = capsys.readouterr().err
-    assert told in said and said.count("\n") == 2, "the stop's message, and one more"
+    output = capsys.readouterr().err
+    assert message in output and output.count("\n") == 2, "the stop's message, and one more"
 
 
 def test_changed_data_base_and_mask_are_refused_by_their_contents(
@@ -354,8 +354,8 @@ def test_a_training_that_diverges_names_the_last_good_checkpoint(
 
     monkeypatch.setattr(loop, "summed_loss", diverging)
     assert run(monkeypatch, config) == 2
-    said = capsys.readouterr().err
-    assert "the loss is nan in step 4: training diverged" in said and "the state after step 3 is in" in said
+    output = capsys.readouterr().err
+    assert "the loss is nan in step 4: training diverged" in output and "the state after step 3 is in" in output
     checkpoints = Path(config["output_dir"]) / "train" / "checkpoints"
     assert sorted(p.name for p in checkpoints.iterdir()) == ["step-000002", "step-000003"]
 
@@ -389,11 +389,11 @@ def test_the_real_command_finishes_its_step_saves_and_says_so(
 ) -> None:
     process, folder = start(config, environment, ranks)
     process.send_signal(signum)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == code, said
+    output = process.communicate(timeout=60)[1]
+    assert process.returncode == code, output
     reached = steps_of(folder)[-1]
-    assert f"stopped by {signal.Signals(signum).name}: the state after step {reached} is in" in said
-    assert "Traceback" not in said
+    assert f"stopped by {signal.Signals(signum).name}: the state after step {reached} is in" in output
+    assert "Traceback" not in output
     assert (folder / "train" / "checkpoints" / f"step-{reached:06d}" / "manifest.json").is_file()
 
 
@@ -413,10 +413,10 @@ def test_a_signal_to_one_rank_stops_all_and_a_second_sigterm_does_not_hurry_them
     one = psutil.Process(process.pid).children()[1]
     for _ in range(2):  # SLURM signals every process, and the launcher hands it on
         one.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 143, said
+    output = process.communicate(timeout=60)[1]
+    assert process.returncode == 143, output
     reached = steps_of(folder)[-1]
-    assert said.strip().startswith(f"stopped by SIGTERM: the state after step {reached}") and said.count("\n") == 1
+    assert output.strip().startswith(f"stopped by SIGTERM: the state after step {reached}") and output.count("\n") == 1
     assert read_checkpoint(folder / "train" / "checkpoints" / f"step-{reached:06d}").step == reached
 
 

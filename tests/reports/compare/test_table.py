@@ -61,9 +61,9 @@ def printed(content: dict[str, Any], width: int = 120) -> str:
 
 
 def test_the_tables_hold_every_figure_and_null_where_there_is_none(content: dict[str, Any]) -> None:
-    said = printed(content)
-    assert "at a speciality of 30.0 (m: why not)" in said and "to full, 95 %" in said
-    rows = [" ".join(line.split()) for line in said.splitlines()]
+    output = printed(content)
+    assert "at a speciality of 30.0 (m: why not)" in output and "to full, 95 %" in output
+    rows = [" ".join(line.split()) for line in output.splitlines()]
     assert "mask 25.0 +5.0 (+0.1 to +9.0) 12.0 −3.0 (no interval; 60 % inside)" in rows
     assert "mask – –" in rows and "full 20.0 15.0" in rows
     assert "mask 0.0001 1 · 40.0 20.0 25.0 – 15.0" in rows and "full 0.0001 1 ● 40.0 20.0 25.0 – 15.0" in rows
@@ -72,22 +72,22 @@ def test_the_tables_hold_every_figure_and_null_where_there_is_none(content: dict
 
 
 def test_the_sentences_claim_what_the_intervals_do_and_no_more(content: dict[str, Any]) -> None:
-    said = list(sentences(content))
-    assert said[0] == "mask at speciality 30.0: versatility +5.0 (+0.1 to +9.0) against full"
-    assert said[1].startswith("no interval, as") and said[1].endswith(": mask at 30.0 (60 % inside)")
-    assert said[2] == "not matched (–): mask reaches a speciality of 30.0 at most"
-    assert len(said) == 4 and said[3].startswith("one seed")
+    output = list(sentences(content))
+    assert output[0] == "mask at speciality 30.0: versatility +5.0 (+0.1 to +9.0) against full"
+    assert output[1].startswith("no interval, as") and output[1].endswith(": mask at 30.0 (60 % inside)")
+    assert output[2] == "not matched (–): mask reaches a speciality of 30.0 at most"
+    assert len(output) == 4 and output[3].startswith("one seed")
     content["seeds"] = [1, 2]
     assert list(sentences(content))[3].startswith("2 seeds")
     content["matched"][0]["rows"]["mask"]["versatility_against_reference"] = difference(5.0, -0.1, 9.0)
     content["points"].append(content["points"][0] | {"id": "f2"})
     content["partial"] = {"runs": 3, "done": 2, "missing": ["late"]}
     content["runs"] = [{"run": "late", "status": "failed", "reason": "it diverged"}]
-    said = list(sentences(content))
-    assert said[0] == "PARTIAL: 2 of 3 runs; missing: late. The same command goes on"
-    assert said[1] == "failed: late: it diverged"
-    assert "no method is told apart from full at matched speciality: every interval contains 0" in said
-    assert any(line.startswith("points by method: full 2, mask 1;") for line in said)
+    output = list(sentences(content))
+    assert output[0] == "PARTIAL: 2 of 3 runs; missing: late. The same command goes on"
+    assert output[1] == "failed: late: it diverged"
+    assert "no method is told apart from full at matched speciality: every interval contains 0" in output
+    assert any(line.startswith("points by method: full 2, mask 1;") for line in output)
 
 
 def test_a_mask_is_told_against_each_control_whatever_comes_of_it(content: dict[str, Any]) -> None:
@@ -96,8 +96,8 @@ def test_a_mask_is_told_against_each_control_whatever_comes_of_it(content: dict[
     level = {"speciality": 30.0, "point": "u", "why": "a point", "rows": {"uniform": row, "mask": against}}
     content["against_controls"] = [{"control": "uniform", "matched": [level]}]
     expected = "+0.5 (−1.0 to +2.0; 96 % inside)"
-    told = f"mask against the control uniform: versatility {expected} at speciality 30.0"
-    assert told in list(sentences(content))
+    message = f"mask against the control uniform: versatility {expected} at speciality 30.0"
+    assert message in list(sentences(content))
     assert expected in printed(content) and "to uniform, 95 %" in printed(content)
 
 

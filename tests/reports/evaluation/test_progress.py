@@ -10,8 +10,8 @@ from cofitune.reports.evaluation.progress import EvalProgress
 
 
 def test_items_are_counted_over_all_tasks() -> None:
-    said = StringIO()
-    with EvalProgress(Console(file=said, force_terminal=True, width=100), "run", items=30) as progress:
+    output = StringIO()
+    with EvalProgress(Console(file=output, force_terminal=True, width=100), "run", items=30) as progress:
         counts = []
         for title, items, requests in (("law", 10, 10), ("mmlu", 20, 80)):
             progress.start(title, items)
@@ -20,12 +20,12 @@ def test_items_are_counted_over_all_tasks() -> None:
             counts.append(progress.done)
         progress.advance(80, 80)
     assert [*counts, progress.done] == [0, 5, 10, 20, 30]
-    assert "run: mmlu" in said.getvalue() and "30/30" in said.getvalue() and "left" in said.getvalue()
+    assert "run: mmlu" in output.getvalue() and "30/30" in output.getvalue() and "left" in output.getvalue()
 
 
 def test_without_a_terminal_nothing_is_drawn() -> None:
-    said = StringIO()
-    with EvalProgress(Console(file=said), "run", items=3) as progress:
+    output = StringIO()
+    with EvalProgress(Console(file=output), "run", items=3) as progress:
         progress.start("law", 3)
         progress.advance(3, 3)
-    assert said.getvalue() == ""
+    assert output.getvalue() == ""

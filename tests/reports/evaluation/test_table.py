@@ -112,11 +112,11 @@ def test_a_base_alone_shows_no_change() -> None:
 
 
 def test_sentences_say_what_was_gained_what_it_cost_and_what_is_not_known() -> None:
-    said = list(sentences(make_scores(BASE_AND_RUN)))
-    assert said[0] == "run: speciality +50.0, versatility −13.3 (gen_kn 0.0, gen_rs −26.7)"
-    assert re.fullmatch(r"run: 56 % \(\d\d to \d\d\) of versatility kept", said[1])
-    assert said[2] == ("run: 16 items lost, 60 gained; changed beyond chance (McNemar, Holm, 5 %): law, arc_easy")
-    assert said[3].startswith("noise floor: not known (it takes two runs")
+    output = list(sentences(make_scores(BASE_AND_RUN)))
+    assert output[0] == "run: speciality +50.0, versatility −13.3 (gen_kn 0.0, gen_rs −26.7)"
+    assert re.fullmatch(r"run: 56 % \(\d\d to \d\d\) of versatility kept", output[1])
+    assert output[2] == ("run: 16 items lost, 60 gained; changed beyond chance (McNemar, Holm, 5 %): law, arc_easy")
+    assert output[3].startswith("noise floor: not known (it takes two runs")
     (kept,) = [line for line in sentences(make_scores(BASE_AND_RUN | {"a-b": [0.5, 0.2, 0.1]})) if "a-b: −" in line]
     assert re.fullmatch(r"a-b: −\d+ % \(−\d+ to −?\d+\) of versatility kept", kept), "a name keeps its hyphen"
     beside = list(sentences(make_scores(BASE_AND_RUN | {"full": [0.6, 0.54, 0.38]}, full_sft="full")))
