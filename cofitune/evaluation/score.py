@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cofitune.evaluation import ifeval
-from cofitune.evaluation import metrics
+from cofitune.evaluation import ifeval, metrics
 from cofitune.evaluation.data_parallel import BatchSharding
 from cofitune.evaluation.drift import score_drift
 from cofitune.evaluation.harness.native import score_harness

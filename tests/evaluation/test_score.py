@@ -15,8 +15,7 @@ from tokenizers.processors import TemplateProcessing
 from cofitune.data.chat import encode, set_template
 from cofitune.data.read import Item
 from cofitune.errors import UserError
-from cofitune.evaluation import ifeval
-from cofitune.evaluation import metrics
+from cofitune.evaluation import ifeval, metrics
 from cofitune.evaluation.items import LoadedTask
 from cofitune.evaluation.lengths import render_prompt
 from cofitune.evaluation.samples import TaskResult
@@ -343,6 +342,6 @@ def test_without_the_extra_the_user_is_told_what_to_install(
     tmp_path: Path, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = generate_task(tmp_path)
-    monkeypatch.setattr(grade, "find_spec", lambda name: None)
+    monkeypatch.setattr(ifeval, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'cofitune\[eval\]'"):
         ask(model, tokenizer, task)
