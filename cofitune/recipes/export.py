@@ -20,6 +20,7 @@ from cofitune.model.anatomy import is_missing_folder
 from cofitune.model.load import DTYPES, load_tokenizer
 from cofitune.model.weight_files import fingerprint, parameter_name, weight_files
 from cofitune.recipes.alpha.recipe import check_keep, choose_alpha
+from cofitune.reports.console import say
 from cofitune.training.delta import Delta, interpolate, read_delta
 
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
@@ -85,11 +86,10 @@ def export(
         building.rename(to)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    console.print(
+    say(
+        console,
         f"wrote {to}: {name} with {len(delta.tensors)} trained tensors{f' at alpha {alpha:g}' if alpha != 1 else ''}, "
         f"{str(chosen).removeprefix('torch.')}",
-        highlight=False,
-        soft_wrap=True,
     )
     return to
 

@@ -28,6 +28,7 @@ from cofitune.model.weight_files import fingerprint
 from cofitune.recipes.alpha.plan import FORMAT, AlphaPlan, Place, plan_alpha
 from cofitune.recipes.folders import no_run, train_folder
 from cofitune.recipes.from_config import load_base
+from cofitune.reports.console import say
 from cofitune.reports.evaluation.alpha_table import alpha_sentence, alpha_table
 from cofitune.training.delta import Delta, delta_applied, read_delta, read_manifest
 
@@ -83,7 +84,7 @@ def choose_alpha(run: Path, keep: float = KEEP, *, base: Place | None = None, co
         write_json(plan.file, content)
     console.print(alpha_table(content))
     for line in (alpha_sentence(content), f"→ {plan.file}"):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
     return alpha
 
 
@@ -158,7 +159,7 @@ def choose_alphas(config: Config, console: Console) -> Config:
     models = []
     for model in config.eval.models:
         if model.alpha == "auto":
-            console.print(f"alpha of {model.title}:", markup=False, highlight=False)
+            say(console, f"alpha of {model.title}:")
             keep = model.keep or KEEP
             models.append(model.at(choose_alpha(_run(model), keep, base=_base(config, model), console=console)))
         else:

@@ -9,6 +9,7 @@ from rich.table import Table
 from cofitune.files import gib
 from cofitune.recipes.compare.plan import SCORED, ComparePlan, Run, required_disk_bytes
 from cofitune.recipes.folders import free_bytes
+from cofitune.reports.console import say
 
 
 def print_plan(plan: ComparePlan, seconds: dict[str, float], done: set[str], console: Console) -> None:
@@ -43,9 +44,9 @@ def print_plan(plan: ComparePlan, seconds: dict[str, float], done: set[str], con
         f"writes   {plan.folder}/: compare.json, frontier.png, frontier.svg, runs.jsonl, runs/, {SCORED}/",
     ]
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(console, line)
     for text in dict.fromkeys(text for t in plan.trainings for text in t.missing):
-        console.print(f"[yellow]still missing:[/] {text}", highlight=False, soft_wrap=True)
+        say(console, ("still missing:", "yellow"), f" {text}")
 
 
 def time_left(left: list[Run], seconds: dict[str, float]) -> float | None:

@@ -21,6 +21,7 @@ from cofitune.recipes.evaluate import plan as eval_plan
 from cofitune.recipes.folders import start_folder
 from cofitune.reports.compare.plot import can_draw, draw_frontiers
 from cofitune.reports.compare.table import comparison_tables, sentences
+from cofitune.reports.console import say
 
 
 class RunCommand(Protocol):
@@ -75,12 +76,12 @@ def compare(
     for table in comparison_tables(content):
         console.print(table)
     for line in sentences(content):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
     if can_draw():
         draw_frontiers(plan.folder, content)
     else:
-        console.print("no picture: matplotlib is not installed (pip install 'cofitune[plots]')", highlight=False)
-    console.print(f"→ {plan.folder}/compare.json, frontier.png, frontier.svg", highlight=False, soft_wrap=True)
+        say(console, "no picture: matplotlib is not installed (pip install 'cofitune[plots]')")
+    say(console, f"→ {plan.folder}/compare.json, frontier.png, frontier.svg")
     return plan.folder
 
 
@@ -98,19 +99,17 @@ def _run_all(
         expected = time_left([run], _mean_seconds(lines)) or 0.0
         over = budget is not None and time.monotonic() - began + expected > budget * 3600
         if number and run.name not in scored and over:
-            console.print(f"budget_hours: {budget:g} leave no time for {run.name}", highlight=False, soft_wrap=True)
+            say(console, f"budget_hours: {budget:g} leave no time for {run.name}")
             break
         line = _run_one(plan, run, run.name in scored, run_command, lines.get(run.name))
         lines[run.name] = line
         _append(plan.folder / STORE, line)
         left = about(time_left(waiting[number + 1 :], _mean_seconds(lines)))
         message = line["reason"] or ", ".join(f"{what} {value:.0f} s" for what, value in line["seconds"].items())
-        console.print(
+        say(
+            console,
             f"{len(plan.runs) - len(waiting) + number + 1}/{len(plan.runs)} {run.name}: {line['status']}, {message}; "
             + (f"{left} left" if number + 1 < len(waiting) else "the last"),
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
         )
     return lines
 

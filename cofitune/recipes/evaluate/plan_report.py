@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cofitune.recipes.evaluate.plan import Plan, Results
+from cofitune.reports.console import say
 
 
 def print_plan(plan: Plan, known: Results, console: Console) -> None:
@@ -31,13 +32,11 @@ def print_plan(plan: Plan, known: Results, console: Console) -> None:
         models.add_row(model.name, model.role or "", model.path, todo)
     console.print(models)
     settings = plan.settings
-    console.print(
+    say(
+        console,
         f"asked    {plan.positions or 'unlimited'} positions, {settings['dtype']} on {settings['device']}, batches of "
         f"{settings['batch_size']}, template {settings['template']}\n"
         f"writes   {plan.folder}/: scores.json, samples/<model>/<task>.jsonl, changed/<model>/, cache/, config.yaml",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
     )
 
 
@@ -54,4 +53,4 @@ def tell_left_out(plan: Plan, console: Console) -> None:
             if lines:
                 shown = ", ".join(map(str, lines[:5])) + (", …" if len(lines) > 5 else "")
                 text = f"{loaded.task.title}: {len(lines)} {of} {what} (lines {shown})"
-                console.print(text, markup=False, highlight=False, soft_wrap=True)
+                say(console, text)

@@ -34,6 +34,7 @@ from cofitune.recipes.evaluate.plan import Plan, Results, make_plan
 from cofitune.recipes.evaluate.plan_report import print_plan, tell_left_out
 from cofitune.recipes.folders import start_folder
 from cofitune.recipes.from_config import load_base
+from cofitune.reports.console import say
 from cofitune.reports.evaluation.progress import EvalProgress
 from cofitune.reports.evaluation.table import example_lines, scores_table, sentences, verdict_line
 from cofitune.reports.text import unscaled
@@ -117,7 +118,7 @@ def plan_evaluation(
     if dry_run:
         for model in waiting:
             line = f"{model.title}: its alpha is chosen first, on the development items of {model.path}"
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            say(console, line)
         return plan
     if not alone:
         raise UserError(
@@ -150,7 +151,7 @@ def run_evaluation(
         tell_left_out(plan, console)
     results = share.broadcast(plan.known() if share.rank == 0 else {})
     if asked := sum(len(result) for result in results.values()):
-        console.print(f"{asked} of {len(plan.models) * len(plan.tasks)} results as scored before", highlight=False)
+        say(console, f"{asked} of {len(plan.models) * len(plan.tasks)} results as scored before")
     todo = [m for m in plan.models if len(results[m.name]) < len(plan.tasks)]
     if weights is None:
         _load_and_score(todo, plan, config, results, share, console)
@@ -166,7 +167,7 @@ def run_evaluation(
     _write(plan, results, scores | {"gate": [v.as_dict() for v in verdicts]}, changed)
     _report(plan, scores, changed, console)
     for verdict in verdicts:
-        console.print(verdict_line(verdict.as_dict()), markup=False, highlight=False, soft_wrap=True)
+        say(console, verdict_line(verdict.as_dict()))
     return Evaluation(plan.folder, tuple(verdicts))
 
 
@@ -224,11 +225,10 @@ def _score(
             if share.rank != 0:
                 return
             plan.cache.put(plan.key(model, missing[result.title]), result)
-            console.print(
+            say(
+                console,
                 f"{model.name:<{width}} {result.title}: {result.metric.name} {unscaled(result.raw)} of {result.items} "
                 f"items ({result.seconds:.0f} s)",
-                markup=False,
-                highlight=False,
             )
 
         mine = replace(share, on_progress=progress.advance)
@@ -296,7 +296,7 @@ def _report(plan: Plan, scores: dict[str, Any], changed: Changed, console: Conso
     lines.append(f"→ {plan.folder}/scores.json, samples/, changed/ (the items lost and gained)")
     console.print(scores_table(scores))
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
 
 
 def _status(console: Console, text: str) -> AbstractContextManager[Any]:

@@ -36,6 +36,7 @@ from cofitune.recipes.importance.plan import (
     make_plan,
 )
 from cofitune.recipes.importance.plan_report import show_plan
+from cofitune.reports.console import say
 from cofitune.reports.figure import EXTRA, can_draw
 from cofitune.reports.importance.plot import draw_importance
 from cofitune.reports.importance.table import importance_report, spread_csv
@@ -85,7 +86,7 @@ def importance(
     if not (overwrite or plan.interrupted) and (plan.folder / "manifest.json").is_file():
         check_finished(plan, config)
         message = f"{plan.folder} is finished already, with this config and this data (--overwrite makes it anew)"
-        console.print(message, highlight=False, soft_wrap=True)
+        say(console, message)
         return plan.folder
     print_account(console, plan.account)
     with _process_group(rank, plan.sharding.sharded), explaining_out_of_memory(plan):
@@ -102,7 +103,7 @@ def importance(
         # last: its manifest calls the folder finished
         write_importance(plan.folder, vectors, scores.values, make_manifest(plan, config))
         shutil.rmtree(plan.partial, ignore_errors=True)
-        console.print(f"\n{scores.tokens:,} tokens of {len(plan.examples):,} items → {plan.folder}")
+        say(console, f"\n{scores.tokens:,} tokens of {len(plan.examples):,} items → {plan.folder}")
     return plan.folder
 
 
@@ -128,9 +129,9 @@ def _estimate(plan: Plan, config: Config, rank: Rank, console: Console) -> Score
     path = sums_path(plan.partial, rank.rank, rank.world_size, sharded)
     sums = load_sums(path, identity) or no_sums(plan.anatomy)
     if sums.micro_batches:
-        console.print(f"going on after {sums.micro_batches} micro-batches of an interrupted run")
+        say(console, f"going on after {sums.micro_batches} micro-batches of an interrupted run")
     if sharded:
-        console.print(f"{rank.world_size} ranks share the weights (ZeRO-3)", highlight=False)
+        say(console, f"{rank.world_size} ranks share the weights (ZeRO-3)")
     total = len(range(rank.rank, plan.num_micro_batches, rank.world_size))
     left = total - sums.micro_batches
     loading = console.status(f"loading {config.model.name}") if console.is_terminal else nullcontext()
@@ -179,13 +180,13 @@ def _model(
 
 def _draw(plan: Plan, config: Config, vectors: dict[str, Tensor], console: Console) -> None:
     if not can_draw():
-        console.print(f"no picture: pip install 'cofitune[{EXTRA}]' draws one", markup=False)
+        say(console, f"no picture: pip install 'cofitune[{EXTRA}]' draws one")
         return
     requested = config.importance
     how = f"{requested.estimator}, {requested.reduced_by}, {requested.normalized_by}"
     message = f"{Path(config.model.name).name}: {how}, {len(plan.examples):,} items"
     picture, _ = draw_importance(plan.folder, vectors, message)
-    console.print(f"picture: {picture} (and .svg)", highlight=False, soft_wrap=True)
+    say(console, f"picture: {picture} (and .svg)")
 
 
 @contextmanager

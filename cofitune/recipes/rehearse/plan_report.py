@@ -12,6 +12,7 @@ from cofitune.files import gib
 from cofitune.recipes.folders import free_bytes
 from cofitune.recipes.rehearse.plan import RehearsePlan
 from cofitune.rehearsal.items import RehearsalItem
+from cofitune.reports.console import say
 
 
 def print_plan(plan: RehearsePlan, ranks: int, dry_run: bool, console: Console) -> None:
@@ -33,18 +34,16 @@ def print_plan(plan: RehearsePlan, ranks: int, dry_run: bool, console: Console) 
         f"writes   {plan.folder}/: items.jsonl, top_k.safetensors, manifest.json, config.yaml",
     ]
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(console, line)
     if dry_run:  # else the result tells it, together with what was left out of the answers
         _print_left_out(plan.account, plan.examples, console)
     if plan.unread:
-        console.print(
+        say(
+            console,
             f"not compared with the prompts: the items of {', '.join(plan.unread)} (lm-evaluation-harness's own)",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
         )
     for text in plan.missing:
-        console.print(f"[yellow]still missing:[/] {text}", highlight=False, soft_wrap=True)
+        say(console, ("still missing:", "yellow"), f" {text}")
 
 
 def print_result(
@@ -67,11 +66,11 @@ def print_result(
         f"→ {folder}",
     ]
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(console, line)
 
 
 def _print_left_out(account: ItemCounts, examples: Mapping[str, Sequence[str]], console: Console) -> None:
     for reason, count in account.reasons.items():
-        console.print(f"left out: {count:,} × {reason}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"left out: {count:,} × {reason}")
         for message in examples.get(reason, ())[:2]:
-            console.print(f"    {message}", highlight=False, markup=False, soft_wrap=True)
+            say(console, f"    {message}")

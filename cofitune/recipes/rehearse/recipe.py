@@ -49,6 +49,7 @@ from cofitune.rehearsal.generate import (
 )
 from cofitune.rehearsal.items import RehearsalItem, no_tokens, read_rehearsal, write_rehearsal
 from cofitune.rehearsal.partial import AnsweredBatch, Partial
+from cofitune.reports.console import say
 from cofitune.reports.training.progress import CountProgress
 from cofitune.training.engine import start_distributed
 
@@ -90,7 +91,7 @@ def rehearse(
     if not dry_run and not overwrite and plan.manifest.is_file():
         read_rehearsal(plan.folder)  # a damaged one is not finished
         message = f"{plan.folder} is finished already, with this config and these prompts (--overwrite starts over)"
-        console.print(message, highlight=False, soft_wrap=True)
+        say(console, message)
         return plan.folder
     print_plan(plan, rank.world_size, dry_run, console)
     if dry_run:
@@ -211,7 +212,7 @@ class _Writer:
         mine = [n for n in numbers if n % self._world.world_size == self._world.rank]
         done = self._partial.done(stage, numbers)
         if done and self._world.rank == 0:
-            self._console.print(f"going on after {done} of {len(batches)} batches of {stage}", highlight=False)
+            say(self._console, f"going on after {done} of {len(batches)} batches of {stage}")
         left = [n for n in mine if not self._partial.has(stage, n)]
         with CountProgress(self._console, stage, sum(len(batches[n - first]) for n in mine)) as progress:
             progress.advance(sum(len(batches[n - first]) for n in mine if n not in left))

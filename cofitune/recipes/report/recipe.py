@@ -13,6 +13,7 @@ from cofitune.files import write_text
 from cofitune.recipes.report.artifacts import Artifacts, read_artifacts
 from cofitune.recipes.report.overview import make_overview
 from cofitune.recipes.report.run import describe
+from cofitune.reports.console import say
 from cofitune.reports.figure import EXTRA, Picture, can_draw, write_picture
 from cofitune.reports.html import Page, render
 
@@ -105,10 +106,6 @@ def _pictures(to: Path, read: Sequence[Artifacts], page: Page) -> Iterator[tuple
 
 def _tell(console: Console, page: Path, runs: int, pictures: int, draws: bool) -> None:
     message = f"of {runs} runs, " if runs > 1 else ""
-    console.print(
-        f"→ {page}: {message}{pictures} plot{'' if pictures == 1 else 's'}, each as PNG and SVG",
-        highlight=False,
-        soft_wrap=True,
-    )
+    say(console, f"→ {page}: {message}{pictures} plot{'' if pictures == 1 else 's'}, each as PNG and SVG")
     if not draws:
-        console.print(f"no pictures: pip install 'cofitune[{EXTRA}]' draws them", markup=False)
+        say(console, f"no pictures: pip install 'cofitune[{EXTRA}]' draws them")

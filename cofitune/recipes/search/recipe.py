@@ -18,6 +18,7 @@ from cofitune.recipes.search.result import make_result, row_of
 from cofitune.recipes.search.trials import Trials
 from cofitune.recipes.trial.executor import TrialExecutor
 from cofitune.reports import figure
+from cofitune.reports.console import say
 from cofitune.reports.search import plot as search_plots
 from cofitune.reports.search.live import Lines, SearchLive, Watcher
 from cofitune.reports.search.tree import PlanRow, Row, plan_report, search_report
@@ -72,7 +73,7 @@ def search(
     plan = make_plan(config, overwrite, dry_run, ranks)
     if config.search.eval is None:
         note = "search.eval is not given: regions are chosen on eval's own items, which flatters a later `eval` on them"
-        console.print(f"note: {note}", markup=False)
+        say(console, f"note: {note}")
     if dry_run:
         _print_plan(plan, config, overwrite, measure, console)
         return plan.folder
@@ -83,7 +84,7 @@ def search(
         trials = Trials(config, plan, store, execute)
         with _watched(watcher, console, plan.at_most, at_once) as watching:
             if not trials.knows_base:
-                console.print("scoring the base, which trains nothing", markup=False)
+                say(console, "scoring the base, which trains nothing")
             base = trials.score_base()
             rules = _rules(config, base, trials, proxy, at_once)
             found = _search(plan, rules, trials, store, watching, base)
@@ -95,7 +96,7 @@ def search(
         if figure.can_draw():
             search_plots.draw_search(plan.folder, result.tree)
     console.print(search_report(result.base, result.rows, found.winner.id, result.sentences), crop=False)
-    console.print(f"{path}: `region: search` in this config trains it", markup=False, soft_wrap=True)
+    say(console, f"{path}: `region: search` in this config trains it")
     return plan.folder
 
 
@@ -164,4 +165,4 @@ def _print_plan(plan: Plan, config: Config, overwrite: bool, measure: Measure, c
     costs = cost_lines(config, plan, store, measure)
     console.print(plan_report(rows, config.search.train_steps, num_done, costs))
     for text in plan.missing:
-        console.print(f"still missing: {text}", markup=False, soft_wrap=True)
+        say(console, f"still missing: {text}")

@@ -22,6 +22,7 @@ from cofitune.errors import DataError, UserError
 from cofitune.model.load import load_tokenizer, supports_packing
 from cofitune.ranks import this_rank
 from cofitune.recipes.from_config import data_sources
+from cofitune.reports.console import say
 from cofitune.reports.training.plan import print_account
 from cofitune.reports.training.progress import show_tokenizing
 
@@ -172,20 +173,17 @@ def print_data(data: TrainData, console: Console) -> None:
         tokens = round(sum(weight * a.tokens for weight, a in weighted))
         supervised = round(sum(weight * a.supervised for weight, a in weighted))
         message = f"{tokens:,} tokens an epoch, {supervised:,} of them carry the loss ({data.template} template)"
-        console.print(f"  {'about ' if mixed else ''}{message}", highlight=False, soft_wrap=True)
+        say(console, f"  {'about ' if mixed else ''}{message}")
     if data.validation:
-        console.print(f"  {len(data.validation):,} items more for the validation loss", highlight=False)
+        say(console, f"  {len(data.validation):,} items more for the validation loss")
     if mixed:
         for one, size, weight in zip(data.sources, mixture.sizes, mixture.weights, strict=True):
             what = "packs" if data.packed_into else "items"
-            console.print(
-                f"  {one.source.path}: {size:,} {what} × {weight:g} an epoch", highlight=False, soft_wrap=True
-            )
+            say(console, f"  {one.source.path}: {size:,} {what} × {weight:g} an epoch")
     if data.packed_into:
         fill = account.tokens / (len(data.examples) * data.packed_into)
-        console.print(
+        say(
+            console,
             f"packing: {account.kept:,} items in {len(data.examples):,} packs of at most {data.packed_into} tokens, "
             f"{fill:.1%} full",
-            highlight=False,
-            soft_wrap=True,
         )

@@ -10,6 +10,7 @@ from cofitune.files import gib
 from cofitune.recipes.folders import free_bytes
 from cofitune.recipes.train.data import print_data
 from cofitune.recipes.train.plan import TrainPlan, footprint
+from cofitune.reports.console import say
 from cofitune.reports.training.plan import print_memory, print_region
 from cofitune.training.peft import AdapterPlan
 
@@ -21,38 +22,37 @@ def print_plan(plan: TrainPlan, config: Config, world_size: int, console: Consol
     else:
         print_region(console, plan.region, plan.anatomy, plan.masked)
     for what, entry in plan.used.items():
-        console.print(f"{what}: {entry['path']} (sha256 {entry['sha256'][:12]})", highlight=False, soft_wrap=True)
+        say(console, f"{what}: {entry['path']} (sha256 {entry['sha256'][:12]})")
     apply_to = config.softmask.apply_to if plan.masked else "none"
     control = f", control: {config.softmask.control}" if config.softmask.control != "none" and plan.masked else ""
     masked = f" on {', '.join(plan.masked)}{control}" if plan.masked else ""
-    console.print(f"soft mask: {apply_to}{masked}", highlight=False, soft_wrap=True)
+    say(console, f"soft mask: {apply_to}{masked}")
     if config.train.l2_to_base:
-        console.print(f"pull towards the base: λ = {config.train.l2_to_base:g}, decoupled", highlight=False)
+        say(console, f"pull towards the base: λ = {config.train.l2_to_base:g}, decoupled")
     _print_steps(plan, config, world_size, console)
     _print_rehearsal(plan, config, console)
     _print_stage(config, world_size, torch.cuda.is_available(), console)
     _print_prefix(plan, config, console)
     memory = footprint(plan, config, world_size).memory
     print_memory(console, memory, world_size)
-    console.print(
+    say(
+        console,
         f"writes: {config.run / 'train'}/ (delta.safetensors, manifest.json, metrics.jsonl, "
         f"config.yaml{', adapter/' if plan.adapter else ''})",
-        highlight=False,
-        soft_wrap=True,
     )
     _print_disk(plan, config, console)
     for text in plan.missing:
-        console.print(f"[yellow]still missing:[/] {text}", highlight=False, soft_wrap=True)
+        say(console, ("still missing:", "yellow"), f" {text}")
 
 
 def _print_adapter(plan: TrainPlan, adapter: AdapterPlan, console: Console) -> None:
     settings = ", ".join(f"{k} {v:g}" for k, v in adapter.as_dict().items() if isinstance(v, int | float))
-    console.print(
+    say(
+        console,
         f"adapter: {adapter.kind} ({settings}) on {', '.join(adapter.paths)} of all {plan.anatomy.num_layers} layers\n"
-        f"trained weights: [bold]{adapter.num_parameters:,}[/], all of them the adapter's; frozen: all "
-        f"{plan.anatomy.num_parameters:,} of the model's own",
-        highlight=False,
-        soft_wrap=True,
+        "trained weights: ",
+        (f"{adapter.num_parameters:,}", "bold"),
+        f", all of them the adapter's; frozen: all {plan.anatomy.num_parameters:,} of the model's own",
     )
 
 
@@ -60,13 +60,14 @@ def _print_steps(plan: TrainPlan, config: Config, world_size: int, console: Cons
     train = config.train
     print_data(plan.data, console)
     what = "packs" if plan.data.packed_into else "items"
-    console.print(
-        f"steps: [bold]{plan.steps.num_steps}[/] of {plan.steps.per_step} {what} ("
+    say(
+        console,
+        "steps: ",
+        (f"{plan.steps.num_steps}", "bold"),
+        f" of {plan.steps.per_step} {what} ("
         f"{train.per_device_train_batch_size} × {train.gradient_accumulation_steps} accumulated × {world_size} "
         f"rank{'s' if world_size > 1 else ''}), rate {train.learning_rate:g} {train.lr_scheduler_type}, "
         f"ZeRO-{config.deepspeed.zero_stage}, {str(plan.settings.dtype).removeprefix('torch.')}",
-        highlight=False,
-        soft_wrap=True,
     )
 
 
@@ -94,17 +95,16 @@ def _print_rehearsal(plan: TrainPlan, config: Config, console: Console) -> None:
             f"drift: measured on {len(held_out.examples):,} held-out answers, {held_out.tokens:,} tokens{limit}"
         )
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+        say(console, line)
 
 
 def _print_stage(config: Config, world_size: int, on_gpu: bool, console: Console) -> None:
     deepspeed = config.deepspeed
     if on_gpu and world_size == 1 and deepspeed.zero_stage == 3 and deepspeed.offload_param == "none":
-        console.print(
+        say(
+            console,
             "hint: one device shares nothing under ZeRO-3, but fetches every module; deepspeed.zero_stage=2 trains the "
             "same and took 0.4 of the time at 7B (scripts/bench/gpu)",
-            highlight=False,
-            soft_wrap=True,
         )
 
 
@@ -123,7 +123,7 @@ def _print_prefix(plan: TrainPlan, config: Config, console: Console) -> None:
             f"{gib(prefix.num_bytes)} in {prefix.folder} ({sum(prefix.lengths):,} tokens × {prefix.hidden_size} × "
             f"{prefix.dtype.itemsize} bytes; {gib(prefix.free_bytes)} are free there)"
         )
-    console.print(f"prefix cache: {message}", highlight=False, soft_wrap=True)
+    say(console, f"prefix cache: {message}")
 
 
 def _print_disk(plan: TrainPlan, config: Config, console: Console) -> None:
@@ -134,8 +134,6 @@ def _print_disk(plan: TrainPlan, config: Config, console: Console) -> None:
         if train.save_steps
         else "no checkpoints"
     )
-    console.print(
-        f"disk: the delta {gib(plan.delta_bytes)}; {checkpoints}; {gib(free_bytes(config.run))} are free there",
-        highlight=False,
-        soft_wrap=True,
+    say(
+        console, f"disk: the delta {gib(plan.delta_bytes)}; {checkpoints}; {gib(free_bytes(config.run))} are free there"
     )

@@ -30,6 +30,7 @@ from cofitune.recipes.train.resume import (
     required_disk_bytes,
 )
 from cofitune.recipes.train.steps import make_ready, take_steps
+from cofitune.reports.console import say
 from cofitune.softmask.retained import RetainedUpdate, kept_sentence
 from cofitune.training.delta import collect, write_delta
 from cofitune.training.engine import release, sharded_loading, start_distributed
@@ -68,7 +69,7 @@ def train(
     folder, plan = check(config, overwrite=overwrite, resume=resume, dry_run=dry_run, ranks=world_size)
     if not dry_run and not overwrite and (folder / "manifest.json").is_file():
         message = f"{folder}: already trained with this config and data; --overwrite trains it again"
-        console.print(message, highlight=False, soft_wrap=True)
+        say(console, message)
         return folder
     print_plan(plan, config, world_size, console)
     if dry_run:
@@ -115,7 +116,7 @@ def _train(
         reached = error
         _go_back(engine, config, plan, folder, watch, error, console)
     if rank == 0 and (share := watch.records[-1].kept_share):
-        console.print(kept_sentence(share, config.softmask.apply_to), highlight=False)
+        say(console, kept_sentence(share, config.softmask.apply_to))
     _prove_frozen(before, _hash_frozen(model, plan), console)
     tensors = merged_weights(model, plan.adapter) if plan.adapter else collect(model, plan.trained)
     if plan.adapter:
@@ -123,7 +124,7 @@ def _train(
     if rank == 0:
         manifest = make_manifest(config, plan, before, tensors, watch, reached.record if reached else None)
         write_delta(folder, tensors, manifest)
-        console.print(f"wrote {folder}/delta.safetensors: {len(tensors)} tensors", highlight=False, soft_wrap=True)
+        say(console, f"wrote {folder}/delta.safetensors: {len(tensors)} tensors")
         if not config.train.keep_checkpoints:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
@@ -141,7 +142,7 @@ def _go_back(
     output = f"drift {drift} at step {record.step}, above train.max_drift {limit:g}"
 
     def find() -> Checkpoint | None:
-        result = newest_whole(folder / "checkpoints", lambda text: console.print(text, markup=False, soft_wrap=True))
+        result = newest_whole(folder / "checkpoints", lambda text: say(console, text))
         if result is None:
             raise UserError(
                 f"{output}, and no checkpoint was written before; lower train.learning_rate, or set train.save_steps "
@@ -152,7 +153,7 @@ def _go_back(
 
     step = load_state(engine, run_on_rank_zero(find))
     run_on_rank_zero(lambda: watch.read(step))
-    console.print(f"{output}: training ends with the checkpoint of step {step}", highlight=False, soft_wrap=True)
+    say(console, f"{output}: training ends with the checkpoint of step {step}")
 
 
 def check(
@@ -220,6 +221,4 @@ def _prove_frozen(before: dict[str, str], after: dict[str, str], console: Consol
     changed = sorted(name for name in before if before[name] != after[name])
     if changed:
         raise RuntimeError(f"{len(changed)} frozen tensors changed during training: {', '.join(changed[:5])}")
-    console.print(
-        f"frozen: all {len(before)} tensors are unchanged, bit for bit (sha256)", highlight=False, soft_wrap=True
-    )
+    say(console, f"frozen: all {len(before)} tensors are unchanged, bit for bit (sha256)")

@@ -13,6 +13,7 @@ from cofitune.data.encoded import tokenizer_sha256
 from cofitune.errors import ArtifactError, UserError, differences
 from cofitune.files import read_json
 from cofitune.recipes.train.plan import TrainPlan
+from cofitune.reports.console import say
 from cofitune.training.state import (
     Checkpoint,
     checkpoint_folders,
@@ -115,7 +116,7 @@ def find_checkpoint(config: Config, plan: TrainPlan, folder: Path, console: Cons
     """
 
     def tell(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        say(console, text)
 
     result = newest_whole(folder / "checkpoints", tell)
     if result is None:

@@ -17,6 +17,7 @@ from cofitune.model.region import freeze_outside
 from cofitune.recipes.train.metrics import Watch
 from cofitune.recipes.train.plan import TrainPlan
 from cofitune.recipes.train.resume import identity
+from cofitune.reports.console import say
 from cofitune.reports.training.progress import TrainProgress
 from cofitune.softmask.gradient import mask_gradients
 from cofitune.softmask.retained import RetainedUpdate
@@ -89,7 +90,7 @@ def take_steps(
     measured = start_meter(plan.anatomy, plan.region, plan.settings.dtype, plan.steps.world_size)
     meter = None if plan.adapter else measured
     if meter and torch.cuda.is_available() and meter.peak is None:
-        console.print(f"no MFU: what a {meter.device_name} can do is not in our table", highlight=False)
+        say(console, f"no MFU: what a {meter.device_name} can do is not in our table")
     check_used = check_unused_parameters(engine.module)
     with TrainProgress(console, plan.steps.num_steps, visible=rank == 0, done=done) as progress:
         watch.begin(progress, done)

@@ -19,6 +19,7 @@ from cofitune.recipes.train.plan import TrainPlan, footprint
 from cofitune.recipes.train.resume import find_checkpoint, identity, newest_readable
 from cofitune.recipes.train.steps import make_ready, take_steps
 from cofitune.recipes.trial.prefix_cache import has_room
+from cofitune.reports.console import say
 from cofitune.training.delta import collect
 from cofitune.training.engine import release
 from cofitune.training.out_of_memory import explaining_out_of_memory
@@ -107,5 +108,5 @@ def _prefix(
     if shared is None or plan.region.first == 0:
         return None
     keep, message = has_room(shared, plan, config)
-    console.print(message, highlight=False, soft_wrap=True)
+    say(console, message)
     return shared.of_training(model, plan.anatomy.layout.layers, plan.region.first, keep)

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.text import Text
 from rich.tree import Tree
 
+from cofitune.reports.console import say
 from cofitune.reports.search.tree import (
     LABEL,
     WIDTH,
@@ -220,4 +221,4 @@ class Lines:
         """As `Watcher` says."""
         self._ended.add(row.id)
         line = progress_line(row, self._base, len(self._ended), self._at_most, known)
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(self._console, line)

@@ -13,6 +13,7 @@ from cofitune.data.read import ItemCounts
 from cofitune.files import gib
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.region import Region
+from cofitune.reports.console import say
 from cofitune.training.memory import Memory
 
 
@@ -38,22 +39,22 @@ def print_region(console: Console, region: Region, anatomy: Anatomy, masked: tup
     console.print(region_map(region, anatomy, masked))
     legend = "● trained, ◐ trained under the soft mask, · frozen" if masked else "● trained, · frozen"
     others = _others(region, anatomy)
-    console.print(f"  {legend}{'' if others else '; embeddings, norms and head are frozen'}", style="dim")
+    say(console, f"  {legend}{'' if others else '; embeddings, norms and head are frozen'}", style="dim")
     if others:
         tail = ", not under the soft mask: they have no units" if masked else ""
-        console.print(f"also trained{tail}: {', '.join(others)}", highlight=False, soft_wrap=True)
-    console.print(
-        f"trained weights: [bold]{trained:,}[/] of {anatomy.num_parameters:,} "
+        say(console, f"also trained{tail}: {', '.join(others)}")
+    say(
+        console,
+        "trained weights: ",
+        (f"{trained:,}", "bold"),
+        f" of {anatomy.num_parameters:,} "
         f"({100 * trained / anatomy.num_parameters:.1f} %); frozen: {anatomy.num_parameters - trained:,}",
-        highlight=False,
-        soft_wrap=True,
     )
     if held := region.num_held(anatomy):
-        console.print(
+        say(
+            console,
             f"{held:,} of the frozen weights share a tensor with trained ones: they are held where they are, exactly, "
             "but take gradients and optimizer states as if they trained",
-            highlight=False,
-            soft_wrap=True,
         )
 
 
@@ -73,17 +74,16 @@ def print_memory(console: Console, memory: Memory, world_size: int) -> None:
     """The estimate, part by part."""
     parts = ("weights", "gradients", "optimizer", "buffers", "activations")
     message = ", ".join(f"{part} {gib(getattr(memory, part))}" for part in parts)
-    console.print(
-        f"memory a rank (estimated, {world_size} rank{'s' if world_size > 1 else ''}): "
-        f"[bold]{gib(memory.device)}[/] = {message}",
-        highlight=False,
-        soft_wrap=True,
+    say(
+        console,
+        f"memory a rank (estimated, {world_size} rank{'s' if world_size > 1 else ''}): ",
+        (f"{gib(memory.device)}", "bold"),
+        f" = {message}",
     )
-    console.print(
+    say(
+        console,
         f"memory on the host (estimated): {gib(memory.host_loading)} while the weights load, then "
         f"{gib(memory.host_offloaded)} offloaded",
-        highlight=False,
-        soft_wrap=True,
     )
 
 
@@ -100,9 +100,9 @@ def _cell(layer: int, module: str, region: Region, anatomy: Anatomy, masked: tup
 def print_account(console: Console, account: ItemCounts) -> None:
     """Say how many items were read, how many lost what to the length limit, and how many were left out and why."""
     told = f"data: {account.read:,} items read, {account.dropped:,} dropped, {account.truncated:,} truncated"
-    console.print(told, highlight=False, soft_wrap=True)
+    say(console, told)
     if account.dropped:
         why = ", ".join(f"{count:,} {reason}" for reason, count in account.reasons.items())
-        console.print(f"  dropped: {why}; the first:", highlight=False, soft_wrap=True)
+        say(console, f"  dropped: {why}; the first:")
         for message in account.first_dropped:
-            console.print(f"    {message}", highlight=False, soft_wrap=True, markup=False)
+            say(console, f"    {message}")

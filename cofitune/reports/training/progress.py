@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from cofitune.reports.console import say
 from cofitune.reports.text import clock
 
 LINES_WITHOUT_TERMINAL = 10
@@ -84,12 +85,12 @@ class TrainProgress:
             if self._done < self._num_steps:
                 seconds_a_step = (self._spoke - self._began) / (self._done - self._done_before)
                 line += f"  {clock(seconds_a_step * (self._num_steps - self._done))} left"
-            self._console.print(line, highlight=False, soft_wrap=True)
+            say(self._console, line)
 
     def say(self, line: str) -> None:
         """A line between the steps, above the bar."""
         if self._visible:
-            self._bar.console.print(line, highlight=False, soft_wrap=True)
+            say(self._bar.console, line)
 
 
 class CountProgress:
@@ -136,4 +137,4 @@ class CountProgress:
         each = (time.monotonic() - self._began) / max(1, self._done - self._at_start)
         left = f"  {clock(each * (self._total - self._done))} left" if self._done < self._total else ""
         line = f"{self._what} {self._done:,}/{self._total:,}{left}"
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(self._console, line)

@@ -1,0 +1,22 @@
+"""One way to print a line of text, so that no command has to think of markup, colours or wrapping."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.text import Text
+
+Part = str | tuple[str, str]  # text, or text and its style
+
+
+def say(console: Console, *parts: Part, style: str = "") -> None:
+    """Print a line as it is: brackets in a path are no markup, figures get no colours, long lines are not broken.
+
+    Args:
+        parts: the line's text; a pair is a text and its rich style, such as `("12", "bold")`.
+        style: of the whole line.
+
+    Example:
+        >>> say(Console(), "steps: ", ("12", "bold"), " of 32 items")
+        steps: 12 of 32 items
+    """
+    console.print(Text.assemble(*parts, style=style), highlight=False, soft_wrap=True)
