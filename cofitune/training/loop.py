@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cofitune.data.batches import Batch, Plan, count_supervised, rank_micro_batches, step_indices
+from cofitune.data.batches import Batch, Plan, rank_micro_batches, step_indices
 from cofitune.data.chat import Example
 from cofitune.distributed import all_reduce_sum
 from cofitune.errors import UserError
 from cofitune.training.loss import rehearsal_loss, summed_loss
 from cofitune.training.prefix_cache import Prefix
+from cofitune.training.step_counts import StepCounts, count_over_ranks
 from cofitune.training.throughput import Meter
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -78,35 +79,45 @@ class StepRecord:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class FitSettings:
+    """Which steps a training takes, in plain values.
+
+    Attributes:
+        schedule: how an epoch's examples are shared out over steps, ranks and micro-batches.
+        seed: of the order of the examples.
+        start_step: optimizer steps that were taken before; their examples are passed over.
+        stop_step: the step after which to pause, as if there were no more; None: the last one.
+        rehearsal: which loss the schedule's rehearsal examples have; None where there are none.
+    """
+
+    schedule: Plan
+    seed: int
+    pad_token_id: int
+    start_step: int = 0
+    stop_step: int | None = None
+    rehearsal: RehearsalLoss | None = None
+
+
 def fit(
     engine: Any,
     examples: Sequence[Example],
-    plan: Plan,
-    seed: int,
-    pad_token_id: int,
+    settings: FitSettings,
     on_step: Callable[[StepRecord, int], None],
-    prefix: Prefix | None = None,
     *,
+    prefix: Prefix | None = None,
     meter: Meter | None = None,
-    done: int = 0,
-    stop_step: int | None = None,
     asked: Callable[[], int] = lambda: 0,
-    rehearsal: RehearsalLoss | None = None,
 ) -> int:
-    """Train until `plan.num_steps` optimizer steps are taken. Every rank must call with the same arguments.
+    """Train until `settings.schedule.num_steps` optimizer steps are taken. Every rank must call with the same values.
 
-    The loss of a step is defined in training/loss.py: sums over tokens divided by their global counts. DeepSpeed
-    averages over ranks and divides by the accumulation, so each micro-batch is scaled by world × micro-batches before
-    `backward`.
+    The loss of a step is defined in training/loss.py: sums over tokens divided by their global counts.
 
     Args:
         on_step: gets a step's record, and the signal after which the ranks will stop here, or 0.
         prefix: keeps the frozen prefix's activations, and gives them back once all ranks have those of a whole step.
         meter: knows what a step needs of the devices.
-        done: optimizer steps that were taken before; their data is passed over.
-        stop_step: the step after which to pause, as if there were no more; None: the last one.
         asked: the signal (SIGINT or SIGTERM) by which this rank was asked to stop, or 0. One rank is enough.
-        rehearsal: which loss the plan's rehearsal examples have; None where there are none.
 
     Returns:
         The signal that ended the training early, or 0.
@@ -114,53 +125,54 @@ def fit(
     Raises:
         UserError: the loss or the gradient is no longer finite; `on_step` is not told of such a step.
     """
-    device = engine.device
-    rank = torch.distributed.get_rank()
+    schedule = settings.schedule
     engine.train()
     examples_seen = 0
-    for step, indices in enumerate(step_indices(plan, seed), start=1):
-        examples_seen += sum(plan.rehearsal is None or index < plan.rehearsal.first for index in indices)
-        if step <= done:
+    for step, indices in enumerate(step_indices(schedule, settings.seed), start=1):
+        # the order is drawn anew from the seed in every call, so that a resumed training finds its place by counting
+        examples_seen += sum(schedule.rehearsal is None or index < schedule.rehearsal.first for index in indices)
+        if step <= settings.start_step:
             continue
         started = time.perf_counter()
-        batches = rank_micro_batches(examples, indices, plan, rank, pad_token_id)
-        local = [*_count(batches, plan.accumulation), *(prefix.count_missing(batches) if prefix else [])]
-        supervised, rehearsed, tokens, positions, pairs, *missing = all_reduce_sum(
-            torch.tensor(local, device=device)
-        ).tolist()
-        learning_rate = engine.get_lr()[0]
-        scale = plan.world_size * len(batches)
-        losses = [_Part(batches[: plan.accumulation], scale / max(1, supervised))]
-        if rehearsal:
-            weight = rehearsal.weight * scale / max(1, rehearsed)
-            losses.append(_Part(batches[plan.accumulation :], weight, rehearsal.kind))
-        total = _take_step(engine, losses, prefix, missing)
-        summed, summed_rehearsal, given = _agree(total, asked())
-        seconds = time.perf_counter() - started
-        all_kept = prefix is not None and not any(missing)
+        # this rank's micro-batches, and over all ranks the tokens that the step's loss is divided by
+        batches = rank_micro_batches(examples, indices, schedule, torch.distributed.get_rank(), settings.pad_token_id)
+        counts = count_over_ranks(batches, schedule.accumulation, prefix, engine.device)
+        learning_rate = engine.get_lr()[0]  # before the step: the schedule moves on with it
+        # forward and backward of each micro-batch; the last one takes the optimizer's step
+        sums = _take_step(engine, _losses(batches, counts, settings), prefix, counts.missing or ())
+        # one reduction for the losses and for the signals: every rank must learn of a stop in the same step
+        loss_sum, rehearsal_sum, stop_signal = _agree(sums, asked())
         record = StepRecord(
             step=step,
-            epoch=examples_seen / plan.num_examples,
-            loss=summed / max(1, supervised),
+            epoch=examples_seen / schedule.num_examples,
+            loss=loss_sum / max(1, counts.supervised),
             learning_rate=learning_rate,
             grad_norm=float(engine.get_global_grad_norm() or 0.0),
-            supervised_tokens=supervised,
-            tokens=tokens,
-            seconds=seconds,
-            tokens_per_second=tokens / seconds,
-            padded_share=1 - tokens / positions,
-            mfu=meter.mfu(tokens, pairs, supervised + rehearsed, seconds, all_kept) if meter else None,
-            peak_gpu_bytes=torch.cuda.max_memory_allocated() if device.type == "cuda" else 0,
-            peak_host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            rehearsal_loss=summed_rehearsal / max(1, rehearsed) if rehearsal else None,
-            rehearsal_tokens=rehearsed,
+            rehearsal_loss=rehearsal_sum / max(1, counts.rehearsed) if settings.rehearsal else None,
+            **counts.figures(time.perf_counter() - started, meter),
+            **_peak_memory(engine.device),
         )
+        # a diverged step must reach neither metrics.jsonl nor a checkpoint
         _check_finite(record, engine.was_step_applied())
-        stopped_by = given if step < plan.num_steps else 0
+        stopped_by = stop_signal if step < schedule.num_steps else 0
         on_step(record, stopped_by)
-        if stopped_by or step == stop_step:
+        if stopped_by or step == settings.stop_step:
             return stopped_by
     return 0
+
+
+def _losses(batches: Sequence[Batch], counts: StepCounts, settings: FitSettings) -> list[_Part]:
+    """The step's micro-batches by their loss, each with what its sum of nats is multiplied by.
+
+    DeepSpeed averages over ranks and divides by the accumulation; world × micro-batches takes that back.
+    """
+    schedule, rehearsal = settings.schedule, settings.rehearsal
+    scale = schedule.world_size * len(batches)
+    parts = [_Part(batches[: schedule.accumulation], scale / max(1, counts.supervised))]
+    if rehearsal:
+        weight = rehearsal.weight * scale / max(1, counts.rehearsed)
+        parts.append(_Part(batches[schedule.accumulation :], weight, rehearsal.kind))
+    return parts
 
 
 @dataclass(frozen=True)
@@ -195,23 +207,13 @@ def _take_step(engine: Any, parts: Sequence[_Part], prefix: Prefix | None, missi
     return total
 
 
-def _count(batches: Sequence[Batch], of_task: int) -> list[int]:
-    """Of one rank's micro-batches: tokens that carry the task's loss and the rehearsal's, real tokens, positions, and
-    pairs of tokens of one item.
-
-    Args:
-        of_task: how many of them, the first ones, are the task's.
-    """
-    masks = [b["attention_mask"] for b in batches]
-    # the p-th token of an item, counted from 0, adds 2p + 1 to the square of its length
-    places = [b.get("position_ids", torch.arange(b["input_ids"].shape[1])) for b in batches]
-    return [
-        sum(map(count_supervised, batches[:of_task])),
-        sum(map(count_supervised, batches[of_task:])),
-        sum(int(mask.sum()) for mask in masks),
-        sum(mask.numel() for mask in masks),
-        sum(int(((2 * place + 1) * mask).sum()) for place, mask in zip(places, masks, strict=True)),
-    ]
+def _peak_memory(device: torch.device) -> dict[str, int]:
+    """The most memory so far, as a StepRecord tells it."""
+    on_gpu = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
+    return {
+        "peak_gpu_bytes": on_gpu,
+        "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
 
 
 def _check_finite(record: StepRecord, applied: bool) -> None:

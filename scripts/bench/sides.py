@@ -181,7 +181,7 @@ def ours(job: Job, turns: Turns) -> None:
     from cofitune.model.region import freeze_outside
     from cofitune.softmask.update import mask_updates
     from cofitune.training.engine import checkpoint_layers, start_distributed, start_engine
-    from cofitune.training.loop import fit
+    from cofitune.training.loop import FitSettings, fit
     from cofitune.training.prefix_cache import PrefixCache
     from cofitune.zero import inner_optimizer, shards
 
@@ -207,7 +207,7 @@ def ours(job: Job, turns: Turns) -> None:
         turns.begin()
 
     pad = plan.data.tokenizer.pad_token_id if plan.data.tokenizer else 0
-    fit(engine, plan.data.examples, plan.steps, config.train.seed, pad, on_step, prefix)
+    fit(engine, plan.data.examples, FitSettings(plan.steps, config.train.seed, pad), on_step, prefix=prefix)
     torch.distributed.destroy_process_group()
 
 

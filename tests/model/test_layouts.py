@@ -42,7 +42,7 @@ from cofitune.softmask.update import mask_updates
 from cofitune.training.delta import collect
 from cofitune.training.engine import EngineSettings, start_distributed, start_engine
 from cofitune.training.hashing import hash_parameters
-from cofitune.training.loop import fit
+from cofitune.training.loop import FitSettings, fit
 from cofitune.zero import inner_optimizer, shards
 
 L, H, F, A, K, D, V = 2, 32, 48, 4, 2, 8, 64
@@ -302,7 +302,7 @@ def test_the_masked_step_is_the_unfused_copys(family: str, mask: str, stage: int
     mask_updates(inner_optimizer(engine), shards(engine), join(held, factors if mask == "update" else {}))
     frozen = hash_parameters(model, [], held)
     examples = [Example(ids, ids) for ids in random_ids().tolist()]
-    fit(engine, examples, plan_steps(4, 4, 1, 1, 1, 2), 0, 0, lambda record, step: None)
+    fit(engine, examples, FitSettings(plan_steps(4, 4, 1, 1, 1, 2), 0, 0), lambda record, step: None)
     assert hash_parameters(model, [], held) == frozen
     assert bool(frozen) == bool(modules)
     whole = collect(model, [n for n, _ in model.named_parameters()])

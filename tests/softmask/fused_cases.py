@@ -67,7 +67,7 @@ def run_case(case: Case, folder: Path) -> None:
     from cofitune.training.delta import collect
     from cofitune.training.engine import start_engine
     from cofitune.training.hashing import hash_parameters
-    from cofitune.training.loop import fit
+    from cofitune.training.loop import FitSettings, fit
     from cofitune.zero import inner_optimizer, shards
 
     model = layouts.build(case.family)
@@ -81,7 +81,7 @@ def run_case(case: Case, folder: Path) -> None:
     mask_updates(inner_optimizer(engine), shards(engine), join(held, factors if case.mask == "update" else {}))
     before = hash_parameters(model, [], held)
     examples = [Example(ids, ids) for ids in layouts.random_ids().tolist()]
-    fit(engine, examples, plan_steps(4, 2, 1, 2, 1, 2), 0, 0, lambda record, stopped_by: None)
+    fit(engine, examples, FitSettings(plan_steps(4, 2, 1, 2, 1, 2), 0, 0), lambda record, stopped_by: None)
     if not before or hash_parameters(model, [], held) != before:
         raise RuntimeError(f"{case.name}: held rows moved, or there are none")
     tensors = collect(model, [name for name, _ in model.named_parameters()])

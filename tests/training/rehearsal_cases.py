@@ -101,7 +101,7 @@ def run_case(case: RehearsalCase, folder: Path) -> None:
     from cofitune.files import write_json, write_tensors
     from cofitune.model.anatomy import anatomy_of
     from cofitune.training.delta import collect
-    from cofitune.training.loop import RehearsalLoss, StepRecord, fit
+    from cofitune.training.loop import FitSettings, RehearsalLoss, StepRecord, fit
     from cofitune.training.prefix_cache import PrefixCache, PrefixPlan
 
     plan = plan_of(case)
@@ -118,7 +118,7 @@ def run_case(case: RehearsalCase, folder: Path) -> None:
         records.append(record.as_dict())
 
     loss = RehearsalLoss(case.kind, case.weight)
-    fit(engine, examples, plan, sharded.SEED, 0, on_step, prefix, rehearsal=loss)
+    fit(engine, examples, FitSettings(plan, sharded.SEED, 0, rehearsal=loss), on_step, prefix=prefix)
     tensors = collect(model, [n for n, _ in model.named_parameters()])
     if torch.distributed.get_rank() == 0:
         write_tensors(folder / f"{case.name}.safetensors", tensors)

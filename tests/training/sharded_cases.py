@@ -198,7 +198,7 @@ def run_case(case: Case, folder: Path) -> None:
     from cofitune.files import write_json, write_tensors
     from cofitune.training.delta import collect
     from cofitune.training.hashing import hash_parameters
-    from cofitune.training.loop import StepRecord, fit
+    from cofitune.training.loop import FitSettings, StepRecord, fit
     from cofitune.training.prefix_cache import PrefixCache, PrefixPlan
     from cofitune.training.validation import validate
 
@@ -218,7 +218,7 @@ def run_case(case: Case, folder: Path) -> None:
         if record.step == 4:  # in the middle: what follows must not notice
             validate(engine, examples[:VALIDATION], MICRO, 0, record.step)
 
-    fit(engine, examples, plan_of(case), SEED, 0, on_step, prefix)
+    fit(engine, examples, FitSettings(plan_of(case), SEED, 0), on_step, prefix=prefix)
     validation = validate(engine, examples[:VALIDATION], MICRO, 0, STEPS)
     frozen_forwards = len(ran)
     after = hash_parameters(model, frozen)

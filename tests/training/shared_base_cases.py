@@ -44,7 +44,7 @@ def trial(sharded: ModuleType, model: Any, number: int, case: Any) -> tuple[str,
     from cofitune.training.delta import collect
     from cofitune.training.engine import checkpoint_layers, release, start_engine
     from cofitune.training.hashing import hash_tensors
-    from cofitune.training.loop import fit
+    from cofitune.training.loop import FitSettings, fit
     from cofitune.zero import free_engine
 
     torch.manual_seed(1)
@@ -57,7 +57,8 @@ def trial(sharded: ModuleType, model: Any, number: int, case: Any) -> tuple[str,
     engine = start_engine(model, sharded.settings_of(case))
     losses: list[float] = []
     plan = replace(sharded.plan_of(case), world_size=torch.distributed.get_world_size(), num_steps=STEPS)
-    fit(engine, sharded.tiny_examples(), plan, sharded.SEED, 0, lambda record, _: losses.append(record.loss))
+    settings = FitSettings(plan, sharded.SEED, 0)
+    fit(engine, sharded.tiny_examples(), settings, lambda record, _: losses.append(record.loss))
     trained = collect(model, names, everywhere=True)
     release(engine)
     free_engine(engine)

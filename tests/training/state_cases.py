@@ -113,9 +113,10 @@ def _start(case: Any, folder: Path, settings: Any) -> Any:
 
 
 def _fit(engine: Any, plan: Any, on_step: Any, done: int = 0) -> None:
-    from cofitune.training.loop import fit
+    from cofitune.training.loop import FitSettings, fit
 
-    _check(fit(engine, sharded.tiny_examples(), plan, sharded.SEED, 0, on_step, done=done) == 0, "stopped unasked")
+    settings = FitSettings(plan, sharded.SEED, 0, start_step=done)
+    _check(fit(engine, sharded.tiny_examples(), settings, on_step) == 0, "stopped unasked")
 
 
 def _only(folder: Path, step: int, into: Path) -> Path:

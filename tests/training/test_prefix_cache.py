@@ -18,7 +18,7 @@ from cofitune.data.packing import join
 from cofitune.errors import UserError
 from cofitune.model.region import freeze_outside
 from cofitune.training.engine import EngineSettings, checkpoint_layers, release, start_distributed, start_engine
-from cofitune.training.loop import fit
+from cofitune.training.loop import FitSettings, fit
 from cofitune.training.loss import summed_loss
 from cofitune.training.prefix_cache import PrefixCache, PrefixPlan, changing_prefix
 
@@ -129,7 +129,7 @@ def _losses(tmp_path: Path, cached: bool, stage: int, micro_batch: int, longest:
     plan = plan_steps(7, micro_batch, settings.accumulation, 1, 1, STEPS)
     cache = PrefixCache(engine.module, _plan(examples, tmp_path)) if cached else None
     losses: list[float] = []
-    fit(engine, examples, plan, 3, 0, lambda record, _: losses.append(record.loss), cache)
+    fit(engine, examples, FitSettings(plan, 3, 0), lambda record, _: losses.append(record.loss), prefix=cache)
     release(engine)
     return losses, len(ran)
 

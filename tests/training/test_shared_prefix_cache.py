@@ -14,7 +14,7 @@ from cofitune.data.batches import count_positions, plan_steps, rank_micro_batche
 from cofitune.data.chat import IGNORED, Example
 from cofitune.model.region import freeze_outside
 from cofitune.training.engine import EngineSettings, checkpoint_layers, release, start_distributed, start_engine
-from cofitune.training.loop import fit
+from cofitune.training.loop import FitSettings, fit
 from cofitune.training.shared_base import SharedBase
 from cofitune.training.shared_prefix_cache import DiskStore, MemoryStore, SharedPrefix, Store
 from cofitune.zero import free_engine
@@ -59,8 +59,8 @@ def train(held: SharedBase, first: int, stage: int, shared: SharedPrefix | None,
     engine = start_engine(model, settings)
     prefix = shared.of_training(model, LAYERS, first, keep) if shared else None
     seen: list[tuple[float, float]] = []
-    plan = plan_steps(7, MICRO, ACCUMULATION, 1, 1, STEPS)
-    fit(engine, items(), plan, SEED, 0, lambda record, _: seen.append((record.loss, record.grad_norm)), prefix)
+    fitting = FitSettings(plan_steps(7, MICRO, ACCUMULATION, 1, 1, STEPS), SEED, 0)
+    fit(engine, items(), fitting, lambda record, _: seen.append((record.loss, record.grad_norm)), prefix=prefix)
     release(engine)
     free_engine(engine)
     return seen, dict(ran)

@@ -14,7 +14,7 @@ from cofitune.data.chat import Example
 from cofitune.errors import RegionError
 from cofitune.model.region import freeze_outside
 from cofitune.training.engine import EngineSettings, checkpoint_layers, release, start_distributed, start_engine
-from cofitune.training.loop import fit
+from cofitune.training.loop import FitSettings, fit
 from cofitune.training.unused_parameters import check_unused_parameters
 
 SETTINGS = EngineSettings(
@@ -38,7 +38,8 @@ def _step(stage: int, idle: int | None) -> Any:
     checkpoint_layers(model, "model.layers", 1)
     engine = start_engine(model, replace(SETTINGS, zero_stage=stage))
     check = check_unused_parameters(model)
-    fit(engine, [Example([1, 2, 3, 4], [1, 2, 3, 4])], plan_steps(1, 1, 1, 1, 1, 1), 0, 0, lambda *_: None)
+    settings = FitSettings(plan_steps(1, 1, 1, 1, 1, 1), 0, 0)
+    fit(engine, [Example([1, 2, 3, 4], [1, 2, 3, 4])], settings, lambda *_: None)
     release(engine)
     return check
 

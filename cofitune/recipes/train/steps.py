@@ -24,7 +24,7 @@ from cofitune.softmask.retained import RetainedUpdate
 from cofitune.softmask.update import mask_updates
 from cofitune.training.engine import checkpoint_layers, start_engine
 from cofitune.training.l2 import DecoupledL2SP
-from cofitune.training.loop import StepRecord, fit
+from cofitune.training.loop import FitSettings, StepRecord, fit
 from cofitune.training.peft import insert_adapter
 from cofitune.training.prefix_cache import Prefix, PrefixCache
 from cofitune.training.signals import StopRequest
@@ -102,14 +102,19 @@ def take_steps(
 
         if plan.prefix and prefix is None:
             prefix = PrefixCache(engine.module, plan.prefix)
-        pad = plan.data.tokenizer.pad_token_id
+        settings = FitSettings(
+            schedule=plan.steps,
+            seed=config.train.seed,
+            pad_token_id=plan.data.tokenizer.pad_token_id,
+            start_step=done,
+            stop_step=stop_step,
+            rehearsal=plan.rehearsal.loss if plan.rehearsal else None,
+        )
         with StopRequest(listens=config.train.save_steps is not None) as stop:
             try:
                 stopped_by = fit(
-                    engine, plan.examples, plan.steps, config.train.seed, pad, on_step, prefix,
-                    meter=meter, done=done, stop_step=stop_step, asked=lambda: stop.signum,
-                    rehearsal=plan.rehearsal.loss if plan.rehearsal else None,
-                )  # fmt: skip
+                    engine, plan.examples, settings, on_step, prefix=prefix, meter=meter, asked=lambda: stop.signum
+                )
             except UserError as error:
                 raise UserError(f"{error} ({saver.resume_hint()})", everywhere=rank != 0) from error
     if stopped_by:
