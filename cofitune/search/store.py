@@ -7,13 +7,13 @@ out while one is writing.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cofitune.errors import ArtifactError, differences
 from cofitune.files import read_json, write_json, write_text
+from cofitune.jsonl import append_line, read_lines
 from cofitune.model.region import Region
 from cofitune.search.trial import Trial, trial_from_json, trial_id
 
@@ -69,12 +69,7 @@ class Store:
 
     def append(self, trial: Trial) -> None:
         """Write one line and wait until it is on the disk; half a line left by a killed process is cut off first."""
-        line = (trial.to_json() + "\n").encode()
-        with self.path.open("ab+") as file:
-            _cut_torn_line(file)
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.path, trial.to_json())
         self._note(trial)
 
     def _note(self, trial: Trial) -> None:
@@ -126,22 +121,4 @@ def read_trials(path: Path) -> list[Trial]:
     Raises:
         ArtifactError: another line is damaged (file:line).
     """
-    if not path.exists():
-        return []
-    *whole, _torn = path.read_bytes().split(b"\n")
-    trials = []
-    for number, line in enumerate(whole, start=1):
-        try:
-            trials.append(trial_from_json(line.decode()))
-        except ValueError as error:
-            raise ArtifactError(f"{path}:{number}: this line of the search store is damaged: {error}") from None
-    return trials
-
-
-def _cut_torn_line(file: Any) -> None:
-    """Cut a binary file after its last line break (a store has few and short lines: reading it whole is cheap)."""
-    file.seek(0)
-    content = file.read()
-    whole = content.rfind(b"\n") + 1
-    if whole != len(content):
-        file.truncate(whole)
+    return read_lines(path, trial_from_json, may_be_torn=True, what="line of the search store")

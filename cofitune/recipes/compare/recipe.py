@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from rich.console import Console
 
@@ -13,10 +14,11 @@ from cofitune.config.load import dump_config
 from cofitune.config.schema import Config
 from cofitune.errors import UserError
 from cofitune.files import exclusive, read_json, write_json, write_text
+from cofitune.jsonl import append_line
 from cofitune.recipes.compare.plan import FOLDER, ComparePlan, Run, make_plan, model_name, resolve_search
 from cofitune.recipes.compare.plan_report import about, print_plan, time_left
-from cofitune.recipes.compare.result import _done, build_comparison
-from cofitune.recipes.compare.store import STORE, _append, _mean_seconds, _read_store
+from cofitune.recipes.compare.result import build_comparison, finished_runs
+from cofitune.recipes.compare.store import STORE, RunLine, mean_seconds, read_store
 from cofitune.recipes.evaluate import plan as eval_plan
 from cofitune.recipes.folders import start_folder
 from cofitune.reports.compare.plot import can_draw, draw_frontiers
@@ -57,16 +59,16 @@ def compare(
     """
     console = console or Console()
     plan = make_plan(resolve_search(config), overwrite, dry_run, ranks)
-    known = {} if overwrite else _read_store(plan)
+    known = {} if overwrite else read_store(plan)
     done = {name for name, line in known.items() if line["status"] == "done"}
-    print_plan(plan, _mean_seconds(known), done, console)
+    print_plan(plan, mean_seconds(known), done, console)
     if dry_run:
         return plan.folder
     with exclusive(plan.folder, "comparison"):
         start_folder(config, FOLDER, overwrite)
         _hand_on_answers(config.run / "eval" / "cache", plan.cache)
         lines = _run_all(plan, known, run_command, console)
-        if not _done(plan, lines):
+        if not finished_runs(plan, lines):
             raise UserError(
                 "compare: no run has finished, so that there is nothing to compare; the first: "
                 + next(f"{line['run']}: {line['reason']}" for line in lines.values())
@@ -86,25 +88,25 @@ def compare(
 
 
 def _run_all(
-    plan: ComparePlan, known: dict[str, dict[str, Any]], run_command: RunCommand, console: Console
-) -> dict[str, dict[str, Any]]:
+    plan: ComparePlan, known: dict[str, RunLine], run_command: RunCommand, console: Console
+) -> dict[str, RunLine]:
     """Train and score every run that is not done; returns each run's last line of the store."""
     lines, began = dict(known), time.monotonic()
     lacking = _lacking_answers(plan, [run for run in plan.runs if run.is_trained])
-    waiting = [run for run in plan.runs if run.name in lacking or run not in _done(plan, lines)]
+    waiting = [run for run in plan.runs if run.name in lacking or run not in finished_runs(plan, lines)]
     scored = {run.name for run in waiting if run.is_trained and run.name not in lacking}
     waiting.sort(key=lambda run: run.name not in scored)  # they cost nothing: no budget shall leave them out
     budget = plan.compare.budget_hours
     for number, run in enumerate(waiting):
-        expected = time_left([run], _mean_seconds(lines)) or 0.0
+        expected = time_left([run], mean_seconds(lines)) or 0.0
         over = budget is not None and time.monotonic() - began + expected > budget * 3600
         if number and run.name not in scored and over:
             say(console, f"budget_hours: {budget:g} leave no time for {run.name}")
             break
         line = _run_one(plan, run, run.name in scored, run_command, lines.get(run.name))
         lines[run.name] = line
-        _append(plan.folder / STORE, line)
-        left = about(time_left(waiting[number + 1 :], _mean_seconds(lines)))
+        append_line(plan.folder / STORE, json.dumps(line, ensure_ascii=False))
+        left = about(time_left(waiting[number + 1 :], mean_seconds(lines)))
         message = line["reason"] or ", ".join(f"{what} {value:.0f} s" for what, value in line["seconds"].items())
         say(
             console,
@@ -114,9 +116,7 @@ def _run_all(
     return lines
 
 
-def _run_one(
-    plan: ComparePlan, run: Run, is_scored: bool, run_command: RunCommand, before: dict[str, Any] | None
-) -> dict[str, Any]:
+def _run_one(plan: ComparePlan, run: Run, is_scored: bool, run_command: RunCommand, before: RunLine | None) -> RunLine:
     """Train a run, from its checkpoint on if it has one, and score it at every alpha; its line of the store.
 
     A run that is trained is only scored, and that only where answers lack; the time that its training took is what its
@@ -152,7 +152,7 @@ def _run_one(
     }
 
 
-def _seconds_of_training(run: Run, before: dict[str, Any] | None) -> float:
+def _seconds_of_training(run: Run, before: RunLine | None) -> float:
     """Of a trained run by its line, or where a killed comparison left none by what the training says of itself."""
     known = before["seconds"].get("train") if before else None
     manifest = run.folder / "train" / "manifest.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from cofitune.evaluation.statistics.matched import Point, match_methods
 from cofitune.evaluation.statistics.paired import CONFIDENCE, DRAWS, SEED, Bootstrap
 from cofitune.files import read_json
 from cofitune.recipes.compare.plan import ComparePlan, Run, model_name
+from cofitune.recipes.compare.store import RunLine
 from cofitune.recipes.evaluate import plan as eval_plan
 from cofitune.recipes.evaluate.recipe import evaluate
 from cofitune.recipes.folders import environment
@@ -18,9 +20,9 @@ from cofitune.recipes.folders import environment
 FORMAT = 1
 
 
-def build_comparison(plan: ComparePlan, lines: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def build_comparison(plan: ComparePlan, lines: Mapping[str, RunLine]) -> dict[str, Any]:
     """The content of compare.json, and beside it the evaluation of all of its models."""
-    done = _done(plan, lines)
+    done = finished_runs(plan, lines)
     evaluation = plan.eval_config(done)
     evaluate(evaluation, console=Console(quiet=True))  # all is known by now: no weights load
     answers = eval_plan.make_plan(evaluation)
@@ -53,11 +55,12 @@ def build_comparison(plan: ComparePlan, lines: dict[str, dict[str, Any]]) -> dic
     }
 
 
-def _done(plan: ComparePlan, lines: dict[str, dict[str, Any]]) -> list[Run]:
-    return [run for run in plan.runs if lines.get(run.name, {}).get("status") == "done"]
+def finished_runs(plan: ComparePlan, lines: Mapping[str, RunLine]) -> list[Run]:
+    """The runs that are done, in the plan's order."""
+    return [run for run in plan.runs if run.name in lines and lines[run.name]["status"] == "done"]
 
 
-def _whole_seeds(plan: ComparePlan, lines: dict[str, dict[str, Any]]) -> list[int]:
+def _whole_seeds(plan: ComparePlan, lines: Mapping[str, RunLine]) -> list[int]:
     """The seeds of which every run was tried; without one, the first: means over unlike seeds are no equals."""
     whole = [seed for seed in plan.seeds if all(run.name in lines for run in plan.runs if run.seed == seed)]
     return whole or [plan.seeds[0]]
@@ -96,7 +99,7 @@ def _about_method(plan: ComparePlan, method: str) -> dict[str, Any]:
     }
 
 
-def _about_run(run: Run, line: dict[str, Any]) -> dict[str, Any]:
+def _about_run(run: Run, line: RunLine) -> dict[str, Any]:
     results = {**line, "folder": str(run.folder)}
     if run.is_trained:
         manifest = read_json(run.folder / "train" / "manifest.json", "training manifest")

@@ -11,6 +11,7 @@ from typing import Any
 from cofitune.errors import ArtifactError
 from cofitune.evaluation.statistics.scores import FORMAT
 from cofitune.files import read_json, read_tensors
+from cofitune.jsonl import json_object, read_lines
 from cofitune.reports.compare import page as compare_view
 from cofitune.search.store import read_trials
 from cofitune.search.trial import BASE
@@ -65,35 +66,9 @@ def read_artifacts(path: Path, name: str) -> Artifacts:
         vectors=vectors,
         importance=importance,
         manifest=_json(path / "train" / "manifest.json", "training manifest"),
-        metrics=read_lines(path / "train" / "metrics.jsonl", may_be_torn=True),
+        metrics=read_lines(path / "train" / "metrics.jsonl", json_object, may_be_torn=True),
         configs={c: file.read_text(encoding="utf-8") for c, file in texts.items() if file.is_file()},
     )
-
-
-def read_lines(path: Path, may_be_torn: bool = False) -> list[dict[str, Any]]:
-    """Read a file of one JSON object a line; none where there is no file.
-
-    Args:
-        may_be_torn: a last line without its line break was cut off by a kill, and is left out.
-
-    Raises:
-        ArtifactError: a line is damaged (file:line).
-    """
-    if not path.is_file():
-        return []
-    *lines, last = path.read_bytes().split(b"\n")
-    if last and not may_be_torn:
-        lines.append(last)
-    results = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise ArtifactError(f"{path}:{number}: this line is damaged: {error}") from None
-        if not isinstance(value, dict):
-            raise ArtifactError(f"{path}:{number}: this line is damaged: it is no JSON object")
-        results.append(value)
-    return results
 
 
 def _json(path: Path, what: str, form: int | None = None) -> dict[str, Any] | None:
@@ -117,7 +92,9 @@ def _read_changed(path: Path, scores: Entry | None) -> dict[str, dict[str, list[
         return {}
     folders = {model: path / "eval" / "changed" / model for model in scores["models"]}
     return {
-        model: {part: read_lines(folder / f"{part}.jsonl") for part in ("lost", "gained")}
+        model: {
+            part: read_lines(folder / f"{part}.jsonl", json_object, may_be_torn=False) for part in ("lost", "gained")
+        }
         for model, folder in folders.items()
         if folder.is_dir()
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from cofitune.config.schema import Config
 from cofitune.errors import ArtifactError
 from cofitune.files import write_text
+from cofitune.jsonl import append_line, json_object, read_lines
 from cofitune.recipes.train.data import TrainData
 from cofitune.reports.training.progress import TrainProgress
 from cofitune.softmask.retained import RetainedUpdate
@@ -138,10 +138,8 @@ def truncate_metrics(path: Path, step: int) -> tuple[list[StepRecord], list[Vali
     Raises:
         ArtifactError: it lacks steps up to `step`.
     """
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    if step and lines and not _is_record(lines[-1]):
-        lines.pop()  # torn: its process was killed
-    kept = [entry for line in lines if (entry := json.loads(line))["step"] <= step] if step else []
+    lines = read_lines(path, json_object, may_be_torn=True) if step else []
+    kept = [entry for entry in lines if entry["step"] <= step]
     records = [StepRecord(**entry) for entry in kept if "loss" in entry]
     if [r.step for r in records] != list(range(1, step + 1)):
         raise ArtifactError(f"{path} does not hold the steps 1 to {step}, after which the checkpoint was written")
@@ -155,15 +153,4 @@ def truncate_metrics(path: Path, step: int) -> tuple[list[StepRecord], list[Vali
 
 def append_metrics(path: Path, record: StepRecord | ValidationRecord | DriftRecord) -> None:
     """Add a line; it is on the disk before the checkpoint that relies on it."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record.as_dict()) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _is_record(line: str) -> bool:
-    try:
-        json.loads(line)
-    except json.JSONDecodeError:
-        return False
-    return True
+    append_line(path, json.dumps(record.as_dict()))

@@ -11,9 +11,12 @@ import yaml
 from rich.console import Console
 
 from cofitune import cli
+from cofitune.errors import ArtifactError
+from cofitune.recipes.train.metrics import append_metrics, truncate_metrics
 from cofitune.reports.text import clock
 from cofitune.reports.training import progress
 from cofitune.reports.training.progress import TrainProgress
+from cofitune.training.loop import StepRecord
 
 
 def test_the_validation_loss_is_told_at_the_start_at_its_steps_and_at_the_end(
@@ -81,3 +84,16 @@ def test_a_slow_training_speaks_oftener(monkeypatch: pytest.MonkeyPatch, tmp_pat
 )
 def test_time_left_reads_as_a_clock(seconds: float, message: str) -> None:
     assert clock(seconds) == message
+
+
+def test_metrics_damaged_before_the_last_line_are_refused(tmp_path: Path) -> None:
+    """A torn last line is what a kill leaves; a damaged one before it is not."""
+    path = tmp_path / "metrics.jsonl"
+    step = StepRecord(1, 0.5, 2.0, 1e-4, 1.0, 10, 20, 0.5, 40.0, 0.1, None, 0, 2**20)
+    append_metrics(path, step)
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[:-9])
+    assert truncate_metrics(path, 1)[0] == [step] and path.read_bytes() == whole
+    path.write_bytes(b'{"step": \n' + whole)
+    with pytest.raises(ArtifactError, match=r"metrics\.jsonl:1: this line is damaged"):
+        truncate_metrics(path, 1)
