@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from cofitune.data.formats import BadItemError
 from cofitune.data.read import Item, ItemCounts, Row, bad_item, make_item
+from cofitune.data.rendered import check_rendered
 from cofitune.data.top_k import TopK
 from cofitune.errors import UserError
 
@@ -94,6 +96,7 @@ def encode_rows(
             bad_item(error, on_bad_item, account)
             continue
         account.kept += 1
+        account.note_unread(item.unread)
         account.tokens += len(example.input_ids)
         account.supervised += example.num_supervised
         yield example
@@ -126,7 +129,8 @@ def encode(item: Item, tokenizer: PreTrainedTokenizerBase, train_on: str = "resp
 
 
 def _encode(item: Item, tokenizer: PreTrainedTokenizerBase, train_on: str) -> Example:
-    text = render(tokenizer, item.messages())
+    text = render(tokenizer, item.messages(), tools=item.tools)
+    check_rendered(item, text)
     encoded = tokenizer(
         text,
         add_special_tokens=False,
@@ -150,25 +154,36 @@ def _encode(item: Item, tokenizer: PreTrainedTokenizerBase, train_on: str) -> Ex
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], add_generation_prompt: bool = False
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[dict[str, str]],
+    add_generation_prompt: bool = False,
+    tools: Sequence[dict[str, Any]] = (),
 ) -> str:
-    """The text that the model sees for these messages."""
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
+    """The text that the model sees for these messages.
+
+    Args:
+        tools: JSON schemas of the tools that may be called, as transformers' templates take them.
+    """
+    return str(
+        tokenizer.apply_chat_template(
+            messages, tools=list(tools) or None, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+    )
 
 
 def _response_spans(item: Item, tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, int]]:
     """Character ranges of the responses in `text`: from after the generation prompt through the end-of-turn token."""
     messages = item.messages()
     spans = []
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant" or index < item.context:
+    for index in range(len(messages)):
+        if not item.learns(index):
             continue
         if index == 0:
             raise BadItemError(
                 "first turn not the user's", f"{item.where}: the first turn is the assistant's; it must be the user's"
             )
-        prompt = render(tokenizer, messages[:index], add_generation_prompt=True)
-        whole = text if index + 1 == len(messages) else render(tokenizer, messages[: index + 1])
+        prompt = render(tokenizer, messages[:index], add_generation_prompt=True, tools=item.tools)
+        whole = text if index + 1 == len(messages) else render(tokenizer, messages[: index + 1], tools=item.tools)
         if not (whole.startswith(prompt) and text.startswith(whole)):
             raise BadItemError(
                 "rewritten by the template",

@@ -26,7 +26,7 @@ from cofitune.data.sources import OpenSource, Source, open_source
 from cofitune.errors import DataError, UserError
 from cofitune.files import cache_folder, read_json, sha256_json, write_json
 
-VERSION = 1  # raised whenever the same item becomes other tokens or labels
+VERSION = 2  # raised whenever the same item becomes other tokens or labels
 SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("supervised", pa.list_(pa.bool_()))])
 ROWS_AT_ONCE = 256
 BYTES_A_WORKER = 16 * 2**20  # less is tokenized sooner than a process starts

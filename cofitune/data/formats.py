@@ -1,93 +1,97 @@
-"""The forms in which conversations come, each made into turns of (role, content)."""
+"""The forms in which conversations come, each made into turns."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from cofitune.errors import DataError
+from cofitune.data.turns import ROLES, SHAREGPT_ROLES, BadItemError, Turn, check_text, read_tools, read_turn
 
-Turns = tuple[tuple[str, str], ...]
-ROLES = ("system", "user", "assistant")
-SHAREGPT_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+__all__ = ["BadItemError", "Conversation", "prompt_turns_of", "turns_of", "user_text"]
 
-
-class BadItemError(DataError):
-    """One item that cannot be used. `reason` names its kind, in words that many items share."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+READ = {  # form → the keys that it reads
+    "alpaca": ("instruction", "input", "output", "system", "history"),
+    "messages": ("messages", "system", "tools"),
+    "sharegpt": ("conversations", "system", "tools"),
+    "prompt_completion": ("prompt", "completion", "system", "tools"),
+}
 
 
-def turns_of(item: dict[str, Any], form: str) -> tuple[Turns, int]:
+@dataclass(frozen=True)
+class Conversation:
+    """An item of data, read.
+
+    Attributes:
+        turns: in order.
+        context: how many of them at the beginning are given only, so that no response among them is learned.
+        tools: JSON schemas of the tools that may be called.
+        unread: names of the item's keys that nothing reads; a turn's begin with the list's.
+    """
+
+    turns: tuple[Turn, ...]
+    context: int = 0
+    tools: tuple[dict[str, Any], ...] = ()
+    unread: tuple[str, ...] = ()
+
+
+def turns_of(item: dict[str, Any], form: str) -> Conversation:
     """Read one item.
 
     Args:
         item: a JSON object or a table's row; a key whose value is null counts as absent, as tables fill gaps so.
-        form: alpaca (instruction, input, output), messages (role, content), sharegpt (conversations of from, value),
-            prompt_completion (strings, or lists of messages as TRL has them), or auto: by the item's keys.
-
-    Returns:
-        The turns, and how many of them at the beginning are given only, so that no response among them is learned.
+        form: alpaca (instruction, input, output, system, history), messages (role, content), sharegpt (conversations
+            of from, value), prompt_completion (strings, or lists of messages as TRL has them), or auto: by the item's
+            keys.
 
     Raises:
-        BadItemError: a key is missing, a value has the wrong type, a response is empty, or the turns are out of order.
+        BadItemError: a key is missing, a value has the wrong type, a response is empty, the turns are out of order, or
+            the item is of a kind that nothing is learned from here (preferences, plain text).
     """
-    item = {key: value for key, value in item.items() if value is not None}
-    if form == "auto":
-        form = _guess(item)
+    item, form, unread = _begin(item, form)
     if form == "alpaca":
-        return _alpaca(item), 0
-    if form == "prompt_completion":
-        return _prompt_completion(item)
-    if form == "sharegpt":
-        return _conversation(_turns(item, "conversations", "from", "value", SHAREGPT_ROLES)), 0
-    return _conversation(_turns(item, "messages", "role", "content", dict(zip(ROLES, ROLES, strict=True)))), 0
+        turns, context = [*_history(item), *_alpaca(item)], 0
+    elif form == "prompt_completion":
+        turns, context = _prompt_completion(item, unread)
+    else:
+        turns, context = _listed(item, *_list_of(form), unread), 0
+    return _whole(item, form, _learned(turns, context), context, unread)
 
 
-def prompt_turns_of(item: dict[str, Any], form: str) -> Turns:
+def prompt_turns_of(item: dict[str, Any], form: str) -> Conversation:
     """Read one item as a prompt alone: its turns up to a user's, the last response left out where there is one.
 
     Args:
         item, form: as `turns_of` takes them; of alpaca the output may be missing, of prompt_completion the completion.
 
     Raises:
-        BadItemError: a key is missing, a value has the wrong type, or there is no user's turn at the end.
+        BadItemError: a key is missing, a value has the wrong type, there is no user's turn at the end, or the prompt
+            comes with tools.
     """
-    item = {key: value for key, value in item.items() if value is not None}
-    if form == "auto":
-        form = _guess(item)
+    item, form, unread = _begin(item, form)
     if form == "alpaca":
         _require(item, "instruction")
-        values = [item.get(key) or "" for key in ("instruction", "input")]
-        if not all(isinstance(v, str) for v in values):
-            raise BadItemError("wrong type", "instruction and input must be strings")
-        turns: Turns = (("user", user_text(*values)),)
+        turns = [*_history(item), Turn("user", user_text(_string(item, "instruction"), _string(item, "input")))]
     elif form == "prompt_completion":
         _require(item, "prompt")
         given = item["prompt"]
-        roles = dict(zip(ROLES, ROLES, strict=True))
-        turns = (("user", given),) if isinstance(given, str) else _turns(item, "prompt", "role", "content", roles)
-    elif form == "sharegpt":
-        turns = _turns(item, "conversations", "from", "value", SHAREGPT_ROLES)
+        turns = [Turn("user", given)] if isinstance(given, str) else _listed(item, "prompt", "role", "content", unread)
     else:
-        turns = _turns(item, "messages", "role", "content", dict(zip(ROLES, ROLES, strict=True)))
-    if turns[-1][0] == "assistant":
+        turns = _listed(item, *_list_of(form), unread)
+    if turns[-1].role == "assistant":
         turns = turns[:-1]
-    if not turns or turns[-1][0] != "user":
+    if not turns or turns[-1].role != "user":
         raise BadItemError(
             "no prompt at the end",
             "a prompt ends with the user's turn (a last response is left out); "
-            + (f"this one ends with the {turns[-1][0]}'s" if turns else "this one has no turn but a response"),
+            + (f"this one ends with the {turns[-1].role}'s" if turns else "this one has no turn but a response"),
         )
-    if not turns[-1][1].strip():
+    if not turns[-1].content.strip():
         raise BadItemError("empty prompt", "the prompt is empty")
-    first = next(role for role, _ in turns if role != "system")
-    if first != "user":
-        raise BadItemError(
-            "first turn not the user's", f"the first turn (after a system turn) is the {first}'s; it must be the user's"
-        )
-    return turns
+    _check_first(turns)
+    whole = _whole(item, form, turns, 0, unread)
+    if whole.tools:
+        raise BadItemError("prompt with tools", "a prompt with 'tools' cannot be rehearsed: its answer is a call")
+    return whole
 
 
 def user_text(instruction: str, given: str = "") -> str:
@@ -96,6 +100,24 @@ def user_text(instruction: str, given: str = "") -> str:
     Training and evaluation both go through here, so that a model is asked as it was taught.
     """
     return "\n".join(part for part in (instruction.strip(), given.strip()) if part)
+
+
+def _begin(item: dict[str, Any], form: str) -> tuple[dict[str, Any], str, list[str]]:
+    """The item without its gaps, its form, and its keys that the form does not read."""
+    item = {key: value for key, value in item.items() if value is not None}
+    if "chosen" in item and "rejected" in item:
+        raise BadItemError(
+            "preference data",
+            "'chosen' and 'rejected' are preferences, and cofitune learns from responses; keep the chosen answer as "
+            "'completion' beside its 'prompt', or as the last of 'messages'",
+        )
+    form = _guess(item) if form == "auto" else form
+    if item.get("label") is False or (form == "prompt_completion" and str(item.get("label")).lower() == "false"):
+        raise BadItemError(
+            "preference data", "'label' is false: a response that is not wanted; cofitune learns from wanted ones only"
+        )
+    read = (*READ[form], "label") if isinstance(item.get("label"), bool) else READ[form]
+    return item, form, [key for key in item if key not in read]
 
 
 def _guess(item: dict[str, Any]) -> str:
@@ -107,27 +129,55 @@ def _guess(item: dict[str, Any]) -> str:
     ):
         if key in item:
             return form
+    if "text" in item:
+        raise BadItemError(
+            "plain text",
+            "this is plain text ('text'), and cofitune learns responses to prompts: an item has 'messages', "
+            "'instruction' and 'output', or 'prompt' and 'completion'",
+        )
     raise BadItemError(
         "unknown keys",
         "an item has 'messages', 'conversations', 'instruction' and 'output', or 'prompt' and 'completion'; this one "
-        f"has {sorted(item)}",
+        f"has {sorted(map(str, item))}",
     )
 
 
-def _alpaca(item: dict[str, Any]) -> Turns:
+def _list_of(form: str) -> tuple[str, str, str]:
+    return ("conversations", "from", "value") if form == "sharegpt" else ("messages", "role", "content")
+
+
+def _alpaca(item: dict[str, Any]) -> list[Turn]:
     _require(item, "instruction", "output")
-    values = [item.get(key) or "" for key in ("instruction", "input", "output")]
-    if not all(isinstance(v, str) for v in values):
-        raise BadItemError("wrong type", "instruction, input and output must be strings")
-    prompt, output = user_text(values[0], values[1]), values[2]
+    prompt = user_text(_string(item, "instruction"), _string(item, "input"))
+    output = _string(item, "output")
     if not prompt:
         raise BadItemError("empty prompt", "instruction and input are both empty")
     if not output.strip():
         raise BadItemError("empty response", "the response ('output') is empty")
-    return ("user", prompt), ("assistant", output)
+    return [Turn("user", prompt), Turn("assistant", output)]
 
 
-def _prompt_completion(item: dict[str, Any]) -> tuple[Turns, int]:
+def _string(item: dict[str, Any], key: str) -> str:
+    value = item.get(key, "")
+    if not isinstance(value, str):
+        raise BadItemError(
+            "wrong type", f"instruction, input and output must be strings; '{key}' is {value!r:.60}, no text"
+        )
+    return value
+
+
+def _history(item: dict[str, Any]) -> list[Turn]:
+    """Earlier turns of an alpaca item: pairs of what the user said and what was answered, learned like the last one."""
+    history = item.get("history") or []
+    if not isinstance(history, list) or not all(
+        isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
+        for pair in history
+    ):
+        raise BadItemError("wrong type", "'history' must be a list of pairs of strings: instruction and answer")
+    return [Turn(role, text) for pair in history for role, text in zip(("user", "assistant"), pair, strict=True)]
+
+
+def _prompt_completion(item: dict[str, Any], unread: list[str]) -> tuple[list[Turn], int]:
     _require(item, "prompt", "completion")
     prompt, completion = item["prompt"], item["completion"]
     if isinstance(prompt, str) and isinstance(completion, str):
@@ -135,49 +185,72 @@ def _prompt_completion(item: dict[str, Any]) -> tuple[Turns, int]:
             raise BadItemError("empty prompt", "the prompt is empty")
         if not completion.strip():
             raise BadItemError("empty response", "the response ('completion') is empty")
-        return (("user", prompt), ("assistant", completion)), 0
+        return [Turn("user", prompt), Turn("assistant", completion)], 0
     if not (isinstance(prompt, list) and isinstance(completion, list)):
         raise BadItemError("wrong type", "prompt and completion must both be strings, or both lists of messages")
-    roles = dict(zip(ROLES, ROLES, strict=True))
-    given = _turns(item, "prompt", "role", "content", roles)
-    return _conversation(given + _turns(item, "completion", "role", "content", roles)), len(given)
+    given = _listed(item, "prompt", "role", "content", unread)
+    return given + _listed(item, "completion", "role", "content", unread), len(given)
 
 
 def _require(item: dict[str, Any], *keys: str) -> None:
     for key in keys:
         if key not in item:
-            raise BadItemError("missing key", f"the item has no '{key}' (its keys: {', '.join(sorted(item))})")
+            raise BadItemError(
+                "missing key", f"the item has no '{key}' (its keys: {', '.join(sorted(map(str, item)))})"
+            )
 
 
-def _turns(item: dict[str, Any], key: str, role_key: str, content_key: str, roles: dict[str, str]) -> Turns:
+def _listed(item: dict[str, Any], key: str, role_key: str, content_key: str, unread: list[str]) -> list[Turn]:
     given = item.get(key)
     if not isinstance(given, list) or not given:
         raise BadItemError("wrong type", f"'{key}' must be a list of turns with a {role_key} and a {content_key}")
-    turns = []
-    for index, turn in enumerate(given):
-        role = turn.get(role_key) if isinstance(turn, dict) else None
-        content = turn.get(content_key) if isinstance(turn, dict) else None
-        if not isinstance(role, str) or role not in roles or not isinstance(content, str):
-            raise BadItemError(
-                "bad turn",
-                f"turn {index} needs a {role_key} ({', '.join(roles)}) and a {content_key} that is a string",
-            )
-        turns.append((roles[role], content))
-    return tuple(turns)
+    roles = SHAREGPT_ROLES if role_key == "from" else ROLES
+    read = [read_turn(index, turn, role_key, content_key, roles) for index, turn in enumerate(given)]
+    unread += dict.fromkeys(f"{key}[].{name}" for _, names in read for name in names)
+    return [turn for turn, _ in read]
 
 
-def _conversation(turns: Turns) -> Turns:
-    for index, (role, content) in enumerate(turns):
-        if role == "assistant" and not content.strip():
+def _learned(turns: list[Turn], context: int) -> list[Turn]:
+    """Check that a response stands last, that none is empty, and that one at least is learned."""
+    for index, turn in enumerate(turns):
+        if turn.role == "assistant" and not turn.content.strip() and not turn.extra:
             raise BadItemError("empty response", f"the response in turn {index} is empty")
-    if turns[-1][0] != "assistant":
+    if turns[-1].role != "assistant":
         raise BadItemError(
             "no last response",
-            f"the last turn is the {turns[-1][0]}'s; it must be the assistant's, the response to learn",
+            f"the last turn is the {turns[-1].role}'s; it must be the assistant's, the response to learn",
         )
-    first = next(role for role, _ in turns if role != "system")
+    if not any(turn.learn for turn in turns[context:] if turn.role == "assistant"):
+        raise BadItemError(
+            "nothing to learn", "no response is left to learn: each has weight 0, or train or loss false"
+        )
+    _check_first(turns)
+    return turns
+
+
+def _check_first(turns: list[Turn]) -> None:
+    first = next(turn.role for turn in turns if turn.role != "system")
     if first != "user":
         raise BadItemError(
             "first turn not the user's", f"the first turn (after a system turn) is the {first}'s; it must be the user's"
         )
-    return turns
+
+
+def _whole(item: dict[str, Any], form: str, turns: list[Turn], context: int, unread: list[str]) -> Conversation:
+    """Put the item's own system text in front, and check that every text can be encoded."""
+    system = item.get("system", "")
+    if not isinstance(system, str):
+        raise BadItemError("wrong type", f"'system' must be a string, not {system!r:.60}")
+    own = [turn.content for turn in turns if turn.role == "system"]
+    if system.strip() and system not in own:
+        if own:
+            raise BadItemError("two system texts", "the item has a 'system' text and a system turn that says another")
+        turns, context = [Turn("system", system), *turns], context + (1 if context else 0)
+    tools = read_tools(item["tools"]) if "tools" in READ[form] and "tools" in item else ()
+    for index, turn in enumerate(turns):
+        check_text(turn.content, f"the {turn.role}'s turn {index}")
+        if turn.extra:
+            check_text(turn.extra, f"the {turn.role}'s turn {index}")
+    if tools:
+        check_text(tools, "'tools'")
+    return Conversation(tuple(turns), context, tools, tuple(unread))

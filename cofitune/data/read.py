@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import gzip
 import json
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from cofitune.data.formats import BadItemError, prompt_turns_of, turns_of
+from cofitune.data.formats import BadItemError, Conversation, prompt_turns_of, turns_of
+from cofitune.data.turns import check_text
 from cofitune.errors import DataError
 
 FIRST_SHOWN = 5
-Row = Any  # a line of JSON as text, or an element of an array or a row of a table
+Row = Any  # an item of JSON as text, a row of a table, or a BadRow
+READ_ERRORS = (OSError, EOFError, zlib.error)  # the last two: a .gz file that was cut or damaged
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row of a table that is no item, with the words of `BadItemError`."""
+
+    reason: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -23,15 +35,44 @@ class Item:
         turns: (role, content) pairs, ending with an assistant's; of a prompt, with a user's.
         where: `file:line`, or `file: row n`.
         context: turns at the beginning that are given only: an assistant's turn among them is not learned.
+        given: places of further responses that are given only.
+        extras: what each turn holds beside role and content (tool_calls, reasoning_content, …), or none at all.
+        tools: JSON schemas of the tools that may be called.
+        unread: names of the item's keys that nothing reads.
     """
 
     turns: tuple[tuple[str, str], ...]
     where: str
     context: int = 0
+    given: frozenset[int] = frozenset()
+    extras: tuple[Mapping[str, Any], ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
+    unread: tuple[str, ...] = ()
 
-    def messages(self) -> list[dict[str, str]]:
+    @classmethod
+    def of(cls, read: Conversation, where: str) -> Item:
+        """What was read of one row."""
+        return cls(
+            tuple((turn.role, turn.content) for turn in read.turns),
+            where,
+            read.context,
+            frozenset(index for index, turn in enumerate(read.turns) if not turn.learn),
+            tuple(turn.extra for turn in read.turns) if any(turn.extra for turn in read.turns) else (),
+            read.tools,
+            read.unread,
+        )
+
+    def learns(self, index: int) -> bool:
+        """Whether a turn is a response that is learned."""
+        return self.turns[index][0] == "assistant" and index >= self.context and index not in self.given
+
+    def messages(self) -> list[dict[str, Any]]:
         """The turns as chat templates take them."""
-        return [{"role": role, "content": content} for role, content in self.turns]
+        extras = self.extras or ({},) * len(self.turns)
+        return [
+            {"role": role, "content": content, **extra}
+            for (role, content), extra in zip(self.turns, extras, strict=True)
+        ]
 
 
 @dataclass
@@ -46,6 +87,7 @@ class ItemCounts:
         supervised: those of them that carry the loss.
         reasons: why items were dropped → how many.
         first_dropped: the first few of them, each with its place.
+        unread: keys of kept items that nothing reads → in how many items.
     """
 
     read: int = 0
@@ -55,6 +97,7 @@ class ItemCounts:
     supervised: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     first_dropped: list[str] = field(default_factory=list)
+    unread: dict[str, int] = field(default_factory=dict)
 
     @property
     def dropped(self) -> int:
@@ -65,6 +108,11 @@ class ItemCounts:
         """Count one item that is left out."""
         self.reasons[reason] = self.reasons.get(reason, 0) + 1
         self.first_dropped = [*self.first_dropped, message][:FIRST_SHOWN]
+
+    def note_unread(self, keys: Iterable[str]) -> None:
+        """Count the keys of one item that nothing reads."""
+        for key in keys:
+            self.unread[key] = self.unread.get(key, 0) + 1
 
     @classmethod
     def total(cls, accounts: Iterable[ItemCounts]) -> ItemCounts:
@@ -80,37 +128,65 @@ class ItemCounts:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for reason, count in other.reasons.items():
             self.reasons[reason] = self.reasons.get(reason, 0) + count
+        for key, count in other.unread.items():
+            self.unread[key] = self.unread.get(key, 0) + count
         self.first_dropped = [*self.first_dropped, *other.first_dropped][:FIRST_SHOWN]
 
 
-def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_jsonl(path: str | Path, on_bad_item: str = "error") -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number from 1, object) of each non-empty line.
+
+    Args:
+        on_bad_item: error, or drop: leave out a line that is no JSON object.
 
     Raises:
         DataError: the file is missing, or a line is no JSON object (file:line).
     """
     for number, line in lines(Path(path)):
         try:
-            yield number, _object(_parse(line))
+            yield number, read_object(line)
         except BadItemError as error:
-            raise DataError(f"{path}:{number}: {error}") from None
+            if on_bad_item == "error":
+                raise DataError(f"{path}:{number}: {error}") from None
+
+
+def read_object(line: str) -> dict[str, Any]:
+    """The JSON object that a line holds, with texts that can be encoded.
+
+    Raises:
+        BadItemError: it is no JSON object, a key stands there twice, or a text holds half a character.
+    """
+    value = _object(parse(line))
+    if "\\u" in line:
+        check_text(value, "this line")
+    return value
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, line) of each non-empty line of a text file, reading as it goes.
+    """Yield (line number from 1, line) of each non-empty line of a text file, or of one in gzip, reading as it goes.
 
     Raises:
         DataError: the file is missing or no UTF-8 text.
     """
+    number = 0
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with open_text(path) as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield number, line
     except FileNotFoundError:
         raise DataError(f"{path}: no such data file (paths are relative to {Path.cwd()})") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: cannot be read: {error}, after line {number}; save it as UTF-8") from None
+    except READ_ERRORS as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
+
+
+def open_text(path: Path, newline: str | None = None) -> IO[str]:
+    """Open UTF-8 text, through gzip where the file's name ends in .gz."""
+    if path.suffix.lower() == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline=newline)
+    return path.open(encoding="utf-8-sig", newline=newline)
 
 
 def make_item(where: str, row: Row, form: str) -> Item:
@@ -123,10 +199,9 @@ def make_item(where: str, row: Row, form: str) -> Item:
         BadItemError: it does not parse, lacks a key, or has an empty response; the message begins with `where`.
     """
     try:
-        turns, context = turns_of(_object(_parse(row) if isinstance(row, str) else row), form)
+        return Item.of(turns_of(_fields(row), form), where)
     except BadItemError as error:
         raise BadItemError(error.reason, f"{where}: {error}") from None
-    return Item(turns, where, context)
 
 
 def make_prompt(where: str, row: Row, form: str) -> Item:
@@ -136,7 +211,7 @@ def make_prompt(where: str, row: Row, form: str) -> Item:
         BadItemError: as `make_item`, but that no response is asked for.
     """
     try:
-        return Item(prompt_turns_of(_object(_parse(row) if isinstance(row, str) else row), form), where)
+        return Item.of(prompt_turns_of(_fields(row), form), where)
     except BadItemError as error:
         raise BadItemError(error.reason, f"{where}: {error}") from None
 
@@ -152,13 +227,37 @@ def bad_item(error: BadItemError, on_bad_item: str, account: ItemCounts) -> None
     account.drop(error.reason, str(error))
 
 
-def _parse(line: str) -> Any:
+def parse(line: str) -> Any:
+    """The value of one line of JSON.
+
+    Raises:
+        BadItemError: it is no JSON (with the column), is nested too deeply, or an object has a key twice.
+    """
     try:
-        return json.loads(line)
+        return json.loads(line.rstrip("\r\n"), object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
         raise BadItemError(
             "not valid JSON", f"this line is not valid JSON: {error.msg} at column {error.colno}"
         ) from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets within brackets
+        deep = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise BadItemError("not valid JSON", f"this line is not valid JSON: {deep}") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; Python's reader would keep the last of two equal keys without a word."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise BadItemError("key twice", f"the key '{twice}' stands there twice")
+    return value
+
+
+def _fields(row: Row) -> dict[str, Any]:
+    if isinstance(row, BadRow):
+        raise BadItemError(row.reason, row.message)
+    return _object(parse(row) if isinstance(row, str) else row)
 
 
 def _object(value: Any) -> dict[str, Any]:

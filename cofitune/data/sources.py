@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
-from typing import Any
 
-from cofitune.data.read import Row, lines
+from cofitune.data.read import Row
+from cofitune.data.tables import json_rows, table_rows, without_gaps
 from cofitune.errors import DataError
 from cofitune.files import sha256_file, sha256_json
 
-TABLES = {".parquet": "parquet", ".csv": "csv"}  # read through `datasets`; anything else is JSON
+TABLES = (".parquet", ".csv")  # anything else is JSON
 IN_FOLDERS = (".jsonl", ".ndjson", ".json", *TABLES)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -74,7 +72,7 @@ class OpenSource:
         """
         empty = True
         for file in self.files:
-            reader = _table(file) if file.suffix.lower() in TABLES else _json(file)
+            reader = table_rows(file) if _kind(file) in TABLES else json_rows(file)
             for where, row in reader:
                 empty = False
                 yield where, row
@@ -100,6 +98,8 @@ def open_source(source: Source) -> OpenSource:
         return OpenSource(source, files, sha256_json(names))
     if path.exists() or not _is_hub_name(source.path):
         _refuse(source, "subset", "revision", *([] if source.split == "train" else ["split"]))
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path}: is neither a file nor a folder; data are read more than once")
         try:
             return OpenSource(source, (path,), sha256_file(path))
         except FileNotFoundError:
@@ -149,63 +149,30 @@ def _folder_files(folder: Path, split: str) -> tuple[Path, ...]:
 
 
 def _is_data(file: str) -> bool:
-    return Path(file).suffix.lower() in IN_FOLDERS
+    return _kind(Path(file)) in IN_FOLDERS
 
 
-def _json(file: Path) -> Iterator[tuple[str, Row]]:
-    """Lines of JSON, or one array. Not through `datasets`, which makes values of mixed types text without a word."""
-    if file.suffix.lower() == ".json" and _starts_an_array(file):
-        try:
-            rows = json.loads(file.read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{file}: cannot be read: {error}") from None
-        for number, row in enumerate(rows, start=1):
-            yield f"{file}: item {number}", row
-        return
-    for number, line in lines(file):
-        yield f"{file}:{number}", line
-
-
-def _starts_an_array(file: Path) -> bool:
-    return next((line.lstrip()[0] for _, line in lines(file)), "") == "["
-
-
-def _table(file: Path) -> Iterator[tuple[str, Row]]:
-    if file.stat().st_size == 0:
-        return
-    kind = TABLES[file.suffix.lower()]
-    options = _as_text(file) if kind == "csv" else {}
-    for number, row in enumerate(_stream(str(file), kind, data_files=escape(str(file)), **options), start=1):
-        yield f"{file}: row {number}", row
-
-
-def _as_text(file: Path) -> dict[str, Any]:
-    """Options by which a CSV column of numbers, or the word NA, is text like any other."""
-    import datasets
-
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as opened:
-            columns = next(csv.reader(opened), [])
-    except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"{file}: cannot be read: {error}") from None
-    features = datasets.Features({name: datasets.Value("string") for name in columns})
-    return {"features": features, "keep_default_na": False, "encoding": "utf-8-sig"}
+def _kind(file: Path) -> str:
+    """The suffix that says what a file holds: of `a.jsonl.gz` it is `.jsonl`."""
+    name = Path(file.name.lower().removesuffix(".gz"))
+    return name.suffix
 
 
 def _hub_rows(source: Source, revision: str | None) -> Iterator[Row]:
-    return _stream(source.path, source.path, name=source.subset, revision=revision, split=source.split)
-
-
-def _stream(what: str, kind: str, split: str = "train", **options: Any) -> Iterator[Row]:
     import datasets
     from huggingface_hub.errors import HTTPError  # of its HTTP library: what it lets through without a network
 
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs what it then raises
     try:
-        yield from datasets.load_dataset(kind, split=split, streaming=True, **options)
+        rows = datasets.load_dataset(
+            source.path, name=source.subset, revision=revision, split=source.split, streaming=True
+        )
+        yield from map(without_gaps, rows.decode(False))  # pictures and sounds stay as they are: nobody asks for them
     except (OSError, ValueError, HTTPError, datasets.exceptions.DatasetsError) as error:
         cause = error.__cause__ or error
-        raise DataError(f"{what}: cannot be read: {' '.join(str(cause).split()) or type(cause).__name__}") from error
+        raise DataError(
+            f"{source.path}: cannot be read: {' '.join(str(cause).split()) or type(cause).__name__}"
+        ) from error
 
 
 def _hub_commit(source: Source) -> str:

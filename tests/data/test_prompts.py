@@ -23,6 +23,10 @@ SHAREGPT = [{"from": "human", "value": "Who won?"}]
 ASKED = (("user", "Who won?"),)
 
 
+def pairs(item: dict[str, Any], form: str) -> tuple[tuple[str, str], ...]:
+    return tuple((turn.role, turn.content) for turn in prompt_turns_of(item, form).turns)
+
+
 @pytest.mark.parametrize(
     ("item", "turns"),
     [
@@ -41,7 +45,7 @@ ASKED = (("user", "Who won?"),)
     ],
 )
 def test_a_prompt_is_all_turns_up_to_the_users_last_one(item: dict[str, Any], turns: Any) -> None:
-    assert prompt_turns_of(item, "auto") == turns
+    assert pairs(item, "auto") == turns
 
 
 @pytest.mark.parametrize(
@@ -58,7 +62,8 @@ def test_a_prompt_is_all_turns_up_to_the_users_last_one(item: dict[str, Any], tu
         ({"instruction": 3}, "wrong type", "must be strings"),
         ({"prompt": ""}, "empty prompt", "is empty"),
         ({"prompt": 3}, "wrong type", "must be a list"),
-        ({"text": "Who won?"}, "unknown keys", "this one has"),
+        ({"txt": "Who won?"}, "unknown keys", "this one has"),
+        ({"text": "Who won?"}, "plain text", "is plain text"),
     ],
 )
 def test_what_is_no_prompt_is_named_with_its_place(item: dict[str, Any], reason: str, message: str) -> None:
@@ -69,7 +74,7 @@ def test_what_is_no_prompt_is_named_with_its_place(item: dict[str, Any], reason:
 
 def test_a_stated_format_is_not_guessed() -> None:
     both = {"instruction": "Who won?", "prompt": "Who lost?"}
-    assert prompt_turns_of(both, "prompt_completion") == (("user", "Who lost?"),)
+    assert pairs(both, "prompt_completion") == (("user", "Who lost?"),)
     with pytest.raises(BadItemError, match="messages"):
         prompt_turns_of(both, "messages")
 

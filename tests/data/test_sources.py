@@ -109,12 +109,20 @@ def test_contents_are_named_by_their_bytes(tmp_path: Path) -> None:
 
 BROKEN = [
     ("d.parquet", b"nonsense", "d.parquet: cannot be read: Parquet magic bytes not found"),
-    ("d.json", b'[{"prompt": 1,', "d.json: cannot be read: Expecting property name"),
+    (
+        "d.json",
+        b'[{"prompt": 1,',
+        "d.json:1: cannot be read: Expecting property name enclosed in double quotes at column 15 (item 1)",
+    ),
     ("d.json", b"[]", "d.json: holds no items"),
     ("d.json", b"", "d.json: holds no items"),
     ("d.csv", b"", "d.csv: holds no items"),
     ("d.csv", b"prompt,completion\n", "d.csv: holds no items"),
-    ("d.csv", b'prompt,completion\na,b\n"x', "d.csv: cannot be read: Error tokenizing data"),
+    (
+        "d.csv",
+        b'prompt,completion\na,b\n"x',
+        "d.csv: cannot be read: a quoted field is never closed (line 3 is the last)",
+    ),
     ("d.csv", b"prompt,completion\na,\xff\n", "d.csv: cannot be read: 'utf-8' codec can't decode"),
     ("d.csv", b"prompt\xff,completion\na,b\n", "d.csv: cannot be read: 'utf-8' codec can't decode"),
 ]

@@ -45,7 +45,7 @@ def print_region(console: Console, region: Region, anatomy: Anatomy, masked: tup
         say(console, f"also trained{tail}: {', '.join(others)}")
     say(
         console,
-        "trained weights: ",
+        "trainable parameters: ",
         (f"{trained:,}", "bold"),
         f" of {anatomy.num_parameters:,} "
         f"({100 * trained / anatomy.num_parameters:.1f} %); frozen: {anatomy.num_parameters - trained:,}",
@@ -106,3 +106,6 @@ def print_account(console: Console, account: ItemCounts) -> None:
         say(console, f"  dropped: {why}; the first:")
         for message in account.first_dropped:
             say(console, f"    {message}")
+    if account.unread:
+        keys = ", ".join(f"{key} ({count:,})" for key, count in account.unread.items())
+        say(console, f"  keys that nothing reads, with the number of items: {keys}")
