@@ -1,4 +1,4 @@
-"""What a template has to write of an item beside the texts of its turns: tools, calls, reasoning. Nothing may vanish."""
+"""What a template must write of an item beside its turns' texts: tools, calls, reasoning."""
 
 from __future__ import annotations
 

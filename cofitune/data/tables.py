@@ -94,7 +94,7 @@ def _csv(file: Path) -> Iterator[tuple[str, Row]]:
 
 def _header(file: Path, columns: list[str]) -> list[str]:
     """The columns' names. One without a name, such as a data frame's index, gets one by which it is told as unread."""
-    names = [name.strip() and name or f"column {place} (no name)" for place, name in enumerate(columns, start=1)]
+    names = [name if name.strip() else f"column {place} (no name)" for place, name in enumerate(columns, start=1)]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise DataError(f"{file}: cannot be read: two columns are called '{twice}'; which one is meant?")
