@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
-from cofitune.data.formats import user_text
-from cofitune.data.read import read_jsonl
+from cofitune.data.formats import BadItemError, user_text
+from cofitune.data.read import lines, read_object
 from cofitune.errors import DataError, UserError
 from cofitune.evaluation.ifeval import NO_PUNKT, ifeval_problem, needs_punkt, punkt_is_there
 from cofitune.evaluation.metrics import Metric, unreachable
@@ -100,10 +101,10 @@ def read_items(task: EvalTask) -> tuple[tuple[EvalItem, ...], tuple[int, ...]]:
     read = _READERS[task.kind]
     items: list[EvalItem] = []
     unusable: list[int] = []
-    for line, fields in islice(read_jsonl(task.path), task.limit):
+    for line, text in islice(lines(Path(task.path)), task.limit):
         try:
-            items.append(read(line, fields, task))
-        except _BadItemError as error:
+            items.append(read(line, read_object(text), task))
+        except (_BadItemError, BadItemError) as error:
             if task.on_bad_item == "drop":
                 unusable.append(line)
                 continue
@@ -152,7 +153,7 @@ def _asked(fields: dict[str, Any]) -> str:
     """The user's turn: instruction and input as training joins them, or the question below its context."""
     if "instruction" not in fields:
         return _question(fields)
-    instruction, given = fields["instruction"], fields.get("input") or ""
+    instruction, given = fields["instruction"], _or_empty(fields, "input")
     if not isinstance(instruction, str) or not isinstance(given, str):
         raise _BadItemError("'instruction' and 'input' must be strings")
     if not (prompt := user_text(instruction, given)):
@@ -181,7 +182,9 @@ def _ifeval(line: int, fields: dict[str, Any], task: EvalTask) -> EvalItem:
     if not _is_text(fields["prompt"]):
         raise _BadItemError("'prompt' must be a string that is not empty")
     names, arguments = fields["instruction_id_list"], fields["kwargs"]
-    if not isinstance(names, list) or not names or not isinstance(arguments, list) or len(names) != len(arguments):
+    if not (isinstance(names, list) and names and all(_is_text(name) for name in names)) or not (
+        isinstance(arguments, list) and len(names) == len(arguments)
+    ):
         raise _BadItemError("'instruction_id_list' and 'kwargs' must be lists of one length, one entry an instruction")
     if not all(isinstance(a, dict) for a in arguments):
         raise _BadItemError("each entry of 'kwargs' must be an object")
@@ -205,12 +208,17 @@ def _some(lines: list[int]) -> str:
 
 def _question(fields: dict[str, Any]) -> str:
     """The question, below its context where it has one."""
-    question, context = fields.get("question"), fields.get("context") or ""
+    question, context = fields.get("question"), _or_empty(fields, "context")
     if not _is_text(question) or not isinstance(context, str):
         raise _BadItemError(
             f"'question' must be a string that is not empty, and 'context' a string (keys: {_keys(fields)})"
         )
     return user_text(context, str(question))
+
+
+def _or_empty(fields: dict[str, Any], key: str) -> Any:
+    """A value that may be absent or null; 0 and false are values."""
+    return "" if fields.get(key) is None else fields[key]
 
 
 def _is_text(value: Any) -> bool:

@@ -34,7 +34,7 @@ class TestItems:
                 if task.kind == "harness":
                     self.unread.append(task.title)
                 continue
-            for _, fields in read_jsonl(Path(task.path)):
+            for _, fields in read_jsonl(Path(task.path), task.on_bad_item):
                 for gram in _grams(_question(fields)):
                     self._grams.setdefault(gram, task.title)
 

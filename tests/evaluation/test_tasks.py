@@ -114,7 +114,15 @@ def test_limit_takes_items_from_the_top_and_never_reads_beyond(tmp_path: Path) -
             COMMA | {"instruction_id_list": ["startend:end_checker"], "kwargs": [{"endphrase": "bye"}]},
             "does not take {'endphrase': 'bye'}",
         ),
-        ("generate", "{broken", "not valid JSON"),
+        ("ifeval", COMMA | {"instruction_id_list": [["punctuation:no_comma"]]}, "must be lists of one length"),
+        ("generate", "{broken", "not valid JSON: Expecting property name enclosed in double quotes at column 2"),
+        ("generate", '["a"]', "an item is a JSON object, not list"),
+        ("generate", '{"question": "Q?", "answer": "a", "answer": "b"}', "the key 'answer' stands there twice"),
+        ("generate", '{"question": "Q?", "answer": "cut \\ud83d"}', "holds half a character"),
+        ("generate", "[" * 100_000, "nested too deeply"),
+        ("generate", {"instruction": "Do.", "input": 0, "output": "x"}, "'instruction' and 'input' must be strings"),
+        ("generate", {"question": "Q?", "context": False, "answer": "x"}, "'context' a string"),
+        ("generate", {"question": "Q?", "answer": 0}, "(given: 0)"),
     ],
 )
 def test_a_bad_item_is_named_by_file_and_line(tmp_path: Path, kind: str, item: Any, output: str) -> None:
@@ -173,5 +181,7 @@ def test_a_missing_sentence_table_is_told_with_the_lines_that_need_it(
 def test_bad_items_are_dropped_and_counted_where_that_is_asked(tmp_path: Path) -> None:
     (loaded,) = load_tasks([make_task(tmp_path, [CHOICE | {"answer": 7}, CHOICE, {}], on_bad_item="drop")])
     assert ([item.line for item in loaded.items], loaded.unusable) == ([2], (1, 3))
+    (loaded,) = load_tasks([make_task(tmp_path, ["{", CHOICE, '["a"]', '{"a": 1, "a": 2}'], on_bad_item="drop")])
+    assert ([item.line for item in loaded.items], loaded.unusable) == ([2], (1, 3, 4)), "a line that is no JSON, too"
     with pytest.raises(DataError, match=r"holds no usable items \(1 cannot be asked or judged\)"):
         load_tasks([make_task(tmp_path, [{}], on_bad_item="drop")])
