@@ -207,7 +207,7 @@ def _take_step(engine: Any, parts: Sequence[_Part], prefix: Prefix | None, missi
     return total
 
 
-def _peak_memory(device: torch.device) -> dict[str, int]:
+def _peak_memory(device: torch.device) -> dict[str, Any]:
     """The most memory so far, as a StepRecord tells it."""
     on_gpu = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
     return {

@@ -27,7 +27,7 @@ from cofitune.data.batches import Batch, collate, rank_micro_batches, step_indic
 from cofitune.data.top_k import TopK
 from cofitune.model.region import freeze_outside
 from cofitune.recipes.from_config import load_base
-from cofitune.recipes.train.plan import TrainPlan, plan_training
+from cofitune.recipes.train.plan import TrainPlan, plan_train
 from cofitune.rehearsal.items import RehearsalExamples, read_rehearsal
 from cofitune.training.delta import delta_applied, read_delta
 from cofitune.training.loss import kl_from_base, rehearsal_loss, summed_loss, supervised_logits, top_k_of
@@ -67,7 +67,7 @@ def measure_steps(config: Config, rounds: int) -> dict[str, dict[str, Any]]:
     if requested is None:
         raise SystemExit("the run was trained without rehearsal")
     kl = config.train.model_copy(update={"rehearsal": requested.model_copy(update={"loss": "kl"})})
-    plan = plan_training(config.model_copy(update={"train": kl}), 1)
+    plan = plan_train(config.model_copy(update={"train": kl}), 1)
     model = load_base(config.model)
     freeze_outside(model, set(plan.trained))
     batches = [step_batches(plan, config.train.seed, number) for number in range(rounds + 1)]

@@ -146,11 +146,11 @@ def prepare(job: Job) -> tuple[Any, Any, Any]:
 
     from cofitune.config.schema import Config
     from cofitune.recipes.from_config import load_base
-    from cofitune.recipes.train.plan import plan_training
+    from cofitune.recipes.train.plan import plan_train
 
     config = Config.model_validate(job.config)
     torch.manual_seed(config.train.seed)
-    plan = plan_training(config, 1, dry_run=job.random_length is not None)
+    plan = plan_train(config, 1, dry_run=job.random_length is not None)
     if job.random_length is None:
         return config, plan, load_base(config.model)
     examples = random_examples(plan.steps.num_examples, job.random_length, plan.anatomy.vocab_size)

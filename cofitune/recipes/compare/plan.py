@@ -174,7 +174,7 @@ def _check(run: Run, overwrite: bool, dry_run: bool, ranks: int) -> TrainPlan:
     """A run's own plan; what is wrong with it names the method."""
     try:
         resume = not overwrite
-        plan = training.check(run.config, overwrite=overwrite, resume=resume, dry_run=dry_run, ranks=ranks)[1]
+        plan = training.check(run.config, overwrite=overwrite, resume=resume, dry_run=dry_run, ranks=ranks)
         if run.is_trained and not overwrite:
             _check_alike(run, plan)
     except UserError as error:

@@ -23,7 +23,7 @@ from cofitune.model.region import Region
 from cofitune.recipes.evaluate.plan import make_plan as plan_evaluation
 from cofitune.recipes.folders import check_folder
 from cofitune.recipes.from_config import base_anatomy, base_config, eval_tasks, tasks_by_category
-from cofitune.recipes.train.plan import TrainPlan, plan_training
+from cofitune.recipes.train.plan import TrainPlan, plan_train
 from cofitune.recipes.train.rehearsal import rehearsal_folder
 from cofitune.recipes.trial.prefix_cache import check_prefix, layer_bytes
 from cofitune.search.space import Level, PlannedLevel, check_levels, paper_levels, plan, whole_model
@@ -102,7 +102,7 @@ def make_plan(config: Config, overwrite: bool = False, dry_run: bool = False, ra
     made = Plan(folder, anatomy, levels, tuple(planned), tasks, most_weights=0)
     made = replace(made, most_weights=made.largest.num_parameters(anatomy))
     trial = trial_config(config, made.largest, made, folder)
-    training = plan_training(trial, ranks, dry_run)
+    training = plan_train(trial, ranks, dry_run)
     if not dry_run:
         plan_evaluation(trial)
     identity = _identity(config, made, loaded, training, ranks)
@@ -122,7 +122,7 @@ def trial_config(config: Config, region: Region | None, plan: Plan, folder: Path
         "max_drift": None, "drift_data": None,
     }  # fmt: skip
     if config.train.rehearsal:  # a trial's folder has none of its own
-        place = {"path": str(rehearsal_folder(config))}
+        place = {"path": str(rehearsal_folder(config.train, config.run))}
         update["rehearsal"] = config.train.rehearsal.model_copy(update=place)
     changes: dict[str, Any] = {
         "softmask": schema.SoftMask(apply_to="none"),

@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from rich.console import Console
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from cofitune.config import schema
-from cofitune.config.schema import Config
 from cofitune.data.batches import Mixture
 from cofitune.data.chat import Example, set_template
 from cofitune.data.encoded import Encoded, Encoding, Examples, encode_sources
@@ -21,7 +20,8 @@ from cofitune.data.sources import OpenSource, open_source
 from cofitune.errors import DataError, UserError
 from cofitune.model.load import load_tokenizer, supports_packing
 from cofitune.ranks import this_rank
-from cofitune.recipes.from_config import data_sources
+from cofitune.recipes.from_config import base_config, data_sources
+from cofitune.recipes.prerequisites import Prerequisites
 from cofitune.reports.console import say
 from cofitune.reports.training.plan import print_account
 from cofitune.reports.training.progress import show_tokenizing
@@ -60,32 +60,34 @@ class TrainData:
         return ItemCounts.total(self.accounts)
 
 
-def read_train_data(config: Config, model_config: PretrainedConfig, dry_run: bool, missing: list[str]) -> TrainData:
+def read_train_data(
+    model: schema.Model, data: schema.Data, general: tuple[schema.Source, ...], needs: Prerequisites
+) -> TrainData:
     """Find the sources, load the tokenizer, and tokenize.
 
-    A dry run without a tokenizer counts the items, and adds to `missing` what it lacked.
+    A dry run without a tokenizer counts the items, and tells `needs` what it lacked.
+
+    Args:
+        general: the section `importance`'s data, which `data.replay` goes over again unless it names its own.
 
     Raises:
         UserError: no source is named, one cannot be used, an item is bad, or the model cannot be trained on packs.
     """
-    data, model = config.data, config.model
     if not data.train:
         raise UserError("data.train: name at least one file of training items")
-    if data.packing and not supports_packing(model_config, model.trust_remote_code):
-        raise UserError(
-            f"data.packing: the attention of {model_config.model_type} cannot keep the conversations of a pack apart; "
-            "set it to false"
-        )
-    sources = data_sources((*data.train, *replayed(config)))
-    replay = (len(replayed(config)), data.replay.share) if data.replay else None
+    if data.packing:
+        _check_packing(model)
+    again = replayed(data, general)
+    sources = data_sources((*data.train, *again))
+    replay = (len(again), data.replay.share) if data.replay else None
     try:
         tokenizer = load_tokenizer(model.name, model.revision, model.trust_remote_code)
     except UserError as error:
-        if not dry_run:
-            raise
-        missing.append(str(error))
+        needs.lack(error)
         if data.packing:
-            missing.append("data.packing: no packs without a tokenizer; the steps are counted as if each held one item")
+            needs.missing.append(
+                "data.packing: no packs without a tokenizer; the steps are counted as if each held one item"
+            )
         opened = [open_source(source) for source in sources]
         accounts = [_count(one, data.on_bad_item) for one in opened]
         return _together(opened, accounts, [], None, data.template, None, replay)
@@ -135,10 +137,19 @@ def _together(
     return TrainData(examples, lengths, mixture, tuple(opened), tuple(accounts), tokenizer, template, packed_into)
 
 
-def replayed(config: Config) -> tuple[schema.Source, ...]:
+def replayed(data: schema.Data, general: tuple[schema.Source, ...]) -> tuple[schema.Source, ...]:
     """The general data that is gone over again; none without `data.replay`."""
-    replay = config.data.replay
-    return () if replay is None else replay.data or config.importance.data
+    return () if data.replay is None else data.replay.data or general
+
+
+def _check_packing(model: schema.Model) -> None:
+    """Raise a UserError where the model would let the conversations of a pack see each other."""
+    config = base_config(model)
+    if not supports_packing(config, model.trust_remote_code):
+        raise UserError(
+            f"data.packing: the attention of {config.model_type} cannot keep the conversations of a pack apart; "
+            "set it to false"
+        )
 
 
 def _weigh_replay(opened: Sequence[OpenSource], sizes: Sequence[int], count: int, share: float) -> list[OpenSource]:
@@ -154,8 +165,9 @@ def _count(opened: OpenSource, on_bad_item: str) -> ItemCounts:
     for where, row in opened.rows():
         account.read += 1
         try:
-            make_item(where, row, opened.source.format)
+            item = make_item(where, row, opened.source.format)
             account.kept += 1
+            account.note_unread(item.unread)
         except BadItemError as error:
             bad_item(error, on_bad_item, account)
     if account.kept == 0:

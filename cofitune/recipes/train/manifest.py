@@ -8,17 +8,16 @@ from typing import Any
 from torch import Tensor
 
 from cofitune import __version__
-from cofitune.config.schema import Config, Region
+from cofitune.config.schema import Region
 from cofitune.recipes.folders import environment
 from cofitune.recipes.train.metrics import Watch
 from cofitune.recipes.train.plan import TrainPlan
-from cofitune.recipes.train.resume import _stands_on
+from cofitune.recipes.train.resume import stands_on
 from cofitune.training.drift import DriftRecord
 from cofitune.training.hashing import hash_tensor
 
 
 def make_manifest(
-    config: Config,
     plan: TrainPlan,
     frozen: dict[str, str],
     tensors: dict[str, Tensor],
@@ -33,29 +32,16 @@ def make_manifest(
         watch: knows the figures of the whole training, also from before a resume.
         exceeded: the drift that ended the training at an earlier checkpoint; None: it went through.
     """
-    records = watch.records
+    config, records = plan.config, watch.records
     return {
         "base": config.model.name,
         "revision": config.model.revision,
         "trust_remote_code": config.model.trust_remote_code,
-        **_stands_on(config, plan),
+        **stands_on(plan),
         "names": {"prefix": plan.anatomy.prefix, "aliases": plan.anatomy.aliases},
         "dtype": str(plan.settings.dtype).removeprefix("torch."),
         "template": plan.data.template,
-        "region": {
-            **plan.region.to_dict(),
-            "match": config.region.match if isinstance(config.region, Region) else None,
-            "trained_weights": plan.num_trained,
-            "held_weights": plan.region.num_held(plan.anatomy),
-            "all_weights": plan.anatomy.num_parameters,
-        },
-        "adapter": plan.adapter.as_dict() if plan.adapter else None,
-        "softmask": {
-            "apply_to": config.softmask.apply_to if plan.masked else "none",
-            "control": config.softmask.control if plan.masked else "none",
-            "modules": list(plan.masked),
-            "strength": config.softmask.strength,
-        },
+        **_trained(plan),
         "items": [asdict(account) for account in plan.data.accounts],
         "steps": len(records),
         "first_loss": records[0].loss,
@@ -78,4 +64,25 @@ def make_manifest(
         "made_with": {"cofitune": __version__, "environment": environment()},
         "trained_sha256": {name: hash_tensor(t) for name, t in tensors.items()},
         "frozen_sha256": frozen,
+    }
+
+
+def _trained(plan: TrainPlan) -> dict[str, Any]:
+    """What trained, and under which mask."""
+    region, softmask = plan.config.region, plan.config.softmask
+    return {
+        "region": {
+            **plan.region.to_dict(),
+            "match": region.match if isinstance(region, Region) else None,
+            "trained_weights": plan.num_trained,
+            "held_weights": plan.region.num_held(plan.anatomy),
+            "all_weights": plan.anatomy.num_parameters,
+        },
+        "adapter": plan.adapter.as_dict() if plan.adapter else None,
+        "softmask": {
+            "apply_to": softmask.apply_to if plan.masked else "none",
+            "control": softmask.control if plan.masked else "none",
+            "modules": list(plan.masked),
+            "strength": softmask.strength,
+        },
     }

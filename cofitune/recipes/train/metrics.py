@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cofitune.config.schema import Config
 from cofitune.errors import ArtifactError
 from cofitune.files import write_text
 from cofitune.jsonl import append_line, json_object, read_lines
-from cofitune.recipes.train.data import TrainData
+from cofitune.recipes.train.plan import TrainPlan
 from cofitune.reports.training.progress import TrainProgress
 from cofitune.softmask.retained import RetainedUpdate
 from cofitune.training.drift import DriftRecord, HeldOut, measure_drift
@@ -33,6 +33,11 @@ class DriftReached(Exception):
 class Watch:
     """Every rank has one and must call it, since a validation takes all of them; rank 0's talks and writes.
 
+    Args:
+        retained: measures the share of an update that the soft mask leaves; None without a mask.
+        held_out: what drift is measured on; None: it is not measured.
+        is_saved: whether a checkpoint of a step follows, by its record and the signal that ended it, or 0.
+
     Attributes:
         records: the steps so far, on rank 0 also those before a resume.
         validations: the losses on data.validation so far, likewise.
@@ -41,39 +46,37 @@ class Watch:
 
     def __init__(
         self,
-        config: Config,
-        data: TrainData,
-        num_steps: int,
+        plan: TrainPlan,
         engine: Any,
-        folder: Path,
-        kept: RetainedUpdate | None,
-        held_out: HeldOut | None = None,
+        retained: RetainedUpdate | None,
+        held_out: HeldOut | None,
+        is_saved: Callable[[StepRecord, int], bool],
     ) -> None:
-        self._config, self._data, self._num_steps = config, data, num_steps
-        self._engine, self._folder, self._kept, self._held_out = engine, folder, kept, held_out
+        self._plan, self._train, self._num_steps = plan, plan.config.train, plan.steps.num_steps
+        self._engine, self._retained, self._held_out, self._is_saved = engine, retained, held_out, is_saved
+        self._file = plan.folder / "metrics.jsonl"
         self.records: list[StepRecord] = []
         self.validations: list[ValidationRecord] = []
         self.drifts: list[DriftRecord] = []
 
     def read(self, done: int) -> None:
         """Take over what was written before step `done`, and cut off what came after it."""
-        self.records, self.validations, self.drifts = truncate_metrics(self._folder / "metrics.jsonl", done)
+        self.records, self.validations, self.drifts = truncate_metrics(self._file, done)
 
     def begin(self, progress: TrainProgress, done: int) -> None:
         """Open what is written to; before the very first step, the validation loss and the drift of the base."""
         self._progress = progress
-        self._monitor = Monitor(self._config.train.report_to, self._folder, self._config.run.name)
-        if self._kept is not None:
-            self._kept.watch_for(done + 1, self._num_steps)
+        self._monitor = Monitor(self._train.report_to, self._plan.folder, self._plan.config.run.name)
+        if self._retained is not None:
+            self._retained.watch_for(done + 1, self._num_steps)
         if done == 0:
             self._validate(0)
             self._measure_drift(0)
 
-    def after_step(self, record: StepRecord, stopped_by: int, saves: bool = False) -> None:
+    def after_step(self, record: StepRecord, stopped_by: int) -> None:
         """Tell a step; validate and measure drift where it is due, unless a signal has ended the training.
 
-        Args:
-            saves: whether a checkpoint of this step follows: under `train.max_drift` none is written above the limit.
+        Under `train.max_drift` drift is measured before every checkpoint, too: none is written above the limit.
 
         Raises:
             DriftReached: the drift is above `train.max_drift`.
@@ -84,48 +87,51 @@ class Watch:
             record.loss, record.learning_rate, record.tokens_per_second, record.mfu, record.rehearsal_loss
         )
         self._write(record)
-        due = record.step % self._config.train.validation_steps == 0 or record.step == self._num_steps
+        due = record.step % self._train.validation_steps == 0 or record.step == self._num_steps
         if due and not stopped_by:
             self._validate(record.step)
-        if (due and not stopped_by) or (saves and self._config.train.max_drift is not None):
+        limited = self._train.max_drift is not None and self._is_saved(record, stopped_by)
+        if (due and not stopped_by) or limited:
             self._measure_drift(record.step)
 
     def _with_kept_share(self, record: StepRecord) -> StepRecord:
-        if self._kept is None:
+        if self._retained is None:
             return record
-        if self._kept.watching:
-            share = self._kept.read(self._engine.device)
+        if self._retained.watching:
+            share = self._retained.read(self._engine.device)
             record = replace(record, kept_share={str(layer): round(s, 4) for layer, s in share.items()})
-        self._kept.watch_for(record.step + 1, self._num_steps)
+        self._retained.watch_for(record.step + 1, self._num_steps)
         return record
 
     def _validate(self, step: int) -> None:
-        if not self._data.validation or self._data.tokenizer is None:
+        data = self._plan.data
+        if not data.validation or data.tokenizer is None:
             return
-        batch, pad = self._config.train.per_device_train_batch_size, self._data.tokenizer.pad_token_id
-        record = validate(self._engine, self._data.validation, batch, pad, step)
+        batch, pad = self._train.per_device_train_batch_size, data.tokenizer.pad_token_id
+        record = validate(self._engine, data.validation, batch, pad, step)
         self.validations.append(record)
         self._write(record)
         loss = "not finite" if record.validation_loss is None else f"{record.validation_loss:.4f}"
         self._progress.say(f"step {step}/{self._num_steps}  validation loss {loss}")
 
     def _measure_drift(self, step: int) -> None:
-        if self._held_out is None or self._data.tokenizer is None:
+        tokenizer = self._plan.data.tokenizer
+        if self._held_out is None or tokenizer is None:
             return
-        batch, pad = self._config.train.per_device_train_batch_size, self._data.tokenizer.pad_token_id
+        batch, pad = self._train.per_device_train_batch_size, tokenizer.pad_token_id
         record = measure_drift(self._engine, self._held_out, batch, pad, step)
         self.drifts.append(record)
         self._write(record)
         drift = "not finite" if record.drift is None else f"{record.drift:.4f}".replace("-0.0000", "0.0000")
         kl = "" if record.kl is None else f"  KL {record.kl:.4f}"
         self._progress.say(f"step {step}/{self._num_steps}  drift {drift}{kl} nats a token")
-        limit = self._config.train.max_drift
+        limit = self._train.max_drift
         if limit is not None and step and not record.is_below(limit):
             raise DriftReached(record, limit)
 
     def _write(self, record: StepRecord | ValidationRecord | DriftRecord) -> None:
         if torch.distributed.get_rank() == 0:
-            append_metrics(self._folder / "metrics.jsonl", record)
+            append_metrics(self._file, record)
             figures = {name: value for name, value in record.as_dict().items() if value is not None}
             for layer, share in figures.pop("kept_share", {}).items():
                 figures[f"kept_share/layer_{layer}"] = share

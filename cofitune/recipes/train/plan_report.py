@@ -5,18 +5,19 @@ from __future__ import annotations
 import torch
 from rich.console import Console
 
-from cofitune.config.schema import Config
+from cofitune.config.schema import DeepSpeed
 from cofitune.files import gib
 from cofitune.recipes.folders import free_bytes
 from cofitune.recipes.train.data import print_data
-from cofitune.recipes.train.plan import TrainPlan, footprint
+from cofitune.recipes.train.plan import TrainPlan
 from cofitune.reports.console import say
 from cofitune.reports.training.plan import print_memory, print_region
 from cofitune.training.peft import AdapterPlan
 
 
-def print_plan(plan: TrainPlan, config: Config, world_size: int, console: Console) -> None:
+def print_plan(plan: TrainPlan, console: Console) -> None:
     """Say what will train, on what, with which memory, and what will be written."""
+    config, world_size = plan.config, plan.steps.world_size
     if plan.adapter:
         _print_adapter(plan, plan.adapter, console)
     else:
@@ -29,18 +30,17 @@ def print_plan(plan: TrainPlan, config: Config, world_size: int, console: Consol
     say(console, f"soft mask: {apply_to}{masked}")
     if config.train.l2_to_base:
         say(console, f"pull towards the base: λ = {config.train.l2_to_base:g}, decoupled")
-    _print_steps(plan, config, world_size, console)
-    _print_rehearsal(plan, config, console)
-    _print_stage(config, world_size, torch.cuda.is_available(), console)
-    _print_prefix(plan, config, console)
-    memory = footprint(plan, config, world_size).memory
-    print_memory(console, memory, world_size)
+    _print_steps(plan, console)
+    _print_rehearsal(plan, console)
+    print_stage_hint(config.deepspeed, world_size, torch.cuda.is_available(), console)
+    _print_prefix(plan, console)
+    print_memory(console, plan.footprint.memory, world_size)
     say(
         console,
-        f"writes: {config.run / 'train'}/ (delta.safetensors, manifest.json, metrics.jsonl, "
+        f"writes: {plan.folder}/ (delta.safetensors, manifest.json, metrics.jsonl, "
         f"config.yaml{', adapter/' if plan.adapter else ''})",
     )
-    _print_disk(plan, config, console)
+    _print_disk(plan, console)
     for text in plan.missing:
         say(console, ("still missing:", "yellow"), f" {text}")
 
@@ -50,14 +50,14 @@ def _print_adapter(plan: TrainPlan, adapter: AdapterPlan, console: Console) -> N
     say(
         console,
         f"adapter: {adapter.kind} ({settings}) on {', '.join(adapter.paths)} of all {plan.anatomy.num_layers} layers\n"
-        "trained weights: ",
+        "trainable parameters: ",
         (f"{adapter.num_parameters:,}", "bold"),
         f", all of them the adapter's; frozen: all {plan.anatomy.num_parameters:,} of the model's own",
     )
 
 
-def _print_steps(plan: TrainPlan, config: Config, world_size: int, console: Console) -> None:
-    train = config.train
+def _print_steps(plan: TrainPlan, console: Console) -> None:
+    train, world_size = plan.config.train, plan.steps.world_size
     print_data(plan.data, console)
     what = "packs" if plan.data.packed_into else "items"
     say(
@@ -66,13 +66,14 @@ def _print_steps(plan: TrainPlan, config: Config, world_size: int, console: Cons
         (f"{plan.steps.num_steps}", "bold"),
         f" of {plan.steps.per_step} {what} ("
         f"{train.per_device_train_batch_size} × {train.gradient_accumulation_steps} accumulated × {world_size} "
-        f"rank{'s' if world_size > 1 else ''}), rate {train.learning_rate:g} {train.lr_scheduler_type}, "
-        f"ZeRO-{config.deepspeed.zero_stage}, {str(plan.settings.dtype).removeprefix('torch.')}",
+        f"rank{'s' if world_size > 1 else ''}), lr {train.learning_rate:g} {train.lr_scheduler_type}, "
+        f"ZeRO-{plan.settings.zero_stage}, {str(plan.settings.dtype).removeprefix('torch.')}",
     )
 
 
-def _print_rehearsal(plan: TrainPlan, config: Config, console: Console) -> None:
-    requested, rehearsal = config.train.rehearsal, plan.rehearsal
+def _print_rehearsal(plan: TrainPlan, console: Console) -> None:
+    train, rehearsal = plan.config.train, plan.rehearsal
+    requested = train.rehearsal
     lines = []
     if requested and rehearsal:
         beside = plan.steps.rehearsal.beside(plan.steps.per_step) if plan.steps.rehearsal else 0
@@ -83,13 +84,13 @@ def _print_rehearsal(plan: TrainPlan, config: Config, console: Console) -> None:
             f"rehearsal: {rehearsal.items:,} of the base's own answers, {beside} {what} beside the "
             f"{plan.steps.per_step} of each step, loss {requested.loss}, weight {requested.weight:g}{cut}{dropped}"
         )
-    elif requested is None and config.data.replay is None and plan.data.template == "chat":
+    elif requested is None and plan.config.data.replay is None and plan.data.template == "chat":
         lines.append(
             "warning: no rehearsal: training a chat model on one task alone costs it instruction following; `cofitune "
             "rehearse` and train.rehearsal keep most of it (README, What keeps abilities)"
         )
     if rehearsal and rehearsal.held_out:
-        limit = "" if config.train.max_drift is None else f", at most {config.train.max_drift:g} nats a token"
+        limit = "" if train.max_drift is None else f", at most {train.max_drift:g} nats a token"
         held_out = rehearsal.held_out
         lines.append(
             f"drift: measured on {len(held_out.examples):,} held-out answers, {held_out.tokens:,} tokens{limit}"
@@ -98,8 +99,8 @@ def _print_rehearsal(plan: TrainPlan, config: Config, console: Console) -> None:
         say(console, line)
 
 
-def _print_stage(config: Config, world_size: int, on_gpu: bool, console: Console) -> None:
-    deepspeed = config.deepspeed
+def print_stage_hint(deepspeed: DeepSpeed, world_size: int, on_gpu: bool, console: Console) -> None:
+    """Say where another ZeRO stage would train the same in less time."""
     if on_gpu and world_size == 1 and deepspeed.zero_stage == 3 and deepspeed.offload_param == "none":
         say(
             console,
@@ -108,8 +109,8 @@ def _print_stage(config: Config, world_size: int, on_gpu: bool, console: Console
         )
 
 
-def _print_prefix(plan: TrainPlan, config: Config, console: Console) -> None:
-    kind, prefix = config.train.prefix_cache, plan.prefix
+def _print_prefix(plan: TrainPlan, console: Console) -> None:
+    kind, prefix = plan.config.train.prefix_cache, plan.prefix
     if kind == "none":
         return
     if plan.region.first == 0:
@@ -126,8 +127,8 @@ def _print_prefix(plan: TrainPlan, config: Config, console: Console) -> None:
     say(console, f"prefix cache: {message}")
 
 
-def _print_disk(plan: TrainPlan, config: Config, console: Console) -> None:
-    train = config.train
+def _print_disk(plan: TrainPlan, console: Console) -> None:
+    train = plan.config.train
     checkpoints = (
         f"a checkpoint {gib(plan.checkpoint_bytes)}, every {train.save_steps} steps and at an epoch's end, of which "
         f"{train.keep_last} are kept"
@@ -135,5 +136,6 @@ def _print_disk(plan: TrainPlan, config: Config, console: Console) -> None:
         else "no checkpoints"
     )
     say(
-        console, f"disk: the delta {gib(plan.delta_bytes)}; {checkpoints}; {gib(free_bytes(config.run))} are free there"
+        console,
+        f"disk: the delta {gib(plan.delta_bytes)}; {checkpoints}; {gib(free_bytes(plan.config.run))} are free there",
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -16,11 +16,11 @@ from cofitune.distributed import run_on_rank_zero
 from cofitune.errors import UserError
 from cofitune.files import exclusive
 from cofitune.ranks import is_launched, this_rank
-from cofitune.recipes.folders import check_disk_space, check_folder, start_folder
+from cofitune.recipes.folders import check_disk_space, check_folder
 from cofitune.recipes.from_config import load_base
 from cofitune.recipes.train.manifest import make_manifest
-from cofitune.recipes.train.metrics import DriftReached, Watch
-from cofitune.recipes.train.plan import TrainPlan, footprint, plan_training
+from cofitune.recipes.train.metrics import DriftReached
+from cofitune.recipes.train.plan import TrainPlan, plan_train
 from cofitune.recipes.train.plan_report import print_plan
 from cofitune.recipes.train.resume import (
     check_finished,
@@ -29,9 +29,9 @@ from cofitune.recipes.train.resume import (
     newest_readable,
     required_disk_bytes,
 )
-from cofitune.recipes.train.steps import make_ready, take_steps
+from cofitune.recipes.train.steps import PreparedModel, TrainRun, prepare_model, start_run, take_steps
 from cofitune.reports.console import say
-from cofitune.softmask.retained import RetainedUpdate, kept_sentence
+from cofitune.softmask.retained import kept_sentence
 from cofitune.training.delta import collect, write_delta
 from cofitune.training.engine import release, sharded_loading, start_distributed
 from cofitune.training.hashing import hash_parameters
@@ -66,103 +66,28 @@ def train(
     """
     console = console or Console()
     world_size = this_rank().world_size if is_launched() else ranks
-    folder, plan = check(config, overwrite=overwrite, resume=resume, dry_run=dry_run, ranks=world_size)
-    if not dry_run and not overwrite and (folder / "manifest.json").is_file():
-        message = f"{folder}: already trained with this config and data; --overwrite trains it again"
-        say(console, message)
-        return folder
-    print_plan(plan, config, world_size, console)
+    plan = check(config, overwrite=overwrite, resume=resume, dry_run=dry_run, ranks=world_size)
+    if not dry_run and not overwrite and (plan.folder / "manifest.json").is_file():
+        say(console, f"{plan.folder}: already trained with this config and data; --overwrite trains it again")
+        return plan.folder
+    print_plan(plan, console)
     if dry_run:
-        return folder
+        return plan.folder
 
-    with explaining_out_of_memory(footprint(plan, config, world_size)):
+    with explaining_out_of_memory(plan.footprint):
         start_distributed()
-        model, engine, kept, plan = _load(config, plan, world_size)
+        prepared = prepare_model(_load_base(plan), plan)
         with ExitStack() as lock:
-            run_on_rank_zero(lambda: lock.enter_context(exclusive(folder, "training")))
-            _train(model, engine, kept, config, plan, folder, console, overwrite=overwrite, resume=resume)
-        release(engine)
-    return folder
-
-
-def _train(
-    model: PreTrainedModel,
-    engine: Any,
-    kept: RetainedUpdate | None,
-    config: Config,
-    plan: TrainPlan,
-    folder: Path,
-    console: Console,
-    *,
-    overwrite: bool,
-    resume: bool,
-) -> None:
-    """From the checkpoint on, if there is one: train, prove that nothing else changed, write the delta."""
-    rank = torch.distributed.get_rank()
-    done = load_state(engine, run_on_rank_zero(lambda: find_checkpoint(config, plan, folder, console))) if resume else 0
-    held_out = plan.rehearsal.held_out if plan.rehearsal else None
-    watch = Watch(config, plan.data, plan.steps.num_steps, engine, folder, kept, held_out)
-
-    def start() -> None:  # only now: a model that does not load leaves no run behind, and an old one where it was
-        start_folder(config, "train", overwrite, resumes=done > 0)
-        watch.read(done)
-
-    run_on_rank_zero(start)
-    before = _hash_frozen(model, plan)
-    reached: DriftReached | None = None
-    try:
-        take_steps(engine, plan, config, folder, console, watch, done)
-    except DriftReached as error:
-        reached = error
-        _go_back(engine, config, plan, folder, watch, error, console)
-    if rank == 0 and (share := watch.records[-1].kept_share):
-        say(console, kept_sentence(share, config.softmask.apply_to))
-    _prove_frozen(before, _hash_frozen(model, plan), console)
-    tensors = merged_weights(model, plan.adapter) if plan.adapter else collect(model, plan.trained)
-    if plan.adapter:
-        write_adapter(folder / "adapter", model, plan.adapter, config.model.name)
-    if rank == 0:
-        manifest = make_manifest(config, plan, before, tensors, watch, reached.record if reached else None)
-        write_delta(folder, tensors, manifest)
-        say(console, f"wrote {folder}/delta.safetensors: {len(tensors)} tensors")
-        if not config.train.keep_checkpoints:
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-
-
-def _go_back(
-    engine: Any, config: Config, plan: TrainPlan, folder: Path, watch: Watch, reached: DriftReached, console: Console
-) -> None:
-    """Put the newest checkpoint back: none is written above `train.max_drift`. Every rank must call.
-
-    Raises:
-        UserError: the limit was exceeded before the first checkpoint.
-    """
-    record, limit = reached.record, reached.limit
-    drift = "is not finite" if record.drift is None else f"is {max(record.drift, record.kl or 0.0):.4f}"
-    output = f"drift {drift} at step {record.step}, above train.max_drift {limit:g}"
-
-    def find() -> Checkpoint | None:
-        result = newest_whole(folder / "checkpoints", lambda text: say(console, text))
-        if result is None:
-            raise UserError(
-                f"{output}, and no checkpoint was written before; lower train.learning_rate, or set train.save_steps "
-                f"below {record.step}"
-            )
-        check_resume(config, plan, result)
-        return result
-
-    step = load_state(engine, run_on_rank_zero(find))
-    run_on_rank_zero(lambda: watch.read(step))
-    say(console, f"{output}: training ends with the checkpoint of step {step}")
+            run_on_rank_zero(lambda: lock.enter_context(exclusive(plan.folder, "training")))
+            _train(prepared, console, overwrite=overwrite, resume=resume)
+        release(prepared.engine)
+    return plan.folder
 
 
 def check(
     config: Config, *, overwrite: bool = False, resume: bool = False, dry_run: bool = False, ranks: int = 1
-) -> tuple[Path, TrainPlan]:
-    """Find every mistake of the user's, writing nothing.
-
-    Returns:
-        The run's `train` folder and the resolved plan.
+) -> TrainPlan:
+    """Resolve a training and find every mistake of the user's, writing nothing.
 
     Raises:
         UserError: the run is impossible, or was trained from other contents than the config's files have now.
@@ -176,37 +101,85 @@ def check(
         raise UserError(
             f"{folder} holds a checkpoint of step {reached.step}; --resume goes on from it, --overwrite starts again"
         )
-    plan = plan_training(config, ranks, dry_run)
+    plan = plan_train(config, ranks, dry_run)
     if finished and not overwrite:
-        check_finished(config, plan, folder)
+        check_finished(plan)
     if reached is not None and resume and not plan.missing:
-        check_resume(config, plan, reached)
-    if not dry_run:  # which tells what is needed and what is free, perhaps on another machine
+        check_resume(plan, reached)
+    if not dry_run:  # which tells what is needed and what is free, possibly on another machine
         if plan.prefix:
             plan.prefix.check_space()
-        check_disk_space(folder, required_disk_bytes(config, plan, folder))
-    return folder, plan
+        check_disk_space(folder, required_disk_bytes(plan))
+    return plan
 
 
-def _load(
-    config: Config, plan: TrainPlan, world_size: int
-) -> tuple[PreTrainedModel, Any, RetainedUpdate | None, TrainPlan]:
-    """Load the base and make it ready to train.
-
-    Returns:
-        The model, DeepSpeed's engine around it, what measures the share of an update that the mask keeps, and the plan,
-        which now knows what an adapter begins with.
-    """
-    torch.manual_seed(config.train.seed)
+def _load_base(plan: TrainPlan) -> PreTrainedModel:
+    """The base on this rank, sharded while it is read where it is big."""
+    torch.manual_seed(plan.config.train.seed)
     # a decomposition takes whole weights
     in_parts = plan.adapter is None or plan.adapter.kind != "osf"
-    with sharded_loading(plan.anatomy.num_parameters, plan.settings, world_size) if in_parts else nullcontext():
-        model = load_base(config.model)
-    return model, *make_ready(model, config, plan)
+    sharded = sharded_loading(plan.anatomy.num_parameters, plan.settings, plan.steps.world_size)
+    with sharded if in_parts else nullcontext():
+        return load_base(plan.config.model)
 
 
-def _hash_frozen(model: PreTrainedModel, plan: TrainPlan) -> dict[str, str]:
+def _train(prepared: PreparedModel, console: Console, *, overwrite: bool, resume: bool) -> None:
+    """From the checkpoint on, if there is one: train, prove that nothing else changed, write the delta."""
+    plan = prepared.plan
+    checkpoint = run_on_rank_zero(lambda: find_checkpoint(plan, console)) if resume else None
+    held_out = plan.rehearsal.held_out if plan.rehearsal else None
+    run = start_run(prepared, checkpoint, held_out, overwrite)
+    before = _hash_frozen(run)
+    reached: DriftReached | None = None
+    try:
+        take_steps(run, console)
+    except DriftReached as error:
+        reached = error
+        _go_back(run, error, console)
+    is_writer = torch.distributed.get_rank() == 0
+    if is_writer and (share := run.watch.records[-1].kept_share):
+        say(console, kept_sentence(share, plan.config.softmask.apply_to))
+    _prove_frozen(before, _hash_frozen(run), console)
+    # every rank gathers; rank 0 has the tensors then
+    tensors = merged_weights(run.model, plan.adapter) if plan.adapter else collect(run.model, plan.trained)
+    if plan.adapter:
+        write_adapter(plan.folder / "adapter", run.model, plan.adapter, plan.config.model.name)
+    if is_writer:
+        manifest = make_manifest(plan, before, tensors, run.watch, reached.record if reached else None)
+        write_delta(plan.folder, tensors, manifest)
+        say(console, f"wrote {plan.folder}/delta.safetensors: {len(tensors)} tensors")
+        if not plan.config.train.keep_checkpoints:
+            shutil.rmtree(plan.folder / "checkpoints", ignore_errors=True)
+
+
+def _go_back(run: TrainRun, reached: DriftReached, console: Console) -> None:
+    """Put the newest checkpoint back: none is written above `train.max_drift`. Every rank must call.
+
+    Raises:
+        UserError: the limit was exceeded before the first checkpoint.
+    """
+    record, limit = reached.record, reached.limit
+    drift = "is not finite" if record.drift is None else f"is {max(record.drift, record.kl or 0.0):.4f}"
+    output = f"drift {drift} at step {record.step}, above train.max_drift {limit:g}"
+
+    def find() -> Checkpoint | None:
+        result = newest_whole(run.plan.folder / "checkpoints", partial(say, console))
+        if result is None:
+            raise UserError(
+                f"{output}, and no checkpoint was written before; lower train.learning_rate, or set train.save_steps "
+                f"below {record.step}"
+            )
+        check_resume(run.plan, result)
+        return result
+
+    step = load_state(run.engine, run_on_rank_zero(find))
+    run_on_rank_zero(lambda: run.watch.read(step))
+    say(console, f"{output}: training ends with the checkpoint of step {step}")
+
+
+def _hash_frozen(run: TrainRun) -> dict[str, str]:
     """sha256 of each tensor of the base, or held part of one, that does not train, by its name in the base."""
+    model, plan = run.model, run.plan
     trained = set(plan.trained)
     inside = base_names(plan.adapter, (name for name in plan.anatomy.shapes if name not in trained))
     return {inside.get(name, name): digest for name, digest in hash_parameters(model, inside, plan.held).items()}

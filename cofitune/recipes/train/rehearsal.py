@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cofitune.config.schema import Config
+from cofitune.config import schema
+from cofitune.config.train import TrainRehearsal
 from cofitune.data.batches import RehearsalMix
 from cofitune.data.chat import Example
 from cofitune.data.encoded import tokenizer_sha256
 from cofitune.data.packing import Packs, pack_lengths
 from cofitune.data.read import ItemCounts
 from cofitune.errors import ArtifactError, UserError
+from cofitune.recipes.prerequisites import Prerequisites
 from cofitune.recipes.train.data import TrainData
 from cofitune.rehearsal.items import FOLDER, Rehearsal, RehearsalExamples, check_base, read_rehearsal
 from cofitune.training.drift import HeldOut
@@ -85,27 +87,38 @@ class Joined(Sequence[Example]):
         return self._first[index] if index < len(self._first) else self._second[index - len(self._first)]
 
 
-def rehearsal_folder(config: Config) -> Path:
-    """Where the training's rehearsal lies, by its config."""
-    requested = config.train.rehearsal
-    named = requested.path if requested else config.train.drift_data
-    return Path(named) if named else config.run / FOLDER
+@dataclass(frozen=True)
+class BaseIdentity:
+    """The base that a rehearsal must be of; no fingerprint where a dry run has no weights."""
+
+    name: str
+    fingerprint: str | None
+
+
+def rehearsal_folder(train: schema.Train, run: Path) -> Path:
+    """Where the training's rehearsal lies; `run`: the config's own folder, which it is in by default."""
+    named = train.rehearsal.path if train.rehearsal else train.drift_data
+    return Path(named) if named else run / FOLDER
 
 
 def read_rehearsed(
-    config: Config, data: TrainData, base_fingerprint: str | None, dry_run: bool, missing: list[str]
+    train: schema.Train, settings: schema.Data, data: TrainData, base: BaseIdentity, run: Path, needs: Prerequisites
 ) -> Rehearsed | None:
-    """Read what the config's training rehearses, or measures drift on; None where it does neither.
+    """Read what a training rehearses, or measures drift on; None where it does neither.
 
-    A dry run without it adds to `missing` what it lacked.
+    A dry run without it tells `needs` what it lacked.
+
+    Args:
+        settings: the section `data`.
+        data: the training's items, which its tokenizer and packs are as.
 
     Raises:
         UserError: it is not there, damaged, of another base or template, or has not what the loss needs.
     """
-    requested, train = config.train.rehearsal, config.train
+    requested = train.rehearsal
     if requested is None and train.drift_data is None:
         return None
-    folder = rehearsal_folder(config)
+    folder = rehearsal_folder(train, run)
     if not (folder / "manifest.json").is_file():
         message = (
             f"train.rehearsal: no rehearsal in {folder}; run `cofitune rehearse` with this config first, name its "
@@ -113,16 +126,18 @@ def read_rehearsed(
             if requested
             else f"train.drift_data: no rehearsal in {folder}; `cofitune rehearse` writes one"
         )
-        if not dry_run:
-            raise ArtifactError(message)
-        missing.append(message)
+        needs.lack(ArtifactError(message))
         return None
     rehearsal = read_rehearsal(folder)
-    if base_fingerprint is None or data.tokenizer is None:  # a dry run without weights has nothing to compare it with
+    if base.fingerprint is None or data.tokenizer is None:  # a dry run without weights has nothing to compare it with
         return None
-    check_base(rehearsal, config.model.name, base_fingerprint, tokenizer_sha256(data.tokenizer))
-    measured = rehearsal if requested is None or train.drift_data is None else _other(config, base_fingerprint, data)
-    held_out = _held_out(measured, config.data.max_length)
+    made_by = base.name, base.fingerprint, tokenizer_sha256(data.tokenizer)
+    check_base(rehearsal, *made_by)
+    measured = rehearsal
+    if requested is not None and train.drift_data is not None:
+        measured = read_rehearsal(Path(train.drift_data))
+        check_base(measured, *made_by)
+    held_out = _held_out(measured, settings.max_length)
     if train.max_drift is not None and held_out is None:
         raise UserError(
             f"train.max_drift: {measured.folder} holds out no item to measure drift on; make it with "
@@ -130,37 +145,36 @@ def read_rehearsed(
         )
     if requested is None:
         return Rehearsed(folder, rehearsal.sha256, [], np.empty(0, np.int32), 0, ItemCounts(), 0.0, None, held_out)
-    if requested.loss == "kl" and rehearsal.top_k == 0:
+    return replace(_trained(requested, rehearsal, settings, data.packed_into), held_out=held_out)
+
+
+def _trained(
+    requested: TrainRehearsal, rehearsal: Rehearsal, settings: schema.Data, packed_into: int | None
+) -> Rehearsed:
+    """The items to train on, in packs where the training's own are."""
+    folder, with_top_k = rehearsal.folder, requested.loss == "kl"
+    if with_top_k and rehearsal.top_k == 0:
         raise UserError(
             f"train.rehearsal.loss: kl needs the base's probabilities, and {folder} was made with rehearsal.top_k: 0; "
             "make it with 32, or use loss: nll"
         )
     examples = RehearsalExamples(
-        rehearsal,
-        False,
-        config.data.max_length,
-        with_top_k=requested.loss == "kl",
-        on_bad_item=config.data.on_bad_item,
+        rehearsal, False, settings.max_length, with_top_k=with_top_k, on_bad_item=settings.on_bad_item
     )
     if not len(examples):
         raise UserError(f"train.rehearsal: {folder} holds not one item to train on")
-    rows: Sequence[Example] = examples
-    lengths = examples.lengths
-    if data.packed_into:
-        rows = packed = Packs(examples, pack_lengths(examples.lengths, data.packed_into))
-        lengths = packed.lengths
-    loss = RehearsalLoss(requested.loss, requested.weight)
+    packs = Packs(examples, pack_lengths(examples.lengths, packed_into)) if packed_into else None
     return Rehearsed(
-        folder, rehearsal.sha256, rows, lengths, len(examples), examples.account, requested.share, loss, held_out
+        folder=folder,
+        sha256=rehearsal.sha256,
+        examples=examples if packs is None else packs,
+        lengths=examples.lengths if packs is None else packs.lengths,
+        items=len(examples),
+        account=examples.account,
+        share=requested.share,
+        loss=RehearsalLoss(requested.loss, requested.weight),
+        held_out=None,
     )
-
-
-def _other(config: Config, base_fingerprint: str, data: TrainData) -> Rehearsal:
-    """The rehearsal that drift is measured on, where it is not the one that is trained on."""
-    result = read_rehearsal(Path(str(config.train.drift_data)))
-    if data.tokenizer is not None:
-        check_base(result, config.model.name, base_fingerprint, tokenizer_sha256(data.tokenizer))
-    return result
 
 
 def _held_out(rehearsal: Rehearsal, max_length: int) -> HeldOut | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from cofitune.config.schema import FREE_SETTINGS, Config
+from cofitune.config.schema import FREE_SETTINGS
 from cofitune.data.encoded import tokenizer_sha256
 from cofitune.errors import ArtifactError, UserError, differences
 from cofitune.files import read_json
@@ -25,12 +25,13 @@ from cofitune.training.state import (
 SHARING = {"per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "prefix_cache"}
 
 
-def identity(config: Config, plan: TrainPlan) -> dict[str, Any]:
+def identity(plan: TrainPlan) -> dict[str, Any]:
     """What a training must not change on its way, by contents and not by path, as JSON values.
 
     Neither the ranks, nor the ZeRO stage, nor the settings of saving are part of it, as long as an optimizer step takes
     the same items.
     """
+    config = plan.config
     # an item that `on_bad_item: error` stops at never gets here: with the same contents it changes nothing
     data = config.data.model_dump(mode="json", exclude={"train", "replay", "on_bad_item", *FREE_SETTINGS["data"]})
     tokenizer = plan.data.tokenizer
@@ -78,14 +79,14 @@ def newest_readable(folder: Path) -> Checkpoint | None:
     return None
 
 
-def check_resume(config: Config, plan: TrainPlan, result: Checkpoint) -> None:
+def check_resume(plan: TrainPlan, result: Checkpoint) -> None:
     """Compare this call with a checkpoint.
 
     Raises:
         UserError: it is another training's; the message names each entry that differs, and both values.
     """
-    before, now = result.identity, identity(config, plan)
-    items, train, world_size = before["train"]["items_a_step"], config.train, plan.steps.world_size
+    before, now = result.identity, identity(plan)
+    items, train, world_size = before["train"]["items_a_step"], plan.config.train, plan.steps.world_size
     if items != plan.steps.per_step:
         on_all = train.per_device_train_batch_size * world_size
         message = (
@@ -108,7 +109,7 @@ def check_resume(config: Config, plan: TrainPlan, result: Checkpoint) -> None:
         )
 
 
-def find_checkpoint(config: Config, plan: TrainPlan, folder: Path, console: Console) -> Checkpoint | None:
+def find_checkpoint(plan: TrainPlan, console: Console) -> Checkpoint | None:
     """The newest whole checkpoint, to go on from; says which it is, and which are damaged.
 
     Raises:
@@ -118,27 +119,28 @@ def find_checkpoint(config: Config, plan: TrainPlan, folder: Path, console: Cons
     def tell(text: str) -> None:
         say(console, text)
 
-    result = newest_whole(folder / "checkpoints", tell)
+    result = newest_whole(plan.folder / "checkpoints", tell)
     if result is None:
-        tell(f"resume: {folder} holds no whole checkpoint, so from the beginning")
+        tell(f"resume: {plan.folder} holds no whole checkpoint, so from the beginning")
         return None
-    check_resume(config, plan, result)
+    check_resume(plan, result)
     tell(f"resume: going on after step {result.step} ({result.folder})")
     return result
 
 
-def required_disk_bytes(config: Config, plan: TrainPlan, folder: Path) -> int:
+def required_disk_bytes(plan: TrainPlan) -> int:
     """Bytes that a training will take in its folder at most, besides the checkpoints that are there already.
 
     Of checkpoints there is one more than are kept, while it is written.
     """
-    there = sum(p.stat().st_size for p in (folder / "checkpoints").rglob("*.safetensors"))
-    checkpoints = (config.train.keep_last + 1) * plan.checkpoint_bytes if config.train.save_steps else 0
-    prefix = plan.prefix.num_bytes if plan.prefix and config.train.prefix_cache == "disk" else 0
+    train = plan.config.train
+    there = sum(p.stat().st_size for p in (plan.folder / "checkpoints").rglob("*.safetensors"))
+    checkpoints = (train.keep_last + 1) * plan.checkpoint_bytes if train.save_steps else 0
+    prefix = plan.prefix.num_bytes if plan.prefix and train.prefix_cache == "disk" else 0
     return max(0, checkpoints - there) + plan.delta_bytes + prefix
 
 
-def _stands_on(config: Config, plan: TrainPlan) -> dict[str, Any]:
+def stands_on(plan: TrainPlan) -> dict[str, Any]:
     """The contents that a training depends on besides its config, as the manifest keeps them."""
     return {
         "base_fingerprint": plan.base_fingerprint,
@@ -147,17 +149,17 @@ def _stands_on(config: Config, plan: TrainPlan) -> dict[str, Any]:
     }
 
 
-def check_finished(config: Config, plan: TrainPlan, folder: Path) -> None:
+def check_finished(plan: TrainPlan) -> None:
     """Compare what a finished training stands on with what lies there now.
 
     Raises:
         ArtifactError: it was trained from other contents.
     """
-    before = read_json(folder / "manifest.json", "training manifest")
-    now = _stands_on(config, plan)
+    before = read_json(plan.folder / "manifest.json", "training manifest")
+    now = stands_on(plan)
     changed = [what for what, value in now.items() if before.get(what) != value]
     if changed and not plan.missing:
         raise ArtifactError(
-            f"{folder} was trained from other contents ({', '.join(changed)} changed since); --overwrite trains it "
-            "again, or choose another output_dir"
+            f"{plan.folder} was trained from other contents ({', '.join(changed)} changed since); --overwrite trains "
+            "it again, or choose another output_dir"
         )

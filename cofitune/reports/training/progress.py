@@ -74,7 +74,7 @@ class TrainProgress:
         """One step is done. `loss` and `rehearsal` in nats a token, `speed` in tokens a second, `mfu` in [0, 1]."""
         self._done += 1
         beside = "" if rehearsal is None else f"  rehearsal {rehearsal:.4f}"
-        figures = f"loss {loss:.4f}{beside}  rate {rate:.2e}  {speed:.0f} tokens/s"
+        figures = f"loss {loss:.4f}{beside}  lr {rate:.2e}  {speed:.0f} tokens/s"
         figures += "" if mfu is None else f"  MFU {mfu:.1%}"
         self._bar.update(self._task, advance=1, figures=figures)
         every = max(1, self._num_steps // LINES_WITHOUT_TERMINAL)

@@ -70,8 +70,8 @@ def lines_of(num_steps: int, tmp_path: Path) -> list[str]:
 def test_a_log_has_about_ten_lines_each_whole(tmp_path: Path) -> None:
     lines = lines_of(100, tmp_path)
     assert len(lines) == 10
-    assert lines[0] == "step 10/100  loss 2.0000  rate 1.00e-04  1234 tokens/s  MFU 41.5%  0:00:00 left"
-    assert lines[-1] == "step 100/100  loss 2.0000  rate 1.00e-04  1234 tokens/s  MFU 41.5%"
+    assert lines[0] == "step 10/100  loss 2.0000  lr 1.00e-04  1234 tokens/s  MFU 41.5%  0:00:00 left"
+    assert lines[-1] == "step 100/100  loss 2.0000  lr 1.00e-04  1234 tokens/s  MFU 41.5%"
 
 
 def test_a_slow_training_speaks_oftener(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

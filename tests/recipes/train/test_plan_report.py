@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from cofitune.config.schema import Config
-from cofitune.recipes.train.plan_report import _print_stage
+from cofitune.recipes.train.plan_report import print_stage_hint
 
 
 @pytest.mark.parametrize(
@@ -26,5 +26,5 @@ def test_one_gpu_is_told_of_the_faster_stage(
 ) -> None:
     output = StringIO()
     config = Config.model_validate({"model": {"name": "any"}, "output_dir": "any", "deepspeed": deepspeed})
-    _print_stage(config, ranks, on_gpu, Console(file=output, width=200))
+    print_stage_hint(config.deepspeed, ranks, on_gpu, Console(file=output, width=200))
     assert ("deepspeed.zero_stage=2" in output.getvalue()) == is_told

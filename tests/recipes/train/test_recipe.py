@@ -82,7 +82,7 @@ def test_a_run_trains_its_region_and_nothing_else(
     config["softmask"] = {"apply_to": "update"}
     assert run(monkeypatch, config) == 0
     output = capsys.readouterr().out
-    assert "trained weights: 3,072 of" in output
+    assert "trainable parameters: 3,072 of" in output
     assert "all 37 tensors are unchanged, bit for bit" in output
     folder = Path(config["output_dir"]) / "train"
     assert {p.name for p in folder.iterdir()} == {"config.yaml", "delta.safetensors", "manifest.json", "metrics.jsonl"}
@@ -233,7 +233,7 @@ def test_the_ready_configs_plan_from_a_config_json_alone(
         cli.main()
     output = capsys.readouterr().out
     assert not stopped.value.code
-    assert f"trained weights: {trained} of" in output
+    assert f"trainable parameters: {trained} of" in output
     assert "still missing" in output and "no safetensors weights" in output
     assert "no packs without a tokenizer; the steps are counted as if each held one item" in output
     assert not (tmp_path / "run").exists()
@@ -453,7 +453,7 @@ def test_what_the_disk_must_hold_is_told_in_a_dry_run_and_checked_together_befor
 
     assert run(monkeypatch, config, *arguments, "--dry-run") == 0
     output = capsys.readouterr().out
-    trained = int(output.split("trained weights: ")[1].split(" of")[0].replace(",", ""))
+    trained = int(output.split("trainable parameters: ")[1].split(" of")[0].replace(",", ""))
     tokens, hidden = (int(n) for n in re.findall(r"\((\d+) tokens × (\d+) × 4 bytes", output)[0])
     items = int(re.findall(r"data: (\d+) items read", output)[0])
     needed = trained * 4 + 2 * trained * 12 + tokens * hidden * 4 + items

@@ -1,0 +1,55 @@
+"""What a run stands on besides its config: artifacts of other commands, and the base's files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cofitune.config import schema
+from cofitune.errors import UserError
+from cofitune.files import sha256_file
+from cofitune.model.anatomy import Anatomy
+from cofitune.model.weight_files import check_files, fingerprint, weight_files
+
+
+@dataclass
+class Prerequisites:
+    """Collects, while a plan is made, what was found and what a dry run could do without.
+
+    Attributes:
+        dry_run: whether something missing is noted instead of raised.
+        used: artifacts that the run stands on: what → its path and sha256.
+        missing: what the run will need and is not there yet, in words.
+    """
+
+    dry_run: bool = False
+    used: dict[str, dict[str, str]] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+
+    def use(self, name: str, path: Path) -> None:
+        """Note a file that the run stands on."""
+        self.used[name] = {"path": str(path), "sha256": sha256_file(path)}
+
+    def lack(self, error: UserError) -> None:
+        """Note what is missing, where this is a dry run.
+
+        Raises:
+            UserError: `error` itself, where it is none.
+        """
+        if not self.dry_run:
+            raise error
+        self.missing.append(str(error))
+
+    def check_base(self, model: schema.Model, anatomy: Anatomy) -> str | None:
+        """Compare the headers of the base's weight files with its config; its fingerprint, None where files lack.
+
+        Raises:
+            UserError: the files are not there, or not of this model.
+        """
+        name, revision, download = model.name, model.revision, not self.dry_run
+        try:
+            check_files(weight_files(name, revision, download=download), anatomy)
+            return fingerprint(name, revision, download=download)
+        except UserError as error:
+            self.lack(error)
+            return None

@@ -1,0 +1,193 @@
+"""From sections of the config to the parts of a training: its region, soft mask, prefix cache and engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cofitune.config import schema
+from cofitune.data.batches import Plan
+from cofitune.errors import ArtifactError, UserError
+from cofitune.importance_file import merge_importance, read_importance
+from cofitune.model.anatomy import Anatomy
+from cofitune.model.layouts import expand_modules
+from cofitune.model.load import choose_dtype
+from cofitune.model.region import Region, match_region, resolve_region
+from cofitune.recipes.from_config import base_config
+from cofitune.recipes.prerequisites import Prerequisites
+from cofitune.search.winner import FILE_NAME, read_winner
+from cofitune.softmask.factors import Factor, build_factors, check_masked, shuffle_units
+from cofitune.training.engine import EngineSettings
+from cofitune.training.peft import AdapterPlan, plan_adapter
+from cofitune.training.prefix_cache import SHARED_MEMORY, PrefixPlan, changing_prefix
+
+
+def find_region(
+    requested: schema.Region | str | None, anatomy: Anatomy, search_folder: Path, needs: Prerequisites, base: str | None
+) -> Region:
+    """The section `region`, or what a search has found.
+
+    Args:
+        search_folder: where `cofitune search` has left its winner, which `region: search` means.
+        base: the base's fingerprint, of which the winner must be.
+
+    Raises:
+        UserError: it names no tensor of this model, or there is no winner.
+    """
+    if requested is None:
+        raise RuntimeError("the schema lets no config without a region or an adapter through")
+    if isinstance(requested, schema.Region):
+        if requested.match is not None:
+            return match_region(requested.match, anatomy)
+        layers, modules = requested.layers or "", requested.modules or ()  # the schema fills them in
+        return resolve_region(layers, modules, anatomy.num_layers, anatomy.modules)
+    layers, modules = read_winner(search_folder, base)
+    needs.use("region", search_folder / FILE_NAME)
+    return resolve_region(layers, modules, anatomy.num_layers, anatomy.modules)
+
+
+def find_adapter(requested: schema.Adapter, anatomy: Anatomy) -> tuple[Region, AdapterPlan]:
+    """The modules of all layers that carry an adapter, and the adapter."""
+    region = resolve_region("all", requested.modules, anatomy.num_layers, anatomy.modules)
+    adapter = plan_adapter(
+        requested.kind,
+        region.modules,
+        anatomy,
+        r=requested.r,
+        alpha=requested.alpha,
+        dropout=requested.dropout,
+        kept=requested.kept,
+    )
+    return region, adapter
+
+
+def masked_modules(softmask: schema.SoftMask, region: Region, anatomy: Anatomy) -> tuple[str, ...]:
+    """The modules under the soft mask; empty without one.
+
+    Raises:
+        UserError: the region has none that a mask could lie on.
+    """
+    if softmask.apply_to == "none":
+        return ()
+    if not region.modules:
+        raise UserError(
+            "softmask.apply_to: region.match trains no tensor with units (heads, neurons, outputs) that a mask could "
+            "lie on; set it to none"
+        )
+    if softmask.modules is None:
+        return region.modules
+    modules = expand_modules(softmask.modules, anatomy.modules)
+    check_masked(modules, region)
+    return modules
+
+
+def find_importance(
+    folders: Sequence[Path], anatomy: Anatomy, needs: Prerequisites, base: str | None
+) -> dict[str, Tensor]:
+    """The importance vectors of the soft mask: unit kind → [L, units]; empty where a dry run lacks some.
+
+    Args:
+        folders: of `cofitune importance`; several are merged unit by unit.
+        base: the base's fingerprint, of which they must be; None where a dry run has no weights to know it by.
+
+    Raises:
+        ArtifactError: a folder has none, or those of another base.
+    """
+    sets = []
+    for number, folder in enumerate(folders, start=1):
+        if not (folder / "manifest.json").is_file():
+            message = (
+                f"softmask: no importance in {folder}; run `cofitune importance` with this config first, name its "
+                "folder in softmask.importance, or set softmask.apply_to: none"
+            )
+            needs.lack(ArtifactError(message))
+        elif base is not None:
+            sets.append(read_importance(folder, anatomy, base).vectors)
+            name = "importance" if len(folders) == 1 else f"importance {number}"
+            needs.use(name, folder / "importance.safetensors")
+    return merge_importance(sets) if len(sets) == len(folders) else {}
+
+
+def make_factors(
+    softmask: schema.SoftMask,
+    importance: dict[str, Tensor],
+    region: Region,
+    masked: tuple[str, ...],
+    anatomy: Anatomy,
+    seed: int,
+) -> dict[str, Factor]:
+    """The soft mask, or the control that stands in for it; `seed`: of the shuffled control."""
+    if softmask.control == "shuffled":
+        importance = shuffle_units(importance, anatomy, seed)
+    uniform = softmask.control == "uniform"
+    return build_factors(importance, region, masked, anatomy, softmask.strength, uniform=uniform)
+
+
+def check_zero_stage(stage: int, dtype: torch.dtype, hooks: dict[str, bool]) -> None:
+    """Refuse what DeepSpeed's BF16_Optimizer cannot do.
+
+    Args:
+        hooks: what hooks into the optimizer's step, in words → whether this run has it.
+
+    Raises:
+        UserError: one of them is there, under stage 1 in bfloat16.
+    """
+    what = next((name for name, requested in hooks.items() if requested), None)
+    if dtype == torch.bfloat16 and stage == 1 and what:
+        raise UserError(
+            f"deepspeed.zero_stage: 1 with bfloat16 runs DeepSpeed's BF16_Optimizer, under which {what} is not "
+            "supported; use zero_stage: 2 or 3"
+        )
+
+
+def plan_prefix(
+    kind: str, model: schema.Model, anatomy: Anatomy, first: int, lengths: Sequence[int], disk: Path
+) -> PrefixPlan | None:
+    """What `train.prefix_cache` will keep; None where there is nothing to keep.
+
+    Args:
+        kind: none | memory | disk.
+        first: the lowest trained layer.
+        lengths: tokens of each example.
+        disk: the folder that `disk` means.
+
+    Raises:
+        UserError: the frozen layers would not give the same activations again, or there is no shared memory.
+    """
+    if kind == "none" or first == 0:
+        return None
+    reason = changing_prefix(base_config(model).to_dict())
+    if reason:
+        raise UserError(f"train.prefix_cache: {kind} would not give the same loss: {reason}; set it to none")
+    folder = SHARED_MEMORY if kind == "memory" else disk
+    if kind == "memory" and not folder.is_dir():
+        raise UserError(f"train.prefix_cache: memory needs {folder}, which this machine does not have; use disk")
+    dtype = choose_dtype(model.dtype)
+    return PrefixPlan(anatomy.layout.layers, first, list(lengths), anatomy.hidden_size, dtype, folder)
+
+
+def engine_settings(
+    train: schema.Train, deepspeed: schema.DeepSpeed, dtype: torch.dtype, steps: Plan
+) -> EngineSettings:
+    """What DeepSpeed must know."""
+    return EngineSettings(
+        zero_stage=deepspeed.zero_stage,
+        offload_optimizer=deepspeed.offload_optimizer,
+        offload_param=deepspeed.offload_param,
+        raw=deepspeed.raw,
+        dtype=dtype,
+        micro_batch=train.per_device_train_batch_size,
+        accumulation=train.gradient_accumulation_steps,
+        learning_rate=train.learning_rate,
+        weight_decay=train.weight_decay,
+        adam_betas=train.adam_betas,
+        adam_epsilon=train.adam_epsilon,
+        max_grad_norm=train.max_grad_norm,
+        lr_scheduler_type=train.lr_scheduler_type,
+        warmup_ratio=train.warmup_ratio,
+        num_steps=steps.num_steps,
+        rehearsal_micro_batches=steps.rehearsal_micro_batches,
+    )
