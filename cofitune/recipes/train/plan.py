@@ -142,12 +142,7 @@ def plan_train(
     masked = resolve.masked_modules(softmask, region, anatomy)
     held = freeze_factors(region, anatomy)
     dtype = choose_dtype(model.dtype)
-    hooks = {
-        "softmask.apply_to: update": softmask.apply_to == "update",
-        "train.l2_to_base": train.l2_to_base > 0,
-        "a part of a fused tensor as region": bool(held),
-    }
-    resolve.check_zero_stage(config.deepspeed.zero_stage, dtype, hooks)
+    resolve.check_zero_stage(config.deepspeed.zero_stage, dtype, softmask.apply_to, train.l2_to_base, bool(held))
     folders = [Path(f) for f in softmask.importance or (config.run / "importance",)]
     importance = resolve.find_importance(folders, anatomy, needs, base) if masked else {}
     factors = resolve.make_factors(softmask, importance, region, masked, anatomy, train.seed) if importance else {}

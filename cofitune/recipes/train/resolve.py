@@ -126,15 +126,21 @@ def make_factors(
     return build_factors(importance, region, masked, anatomy, softmask.strength, uniform=uniform)
 
 
-def check_zero_stage(stage: int, dtype: torch.dtype, hooks: dict[str, bool]) -> None:
+def check_zero_stage(stage: int, dtype: torch.dtype, apply_to: str, l2_to_base: float, holds_rows: bool) -> None:
     """Refuse what DeepSpeed's BF16_Optimizer cannot do.
 
     Args:
-        hooks: what hooks into the optimizer's step, in words → whether this run has it.
+        apply_to: what the soft mask scales.
+        holds_rows: whether a fused tensor trains in part.
 
     Raises:
-        UserError: one of them is there, under stage 1 in bfloat16.
+        UserError: something hooks into the optimizer's step, under stage 1 in bfloat16.
     """
+    hooks = {
+        "softmask.apply_to: update": apply_to == "update",
+        "train.l2_to_base": l2_to_base > 0,
+        "a part of a fused tensor as region": holds_rows,
+    }
     what = next((name for name, requested in hooks.items() if requested), None)
     if dtype == torch.bfloat16 and stage == 1 and what:
         raise UserError(
