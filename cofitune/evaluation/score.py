@@ -6,11 +6,11 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cofitune.evaluation import ifeval, metrics
@@ -36,30 +36,40 @@ OWN_CODE = (
 LOSS_METRICS = ("nats_per_token", "nats_per_byte")
 
 
+@dataclass(frozen=True)
+class ScoreRequest:
+    """What models are asked, and how.
+
+    Attributes:
+        tokenizer: with the template of the training, and a padding token.
+        tasks: from `cofitune.evaluation.tasks.load_tasks`.
+        batch_size: prompts a batch. Keep it the same in everything that is compared: bf16 answers depend on it.
+        positions: tokens that a prompt and its answer may have; None: as many as the model can attend to.
+        share: this rank's share where several ranks, each with the whole model, ask the same; all of them get all
+            results, and they are the same as one rank's.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    tasks: Sequence[LoadedTask]
+    batch_size: int
+    positions: int | None = None
+    share: BatchSharding = field(default_factory=BatchSharding)
+
+
 def score_model(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: Sequence[LoadedTask],
-    batch_size: int,
-    device: torch.device | str | None = None,
-    on_start: Callable[[LoadedTask], None] | None = None,
-    on_result: Callable[[TaskResult], None] | None = None,
-    share: BatchSharding | None = None,
-    positions: int | None = None,
+    request: ScoreRequest,
+    *,
+    on_start: Callable[[LoadedTask], None] = lambda task: None,
+    on_result: Callable[[TaskResult], None] = lambda result: None,
 ) -> dict[str, TaskResult]:
     """Ask a model every item of every task, greedily, and grade the answers.
 
     Args:
-        model: a causal language model; each of its modules is in the mode (train or eval) afterwards that it was in.
-        tokenizer: with the template set by `cofitune.data.chat.set_template`, and a padding token.
-        tasks: from `cofitune.evaluation.tasks.load_tasks`.
-        batch_size: prompts a batch. Keep it the same in everything that is compared: bf16 answers depend on it.
-        device: where to move the model first; None: it stays where it is.
+        model: a causal language model, where it is to answer; each of its modules is in the mode (train or eval)
+            afterwards that it was in.
         on_start: called before each task.
         on_result: called after each task.
-        share: this rank's share where several ranks, each with the whole model, call this with the same tasks; all of
-            them return all results, and they are the same as one rank's.
-        positions: tokens that a prompt and its answer may have; None: as many as the model can attend to.
 
     Returns:
         A result for each title, in the tasks' order.
@@ -67,31 +77,30 @@ def score_model(
     Raises:
         UserError: the packages of the extra `eval` are missing.
         DataError: no item of a task fits into the model's positions.
+
+    Example:
+        >>> results = score_model(model, ScoreRequest(tokenizer, load_tasks(tasks), batch_size=8))
+        >>> results["law"].raw
+        0.42
     """
     ifeval.require_harness()
-    positions = positions or max_positions(model.config)
-    tasks = fit_lengths(tasks, tokenizer, positions)
-    if device is not None:
-        model.to(device)
+    tokenizer, share = request.tokenizer, request.share
+    positions = request.positions or max_positions(model.config)
     results = {}
     with quiet_harness(), _as_it_was(model):
         from cofitune.evaluation.harness.model import ChatTemplateLM, ChatTemplateLMBase
 
-        asked = (model, tokenizer, batch_size, share or BatchSharding(), positions)
-        for task in tasks:
-            if on_start is not None:
-                on_start(task)
+        asked = (model, tokenizer, request.batch_size, share, positions)
+        for task in fit_lengths(request.tasks, tokenizer, positions):
+            on_start(task)
             if task.rehearsal is not None:
-                result = score_drift(model, tokenizer, task, batch_size, share or BatchSharding())
+                result = score_drift(model, tokenizer, task, request.batch_size, share)
+            elif task.harness:
+                result = score_harness(ChatTemplateLMBase(*asked), task)
             else:
-                result = (
-                    score_harness(ChatTemplateLMBase(*asked), task)
-                    if task.harness
-                    else _score_task(ChatTemplateLM(*asked), task)
-                )
+                result = _score_task(ChatTemplateLM(*asked), task)
             results[task.task.title] = result
-            if on_result is not None:
-                on_result(result)
+            on_result(result)
     return results
 
 

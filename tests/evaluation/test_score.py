@@ -19,7 +19,7 @@ from cofitune.evaluation import ifeval, metrics
 from cofitune.evaluation.items import LoadedTask
 from cofitune.evaluation.lengths import render_prompt
 from cofitune.evaluation.samples import TaskResult
-from cofitune.evaluation.score import score_model
+from cofitune.evaluation.score import ScoreRequest, score_model
 from cofitune.evaluation.tasks import EvalTask, load_tasks
 from cofitune.model.load import load_model, load_tokenizer
 
@@ -63,7 +63,7 @@ def make_task(folder: Path, items: list[dict[str, Any]], kind: str, metric: str,
 
 
 def ask(model: Any, tokenizer: Any, task: LoadedTask, batch_size: int = 2) -> TaskResult:
-    return score_model(model, tokenizer, [task], batch_size)["t"]
+    return score_model(model, ScoreRequest(tokenizer, [task], batch_size))["t"]
 
 
 def generate_task(
@@ -301,7 +301,7 @@ def test_the_model_is_asked_with_the_tokens_that_it_was_taught_with(
     ):
         asked.clear()
         task = make_task(tmp_path, [fields], kind, "exact_match" if kind == "generate" else "acc", max_new_tokens=1)
-        score_model(model, tokenizer, [task], 1)
+        score_model(model, ScoreRequest(tokenizer, [task], 1))
         taught = encode(Item((("user", task.items[0].prompt), ("assistant", choice)), "here"), tokenizer)
         first = next(i for i, label in enumerate(taught.labels) if label != -100)
         assert asked[0] == taught.input_ids[:first]
@@ -329,7 +329,7 @@ def test_the_model_and_the_random_state_are_left_as_they_were_and_nothing_is_pri
     modes = [m.training for m in model.modules()]
     torch_state, python_state = torch.get_rng_state(), random.getstate()
     capfd.readouterr()
-    score_model(model, tokenizer, [task, choices], 2)
+    score_model(model, ScoreRequest(tokenizer, [task, choices], 2))
     assert [m.training for m in model.modules()] == modes
     assert any(modes) and not all(modes)
     assert torch.equal(torch.get_rng_state(), torch_state)

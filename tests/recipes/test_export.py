@@ -21,7 +21,7 @@ from cofitune.errors import UserError
 from cofitune.files import sha256_file
 from cofitune.model.weight_files import fingerprint
 from cofitune.recipes.evaluate import recipe
-from cofitune.recipes.evaluate.plan import make_plan
+from cofitune.recipes.evaluate.plan import plan_eval
 from cofitune.recipes.evaluate.recipe import evaluate
 from cofitune.recipes.export import export
 from cofitune.training.delta import interpolate, write_delta
@@ -100,9 +100,9 @@ def test_eval_scores_a_run_at_an_alpha_without_an_export(
     scored: list[Tensor] = []
     score = recipe.score_model
 
-    def listen(model: Any, *rest: Any) -> Any:
+    def listen(model: Any, *rest: Any, **callbacks: Any) -> Any:
         scored.append(dict(model.named_parameters())[REPLACED].detach().clone())
-        return score(model, *rest)
+        return score(model, *rest, **callbacks)
 
     monkeypatch.setattr(recipe, "score_model", listen)
     models = (f"quarter={run}@0.25", f"same={tmp_path}/exported")
@@ -125,7 +125,7 @@ def test_eval_scores_a_run_at_an_alpha_without_an_export(
 
 
 def test_answers_are_kept_for_each_alpha(run: Path, tiny_model_folder: Path) -> None:
-    plan = make_plan(config(run, tiny_model_folder, f"a={run}@0.25", f"b={run}@0.5"))
+    plan = plan_eval(config(run, tiny_model_folder, f"a={run}@0.25", f"b={run}@0.5"))
     keys = [json.dumps(plan.key(model, plan.tasks[0]), sort_keys=True) for model in plan.models]
     assert [m.name for m in plan.models] == ["base", "run", "a", "b"] and len(set(keys)) == 4
 
@@ -138,4 +138,4 @@ def test_a_model_is_written_with_its_alpha_in_a_word() -> None:
 
 def test_an_alpha_is_for_runs(run: Path, tiny_model_folder: Path) -> None:
     with pytest.raises(UserError, match="only a run whose training has finished"):
-        make_plan(config(run, tiny_model_folder, f"{tiny_model_folder}@0.5"))
+        plan_eval(config(run, tiny_model_folder, f"{tiny_model_folder}@0.5"))

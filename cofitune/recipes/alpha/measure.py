@@ -15,7 +15,7 @@ from cofitune.errors import UserError
 from cofitune.evaluation.data_parallel import BatchSharding
 from cofitune.evaluation.drift import score_drift
 from cofitune.evaluation.items import LoadedTask
-from cofitune.evaluation.score import score_model, versions
+from cofitune.evaluation.score import ScoreRequest, score_model, versions
 from cofitune.evaluation.statistics.scores import TaskScore, summarise
 from cofitune.recipes.from_config import NOT_ASKED
 from cofitune.training.validation import validation_loss
@@ -59,7 +59,7 @@ class TaskMeasure:
         Raises:
             UserError: the model's log-likelihoods are no numbers.
         """
-        results = score_model(model, self.tokenizer, self.tasks, self.batch_size)
+        results = score_model(model, ScoreRequest(self.tokenizer, self.tasks, self.batch_size))
         for result in results.values():
             if not result.are_numbers:
                 raise UserError(f"task '{result.title}': log-likelihoods are no numbers: the run's weights are damaged")

@@ -12,7 +12,7 @@ from cofitune.errors import ArtifactError, ConfigError, UserError
 from cofitune.evaluation.statistics.matched import BASE
 from cofitune.files import read_json, sha256_json
 from cofitune.model.weight_files import fingerprint
-from cofitune.recipes.evaluate import plan as eval_plan
+from cofitune.recipes.evaluate.plan import EvalPlan, plan_eval
 from cofitune.recipes.folders import check_disk_space, check_folder
 from cofitune.recipes.train import recipe as training
 from cofitune.recipes.train.plan import TrainPlan
@@ -184,13 +184,13 @@ def _check(run: Run, overwrite: bool, dry_run: bool, ranks: int) -> TrainPlan:
     return plan
 
 
-def _check_evaluation(plan: ComparePlan, overwrite: bool) -> eval_plan.Plan:
+def _check_evaluation(plan: ComparePlan, overwrite: bool) -> EvalPlan:
     """The evaluation of all models, those included that are not trained yet.
 
     Raises:
         UserError: it cannot be made, or a method's runs would be asked in another template than they were trained in.
     """
-    asked = eval_plan.make_plan(plan.eval_config([]), overwrite).settings["template"]
+    asked = plan_eval(plan.eval_config([]), overwrite).settings["template"]
     for run, made in zip(plan.runs, plan.trainings, strict=True):
         if made.data.template != asked:
             raise UserError(
@@ -200,7 +200,7 @@ def _check_evaluation(plan: ComparePlan, overwrite: bool) -> eval_plan.Plan:
             )
     trained = [run for run in plan.runs if run.is_trained and not overwrite]
     planned_runs = [model for run in plan.runs if run not in trained for model in run.models(plan.compare.alphas)]
-    return eval_plan.make_plan(plan.eval_config(trained), overwrite, planned_runs=planned_runs)
+    return plan_eval(plan.eval_config(trained), overwrite, planned_runs=planned_runs)
 
 
 def _check_alike(run: Run, plan: TrainPlan) -> None:

@@ -19,11 +19,12 @@ from cofitune.recipes.compare.plan import FOLDER, ComparePlan, Run, make_plan, m
 from cofitune.recipes.compare.plan_report import about, print_plan, time_left
 from cofitune.recipes.compare.result import build_comparison, finished_runs
 from cofitune.recipes.compare.store import STORE, RunLine, mean_seconds, read_store
-from cofitune.recipes.evaluate import plan as eval_plan
+from cofitune.recipes.evaluate.plan import plan_eval
 from cofitune.recipes.folders import start_folder
-from cofitune.reports.compare.plot import can_draw, draw_frontiers
+from cofitune.reports.compare.plot import methods_picture
 from cofitune.reports.compare.table import comparison_tables, sentences
 from cofitune.reports.console import say
+from cofitune.reports.figure import can_draw, write_picture
 
 
 class RunCommand(Protocol):
@@ -80,7 +81,7 @@ def compare(
     for line in sentences(content):
         say(console, line)
     if can_draw():
-        draw_frontiers(plan.folder, content)
+        write_picture(plan.folder, methods_picture("frontier", content))
     else:
         say(console, "no picture: matplotlib is not installed (pip install 'cofitune[plots]')")
     say(console, f"→ {plan.folder}/compare.json, frontier.png, frontier.svg")
@@ -163,7 +164,7 @@ def _lacking_answers(plan: ComparePlan, trained: list[Run]) -> set[str]:
     """Of trained runs, those that some task has not been asked of at some alpha."""
     if not trained:
         return set()
-    answers = eval_plan.make_plan(plan.eval_config(trained))
+    answers = plan_eval(plan.eval_config(trained))
     known = answers.known()
     alphas = plan.compare.alphas
     return {

@@ -13,7 +13,7 @@ from cofitune.evaluation.statistics.paired import CONFIDENCE, DRAWS, SEED, Boots
 from cofitune.files import read_json
 from cofitune.recipes.compare.plan import ComparePlan, Run, model_name
 from cofitune.recipes.compare.store import RunLine
-from cofitune.recipes.evaluate import plan as eval_plan
+from cofitune.recipes.evaluate.plan import plan_eval
 from cofitune.recipes.evaluate.recipe import evaluate
 from cofitune.recipes.folders import environment
 
@@ -25,7 +25,7 @@ def build_comparison(plan: ComparePlan, lines: Mapping[str, RunLine]) -> dict[st
     done = finished_runs(plan, lines)
     evaluation = plan.eval_config(done)
     evaluate(evaluation, console=Console(quiet=True))  # all is known by now: no weights load
-    answers = eval_plan.make_plan(evaluation)
+    answers = plan_eval(evaluation)
     results = answers.known()
     bootstrap = Bootstrap(match_items(results), plan.config.eval.speciality_weight)
     places = {name: index for index, name in enumerate(results)}

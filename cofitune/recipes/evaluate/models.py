@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from cofitune.config import schema
 from cofitune.config.load import load_config
-from cofitune.config.schema import Config, EvalModel
+from cofitune.config.schema import EvalModel
 from cofitune.data.chat import set_template
 from cofitune.errors import ArtifactError, ConfigError, UserError
 from cofitune.evaluation.lengths import max_positions
@@ -97,10 +98,21 @@ class EvalTarget:
         return results if self.alpha in (0, 1) else {**results, "alpha": self.alpha}
 
 
-def find_models(config: Config, planned_runs: Sequence[EvalModel] = ()) -> tuple[EvalTarget, ...]:
+def find_models(
+    base: schema.Model,
+    named: Sequence[EvalModel],
+    run: Path,
+    *,
+    data: schema.Data,
+    planned_runs: Sequence[EvalModel] = (),
+) -> tuple[EvalTarget, ...]:
     """Resolve every model of an evaluation, the base first.
 
     Args:
+        base: the section `model`.
+        named: those that `eval.models` names.
+        run: the config's own run, which is one of the models where it is trained.
+        data: the section `data`, whose template all are asked in.
         planned_runs: runs of this config's own base that are not trained yet; nothing can be asked of them.
 
     Raises:
@@ -111,21 +123,22 @@ def find_models(config: Config, planned_runs: Sequence[EvalModel] = ()) -> tuple
 
     def source(name: str, revision: str | None) -> Source:
         if (name, revision) not in sources:
-            sources[name, revision] = _read_source(name, revision, config)
+            sources[name, revision] = _read_source(name, revision, base.trust_remote_code, data)
         return sources[name, revision]
 
-    own = source(config.model.name, config.model.revision)
+    own = source(base.name, base.revision)
     results: list[EvalTarget] = []
-    for requested in _wanted(config):
+    for requested in _wanted(base, named, run):
         train = train_folder(requested.path)
         if train is None:
             results.append(_whole(requested, own, source))
         else:
-            results.append(_run(requested, train, own, source, config))
-    dtype = choose_dtype(config.model.dtype)
+            is_own = train.resolve() == (run / "train").resolve()
+            results.append(_run(requested, train, own, source, is_own))
+    dtype = choose_dtype(base.dtype)
     results += [
-        EvalTarget(run.title, run.role, run.path, own, dtype=dtype, alpha=run.known_alpha, keep=run.keep)
-        for run in planned_runs
+        EvalTarget(one.title, one.role, one.path, own, dtype=dtype, alpha=one.known_alpha, keep=one.keep)
+        for one in planned_runs
     ]
     _check_names(results)
     results.sort(key=lambda model: model.role != "base")
@@ -134,16 +147,15 @@ def find_models(config: Config, planned_runs: Sequence[EvalModel] = ()) -> tuple
     return tuple(results)
 
 
-def _wanted(config: Config) -> list[EvalModel]:
+def _wanted(base: schema.Model, given: Sequence[EvalModel], run: Path) -> list[EvalModel]:
     """The base, this config's own run where it is trained, and what `eval.models` names."""
-    given = list(config.eval.models)
     named = {Path(m.path).resolve() for m in given if m.alpha == 1 and m.keep is None}
     requested = []
     if all(m.role != "base" for m in given):
-        requested.append(EvalModel(path=config.model.name, role="base", revision=config.model.revision))
-    if train_folder(config.output_dir) and not {config.run.resolve(), (config.run / "train").resolve()} & named:
-        requested.append(EvalModel(path=config.output_dir, name="run"))
-    return requested + given
+        requested.append(EvalModel(path=base.name, role="base", revision=base.revision))
+    if train_folder(str(run)) and not {run.resolve(), (run / "train").resolve()} & named:
+        requested.append(EvalModel(path=str(run), name="run"))
+    return [*requested, *given]
 
 
 def _whole(requested: EvalModel, own: Source, source: GetSource) -> EvalTarget:
@@ -162,10 +174,10 @@ def _whole(requested: EvalModel, own: Source, source: GetSource) -> EvalTarget:
     return EvalTarget(requested.title, requested.role, requested.path, whole, dtype=whole.dtype)
 
 
-def _run(requested: EvalModel, train: Path, own: Source, source: GetSource, config: Config) -> EvalTarget:
+def _run(requested: EvalModel, train: Path, own: Source, source: GetSource, is_own: bool) -> EvalTarget:
+    """A trained run; `is_own`: the config's own, which stands on the config's base."""
     manifest = read_manifest(train)
     base = own
-    is_own = train.resolve() == (config.run / "train").resolve()
     if manifest.get("base_fingerprint") != own.fingerprint and not is_own and not is_missing_folder(manifest["base"]):
         base = source(manifest["base"], manifest.get("revision"))
     if manifest.get("base_fingerprint") != base.fingerprint:
@@ -182,22 +194,21 @@ def _run(requested: EvalModel, train: Path, own: Source, source: GetSource, conf
     if delta.is_file() and remembered_sha256(delta) != manifest["delta_sha256"]:
         raise ArtifactError(f"{delta}: its bytes are not those that the manifest names; train again")
     training, seed = _training(train, manifest)
-    sha256, dtype = manifest["delta_sha256"], DTYPES[manifest["dtype"]]
     alpha = requested.known_alpha
     if training is not None and (alpha != 1 or requested.keep):
         training = f"{training} keeping {requested.keep:g}" if requested.keep else f"{training} at {alpha:g}"
     return EvalTarget(
-        requested.title,
-        requested.role,
-        requested.path,
-        base,
-        train,
-        sha256,
-        dtype,
-        seed,
-        training,
-        alpha,
-        requested.keep,
+        name=requested.title,
+        role=requested.role,
+        path=requested.path,
+        source=base,
+        train=train,
+        delta_sha256=manifest["delta_sha256"],
+        dtype=DTYPES[manifest["dtype"]],
+        seed=seed,
+        training=training,
+        alpha=alpha,
+        keep=requested.keep,
     )
 
 
@@ -220,12 +231,11 @@ def _training(train: Path, manifest: Mapping[str, Any]) -> tuple[str | None, int
     return json.dumps(stood_on, sort_keys=True), config.train.seed
 
 
-def _read_source(name: str, revision: str | None, config: Config) -> Source:
-    trust = config.model.trust_remote_code
+def _read_source(name: str, revision: str | None, trust: bool, data: schema.Data) -> Source:
     model_config = read_model_config(name, revision, trust)
     dtype = stored_dtype(weight_files(name, revision))
     tokenizer = load_tokenizer(name, revision, trust)
-    template = set_template(tokenizer, config.data.template)
+    template = set_template(tokenizer, data.template)
     try:
         generation = GenerationConfig.from_pretrained(name, revision=revision)
     except OSError:  # a folder without generation_config.json

@@ -32,10 +32,11 @@ Results = dict[str, dict[str, TaskResult]]  # by model, by task title
 
 
 @dataclass(frozen=True)
-class Plan:
-    """All that is known before weights load.
+class EvalPlan:
+    """An evaluation, resolved: all that is known before weights load.
 
     Attributes:
+        config: what it was resolved from.
         folder: where the scores go.
         models: the base first.
         settings: what all answers depend on besides weights and tasks.
@@ -43,6 +44,7 @@ class Plan:
         requirements: the gate.
     """
 
+    config: Config
     folder: Path
     models: tuple[EvalTarget, ...]
     tasks: tuple[LoadedTask, ...]
@@ -77,9 +79,9 @@ class Plan:
         return found
 
 
-def make_plan(
+def plan_eval(
     config: Config, overwrite: bool = False, require: Sequence[str] = (), planned_runs: Sequence[EvalModel] = ()
-) -> Plan:
+) -> EvalPlan:
     """Read the tasks, the models' configs and tokenizers, and check everything that the user could have got wrong.
 
     Args:
@@ -96,7 +98,7 @@ def make_plan(
         raise UserError(
             "eval: names no task; for example eval: {speciality: [{path: data/law_test.jsonl, kind: generate}]}"
         )
-    models = find_models(config, planned_runs)
+    models = find_models(config.model, config.eval.models, config.run, data=config.data, planned_runs=planned_runs)
     base = models[0].source
     known = [m.source.positions for m in models if m.source.positions is not None]
     positions = min(known, default=None)
@@ -121,7 +123,15 @@ def make_plan(
     meant = "run" if "run" in compared else compared[0] if len(compared) == 1 else None
     counted = {t.task.title: t.task.category for t in tasks if t.metric.unit == "share"}
     requirements = read_requirements(require, counted, compared, meant)
-    return Plan(folder, models, tasks, settings, positions, requirements)
+    return EvalPlan(
+        config=config,
+        folder=folder,
+        models=models,
+        tasks=tasks,
+        settings=settings,
+        positions=positions,
+        requirements=requirements,
+    )
 
 
 def _about(loaded: LoadedTask) -> dict[str, Any]:

@@ -6,11 +6,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cofitune.recipes.evaluate.plan import Plan, Results
+from cofitune.recipes.evaluate.plan import EvalPlan, Results
 from cofitune.reports.console import say
 
 
-def print_plan(plan: Plan, known: Results, console: Console) -> None:
+def print_plan(plan: EvalPlan, known: Results, console: Console) -> None:
     """Say what is asked of which model, what is known already, and what will be written."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("category", "task", "kind", "metric"):
@@ -40,7 +40,7 @@ def print_plan(plan: Plan, known: Results, console: Console) -> None:
     )
 
 
-def tell_left_out(plan: Plan, console: Console) -> None:
+def tell_left_out(plan: EvalPlan, console: Console) -> None:
     """Say which items are asked of no model, and which prompts the harness cuts."""
     for loaded in plan.tasks:
         of = f"of {len(loaded.items) + len(loaded.left_out) + len(loaded.unusable)} items"

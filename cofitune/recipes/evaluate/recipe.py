@@ -22,7 +22,7 @@ from cofitune.errors import UserError
 from cofitune.evaluation.data_parallel import BatchSharding, join
 from cofitune.evaluation.items import LoadedTask
 from cofitune.evaluation.samples import TaskResult, save_result
-from cofitune.evaluation.score import score_model
+from cofitune.evaluation.score import ScoreRequest, score_model
 from cofitune.evaluation.statistics.comparison import Compared, build_scores, changed_items
 from cofitune.evaluation.statistics.gate import Verdict, judge
 from cofitune.evaluation.statistics.scores import FORMAT
@@ -30,7 +30,7 @@ from cofitune.files import write_json, write_text
 from cofitune.ranks import Rank
 from cofitune.recipes.alpha.recipe import choose_alphas, read_chosen
 from cofitune.recipes.evaluate.models import EvalTarget
-from cofitune.recipes.evaluate.plan import Plan, Results, make_plan
+from cofitune.recipes.evaluate.plan import EvalPlan, Results, plan_eval
 from cofitune.recipes.evaluate.plan_report import print_plan, tell_left_out
 from cofitune.recipes.folders import start_folder
 from cofitune.recipes.from_config import load_base
@@ -88,7 +88,7 @@ def evaluate(
     if dry_run:
         print_plan(plan, {m.name: {} for m in plan.models} if overwrite else plan.known(), console)
         return Evaluation(plan.folder)
-    return run_evaluation(plan, config, join(rank.rank, rank.world_size), console, overwrite=overwrite)
+    return run_evaluation(plan, join(rank.rank, rank.world_size), console, overwrite=overwrite)
 
 
 def plan_evaluation(
@@ -99,7 +99,7 @@ def plan_evaluation(
     console: Console,
     dry_run: bool = False,
     alone: bool = True,
-) -> Plan:
+) -> EvalPlan:
     """Make the plan, and before it the alphas of models with `alpha: auto` that have not been chosen yet.
 
     Everything else is checked before the first of them is measured. A dry run measures nothing.
@@ -108,11 +108,12 @@ def plan_evaluation(
         alone: whether this process is the only one; several ranks find the choice made.
 
     Raises:
-        UserError: as `make_plan` and `choose_alpha`; or several ranks find an alpha that is not chosen.
+        UserError: as `plan_eval` and `choose_alpha`; or several ranks find an alpha that is not chosen.
     """
     known, waiting = read_chosen(config)
     # of a model to come nothing is known, whichever alpha between base and run it gets
-    plan = make_plan(known, overwrite, require, [model.at(0.5) for model in waiting])
+    plan = plan_eval(known, overwrite, require, [model.at(0.5) for model in waiting])
+    plan = replace(plan, config=config)  # as the user wrote it: the folder keeps `alpha: auto`
     if not waiting:
         return plan
     if dry_run:
@@ -125,12 +126,11 @@ def plan_evaluation(
             f"eval.models: the alpha of {waiting[0].path}@auto is chosen in one process: by `cofitune eval` before it "
             "starts ranks, or by `cofitune export --alpha auto`"
         )
-    return make_plan(choose_alphas(config, console), overwrite, require)
+    return replace(plan_eval(choose_alphas(config, console), overwrite, require), config=config)
 
 
 def run_evaluation(
-    plan: Plan,
-    config: Config,
+    plan: EvalPlan,
     share: BatchSharding,
     console: Console,
     *,
@@ -147,21 +147,21 @@ def run_evaluation(
     """
     share.barrier()  # every rank has read its plan before rank 0 changes the folder
     if share.rank == 0:
-        start_folder(config, "eval", overwrite)
+        start_folder(plan.config, "eval", overwrite)
         tell_left_out(plan, console)
     results = share.broadcast(plan.known() if share.rank == 0 else {})
     if asked := sum(len(result) for result in results.values()):
         say(console, f"{asked} of {len(plan.models) * len(plan.tasks)} results as scored before")
     todo = [m for m in plan.models if len(results[m.name]) < len(plan.tasks)]
     if weights is None:
-        _load_and_score(todo, plan, config, results, share, console)
+        _load_and_score(todo, plan, results, share, console)
     else:
         for model in todo:
             with weights(model) as whole:
                 _score(plan, model, whole, results[model.name], share, console)
     if share.rank != 0:
         return Evaluation(plan.folder)
-    scores = _scores(plan, config, results)
+    scores = _scores(plan, results)
     verdicts = judge(plan.requirements, _changes(scores))
     changed = _changed(plan, results, scores)
     _write(plan, results, scores | {"gate": [v.as_dict() for v in verdicts]}, changed)
@@ -172,13 +172,13 @@ def run_evaluation(
 
 
 def _load_and_score(
-    todo: list[EvalTarget], plan: Plan, config: Config, results: Results, share: BatchSharding, console: Console
+    todo: list[EvalTarget], plan: EvalPlan, results: Results, share: BatchSharding, console: Console
 ) -> None:
     """Every base is loaded once, its runs' deltas are put in and taken out."""
     places = {model.source.place: index for index, model in reversed(list(enumerate(plan.models)))}
     todo.sort(key=lambda m: places[m.source.place])  # stable, so that the base comes before its runs
     for (name, revision), group in groupby(todo, key=lambda m: m.source.place):
-        requested = config.model.model_copy(update={"name": name, "revision": revision})
+        requested = plan.config.model.model_copy(update={"name": name, "revision": revision})
         with _status(console, f"loading {name}"):
             weights = load_base(requested).to(device())
         for model in group:
@@ -200,7 +200,7 @@ def _with_delta(weights: PreTrainedModel, model: EvalTarget) -> Iterator[None]:
 
 
 def _score(
-    plan: Plan,
+    plan: EvalPlan,
     model: EvalTarget,
     weights: PreTrainedModel,
     results: dict[str, TaskResult],
@@ -231,12 +231,17 @@ def _score(
                 f"items ({result.seconds:.0f} s)",
             )
 
-        mine = replace(share, on_progress=progress.advance)
-        tasks, batch_size = tuple(missing.values()), plan.settings["batch_size"]
-        score_model(weights, model.source.tokenizer, tasks, batch_size, None, begin, keep, mine, plan.positions)
+        request = ScoreRequest(
+            tokenizer=model.source.tokenizer,
+            tasks=tuple(missing.values()),
+            batch_size=plan.settings["batch_size"],
+            positions=plan.positions,
+            share=replace(share, on_progress=progress.advance),
+        )
+        score_model(weights, request, on_start=begin, on_result=keep)
 
 
-def _scores(plan: Plan, config: Config, results: Results) -> dict[str, Any]:
+def _scores(plan: EvalPlan, results: Results) -> dict[str, Any]:
     """The content of scores.json."""
     groups: dict[str, list[str]] = {}
     for model in plan.models:
@@ -246,11 +251,16 @@ def _scores(plan: Plan, config: Config, results: Results) -> dict[str, Any]:
     by_seed = tuple(tuple(g) for g in groups.values() if len({seeds[name] for name in g}) > 1)
     full_sft = next((m.name for m in plan.models if m.role == "full_sft"), None)
     ordered = {m.name: {t.task.title: results[m.name][t.task.title] for t in plan.tasks} for m in plan.models}
-    computed = build_scores(ordered, Compared(plan.models[0].name, full_sft, by_seed), config.eval.speciality_weight)
+    computed = build_scores(
+        ordered, Compared(plan.models[0].name, full_sft, by_seed), plan.config.eval.speciality_weight
+    )
     for model in plan.models:
         computed["models"][model.name] |= {
-            "role": model.role, "path": model.path, **model.weights, "seed": model.seed
-        }  # fmt: skip
+            "role": model.role,
+            "path": model.path,
+            **model.weights,
+            "seed": model.seed,
+        }
         if model.keep is not None:
             computed["models"][model.name] |= {"alpha": model.alpha, "keep": model.keep}
     return {"format": FORMAT, "settings": plan.settings, "tasks": plan.about_tasks} | computed
@@ -263,7 +273,7 @@ def _changes(scores: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {c["model"]: {**c["tasks"], **{n: v for n, v in c["summary"].items() if v is not None}} for c in own}
 
 
-def _write(plan: Plan, results: Results, scores: dict[str, Any], changed: Changed) -> None:
+def _write(plan: EvalPlan, results: Results, scores: dict[str, Any], changed: Changed) -> None:
     """Answers, lost and gained items, then the scores: an interruption leaves no old scores beside new answers."""
     (plan.folder / "scores.json").unlink(missing_ok=True)
     for part in ("samples", "changed"):
@@ -278,14 +288,14 @@ def _write(plan: Plan, results: Results, scores: dict[str, Any], changed: Change
     write_json(plan.folder / "scores.json", scores)
 
 
-def _changed(plan: Plan, results: Results, scores: dict[str, Any]) -> Changed:
+def _changed(plan: EvalPlan, results: Results, scores: dict[str, Any]) -> Changed:
     """The items that each model lost and gained against the base."""
     choices = {t.task.title: [item.choices for item in t.items] for t in plan.tasks}
     own = [c for c in scores["comparisons"] if c["against"] == plan.models[0].name]
     return {c["model"]: changed_items(results, c, choices) for c in own}
 
 
-def _report(plan: Plan, scores: dict[str, Any], changed: Changed, console: Console) -> None:
+def _report(plan: EvalPlan, scores: dict[str, Any], changed: Changed, console: Console) -> None:
     lines = list(sentences(scores))
     if scores["missing"]:
         lines.append(f"no task, and so in no mean: {', '.join(scores['missing'])}")

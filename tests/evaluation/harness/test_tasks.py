@@ -20,7 +20,7 @@ from cofitune.evaluation.harness.tasks import write_task_files
 from cofitune.evaluation.items import LoadedTask
 from cofitune.evaluation.lengths import fit_lengths
 from cofitune.evaluation.samples import TaskResult
-from cofitune.evaluation.score import score_model
+from cofitune.evaluation.score import ScoreRequest, score_model
 from cofitune.evaluation.tasks import EvalTask, load_tasks
 from cofitune.model.load import load_model, load_tokenizer
 from cofitune.ranks import VARIABLES
@@ -108,7 +108,7 @@ def short_answers(loaded: LoadedTask, tokens: int = 24) -> LoadedTask:
 def ask(model: Path, *tasks: LoadedTask, **options: Any) -> dict[str, TaskResult]:
     tokenizer = load_tokenizer(str(model))
     set_template(tokenizer, "auto")
-    return score_model(load_model(str(model), torch.float32), tokenizer, tasks, 2, **options)
+    return score_model(load_model(str(model), torch.float32), ScoreRequest(tokenizer, tasks, 2, **options))
 
 
 def test_three_tasks_score_as_the_harness_command_line_does_digit_for_digit(

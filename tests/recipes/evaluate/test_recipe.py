@@ -108,10 +108,10 @@ def record_scoring(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, list[st
     scored: list[tuple[float, list[str]]] = []
     score = recipe.score_model
 
-    def listen(model: Any, tokenizer: Any, tasks: Any, *rest: Any) -> Any:
+    def listen(model: Any, request: Any, **rest: Any) -> Any:
         weights = float(model.model.layers[1].mlp.up_proj.weight.detach().sum())
-        scored.append((round(weights, 3), [t.task.title for t in tasks]))
-        return score(model, tokenizer, tasks, *rest)
+        scored.append((round(weights, 3), [t.task.title for t in request.tasks]))
+        return score(model, request, **rest)
 
     monkeypatch.setattr(recipe, "score_model", listen)
     return scored
