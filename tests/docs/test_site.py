@@ -1,0 +1,79 @@
+"""The site: it builds without a warning, its references are whole, and its remedies are for messages that exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from cofitune.cli import app
+from cofitune.config.schema import Config
+from docs import reference
+from tests.docs.documents import DOCS, ROOT, split
+
+REMEDY = re.compile(r"^\| (`.+?) \| ", re.MULTILINE)
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("furo")  # the extra `docs`, which `dev` has
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-W",
+        "--keep-going",
+        "-q",
+        "-b",
+        "html",
+        str(DOCS),
+        str(tmp_path / "site"),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert result.returncode == 0, result.stderr
+    page = (tmp_path / "site" / "config.html").read_text(encoding="utf-8")
+    assert "gradient_accumulation_steps" in page
+
+
+def test_the_config_reference_has_every_key() -> None:
+    text = reference.config_reference()
+    missing = [
+        f"{section}.{key}"
+        for section, field in Config.model_fields.items()
+        if isinstance(field.annotation, type) and hasattr(field.annotation, "model_fields")
+        for key in field.annotation.model_fields
+        if f"| `{key}` |" not in text.partition(f"## `{section}`\n")[2].partition("\n## ")[0]
+    ]
+    assert not missing
+    described = re.findall(r"^\| `(\w+)` \|.*\| ([^|]*) \|$", text, re.MULTILINE)
+    assert described and not [key for key, meaning in described if not meaning.strip()]
+
+
+def test_the_command_reference_has_every_command_and_option() -> None:
+    text = reference.cli_reference()
+    commands = {name: c for name, c in typer.main.get_command(app).commands.items() if not c.hidden}  # type: ignore[attr-defined]
+    assert len(commands) >= 8
+    for name, command in commands.items():
+        part = text.partition(f"## `cofitune {name}`\n")[2].partition("\n## ")[0]
+        options = [option for p in command.params for option in p.opts if option.startswith("--")]
+        assert part and not [option for option in options if option not in part]
+
+
+def test_remedies_are_for_messages_that_exist() -> None:
+    page = split(DOCS / "troubleshooting.md")[1]
+    parts = [part for row in REMEDY.findall(page) for part in re.findall(r"`([^`]+)`", row)]
+    assert len(parts) > 30
+    words = "\n".join(text for path in (ROOT / "cofitune").rglob("*.py") for text in _messages(path))
+    assert not [part for part in parts if part not in words]
+
+
+def _messages(path: Path) -> Iterator[str]:
+    """A file's literal texts, adjacent ones joined, as messages show them; what is filled in is left out."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
