@@ -1,4 +1,4 @@
-"""The region: layers × modules, what is trained (CoFiTune's coarse level, METHOD's layer names)."""
+"""The region: layers × modules, what is trained (CoFiTune's coarse level; docs/regions.md has its layer names)."""
 
 from __future__ import annotations
 

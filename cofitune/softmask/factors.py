@@ -1,7 +1,7 @@
 """Importance → soft mask: the factor 1 − I of each unit, on the unit's own rows or columns of each weight.
 
 The published code tiles the mask along the flattened gradient, which gives 0.02 % of the elements their own unit's
-factor (METHOD.md, defect 1); here a factor is a vector over rows or columns, and tests check it unit by unit.
+factor (docs/method.md, defects); here a factor is a vector over rows or columns, and tests check it unit by unit.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Soft mask on the gradient, the paper's equation ∇̂ = (1 − I) ⊙ ∇.
 
 Faithful, and weak under Adam: its step does not depend on the scale of a row's gradient, so a factor of 0.1 leaves
-99.9 % of a row's displacement (METHOD.md, defect 2). Rows of importance 1 get no gradient; weight decay still moves
+99.9 % of a row's displacement (docs/method.md, defects). Rows of importance 1 get no gradient; weight decay still moves
 them. `softmask.update` is the mode that regulates the update itself.
 """
 

@@ -204,7 +204,7 @@ def test_the_seed_and_the_index_choose_the_masks() -> None:
 
 
 def test_every_batch_counts_once() -> None:
-    """METHOD's defect 3: without fresh gates batch i of N counts N − i + 1 times."""
+    """A defect of the published code (docs/method.md): without fresh gates batch i of N counts N − i + 1 times."""
     model = tiny_llama()
     alone = [estimate(model, [(i, b)], dropout=P, seed=SEED) for i, b in enumerate(BATCHES)]
     together = estimate(model, enumerate(BATCHES), dropout=P, seed=SEED)

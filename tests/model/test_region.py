@@ -14,7 +14,7 @@ from cofitune.model.anatomy import Anatomy, anatomy_of, read_anatomy
 from cofitune.model.region import NAMED_RANGES, Region, freeze_outside, layer_range, resolve_region
 
 QUARTERS = ("bottom1", "bottom2", "middle", "top")
-# METHOD.md, "Layer ranges of the authors' scripts"
+# docs/regions.md, the layer ranges of the authors' scripts
 AUTHORS = {
     "bottom1": ((0, 7), (0, 9)),
     "bottom2": ((8, 15), (10, 19)),

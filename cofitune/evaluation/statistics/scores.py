@@ -1,4 +1,7 @@
-"""From shares of right answers to speciality, versatility and unified (DESIGN §4: ours; the paper's own is unknown)."""
+"""From shares of right answers to speciality, versatility and unified.
+
+The definitions are ours, since the paper's own formula is not known to us (docs/method.md).
+"""
 
 from __future__ import annotations
 
