@@ -9,19 +9,19 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from cofitune.config.section import Names, Section, as_list
+from cofitune.config.section import Names, PathText, Section, as_list
 from cofitune.errors import ConfigError, did_you_mean
 
 
 class Task(Section):
-    path: str | None = Field(None, description="a JSONL file of items; or give harness")
+    path: PathText | None = Field(None, description="a JSONL file of items; or give harness")
     kind: Literal["multiple_choice", "generate", "loss", "ifeval", "drift"] | None = Field(
         None,
         description="how the items of path are asked and scored; drift: path is a folder of `cofitune rehearse`, on "
         "whose held-out answers the distance from the base is measured",
     )
     harness: str | None = Field(None, description="a task or group of lm-evaluation-harness, by its name")
-    dataset_path: str | None = Field(
+    dataset_path: PathText | None = Field(
         None, description="harness: folder with the data's splits as JSONL or parquet; null: the hub's"
     )
     num_fewshot: int | None = Field(None, ge=0, description="harness: examples in the prompt; null: the task's own")
@@ -154,7 +154,7 @@ def as_alpha(value: Any) -> float | Literal["auto"]:
 
 
 class EvalModel(Section):
-    path: str = Field(description="a run (its output_dir), an exported or other model folder, or a hub name")
+    path: PathText = Field(description="a run (its output_dir), an exported or other model folder, or a hub name")
     name: str | None = Field(None, description="name in tables; null: the role, or the last part of the path")
     role: Literal["base", "full_sft"] | None = Field(
         None, description="base: what all are compared with; full_sft: full fine-tuning, the other yardstick"

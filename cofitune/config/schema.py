@@ -18,7 +18,7 @@ from cofitune.config.eval import Eval, EvalModel, Task, Versatility, as_model
 from cofitune.config.region import Anatomy, Region
 from cofitune.config.rehearsal import Rehearsal
 from cofitune.config.search import Search
-from cofitune.config.section import Names, Section
+from cofitune.config.section import Names, PathText, Section
 from cofitune.config.source import Source, Sources
 from cofitune.config.train import DeepSpeed, Train
 from cofitune.errors import ConfigError
@@ -56,7 +56,7 @@ FREE_SETTINGS: dict[str, frozenset[str]] = {
 
 
 class Model(Section):
-    name: str = Field(description="folder or hub name of the aligned model to start from")
+    name: PathText = Field(description="folder or hub name of the aligned model to start from")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="the one place for precision; auto: bfloat16 on a GPU, float32 on a CPU"
     )
@@ -203,7 +203,7 @@ class Config(Section):
     """The whole file. `output_dir` is the run: every artifact of the four commands lives below it."""
 
     model: Model
-    output_dir: str = Field(description="the run's folder")
+    output_dir: PathText = Field(description="the run's folder")
     data: Data = Field(default_factory=Data)
     region: Region | Literal["search"] | None = Field(
         default_factory=Region, description="what to train, or: search; null, and by default, with an adapter"

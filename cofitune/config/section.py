@@ -2,9 +2,42 @@
 
 from __future__ import annotations
 
+import os
+import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+_VARIABLE = re.compile(r"\$\{([^}]*)\}?")
+_BARE_VARIABLE = re.compile(r"\$(\w+)")
+
+
+def expand(path: str) -> str:
+    """A path in which `~` and `${VAR}` mean what they mean in a shell.
+
+    Raises:
+        ValueError: a variable is not set, is written without braces, or `{{ … }}` was left to be filled in.
+    """
+    if "{{" in path:
+        raise ValueError(f"{path}: {{{{ … }}}} is a placeholder that nothing fills in here; write the value")
+    for name in _BARE_VARIABLE.findall(path):
+        if name in os.environ:
+            raise ValueError(f"{path}: write ${{{name}}} for the variable's value")
+
+    def value_of(found: re.Match[str]) -> str:
+        if not found[0].endswith("}") or not found[1].isidentifier():
+            raise ValueError(f"{path}: {found[0]} is no variable; write ${{NAME}}")
+        if not os.environ.get(found[1]):
+            raise ValueError(f"{path}: the variable {found[1]} is not set")
+        return os.environ[found[1]]
+
+    # Path.expanduser would drop a leading ./ and stop at a file called ~backup
+    return os.path.expanduser(_VARIABLE.sub(value_of, path))  # noqa: PTH111
+
+
+def as_path(value: Any) -> Any:
+    """A path, expanded; anything else is left to the schema to refuse."""
+    return expand(value) if isinstance(value, str) else value
 
 
 def as_list(value: Any) -> Any:
@@ -22,8 +55,9 @@ def as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+PathText = Annotated[str, BeforeValidator(as_path)]
 Names = Annotated[tuple[str, ...], BeforeValidator(as_list)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False, protected_namespaces=())

@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from cofitune.config.section import Section, as_list, as_source
+from cofitune.config.section import PathText, Section, as_list, as_source
 
 
 class Source(Section):
-    path: str = Field(
+    path: PathText = Field(
         description="a file (JSONL, JSON, parquet, CSV), a folder of such files, or org/name on the hub; paths are "
         "relative to the folder the command is typed in"
     )

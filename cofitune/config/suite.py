@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from cofitune.config.section import expand
+
 Place = tuple[str | int, ...]
 Read = Callable[[Path], tuple[dict[str, Any], dict[Place, str]]]
 SECTIONS: tuple[Place, ...] = (("eval",), ("search", "eval"))
@@ -35,7 +37,11 @@ def add_suites(data: dict[str, Any], sources: dict[Place, str], read: Read) -> l
         section = _at(data, place)
         if section is None or not isinstance(section.get("suite"), str):
             continue
-        path = Path(section.pop("suite"))
+        try:
+            path = Path(expand(section.pop("suite")))
+        except ValueError as error:
+            problems.append(f"{'.'.join(map(str, place))}.suite: {error}")
+            continue
         suite, where = read(path)
         tasks = suite.pop("eval", None)
         problems += [f"{where[(key,)]}: {key}: a suite holds one section, eval" for key in suite]
@@ -58,7 +64,7 @@ def start_from_data(data: dict[str, Any]) -> None:
         folder = Path(section.pop("data"))
         for task in _tasks(section):
             for key in TASK_PATHS:
-                if isinstance(task.get(key), str):
+                if isinstance(task.get(key), str) and not task[key].startswith(("~", "${")):
                     task[key] = str(folder / task[key])
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from cofitune.config.section import Section, as_list
+from cofitune.config.section import PathText, Section, as_list
 from cofitune.errors import did_you_mean
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -29,7 +29,7 @@ class TrainRehearsal(Section):
         description="nll: cross-entropy on the base's answers; kl: KL divergence from the base's stored probabilities",
     )
     weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="w in loss = task loss + w · rehearsal loss")
-    path: str | None = Field(
+    path: PathText | None = Field(
         None, description="folder that `cofitune rehearse` wrote; null: the one in this config's output_dir"
     )
 
@@ -87,7 +87,7 @@ class Train(Section):
         description="optimizer steps between two losses on data.validation and two measurements of drift, besides the "
         "first and the last",
     )
-    drift_data: str | None = Field(
+    drift_data: PathText | None = Field(
         None,
         description="folder that `cofitune rehearse` wrote, on whose held-out answers drift is measured; null: that of "
         "train.rehearsal, and without one none",

@@ -78,7 +78,7 @@ def test_mistakes_are_in_the_suites_lines(place: Path) -> None:
 def test_a_suite_that_is_none_is_told(place: Path) -> None:
     with pytest.raises(ConfigError, match=r"suit\.yaml: no such config file; did you mean 'suite\.yaml'\?"):
         load("eval: {suite: suit.yaml}\n")
-    with pytest.raises(ConfigError, match=r"eval\.suite: input should be a valid string"):
+    with pytest.raises(ConfigError, match=r"eval\.suite: must be a text"):
         load("eval: {suite: [suite.yaml]}\n")
     (place / "suite.yaml").write_text("speciality: []\n")
     with pytest.raises(ConfigError, match=r"suite\.yaml:1: speciality: a suite holds one section, eval"):
