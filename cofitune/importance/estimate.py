@@ -38,6 +38,23 @@ REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {  # [L, B, units] → [L, u
 
 
 @dataclass(frozen=True)
+class EstimatorSettings:
+    """How importance is estimated.
+
+    Attributes:
+        dropout: probability p of both kinds of dropout; `fisher` has none.
+        seed: seed of the dropout masks.
+        estimator: kl_dropout | fisher.
+        reduce: signed | absolute | squared.
+    """
+
+    dropout: float
+    seed: int
+    estimator: str = KL_DROPOUT
+    reduce: str = "signed"
+
+
+@dataclass(frozen=True)
 class Scores:
     """What the data says: `values` maps each unit kind to [L, units] in fp64 on the CPU; real `tokens`; `samples`."""
 
@@ -71,11 +88,8 @@ def no_sums(anatomy: Anatomy) -> Sums:
 def estimate(
     model: PreTrainedModel,
     micro_batches: Iterable[tuple[int, Mapping[str, Tensor]]],
+    settings: EstimatorSettings,
     *,
-    dropout: float,
-    seed: int,
-    estimator: str = KL_DROPOUT,
-    reduce: str = "signed",
     sums: Sums | None = None,
     on_batch: Callable[[int], None] | None = None,
     anatomy: Anatomy | None = None,
@@ -90,9 +104,6 @@ def estimate(
         model: the model on this rank's device, whole or sharded by ZeRO-3; it is left as it was found.
         micro_batches: this rank's (index in the whole data, batch with `input_ids`, `attention_mask` and, for
             `fisher`, `labels`, each [B, T]) that are not in `sums` yet.
-        dropout: probability p of both kinds of dropout; `fisher` has none.
-        seed: seed of the dropout masks.
-        reduce: signed | absolute | squared.
         sums: where to go on from, added to in place; None: from nothing.
         on_batch: called after each micro-batch with its number of real tokens.
         anatomy: the model's; None: it is in the table of layouts.
@@ -104,9 +115,11 @@ def estimate(
     """
     anatomy = anatomy or anatomy_of(model)
     sums = sums or no_sums(anatomy)
-    reduction = REDUCTIONS[reduce]
-    with virtual_gates(model, dropout if estimator == KL_DROPOUT else 0.0, anatomy) as gates:
+    reduction = REDUCTIONS[settings.reduce]
+    seed, estimator = settings.seed, settings.estimator
+    with virtual_gates(model, settings.dropout if estimator == KL_DROPOUT else 0.0, anatomy) as gates:
         for index, batch in micro_batches:
+            # one backward pass gives a gradient a sample at every unit's gate: [L, B, units] a kind of unit
             for kind, gradient in gate_gradients(model, gates, batch, index, seed, estimator).items():
                 sums.values[kind] += reduction(gradient).to(sums.values[kind].device)
             here = int(batch["attention_mask"].sum())
@@ -117,7 +130,7 @@ def estimate(
                 on_batch(here)
         for _ in range(idle):
             gate_gradients(model, gates, _two_tokens(), 0, seed, estimator)
-    return _over_ranks(sums, model.device, per_token=reduce == "signed")
+    return _over_ranks(sums, model.device, per_token=settings.reduce == "signed")
 
 
 def gate_gradients(

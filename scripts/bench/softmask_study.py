@@ -33,7 +33,7 @@ from cofitune.data.chat import IGNORED, Example, set_template
 from cofitune.data.encoded import Encoding, encode_sources
 from cofitune.data.sources import Source
 from cofitune.files import write_tensors
-from cofitune.importance.estimate import estimate
+from cofitune.importance.estimate import EstimatorSettings, estimate
 from cofitune.importance.normalize import NORMALIZATIONS
 from cofitune.model.anatomy import Anatomy, anatomy_of
 from cofitune.model.load import load_model, load_tokenizer
@@ -357,7 +357,9 @@ def _importance(
             if not path.is_file():
                 batches = [collate(examples[half::2][i : i + 4], pad) for i in range(0, len(examples[half::2]), 4)]
                 numbered = [(2 * i + half, b) for i, b in enumerate(batches)]
-                scores = estimate(model, numbered, dropout=0.003, seed=1234, estimator=estimator, reduce=reduce)
+                scores = estimate(
+                    model, numbered, EstimatorSettings(dropout=0.003, seed=1234, estimator=estimator, reduce=reduce)
+                )
                 weight = scores.tokens if reduce == "signed" else scores.samples
                 write_tensors(path, {k: (v * weight).contiguous() for k, v in scores.values.items()})
                 print(f"importance {name}, half {half + 1} of 2: estimated", flush=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cofitune.errors import UserError
-from cofitune.importance.estimate import estimate, memory_estimate
+from cofitune.importance.estimate import EstimatorSettings, estimate, memory_estimate
 from cofitune.importance.gates import seeded_dropout, virtual_gates
 from cofitune.importance_file import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS, UNIT_KINDS
 from cofitune.model.anatomy import anatomy_of
@@ -168,7 +168,7 @@ def test_scores_equal_brute_force_with_the_same_random_masks(kernel: str) -> Non
         for kind, value in reference(model, batch, run_pass).items():
             expected[kind] = expected.get(kind, 0) + value.double()
     tokens = 5 + 7 + 6 + 3 + 9
-    scores = estimate(model, enumerate(BATCHES), dropout=P, seed=SEED)
+    scores = estimate(model, enumerate(BATCHES), EstimatorSettings(dropout=P, seed=SEED))
     assert scores.tokens == tokens
     assert_close(scores.values, {k: v / tokens for k, v in expected.items()}, 1e-5)
 
@@ -179,15 +179,15 @@ def test_scores_equal_brute_force_with_given_masks(monkeypatch: pytest.MonkeyPat
     expected = reference(model, batch, lambda number, run: run(lambda x: masks(x, P, True)))
     assert masks.calls == 2 * L * 2
     monkeypatch.setattr(nn.functional, "dropout", FixedDropout())
-    scores = estimate(model, [(0, batch)], dropout=P, seed=SEED)
+    scores = estimate(model, [(0, batch)], EstimatorSettings(dropout=P, seed=SEED))
     assert_close(scores.values, {k: v / 12 for k, v in expected.items()}, 1e-5)
 
 
 def test_the_order_of_the_micro_batches_does_not_matter() -> None:
     model = tiny_llama()
-    forwards = estimate(model, enumerate(BATCHES), dropout=P, seed=SEED)
+    forwards = estimate(model, enumerate(BATCHES), EstimatorSettings(dropout=P, seed=SEED))
     torch.rand(11)
-    backwards = estimate(model, [(i, BATCHES[i]) for i in (2, 0, 1)], dropout=P, seed=SEED)
+    backwards = estimate(model, [(i, BATCHES[i]) for i in (2, 0, 1)], EstimatorSettings(dropout=P, seed=SEED))
     for kind in UNIT_KINDS:
         torch.testing.assert_close(forwards.values[kind], backwards.values[kind], rtol=1e-12, atol=1e-15)
 
@@ -196,7 +196,7 @@ def test_the_seed_and_the_index_choose_the_masks() -> None:
     model = tiny_llama()
 
     def heads(index: int, seed: int) -> Tensor:
-        return estimate(model, [(index, BATCHES[0])], dropout=P, seed=seed).values[ATTENTION_HEADS]
+        return estimate(model, [(index, BATCHES[0])], EstimatorSettings(dropout=P, seed=seed)).values[ATTENTION_HEADS]
 
     assert torch.equal(heads(0, 1), heads(0, 1))
     assert not torch.equal(heads(0, 1), heads(0, 2))
@@ -206,8 +206,8 @@ def test_the_seed_and_the_index_choose_the_masks() -> None:
 def test_every_batch_counts_once() -> None:
     """A defect of the published code (docs/method.md): without fresh gates batch i of N counts N − i + 1 times."""
     model = tiny_llama()
-    alone = [estimate(model, [(i, b)], dropout=P, seed=SEED) for i, b in enumerate(BATCHES)]
-    together = estimate(model, enumerate(BATCHES), dropout=P, seed=SEED)
+    alone = [estimate(model, [(i, b)], EstimatorSettings(dropout=P, seed=SEED)) for i, b in enumerate(BATCHES)]
+    together = estimate(model, enumerate(BATCHES), EstimatorSettings(dropout=P, seed=SEED))
     assert together.tokens == sum(a.tokens for a in alone)
     for kind in UNIT_KINDS:
         total = sum(a.values[kind] * a.tokens for a in alone)
@@ -220,7 +220,7 @@ def test_padding_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
     for padding in (0, 6):
         monkeypatch.setattr(nn.functional, "dropout", FixedDropout())
-        results.append(estimate(model, [(0, make_batch(0, [5, 7], padding))], dropout=P, seed=SEED))
+        results.append(estimate(model, [(0, make_batch(0, [5, 7], padding))], EstimatorSettings(dropout=P, seed=SEED)))
     assert results[0].tokens == results[1].tokens == 12
     assert_close(results[1].values, results[0].values, 1e-5)
     for kind in UNIT_KINDS:
@@ -232,7 +232,7 @@ def test_the_model_and_the_generator_are_left_as_they_were() -> None:
     model.model.embed_tokens.weight.requires_grad_(False)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     generator = torch.get_rng_state()
-    estimate(model, enumerate(BATCHES), dropout=P, seed=SEED)
+    estimate(model, enumerate(BATCHES), EstimatorSettings(dropout=P, seed=SEED))
     assert torch.equal(torch.get_rng_state(), generator)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(m.training for m in model.modules())
@@ -244,11 +244,11 @@ def test_the_model_and_the_generator_are_left_as_they_were() -> None:
 
 def test_the_models_own_mode_and_dropout_do_not_matter() -> None:
     model = tiny_llama()
-    expected = estimate(model.eval(), enumerate(BATCHES), dropout=P, seed=SEED)
+    expected = estimate(model.eval(), enumerate(BATCHES), EstimatorSettings(dropout=P, seed=SEED))
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = 0.7
     model.gradient_checkpointing_enable()
-    result = estimate(model.train(), enumerate(BATCHES), dropout=P, seed=SEED)
+    result = estimate(model.train(), enumerate(BATCHES), EstimatorSettings(dropout=P, seed=SEED))
     assert all(torch.equal(result.values[k], expected.values[k]) for k in UNIT_KINDS)
 
 
@@ -256,7 +256,7 @@ def test_a_silent_layer_scores_zero_and_not_nan() -> None:
     model = tiny_llama()
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight.zero_()
-    scores = estimate(model, enumerate(BATCHES), dropout=P, seed=SEED).values
+    scores = estimate(model, enumerate(BATCHES), EstimatorSettings(dropout=P, seed=SEED)).values
     assert bool((scores[FFN_NEURONS][1] == 0).all()) and bool((scores[FFN_OUTPUTS][1] == 0).all())
     assert bool((scores[FFN_NEURONS][0] != 0).any())
 
@@ -266,17 +266,17 @@ def test_broken_weights_are_named() -> None:
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
     with pytest.raises(UserError, match="overflowed"):
-        estimate(model, enumerate(BATCHES), dropout=P, seed=SEED)
+        estimate(model, enumerate(BATCHES), EstimatorSettings(dropout=P, seed=SEED))
 
 
 def test_no_token_is_an_error() -> None:
     with pytest.raises(UserError, match="not one token"):
-        estimate(tiny_llama(), [], dropout=P, seed=SEED)
+        estimate(tiny_llama(), [], EstimatorSettings(dropout=P, seed=SEED))
 
 
 def test_progress_is_told_the_tokens_of_each_batch() -> None:
     messages: list[int] = []
-    estimate(tiny_llama(), enumerate(BATCHES), dropout=P, seed=SEED, on_batch=messages.append)
+    estimate(tiny_llama(), enumerate(BATCHES), EstimatorSettings(dropout=P, seed=SEED), on_batch=messages.append)
     assert messages == [12, 9, 9]
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cofitune.importance.estimate import FISHER, KL_DROPOUT, Scores, estimate
+from cofitune.importance.estimate import FISHER, KL_DROPOUT, EstimatorSettings, Scores, estimate
 from cofitune.importance_file import UNIT_KINDS, unit_counts
 from cofitune.model.anatomy import anatomy_of
 
@@ -54,7 +54,9 @@ class DropoutByPlace:
 
 
 def scores(model: LlamaForCausalLM, rows: list[int], estimator: str, reduce: str) -> Scores:
-    return estimate(model, [(0, samples(rows))], dropout=P, seed=SEED, estimator=estimator, reduce=reduce)
+    return estimate(
+        model, [(0, samples(rows))], EstimatorSettings(dropout=P, seed=SEED, estimator=estimator, reduce=reduce)
+    )
 
 
 def close(results: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -104,7 +106,9 @@ def test_fisher_is_the_squared_finite_difference_of_the_log_likelihood() -> None
 def test_fisher_has_no_dropout_and_no_seed() -> None:
     model = tiny_llama()
     one, two = (
-        estimate(model, [(i, samples([0, 1]))], dropout=p, seed=i, estimator=FISHER, reduce="squared").values
+        estimate(
+            model, [(i, samples([0, 1]))], EstimatorSettings(dropout=p, seed=i, estimator=FISHER, reduce="squared")
+        ).values
         for i, p in enumerate((0.1, 0.7))
     )
     assert all(torch.equal(one[k], two[k]) and bool((one[k] >= 0).all()) for k in unit_counts(anatomy_of(model)))

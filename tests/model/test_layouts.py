@@ -31,7 +31,7 @@ from transformers import (
 
 from cofitune.data.batches import plan_steps
 from cofitune.data.chat import Example
-from cofitune.importance.estimate import estimate
+from cofitune.importance.estimate import EstimatorSettings, estimate
 from cofitune.importance.gates import seeded_dropout, virtual_gates
 from cofitune.importance_file import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS, unit_counts
 from cofitune.model.anatomy import Anatomy, anatomy_of
@@ -378,7 +378,7 @@ def test_importance_drops_attention_and_ffn_outputs_and_nothing_else(family: str
 @pytest.mark.parametrize("family", FAMILIES)
 def test_importance_of_every_layout(family: str) -> None:
     batches = [(i, {"input_ids": random_ids(i), "attention_mask": torch.ones_like(random_ids())}) for i in range(3)]
-    scores = estimate(build(family), batches, dropout=0.1, seed=1).values
+    scores = estimate(build(family), batches, EstimatorSettings(dropout=0.1, seed=1)).values
     widths = {ATTENTION_HEADS: A, FFN_NEURONS: F, FFN_OUTPUTS: H}
     for kind, values in scores.items():
         assert tuple(values.shape) == (L, widths[kind])

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from cofitune.distributed import device_of
 from cofitune.errors import ArtifactError, UserError
 from cofitune.files import gib
 from cofitune.host_memory import usable_memory
-from cofitune.importance.estimate import KL_DROPOUT, PASSES_OF, memory_estimate
+from cofitune.importance.estimate import KL_DROPOUT, PASSES_OF, EstimatorSettings, memory_estimate
 from cofitune.importance.partial import has_sums
 from cofitune.importance_file import read_importance, unit_counts
 from cofitune.model.anatomy import Anatomy
@@ -49,9 +50,18 @@ class Sharding:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """All that is known before a weight is read: the items as tokens, the model's sizes, and what will be written."""
+class ImportancePlan:
+    """All that is known before a weight is read: the items as tokens, the model's sizes, and what will be written.
 
+    Attributes:
+        config: what it was resolved from.
+        folder: `<output_dir>/importance`.
+        passes: forward passes of a micro-batch that one backward runs through.
+        memory: bytes that a rank will hold at its fullest, by what holds them.
+        interrupted: whether there are sums of an estimation of the same identity.
+    """
+
+    config: Config
     folder: Path
     anatomy: Anatomy
     examples: Examples
@@ -63,12 +73,18 @@ class Plan:
     passes: int
     memory: dict[str, int]
     sharding: Sharding
-    interrupted: bool = False  # there are sums of an estimation of the same identity
+    interrupted: bool = False
 
     @property
     def partial(self) -> Path:
         """Where the ranks' sums lie while they are unfinished."""
         return self.folder / PARTIAL
+
+    @property
+    def settings(self) -> EstimatorSettings:
+        """How importance is estimated."""
+        requested = self.config.importance
+        return EstimatorSettings(requested.dropout, requested.seed, requested.estimator, requested.reduced_by)
 
     @property
     def tokens(self) -> int:
@@ -87,7 +103,7 @@ class Plan:
             yield index, collate(part, self.pad_token_id)
 
 
-def make_plan(config: Config, overwrite: bool = False, rank: Rank = ALONE) -> Plan:
+def plan_importance(config: Config, overwrite: bool = False, rank: Rank = ALONE) -> ImportancePlan:
     """Read the data, the tokenizer and the model's sizes, and check everything that the user could have got wrong.
 
     Args:
@@ -104,7 +120,7 @@ def make_plan(config: Config, overwrite: bool = False, rank: Rank = ALONE) -> Pl
         )
     sums = config.run / "importance" / PARTIAL
     folder = check_folder(config, "importance", overwrite, resumes=sums.is_dir())  # whose sums: that is seen below
-    anatomy = base_anatomy(model, base_config(model))
+    anatomy = base_anatomy(model, base_config(model, config.data.max_length))
     check_files(weight_files(model.name, model.revision), anatomy)
     tokenizer = load_tokenizer(model.name, model.revision, model.trust_remote_code)
     template = set_template(tokenizer, config.data.template)
@@ -114,20 +130,33 @@ def make_plan(config: Config, overwrite: bool = False, rank: Rank = ALONE) -> Pl
     encoding = Encoding(config.data.max_length, train_on, config.data.on_bad_item)
     encoded = encode_sources(sources, tokenizer, encoding, requested.max_items)
     examples = Examples.chain(e.examples for e in encoded)
-    longest = int(examples.lengths.max())
-    sizes = choose_dtype(model.dtype).itemsize, requested.per_device_batch_size, longest, PASSES_OF[requested.estimator]
-    memory = memory_estimate(anatomy, *sizes)
-    sharding = choose_sharding(requested.sharding, sum(memory.values()), device_memory(rank), rank.world_size)
-    if sharding.sharded:
-        memory = memory_estimate(anatomy, *sizes, rank.world_size)
-    plan = Plan(
-        folder, anatomy, examples, tuple(e.opened for e in encoded), ItemCounts.total(e.account for e in encoded),
-        tokenizer.pad_token_id, template, requested.per_device_batch_size, PASSES_OF[requested.estimator], memory,
-        sharding,
-    )  # fmt: skip
+    needed = partial(
+        memory_estimate,
+        anatomy,
+        choose_dtype(model.dtype).itemsize,
+        requested.per_device_batch_size,
+        longest=int(examples.lengths.max()),
+        passes=PASSES_OF[requested.estimator],
+    )
+    whole = needed()
+    sharding = choose_sharding(requested.sharding, sum(whole.values()), device_memory(rank), rank.world_size)
+    plan = ImportancePlan(
+        config=config,
+        folder=folder,
+        anatomy=anatomy,
+        examples=examples,
+        sources=tuple(e.opened for e in encoded),
+        account=ItemCounts.total(e.account for e in encoded),
+        pad_token_id=tokenizer.pad_token_id,
+        template=template,
+        batch_size=requested.per_device_batch_size,
+        passes=PASSES_OF[requested.estimator],
+        memory=needed(shared_by=rank.world_size) if sharding.sharded else whole,
+        sharding=sharding,
+    )
     if not sums.is_dir():
         return plan
-    plan = replace(plan, interrupted=has_sums(sums, rank.world_size, sharding.sharded, identity_of(plan, config)))
+    plan = replace(plan, interrupted=has_sums(sums, rank.world_size, sharding.sharded, identity_of(plan)))
     if not plan.interrupted:
         check_folder(config, "importance", overwrite)
     return plan
@@ -156,7 +185,7 @@ def choose_sharding(requested: str, whole: int, device: int, num_ranks: int) -> 
 
 
 @contextmanager
-def explaining_out_of_memory(plan: Plan) -> Iterator[None]:
+def explaining_out_of_memory(plan: ImportancePlan) -> Iterator[None]:
     """Turn an allocation that failed into one message that says which settings would take less.
 
     Raises:
@@ -188,9 +217,9 @@ def device_memory(rank: Rank) -> int:
     return usable_memory() // here
 
 
-def make_manifest(plan: Plan, config: Config) -> dict[str, Any]:
+def make_manifest(plan: ImportancePlan) -> dict[str, Any]:
     """What the vectors will say of themselves."""
-    requested = config.importance
+    config, requested = plan.config, plan.config.importance
     return {
         "base": config.model.name,
         "base_fingerprint": fingerprint(config.model.name, config.model.revision),
@@ -212,16 +241,16 @@ def make_manifest(plan: Plan, config: Config) -> dict[str, Any]:
     }
 
 
-def identity_of(plan: Plan, config: Config) -> str:
+def identity_of(plan: ImportancePlan) -> str:
     """All that the sums depend on; as written: fused modules lie in the order in which their layout names them."""
-    return json.dumps([make_manifest(plan, config), asdict(plan.anatomy.layout), config.model.attn_implementation])
+    attention = plan.config.model.attn_implementation
+    return json.dumps([make_manifest(plan), asdict(plan.anatomy.layout), attention])
 
 
-def check_finished(plan: Plan, config: Config) -> None:
+def check_finished(plan: ImportancePlan) -> None:
     """The config is the folder's own (`check_folder` saw to that): are the model and the data still the same, too?"""
-    manifest = read_importance(
-        plan.folder, plan.anatomy, fingerprint(config.model.name, config.model.revision)
-    ).manifest
+    model = plan.config.model
+    manifest = read_importance(plan.folder, plan.anatomy, fingerprint(model.name, model.revision)).manifest
     before = {f["path"]: f["sha256"] for f in manifest.get("data", [])}
     changed = [s.source.path for s in plan.sources if before.get(s.source.path) != s.sha256]
     if changed:

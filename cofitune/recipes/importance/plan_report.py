@@ -7,13 +7,14 @@ from rich.console import Console
 from cofitune.files import gib
 from cofitune.importance_file import unit_counts
 from cofitune.ranks import Rank
-from cofitune.recipes.importance.plan import Plan
+from cofitune.recipes.importance.plan import ImportancePlan
 from cofitune.reports.console import say
 from cofitune.reports.figure import can_draw
 from cofitune.reports.training.plan import print_account
 
 
-def show_plan(plan: Plan, rank: Rank, console: Console) -> None:
+def print_plan(plan: ImportancePlan, rank: Rank, console: Console) -> None:
+    """Say what is estimated on what, how much work that is, which memory it takes and what is written."""
     anatomy = plan.anatomy
     say(console, f"importance of {anatomy.model_type}: {anatomy.num_layers} layers × units")
     for kind, units in unit_counts(anatomy).items():

@@ -28,17 +28,17 @@ from cofitune.ranks import Rank, is_launched, this_rank
 from cofitune.recipes.folders import start_folder
 from cofitune.recipes.from_config import load_base
 from cofitune.recipes.importance.plan import (
-    Plan,
+    ImportancePlan,
     check_finished,
     explaining_out_of_memory,
     identity_of,
     make_manifest,
-    make_plan,
+    plan_importance,
 )
-from cofitune.recipes.importance.plan_report import show_plan
+from cofitune.recipes.importance.plan_report import print_plan
 from cofitune.reports.console import say
-from cofitune.reports.figure import EXTRA, can_draw
-from cofitune.reports.importance.plot import draw_importance
+from cofitune.reports.figure import EXTRA, can_draw, write_picture
+from cofitune.reports.importance.plot import importance_picture
 from cofitune.reports.importance.table import importance_report, spread_csv
 from cofitune.reports.training.plan import print_account
 from cofitune.training.engine import meeting, release, start_distributed
@@ -79,18 +79,18 @@ def importance(
     """
     rank = this_rank() if is_launched() else Rank(world_size=ranks)
     console = (console or Console()) if rank.rank == 0 else Console(quiet=True)
-    plan = make_plan(config, overwrite, rank)
+    plan = plan_importance(config, overwrite, rank)
     if dry_run:
-        show_plan(plan, rank, console)
+        print_plan(plan, rank, console)
         return plan.folder
     if not (overwrite or plan.interrupted) and (plan.folder / "manifest.json").is_file():
-        check_finished(plan, config)
+        check_finished(plan)
         message = f"{plan.folder} is finished already, with this config and this data (--overwrite makes it anew)"
         say(console, message)
         return plan.folder
     print_account(console, plan.account)
     with _process_group(rank, plan.sharding.sharded), explaining_out_of_memory(plan):
-        scores = _estimate(plan, config, rank, console)
+        scores = _estimate(plan, rank, console)
     normalize = NORMALIZATIONS[config.importance.normalized_by]
     vectors = {kind: normalize(values) for kind, values in scores.values.items()}
     if rank.rank == 0:
@@ -99,15 +99,15 @@ def importance(
         start_folder(config, "importance", overwrite=False, resumes=True)  # whose it is was checked before
         console.print(importance_report(vectors))
         write_text(plan.folder / "spread.csv", spread_csv(vectors))
-        _draw(plan, config, vectors, console)
+        _draw(plan, vectors, console)
         # last: its manifest calls the folder finished
-        write_importance(plan.folder, vectors, scores.values, make_manifest(plan, config))
+        write_importance(plan.folder, vectors, scores.values, make_manifest(plan))
         shutil.rmtree(plan.partial, ignore_errors=True)
         say(console, f"\n{scores.tokens:,} tokens of {len(plan.examples):,} items → {plan.folder}")
     return plan.folder
 
 
-def _take_away_finished(plan: Plan) -> None:
+def _take_away_finished(plan: ImportancePlan) -> None:
     """Take away what an earlier estimation left, its manifest first; the sums stay until the new vectors are there."""
     (plan.folder / "manifest.json").unlink(missing_ok=True)
     for path in plan.folder.iterdir() if plan.folder.is_dir() else ():
@@ -117,15 +117,15 @@ def _take_away_finished(plan: Plan) -> None:
             path.unlink()
 
 
-def _estimate(plan: Plan, config: Config, rank: Rank, console: Console) -> Scores:
+def _estimate(plan: ImportancePlan, rank: Rank, console: Console) -> Scores:
     """Load the model and run this rank's share of the micro-batches under a progress bar.
 
     Its sums are saved on the way; an interrupted run goes on from them if nothing that they depend on has changed.
     """
-    device, requested = device_of(rank), config.importance
+    device, config = device_of(rank), plan.config
     # what fits one rank's device may not fit another's
     sharded = bool(all_reduce_max(int(plan.sharding.sharded), device))
-    identity = identity_of(plan, config)
+    identity = identity_of(plan)
     path = sums_path(plan.partial, rank.rank, rank.world_size, sharded)
     sums = load_sums(path, identity) or no_sums(plan.anatomy)
     if sums.micro_batches:
@@ -137,21 +137,18 @@ def _estimate(plan: Plan, config: Config, rank: Rank, console: Console) -> Score
     loading = console.status(f"loading {config.model.name}") if console.is_terminal else nullcontext()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     progress = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console)
-    with _model(plan, config, device, sharded, loading) as model, progress:
+    with _model(plan, device, sharded, loading) as model, progress:
         bar = progress.add_task("micro-batches", total=total, completed=sums.micro_batches)
 
         def on_batch(_: int) -> None:
             progress.advance(bar)
-            if sums.micro_batches % requested.save_steps == 0:
+            if sums.micro_batches % config.importance.save_steps == 0:
                 save_sums(path, sums, identity)
 
         return estimate(
             model,
             plan.micro_batches(rank, sums.micro_batches),
-            dropout=requested.dropout,
-            seed=requested.seed,
-            estimator=requested.estimator,
-            reduce=requested.reduced_by,
+            plan.settings,
             sums=sums,
             on_batch=on_batch,
             anatomy=plan.anatomy,
@@ -161,31 +158,32 @@ def _estimate(plan: Plan, config: Config, rank: Rank, console: Console) -> Score
 
 @contextmanager
 def _model(
-    plan: Plan, config: Config, device: torch.device, sharded: bool, loading: AbstractContextManager[Any]
+    plan: ImportancePlan, device: torch.device, sharded: bool, loading: AbstractContextManager[Any]
 ) -> Iterator[PreTrainedModel]:
     """The base on this rank's device: whole, or its share of it."""
+    base = plan.config.model
     if not sharded:
         with loading:
-            model = load_base(config.model).to(device)
+            model = load_base(base).to(device)
         yield model
         return
     with loading:
-        load = partial(load_base, config.model)
-        engine = share_frozen(load, choose_dtype(config.model.dtype), gathered_at_once(plan.anatomy))
+        load = partial(load_base, base)
+        engine = share_frozen(load, choose_dtype(base.dtype), gathered_at_once(plan.anatomy))
     try:
         yield engine.module
     finally:
         release(engine)
 
 
-def _draw(plan: Plan, config: Config, vectors: dict[str, Tensor], console: Console) -> None:
+def _draw(plan: ImportancePlan, vectors: dict[str, Tensor], console: Console) -> None:
     if not can_draw():
         say(console, f"no picture: pip install 'cofitune[{EXTRA}]' draws one")
         return
-    requested = config.importance
+    requested, model = plan.config.importance, plan.config.model.name
     how = f"{requested.estimator}, {requested.reduced_by}, {requested.normalized_by}"
-    message = f"{Path(config.model.name).name}: {how}, {len(plan.examples):,} items"
-    picture, _ = draw_importance(plan.folder, vectors, message)
+    message = f"{Path(model).name}: {how}, {len(plan.examples):,} items"
+    picture, _ = write_picture(plan.folder, importance_picture("importance", vectors, message))
     say(console, f"picture: {picture} (and .svg)")
 
 

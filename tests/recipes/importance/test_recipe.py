@@ -27,7 +27,7 @@ from cofitune.importance_file import UNIT_KINDS, read_importance
 from cofitune.model.anatomy import read_anatomy, read_model_config
 from cofitune.model.weight_files import fingerprint
 from cofitune.recipes.importance import recipe
-from cofitune.recipes.importance.recipe import Rank, importance, make_plan
+from cofitune.recipes.importance.recipe import Rank, importance, plan_importance
 
 ITEMS = [
     ("What is two plus two?", "Two plus two is four."),
@@ -92,7 +92,7 @@ def test_it_writes_vectors_scores_and_a_manifest(made: Path, tiny_model_folder: 
     for kind in UNIT_KINDS:
         torch.testing.assert_close(result.vectors[kind], zscore_tanh(scores[kind]), rtol=1e-4, atol=1e-5)
         assert bool((scores[kind] != 0).all())
-    tokens = sum(len(e.input_ids) for e in make_plan(read(made), overwrite=True).examples)
+    tokens = sum(len(e.input_ids) for e in plan_importance(read(made), overwrite=True).examples)
     assert result.manifest == {
         "format": 1,
         "sha256": sha256_file(folder / "importance.safetensors"),
@@ -121,14 +121,14 @@ def test_it_writes_vectors_scores_and_a_manifest(made: Path, tiny_model_folder: 
 
 
 def test_the_whole_conversation_counts_and_max_items_takes_the_first(made: Path, tiny_tokenizer: Any) -> None:
-    plan = make_plan(read(made, "importance.max_items=2"))
+    plan = plan_importance(read(made, "importance.max_items=2"))
     chats = [[{"role": "user", "content": i}, {"role": "assistant", "content": o}] for i, o in ITEMS[:2]]
     expected = [tiny_tokenizer.apply_chat_template(c, tokenize=True, return_dict=False) for c in chats]
     assert [e.input_ids for e in plan.examples] == expected
 
 
 def test_ranks_share_the_micro_batches_out_without_gap_or_overlap(made: Path) -> None:
-    plan = make_plan(read(made))
+    plan = plan_importance(read(made))
     alone = dict(plan.micro_batches(Rank(0, 0, 1)))
     shared = [dict(plan.micro_batches(Rank(rank, rank, 2))) for rank in (0, 1)]
     assert list(alone) == [0, 1, 2]
@@ -197,7 +197,7 @@ def test_the_sums_are_named_by_the_layout_too(made: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(recipe, "load_sums", none_there)
     importance(read(made), console=quiet())
     (identity,) = seen
-    layout = make_plan(read(made), overwrite=True).anatomy.layout
+    layout = plan_importance(read(made), overwrite=True).anatomy.layout
     assert json.dumps(asdict(layout)) in identity
 
 
