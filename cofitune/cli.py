@@ -20,6 +20,7 @@ from cofitune.errors import Stopped, UserError
 from cofitune.executors import local
 from cofitune.executors.ray import executor
 from cofitune.launch import command, failures, launcher
+from cofitune.launch.parent import end_with_parent
 from cofitune.launch.slurm import adopt_task
 from cofitune.ranks import Rank, is_launched, this_rank
 
@@ -93,7 +94,7 @@ def importance(
     from cofitune.recipes.importance import recipe
 
     def check(ranks: int) -> object:
-        return recipe.make_plan(resolved, overwrite, Rank(world_size=ranks))
+        return recipe.plan_importance(resolved, overwrite, Rank(world_size=ranks))
 
     if launch_ranks_if_needed(num_processes, hostfile, dry_run, check):
         return
@@ -309,6 +310,7 @@ def main() -> None:
     """Run the command line: a user's mistake is one message and exit code 2, anything else a traceback."""
     adopt_task(os.environ)
     launcher.quiet_libraries()
+    end_with_parent()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that children are ended too
     try:
         app()

@@ -7,17 +7,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cofitune.config.load import dump_config
 from cofitune.config.schema import Config
 from cofitune.errors import UserError
 from cofitune.files import write_text
 from cofitune.launch.launcher import Ranks
+from cofitune.launch.parent import with_parent
 from cofitune.ranks import VARIABLES
-
-if TYPE_CHECKING:
-    pass
 
 SECONDS_TO_END = 30  # for the proxy of a search that is ended
 
@@ -43,7 +40,7 @@ def start_proxy(config: Config, path: Path) -> None:
             stdout=file,
             stderr=subprocess.STDOUT,
             close_fds=False,
-            env={name: value for name, value in os.environ.items() if name not in VARIABLES},  # no rank
+            env=with_parent({name: value for name, value in os.environ.items() if name not in VARIABLES}),  # no rank
         )
         try:
             code = process.wait()
@@ -80,7 +77,9 @@ def run_command(arguments: Sequence[str], log: Path, ranks: Ranks, grace: int = 
             stdout=file,
             stderr=subprocess.STDOUT,
             close_fds=False,
-            env={name: value for name, value in os.environ.items() if name not in VARIABLES},  # no rank yet
+            env=with_parent(
+                {name: value for name, value in os.environ.items() if name not in VARIABLES}
+            ),  # no rank yet
         )
         try:
             code = process.wait()

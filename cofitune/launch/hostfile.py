@@ -28,8 +28,17 @@ SECONDS_BETWEEN_LOOKS = 0.1
 SECONDS_TO_END = 60  # for hosts that were told to end, before their connection is cut
 # variables that go along to the hosts, by their first letters
 CARRIED = (
-    "COFITUNE_", "DS_", "FI_", "GLOO_", "HF_", "NCCL_", "OMP_", "PYTHON", "TORCH_", "TRANSFORMERS_", "UCX_", "WANDB_",
+    "COFITUNE_", "DEEPSPEED_", "DS_", "FI_", "GLOO_", "HF_", "NCCL_", "OMP_", "PYTHON", "TORCH_", "TRANSFORMERS_",
+    "UCX_", "WANDB_",
 )  # fmt: skip
+# a host first reads one line of standard input: the variables. They may be secrets, which stand on no command line.
+# Byte by byte, since what follows are signals for the process that takes this one's place
+START = (
+    "import json, os, sys; "
+    "line = b''.join(iter(lambda: os.read(0, 1) or sys.exit('no variables came'), b'\\n')); "
+    "os.environ.update(json.loads(line)); "
+    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+)
 ANSWER = "import socket, cofitune; s = socket.create_server(('', 0)); print(cofitune.__version__, s.getsockname()[1])"
 
 
@@ -115,9 +124,11 @@ def run_hosts(hosts: Sequence[Host], arguments: Sequence[str]) -> int:
     for number, host in enumerate(hosts):
         name = hosts[0].name.rpartition("@")[2]  # without the user's name that ssh may need
         place = Place(number, len(hosts), host.slots, f"{name}:{port}", run_id)
-        command = _there([sys.executable, "-m", "cofitune", "_host", place.dump(), *arguments])
+        command = _there(["-m", "cofitune", "_host", place.dump(), *arguments])
         # a session of its own: an interrupt at the keyboard must reach the ranks through us, not end ssh
-        lines.append(subprocess.Popen([*_ssh(host), command], stdin=subprocess.PIPE, start_new_session=True))
+        line = subprocess.Popen([*_ssh(host), command], stdin=subprocess.PIPE, start_new_session=True)
+        lines.append(line)
+        _send(line, _variables())
     with _passing_on_signals(lines):
         code = _wait(lines)
     lost = [host.name for host, line in zip(hosts, lines, strict=True) if line.returncode == SSH_FAILED]
@@ -141,8 +152,8 @@ def _find_port(hosts: Sequence[Host]) -> int:
     """A free port on the first host; on the way, whether every host answers and has this cofitune in this folder."""
     questions = [
         subprocess.Popen(
-            [*_ssh(host), _there([sys.executable, "-c", ANSWER])],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [*_ssh(host), _there(["-c", ANSWER])],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for host in hosts
     ]  # fmt: skip
@@ -150,7 +161,7 @@ def _find_port(hosts: Sequence[Host]) -> int:
     end = time.monotonic() + SECONDS_TO_ANSWER
     for host, question in zip(hosts, questions, strict=True):
         try:
-            out, err = question.communicate(timeout=max(0.0, end - time.monotonic()))
+            out, err = question.communicate(_variables(), timeout=max(0.0, end - time.monotonic()))
         except subprocess.TimeoutExpired:
             question.kill()
             out, err = "", f"no answer in {SECONDS_TO_ANSWER} seconds"
@@ -170,10 +181,20 @@ def _ssh(host: Host) -> list[str]:
     return [*shlex.split(os.environ.get("COFITUNE_SSH", SSH)), host.name]
 
 
-def _there(command: Sequence[str]) -> str:
-    """One line for the shell of another host: this folder, our variables, the command."""
-    variables = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(CARRIED)]
-    return f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(['env', *variables, *command])}"
+def _there(arguments: Sequence[str]) -> str:
+    """One line for another host's shell: this folder, and Python with these arguments once it has our variables."""
+    return f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join([sys.executable, '-c', START, *arguments])}"
+
+
+def _variables() -> str:
+    """The first line of a host's standard input."""
+    return json.dumps({name: value for name, value in os.environ.items() if name.startswith(CARRIED)}) + "\n"
+
+
+def _send(line: subprocess.Popen[bytes], text: str) -> None:
+    if line.stdin and line.poll() is None:
+        with suppress(OSError):  # it ends at this very moment
+            os.write(line.stdin.fileno(), text.encode())
 
 
 def _wait(lines: Sequence[subprocess.Popen[bytes]]) -> int:
@@ -194,9 +215,7 @@ def _wait(lines: Sequence[subprocess.Popen[bytes]]) -> int:
 
 def _tell(lines: Sequence[subprocess.Popen[bytes]], number: int) -> None:
     for line in lines:
-        if line.stdin and line.poll() is None:
-            with suppress(OSError):  # it ends at this very moment
-                os.write(line.stdin.fileno(), f"{int(number)}\n".encode())
+        _send(line, f"{int(number)}\n")
 
 
 @contextmanager

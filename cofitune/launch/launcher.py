@@ -12,15 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 from cofitune.errors import UserError
 from cofitune.launch.failures import PARENT, tell_failures
 from cofitune.launch.hostfile import Host, Place, follow_parent_signals, read_hostfile, run_hosts
+from cofitune.launch.parent import PARENT_PID
 from cofitune.ranks import this_rank
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -94,6 +91,7 @@ def run_ranks(num_processes: int, arguments: Sequence[str], place: Place | None 
     logging.disable(logging.CRITICAL)  # its report of a failed rank is for programmers; `tell_failures` is ours
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
     os.environ[PARENT] = socket.gethostname() if place else ""
+    os.environ[PARENT_PID] = str(os.getpid())
     with TemporaryDirectory(prefix="cofitune-ranks-") as folder:
         config = LaunchConfig(
             min_nodes=place.num_hosts if place else 1,

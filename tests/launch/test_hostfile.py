@@ -81,6 +81,7 @@ def note(number, _):
     sys.exit(128 + number)
 for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, note)
+sys.stdin.readline()  # the variables
 follow_parent_signals()
 pathlib.Path(sys.argv[2], sys.argv[1] + ".began").touch()
 time.sleep({"fails": 0.5, "waits": 60, "also": 60}[sys.argv[1]])
@@ -107,6 +108,32 @@ def wait_for(*paths: Path) -> None:
     while not all(path.exists() and (path.suffix or path.read_text()) for path in paths):
         assert time.monotonic() < end, f"no sign of {paths}"
         time.sleep(0.05)
+
+
+NOTE = """
+import os, pathlib, sys
+# Python reads this file at its start; it stands for `cofitune _host`
+if "_host" in sys.orig_argv and "-c" not in sys.orig_argv:
+    note = os.environ["HF_TOKEN"] + os.environ.get("UNRELATED", "")
+    pathlib.Path(__file__).with_name("seen").write_text(note)
+    os._exit(0)
+"""
+
+
+def test_variables_reach_a_host_and_stand_on_no_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token on a command line is shown to every user of that host for as long as the training runs."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(NOTE)
+    unset = "; ".join(f"unset {name}" for name in ("HF_TOKEN", "UNRELATED", "PYTHONPATH"))
+    play = f'echo "$2" >> {tmp_path}/typed; {unset}; exec bash -c "$2"'
+    monkeypatch.setenv("COFITUNE_SSH", script(tmp_path / "ssh", play))
+    monkeypatch.setenv("HF_TOKEN", "a secret 'of' mine")
+    monkeypatch.setenv("UNRELATED", "stays here")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
+    assert run_hosts([Host("near", 1)], ["train"]) == 0
+    assert (tmp_path / "site" / "seen").read_text() == "a secret 'of' mine"
+    typed = (tmp_path / "typed").read_text()
+    assert " _host " in typed and "secret" not in typed and "PYTHONPATH" not in typed
 
 
 def test_the_first_host_that_fails_ends_the_others_and_gives_the_code(tmp_path: Path) -> None:
