@@ -159,17 +159,3 @@ def _write_bytes(path: Path, content: bytes) -> None:
 def can_draw() -> bool:
     """Whether matplotlib, the extra `plots`, is installed."""
     return find_spec("matplotlib") is not None
-
-
-def save_figure(figure: Any, folder: Path, name: str) -> tuple[Path, Path]:
-    """Write a figure as PNG and SVG, without dates and chance ids: the same figure gives the same bytes."""
-    import matplotlib
-
-    files = folder / f"{name}.png", folder / f"{name}.svg"
-    with matplotlib.rc_context({"svg.hashsalt": "cofitune", "svg.fonttype": "none"}):
-        for file, metadata in zip(files, ({"Software": None}, {"Date": None}), strict=True):
-            write_atomically(
-                file,
-                lambda to, f=file, m=metadata: figure.savefig(to, format=f.suffix[1:], metadata=m),  # type: ignore[misc]
-            )
-    return files

@@ -14,8 +14,9 @@ from cofitune.reports.evaluation.items import ITEMS_A_TASK, LONGEST, item_groups
 from cofitune.reports.evaluation.plots import points_of
 from cofitune.reports.evaluation.rows import change_cell
 from cofitune.reports.figure import SERIES, VARIABLES, draw, shortened
-from cofitune.reports.importance.map import by_rank
-from cofitune.reports.search.rows import search_picture, trial_rows
+from cofitune.reports.importance.plot import by_rank
+from cofitune.reports.search.plot import search_picture
+from cofitune.reports.search.rows import trial_rows
 from cofitune.reports.training.loss_plot import losses_picture, running_mean
 from cofitune.reports.training.trained_map import trained_map
 
@@ -168,7 +169,7 @@ def test_trials_stand_below_the_region_that_they_lie_in() -> None:
     assert rows[3].changes["unified"] == 5.0 and rows[0].changes["unified"] is None
     assert rows[1].note == "not told apart from the winner"
     assert (rows[2].note, rows[2].is_whole, rows[4].note) == ("stopped at step 15", False, "out of memory")
-    picture = search_picture("search", rows)
+    picture = search_picture("search", {"base": base, "trials": trials, "winner": "b"})
     assert "95 % intervals" in picture.caption and "hollow" in picture.caption and "no scores" in picture.svg
 
 

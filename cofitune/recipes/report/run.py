@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from cofitune.recipes.report.artifacts import Artifacts, Entry
 from cofitune.recipes.report.training import described_trained, described_training
 from cofitune.reports.compare import page as compare_view
+from cofitune.reports.compare.plot import methods_picture
 from cofitune.reports.evaluation.findings import findings
 from cofitune.reports.evaluation.items import item_groups
 from cofitune.reports.evaluation.plots import deltas_picture, frontier_picture, points_of
@@ -14,9 +15,10 @@ from cofitune.reports.evaluation.rows import score_rows
 from cofitune.reports.evaluation.table import notes, verdict_line
 from cofitune.reports.figure import Picture
 from cofitune.reports.html import Changed, Run, Scores, Search, Settings
-from cofitune.reports.importance.map import importance_picture
+from cofitune.reports.importance.plot import importance_picture
 from cofitune.reports.importance.table import summary
-from cofitune.reports.search.rows import search_picture, trial_rows
+from cofitune.reports.search.plot import search_picture
+from cofitune.reports.search.rows import trial_rows
 from cofitune.reports.training.loss_plot import losses_picture
 
 
@@ -40,9 +42,9 @@ def describe(run: Artifacts, key: str, draws: bool) -> Run:
             if run.scores["comparisons"]:
                 pictures["deltas"] = deltas_picture("deltas", run.scores)
         if run.compared and run.compared["points"]:
-            pictures["methods"] = compare_view.methods_picture("methods", run.compared)
-        if len(rows) > 1:
-            pictures["search"] = search_picture("search", rows)
+            pictures["methods"] = methods_picture("methods", run.compared)
+        if run.tree and run.tree["trials"]:
+            pictures["search"] = search_picture("search", run.tree)
         if run.vectors:
             pictures["importance"] = importance_picture("importance", run.vectors)
         if steps:

@@ -19,7 +19,7 @@ from cofitune.recipes.search.trials import Trials
 from cofitune.recipes.trial.executor import TrialExecutor
 from cofitune.reports import figure
 from cofitune.reports.console import say
-from cofitune.reports.search import plot as search_plots
+from cofitune.reports.search.plot import search_picture
 from cofitune.reports.search.live import Lines, SearchLive, Watcher
 from cofitune.reports.search.tree import PlanRow, Row, plan_report, search_report
 from cofitune.search import tree
@@ -94,7 +94,7 @@ def search(
             plan.folder, found.winner, " ".join(result.sentences), plan.identity["model"]["fingerprint"]
         )
         if figure.can_draw():
-            search_plots.draw_search(plan.folder, result.tree)
+            figure.write_picture(plan.folder, search_picture("search", result.tree))
     console.print(search_report(result.base, result.rows, found.winner.id, result.sentences), crop=False)
     say(console, f"{path}: `region: search` in this config trains it")
     return plan.folder

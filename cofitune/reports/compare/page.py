@@ -7,70 +7,17 @@ from math import isclose
 from typing import Any
 
 from cofitune.reports.compare.table import CATEGORIES, draws_share, sentences
-from cofitune.reports.figure import INK, PAPER, Picture, draw, legend, series, shortened
 from cofitune.reports.html import Comparison, Table
 from cofitune.reports.text import NONE, number, signed
 
 Entry = Mapping[str, Any]
 FORMAT = 1  # of compare.json
-PANELS = {"versatility": "versatility (score, 0 to 100)", "instruct": "instruction following (score)"}
 SCORES = ("speciality", "versatility", *CATEGORIES)
 
 
 def comparison(content: Entry) -> Comparison:
     """What the comparison found: what it can say, its methods, a table a matched level, and every point."""
     return Comparison(list(sentences(content)), [_methods(content), *_matched(content), _points(content)])
-
-
-def methods_picture(name: str, content: Entry) -> Picture:
-    """Every rate and alpha of each method, its frontier joined; instruction following in a panel of its own."""
-    base = content["base"]
-
-    def paint(figure: Any, narrow: bool) -> None:
-        panels = figure.subplots(*((2, 1) if narrow else (1, 2)), squeeze=False).ravel()
-        for axes, (score, label) in zip(panels, PANELS.items(), strict=True):
-            for place, method in enumerate(content["methods"]):
-                _paint_method(axes, content, method, score, series(place))
-            if base[score] is not None:
-                axes.plot(
-                    base["speciality"], base[score], "D", color=INK, markersize=7, markeredgecolor=PAPER,
-                    markeredgewidth=0.8, label="base", linestyle="none", zorder=2,
-                )  # fmt: skip
-            axes.set_xlabel("speciality (score, 0 to 100)")
-            axes.set_ylabel(label)
-            axes.margins(0.08)
-        legend(figure, 2 if narrow else 4)
-
-    best = {p["method"]: p["scores"] for p in sorted(content["points"], key=lambda p: p["scores"]["speciality"])}
-    message = "; ".join(
-        f"{m}: speciality up to {s['speciality']:.1f}, versatility {number(s['versatility'])} there"
-        for m, s in best.items()
-    )
-    caption = (
-        "Every learning rate and alpha of each method, means over the seeds: versatility, and instruction following "
-        "apart, against speciality (0 is guessing, 100 all right). Filled and joined: a method's own frontier; hollow: "
-        "another of its points, or the base, is as good in both and better in one."
-    )
-    rows = len(content["methods"]) // 4 + 1
-    heights = 2.9 + 0.18 * rows, 5.0 + 0.18 * (len(content["methods"]) // 2 + 1)
-    return draw(name, caption, f"Two scatter plots. {message}.", paint, heights)
-
-
-def _paint_method(axes: Any, content: Entry, method: str, score: str, look: tuple[str, str]) -> None:
-    colour, marker = look
-    own = {p["id"]: p for p in content["points"] if p["method"] == method}
-    ends = [content["base"] if point == "base" else own[point]["scores"] for point in content["frontiers"][method]]
-    known = [entry for entry in ends if entry[score] is not None]
-    axes.plot([e["speciality"] for e in known], [e[score] for e in known], color=colour, linewidth=1.0)
-    for is_filled in (False, True):
-        results = [
-            p["scores"] for p in own.values() if p["on_frontier"] == is_filled and p["scores"][score] is not None
-        ]
-        axes.plot(
-            [s["speciality"] for s in results], [s[score] for s in results], marker, color=colour, markersize=4.8,
-            markerfacecolor=colour if is_filled else PAPER, markeredgewidth=0.9, linestyle="none", zorder=3,
-            label=shortened(method, 24) if is_filled else None,
-        )  # fmt: skip
 
 
 def _methods(content: Entry) -> Table:
@@ -102,8 +49,8 @@ def _held_against(reference: str, levels: Iterable[Entry]) -> Iterator[Table]:
             if row["reason"]:
                 rows.append([f"{method}\n{row['reason']}", *[NONE] * 4])
                 continue
-            cells = [[number(row.get(s)), _difference(row.get(f"{s}_against_reference"))] for s in PANELS]
-            rows.append([method, *cells[0], *cells[1]])
+            own = ((row.get(s), row.get(f"{s}_against_reference")) for s in ("versatility", "instruct"))
+            rows.append([method, *(cell for value, change in own for cell in (number(value), _difference(change)))])
         caption = (
             f"At a speciality of {number(level['speciality'])} ({level['why']}): versatility, and instruction "
             f"following apart, on each method's own frontier, and the difference to {reference}'s with its 95 % "

@@ -1,55 +1,80 @@
-"""Importance as a picture: layer × units as they stand, sorted, and each layer's mean; a row of panels a unit kind."""
+"""The importance of every layer's units in one small picture: how it is spread, and which heads matter."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from cofitune.importance_file import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS
-from cofitune.reports.figure import save_figure
+from cofitune.importance_file import ATTENTION_HEADS
+from cofitune.reports.figure import SERIES, Picture, draw
+from cofitune.reports.importance.table import TITLES
 
 COLOURS = "cividis"  # alike to readers with and without colour blindness, and in grey
-BARS = "#7d7c78"  # the middle of those colours
-DOTS_AN_INCH = 100
-NAMES = {ATTENTION_HEADS: "heads", FFN_NEURONS: "FFN neurons", FFN_OUTPUTS: "FFN outputs"}
+COLUMNS = 100  # a wide layer is shown in percent of its units
 
 
-def draw_importance(folder: Path, vectors: dict[str, Tensor], title: str) -> tuple[Path, Path]:
-    """Write importance.png and importance.svg; the same vectors give the same bytes.
+def importance_picture(name: str, vectors: dict[str, Tensor], title: str = "") -> Picture:
+    """A panel a unit kind: heads as they stand, of which there are few; other units sorted within each layer.
+
+    Beside them each layer's mean over the unit kinds.
 
     Args:
         vectors: each unit kind → [L, units] in [0, 1].
+        title: stands above, for a picture that stands alone.
+    """
+    by_layer = torch.stack([vector.float().mean(dim=-1) for vector in vectors.values()]).mean(dim=0).tolist()
+
+    def paint(figure: Any, narrow: bool) -> None:
+        count = len(vectors) + 1
+        sizes = {} if narrow else {"width_ratios": [3] * len(vectors) + [1]}
+        *panels, last = figure.subplots(*((count, 1) if narrow else (1, count)), squeeze=False, **sizes).ravel()
+        image: Any = None
+        for number, (axes, (kind, vector)) in enumerate(zip(panels, vectors.items(), strict=True)):
+            is_sorted = kind != ATTENTION_HEADS
+            values = (by_rank(vector) if is_sorted else vector).float().numpy()
+            extent = (0, 100, -0.5, len(values) - 0.5) if is_sorted else None
+            image = axes.imshow(
+                values, aspect="auto", cmap=COLOURS, vmin=0, vmax=1, origin="lower", interpolation="nearest",
+                extent=extent,
+            )  # fmt: skip
+            axes.grid(visible=False)
+            axes.set_title(f"{TITLES[kind]}, {vector.shape[1]:,} a layer", loc="left")
+            axes.set_xlabel("units, most important first (%)" if is_sorted else "head (index)")
+            if narrow or number == 0:
+                axes.set_ylabel("layer (index)")
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.get_major_locator().set_params(integer=True)
+        side = {"location": "bottom", "shrink": 0.8} if narrow else {"location": "right", "shrink": 0.9}
+        last.barh(range(len(by_layer)), by_layer, height=1.0, color=SERIES[6])
+        last.set_xlim(0, 1)
+        last.set_ylim(-0.5, len(by_layer) - 0.5)
+        last.set_title("layer's mean", loc="left")
+        last.set_xlabel("importance")
+        last.yaxis.get_major_locator().set_params(integer=True)
+        if title:
+            figure.suptitle(title, fontsize=8)
+        bar = figure.colorbar(image, ax=[*panels, last], label="importance (0: free, 1: held)", **side)
+        bar.outline.set_visible(False)
+
+    means = "; ".join(f"{TITLES[kind]} {float(v.mean()):.2f}" for kind, v in vectors.items())
+    caption = (
+        "Importance of the units of each layer, from 0 (free to move) to 1 (held): attention heads as they stand, the "
+        "others sorted within their layer, and each layer's mean. Layer 0 is the lowest."
+    )
+    return draw(name, caption, f"Heat maps, layers by units. Mean importance: {means}.", paint, (2.6, 7.6))
+
+
+def by_rank(vector: Tensor) -> Tensor:
+    """Sort each layer's units, the most important first, and take the mean of each hundredth of them.
+
+    Args:
+        vector: [L, units].
 
     Returns:
-        The two files.
+        [L, C], C being `COLUMNS`, or the units where there are fewer.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 2.6 * len(vectors)), dpi=DOTS_AN_INCH, layout="constrained")
-    panels = figure.subplots(len(vectors), 3, squeeze=False, sharey="row", width_ratios=(4, 4, 1))
-    image: Any = None
-    for (left, middle, right), (kind, vector) in zip(panels, vectors.items(), strict=True):
-        ordered = vector.sort(dim=-1, descending=True).values
-        name = f"{NAMES[kind]} ({vector.shape[1]:,} a layer)"
-        for axes, values, what in ((left, vector, "as they stand"), (middle, ordered, "sorted in each layer")):
-            image = axes.imshow(
-                values.float().numpy(), aspect="auto", cmap=COLOURS, vmin=0, vmax=1, origin="lower",
-                interpolation="nearest",
-            )  # fmt: skip
-            axes.set_title(f"{name}, {what}", fontsize=9)
-        left.set_xlabel("unit (index)", fontsize=8)
-        left.set_ylabel("layer (index)", fontsize=8)
-        middle.set_xlabel("unit (rank by importance)", fontsize=8)
-        means = vector.float().mean(dim=-1).tolist()
-        right.barh(range(len(means)), means, height=1.0, color=BARS)
-        right.set_xlim(0, 1)
-        right.set_title("layer's mean", fontsize=9)
-        right.set_xlabel("importance", fontsize=8)
-        for axes in (left, middle, right):
-            axes.tick_params(labelsize=7)
-    bar = figure.colorbar(image, ax=panels, label="importance (0: free, 1: held)", shrink=0.5, aspect=30, pad=0.01)
-    bar.ax.tick_params(labelsize=7)
-    figure.suptitle(title, fontsize=10)
-    return save_figure(figure, folder, "importance")
+    ordered = vector.double().sort(dim=-1, descending=True).values
+    parts = ordered.tensor_split(min(COLUMNS, vector.shape[1]), dim=-1)
+    return torch.stack([part.mean(dim=-1) for part in parts], dim=-1)

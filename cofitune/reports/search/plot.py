@@ -1,199 +1,206 @@
-"""A search as a picture: the tree of trials, and what each region gained against what it kept. From tree.json alone."""
+"""A search as a picture: the tree of its trials with their changes, and what each learnt against what it kept."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from cofitune.reports.figure import save_figure
-from cofitune.reports.importance.plot import COLOURS, DOTS_AN_INCH
-from cofitune.reports.search.dots import (
-    Dot,
-    Picture,
-    Place,
-    children_of,
-    frontier,
-    place_of,
-    place_rows,
-    read_picture,
-    way_to_winner,
-)
+from cofitune.reports.figure import GRID, INK, MUTED, PAPER, SERIES, Picture, draw, legend, shortened
+from cofitune.reports.search.rows import Entry, TrialRow, nested, trial_rows
+from cofitune.reports.text import number
 
-# Okabe and Ito's palette: told apart with every kind of colour blindness
-WINNER, FRONTIER, QUIET, QUIET_TEXT = "#D55E00", "#0072B2", "#8C8C8C", "#595959"
-INCHES_A_ROW, INCHES_A_LEVEL, SCATTER_INCHES = 0.3, 2.35, 5.2
-TRUNK = 0.12  # of a level's width: how far before its children a parent's line branches
-NARROWEST = 10.0  # inches
-PARTLY = "stopped", "paused"  # not trained to the end: their scores cannot be compared with the others'
+Place = tuple[float, float]  # speciality, versatility
+Changes = Mapping[str, float | None]  # name of a score → its change against the base's
+
+LOOKS = dict(zip(("speciality", "versatility", "unified"), zip(SERIES, ("o", "s", "D"), strict=False), strict=True))
+LOSS_LOOKS = {"speciality loss": LOOKS["speciality"], "drift": LOOKS["versatility"]}
+WINNER, FRONTIER, QUIET = SERIES[1], SERIES[0], SERIES[6]
+ROW, ROW_WITH_BARS, BELOW = 0.22, 0.32, 3.1  # inches
 
 
-def draw_search(folder: Path, tree: Mapping[str, Any]) -> tuple[Path, Path]:
-    """Write search.png and search.svg; the same tree gives the same bytes.
+def search_picture(name: str, tree: Entry) -> Picture:
+    """Above, the tree of regions and the change that each trial's scores are of the base's; below, all in one plane.
+
+    A search on losses shows losses and drift in the place of scores, and below the way of each trial's training.
 
     Args:
-        folder: where to.
-        tree: the content of a search's tree.json.
-
-    Returns:
-        The two files.
+        tree: the content of a search's tree.json, or as much of it as there is; at least one trial.
     """
-    from matplotlib.figure import Figure
-
-    picture = read_picture(tree)
-    rows = place_rows(picture)
-    tree_inches = INCHES_A_ROW * (max(rows.values()) + 1) + 1.3
-    width = max(NARROWEST, INCHES_A_LEVEL * len(picture.columns) + 0.6)
-    figure = Figure(figsize=(width, tree_inches + SCATTER_INCHES), dpi=DOTS_AN_INCH, layout="constrained")
-    above, below = figure.subplots(2, 1, height_ratios=(tree_inches, SCATTER_INCHES))
-    colours = _colours(picture)
-    draw_tree(above, picture, rows, colours)
-    draw_scores(below, picture, colours)
-    bar = figure.colorbar(colours, ax=(above, below), aspect=40)
-    bar.set_label("unified score (points; 0: chance, 100: all right)", fontsize=9)
-    bar.ax.tick_params(labelsize=8)
-    figure.suptitle(picture.title, fontsize=11)
-    return save_figure(figure, folder, "search")
-
-
-def draw_tree(axes: Any, picture: Picture, rows: Mapping[str, float], colours: Any) -> None:
-    """The levels from left to right; the way to the winner is a thick line."""
-    by_id = {dot.id: dot for dot in (picture.base, *picture.dots)}
-    children, way = children_of(picture), way_to_winner(picture)
-    for dot in by_id.values():
-        x, y = dot.level, rows[dot.id]
-        for child in children.get(dot.id, []):
-            style = (
-                {"color": "black", "lw": 2.2, "zorder": 2} if child in way else {"color": QUIET, "lw": 0.9, "zorder": 1}
-            )
-            to = by_id[child].level
-            axes.plot([x, to - TRUNK, to - TRUNK, to], [y, y, rows[child], rows[child]], **style)
-        _mark(axes, dot, (x, y), picture.winner, colours)
-        label, inner, won = _tree_label(dot), bool(children.get(dot.id)), dot.id == picture.winner
-        axes.annotate(
-            label, (x, y), xytext=(12 if won else 9, 4 if inner else 0), textcoords="offset points", fontsize=8,
-            va="bottom" if inner else "center", weight="bold" if won else "normal",
-            color=QUIET_TEXT if dot.status != "done" else "black",
-        )  # fmt: skip
-    deepest = len(picture.columns) - 1
-    axes.set_xlim(-0.1, deepest + 0.85)
-    axes.set_ylim(max(rows.values()) + 0.8, -0.9)
-    axes.set_xticks(range(deepest + 1), picture.columns, fontsize=9)
-    axes.xaxis.tick_top()
-    axes.tick_params(length=0)
-    axes.set_yticks([])
-    axes.spines[:].set_visible(False)
-
-
-def draw_scores(axes: Any, picture: Picture, colours: Any) -> None:
-    """Speciality against versatility, both in points: up is learnt, right is kept."""
-    shown = {dot: place for dot in picture.finished if (place := place_of(dot))}
-    for dot, place in shown.items():
-        _bars(axes, dot, place)
-        _mark(axes, dot, place, picture.winner, colours)
-    edge = list(shown.values())
-    if base := place_of(picture.base):
-        axes.scatter(*base, marker="x", s=90, c="black", linewidths=2, zorder=5)
-        axes.axvline(base[0], color=QUIET, lw=0.6, ls=":", zorder=0)
-        axes.axhline(base[1], color=QUIET, lw=0.6, ls=":", zorder=0)
-        edge.append(base)
-    edge = frontier(edge)
-    axes.plot([x for x, _ in edge], [y for _, y in edge], drawstyle="steps-pre", color=FRONTIER, lw=1.4, zorder=1)
-    axes.set_xlabel("versatility (points; 0: chance, 100: all right)", fontsize=9)
-    axes.set_ylabel("speciality (points; 0: chance, 100: all right)", fontsize=9)
-    axes.tick_params(labelsize=8)
-    axes.margins(0.12)
-    axes.spines[["top", "right"]].set_visible(False)
-    named = {dot: place for dot, place in shown.items() if dot.id == picture.winner or place in edge}
-    _name_dots(axes, named, list(shown.values()))
-    handles = _legend(picture, list(shown))
-    axes.legend(handles=handles, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=4, frameon=False)
-
-
-def _mark(axes: Any, dot: Dot, at: Place, winner: str, colours: Any) -> None:
-    """A dot by its fate: a star that won, a coloured disc that ran to its end, a hollow one, a cross."""
-    if dot.status == "failed":
-        axes.scatter(*at, marker="X", s=55, c=QUIET, linewidths=0, zorder=4)
-    elif dot.status in PARTLY:
-        axes.scatter(*at, s=60, facecolors="white", edgecolors=QUIET, linestyles="dashed", linewidths=1.3, zorder=4)
-    elif dot.id == winner:
-        axes.scatter(*at, marker="*", s=330, c=WINNER, edgecolors="black", linewidths=0.8, zorder=6)
-    else:
-        colour = QUIET if dot.unified is None else colours.to_rgba(dot.unified)
-        axes.scatter(*at, s=70, color=[colour], edgecolors="black", linewidths=0.6, zorder=4)
-        if dot.tied:
-            axes.scatter(*at, s=190, facecolors="none", edgecolors=WINNER, linewidths=1.5, zorder=4)
-
-
-def _bars(axes: Any, dot: Dot, place: Place) -> None:
-    x, y = place
-    for name, at, draw in (("versatility", y, axes.hlines), ("speciality", x, axes.vlines)):
-        if name in dot.bars:
-            draw(at, *dot.bars[name], color=QUIET, lw=0.8, zorder=0.5)
-
-
-def _name_dots(axes: Any, named: Mapping[Dot, Place], taken_places: Sequence[Place]) -> None:
-    """Write regions beside their dots, where they hide neither a dot nor one another; one that finds no room is left
-    out, for the tree above names every one."""
-    axes.figure.canvas.draw()  # only now are places known
-    taken = [_box(axes, place, -6, 6, -6, 6) for place in taken_places]
-    for dot, place in named.items():
-        width = 4.6 * len(dot.label)  # points, of 8-point letters
-        for dx, dy in ((10, 8), (10, -14), (-10 - width, 8), (-10 - width, -14)):
-            box = _box(axes, place, dx, dx + width, dy - 1, dy + 8)
-            inside = axes.bbox.x0 <= box[0] and box[1] <= axes.bbox.x1
-            if inside and not any(_overlap(box, other) for other in taken):
-                taken.append(box)
-                style = {"textcoords": "offset points", "fontsize": 8, "zorder": 7}
-                axes.annotate(dot.label, place, xytext=(dx, dy), **style)
-                break
-
-
-def _box(axes: Any, place: Place, left: float, right: float, low: float, high: float) -> tuple[float, ...]:
-    """A box around a place, its sides in points from there, in pixels: left, right, low, high."""
-    across, up = axes.transData.transform(place)
-    scale = axes.figure.dpi / 72
-    return across + left * scale, across + right * scale, up + low * scale, up + high * scale
-
-
-def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    return one[0] < other[1] and other[0] < one[1] and one[2] < other[3] and other[2] < one[3]
-
-
-def _legend(picture: Picture, shown: Sequence[Dot]) -> list[Any]:
-    from matplotlib.lines import Line2D
-
-    def entry(label: str, **style: Any) -> Line2D:
-        return Line2D([], [], linestyle=style.pop("linestyle", "none"), label=label, **style)
-
-    entries = [
-        entry("winner", marker="*", ms=14, mfc=WINNER, mec="black"),
-        entry("trial", marker="o", ms=8, mfc=QUIET, mec="black"),
-        entry("the base, nothing trained", marker="x", ms=8, mec="black", mew=2),
-        entry("no trial has more of both", linestyle="-", color=FRONTIER),
+    rows = trial_rows(tree["base"], tree["trials"], tree.get("winner"))[1:]
+    entries = [trial for trial, _ in nested(tree["trials"])]
+    on_losses = bool(tree["base"].get("curve"))
+    changes = [
+        _loss_changes(e, tree["base"]) if on_losses else row.changes for e, row in zip(entries, rows, strict=True)
     ]
-    if any(dot.tied for dot in shown):
-        entries.insert(1, entry("not told apart from it", marker="o", ms=12, mfc="none", mec=WINNER))
-    if any(dot.bars for dot in shown):
-        entries.append(entry("95 % interval of the change", linestyle="-", color=QUIET, lw=0.8))
-    if any(dot.status in PARTLY for dot in picture.dots):
-        entries.append(entry("not trained to the end (above)", marker="o", ms=8, mfc="white", mec=QUIET))
-    if any(dot.status == "failed" for dot in picture.dots):
-        entries.append(entry("failed (above)", marker="X", ms=8, mfc=QUIET, mec=QUIET))
-    return entries
+    has_bars = any(row.intervals for row in rows)
+    above = (ROW_WITH_BARS if has_bars else ROW) * len(rows) + 0.95
+
+    def paint(figure: Any, narrow: bool) -> None:
+        parts = figure.subplot_mosaic(
+            [["tree", "dots"], ["plane", "plane"]],
+            height_ratios=(above, BELOW),
+            width_ratios=(1.1, 1) if narrow else (0.8, 1.4),
+        )
+        _paint_tree(parts["tree"], rows, changes)
+        _paint_changes(parts["dots"], rows, changes, LOSS_LOOKS if on_losses else LOOKS)
+        unit = "nats a token" if on_losses else "points"
+        parts["dots"].set_xlabel(f"change against{chr(10) if narrow else ' '}the base ({unit})")
+        if on_losses:
+            _paint_ways(parts["plane"], entries, tree)
+        else:
+            _paint_plane(parts["plane"], entries, tree)
+        legend(figure, 2 if narrow else 4)
+
+    won = next((row for row in rows if row.mark == "won"), None)
+    unified = won.scores.get("unified") if won else None
+    message = f"The winner is {won.region}" if won else "There is no winner yet"
+    message += "" if unified is None else f", unified {number(unified)}"
+    heights = above + BELOW, above + BELOW + 0.3
+    return draw(
+        name, _caption(rows, on_losses, has_bars), f"Tree of {len(rows)} trials with dots. {message}.", paint, heights
+    )
 
 
-def _tree_label(dot: Dot) -> str:
-    score = "-" if dot.unified is None else f"{dot.unified:.1f}"
-    if dot.status == "failed":
-        return f"{dot.label}  failed"
-    return f"{dot.label}  {score}" + (f", {dot.status} at step {dot.steps}" if dot.status in PARTLY else "")
+def frontier(places: Iterable[Place]) -> list[Place]:
+    """Those that no other beats in one score without losing in the other, by rising speciality."""
+    best: list[Place] = []
+    for place in sorted(places, reverse=True):
+        if not best or place[1] > best[-1][1]:
+            best.append(place)
+    return best[::-1]
 
 
-def _colours(picture: Picture) -> Any:
-    """Colours for unified scores, from the lowest to the highest of what ran to its end."""
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
+def _caption(rows: Sequence[TrialRow], on_losses: bool, has_bars: bool) -> str:
+    text = (
+        "The search: each region stands below the one that it lies in, ★ is the winner; dots are what a short training "
+        "of it changes against the untouched base, in "
+    )
+    text += "nats a token (less is better)" if on_losses else "points of the score"
+    text += ", bars their 95 % intervals" if has_bars else ""
+    text += "" if all(r.is_whole for r in rows) else "; hollow dots are of trials that were stopped on the way"
+    if on_losses:
+        return text + ". Below, how each training went: right is learnt, low is kept."
+    return text + ". Below, the trials that ran to their end: right is learnt, high is kept."
 
-    scores = [dot.unified for dot in (picture.base, *picture.finished) if dot.unified is not None] or [0.0]
-    return ScalarMappable(Normalize(min(scores), max(scores)), COLOURS)
+
+def _loss_changes(trial: Entry, base: Entry) -> Changes:
+    """A trial's speciality loss and drift after its last step, against the base's."""
+    curve, start = trial.get("curve"), base["curve"][0]
+    if not curve:
+        return dict.fromkeys(LOSS_LOOKS)
+    return {"speciality loss": curve[-1]["loss"] - start["loss"], "drift": curve[-1]["drift"] - start["drift"]}
+
+
+def _paint_changes(
+    axes: Any,
+    rows: Sequence[TrialRow],
+    changes: Sequence[Changes],
+    looks: Mapping[str, tuple[str, str]],
+) -> None:
+    axes.axvline(0, color=MUTED, linewidth=0.9)
+    has_bars = any(row.intervals for row in rows)
+    for place, (score, (colour, marker)) in enumerate(looks.items()):
+        offset = 0.22 * (place - 1) if has_bars else 0.0
+        axes.plot([], [], marker, color=colour, linestyle="none", label=score, markersize=5)
+        for y, (row, change) in enumerate(zip(rows, changes, strict=True)):
+            value, ends = change[score], row.intervals.get(score)
+            if value is None:
+                continue
+            if ends is not None:
+                axes.plot(ends, [y + offset] * 2, color=colour, linewidth=1.0)
+            axes.plot(
+                value, y + offset, marker, color=colour, linestyle="none", markersize=5, zorder=3,
+                markerfacecolor=colour if row.is_whole else PAPER, markeredgecolor=PAPER if row.is_whole else colour,
+                markeredgewidth=0.6 if row.is_whole else 1.1,
+            )  # fmt: skip
+    for y, change in enumerate(changes):
+        if set(change.values()) == {None}:
+            axes.text(0, y, "  no scores", va="center", color=MUTED, fontsize=7)
+    axes.grid(visible=True, axis="y", color=GRID)
+    axes.set_yticks(range(len(rows)))
+    axes.tick_params(axis="y", length=0, labelleft=False)
+    axes.spines["left"].set_visible(False)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+
+
+def _paint_tree(axes: Any, rows: Sequence[TrialRow], changes: Sequence[Changes]) -> None:
+    step = 0.06
+    last_at: dict[int, int] = {0: -1}  # depth → the row that last stood there
+    for y, (row, change) in enumerate(zip(rows, changes, strict=True)):
+        x = step * (row.depth - 1)
+        if row.depth > 1 and row.depth - 1 in last_at:
+            above = last_at[row.depth - 1]
+            axes.plot([x - step * 0.6] * 2, [above + 0.3, y], color=MUTED, linewidth=0.7)
+            axes.plot([x - step * 0.6, x - step * 0.1], [y, y], color=MUTED, linewidth=0.7)
+        last_at[row.depth] = y
+        star = "★ " if row.mark == "won" else ""
+        # the star is in DejaVu Sans and in every system's fonts
+        axes.text(
+            x, y, star + shortened(row.region, 28), va="center", fontsize=7.5, clip_on=False,
+            color=MUTED if set(change.values()) == {None} else INK, fontweight="bold" if row.mark else "normal",
+        )  # fmt: skip
+    axes.set_xlim(-0.02, 1)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.grid(visible=False)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for side in ("left", "bottom"):
+        axes.spines[side].set_visible(False)
+
+
+def _paint_plane(axes: Any, entries: Sequence[Entry], tree: Entry) -> None:
+    """Speciality against versatility of what ran to its end; the others' scores are of fewer steps."""
+    base = tree["base"]
+    shown = [(e, place) for e in entries if e["status"] == "done" and (place := _place(e))]
+    edge = frontier([place for _, place in shown] + ([place] if (place := _place(base)) else []))
+    axes.plot(*zip(*edge, strict=True) if edge else ((), ()), color=FRONTIER, linewidth=1.2, zorder=1,
+        drawstyle="steps-pre", label="no trial has more of both",
+    )  # fmt: skip
+    for entry, (x, y) in shown:
+        won, tied = entry["id"] == tree.get("winner"), (entry.get("to_winner") or {}).get("tied")
+        for name, (low, high) in (entry.get("intervals") or {}).items():
+            ends = [(base.get(name) or 0.0) + low, (base.get(name) or 0.0) + high]
+            if name in ("speciality", "versatility"):
+                line = (ends, [y, y]) if name == "speciality" else ([x, x], ends)
+                axes.plot(*line, color=QUIET, linewidth=0.8, zorder=0.5)
+        label = "winner" if won else "not told apart from it" if tied else "another trial"
+        axes.plot(
+            x, y, "*" if won else "o", color=WINNER if won or tied else QUIET, linestyle="none", label=label, zorder=3,
+            markersize=13 if won else 6, markerfacecolor=PAPER if tied and not won else WINNER if won else QUIET,
+            markeredgewidth=0.8 if won or not tied else 1.5, markeredgecolor=PAPER if won or not tied else WINNER,
+        )  # fmt: skip
+    if place := _place(base):
+        axes.plot(
+            *place, "D", color=INK, markersize=7, markeredgecolor=PAPER, markeredgewidth=0.8, linestyle="none",
+            label="the base, nothing trained", zorder=2,
+        )  # fmt: skip
+    axes.set_xlabel("speciality (score, 0 is guessing, 100 all right)")
+    axes.set_ylabel("versatility (score, same scale)")
+    axes.margins(0.1)
+
+
+def _paint_ways(axes: Any, entries: Sequence[Entry], tree: Entry) -> None:
+    """Drift against speciality loss along each training, from the base on; learning goes to the right."""
+    start = tree["base"]["curve"][0]
+    for entry in sorted(entries, key=lambda e: e["id"] == tree.get("winner")):
+        if not entry.get("curve"):
+            continue
+        won = entry["id"] == tree.get("winner")
+        points = [start, *entry["curve"]]
+        axes.plot(
+            [p["loss"] for p in points], [p["drift"] for p in points], "*-" if won else "o-", zorder=3 if won else 1,
+            color=WINNER if won else QUIET, markersize=9 if won else 3, linewidth=1.6 if won else 0.8,
+            label="winner" if won else "another trial",
+        )  # fmt: skip
+    axes.plot(
+        start["loss"], start["drift"], "D", color=INK, markersize=7, markeredgecolor=PAPER, markeredgewidth=0.8,
+        linestyle="none", label="the base, nothing trained", zorder=4,
+    )  # fmt: skip
+    axes.invert_xaxis()
+    axes.set_xlabel("speciality loss (nats a token; less is better)")
+    axes.set_ylabel("drift (nats a token)")
+
+
+def _place(trial: Entry) -> Place | None:
+    speciality, versatility = trial.get("speciality"), trial.get("versatility")
+    return None if speciality is None or versatility is None else (speciality, versatility)

@@ -50,7 +50,7 @@ def write_jsonl(path: Path, items: list[dict[str, Any]]) -> str:
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take a second each."""
-    monkeypatch.setattr("cofitune.recipes.search.recipe.plots.can_draw", lambda: False)
+    monkeypatch.setattr("cofitune.recipes.search.recipe.figure.can_draw", lambda: False)
 
 
 @pytest.fixture
@@ -673,7 +673,7 @@ def test_the_statistics_are_taken_from_both_sets_of_data(config: Config, tmp_pat
 def test_on_a_terminal_a_tree_lives_and_in_the_end_there_are_pictures(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cofitune.recipes.search.recipe.plots.can_draw", lambda: True)
+    monkeypatch.setattr("cofitune.recipes.search.recipe.figure.can_draw", lambda: True)
     out = io.StringIO()
     console = Console(file=out, width=120, height=50, force_terminal=True, color_system=None)
     trainer = Trainer()

@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 
 from cofitune.reports.compare.page import _points
-from cofitune.reports.compare.plot import draw_frontiers
+from cofitune.reports.compare.plot import methods_picture
 from cofitune.reports.compare.table import comparison_tables, sentences
+from cofitune.reports.figure import write_picture
 
 SCORES = {"speciality": 40.0, "versatility": 20.0, "gen_kn": 25.0, "gen_rs": None, "instruct": 15.0}
 
@@ -109,6 +110,10 @@ def test_the_page_names_the_point_that_another_equals(content: dict[str, Any]) -
 
 def test_the_picture_is_the_same_bytes_for_the_same_content(content: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    first = [f.read_bytes() for f in draw_frontiers(tmp_path, content)]
-    assert [f.read_bytes() for f in draw_frontiers(tmp_path, content)] == first
-    assert b"speciality (points" in first[1] and first[0].startswith(b"\x89PNG")
+    first, second = (methods_picture("frontier", content) for _ in range(2))
+    files = write_picture(tmp_path, first)
+    assert [f.name for f in files] == ["frontier.png", "frontier.svg"]
+    assert [f.read_bytes() for f in files] == [second.png, second.svg.encode()]
+    assert "speciality (score" in first.svg and first.png.startswith(b"\x89PNG") and "partial" not in first.svg
+    content["partial"] = {"runs": 8, "done": 3, "missing": ["a"]}
+    assert "partial: 3 of 8 runs" in methods_picture("frontier", content).svg

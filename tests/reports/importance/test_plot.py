@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from cofitune.importance_file import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS
-from cofitune.reports.importance.plot import draw_importance
+from cofitune.reports.figure import write_picture
+from cofitune.reports.importance.plot import importance_picture
 from cofitune.reports.importance.table import spread_csv
 
 
@@ -22,16 +23,16 @@ def make_vectors() -> dict[str, Tensor]:
 
 
 def test_the_picture_is_a_png_and_an_svg_with_units_on_their_axes(tmp_path: Path) -> None:
-    png, svg = draw_importance(tmp_path / "a", make_vectors(), "a model")
+    png, svg = write_picture(tmp_path / "a", importance_picture("importance", make_vectors(), "a model"))
     with Image.open(png) as image:
         colours = len(set(image.convert("RGB").resize((200, 150)).getdata()))
         assert image.format == "PNG" and image.width >= 1000 and colours > 100
     text = svg.read_text()
-    titles = ("heads (9 a layer), as they stand", "FFN outputs (576 a layer), sorted in each layer", "layer's mean")
+    titles = ("heads, 9 a layer", "outputs, 576 a layer", "units, most important first (%)", "layer's mean")
     for expected in ("a model", *titles, "layer (index)", "0: free"):
         assert expected in text
     assert svg.stat().st_size < 400_000
-    again = draw_importance(tmp_path / "b", make_vectors(), "a model")
+    again = write_picture(tmp_path / "b", importance_picture("importance", make_vectors(), "a model"))
     assert [p.read_bytes() for p in again] == [png.read_bytes(), svg.read_bytes()]
 
 

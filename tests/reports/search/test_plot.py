@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import random
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 from PIL import Image
 
 from cofitune.model.region import Region
-from cofitune.reports.search.dots import frontier, place_of, place_rows, read_picture
-from cofitune.reports.search.plot import draw_search
+from cofitune.reports.figure import write_picture
+from cofitune.reports.search.plot import _paint_plane, frontier, search_picture
 from cofitune.search.trial import Trial
 
 MHA, FFN = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
@@ -66,59 +65,67 @@ def make_tree() -> dict[str, Any]:
 
 
 def test_the_picture_is_a_png_and_an_svg_of_the_same_bytes_each_time(tmp_path: Path) -> None:
-    png, svg = draw_search(tmp_path / "a", make_tree())
+    picture = search_picture("search", make_tree())
+    png, svg = write_picture(tmp_path, picture)
+    assert (png.name, svg.name) == ("search.png", "search.svg")
     with Image.open(png) as image:
         colours = len(set(image.convert("RGB").resize((200, 150)).getdata()))
         assert image.format == "PNG" and image.width >= 1000 and colours > 100
     text = svg.read_text()
     for expected in (
-        "8 trials", "level 2: layers", "level 4: modules", "15-29 × all", "15-22 × gate+down  failed", "46.6",
-        "versatility (points; 0: chance, 100: all right)", "speciality (points", "unified score (points", "winner",
-        "the base, nothing trained", "no trial has more of both", "not told apart from it",
-        "95 % interval of the change", "15-22 × up  24.5, stopped at step 15", "not trained to the end (above)",
+        "★ 15-29 × all", "15-22 × gate+down", "no scores", "speciality (score, 0 is guessing", "versatility (score",
+        "winner", "the base, nothing trained", "no trial has more of both", "not told apart from it", "another trial",
     ):  # fmt: skip
-        assert expected.replace("8 trials", "7 finished trials of 60 optimizer steps") in text, expected
+        assert expected in text, expected
     assert svg.stat().st_size < 200_000
-    again = draw_search(tmp_path / "b", make_tree())
-    assert [p.read_bytes() for p in again] == [png.read_bytes(), svg.read_bytes()]
-
-
-def test_no_two_trials_of_a_level_stand_in_one_place_and_parents_stand_in_the_middle() -> None:
-    picture = read_picture(make_tree())
-    rows = place_rows(picture)
-    for level in range(5):
-        places = [rows[dot.id] for dot in (picture.base, *picture.dots) if dot.level == level]
-        assert all(abs(a - b) >= 1 for a, b in itertools.combinations(places, 2)), level
-    assert rows["f"] == (rows["g"] + rows["i"]) / 2
-    assert rows["base"] == (rows["a"] + rows["b"]) / 2
+    assert "95 % intervals" in picture.caption and "hollow dots" in picture.caption
+    assert picture.alt == "Tree of 9 trials with dots. The winner is 15-29 × all, unified 46.6."
+    again = search_picture("search", make_tree())
+    assert (again.png, again.svg) == (picture.png, picture.svg)
 
 
 def test_the_frontier_is_what_no_other_beats_in_both() -> None:
     draw = random.Random(0)
-    tree = make_tree()
-    tree["trials"] = [
-        trial(str(n), None, 1, Region.span(n, n, FFN), draw.randint(0, 20), draw.randint(0, 20)) for n in range(60)
-    ]
-    dots = read_picture(tree).dots
-    places = {place for dot in dots if (place := place_of(dot))}
+    places = {(float(draw.randint(0, 20)), float(draw.randint(0, 20))) for _ in range(60)}
 
-    def beaten(one: tuple[float, ...]) -> bool:
+    def beaten(one: tuple[float, float]) -> bool:
         return any(other != one and other[0] >= one[0] and other[1] >= one[1] for other in places)
 
     assert frontier(places) == sorted(place for place in places if not beaten(place))
 
 
-def test_bars_are_the_interval_of_the_change_around_the_base_and_only_what_ran_to_its_end_is_compared() -> None:
-    picture = read_picture(make_tree())
-    by_id = {dot.id: dot for dot in picture.dots}
-    assert by_id["b"].bars == {"speciality": (30.0, 60.0)}, "the base's speciality is 0"
-    assert by_id["a"].tied and not by_id["c"].tied
-    assert {dot.id for dot in picture.finished} == {"a", "b", "c", "d", "e", "f", "g"}
+def test_only_what_ran_to_its_end_stands_in_the_plane_and_bars_lie_around_the_base() -> None:
+    from matplotlib.figure import Figure
 
-
-def test_a_search_whose_scores_lie_beside_no_axis_is_drawn_too(tmp_path: Path) -> None:
     tree = make_tree()
+    axes = Figure().subplots()
+    _paint_plane(axes, tree["trials"], tree)
+    lines = [(line.get_marker(), list(zip(*line.get_data(), strict=True))) for line in axes.lines]
+    points = {place for marker, places in lines if marker in "*oD" for place in places}
+    done = [(t["speciality"], t["versatility"]) for t in tree["trials"] if t["status"] == "done"]
+    assert points == {*done, (0.0, 58.6)} and ("*", [(46.9, 46.3)]) in lines
+    assert ("None", [(30.0, 46.3), (60.0, 46.3)]) in lines, "the base's speciality is 0"
+
+
+def test_a_search_on_losses_shows_the_way_of_each_training() -> None:
+    tree = make_tree()
+    ends = {"a": (1.5, 0.2), "b": (1.1, 0.4)}
+    for one in (tree["base"], *tree["trials"]):
+        one |= {"speciality": None, "versatility": None, "unified": None, "intervals": {}}
+        loss, drift = ends.get(one["id"], (1.8, 0.1))
+        points = ((5, (loss + 2) / 2, drift / 2), (9, loss, drift))
+        one["curve"] = [{"steps": steps, "loss": x, "drift": y} for steps, x, y in points]
+    tree["base"]["curve"] = [{"steps": 0, "loss": 2.0, "drift": 0.0}]
+    picture = search_picture("search", tree)
+    for expected in ("speciality loss", "drift (nats a token)", "change against the base (nats a token)"):
+        assert expected in picture.svg, expected
+    assert "versatility" not in picture.svg and picture.alt.endswith("The winner is 15-29 × all.")
+
+
+def test_a_search_without_a_winner_or_without_speciality_is_drawn_too() -> None:
+    tree = make_tree()
+    del tree["winner"]
+    assert "There is no winner yet" in search_picture("search", tree).alt
     for one in (tree["base"], *tree["trials"]):
         one["speciality"] = None
-    png, _ = draw_search(tmp_path, tree)
-    assert png.stat().st_size > 10_000
+    assert len(search_picture("search", tree).png) > 10_000
