@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import os
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.helpers import WORDS, freeze_imports, write_jsonl
+
 TABLES = pytest.StashKey[dict[str, list[str]]]()
-LONG = ("test_end_to_end", "test_resume", "test_sharded", "test_bench", "test_hosts", "test_train", "test_search")
+# files that take longest on two quiet cores, the longest first
+LONG = (
+    "recipes/train/test_resume.py",
+    "recipes/train/test_rehearsal.py",
+    "recipes/train/test_drift.py",
+    "test_end_to_end.py",
+    "executors/test_local.py",
+    "recipes/train/test_recipe.py",
+    "training/test_sharded.py",
+    "training/test_state.py",
+    "recipes/compare/test_baselines.py",
+    "launch/test_hostfile.py",
+    "executors/ray/test_executor.py",
+    "training/test_sharded_rehearsal.py",
+)
+FROZEN = [0]  # modules that were loaded when the garbage collector was last told to leave them out
 WORKERS = os.environ.get("PYTEST_XDIST_WORKER_COUNT")
 if WORKERS:  # before torch is imported: workers that each took every core would wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(WORKERS))))
@@ -33,7 +49,6 @@ CHATML = (
 )
 
 TOPICS = ("rain", "bread", "trains", "stars", "tea", "chess", "rivers", "glass", "salt", "maps", "owls", "wool")
-WORDS = ("court", "contract", "void", "seller", "buyer", "tenant", "lease", "landlord", "capital", "France")
 
 
 def build_tokenizer() -> Any:
@@ -98,11 +113,9 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def by_hand() -> Any:
     """What writes a run, or parts of it, as the commands leave it, without running them (recipes/report/by_hand.py)."""
-    spec = importlib.util.spec_from_file_location("report_by_hand", Path(__file__).parent / "recipes/report/by_hand.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.BY_HAND
+    from tests.recipes.report import by_hand
+
+    return by_hand.BY_HAND
 
 
 @pytest.fixture(autouse=True)
@@ -115,10 +128,20 @@ def _no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the tests, and what they share, out of the user's cache of fingerprints."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COFITUNE_CACHE", str(tmp_path_factory.getbasetemp() / "cofitune-cache"))
+        yield
+
+
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the tests out of the user's cache of fingerprints."""
-    monkeypatch.setenv("COFITUNE_CACHE", str(tmp_path_factory.getbasetemp() / "cofitune-cache"))
+def _frozen_imports() -> None:
+    """Let no training look through all that was imported."""
+    if len(sys.modules) > FROZEN[0] + 300:
+        freeze_imports()
+        FROZEN[0] = len(sys.modules)
 
 
 @pytest.fixture
@@ -139,7 +162,9 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take minutes go first, so that no process is left alone with one of them at the end."""
-    items.sort(key=lambda item: item.path.stem not in LONG)
+    tests = Path(__file__).parent
+    places = {tests / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path, len(LONG)))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -190,8 +215,7 @@ def rehearsal_folder(tmp_path_factory: pytest.TempPathFactory, decided_model_fol
     from cofitune.recipes.rehearse.recipe import rehearse
 
     here = tmp_path_factory.mktemp("rehearsed")
-    prompts = here / "prompts.jsonl"
-    prompts.write_text("".join(json.dumps({"prompt": f"Tell me about {topic}."}) + "\n" for topic in TOPICS))
+    prompts = write_jsonl(here / "prompts.jsonl", ({"prompt": f"Tell me about {topic}."} for topic in TOPICS))
     config = Config.model_validate(
         {
             "model": {"name": str(decided_model_folder), "dtype": "float32"},
@@ -203,7 +227,6 @@ def rehearsal_folder(tmp_path_factory: pytest.TempPathFactory, decided_model_fol
         }
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COFITUNE_CACHE", str(here / "cache"))
         for name in ("RANK", "WORLD_SIZE"):
             patch.delenv(name, raising=False)
         return rehearse(config, console=Console(quiet=True))
@@ -212,9 +235,8 @@ def rehearsal_folder(tmp_path_factory: pytest.TempPathFactory, decided_model_fol
 @pytest.fixture
 def rehearsal_config(tmp_path: Path, decided_model_folder: Path, rehearsal_folder: Path) -> dict[str, Any]:
     """Eight items, four a step and two rehearsed beside them: an epoch is two steps, a pass over the rehearsal five."""
-    data = tmp_path / "train.jsonl"
-    items = [{"instruction": f"Say {w}", "output": " ".join(WORDS[i : i + 3])} for i, w in enumerate(WORDS[:8])]
-    data.write_text("".join(json.dumps(item) + "\n" for item in items))
+    rows = ({"instruction": f"Say {w}", "output": " ".join(WORDS[i : i + 3])} for i, w in enumerate(WORDS[:8]))
+    data = write_jsonl(tmp_path / "train.jsonl", rows)
     return {
         "model": {"name": str(decided_model_folder), "dtype": "float32"},
         "data": {"train": str(data), "max_length": 128},

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-
-def _load() -> Any:
-    spec = importlib.util.spec_from_file_location("chromium_to_find", Path(__file__).with_name("chromium.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from tests import chromium
 
 
 def _script(path: Path, code: int, does: str = "") -> str:
@@ -28,7 +20,6 @@ def _script(path: Path, code: int, does: str = "") -> str:
 
 
 def test_a_browser_that_does_not_start_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    chromium = _load()
     monkeypatch.delenv("COFITUNE_CHROMIUM", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     assert chromium.find_chromium() is None

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 
 import torch
 
-
-def load_layouts() -> ModuleType:
-    """The tests of the layouts: tiny models, and their unfused copies masked unit by unit."""
-    if "layouts_under_test" not in sys.modules:
-        path = Path(__file__).parents[1] / "model" / "test_layouts.py"
-        spec = importlib.util.spec_from_file_location("layouts_under_test", path)
-        if spec is None or spec.loader is None:
-            raise RuntimeError(f"cannot load {path}")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["layouts_under_test"] = module
-        spec.loader.exec_module(module)
-    return sys.modules["layouts_under_test"]
-
-
-layouts = load_layouts()
+from tests.helpers import freeze_imports
+from tests.model import test_layouts as layouts
 
 
 @dataclass(frozen=True)
@@ -96,6 +81,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     start_distributed()
+    freeze_imports()
     for case in CASES:
         run_case(case, Path(sys.argv[1]))
         torch.distributed.barrier()

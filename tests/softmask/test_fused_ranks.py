@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import subprocess
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,32 +12,16 @@ from safetensors.torch import load_file
 from cofitune.model.anatomy import anatomy_of
 from cofitune.model.region import resolve_region
 from cofitune.softmask.factors import freeze_factors
-
-WORKER = Path(__file__).with_name("fused_cases.py")
-
-
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fused_cases", WORKER)
-    if spec is None or spec.loader is None:
-        raise RuntimeError(f"cannot load {WORKER}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fused_cases"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-cases = _load()
-layouts = cases.layouts
+from tests.helpers import run_ranks
+from tests.model import test_layouts as layouts
+from tests.softmask import fused_cases as cases
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Start two ranks once; they run every case and write what came out."""
     folder = tmp_path_factory.mktemp("fused")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(WORKER)]
-    done = subprocess.run([*command, str(folder)], capture_output=True, text=True, timeout=300, check=False)
-    if done.returncode:
-        pytest.fail(f"the ranks failed:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
+    run_ranks("softmask.fused_cases", folder)
     return folder
 
 

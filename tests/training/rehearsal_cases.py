@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,24 +14,14 @@ import torch
 from cofitune.data.batches import Plan, RehearsalMix, plan_steps
 from cofitune.data.chat import IGNORED, Example
 from cofitune.data.packing import join
+from tests.helpers import freeze_imports
+from tests.training import sharded_cases as sharded
 
-
-def _sibling(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    if spec is None or spec.loader is None:
-        raise RuntimeError(f"cannot load {name}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-sharded = _sibling("sharded_cases")
 TOP_K = 5
 
 
 @dataclass(frozen=True)
-class RehearsalCase(sharded.Case):  # type: ignore[name-defined]
+class RehearsalCase(sharded.Case):
     """One way to train with rehearsal."""
 
     kind: str = "nll"
@@ -132,6 +120,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     start_distributed()
+    freeze_imports()
     for case in CASES:
         run_case(case, Path(sys.argv[1]))
         torch.distributed.barrier()

@@ -19,6 +19,7 @@ from cofitune.model.anatomy import Anatomy, anatomy_of
 from cofitune.model.region import Region, freeze_outside, resolve_region
 from cofitune.softmask.factors import Factor, build_factors
 from cofitune.training.engine import EngineSettings
+from tests.helpers import freeze_imports
 
 VOCAB, LAYERS, STEPS, WORLD, MICRO, ACCUMULATION, SEED = 64, 4, 7, 2, 2, 2, 5
 VALIDATION = 5  # items: at the second forward there is one for two ranks
@@ -241,6 +242,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     start_distributed()
+    freeze_imports()
     for case in CASES:
         run_case(case, Path(sys.argv[1]))
         torch.distributed.barrier()

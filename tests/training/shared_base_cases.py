@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 
-SHARDED = Path(__file__).with_name("sharded_cases.py")
+from tests.helpers import freeze_imports
+from tests.training import sharded_cases as sharded
+
 REGIONS = (
     ("25%-75%", ("up_proj", "down_proj")),
     ("0%-50%", ("q_proj", "v_proj")),
@@ -24,18 +24,7 @@ WAYS = {  # by number of ranks: ZeRO stage, bf16
 }
 
 
-def load_sharded() -> ModuleType:
-    """The cases of test_sharded, whose tiny model, items and settings these are."""
-    spec = importlib.util.spec_from_file_location("sharded_cases", SHARDED)
-    if spec is None or spec.loader is None:
-        raise RuntimeError(f"cannot load {SHARDED}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["sharded_cases"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def trial(sharded: ModuleType, model: Any, number: int, case: Any) -> tuple[str, list[float]]:
+def trial(model: Any, number: int, case: Any) -> tuple[str, list[float]]:
     """Train a region on a model object of its own; give the hash of what was trained, and the losses."""
     from dataclasses import replace
 
@@ -65,7 +54,7 @@ def trial(sharded: ModuleType, model: Any, number: int, case: Any) -> tuple[str,
     return hash_tensors(trained), losses
 
 
-def run_way(sharded: ModuleType, stage: int, bf16: bool) -> dict[str, Any]:
+def run_way(stage: int, bf16: bool) -> dict[str, Any]:
     """Each region on a model that was just made; then all of them, some twice, around one held model."""
     from cofitune.training.shared_base import SharedBase
 
@@ -74,11 +63,11 @@ def run_way(sharded: ModuleType, stage: int, bf16: bool) -> dict[str, Any]:
     def made() -> Any:
         return sharded.tiny_model().to(torch.bfloat16 if bf16 else torch.float32)
 
-    alone = [trial(sharded, made(), number, case) for number in range(len(REGIONS))]
+    alone = [trial(made(), number, case) for number in range(len(REGIONS))]
     held = SharedBase(made())
     after, bytes_alive = [], []
     for number in ORDER:
-        after.append(trial(sharded, held.instantiate(), number, case))
+        after.append(trial(held.instantiate(), number, case))
         gc.collect()
         alive = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors()}
         bytes_alive.append(sum(alive.values()))
@@ -98,10 +87,8 @@ def main() -> None:
 
     torch.set_num_threads(1)
     rank, world_size = start_distributed()
-    sharded = load_sharded()
-    gc.collect()
-    gc.freeze()  # DeepSpeed collects garbage for every engine
-    results = [run_way(sharded, *way) for way in WAYS[world_size]]
+    freeze_imports()
+    results = [run_way(*way) for way in WAYS[world_size]]
     if rank == 0:
         write_json(Path(sys.argv[1]), results)
 

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 
+from tests.helpers import freeze_imports
+from tests.training import sharded_cases as sharded
 
-def _sibling(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    if spec is None or spec.loader is None:
-        raise RuntimeError(f"cannot load {name}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-sharded = _sibling("sharded_cases")
 Case, ALL = sharded.Case, sharded.ALL_MODULES
 SAVED, STEPS = 3, 7  # of a case: saved after step 3, trained for 7
 LONG_SAVED, LONG_STEPS = 5, 20  # of the change of ranks
@@ -148,6 +137,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     start_distributed()
+    freeze_imports()
     folder, what = Path(sys.argv[1]), sys.argv[2]
     if what == "cases":
         for case in CASES:

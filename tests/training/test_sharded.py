@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -19,25 +15,13 @@ from torch.nn.functional import cross_entropy
 
 from cofitune.data.batches import step_indices
 from cofitune.model.anatomy import anatomy_of
+from tests.helpers import run_ranks
+from tests.training import sharded_cases as cases
 
-WORKER = Path(__file__).with_name("sharded_cases.py")
 TITLE = (
     "two ranks against one plain loop: ZeRO stage, offload, accumulation, checkpointing, mask, prefix cache; "
     "largest relative difference of a displacement, of a loss"
 )
-
-
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("sharded_cases", WORKER)
-    if spec is None or spec.loader is None:
-        raise RuntimeError(f"cannot load {WORKER}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["sharded_cases"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-cases = _load()
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +29,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Start two ranks once; they run every case and write what came out."""
     folder = tmp_path_factory.mktemp("sharded")
     cases.tiny_model().save_pretrained(folder / "model")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(WORKER)]
-    done = subprocess.run([*command, str(folder)], capture_output=True, text=True, timeout=600, check=False)
-    if done.returncode:
-        pytest.fail(f"the ranks failed:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
+    run_ranks("training.sharded_cases", folder)
     return folder
 
 
@@ -176,7 +157,7 @@ def test_units_of_importance_1_do_not_move_in_update_mode_even_under_weight_deca
 
 
 def test_gradient_mode_leaves_weight_decay_to_move_units_of_importance_1(two_ranks: Path) -> None:
-    """Documents what the paper's equation does under AdamW (METHOD.md, defect 2); update mode does not."""
+    """Documents what the paper's equation does under AdamW (docs/method.md, defects); update mode does not."""
     case = next(c for c in cases.CASES if c.name == "gradient")
     model = cases.tiny_model()
     start = dict(model.named_parameters())

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,36 +17,21 @@ from torch.nn.functional import cross_entropy
 from cofitune.data.batches import count_supervised, rank_micro_batches, step_indices
 from cofitune.data.chat import Example
 from cofitune.model.anatomy import anatomy_of
+from tests.helpers import run_ranks
+from tests.training import rehearsal_cases as cases
+from tests.training import sharded_cases as sharded
 
-WORKER = Path(__file__).with_name("rehearsal_cases.py")
 TITLE = (
     "rehearsal on two ranks against one plain loop: as the table without, then kind, weight; largest relative "
     "difference of a displacement, of a loss"
 )
 
 
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("rehearsal_cases", WORKER)
-    if spec is None or spec.loader is None:
-        raise RuntimeError(f"cannot load {WORKER}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["rehearsal_cases"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-cases = _load()
-sharded = cases.sharded
-
-
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Start two ranks once; they run every case and write what came out."""
     folder = tmp_path_factory.mktemp("rehearsal")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(WORKER)]
-    done = subprocess.run([*command, str(folder)], capture_output=True, text=True, timeout=600, check=False)
-    if done.returncode:
-        pytest.fail(f"the ranks failed:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
+    run_ranks("training.rehearsal_cases", folder)
     return folder
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,18 +11,15 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cofitune.training.shared_base import SharedBase, checksum
+from tests.helpers import run_ranks
 
-WORKER = Path(__file__).with_name("shared_base_cases.py")
 ORDER = (0, 1, 0)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_engine_after_engine_on_held_weights_trains_as_on_a_fresh_model(ranks: int, tmp_path: Path) -> None:
     """ZeRO 1, 2 and 3 in fp32 and bf16: other regions in between, and the same one again."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
-    command = [sys.executable, "-W", "ignore", *launcher, str(WORKER), str(tmp_path / "found.json")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_ranks("training.shared_base_cases", tmp_path / "found.json", ranks=ranks)
     for way in json.loads((tmp_path / "found.json").read_text()):
         name = f"stage {way['stage']}, {'bf16' if way['bf16'] else 'fp32'}"
         assert way["after"] == [way["alone"][number] for number in ORDER], name

@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
-import subprocess
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-WORKER = Path(__file__).with_name("state_cases.py")
-
-
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("state_cases", WORKER)
-    if spec is None or spec.loader is None:
-        raise RuntimeError(f"cannot load {WORKER}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["state_cases"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-cases = _load()
+from tests.helpers import run_ranks
+from tests.training import sharded_cases
+from tests.training import state_cases as cases
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two ranks run every case and save; one rank goes on with what two saved, and two with what one saved."""
     folder = tmp_path_factory.mktemp("state")
-    cases.sharded.tiny_model().save_pretrained(folder / "model")
+    sharded_cases.tiny_model().save_pretrained(folder / "model")
     for ranks, what in ((2, "cases"), (1, "one"), (2, "two")):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-        done = subprocess.run(
-            [*command, str(WORKER), str(folder), what], capture_output=True, text=True, timeout=600, check=False
-        )
-        if done.returncode:
-            pytest.fail(f"the ranks failed:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
+        run_ranks("training.state_cases", folder, what, ranks=ranks)
     return folder
 
 

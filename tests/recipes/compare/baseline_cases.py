@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 from rich.console import Console
 
 from cofitune.config.schema import Config
+from tests.helpers import WORDS, freeze_imports, write_jsonl
 
-WORDS = ["court", "contract", "void", "seller", "buyer", "tenant", "lease", "landlord", "capital", "France", "Paris"]
 WORLD = 2
 HALF = r"model\.layers\.\d+\.mlp\..*"
 # name → what is laid over the config of all; two kinds of adapter and the pull, under each way of sharding
@@ -28,7 +27,7 @@ CASES: dict[str, dict[str, Any]] = {
 def write_data(folder: Path) -> None:
     """Twelve items of unequal length."""
     items = [{"instruction": f"Say {w}", "output": " ".join(WORDS[: i % 5 + 1])} for i, w in enumerate(WORDS * 2)][:12]
-    (folder / "train.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    write_jsonl(folder / "train.jsonl", items)
 
 
 def config_of(name: str, folder: Path, ranks: int, **train: Any) -> Config:
@@ -51,11 +50,13 @@ def config_of(name: str, folder: Path, ranks: int, **train: Any) -> Config:
 
 def main() -> None:
     """What every rank runs: all cases in one start."""
+    import deepspeed  # noqa: F401  # before what is there is hidden from the garbage collector
     import torch
 
     from cofitune.recipes.train.recipe import train
 
     torch.set_num_threads(1)
+    freeze_imports()
     for name in CASES:
         train(config_of(name, Path(sys.argv[1]), WORLD), console=Console(quiet=True))
     torch.distributed.destroy_process_group()

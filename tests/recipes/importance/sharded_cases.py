@@ -12,6 +12,8 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from tests.helpers import freeze_imports
+
 CASES: dict[str, tuple[str, ...]] = {
     "signed": (),
     "absolute": ("importance.reduce=absolute",),
@@ -89,6 +91,7 @@ def main() -> None:
     torch.set_num_threads(1)
     folder, watched = Path(sys.argv[1]), list[tuple[str, int]]()
     start_distributed()
+    freeze_imports()
     watch_memory(watched)
     for name, overrides in CASES.items():
         watched.clear()

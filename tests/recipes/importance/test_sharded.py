@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -24,21 +21,10 @@ from cofitune.recipes.importance import plan as importance_plan
 from cofitune.recipes.importance.plan import choose_sharding
 from cofitune.recipes.importance.recipe import importance
 from cofitune.training.memory import gathered_at_once
+from tests.helpers import run_ranks
+from tests.recipes.importance import sharded_cases as cases
 
-WORKER = Path(__file__).with_name("sharded_cases.py")
 GB = 10**9
-
-
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("sharded_importance_cases", WORKER)
-    if spec is None or spec.loader is None:
-        raise RuntimeError(f"cannot load {WORKER}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-cases = _load()
 
 
 def write_config(folder: Path, model: Path) -> Path:
@@ -65,10 +51,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path)
         torch.manual_seed(0)
         made = GPT2Config(n_embd=32, n_layer=3, n_head=4, vocab_size=400, eos_token_id=None, bos_token_id=None)
         AutoModelForCausalLM.from_config(made).save_pretrained(folder / "gpt2")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(WORKER)]
-    done = subprocess.run([*command, str(folder)], capture_output=True, text=True, timeout=300, check=False)
-    if done.returncode:
-        pytest.fail(f"the ranks failed:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
+    run_ranks("recipes.importance.sharded_cases", folder)
     return folder
 
 

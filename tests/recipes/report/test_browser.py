@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
-import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 from PIL import Image
 
 from cofitune.recipes.report.recipe import report
+from tests import chromium
 
 CASES = [(width, scheme) for width in (360, 1280) for scheme in ("light", "dark")]
 # the ratio of WCAG 2.2 between the colours of an element's text and of the page
@@ -45,16 +44,6 @@ DRAWN = """[...document.querySelectorAll('figure svg')].filter(s => s.clientWidt
 })"""
 
 
-def _load() -> Any:
-    spec = importlib.util.spec_from_file_location("chromium", Path(__file__).parents[2] / "chromium.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["chromium"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-chromium = _load()
 PATH = chromium.find_chromium()
 pytestmark = pytest.mark.skipif(
     PATH is None, reason="no Chromium that starts here; .ci/run installs it, or apt-get install chromium"
@@ -63,7 +52,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def tab() -> Iterator[Any]:
-    with chromium.browser(PATH) as opened:
+    with chromium.browser(str(PATH)) as opened:
         yield opened
 
 

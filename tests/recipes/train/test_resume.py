@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import signal
 import subprocess
@@ -16,26 +14,39 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import pytest
 import torch
-import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer
 
-from cofitune import cli
 from cofitune.importance_file import unit_counts, write_importance
 from cofitune.model.anatomy import read_anatomy
 from cofitune.model.weight_files import fingerprint
 from cofitune.training import loop
 from cofitune.training.state import read_checkpoint
+from tests.helpers import (
+    WORDS,
+    interrupt_after,
+    outside_ranks,
+    read_delta,
+    read_manifest,
+    read_metrics,
+    run_train,
+    same_tensors,
+    train_interrupted,
+    write_config,
+    write_jsonl,
+)
 
-WORDS = ["court", "contract", "void", "seller", "buyer", "tenant", "lease", "landlord", "capital", "France", "Paris"]
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight items, shared by the file: read them, do not write into them."""
+    rows = ({"instruction": f"Say {w}", "output": " ".join(WORDS[i : i + 3])} for i, w in enumerate(WORDS[:8]))
+    return write_jsonl(tmp_path_factory.mktemp("data") / "train.jsonl", rows)
 
 
 @pytest.fixture
-def config(tmp_path: Path, tiny_model_folder: Path) -> dict[str, Any]:
+def config(tmp_path: Path, tiny_model_folder: Path, data: Path) -> dict[str, Any]:
     """Eight items, four a step: an epoch is two steps, and checkpoints come after steps 2, 3 and 4."""
-    data = tmp_path / "train.jsonl"
-    items = [{"instruction": f"Say {w}", "output": " ".join(WORDS[i : i + 3])} for i, w in enumerate(WORDS[:8])]
-    data.write_text("".join(json.dumps(item) + "\n" for item in items))
     return {
         "model": {"name": str(tiny_model_folder), "dtype": "float32"},
         "data": {"train": str(data), "max_length": 128},
@@ -47,80 +58,63 @@ def config(tmp_path: Path, tiny_model_folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@pytest.fixture
-def environment() -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+class Trainings:
+    """Trainings of this file's config that several tests need: each is run once, where it is asked for first."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def whole(self, patch: pytest.MonkeyPatch, config: dict[str, Any]) -> Path:
+        """The run of the config that nothing interrupted."""
+        run = self.folder / "whole" / "run"
+        if not run.exists():
+            run.parent.mkdir()
+            assert run_train(patch, config | {"output_dir": str(run)}) == 0
+        return run
+
+    def interrupted(self, patch: pytest.MonkeyPatch, config: dict[str, Any], after: int = 4) -> Path:
+        """Make the config's run a copy of one that a SIGTERM ended after a step; returns its folder of checkpoints."""
+        run = self.folder / f"after-{after}" / "run"
+        if not run.exists():
+            run.parent.mkdir()
+            train_interrupted(patch, config | {"output_dir": str(run)}, after=after)
+        shutil.copytree(run, config["output_dir"])
+        return Path(config["output_dir"]) / "train" / "checkpoints"
 
 
-def run(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], *arguments: str) -> int:
-    """Type `cofitune train` in this process and return its exit code."""
-    monkeypatch.setattr(sys, "argv", ["cofitune", "train", str(write(config)), *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    return int(stopped.value.code or 0)
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory: pytest.TempPathFactory) -> Trainings:
+    return Trainings(tmp_path_factory.mktemp("trainings"))
 
 
-def write(config: dict[str, Any]) -> Path:
-    path = Path(config["output_dir"]).parent / "config.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, signum: int = signal.SIGTERM) -> None:
-    """Have the signal come while that step's loss is computed."""
-    count = [0]
-    real = loop.rank_micro_batches
-
-    def counting(*arguments: Any) -> Any:
-        count[0] += 1
-        if count[0] == step:
-            os.kill(os.getpid(), signum)
-        return real(*arguments)
-
-    monkeypatch.setattr(loop, "rank_micro_batches", counting)
-
-
-def interrupted(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], *arguments: str, after: int = 4) -> Path:
-    """A training that a SIGTERM ended after a step; its folder of checkpoints."""
-    with monkeypatch.context() as patch:
-        stop_after(patch, after)
-        assert run(patch, config, *arguments) == 143
-    return Path(config["output_dir"]) / "train" / "checkpoints"
-
-
-def delta(folder: Path | str) -> dict[str, torch.Tensor]:
-    return load_file(Path(folder) / "train" / "delta.safetensors")
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
-
-
-def steps_of(folder: Path) -> list[int]:
-    return [json.loads(line)["step"] for line in (folder / "train" / "metrics.jsonl").read_text().splitlines()]
+def steps_of(run: Path | str) -> list[int]:
+    return [line["step"] for line in read_metrics(run)]
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_a_training_after_its_step_and_resume_gives_the_same_bits(
-    signum: int, code: int, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    signum: int,
+    code: int,
+    config: dict[str, Any],
+    trainings: Trainings,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    config["softmask"] = {"apply_to": "none"}
-    assert run(monkeypatch, config, f"output_dir={config['output_dir']}-whole") == 0
+    whole = trainings.whole(monkeypatch, config)
     folder = Path(config["output_dir"])
     with monkeypatch.context() as patch:
-        stop_after(patch, 4, signum)
-        assert run(patch, config) == code
+        interrupt_after(patch, 4, signum)
+        assert run_train(patch, config) == code
     output = capsys.readouterr().err
     assert f"stopped by {signal.Signals(signum).name}: the state after step 4 is in" in output and "--resume" in output
     assert [p.name for p in sorted((folder / "train" / "checkpoints").iterdir())] == [
         "step-000002", "step-000003", "step-000004",
     ]  # fmt: skip
     assert not (folder / "train" / "manifest.json").exists()
-    assert run(monkeypatch, config, "--resume") == 0
+    assert run_train(monkeypatch, config, "--resume") == 0
     assert "resume: going on after step 4" in capsys.readouterr().out
-    whole = Path(f"{folder}-whole")
-    assert same(delta(folder), delta(whole))
-    one, other = (json.loads((f / "train" / "manifest.json").read_text()) for f in (folder, whole))
+    assert same_tensors(read_delta(folder), read_delta(whole))
+    one, other = read_manifest(folder), read_manifest(whole)
     for what in ("steps", "first_loss", "last_loss", "tokens", "trained_sha256", "frozen_sha256"):
         assert one[what] == other[what], what
     assert steps_of(folder) == [1, 2, 3, 4, 5]
@@ -128,23 +122,22 @@ def test_a_signal_ends_a_training_after_its_step_and_resume_gives_the_same_bits(
 
 
 def test_steps_after_the_last_checkpoint_are_trained_again_and_occur_once(
-    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    config: dict[str, Any], trainings: Trainings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run(monkeypatch, config, f"output_dir={config['output_dir']}-whole") == 0
-    checkpoints = interrupted(monkeypatch, config)
+    whole, checkpoints = trainings.whole(monkeypatch, config), trainings.interrupted(monkeypatch, config)
     shutil.rmtree(checkpoints / "step-000004")
     with (checkpoints.parent / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "ep')  # the process was killed while it wrote
-    assert run(monkeypatch, config, "--resume") == 0
-    assert steps_of(Path(config["output_dir"])) == [1, 2, 3, 4, 5]
-    assert same(delta(config["output_dir"]), delta(f"{config['output_dir']}-whole"))
+    assert run_train(monkeypatch, config, "--resume") == 0
+    assert steps_of(config["output_dir"]) == [1, 2, 3, 4, 5]
+    assert same_tensors(read_delta(config["output_dir"]), read_delta(whole))
 
 
 def test_only_the_newest_checkpoints_are_kept_and_on_request_after_the_end_too(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config["train"].update(save_steps=1, keep_last=2, keep_checkpoints=True)
-    assert run(monkeypatch, config) == 0
+    assert run_train(monkeypatch, config) == 0
     checkpoints = Path(config["output_dir"]) / "train" / "checkpoints"
     assert sorted(p.name for p in checkpoints.iterdir()) == ["step-000003", "step-000004"]
 
@@ -153,23 +146,26 @@ def test_without_save_steps_nothing_is_saved_and_a_signal_ends_it_at_once(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config["train"]["save_steps"] = None
-    assert not interrupted(monkeypatch, config).exists()
-    assert steps_of(Path(config["output_dir"])) == [1, 2, 3]
+    assert not train_interrupted(monkeypatch, config).exists()
+    assert steps_of(config["output_dir"]) == [1, 2, 3]
 
 
 def test_a_checkpoint_is_never_passed_over_unasked(
-    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config: dict[str, Any],
+    trainings: Trainings,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert run(monkeypatch, config, "--resume", f"output_dir={config['output_dir']}-2") == 0
+    assert run_train(monkeypatch, config, "--resume", f"output_dir={config['output_dir']}-2") == 0
     assert "holds no whole checkpoint, so from the beginning" in capsys.readouterr().out
-    interrupted(monkeypatch, config)
-    assert run(monkeypatch, config) == 2
+    trainings.interrupted(monkeypatch, config)
+    assert run_train(monkeypatch, config) == 2
     assert "holds a checkpoint of step 4; --resume goes on from it, --overwrite starts" in capsys.readouterr().err
-    assert run(monkeypatch, config, "--resume", "--overwrite") == 2
+    assert run_train(monkeypatch, config, "--resume", "--overwrite") == 2
     assert "give one of them" in capsys.readouterr().err
-    assert run(monkeypatch, config, "--overwrite") == 0
-    assert same(delta(config["output_dir"]), delta(f"{config['output_dir']}-2"))
-    assert run(monkeypatch, config, "--resume") == 0
+    assert run_train(monkeypatch, config, "--overwrite") == 0
+    assert same_tensors(read_delta(config["output_dir"]), read_delta(f"{config['output_dir']}-2"))
+    assert run_train(monkeypatch, config, "--resume") == 0
     assert "already trained" in capsys.readouterr().out
 
 
@@ -218,26 +214,30 @@ def test_a_damaged_checkpoint_is_found_and_the_one_before_is_used(
     damage: Callable[[Path], None],
     message: str,
     config: dict[str, Any],
+    trainings: Trainings,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert run(monkeypatch, config, f"output_dir={config['output_dir']}-whole") == 0
-    checkpoints = interrupted(monkeypatch, config)
+    whole, checkpoints = trainings.whole(monkeypatch, config), trainings.interrupted(monkeypatch, config)
     damage(checkpoints / "step-000004")
     capsys.readouterr()
-    assert run(monkeypatch, config, "--resume") == 0
+    assert run_train(monkeypatch, config, "--resume") == 0
     output = capsys.readouterr().out
     assert message in output and "resume: going on after step 3" in output
-    assert same(delta(config["output_dir"]), delta(f"{config['output_dir']}-whole"))
+    assert same_tensors(read_delta(config["output_dir"]), read_delta(whole))
 
 
 def test_a_write_out_that_was_cut_short_is_no_checkpoint(
-    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config: dict[str, Any],
+    trainings: Trainings,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    checkpoints = interrupted(monkeypatch, config, after=2)
+    checkpoints = trainings.interrupted(monkeypatch, config, after=2)
+    capsys.readouterr()
     (checkpoints / "step-000002").rename(checkpoints / ".step-000002.tmp")
     (checkpoints.parent / "metrics.jsonl").unlink()
-    assert run(monkeypatch, config, "--resume", "train.keep_checkpoints=true") == 0
+    assert run_train(monkeypatch, config, "--resume", "train.keep_checkpoints=true") == 0
     assert "holds no whole checkpoint, so from the beginning" in capsys.readouterr().out
     assert sorted(p.name for p in checkpoints.iterdir()) == ["step-000002", "step-000003", "step-000004"]
 
@@ -265,43 +265,45 @@ def test_another_trainings_checkpoint_is_refused_by_the_entry_that_differs(
     override: str,
     message: str,
     config: dict[str, Any],
+    trainings: Trainings,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    interrupted(monkeypatch, config, after=2)
-    assert run(monkeypatch, config, "--resume", override) == 2
+    trainings.interrupted(monkeypatch, config, after=2)
+    capsys.readouterr()
+    assert run_train(monkeypatch, config, "--resume", override) == 2
     output = capsys.readouterr().err
-    assert message in output and output.count("\n") == 2, "the stop's message, and one more"
+    assert message in output and output.count("\n") == 1, "one message"
 
 
 def test_changed_data_base_and_mask_are_refused_by_their_contents(
     config: dict[str, Any],
+    trainings: Trainings,
     tmp_path: Path,
     tiny_model_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    interrupted(monkeypatch, config, after=2)
-    data = Path(config["data"]["train"])
+    trainings.interrupted(monkeypatch, config, after=2)
+    data = Path(shutil.copy(config["data"]["train"], tmp_path))
+    config["data"]["train"] = str(data)
     before = data.read_text()
     data.write_text(before.replace("court", "count"))
-    assert run(monkeypatch, config, "--resume") == 2
+    assert run_train(monkeypatch, config, "--resume") == 2
     assert "data.train.0.sha256 is '" in capsys.readouterr().err
     data.write_text(before)
     other = shutil.copytree(tiny_model_folder, tmp_path / "other")
     weights = load_file(other / "model.safetensors")
     weights["model.norm.weight"] += 1
-    from safetensors.torch import save_file
-
     save_file(weights, other / "model.safetensors", {"format": "pt"})
-    assert run(monkeypatch, config, "--resume", f"model.name={other}") == 2
+    assert run_train(monkeypatch, config, "--resume", f"model.name={other}") == 2
     assert "model.base_fingerprint is '" in capsys.readouterr().err
     taught = shutil.copytree(tiny_model_folder, tmp_path / "taught")
     AutoTokenizer.from_pretrained(taught, unk_token="another").save_pretrained(taught)
-    assert run(monkeypatch, config, "--resume", f"model.name={taught}") == 2
+    assert run_train(monkeypatch, config, "--resume", f"model.name={taught}") == 2
     assert "model.tokenizer_sha256 is '" in capsys.readouterr().err
     moved = shutil.copytree(tiny_model_folder, tmp_path / "moved")
-    assert run(monkeypatch, config, "--resume", f"model.name={moved}") == 0, "the same weights in another place"
+    assert run_train(monkeypatch, config, "--resume", f"model.name={moved}") == 0, "the same weights in another place"
 
 
 def test_a_mask_of_several_importances_is_told_by_all_of_them_and_by_its_strength(
@@ -317,29 +319,32 @@ def test_a_mask_of_several_importances_is_told_by_all_of_them_and_by_its_strengt
         vectors = {kind: torch.full((anatomy.num_layers, n), value) for kind, n in unit_counts(anatomy).items()}
         write_importance(folder, vectors, vectors, {"base_fingerprint": fingerprint(str(tiny_model_folder))})
     config["softmask"] = {"apply_to": "update", "importance": [str(f) for f in folders[:2]]}
-    assert run(monkeypatch, config, f"output_dir={config['output_dir']}-whole") == 0
-    interrupted(monkeypatch, config, after=2)
-    assert run(monkeypatch, config, "--resume", "softmask.strength=0.5") == 2
+    assert run_train(monkeypatch, config, f"output_dir={config['output_dir']}-whole") == 0
+    train_interrupted(monkeypatch, config, after=2)
+    assert run_train(monkeypatch, config, "--resume", "softmask.strength=0.5") == 2
     assert "(softmask.strength is 1.0 there and 0.5 here)" in capsys.readouterr().err
-    assert run(monkeypatch, config, "--resume", f"softmask.importance=[{folders[0]},{folders[2]}]") == 2
+    assert run_train(monkeypatch, config, "--resume", f"softmask.importance=[{folders[0]},{folders[2]}]") == 2
     assert "softmask.importance_sha256 is [" in capsys.readouterr().err
     turned = f"softmask.importance=[{folders[1]},{folders[0]}]"
-    assert run(monkeypatch, config, "--resume", turned) == 0, "the larger of both, in whatever order"
-    assert same(delta(config["output_dir"]), delta(f"{config['output_dir']}-whole"))
+    assert run_train(monkeypatch, config, "--resume", turned) == 0, "the larger of both, in whatever order"
+    assert same_tensors(read_delta(config["output_dir"]), read_delta(f"{config['output_dir']}-whole"))
 
 
 def test_what_does_not_change_the_training_may_change_on_the_way(
-    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config: dict[str, Any],
+    trainings: Trainings,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert run(monkeypatch, config, f"output_dir={config['output_dir']}-whole") == 0
-    interrupted(monkeypatch, config, after=2)
+    whole = trainings.whole(monkeypatch, config)
+    trainings.interrupted(monkeypatch, config, after=2)
     others = ["train.save_steps=1", "train.keep_last=1", "deepspeed.zero_stage=2", "train.gradient_checkpointing=false"]
     others.append("data.on_bad_item=drop")
     batch = ["train.per_device_train_batch_size=1", "train.gradient_accumulation_steps=4"]
-    assert run(monkeypatch, config, "--resume", *others, *batch) == 0
-    got, expected = delta(config["output_dir"]), delta(f"{config['output_dir']}-whole")
+    assert run_train(monkeypatch, config, "--resume", *others, *batch) == 0
+    got, expected = read_delta(config["output_dir"]), read_delta(whole)
     assert all(torch.allclose(got[n], expected[n], atol=1e-5) for n in expected)
-    assert run(monkeypatch, config, *others, *batch, "train.save_steps=7") == 0
+    assert run_train(monkeypatch, config, *others, *batch, "train.save_steps=7") == 0
     assert "already trained" in capsys.readouterr().out
 
 
@@ -353,7 +358,7 @@ def test_a_training_that_diverges_names_the_last_good_checkpoint(
         return real(*arguments) * (float("nan") if count[0] > 6 else 1)  # two micro-batches a step: in step 4
 
     monkeypatch.setattr(loop, "summed_loss", diverging)
-    assert run(monkeypatch, config) == 2
+    assert run_train(monkeypatch, config) == 2
     output = capsys.readouterr().err
     assert "the loss is nan in step 4: training diverged" in output and "the state after step 3 is in" in output
     checkpoints = Path(config["output_dir"]) / "train" / "checkpoints"
@@ -375,7 +380,7 @@ def test_a_gradient_that_is_not_finite_is_never_saved(
         return loss
 
     monkeypatch.setattr(loop, "summed_loss", exploding)
-    assert run(monkeypatch, config) == 2
+    assert run_train(monkeypatch, config) == 2
     assert "the gradient is not finite in step 4" in capsys.readouterr().err
     checkpoints = Path(config["output_dir"]) / "train" / "checkpoints"
     assert sorted(p.name for p in checkpoints.iterdir()) == ["step-000002", "step-000003"]
@@ -385,9 +390,9 @@ def test_a_gradient_that_is_not_finite_is_never_saved(
     ("ranks", "signum", "code"), [(1, signal.SIGINT, 130), (2, signal.SIGTERM, 143), (2, signal.SIGINT, 130)]
 )
 def test_the_real_command_finishes_its_step_saves_and_says_so(
-    ranks: int, signum: int, code: int, config: dict[str, Any], environment: dict[str, str]
+    ranks: int, signum: int, code: int, config: dict[str, Any]
 ) -> None:
-    process, folder = start(config, environment, ranks)
+    process, folder = start(config, ranks)
     process.send_signal(signum)
     output = process.communicate(timeout=60)[1]
     assert process.returncode == code, output
@@ -397,8 +402,8 @@ def test_the_real_command_finishes_its_step_saves_and_says_so(
     assert (folder / "train" / "checkpoints" / f"step-{reached:06d}" / "manifest.json").is_file()
 
 
-def test_a_second_interrupt_ends_it_at_once(config: dict[str, Any], environment: dict[str, str]) -> None:
-    process, folder = start(config, environment, ranks=2)
+def test_a_second_interrupt_ends_it_at_once(config: dict[str, Any]) -> None:
+    process, folder = start(config, ranks=2)
     for _ in range(2):
         process.send_signal(signal.SIGINT)
         time.sleep(0.01)
@@ -406,10 +411,8 @@ def test_a_second_interrupt_ends_it_at_once(config: dict[str, Any], environment:
     assert not (folder / "train" / "manifest.json").exists()
 
 
-def test_a_signal_to_one_rank_stops_all_and_a_second_sigterm_does_not_hurry_them(
-    config: dict[str, Any], environment: dict[str, str]
-) -> None:
-    process, folder = start(config, environment, ranks=2)
+def test_a_signal_to_one_rank_stops_all_and_a_second_sigterm_does_not_hurry_them(config: dict[str, Any]) -> None:
+    process, folder = start(config, ranks=2)
     one = psutil.Process(process.pid).children()[1]
     for _ in range(2):  # SLURM signals every process, and the launcher hands it on
         one.send_signal(signal.SIGTERM)
@@ -420,11 +423,9 @@ def test_a_signal_to_one_rank_stops_all_and_a_second_sigterm_does_not_hurry_them
     assert read_checkpoint(folder / "train" / "checkpoints" / f"step-{reached:06d}").step == reached
 
 
-def test_a_training_without_save_steps_saves_nothing_and_ends_promptly(
-    config: dict[str, Any], environment: dict[str, str]
-) -> None:
+def test_a_training_without_save_steps_saves_nothing_and_ends_promptly(config: dict[str, Any]) -> None:
     config["train"]["save_steps"] = None
-    process, folder = start(config, environment, ranks=2)
+    process, folder = start(config, ranks=2)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 143
     assert not (folder / "train" / "checkpoints").exists()
@@ -432,26 +433,25 @@ def test_a_training_without_save_steps_saves_nothing_and_ends_promptly(
 
 def test_two_trainings_never_write_one_folder(
     config: dict[str, Any],
-    environment: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    process, _ = start(config, environment, ranks=1)
+    process, _ = start(config, ranks=1)
     try:
-        assert run(monkeypatch, config, "--resume") == 2
+        assert run_train(monkeypatch, config, "--resume") == 2
         assert "another training is writing here" in capsys.readouterr().err
     finally:
         process.kill()
         process.communicate()
 
 
-def start(config: dict[str, Any], environment: dict[str, str], ranks: int) -> tuple[subprocess.Popen[str], Path]:
+def start(config: dict[str, Any], ranks: int) -> tuple[subprocess.Popen[str], Path]:
     """A long training in processes of its own, which has taken three steps; and its folder."""
     config["train"].update(max_steps=5000, save_steps=config["train"]["save_steps"] and 2500)
     config["train"].update(lr_scheduler_type="constant", gradient_accumulation_steps=2 // ranks)
     folder = Path(config["output_dir"])
-    words = [sys.executable, "-m", "cofitune", "train", str(write(config)), "--num-processes", str(ranks)]
-    process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    words = [sys.executable, "-m", "cofitune", "train", str(write_config(config)), "--num-processes", str(ranks)]
+    process = subprocess.Popen(words, env=outside_ranks(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     metrics = folder / "train" / "metrics.jsonl"
     wait_for(lambda: metrics.is_file() and metrics.read_text().count("\n") >= 3, process)
     return process, folder
@@ -464,26 +464,23 @@ def wait_for(holds: Callable[[], bool], process: subprocess.Popen[str], seconds:
         time.sleep(0.05)
 
 
-def test_a_checkpoint_that_cannot_be_written_ends_all_ranks_with_one_message(
-    config: dict[str, Any], environment: dict[str, str]
-) -> None:
+def test_a_checkpoint_that_cannot_be_written_ends_all_ranks_with_one_message(config: dict[str, Any]) -> None:
     folder = Path(config["output_dir"]) / "train"
     folder.mkdir(parents=True)
     (folder / "checkpoints").write_text("a file stands in the way")
-    command = [sys.executable, "-m", "cofitune", "train", str(write(config)), "--num-processes", "2"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    command = [sys.executable, "-m", "cofitune", "train", str(write_config(config)), "--num-processes", "2"]
+    done = subprocess.run(command, env=outside_ranks(), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 2, done.stderr
     assert f"error: {folder / 'checkpoints'}: the checkpoint of step 1 cannot be written" in done.stderr
     assert done.stderr.count("cannot be written") == 1 and "Traceback" not in done.stderr
 
 
 def test_a_prefix_cache_is_filled_anew_and_may_come_or_go_on_the_way(
-    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    config: dict[str, Any], trainings: Trainings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run(monkeypatch, config, f"output_dir={config['output_dir']}-whole") == 0
-    expected = delta(f"{config['output_dir']}-whole")
-    interrupted(monkeypatch, config, "train.prefix_cache=memory", after=3)  # in the second epoch, of what it kept
-    assert run(monkeypatch, config, "--resume", "train.prefix_cache=disk") == 0
-    got = delta(config["output_dir"])
+    expected = read_delta(trainings.whole(monkeypatch, config))
+    train_interrupted(monkeypatch, config, "train.prefix_cache=memory", after=3)  # in the second epoch, of what it kept
+    assert run_train(monkeypatch, config, "--resume", "train.prefix_cache=disk") == 0
+    got = read_delta(config["output_dir"])
     assert all(torch.allclose(got[n], expected[n], rtol=1e-5, atol=1e-6) for n in expected)
-    assert steps_of(Path(config["output_dir"])) == [1, 2, 3, 4, 5]
+    assert steps_of(config["output_dir"]) == [1, 2, 3, 4, 5]

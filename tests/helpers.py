@@ -1,0 +1,127 @@
+"""What many tests do: type a command, start ranks, write a config, and read what a run left."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parents[1]
+WORDS = ["court", "contract", "void", "seller", "buyer", "tenant", "lease", "landlord", "capital", "France", "Paris"]
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
+    """Write one row a line; a string is written as it stands, so that a test may write a broken line."""
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file."""
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def write_config(config: dict[str, Any]) -> Path:
+    """Write the config as config.yaml beside its output folder."""
+    path = Path(config["output_dir"]).parent / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def run_command(patch: pytest.MonkeyPatch, *words: object) -> int:
+    """Type `cofitune WORDS` in this process and return its exit code."""
+    from cofitune import cli
+
+    patch.setattr(sys, "argv", ["cofitune", *map(str, words)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return int(stopped.value.code or 0)
+
+
+def run_train(patch: pytest.MonkeyPatch, config: dict[str, Any], *arguments: str) -> int:
+    """Type `cofitune train` with this config in this process and return its exit code."""
+    return run_command(patch, "train", write_config(config), *arguments)
+
+
+def interrupt_after(patch: pytest.MonkeyPatch, step: int, signum: int = signal.SIGTERM) -> None:
+    """Have the signal come while that optimizer step's loss is computed."""
+    from cofitune.training import loop
+
+    count, real = [0], loop.rank_micro_batches
+
+    def counting(*arguments: Any) -> Any:
+        count[0] += 1
+        if count[0] == step:
+            os.kill(os.getpid(), signum)
+        return real(*arguments)
+
+    patch.setattr(loop, "rank_micro_batches", counting)
+
+
+def train_interrupted(patch: pytest.MonkeyPatch, config: dict[str, Any], *arguments: str, after: int = 4) -> Path:
+    """Train until a SIGTERM ends it after a step; returns the folder of checkpoints."""
+    with patch.context() as inner:
+        interrupt_after(inner, after)
+        assert run_train(inner, config, *arguments) == 143
+    return Path(config["output_dir"]) / "train" / "checkpoints"
+
+
+def read_delta(run: Path | str) -> dict[str, Any]:
+    """The trained tensors of a run."""
+    from safetensors.torch import load_file
+
+    return load_file(Path(run) / "train" / "delta.safetensors")
+
+
+def read_metrics(run: Path | str) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl."""
+    return read_jsonl(Path(run) / "train" / "metrics.jsonl")
+
+
+def read_manifest(run: Path | str) -> dict[str, Any]:
+    """A training's manifest.json."""
+    return dict(json.loads((Path(run) / "train" / "manifest.json").read_text()))
+
+
+def same_tensors(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether both have the same names and the same values, to the bit."""
+    import torch
+
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def outside_ranks() -> dict[str, str]:
+    """The environment of a process that is no rank: a training in this process has made one of it."""
+    return {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+
+
+def freeze_imports() -> None:
+    """Hide what is there already from the garbage collector: DeepSpeed has it look at everything for each engine.
+
+    It halves what a tiny training takes.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def run_ranks(module: str, *arguments: object, ranks: int = 2, timeout: float = 600) -> None:
+    """Start `python -m tests.MODULE ARGUMENTS` on real ranks of this machine, and wait.
+
+    Every case of a test file runs in one such start: a rank imports torch and DeepSpeed for longer than a case takes.
+    """
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+    command = [sys.executable, "-W", "ignore", *launcher, "-m", f"tests.{module}", *map(str, arguments)]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=outside_ranks(), capture_output=True, text=True, timeout=timeout, check=False
+    )
+    if done.returncode:
+        pytest.fail(f"the ranks failed:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
