@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -29,26 +25,16 @@ from cofitune.importance_file import UNIT_KINDS, unit_counts, write_importance
 from cofitune.model.anatomy import anatomy_of, read_anatomy
 from cofitune.model.weight_files import fingerprint
 from cofitune.recipes.train import steps as train_steps
-from cofitune.recipes.train.plan import plan_training
+from cofitune.recipes.train.plan import plan_train
 from cofitune.recipes.train.recipe import train
 from cofitune.training.hashing import hash_tensor
 from cofitune.training.peft import insert_adapter, merged_weights, plan_adapter
+from tests.helpers import run_ranks
+from tests.recipes.compare import baseline_cases as cases
 
 METHODS = Path(__file__).parents[3] / "configs" / "methods"
-WORKER = Path(__file__).with_name("baseline_cases.py")
 
 
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("baseline_cases", WORKER)
-    if spec is None or spec.loader is None:
-        raise RuntimeError(f"cannot load {WORKER}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["baseline_cases"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-cases = _load()
 ADAPTERS = [name for name, case in cases.CASES.items() if "adapter" in case]
 
 
@@ -58,10 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) ->
     folder = tmp_path_factory.mktemp("rivals")
     shutil.copytree(tiny_model_folder, folder / "model")
     cases.write_data(folder)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(WORKER)]
-    done = subprocess.run([*command, str(folder)], capture_output=True, text=True, timeout=300, check=False)
-    if done.returncode:
-        pytest.fail(f"the ranks failed:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
+    run_ranks("recipes.compare.baseline_cases", folder)
     for name in cases.CASES:
         train(cases.config_of(name, folder, 1), console=Console(quiet=True))
     return folder
@@ -118,7 +101,7 @@ def base_of(folder: Path) -> dict[str, Tensor]:
 def test_the_pull_towards_the_base_is_a_plain_loops(folder: Path) -> None:
     """One process, whole weights, AdamW of torch, and before each of its steps θ ← θ − rate·λ·(θ − θ_base)."""
     config = cases.config_of("l2_stage_3", folder, 1)
-    plan = plan_training(config, 1)
+    plan = plan_train(config, 1)
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     start = {n: p.detach().clone() for n, p in model.named_parameters()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
@@ -289,7 +272,7 @@ def test_replay_is_a_share_of_every_epoch_whatever_the_sizes(
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     data = {"train": [{"path": str(tmp_path / "law.jsonl"), "weight": 0.5}], "packing": packing}
     changes = {"data": {**data, "replay": {"share": share}}, "importance": {"data": [str(tmp_path / "general.jsonl")]}}
-    plan = plan_training(laid_over(folder, "replay", tmp_path / "run", **changes), 1)
+    plan = plan_train(laid_over(folder, "replay", tmp_path / "run", **changes), 1)
     mixture = plan.data.mixture
     epoch = mixture.epoch(torch.Generator().manual_seed(0))
     again = int((epoch >= mixture.sizes[0]).sum())
