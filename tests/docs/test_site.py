@@ -15,29 +15,53 @@ import typer.main
 from cofitune.cli import app
 from cofitune.config.schema import Config
 from docs import reference
+from tests.chromium import browser, find_chromium
 from tests.docs.documents import DOCS, ROOT, split
 
 REMEDY = re.compile(r"^\| (`.+?) \| ", re.MULTILINE)
 
 
-def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("furo")  # the extra `docs`, which `dev` has
-    command = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "-W",
-        "--keep-going",
-        "-q",
-        "-b",
-        "html",
-        str(DOCS),
-        str(tmp_path / "site"),
-    ]
+    folder = tmp_path_factory.mktemp("docs") / "site"
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", str(DOCS), str(folder)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert result.returncode == 0, result.stderr
-    page = (tmp_path / "site" / "config.html").read_text(encoding="utf-8")
-    assert "gradient_accumulation_steps" in page
+    return folder
+
+
+def test_the_site_builds_without_a_warning(site: Path) -> None:
+    assert "gradient_accumulation_steps" in (site / "config.html").read_text(encoding="utf-8")
+    assert "<math" in (site / "method.html").read_text(encoding="utf-8")
+
+
+def test_no_link_of_the_site_is_dead(site: Path) -> None:
+    dead = []
+    for page in site.glob("*.html"):
+        for target in re.findall(r'(?:href|src)="([^"#?:]+)(?:[#?][^"]*)?"', page.read_text(encoding="utf-8")):
+            if not (page.parent / target).exists():
+                dead.append(f"{page.name}: {target}")
+    assert not dead
+
+
+def test_pages_fit_a_phone_and_a_desktop_in_light_and_dark(site: Path) -> None:
+    path = find_chromium()
+    if path is None:
+        pytest.skip("no browser here")
+    with browser(path) as tab:
+        for page in sorted(site.glob("*.html")):
+            for width, scheme in ((390, "light"), (390, "dark"), (1280, "light")):
+                tab.open(page, width, scheme)
+                root = "document.documentElement"
+                assert tab.run(f"{root}.scrollWidth - {root}.clientWidth") == 0, f"{page.name} is too wide for {width}"
+                assert not tab.complaints, page.name
+                assert not [r for r in tab.requests if not r.startswith(("file:", "data:"))], page.name
+        tab.call("Page.navigate", url=(site / "search.html").as_uri() + "?q=rehearsal")
+        found = "document.querySelectorAll('#search-results li a').length"
+        wait = f"new Promise(ok => {{const t = setInterval(() => {{if ({found}) {{clearInterval(t); ok(1)}}}}, 50)}})"
+        tab.run(f"Promise.race([{wait}, new Promise(ok => setTimeout(ok, 20000))])")
+        assert tab.run(found)
 
 
 def test_the_config_reference_has_every_key() -> None:
