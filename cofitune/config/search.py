@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -56,6 +57,26 @@ class Search(Section):
         "paper", description="paper: half-depth ranges → quarters → mha | ffn | both → projections; or a list of levels"
     )
     beam: int = Field(1, gt=0, description="regions expanded at each level")
+    measure: Literal["loss", "score"] | None = Field(
+        None,
+        description="what compares regions; loss: the drift from the base at equal speciality loss, nothing is "
+        "generated; score: the scores of an evaluation; null: loss where there are held-out answers to measure drift "
+        "on (train.rehearsal or train.drift_data) and objective is unified, else score",
+    )
+    points: int = Field(
+        4, gt=0, description="loss: how often a trial is measured on its way, evenly spread, its last step included"
+    )
+    reach: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="loss: regions are compared where all that made this part of the best one's gain in speciality "
+        "loss have arrived; the others rank behind them",
+    )
+    repeat: int = Field(
+        1, gt=0, description="seeds that the leading regions are trained with, to see how far a seed moves the result"
+    )
+    repeat_regions: int = Field(4, ge=2, description="repeat: how many regions, the leaders first")
     objective: Literal["unified", "speciality", "versatility"] = Field(
         "unified",
         description="the score that decides; speciality: among the regions that keep the versatility of floor; "
@@ -111,6 +132,21 @@ class Search(Section):
         "local", description="where trials run: one after the other on the ranks of this call, or on a Ray cluster"
     )
     ray: Ray = Field(default_factory=Ray, description="what executor: ray asks the cluster for")
+
+    @property
+    def measured_steps(self) -> tuple[int, ...]:
+        """measure: loss: the optimizer steps after which a trial is measured; those of halving are among them."""
+        spread = {math.ceil(number * self.train_steps / self.points) for number in range(1, self.points + 1)}
+        return tuple(sorted(spread | set(self.halving.steps if self.halving else ())))
+
+    @model_validator(mode="after")
+    def _objectives_are_of_scores(self) -> Search:
+        if self.measure == "loss" and self.objective != "unified":
+            raise ValueError(
+                f"objective: {self.objective} ranks by scores; with measure: loss the drift at equal speciality loss "
+                "decides: leave objective and floor out, or set measure: score"
+            )
+        return self
 
     @model_validator(mode="after")
     def _floor_is_the_other_scores(self) -> Search:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cofitune.search.item_scores import Difference
-from cofitune.search.objective import Objective
+from cofitune.search.objective import Ranking
 from cofitune.search.trial import Trial
 
 Compare = Callable[[Trial, Trial], Difference | None]  # of the deciding score, the first minus the second
@@ -46,14 +46,14 @@ class SuccessiveHalving:
         return count <= beam or (not self.early_stop and self.most_after(count, beam) == count)
 
     def prune(
-        self, scored: Sequence[Trial], step: int, *, beam: int, objective: Objective, compare: Compare
+        self, scored: Sequence[Trial], step: int, *, beam: int, objective: Ranking, compare: Compare
     ) -> dict[str, str]:
         """Which candidates stop at this step, by id, and why. At least `beam` go on.
 
         Args:
             scored: the level's candidates as they were scored at this step.
         """
-        order = sorted(scored, key=objective.rank)
+        order = objective.order(scored)
         most = self.most_after(len(order), beam)
         stopped = {
             trial.id: f"number {place} of {len(order)} after {step} steps, of which {most} may go on"

@@ -8,17 +8,18 @@ from dataclasses import dataclass, field, replace
 from cofitune.model.region import Region
 from cofitune.search.budget import Budget, Part
 from cofitune.search.halving import Compare, SuccessiveHalving
-from cofitune.search.objective import Objective
+from cofitune.search.objective import Objective, Ranking
 from cofitune.search.store import Store
 from cofitune.search.trial import Trial
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked of whoever runs trials: train this region until a step (None: the last) and score it there.
+    """What is asked of whoever runs trials: train this region until a step (None: the last) and measure it there.
 
     Attributes:
         level, parent: the region's place in the tree; the parent is a trial's id.
+        seed: of its training; None: the config's.
     """
 
     id: str
@@ -26,6 +27,7 @@ class Job:
     level: int
     parent: str | None
     stop_step: int | None = None
+    seed: int | None = None
 
 
 RunJobs = Callable[[Sequence[Job]], Iterator[Trial]]  # each trial as it ends, in any order, also a failed one
@@ -50,7 +52,7 @@ class SearchSettings:
 
     steps: int
     beam: int = 1
-    objective: Objective = field(default_factory=Objective)
+    objective: Ranking = field(default_factory=Objective)
     rungs: SuccessiveHalving | None = None
     compare: Compare = _nothing_known
     budget: Budget = field(default_factory=Budget)
@@ -98,7 +100,8 @@ class LevelRunner:
             return [job for job in jobs if results.get(job.id) is None or results[job.id].scored]
         objective, compare = rules.objective, rules.compare
         reasons = rungs.prune(list(there.values()), step, beam=rules.beam, objective=objective, compare=compare)
-        going = sorted(there, key=lambda job: objective.rank(there[job]))
+        jobs_by_id = {job.id: job for job in there}
+        going = [jobs_by_id[trial.id] for trial in objective.order(list(there.values()))]
         for job in list(going):
             if job.id in reasons and self._store.at(job.id, None) is None:
                 results[job.id] = self._stop(job, there[job], reasons[job.id])

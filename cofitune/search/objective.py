@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from cofitune.search.trial import Trial
 
@@ -50,6 +51,14 @@ class Objective:
         change = self.change(trial)
         return math.inf if change is None else max(0.0, self.floor - change)
 
+    def order(self, trials: Sequence[Trial]) -> list[Trial]:
+        """These trials, the best first."""
+        return sorted(trials, key=self.rank)
+
+    def ranks(self, trials: Sequence[Trial]) -> list[float]:
+        """A figure for each, high is good, of which only the order means something."""
+        return [self.value(trial) for trial in trials]
+
     def rank(self, trial: Trial) -> tuple[Any, ...]:
         """Sorting key of trials with scores, best first.
 
@@ -59,3 +68,31 @@ class Objective:
         region = trial.region
         place = (region.layers, region.modules) if region else ((), ())
         return (self.shortfall(trial), -self.value(trial), trial.num_trained, *place)
+
+
+class Ranking(Protocol):
+    """What a search goes by: `Objective` for scores, `EqualLoss` for losses and drift.
+
+    Attributes:
+        score: the name of what decides.
+        floor: points of change against the base that the other score must keep; None: there is no such condition.
+        base: the scored base.
+    """
+
+    @property
+    def score(self) -> str: ...
+
+    @property
+    def floor(self) -> float | None: ...
+
+    @property
+    def base(self) -> Trial | None: ...
+
+    def order(self, trials: Sequence[Trial]) -> list[Trial]:
+        """These trials, the best first."""
+
+    def ranks(self, trials: Sequence[Trial]) -> list[float]:
+        """A figure for each, high is good, of which only the order means something."""
+
+    def shortfall(self, trial: Trial) -> float:
+        """By how much a trial misses the floor; 0 where it keeps it or there is none."""

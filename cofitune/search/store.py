@@ -34,9 +34,11 @@ class Store:
         for trial in lines:
             self._note(trial)
 
-    def id_of(self, region: Region | None) -> str:
-        """The id that a trial of this region has in this store."""
-        return trial_id(region, self.identity)
+    def id_of(self, region: Region | None, seed: int | None = None) -> str:
+        """The id that a trial of this region has in this store; with a seed of its own, that of a repeated training."""
+        if seed is None:
+            return trial_id(region, self.identity)
+        return trial_id(region, {**self.identity, "train": {**self.identity.get("train", {}), "seed": seed}})
 
     def get(self, trial: str) -> Trial | None:
         """The latest line of a trial, or None if it was never tried."""

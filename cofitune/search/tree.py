@@ -109,7 +109,7 @@ def search(
             break
     not_begun = tuple(levels[len(expanded) :])  # none, unless the budget ended
     untried = Unexplored(tuple(race.untried), not_begun, race.ended, tuple(pruned))
-    finished = sorted((t for t in reached.values() if t.done), key=rules.objective.rank)
+    finished = rules.objective.order([trial for trial in reached.values() if trial.done])
     if not finished:
         raise UserError(_why_nothing_finished(reached, race.ended))
     runner_up = finished[1] if len(finished) > 1 else None
@@ -137,8 +137,9 @@ def _choose(regions: Sequence[Region], rules: SearchSettings) -> tuple[list[Regi
 
 def _best(candidates: Iterable[Region], reached: Mapping[Region, Trial], rules: SearchSettings) -> list[Region]:
     """The `beam` best finished candidates, best first."""
-    finished = [region for region in candidates if region in reached and reached[region].done]
-    return sorted(finished, key=lambda region: rules.objective.rank(reached[region]))[: rules.beam]
+    finished = {reached[r].id: r for r in candidates if r in reached and reached[r].done}
+    order = rules.objective.order([reached[region] for region in finished.values()])
+    return [finished[trial.id] for trial in order[: rules.beam]]
 
 
 def _why_nothing_finished(reached: Mapping[Region, Trial], ended: str | None) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from cofitune.errors import RegionError
 from cofitune.model.region import Region, region_from_dict
+from cofitune.search.measured import Curve, curve_from_json
 
 BASE = "base"  # the id of the trial that trains nothing: the untouched model, which the others are compared with
 ID_LENGTH = 12
@@ -39,13 +40,17 @@ class Trial:
         speciality, versatility, unified: the scores, 0-100 (100: everything right, 0: chance).
         categories: versatility's parts (gen_kn, gen_rs, instruct), same scale.
         intervals: of speciality, versatility and unified, the ends of the 95 % interval of the change against the base.
+        curve: under `search.measure: loss`, what it came to at a few of its steps (search/measured.py), the last one
+            those of `steps`; it has no scores then.
+        margins: likewise, for gen_kn and gen_rs: mean log-likelihood of the right choice minus that of the likeliest
+            wrong one, in nats; higher is better.
         train_loss: loss of the last optimizer step, in nats a token; None where it is unknown or not finite.
         seconds: wall time of this part.
         parts: the same, by what it went into: start, train, evaluate, other.
         reason: why it failed or was stopped.
 
     Raises:
-        ValueError: scores without a finite unified score, or another status than these four.
+        ValueError: neither a curve nor a finite unified score, or another status than these four.
     """
 
     id: str
@@ -64,6 +69,8 @@ class Trial:
     unified: float | None = None
     categories: dict[str, float | None] = field(default_factory=dict)
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    curve: Curve = ()
+    margins: dict[str, float] = field(default_factory=dict)
     train_loss: float | None = None
     parts: dict[str, float] = field(default_factory=dict)
     reason: str | None = None
@@ -71,13 +78,23 @@ class Trial:
     def __post_init__(self) -> None:
         if self.status not in ("done", "paused", "stopped", "failed"):
             raise ValueError(f"a trial is done, paused, stopped or failed, not {self.status!r}")
-        if self.scored and (self.unified is None or not math.isfinite(self.unified)):
-            raise ValueError("a finished trial needs a unified score")
+        if self.scored and not self.curve and (self.unified is None or not math.isfinite(self.unified)):
+            raise ValueError("a finished trial needs a unified score, or a curve of losses")
 
     @property
     def done(self) -> bool:
         """Whether it was trained to the end and scored there: nothing else can win."""
         return self.status == "done"
+
+    @property
+    def loss(self) -> float | None:
+        """Speciality loss after its last step, in nats a token; None of a trial with scores."""
+        return self.curve[-1].loss if self.curve else None
+
+    @property
+    def drift(self) -> float | None:
+        """Drift after its last step, likewise."""
+        return self.curve[-1].drift if self.curve else None
 
     @property
     def scored(self) -> bool:
@@ -87,6 +104,8 @@ class Trial:
     def to_json(self) -> str:
         """One line of JSON, without a line break."""
         value = {**asdict(self), "region": self.region.to_dict() if self.region else None}
+        if not self.curve:  # of a trial with scores
+            del value["curve"], value["margins"]
         return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
 
 
@@ -104,6 +123,7 @@ def trial_from_json(line: str) -> Trial:
         if region is not None:
             value["region"] = region_from_dict(region)
         value["intervals"] = {name: (low, high) for name, (low, high) in value["intervals"].items()}
+        value["curve"] = curve_from_json(value.get("curve", ()))
         return Trial(**value)
     except (KeyError, TypeError, ValueError, AttributeError, RegionError) as error:
         raise ValueError(f"not a trial: {error}") from None

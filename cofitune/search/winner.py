@@ -36,11 +36,15 @@ def write_winner(folder: Path, winner: Trial, reason: str, model: str) -> Path:
     if winner.region is None:
         raise ArtifactError(f"{folder}: the base is no region that could be trained")
     scores = {"speciality": winner.speciality, "versatility": winner.versatility, "unified": winner.unified}
+    figures: dict[str, Any] = {"scores": {**scores, "categories": winner.categories}}
+    if winner.curve:  # nats a token, lower is better; margins in nats, higher is better
+        losses = {"speciality_loss": winner.loss, "drift": winner.drift, "unit": "nats a token"}
+        figures = {"losses": {**losses, "margins": winner.margins}}
     content = {
         **winner.region.to_dict(),
         "trial": winner.id,
         "trained": {"steps": winner.steps, "learning_rate": winner.learning_rate},
-        "scores": {**scores, "categories": winner.categories},
+        **figures,
         "reason": reason,
         "model": model,
     }
