@@ -22,12 +22,12 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
-from cofitune.config.load import dump_config, load_config
+from cofitune.config.load import dump_config
 from cofitune.config.schema import Config
 from cofitune.errors import UserError
 from cofitune.files import write_text
@@ -78,7 +78,8 @@ def measure_trial(config: Config, ranks: Ranks) -> Measured:
         try:
             worker.wait_until_ready()
             to_ready = time.perf_counter() - started
-            answer = worker.ask({"do": "measure", **_write_config(config, folder)})
+            request = TrialRequest("measured", config, folder.absolute())
+            answer = worker.ask({"do": "measure", "request": request.to_json()})
             if answer is None:
                 raise UserError(f"no trial could be measured: {worker.last_words(folder / 'trial.log')}")
         finally:
@@ -97,15 +98,10 @@ def serve() -> None:
     runner = TrialRunner(Console(quiet=not first))
     line = _Line() if first else None  # only now: who is called takes the worker for ready
     while (message := runner.broadcast(line.next() if line else None)) is not None:
-        _speak_into(Path(message["folder"]) / "trial.log")
-        config = load_config(Path(message["config"]))
-        if message["do"] == "measure":
-            answer = asdict(runner.measure(config))
-        else:
-            request = TrialRequest(
-                message["id"], config, Path(message["folder"]), message["train"], message["stop_step"]
-            )
-            answer = runner.run(request)
+        request = TrialRequest.from_json(message["request"])
+        _speak_into(request.folder / "trial.log")
+        measures = message["do"] == "measure"
+        answer = asdict(runner.measure(request.config)) if measures else runner.run(request).to_json()
         if line:
             line.answer(answer)
 
@@ -130,23 +126,23 @@ class _LocalExecutor:
 
     def _run(self, request: TrialRequest) -> TrialResult:
         begun = time.perf_counter()
-        place = _write_config(request.config, request.folder)
+        write_text(request.folder / "trial.yaml", dump_config(request.config))  # for who looks into the folder
         if self._worker is None:
             self._worker = _Worker(self._ranks)
             self._worker.wait_until_ready()
         to_ready = time.perf_counter() - begun
-        answer = self._worker.ask(
-            {"do": "trial", **place, "id": request.id, "train": request.train, "stop_step": request.stop_step}
-        )
-        error = None
+        place = replace(request, folder=request.folder.absolute())
+        answer = self._worker.ask({"do": "trial", "request": place.to_json()})
         if answer is None:
-            error = self._worker.last_words(request.folder / "trial.log")
+            result = TrialResult(request, self._worker.last_words(request.folder / "trial.log"))
             self.close()
+        else:
+            result = TrialResult.from_json(request, answer)
         whole = time.perf_counter() - begun
-        seconds = {"start": 0.0, "train": 0.0, "evaluate": 0.0, **(answer or {})}
+        seconds = {"start": 0.0, "train": 0.0, "evaluate": 0.0, **result.seconds}
         seconds["start"] += to_ready
         seconds["other"] = whole - sum(seconds.values())
-        return TrialResult(request, error, {name: round(value, 3) for name, value in seconds.items()})
+        return replace(result, seconds={name: round(value, 3) for name, value in seconds.items()})
 
 
 class _Worker:
@@ -287,13 +283,6 @@ class _Line:
             os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(SECONDS_OF_RANKS_TO_END)
         os._exit(128 + signal.SIGTERM)  # it waits for a rank that will not come, and hears no signal
-
-
-def _write_config(config: Config, folder: Path) -> dict[str, str]:
-    """Leave a trial's config in its folder, where its worker reads it, and say where."""
-    path = folder / "trial.yaml"
-    write_text(path, dump_config(config))
-    return {"config": str(path.absolute()), "folder": str(folder.absolute())}
 
 
 def _nearest_folder(path: Path) -> Path:

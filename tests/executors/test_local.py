@@ -201,7 +201,7 @@ def test_on_several_hosts_a_trial_is_measured_where_all_of_them_see_it(
             """Is ready."""
 
         def ask(self, request: dict[str, Any]) -> dict[str, float]:
-            folders.append(Path(request["folder"]))
+            folders.append(Path(request["request"]["folder"]))
             return {"seconds_to_start": 1.0, "seconds_a_step": 2.0, "seconds_to_evaluate": 3.0}
 
         def end(self) -> None:

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -221,12 +221,10 @@ class RayExecutor:
         """Make a request a task of the cluster."""
         node = self._state_lies_on.get(request.id)
         search = request.config.search.model_copy(update={"prefix_cache": "none"})  # each trial has a worker of its own
+        travels = replace(request, config=request.config.model_copy(update={"search": search}))
         errand = RemoteTrial(
-            id=request.id,
             search=self._search,
-            config=request.config.model_copy(update={"search": search}).model_dump(mode="json"),
-            train=request.train,
-            stop_step=request.stop_step,
+            request=travels.to_json(),
             cwd=str(Path.cwd()),
             needs=needed_paths(request.config),
             begin=node is None,
@@ -252,14 +250,15 @@ class RayExecutor:
     def _take(self, request: TrialRequest, node: str, report: Report) -> TrialResult:
         """Put what came back into the request's folder, which it names instead of the node's."""
         there, here = report.folder, str(request.folder)
+        result = TrialResult.from_json(request, report.result)
         write_files(
             request.folder, {name: b.replace(there.encode(), here.encode()) for name, b in report.files.items()}
         )
-        if request.stop_step is not None and report.error is None:
+        if request.stop_step is not None and result.error is None:
             self._state_lies_on[request.id] = node
         else:
             self._state_lies_on.pop(request.id, None)
-        return TrialResult(request, report.error and report.error.replace(there, here), report.seconds)
+        return replace(result, error=result.error and result.error.replace(there, here))
 
     def _end(self, tasks: list[Any]) -> None:
         """End tasks in good request, and after a grace by killing their processes."""

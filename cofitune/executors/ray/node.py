@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class RemoteTrial:
 
     Attributes:
         search: names the folder that holds this search's trials on a node.
-        config: the request's, as JSON values.
+        request: as `TrialRequest.to_json` gave it.
         cwd: what its relative paths start from.
         needs: absolute paths of data and model, as they are where the search runs.
         begin: nothing of the trial is to be found on the node; what there is was left by a lost attempt.
@@ -48,11 +48,8 @@ class RemoteTrial:
         files: path below the trial's folder → content.
     """
 
-    id: str
     search: str
-    config: dict[str, Any]
-    train: bool
-    stop_step: int | None
+    request: dict[str, Any]
     cwd: str
     needs: tuple[str, ...]
     begin: bool
@@ -60,15 +57,19 @@ class RemoteTrial:
     environment: dict[str, str]
     files: dict[str, bytes]
 
+    @property
+    def id(self) -> str:
+        """The trial's."""
+        return str(self.request["id"])
+
 
 @dataclass(frozen=True)
 class Report:
-    """What a node answers: a `TrialResult`, and the files, in which `folder` was the trial's folder there."""
+    """What a node answers: a `TrialResult` as JSON, and the files, in which `folder` was the trial's folder there."""
 
     host: str
     folder: str
-    error: str | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
 
 
@@ -83,22 +84,21 @@ def run_errand(errand: RemoteTrial, run_here: RunHere | None = None) -> Report:
     Args:
         run_here: runs a request on so many ranks of this machine; default: a worker of the local executor.
     """
-    host, folder = socket.gethostname(), search_folder(errand.search) / errand.id
+    host, folder = socket.gethostname(), _trial_folder(errand)
     try:
-        config = _make_ready(errand, folder)
+        request = _make_ready(errand, folder)
     except UserError as error:
-        return Report(host, str(folder), str(error))
+        return Report(host, str(folder), {"error": str(error)})
     if errand.begin:
         shutil.rmtree(folder, ignore_errors=True)
     write_files(folder, errand.files)
     paused = False
     try:
-        result = (run_here or _run_here)(
-            TrialRequest(errand.id, config, folder, errand.train, errand.stop_step), errand.ranks
-        )
-        paused = errand.stop_step is not None and result.error is None
-        reason = result.error and f"on {host}: {result.error}"
-        return Report(host, str(folder), reason, result.seconds, read_files(folder, BROUGHT_BACK))
+        result = (run_here or _run_here)(request, errand.ranks)
+        paused = request.stop_step is not None and result.error is None
+        if result.error:
+            result = replace(result, error=f"on {host}: {result.error}")
+        return Report(host, str(folder), result.to_json(), read_files(folder, BROUGHT_BACK))
     finally:
         if not paused:
             shutil.rmtree(folder, ignore_errors=True)
@@ -112,9 +112,9 @@ def measure_errand(errand: RemoteTrial) -> Measured:
     """
     from cofitune.executors.local import measure_trial
 
-    config = _make_ready(errand, search_folder(errand.search) / errand.id)
+    request = _make_ready(errand, _trial_folder(errand))
     _keep_open_files()
-    return measure_trial(config, _ranks(errand.ranks))
+    return measure_trial(request.config, _ranks(errand.ranks))
 
 
 def forget_search(search: str) -> None:
@@ -156,8 +156,13 @@ def _write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def _make_ready(errand: RemoteTrial, folder: Path) -> Config:
-    """Let this process be as the search's: its variables, the folder that it was typed in. Returns the trial's config.
+def _trial_folder(errand: RemoteTrial) -> Path:
+    """Where the trial lives on this node."""
+    return search_folder(errand.search) / errand.id
+
+
+def _make_ready(errand: RemoteTrial, folder: Path) -> TrialRequest:
+    """Let this process be as the search's: its variables, the folder that it was typed in. Returns the request here.
 
     Raises:
         UserError: this node has not the data or the model.
@@ -170,7 +175,7 @@ def _make_ready(errand: RemoteTrial, folder: Path) -> Config:
     os.environ.update(errand.environment)
     if Path(errand.cwd).is_dir():  # else there are no relative paths: what they name would be missing
         os.chdir(errand.cwd)
-    return Config.model_validate({**errand.config, "output_dir": str(folder)})
+    return TrialRequest.from_json(errand.request, folder)
 
 
 def _own_folder(folder: Path) -> None:
@@ -222,7 +227,7 @@ def _paths_in(value: Any) -> Iterator[str]:
     """The strings of a section's settings that may be paths."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            if key in ("path", "dataset_path") and isinstance(inner, str):
+            if key in ("path", "dataset_path", "drift_data") and isinstance(inner, str):
                 yield inner
             else:
                 yield from _paths_in(inner)

@@ -34,12 +34,12 @@ def check_prefix(config: Config) -> None:
         raise UserError(f"search.prefix_cache: {kind} would not give the same loss: {reason}; set it to none")
 
 
-def layer_bytes(plan: TrainPlan, seed: int) -> int:
+def layer_bytes(plan: TrainPlan) -> int:
     """Bytes that one kept layer takes on all ranks together.
 
     A search keeps a layer for each of its trials' lowest trained layers, layer 0 excepted.
     """
-    positions = count_positions(plan.steps, plan.lengths, seed)
+    positions = count_positions(plan.steps, plan.lengths, plan.config.train.seed)
     return positions * plan.anatomy.hidden_size * plan.settings.dtype.itemsize
 
 
@@ -53,9 +53,10 @@ def start_prefix(config: Config) -> SharedPrefix:
     return SharedPrefix(MemoryStore() if config.search.prefix_cache == "memory" else DiskStore(_folder(config)))
 
 
-def has_room(shared: SharedPrefix, plan: TrainPlan, config: Config) -> tuple[bool, str]:
+def has_room(shared: SharedPrefix, plan: TrainPlan) -> tuple[bool, str]:
     """Whether what enters the trial's lowest trained layer is to be kept, the same on every rank; and a word on it."""
-    first, needed = plan.region.first, layer_bytes(plan, config.train.seed)
+    config = plan.config
+    first, needed = plan.region.first, layer_bytes(plan)
     if first in shared.kept_layers:
         return True, f"prefix cache: from layer {first} on, where it was kept"
     in_memory = config.search.prefix_cache == "memory"

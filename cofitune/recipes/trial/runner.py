@@ -19,20 +19,24 @@ from transformers import PreTrainedModel
 
 from cofitune.config.schema import Config
 from cofitune.distributed import device
+from cofitune.errors import UserError
 from cofitune.evaluation.data_parallel import join
-from cofitune.evaluation.score import score_model
+from cofitune.evaluation.score import ScoreRequest, score_model
 from cofitune.evaluation.tasks import load_tasks
 from cofitune.model.load import choose_dtype
 from cofitune.recipes.evaluate.models import EvalTarget
-from cofitune.recipes.evaluate.plan import Plan, make_plan
+from cofitune.recipes.evaluate.plan import EvalPlan, plan_eval
 from cofitune.recipes.evaluate.recipe import run_evaluation
 from cofitune.recipes.folders import check_folder
-from cofitune.recipes.from_config import base_config, eval_tasks, load_base
-from cofitune.recipes.train.data import read_train_data
-from cofitune.recipes.train.plan import plan_training
-from cofitune.recipes.trial.executor import Measured, TrialRequest
+from cofitune.recipes.from_config import eval_tasks, load_base
+from cofitune.recipes.prerequisites import Prerequisites
+from cofitune.recipes.train.data import TrainData, read_train_data
+from cofitune.recipes.train.plan import plan_train
+from cofitune.recipes.trial.executor import Measured, TrialRequest, TrialResult
+from cofitune.recipes.trial.loss_items import LossItems, measure_base, read_loss_items
 from cofitune.recipes.trial.prefix_cache import start_prefix
 from cofitune.recipes.trial.training import Tensors, Trained, train_trial
+from cofitune.search.measured import CurvePoint
 from cofitune.training.engine import start_distributed
 from cofitune.training.hashing import hash_tensors
 from cofitune.training.shared_base import SharedBase
@@ -56,53 +60,104 @@ class TrialRunner:
         """Rank 0's value, on every rank, however long rank 0 waits for it."""
         return self._share.broadcast(value)
 
-    def run(self, request: TrialRequest) -> dict[str, float]:
-        """Train until where the request says, from where an earlier part of it paused, and score what there is.
+    def run(self, request: TrialRequest) -> TrialResult:
+        """Train until where the request says, from where an earlier part of it paused, and measure what there is.
 
         Returns:
-            Seconds of `start` (which later requests are spared), `train` and `evaluate`.
+            Its seconds are those of `start` (which later requests are spared), `train` and `evaluate`.
 
         Raises:
             UserError: the training diverged, or a mistake in the config or the data.
             RuntimeError: the base's weights are not what they were, which is our bug.
         """
         self._seconds = {"start": 0.0, "train": 0.0, "evaluate": 0.0}
-        config = request.config
-        base, plan = self._base(config), self._eval_plan(config)
+        base = self._base(request.config)
+        take = self._measure_losses if request.config.search.measure == "loss" else self._score
+        result = take(base, request)
+        if changed := base.changed():
+            raise RuntimeError(f"a trial changed {len(changed)} of the base's tensors: {', '.join(changed[:5])}")
+        return replace(result, seconds=self._seconds)
+
+    def _score(self, base: SharedBase, request: TrialRequest) -> TrialResult:
+        """Train, and ask the tasks; the scores are in the request's folder."""
+        config, plan = request.config, self._eval_plan(request.config)
         tensors: Tensors = {}
         if request.train:
-            trained = self._train(base, config, request.stop_step)
+            trained = self._train(base, config, stop_step=request.stop_step)
             tensors, self._seconds["train"] = trained.tensors, sum(trained.seconds)
         with self._counted("evaluate"):
             self._evaluate(base, plan, config, tensors)
-        if changed := base.changed():
-            raise RuntimeError(f"a trial changed {len(changed)} of the base's tensors: {', '.join(changed[:5])}")
-        return self._seconds
+        return TrialResult(request)
+
+    def _measure_losses(self, base: SharedBase, request: TrialRequest) -> TrialResult:
+        """Train, and measure losses and drift on the way; of the base its loss, for its drift is 0."""
+        items = self._loss_items(request.config)
+        if request.train:
+            trained = self._train(base, request.config, stop_step=request.stop_step, items=items)
+            self._seconds |= {"train": sum(trained.seconds), "evaluate": trained.seconds_measuring}
+            return TrialResult(request, curve=trained.curve, margins=trained.margins)
+        with self._counted("evaluate"), _in_memory(base, {}) as model:
+            loss, margins = measure_base(model, items)
+        if loss is None:
+            raise UserError("the base's speciality loss is not finite: its weights are damaged")
+        return TrialResult(request, curve=(CurvePoint(0, loss, 0.0),), margins=margins)
 
     def measure(self, config: Config) -> Measured:
-        """Take a few steps in the config's region, and ask a few items of each task."""
+        """Take a few steps in the config's region, and measure once, or ask a few items of each task."""
         self._seconds = {"start": 0.0}
-        base, plan = self._base(config), self._eval_plan(config)
-        trained = self._train(base, config, STEPS_TO_MEASURE, saves=False)
+        base = self._base(config)
+        if config.search.measure == "loss":
+            return self._time_losses(base, config)
+        plan = self._eval_plan(config)
+        trained = self._train(base, config, stop_step=STEPS_TO_MEASURE, saves=False)
         few = self.world_size_or_one * config.eval.batch_size  # a batch for every rank
         tasks = load_tasks(replace(t, limit=min(t.limit or few, few)) for t in eval_tasks(config.eval))
         source, size = plan.models[0].source, config.eval.batch_size
         with _in_memory(base, trained.tensors) as model:
-            found = score_model(model, source.tokenizer, tasks, size, share=self._share, positions=plan.positions)
+            asked = ScoreRequest(source.tokenizer, tasks, size, plan.positions, self._share)
+            found = score_model(model, asked)
         results = [(task, found[task.task.title]) for task in plan.tasks]
         to_evaluate = sum(result.seconds * len(task.items) / result.items for task, result in results)
         return Measured(self._seconds["start"], trained.seconds[-1], to_evaluate)
 
-    def _train(self, base: SharedBase, config: Config, stop_step: int | None, saves: bool = True) -> Trained:
-        """Train on every rank."""
-        model_config = base_config(config.model)
-        made_of = (config.model, config.data)
-        data = self._hold("data", made_of, lambda: read_train_data(config, model_config, False, []))
-        prefix = self._prefix(config)
-        plan = plan_training(config, self.world_size_or_one, known_data=data)
-        return train_trial(base.instantiate(), config, plan, stop_step, saves, prefix, self._console)
+    def _time_losses(self, base: SharedBase, config: Config) -> Measured:
+        """What a trial takes whose losses are measured: the margins, which are taken once, are counted each time."""
+        once = config.search.model_copy(update={"train_steps": STEPS_TO_MEASURE, "points": 1, "halving": None})
+        short = config.model_copy(
+            update={"search": once, "train": config.train.model_copy(update={"max_steps": STEPS_TO_MEASURE})}
+        )
+        trained = self._train(base, short, items=self._loss_items(config))
+        to_measure = trained.seconds_measuring * len(config.search.measured_steps)
+        return Measured(self._seconds["start"], trained.seconds[-1], to_measure)
 
-    def _evaluate(self, base: SharedBase, plan: Plan, config: Config, tensors: Tensors) -> None:
+    def _train(
+        self,
+        base: SharedBase,
+        config: Config,
+        *,
+        stop_step: int | None = None,
+        saves: bool = True,
+        items: LossItems | None = None,
+    ) -> Trained:
+        """Train on every rank."""
+        prefix = self._prefix(config)
+        plan = plan_train(config, self.world_size_or_one, known_data=self._data(config))
+        return train_trial(
+            base.instantiate(), plan, self._console, stop_step=stop_step, saves=saves, shared=prefix, items=items
+        )
+
+    def _data(self, config: Config) -> TrainData:
+        """The training data, the same in every trial."""
+        sections = (config.model, config.data, config.importance.data)
+        return self._hold("data", sections, lambda: read_train_data(*sections, Prerequisites()))
+
+    def _loss_items(self, config: Config) -> LossItems:
+        """What losses are measured on, the same in every trial."""
+        data = self._data(config)
+        made_of = (config.model, config.data, config.eval)
+        return self._hold("loss items", made_of, lambda: read_loss_items(config, data))
+
+    def _evaluate(self, base: SharedBase, plan: EvalPlan, config: Config, tensors: Tensors) -> None:
         """Score the base, unless its answers were handed on, and what was trained."""
         models = plan.models[:1]
         if tensors:
@@ -111,19 +166,19 @@ class TrialRunner:
                 delta_sha256=hash_tensors(tensors), dtype=choose_dtype(config.model.dtype), seed=config.train.seed,
             )  # fmt: skip
             models = (*models, run)
-        plan = replace(plan, folder=check_folder(config, "eval", False), models=models)
+        plan = replace(plan, config=config, folder=check_folder(config, "eval", False), models=models)
 
         def weights(model: EvalTarget) -> AbstractContextManager[PreTrainedModel]:
             return _in_memory(base, tensors if model.delta_sha256 else {})
 
-        run_evaluation(plan, config, self._share, self._console, weights=weights)
+        run_evaluation(plan, self._share, self._console, weights=weights)
 
     def _base(self, config: Config) -> SharedBase:
         return self._hold("base", config.model, lambda: SharedBase(load_base(config.model)))
 
-    def _eval_plan(self, config: Config) -> Plan:
+    def _eval_plan(self, config: Config) -> EvalPlan:
         """The tasks, the tokenizer and what else is asked alike in every trial."""
-        return self._hold("tasks", (config.model, config.data.template, config.eval), lambda: make_plan(config))
+        return self._hold("tasks", (config.model, config.data.template, config.eval), lambda: plan_eval(config))
 
     def _prefix(self, config: Config) -> SharedPrefix | None:
         """What is kept of the frozen prefix, for every trial of this base."""

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
 import torch
 from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cofitune.config.schema import Config
 from cofitune.distributed import run_on_rank_zero
-from cofitune.recipes.folders import check_folder, start_folder
-from cofitune.recipes.train.metrics import Watch
-from cofitune.recipes.train.plan import TrainPlan, footprint
+from cofitune.recipes.folders import check_folder
+from cofitune.recipes.train.plan import TrainPlan
 from cofitune.recipes.train.resume import find_checkpoint, identity, newest_readable
-from cofitune.recipes.train.steps import make_ready, take_steps
+from cofitune.recipes.train.steps import prepare_model, start_run, take_steps
+from cofitune.recipes.trial.curve import CurveRecorder
+from cofitune.recipes.trial.loss_items import LossItems
 from cofitune.recipes.trial.prefix_cache import has_room
 from cofitune.reports.console import say
+from cofitune.search.measured import Curve
 from cofitune.training.delta import collect
 from cofitune.training.engine import release
 from cofitune.training.out_of_memory import explaining_out_of_memory
 from cofitune.training.prefix_cache import Prefix
 from cofitune.training.shared_prefix_cache import SharedPrefix
-from cofitune.training.state import Checkpoint, load_state, save_state
+from cofitune.training.state import Checkpoint, save_state
 from cofitune.zero import free_engine
 
 Tensors = dict[str, Tensor]
@@ -36,22 +36,29 @@ class Trained:
     """What a trial's training, or a part of it, came to.
 
     Attributes:
-        tensors: the trained ones whole, on the CPU of every rank, in the training dtype.
+        tensors: the trained ones whole, on the CPU of every rank, in the training dtype; none where losses are
+            measured, since nothing is asked of them afterwards.
         seconds: of each optimizer step of this part.
+        curve, margins: what was measured, where losses are.
+        seconds_measuring: what that took in this part.
     """
 
     tensors: Tensors
     seconds: list[float]
+    curve: Curve = ()
+    margins: dict[str, float] = field(default_factory=dict)
+    seconds_measuring: float = 0.0
 
 
 def train_trial(
     model: PreTrainedModel,
-    config: Config,
     plan: TrainPlan,
-    stop_step: int | None,
-    saves: bool,
-    shared: SharedPrefix | None,
     console: Console,
+    *,
+    stop_step: int | None = None,
+    saves: bool = True,
+    shared: SharedPrefix | None = None,
+    items: LossItems | None = None,
 ) -> Trained:
     """Train a model object that is this trial's own, into `<output_dir>/train`. Every rank must call.
 
@@ -59,54 +66,54 @@ def train_trial(
         stop_step: the step after which it pauses; None, or the last one: it ends.
         saves: whether it leaves its state at a pause, so that a later call goes on to the same bits.
         shared: what is kept of the frozen prefix, for other trials too.
+        items: what losses are measured on while it trains; None: it is scored afterwards.
 
     Raises:
         UserError: the training diverged, or memory ran out.
     """
-    folder = check_folder(config, "train", overwrite=False, resumes=True)
+    folder = check_folder(plan.config, "train", overwrite=False, resumes=True)
     pauses = stop_step is not None and stop_step < plan.steps.num_steps
-    torch.manual_seed(config.train.seed)
-    with explaining_out_of_memory(footprint(plan, config, plan.steps.world_size)):
-        engine, kept, plan = make_ready(model, config, plan)
-        checkpoint = run_on_rank_zero(lambda: _reached(config, plan, folder, stop_step, console))
-        done = load_state(engine, checkpoint)
-        watch = Watch(config, plan.data, plan.steps.num_steps, engine, folder, kept)
-
-        def start() -> None:
-            start_folder(config, "train", overwrite=False, resumes=done > 0)
-            watch.read(done)
-
-        run_on_rank_zero(start)
-        before = len(watch.records)
-        if done != stop_step:
-            prefix = _prefix(model, config, plan, shared, console)
-            take_steps(engine, plan, config, folder, console, watch, done, stop_step, prefix)
+    torch.manual_seed(plan.config.train.seed)
+    if items:  # measured by the recorder alone, at the search's own steps
+        plan = replace(plan, data=replace(plan.data, validation=()))
+    with explaining_out_of_memory(plan.footprint):
+        prepared = prepare_model(model, plan)
+        plan, engine = prepared.plan, prepared.engine
+        run = start_run(prepared, run_on_rank_zero(lambda: _reached(plan, stop_step, console)), held_out=None)
+        recorder = CurveRecorder(run, items, console) if items else None
+        before = len(run.watch.records)
+        if run.start_step != stop_step:
+            prefix = _prefix(model, plan, shared, console)
+            callbacks = [recorder.after_step] if recorder else []
+            take_steps(run, console, stop_step=stop_step, prefix=prefix, callbacks=callbacks)
             if pauses and saves:
-                save_state(folder / "checkpoints", engine, int(stop_step or 0), identity(config, plan), keep_last=1)
-        tensors = collect(model, plan.region.parameter_names(plan.anatomy), everywhere=True)
+                save_state(folder / "checkpoints", engine, int(stop_step or 0), identity(plan), keep_last=1)
+        seconds = [record.seconds for record in run.watch.records[before:]]
+        if recorder:
+            margins = {} if pauses else recorder.margins()
+            trained = Trained({}, seconds, recorder.curve(), margins, recorder.seconds)
+        else:
+            names = plan.region.parameter_names(plan.anatomy)
+            trained = Trained(collect(model, names, everywhere=True), seconds)
         release(engine)
         free_engine(engine)
     if not pauses:
         run_on_rank_zero(lambda: shutil.rmtree(folder / "checkpoints", ignore_errors=True))
-    return Trained(tensors, [record.seconds for record in watch.records[before:]])
+    return trained
 
 
-def _reached(
-    config: Config, plan: TrainPlan, folder: Path, stop_step: int | None, console: Console
-) -> Checkpoint | None:
+def _reached(plan: TrainPlan, stop_step: int | None, console: Console) -> Checkpoint | None:
     """Where an earlier part of the trial paused; what lies beyond this part is of no use to it."""
-    newest = newest_readable(folder)
+    newest = newest_readable(plan.folder)
     if newest is not None and newest.step <= (stop_step or plan.steps.num_steps):
-        return find_checkpoint(config, plan, folder, console)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        return find_checkpoint(plan, console)
+    shutil.rmtree(plan.folder / "checkpoints", ignore_errors=True)
     return None
 
 
-def _prefix(
-    model: PreTrainedModel, config: Config, plan: TrainPlan, shared: SharedPrefix | None, console: Console
-) -> Prefix | None:
+def _prefix(model: PreTrainedModel, plan: TrainPlan, shared: SharedPrefix | None, console: Console) -> Prefix | None:
     if shared is None or plan.region.first == 0:
         return None
-    keep, message = has_room(shared, plan, config)
+    keep, message = has_room(shared, plan)
     say(console, message)
     return shared.of_training(model, plan.anatomy.layout.layers, plan.region.first, keep)

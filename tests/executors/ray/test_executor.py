@@ -28,6 +28,7 @@ from cofitune.executors.ray.executor import Demand, RayExecutor, choose_demand, 
 from cofitune.executors.ray.node import RemoteTrial, Report, run_errand
 from cofitune.launch.launcher import Ranks
 from cofitune.recipes.trial.executor import Measured, TrialRequest, TrialResult
+from cofitune.search.measured import CurvePoint
 
 NODE = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 80 * 2**20}
 TWO_CORES = NODE | {"num_cpus": 2}
@@ -72,16 +73,16 @@ def test_as_many_trials_run_at_once_as_the_cluster_holds_and_their_files_come_ba
             assert time.monotonic() < end, "nobody came: they run one after the other"
             time.sleep(0.05)
         files = {"eval/scores.json": b'{"at": "/there/eval"}', "eval/cache/key/more.jsonl": b"2"}
-        return Report(
-            "host", "/there", None, {"train": 1.5}, files | {f"eval/{k[5:]}": v for k, v in errand.files.items()}
-        )
+        measured = {"seconds": {"train": 1.5}, "curve": [{"steps": 4, "loss": 2.0, "drift": 0.1}]}
+        return Report("host", "/there", measured, files | {f"eval/{k[5:]}": v for k, v in errand.files.items()})
 
     one, other = request(tmp_path, "one"), request(tmp_path, "other")
     cached = one.folder / "eval" / "cache" / "key" / "answers.jsonl"
     cached.parent.mkdir(parents=True)
     cached.write_text("the base's")
     results = run(cluster, work, one, other)
-    assert results == {"one": TrialResult(one, None, {"train": 1.5}), "other": TrialResult(other, None, {"train": 1.5})}
+    curve = (CurvePoint(4, 2.0, 0.1),)
+    assert results == {r.id: TrialResult(r, None, {"train": 1.5}, curve) for r in (one, other)}
     assert (one.folder / "eval/scores.json").read_text() == f'{{"at": "{one.folder}/eval"}}', "the driver's folder"
     assert cached.read_text() == "the base's" and (other.folder / "eval/cache/key/more.jsonl").read_text() == "2"
 
@@ -90,7 +91,7 @@ def test_a_trial_that_fails_is_an_outcome_and_the_others_go_on(cluster: Any, tmp
     def work(errand: RemoteTrial) -> Report:
         if errand.id == "bug":
             raise ValueError("a bug of ours")
-        return Report("host", "/there", "out of memory" if errand.id == "full" else None)
+        return Report("host", "/there", {"error": "out of memory"} if errand.id == "full" else {})
 
     results = run(cluster, work, *(request(tmp_path, name) for name in ("bug", "full", "good")))
     assert results["bug"].error == "on the cluster: ValueError: a bug of ours"
@@ -132,7 +133,7 @@ def test_a_paused_trial_goes_on_where_its_state_lies_and_nothing_stays_there(clu
         (state / "until").touch()
         node = ray.get_runtime_context().get_node_id()
         began = "anew" if errand.begin else "from its state"
-        return Report("host", str(state), None, {}, {"eval/log": f"{began} {node} {state}".encode()})
+        return Report("host", str(state), {}, {"eval/log": f"{began} {node} {state}".encode()})
 
     first, last = request(tmp_path, "a", stop_step=2), request(tmp_path, "a")
     busy = [request(tmp_path, name) for name in ("b", "c", "d")]

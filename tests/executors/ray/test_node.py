@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cofitune.config.load import load_config
-from cofitune.config.schema import Config
 from cofitune.errors import UserError
 from cofitune.executors.ray.node import (
     RemoteTrial,
@@ -41,11 +42,8 @@ def errand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RemoteTrial:
     )
     config = load_config(Path("c.yaml"))
     return RemoteTrial(
-        id="a",
         search="cofitune-search",
-        config=config.model_dump(mode="json"),
-        train=True,
-        stop_step=None,
+        request=TrialRequest("a", config, Path("run")).to_json(),
         cwd=str(tmp_path / "here"),
         needs=needed_paths(config),
         begin=True,
@@ -53,6 +51,11 @@ def errand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RemoteTrial:
         environment={"COFITUNE_SEEN": "1"},
         files={"eval/cache/key/answers.jsonl": b"the base's"},
     )
+
+
+def asked(errand: RemoteTrial, **update: Any) -> RemoteTrial:
+    """The same with other fields of its request."""
+    return replace(errand, request=errand.request | update)
 
 
 def trial(request: TrialRequest, ranks: int) -> TrialResult:
@@ -71,24 +74,24 @@ def test_what_the_search_reads_comes_back_and_nothing_stays(
 ) -> None:
     monkeypatch.setenv("COFITUNE_SEEN", "0")
     report = run_errand(errand, trial)
-    assert (report.error, report.seconds) == (None, {"train": 1.0})
+    assert (report.result["error"], report.result["seconds"]) == (None, {"train": 1.0})
     assert sorted(report.files) == ["eval/cache/key/answers.jsonl", "eval/scores.json", "trial.log"]
     assert report.folder == str(search_folder("cofitune-search") / "a") and not Path(report.folder).exists()
 
 
 def test_a_paused_trial_finds_its_state_and_a_lost_attempts_litter_is_swept(errand: RemoteTrial) -> None:
-    first = run_errand(replace(errand, stop_step=3), trial)
+    first = run_errand(asked(errand, stop_step=3), trial)
     assert (Path(first.folder) / "train/checkpoints").exists()
-    second = run_errand(replace(errand, stop_step=5, begin=False), trial)
+    second = run_errand(replace(asked(errand, stop_step=5), begin=False), trial)
     assert second.files["eval/scores.json"] == b"3 5 "
-    assert run_errand(replace(errand, stop_step=3), trial).files["eval/scores.json"] == b"3 ", "begun anew"
+    assert run_errand(asked(errand, stop_step=3), trial).files["eval/scores.json"] == b"3 ", "begun anew"
     forget_search(errand.search)
     assert not search_folder(errand.search).exists()
 
 
 def test_a_trial_that_fails_names_its_node_and_leaves_nothing(errand: RemoteTrial) -> None:
-    report = run_errand(replace(errand, id="broken", stop_step=3), trial)
-    assert report.error == f"on {socket.gethostname()}: no memory"
+    report = run_errand(asked(errand, id="broken", stop_step=3), trial)
+    assert report.result["error"] == f"on {socket.gethostname()}: no memory"
     assert report.files["trial.log"] == b"3 " and not Path(report.folder).exists()
 
 
@@ -96,8 +99,8 @@ def test_a_node_without_the_data_fails_the_trial_and_is_named(errand: RemoteTria
     assert errand.needs == (f"{errand.cwd}/law.jsonl",), "a name on the hub is no path, nor is a task's title"
     Path("law.jsonl").unlink()
     report = run_errand(errand, trial)
-    assert report.error is not None
-    assert report.error.startswith(f"{socket.gethostname()} has not {errand.cwd}/law.jsonl: data and model must lie")
+    error = report.result["error"]
+    assert error.startswith(f"{socket.gethostname()} has not {errand.cwd}/law.jsonl: data and model must lie")
 
 
 def test_relative_paths_start_where_the_search_was_typed(
@@ -108,7 +111,7 @@ def test_relative_paths_start_where_the_search_was_typed(
         return trial(request, ranks)
 
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert run_errand(errand, look).error is None
+    assert run_errand(errand, look).result["error"] is None
 
 
 def test_a_trial_is_measured_on_its_ranks_where_the_data_is(
@@ -125,7 +128,8 @@ def test_a_trial_is_measured_on_its_ranks_where_the_data_is(
 
 
 def test_a_config_arrives_as_it_was_sent(errand: RemoteTrial) -> None:
-    assert Config.model_validate(errand.config) == load_config(Path("c.yaml"))
+    here = TrialRequest.from_json(json.loads(json.dumps(errand.request)))
+    assert here == TrialRequest("a", load_config(Path("c.yaml")), Path("run"))
 
 
 def test_files_are_written_whole_and_the_scores_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

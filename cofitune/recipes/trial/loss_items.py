@@ -1,0 +1,172 @@
+"""What a trial is measured on without generating: development answers, the base's own held-out ones, and choices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from cofitune.config.schema import Config
+from cofitune.data.batches import Plan, rank_micro_batches
+from cofitune.data.chat import IGNORED, Example
+from cofitune.evaluation.items import LoadedTask
+from cofitune.evaluation.lengths import render_answer, render_prompt
+from cofitune.evaluation.tasks import EvalItem, load_tasks
+from cofitune.recipes.from_config import eval_tasks
+from cofitune.recipes.train.data import TrainData
+from cofitune.training.loss import supervised_logits
+from cofitune.training.validation import validation_loss
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The multiple-choice items of one category.
+
+    Attributes:
+        examples: every choice of every item behind its prompt, the choices carrying the labels.
+        items: for each item the places of its choices in `examples`, and which of them is right.
+    """
+
+    category: str
+    examples: Sequence[Example]
+    items: Sequence[tuple[range, int]]
+
+
+@dataclass(frozen=True)
+class LossItems:
+    """All that a trial's losses are taken on, besides the held-out answers.
+
+    Attributes:
+        development: answers of the speciality's development items; their loss is the speciality loss.
+        choices: one for each category that has some.
+        left_out: items that do not fit into data.max_length.
+        batch_size: examples a forward on one rank.
+    """
+
+    development: Sequence[Example]
+    choices: tuple[Choices, ...]
+    left_out: int
+    batch_size: int
+    pad_token_id: int
+
+
+def read_loss_items(config: Config, data: TrainData) -> LossItems:
+    """Read a trial's development items and choices as its config names them.
+
+    `data.validation` is the speciality's development data where the config has it, else `eval.speciality`.
+
+    Raises:
+        UserError: a file or an item cannot be used.
+    """
+    if data.tokenizer is None:
+        raise RuntimeError("a dry run without a tokenizer measures nothing")
+    tokenizer, most = data.tokenizer, config.data.max_length
+    tasks = load_tasks(eval_tasks(config.eval))
+    development = list(data.validation) or [
+        _example(tokenizer, task, item, item.references[0] if item.references else item.choices[item.answer])
+        for task in tasks
+        if task.task.category == "speciality"
+        for item in task.items
+    ]
+    fitting = [example for example in development if len(example.input_ids) <= most]
+    fitting.sort(key=lambda example: -len(example.input_ids))  # batches of like lengths: little is padded
+    categories = sorted({task.task.category for task in tasks} - {"speciality"})
+    read = [_choices(name, [t for t in tasks if t.task.category == name], tokenizer, most) for name in categories]
+    left_out = len(development) - len(fitting) + sum(count for _, count in read)
+    choices = tuple(one for one, _ in read if one.items)
+    return LossItems(fitting, choices, left_out, config.eval.batch_size, tokenizer.pad_token_id)
+
+
+def choice_margins(engine: Any, items: LossItems) -> dict[str, float]:
+    """By category, the mean margin of the right choice over the likeliest wrong one. Every rank must call, and gets it.
+
+    Returns:
+        Nats, summed over a choice's tokens; higher is better, below 0 the model prefers wrong ones.
+    """
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    engine.eval()
+    result = {}
+    for choices in items.choices:
+        sums = _log_probs(engine, engine.device, choices.examples, items, rank, world_size)
+        torch.distributed.all_reduce(sums)
+        result[choices.category] = mean_margin(choices, sums.tolist())
+    engine.train()
+    return result
+
+
+def measure_base(model: PreTrainedModel, items: LossItems) -> tuple[float | None, dict[str, float]]:
+    """The base's speciality loss in nats a token (None: not finite) and its margins; each rank measures all of it."""
+    loss = validation_loss(model, items.development, items.batch_size, items.pad_token_id)
+    found = {
+        one.category: mean_margin(one, _log_probs(model, model.device, one.examples, items, 0, 1).tolist())
+        for one in items.choices
+    }
+    return loss, found
+
+
+def mean_margin(choices: Choices, log_probs: Sequence[float]) -> float:
+    """The mean over the items of log p(right) − max log p(wrong).
+
+    Args:
+        log_probs: of each choice, in nats, in the order of `choices.examples`.
+    """
+    values = []
+    for places, answer in choices.items:
+        own = [log_probs[place] for place in places]
+        values.append(own.pop(answer) - max(own))
+    return math.fsum(values) / len(values)
+
+
+def _log_probs(
+    model: Any, device: torch.device, examples: Sequence[Example], items: LossItems, rank: int, world_size: int
+) -> Tensor:
+    """Each example's log-probability of its labelled tokens, float64 [N]; 0 where another rank has it."""
+    sums = torch.zeros(len(examples), dtype=torch.float64, device=device)
+    plan = Plan(items.batch_size, 1, world_size, len(examples), num_steps=1)
+    with torch.no_grad():
+        for start in range(0, len(examples), plan.per_step):
+            indices = range(start, min(start + plan.per_step, len(examples)))
+            (batch,) = rank_micro_batches(examples, indices, plan, rank, items.pad_token_id)
+            names = batch.pop("indices").to(device)
+            batch = {key: value.to(device) for key, value in batch.items()}
+            logits, targets, (rows, _) = supervised_logits(model, batch)
+            nats = cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none").double()
+            sums.index_add_(0, names[rows], -nats)  # a silent row's one target is ignored: it adds 0
+    return sums
+
+
+def _choices(
+    category: str, tasks: Sequence[LoadedTask], tokenizer: PreTrainedTokenizerBase, most: int
+) -> tuple[Choices, int]:
+    """A category's items that fit, and how many do not."""
+    examples: list[Example] = []
+    kept: list[tuple[range, int]] = []
+    left_out = 0
+    for task in tasks:
+        for item in task.items:
+            own = [_example(tokenizer, task, item, choice) for choice in item.choices]
+            if max(len(example.input_ids) for example in own) > most:
+                left_out += 1
+                continue
+            kept.append((range(len(examples), len(examples) + len(own)), item.answer))
+            examples += own
+    return Choices(category, examples, kept), left_out
+
+
+def _example(tokenizer: PreTrainedTokenizerBase, task: LoadedTask, item: EvalItem, answer: str) -> Example:
+    form = task.task.prompt
+    return answer_example(tokenizer, render_prompt(tokenizer, item, form), render_answer(item, answer, form))
+
+
+def answer_example(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> Example:
+    """A prompt and an answer behind it, whose tokens carry the labels: by the rule that a harness task splits them."""
+    encoded = tokenizer(prompt + answer, add_special_tokens=False, return_offsets_mapping=True)
+    ids = list(encoded["input_ids"])
+    cut = min(sum(first < len(prompt) for first, _ in encoded["offset_mapping"]), len(ids) - 1)
+    return Example(ids, [IGNORED] * cut + ids[cut:])
