@@ -26,7 +26,7 @@ from cofitune.config.load import load_config
 from cofitune.executors.local import local_executor
 from cofitune.launch.launcher import Ranks
 from cofitune.model.region import Region, region_from_dict
-from cofitune.recipes.search.plan import make_plan
+from cofitune.recipes.search.plan import plan_search
 from cofitune.recipes.search.trials import Trials
 from cofitune.reports.text import region_text
 from cofitune.search.level import Job
@@ -176,12 +176,12 @@ def hand_on(grid: Path, tree: Path) -> None:
 def second_seed(arguments: argparse.Namespace, hours_left: Any) -> None:
     """Train the grid's best regions with another seed, as its trials are; one that is stored is not made again."""
     config = load_config(write_config(arguments, "seed2", GRID, SEEDS[1]))
-    plan = make_plan(config)
+    plan = plan_search(config)
     plan.folder.mkdir(parents=True, exist_ok=True)
     store = open_store(plan.folder, plan.identity)
     regions = [region_from_dict(t["region"]) for t in read_grid(arguments.work / "grid").trials[:BEST]]
     with local_executor(Ranks(1, (), ("--num-processes", "1"))) as execute:
-        trials = Trials(config, plan, store, execute)
+        trials = Trials(plan, store, execute)
         trials.score_base()
         for region in regions:
             name = store.id_of(region)

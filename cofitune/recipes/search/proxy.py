@@ -21,7 +21,8 @@ from cofitune.files import read_json, write_json
 from cofitune.model.load import load_tokenizer
 from cofitune.model.region import Region
 from cofitune.recipes.from_config import base_anatomy, base_config, data_sources, load_base
-from cofitune.recipes.search.plan import Plan, base_rate, trial_rate
+from cofitune.recipes.search.plan import SearchPlan
+from cofitune.recipes.search.trial_config import base_rate, trial_rate
 from cofitune.search.proxy import Statistics, first_norm, gradient_norms, squared_norm, statistics_from_json
 
 ITEMS = 64  # of each of the two sets of data, spread evenly over it: about what a short trial trains on
@@ -38,44 +39,44 @@ class Proxy:
     """
 
     statistics: Statistics
-    config: Config
-    made: Plan
+    plan: SearchPlan
     weight: float
 
     def proxy_score(self, region: Region) -> float:
         """High is good."""
-        factor = trial_rate(self.config, region, self.made) / base_rate(self.config)
+        factor = trial_rate(self.plan, region) / base_rate(self.plan.config)
         return self.statistics.proxy_score(region, self.weight, factor)
 
 
-def make_proxy(config: Config, plan: Plan, start_proxy: StartProxy) -> Proxy | None:
+def make_proxy(plan: SearchPlan, start_proxy: StartProxy) -> Proxy | None:
     """Take the statistics, or find them in `proxy.json` if they are of the same model and data; None without a proxy.
 
     Raises:
         UserError: they cannot be taken, or the file is damaged.
     """
-    if config.search.proxy == "none":
+    if plan.config.search.proxy == "none":
         return None
     path = plan.folder / "proxy.json"
-    known = known_statistics(config, plan)
+    known = known_statistics(plan)
     if known is None:
         fresh = plan.folder / ".proxy.json"
         started = time.monotonic()
-        start_proxy(config, fresh)
+        start_proxy(plan.config, fresh)
         seconds = round(time.monotonic() - started, 1)  # what the proxy costs, its process's start included
         known = {
-            "identity": _identity(config, plan),
+            "identity": _identity(plan),
             "seconds": seconds,
             **read_json(fresh, "file of gradient statistics"),
         }
         write_json(path, known)
         fresh.unlink()
-    # the two other objectives name no weight: a region must do both there
-    weight = plan.tasks.speciality_weight if config.search.objective == "unified" else 0.5
-    return Proxy(statistics_from_json(known, str(path)), config, plan, weight)
+    # losses and the two other objectives name no weight: a region must do both there
+    weighs = plan.measure.kind == "score" and plan.config.search.objective == "unified"
+    weight = plan.measure.tasks.speciality_weight if weighs else 0.5
+    return Proxy(statistics_from_json(known, str(path)), plan, weight)
 
 
-def known_statistics(config: Config, plan: Plan) -> dict[str, Any] | None:
+def known_statistics(plan: SearchPlan) -> dict[str, Any] | None:
     """What `proxy.json` holds, if it is of this model and data; None: there is nothing yet.
 
     Raises:
@@ -85,7 +86,7 @@ def known_statistics(config: Config, plan: Plan) -> dict[str, Any] | None:
     known = read_json(path, "file of gradient statistics") if path.exists() else {}
     if not isinstance(known, dict):
         raise ArtifactError(f"{path}: these gradient statistics are damaged; delete the file")
-    return known if known.get("identity") == _identity(config, plan) else None
+    return known if known.get("identity") == _identity(plan) else None
 
 
 def take_statistics(config: Config, path: Path) -> None:
@@ -121,14 +122,15 @@ def _micro_batches(examples: Examples, size: int, pad_token_id: int) -> Iterator
         yield collate([examples[i] for i in order[start : start + size]], pad_token_id)
 
 
-def _identity(config: Config, plan: Plan) -> dict[str, Any]:
+def _identity(plan: SearchPlan) -> dict[str, Any]:
     """All that the statistics depend on, by content."""
-    general = [open_source(source) for source in data_sources(config.importance.data)]
+    importance = plan.config.importance
+    general = [open_source(source) for source in data_sources(importance.data)]
     return {
         "model": plan.identity["model"],
         "data": plan.identity["data"],
         "general": [{"format": one.source.format, "sha256": one.sha256} for one in general],
-        "max_items": config.importance.max_items,
+        "max_items": importance.max_items,
         "items": ITEMS,
         "micro_batch": MICRO_BATCH,
     }

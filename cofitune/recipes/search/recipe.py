@@ -12,18 +12,20 @@ from cofitune.config.schema import Config
 from cofitune.files import exclusive, write_json
 from cofitune.recipes.folders import start_folder
 from cofitune.recipes.search.cost import Measure, cost_lines
-from cofitune.recipes.search.plan import Plan, make_plan
+from cofitune.recipes.search.plan import SearchPlan, plan_search
 from cofitune.recipes.search.proxy import Proxy, StartProxy, make_proxy
+from cofitune.recipes.search.repeats import Decision, decide, repeat_leaders
 from cofitune.recipes.search.result import make_result, row_of
 from cofitune.recipes.search.trials import Trials
 from cofitune.recipes.trial.executor import TrialExecutor
 from cofitune.reports import figure
 from cofitune.reports.console import say
-from cofitune.reports.search.plot import search_picture
 from cofitune.reports.search.live import Lines, SearchLive, Watcher
+from cofitune.reports.search.plot import search_picture
 from cofitune.reports.search.tree import PlanRow, Row, plan_report, search_report
 from cofitune.search import tree
 from cofitune.search.budget import Budget
+from cofitune.search.equal_loss import EqualLoss
 from cofitune.search.halving import SuccessiveHalving
 from cofitune.search.level import Job, SearchSettings
 from cofitune.search.objective import Objective
@@ -70,32 +72,30 @@ def search(
         UserError: anything that the user can mend, found before the first trial; or not one trial finished.
     """
     console = console or Console()
-    plan = make_plan(config, overwrite, dry_run, ranks)
-    if config.search.eval is None:
-        note = "search.eval is not given: regions are chosen on eval's own items, which flatters a later `eval` on them"
+    plan = plan_search(config, overwrite, dry_run, ranks)
+    for note in plan.notes:
         say(console, f"note: {note}")
     if dry_run:
-        _print_plan(plan, config, overwrite, measure, console)
+        _print_plan(plan, overwrite, measure, console)
         return plan.folder
     with exclusive(plan.folder, "search"):
         start_folder(config, "search", overwrite)
         store = open_store(plan.folder, plan.identity)
-        proxy = make_proxy(config, plan, start_proxy)
-        trials = Trials(config, plan, store, execute)
+        proxy = make_proxy(plan, start_proxy)
+        trials = Trials(plan, store, execute)
         with _watched(watcher, console, plan.at_most, at_once) as watching:
             if not trials.knows_base:
                 say(console, "scoring the base, which trains nothing")
             base = trials.score_base()
-            rules = _rules(config, base, trials, proxy, at_once)
-            found = _search(plan, rules, trials, store, watching, base)
-        result = make_result(config, plan, store, found, rules.objective, trials, proxy)
+            rules = _rules(plan, base, trials, proxy, at_once)
+            decision = _search(plan, rules, trials, store, watching, base)
+        winner = decision.result.winner
+        result = make_result(plan, store, decision, rules.objective, trials, proxy)
         write_json(plan.folder / "tree.json", result.tree)
-        path = write_winner(
-            plan.folder, found.winner, " ".join(result.sentences), plan.identity["model"]["fingerprint"]
-        )
+        path = write_winner(plan.folder, winner, " ".join(result.sentences), plan.identity["model"]["fingerprint"])
         if figure.can_draw():
             figure.write_picture(plan.folder, search_picture("search", result.tree))
-    console.print(search_report(result.base, result.rows, found.winner.id, result.sentences), crop=False)
+    console.print(search_report(result.base, result.rows, winner.id, result.sentences), crop=False)
     say(console, f"{path}: `region: search` in this config trains it")
     return plan.folder
 
@@ -111,40 +111,49 @@ def _watched(watcher: Watcher | None, console: Console, at_most: int, at_once: i
 
 
 def _search(
-    plan: Plan, rules: SearchSettings, trials: Trials, store: Store, watcher: Watcher, base: Trial
-) -> tree.SearchResult:
-    """Walk the tree; whoever watches is told, and the weights of what goes no further are dropped."""
+    plan: SearchPlan, rules: SearchSettings, trials: Trials, store: Store, watcher: Watcher, base: Trial
+) -> Decision:
+    """Walk the tree, and train its leaders with further seeds where that is asked for.
+
+    Whoever watches is told, and the weights of what goes no further are dropped.
+    """
     watcher.on_base(row_of(base, store))
     finished: list[Trial] = []
+    first_seed = plan.config.train.seed
 
     def run_jobs(jobs: Sequence[Job]) -> Iterator[Trial]:
         watcher.on_start([_waiting(job, plan) for job in jobs])
         return trials.run(jobs)
 
     def tell(trial: Trial, known: bool) -> None:
-        if trial.done:
+        if trial.done and trial.seed == first_seed:
             finished.append(trial)
         if trial.status != "paused":
             trials.drop_weights(trial.id)  # also of one that is known: what killed the search may have come between
-        best = min(finished, key=rules.objective.rank).id if finished else None
+        best = rules.objective.order(finished)[0].id if finished else None
         watcher.on_outcome(row_of(trial, store), known, best)
 
     def expect(number: int, reached: int) -> None:
-        watcher.on_level(reached + sum(level.most for level in plan.planned[number:]))
+        watcher.on_level(reached + sum(level.most for level in plan.planned[number:]) + plan.most_repeats)
 
-    return tree.search(
+    result = tree.search(
         plan.root, plan.levels, rules=rules, run_jobs=run_jobs, store=store, on_trial=tell, on_level=expect
     )
+    repeats = repeat_leaders(plan, rules, result, run_jobs, store, tell) if plan.most_repeats else {}
+    return decide(plan, rules.objective, result, repeats)
 
 
-def _rules(config: Config, base: Trial, trials: Trials, proxy: Proxy | None, at_once: int | None) -> SearchSettings:
+def _rules(plan: SearchPlan, base: Trial, trials: Trials, proxy: Proxy | None, at_once: int | None) -> SearchSettings:
     """What the section `search` says, in the search's own words."""
-    requested = config.search
+    requested = plan.config.search
     halving = requested.halving
+    by_loss = plan.measure.kind == "loss"
     return SearchSettings(
         steps=requested.train_steps,
         beam=requested.beam,
-        objective=Objective(requested.objective, requested.floor, base),
+        objective=EqualLoss(base, requested.reach)
+        if by_loss
+        else Objective(requested.objective, requested.floor, base),
         rungs=SuccessiveHalving(halving.steps, halving.keep, requested.early_stop) if halving else None,
         compare=trials.compare,
         budget=Budget(requested.budget_hours, requested.budget_trials, at_once),
@@ -153,16 +162,16 @@ def _rules(config: Config, base: Trial, trials: Trials, proxy: Proxy | None, at_
     )
 
 
-def _waiting(job: Job, plan: Plan) -> Row:
+def _waiting(job: Job, plan: SearchPlan) -> Row:
     weights = job.region.num_parameters(plan.anatomy)
     return Row(job.id, job.parent, job.region, job.level, weights, None, None, None, 0.0)
 
 
-def _print_plan(plan: Plan, config: Config, overwrite: bool, measure: Measure, console: Console) -> None:
+def _print_plan(plan: SearchPlan, overwrite: bool, measure: Measure, console: Console) -> None:
     store = open_store(plan.folder, plan.identity) if plan.has_store and not overwrite and not plan.missing else None
     num_done = sum(trial.done and trial.region is not None for trial in store.trials()) if store else 0
     rows = [PlanRow(str(p.level), p.candidates, p.most, p.exact) for p in plan.planned]
-    costs = cost_lines(config, plan, store, measure)
-    console.print(plan_report(rows, config.search.train_steps, num_done, costs))
+    costs = cost_lines(plan, store, measure)
+    console.print(plan_report(rows, plan.config.search.train_steps, num_done, costs))
     for text in plan.missing:
         say(console, f"still missing: {text}")

@@ -6,10 +6,17 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cofitune.config.schema import Config
-from cofitune.recipes.search.plan import Plan
+from cofitune.recipes.search.plan import SearchPlan
 from cofitune.recipes.search.proxy import Proxy
+from cofitune.recipes.search.repeats import Decision
 from cofitune.recipes.search.trials import Trials
+from cofitune.reports.search.loss_sentences import (
+    ONE_SEED,
+    loss_winner_sentence,
+    margin_sentence,
+    reliability_sentence,
+)
+from cofitune.reports.search.scale import LOSSES
 from cofitune.reports.search.sentences import (
     Aim,
     proxy_sentence,
@@ -20,10 +27,10 @@ from cofitune.reports.search.sentences import (
     winner_sentence,
 )
 from cofitune.reports.search.tree import Row
-from cofitune.search.objective import Objective
+from cofitune.search.equal_loss import UNIT, EqualLoss
+from cofitune.search.objective import Ranking
 from cofitune.search.proxy import rank_correlation
 from cofitune.search.store import Store
-from cofitune.search.tree import SearchResult
 from cofitune.search.trial import Trial
 
 
@@ -39,7 +46,7 @@ class Result:
 
 def row_of(trial: Trial, store: Store) -> Row:
     """A trial as the tree shows it, before anything is known of the winner."""
-    return Row(
+    row = Row(
         id=trial.id,
         parent=trial.parent,
         region=trial.region,
@@ -54,34 +61,28 @@ def row_of(trial: Trial, store: Store) -> Row:
         steps=trial.steps,
         intervals=trial.intervals,
     )
+    if not trial.curve:
+        return row
+    return replace(row, scale=LOSSES, speciality=trial.loss, versatility=trial.drift, margins=trial.margins)
 
 
 def make_result(
-    config: Config,
-    plan: Plan,
-    store: Store,
-    result: SearchResult,
-    objective: Objective,
-    trials: Trials,
-    proxy: Proxy | None,
+    plan: SearchPlan, store: Store, decision: Decision, objective: Ranking, trials: Trials, proxy: Proxy | None
 ) -> Result:
     """Compare every finished trial with the winner, judge the proxy, and put it all into words and into JSON."""
-    rows = tuple(_row(trial, result, store, objective, trials) for trial in result.trials)
+    result = decision.result
+    rows = tuple(_row(trial, decision, store, objective, trials) for trial in result.trials)
     base = objective.base
     if base is None:
         raise ValueError("a search has a base")
     base_row = row_of(base, store)
     finished = [trial for trial in result.trials if trial.done and trial.region is not None]
     guesses = {t.id: proxy.proxy_score(t.region) for t in result.trials if t.region is not None} if proxy else {}
-    correlation = (
-        rank_correlation([guesses[t.id] for t in finished], list(map(objective.value, finished))) if proxy else None
-    )
+    correlation = rank_correlation([guesses[t.id] for t in finished], objective.ranks(finished)) if proxy else None
     runner_up = result.runner_up.id if result.runner_up else None
     untried = result.untried
-    aim = Aim(objective.score, objective.floor)
     sentences = [
-        winner_sentence(base_row, rows, result.winner.id, runner_up, aim),
-        tie_sentence(rows, result.winner.id),
+        *_winner_sentences(base_row, rows, decision, objective),
         stopped_sentence(rows),
         untried_sentence(untried.reason, untried.regions, [str(level) for level in untried.levels]),
         pruned_sentence(untried.pruned),
@@ -94,6 +95,8 @@ def make_result(
         "reason": output[0],
         "sentences": list(output),
         "objective": {"score": objective.score, "floor": objective.floor},
+        **_about_losses(plan, decision),
+        **_about_seeds(decision),
         "levels": [
             {"tries": str(level), "expanded": list(ids)}
             for level, ids in zip(plan.levels, result.expanded, strict=False)  # a budget leaves levels unbegun
@@ -115,11 +118,64 @@ def make_result(
     return Result(base_row, rows, output, content)
 
 
-def _row(trial: Trial, result: SearchResult, store: Store, objective: Objective, trials: Trials) -> Row:
+def _winner_sentences(base: Row, rows: tuple[Row, ...], decision: Decision, objective: Ranking) -> list[str | None]:
+    """Who won, what that was worth, and what ties with it."""
+    winner = decision.result.winner
+    runner_up = decision.result.runner_up.id if decision.result.runner_up else None
+    by_loss = isinstance(objective, EqualLoss)
+    seeds = _seeds_sentence(rows, decision, UNIT if by_loss else "points")
+    if not by_loss:
+        aim = Aim(objective.score, objective.floor)
+        return [winner_sentence(base, rows, winner.id, runner_up, aim), seeds, tie_sentence(rows, winner.id)]
+    won = next(row for row in rows if row.id == winner.id)
+    first = loss_winner_sentence(base, rows, winner.id, runner_up, decision.common)
+    return [first, seeds or ONE_SEED, margin_sentence(base, won)]
+
+
+def _seeds_sentence(rows: tuple[Row, ...], decision: Decision, unit: str) -> str | None:
+    judged = decision.reliability
+    if judged is None:
+        return None
+    tied, others = len(judged.ties(decision.result.winner.id)), len(judged.means) - 1
+    return reliability_sentence(
+        len(judged.seeds), len(judged.regions), judged.correlation, judged.standard_error, unit, tied, others
+    )
+
+
+def _about_losses(plan: SearchPlan, decision: Decision) -> dict[str, Any]:
+    """What tree.json tells besides of a search by losses."""
+    if plan.measure.kind == "score":
+        return {}
+    return {"measure": "loss", "unit": UNIT, "lower_is_better": True, "common_loss": decision.common}
+
+
+def _about_seeds(decision: Decision) -> dict[str, Any]:
+    """What tree.json tells besides of a search with several seeds."""
+    judged = decision.reliability
+    if judged is None:
+        return {}
+    return {
+        "reliability": {
+            "seeds": list(judged.seeds),
+            "rank_correlation": judged.correlation,
+            "deviation": judged.deviation,
+            "standard_error": judged.standard_error,
+            "means": judged.means,
+            "tied": list(judged.ties(decision.result.winner.id)),
+        },
+        "repeats": [json.loads(trial.to_json()) for own in decision.repeats.values() for trial in own],
+    }
+
+
+def _row(trial: Trial, decision: Decision, store: Store, objective: Ranking, trials: Trials) -> Row:
     """A trial beside the winner. Only what was trained to its end is compared with it."""
-    row = row_of(trial, store)
+    row, result = row_of(trial, store), decision.result
     if not trial.done:
         return row
+    if isinstance(objective, EqualLoss):
+        judged = decision.reliability
+        tied = judged is not None and trial.id in judged.ties(result.winner.id)
+        return replace(row, unified=objective.drift_of(trial, decision.common), tied=tied)
     missed = objective.shortfall(trial)
     row = replace(row, missed=missed)
     if trial.id == result.winner.id:
@@ -135,6 +191,9 @@ def _row(trial: Trial, result: SearchResult, store: Store, objective: Objective,
 def _of_trial(trial: Trial, row: Row, guess: float | None) -> dict[str, Any]:
     """A trial in tree.json: its line in the store, all of its seconds, and what it is beside the winner."""
     content = json.loads(trial.to_json()) | {"seconds": round(row.seconds, 1)}
+    if trial.curve:
+        content |= {"speciality_loss": trial.loss, "drift": trial.drift, "drift_at_common_loss": row.unified}
+        content |= {"tied": row.tied}
     content["to_winner"] = (
         dict(zip(("value", "low", "high"), row.behind, strict=True)) | {"tied": row.tied} if row.behind else None
     )

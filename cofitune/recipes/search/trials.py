@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cofitune.config.schema import Config
 from cofitune.errors import UserError
 from cofitune.files import read_json
 from cofitune.model.region import Region
-from cofitune.recipes.search.plan import Plan, trial_config, trial_rate
+from cofitune.recipes.search.plan import SearchPlan
+from cofitune.recipes.search.trial_config import trial_config, trial_rate
 from cofitune.recipes.trial.executor import TrialExecutor, TrialRequest, TrialResult
 from cofitune.search.item_scores import Difference, KeptAnswers, difference
 from cofitune.search.level import Job
@@ -26,8 +26,8 @@ WITH_INTERVALS = ("speciality", "versatility", "unified")
 class Trials:
     """Runs the trials of one search, and keeps what each of them scored on every item."""
 
-    def __init__(self, config: Config, plan: Plan, store: Store, execute: TrialExecutor) -> None:
-        self._config, self._made, self._store, self._execute = config, plan, store, execute
+    def __init__(self, plan: SearchPlan, store: Store, execute: TrialExecutor) -> None:
+        self._plan, self._store, self._execute = plan, store, execute
         self._answers = KeptAnswers(plan.folder / "items")
 
     @property
@@ -46,7 +46,7 @@ class Trials:
             return known
         folder = self._folder(BASE)
         shutil.rmtree(folder, ignore_errors=True)
-        request = TrialRequest(BASE, trial_config(self._config, None, self._made, folder), folder, train=False)
+        request = TrialRequest(BASE, trial_config(self._plan, None, folder), folder, train=False)
         (result,) = self._execute([request])
         base = self._trial(result, None, 0)
         self._store.append(base)
@@ -65,12 +65,12 @@ class Trials:
 
     def compare(self, first: Trial, second: Trial) -> Difference | None:
         """The deciding score of the first minus that of the second, paired; None where items' scores are missing."""
-        return self.difference(self._config.search.objective, first, second)
+        return self.difference(self._plan.config.search.objective, first, second)
 
     def difference(self, score: str, first: Trial, second: Trial) -> Difference | None:
         """A score of the first trial minus that of the second, each at the step that it has its scores from."""
         own, other = (self._answers.get(trial.id, trial.steps) for trial in (first, second))
-        return difference(score, own, other, self._made.tasks.speciality_weight)
+        return difference(score, own, other, self._plan.measure.tasks.speciality_weight)
 
     def drop_weights(self, trial: str) -> None:
         """Free the disk of a trial that goes no further: its scores are what the search is for.
@@ -84,10 +84,10 @@ class Trials:
 
     @property
     def _steps(self) -> int:
-        return self._config.search.train_steps
+        return self._plan.config.search.train_steps
 
     def _folder(self, trial: str) -> Path:
-        return self._made.folder / "trials" / trial
+        return self._plan.folder / "trials" / trial
 
     def _request(self, job: Job) -> TrialRequest:
         """Make the trial's folder ready: empty, unless it goes on where it paused, and with the base's answers."""
@@ -97,37 +97,51 @@ class Trials:
         answers = self._folder(BASE) / "eval" / "cache"
         if answers.is_dir() and not (folder / "eval" / "cache").exists():
             shutil.copytree(answers, folder / "eval" / "cache")
-        return TrialRequest(
-            job.id, trial_config(self._config, job.region, self._made, folder), folder, stop_step=job.stop_step
-        )
+        config = trial_config(self._plan, job.region, folder, job.seed)
+        return TrialRequest(job.id, config, folder, stop_step=job.stop_step)
 
     def _trial(self, result: TrialResult, region: Region | None, start_step: int) -> Trial:
         """What became of a request. What a part left is read, and its items' scores kept, before it is written down."""
         request = result.request
         steps = 0 if region is None else request.stop_step or self._steps
-        model = BASE if region is None else "run"
         ended: dict[str, Any]
         try:
             if result.error is not None:
                 raise TrialError(result.error)
-            ended = {"status": "done" if request.stop_step is None else "paused", **_read_scores(request.folder, model)}
-            self._answers.keep(request.id, steps, request.folder / "eval" / "samples" / model)
+            ended = {"status": "done" if request.stop_step is None else "paused", **self._figures(result, steps)}
         except (TrialError, UserError, OSError) as error:
             ended = {"status": "failed", "reason": str(error) or type(error).__name__}
         return Trial(
             id=request.id,
             region=region,
             level=0,  # its place in the tree is the search's to say
-            seed=self._config.train.seed,
-            num_trained=region.num_parameters(self._made.anatomy) if region else 0,
+            seed=request.config.train.seed,
+            num_trained=region.num_parameters(self._plan.anatomy) if region else 0,
             steps=steps,
             start_step=start_step,
-            learning_rate=trial_rate(self._config, region, self._made) if region else None,
+            learning_rate=trial_rate(self._plan, region) if region else None,
             seconds=round(sum(result.seconds.values()), 1),
             parts={name: round(seconds, 2) for name, seconds in result.seconds.items()},
             train_loss=_last_loss(request.folder / "train" / "metrics.jsonl"),
             **ended,
         )
+
+    def _figures(self, result: TrialResult, steps: int) -> dict[str, Any]:
+        """What a request that ended well was measured at.
+
+        Raises:
+            TrialError: it left no scores, or no curve.
+            UserError: a file that it left is damaged.
+        """
+        request = result.request
+        if self._plan.measure.kind == "loss":
+            if not result.curve or result.curve[-1].steps != steps:
+                raise TrialError(f"it was not measured after {steps} steps")
+            return {"curve": result.curve, "margins": result.margins}
+        model = "run" if request.train else BASE
+        scores = _read_scores(request.folder, model)
+        self._answers.keep(request.id, steps, request.folder / "eval" / "samples" / model)
+        return scores
 
 
 def _read_scores(folder: Path, model: str) -> dict[str, Any]:
@@ -170,7 +184,7 @@ def _number(value: Any) -> float | None:
 def _last_loss(path: Path) -> float | None:
     """The loss of the last optimizer step, in nats a token."""
     try:
-        *_, last = path.read_text(encoding="utf-8").splitlines()
-        return _number(json.loads(last)["loss"])
-    except (OSError, ValueError, KeyError, TypeError):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return _number(next(json.loads(line)["loss"] for line in reversed(lines) if '"loss"' in line))
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):
         return None  # it is a courtesy to the reader, and no trial fails for the want of it

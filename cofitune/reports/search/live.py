@@ -13,6 +13,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from cofitune.reports.console import say
+from cofitune.reports.search.scale import SCORES
 from cofitune.reports.search.tree import (
     LABEL,
     WIDTH,
@@ -22,7 +23,7 @@ from cofitune.reports.search.tree import (
     tree_heading,
     tree_line,
 )
-from cofitune.reports.text import change_text, clock, number_text, region_text
+from cofitune.reports.text import clock, number_text, region_text
 
 REFRESHES_A_SECOND = 2
 OTHER_LINES = 4  # of the terminal's, besides the trials': account, heading, base, and a spare one
@@ -114,7 +115,9 @@ class SearchLive:
         """The account, then the tree, cut to what the terminal can hold."""
         lines: list[RenderableType] = [Text(self._account(), no_wrap=True, style="bold")]
         if self._base is not None:
-            heading = f"{'region (layers × modules)':{LABEL}}  unified" if self._narrow else tree_heading()
+            scale = self._base.scale
+            brief = "unified" if scale is SCORES else "speciality loss, drift (nats a token, lower is better)"
+            heading = f"{'region (layers × modules)':{LABEL}}  {brief}" if self._narrow else tree_heading(scale)
             lines += [Text(heading, style="dim", no_wrap=True), self._tree(self._base)]
         return Group(*lines)
 
@@ -129,8 +132,9 @@ class SearchLive:
         ended = len(self._ended)
         text = f"{ended} of at most {max(self._at_most, ended)} trials"
         best = self._rows.get(self._best or "")
-        if best is not None and best.unified is not None:
-            text += f"; best so far {region_text(best.region)} ({best.unified:.1f})"
+        if best is not None:
+            brief = number_text(best.unified) if best.scale is SCORES else best.scale.brief(best, None)
+            text += f"; best so far {region_text(best.region)} ({brief})"
         left = self.seconds_left()
         return text if left is None else f"{text}; at most {clock(left)} left"
 
@@ -161,7 +165,7 @@ class SearchLive:
         """What stands in the place of all scores, where there is no room for them."""
         if not self._narrow:
             return None
-        return number_text(row.unified) + (f" {change_text(row.unified, base.unified)}" if base else "")
+        return row.scale.brief(row, base)
 
     def _choose(self, room: int) -> list[Row]:
         """What fits: the way to the best first, then what runs, then what came last; each with its parents."""

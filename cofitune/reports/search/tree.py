@@ -14,14 +14,15 @@ from rich.text import Text
 from rich.tree import Tree
 
 from cofitune.model.region import Region
-from cofitune.reports.text import _cut, change_text, many, number_text, region_text, weights_text
+from cofitune.reports.search.scale import SCORES, Scale
+from cofitune.reports.text import _cut, many, region_text, weights_text
 
 WIDTH = 100
 LABEL = 42  # columns of the first cell, the tree's guides included
 GUIDE = 4  # columns that rich's guides take a level
 WON, ON_PATH = "★ ", "» "
 TIED = "≈ "
-LEGEND = f"{WON}winner   {ON_PATH}on the way to it   {TIED}ties with it   scores 0-100 with the change against the base"
+LEGEND = f"{WON}winner   {ON_PATH}on the way to it   {TIED}ties with it   "
 MARKS = {"won": WON, "best": WON, "way": ON_PATH}
 
 
@@ -31,7 +32,8 @@ class Row:
 
     Attributes:
         num_trained: trained weights.
-        speciality, versatility, unified: 0-100.
+        speciality, versatility, unified: scores, 0-100; under `LOSSES` the speciality loss and the drift after the last
+            step, and the drift at the loss at which all are compared (None where a trial does not come so far).
         seconds: wall time of training and evaluation, all parts and attempts together.
         reason: why it failed or was stopped.
         status: done, paused, stopped or failed; only what is done is compared with the others.
@@ -41,6 +43,8 @@ class Row:
         tied: whether the trial cannot be told apart from the winner.
         missed: points by which it misses the floor.
         intervals: of the three scores' changes against the base, the ends of the 95 % intervals, where known.
+        scale: what the three figures are.
+        margins: under `LOSSES`, of gen_kn and gen_rs where they have choices, in nats; higher is better.
     """
 
     id: str
@@ -59,6 +63,8 @@ class Row:
     tied: bool = False
     missed: float = 0.0
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    scale: Scale = SCORES
+    margins: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -95,7 +101,7 @@ def search_report(base: Row, rows: Sequence[Row], winner: str, sentences: Sequen
         winner: id of the winning trial.
         sentences: the winner with its reason, and what else there is to know (search_words.py).
     """
-    return Group(search_tree(base, rows, winner), Text(LEGEND, style="dim"), *map(Text, sentences))
+    return Group(search_tree(base, rows, winner), Text(LEGEND + base.scale.legend, style="dim"), *map(Text, sentences))
 
 
 def search_tree(base: Row, rows: Sequence[Row], winner: str) -> RenderableType:
@@ -110,12 +116,12 @@ def search_tree(base: Row, rows: Sequence[Row], winner: str) -> RenderableType:
         style = "bold" if mark else "" if row.finished else "dim"
         line = tree_line(row, base, depth=len(path_to(by_id, row.id)), mark=mark)
         nodes[row.id] = above.add(Text(line, style=style, no_wrap=True))
-    return FullWidth(Group(Text(tree_heading(), style="bold", no_wrap=True), tree))
+    return FullWidth(Group(Text(tree_heading(base.scale), style="bold", no_wrap=True), tree))
 
 
-def tree_heading() -> str:
+def tree_heading(scale: Scale = SCORES) -> str:
     """The names of the tree's columns."""
-    cells = _cells("weights", "speciality", "versatility", "unified", "seconds")
+    cells = _cells("weights", *scale.columns, "seconds")
     return "region (layers × modules)".ljust(LABEL) + cells
 
 
@@ -177,9 +183,18 @@ def progress_line(row: Row, base: Row | None, number: int, at_most: int, known: 
     head = f"trial {number} of at most {max(at_most, number)}: {region_text(row.region)}: "
     if not row.finished:
         return head + _unfinished(row, base)
-    change = f" ({change_text(row.unified, base.unified)} against the base)" if base else ""
-    text = f"unified {number_text(row.unified)}{change}, {row.seconds:.0f} s"
+    text = f"{_headline(row, base, ' against the base')}, {row.seconds:.0f} s"
     return head + text + (" (from the store)" if known else "")
+
+
+def _headline(row: Row, base: Row | None, against: str = "") -> str:
+    """The unified score with its change, or loss and drift."""
+    scale = row.scale
+    if scale is not SCORES:
+        change = f" ({scale.change(row.speciality, base.speciality)}{against})" if base else ""
+        return f"loss {scale.number(row.speciality)}{change}, drift {scale.number(row.versatility)}"
+    change = f" ({scale.change(row.unified, base.unified)}{against})" if base else ""
+    return f"unified {scale.number(row.unified)}{change}"
 
 
 def _unfinished(row: Row, base: Row | None) -> str:
@@ -187,8 +202,7 @@ def _unfinished(row: Row, base: Row | None) -> str:
     reason = " ".join((row.reason or "").split())
     if row.status not in ("paused", "stopped"):
         return f"failed: {reason}"
-    change = f" ({change_text(row.unified, base.unified)})" if base else ""
-    text = f"{row.status} after {many(row.steps, 'step')}: unified {number_text(row.unified)}{change}"
+    text = f"{row.status} after {many(row.steps, 'step')}: {_headline(row, base)}"
     return f"{text}; {reason}" if reason else text
 
 
@@ -198,17 +212,8 @@ def _label(text: str, depth: int) -> str:
 
 
 def _scores(row: Row, base: Row | None) -> str:
-    def score(name: str) -> str:
-        now = getattr(row, name)
-        return number_text(now) + (f" {change_text(now, getattr(base, name))}" if base else "")
-
-    return _cells(
-        "" if base is None else weights_text(row.num_trained),
-        score("speciality"),
-        score("versatility"),
-        score("unified"),
-        f"{row.seconds:.0f}",
-    )
+    weights = "" if base is None else weights_text(row.num_trained)
+    return _cells(weights, *row.scale.cells(row, base), f"{row.seconds:.0f}")
 
 
 def _cells(weights: str, speciality: str, versatility: str, unified: str, seconds: str) -> str:

@@ -22,6 +22,7 @@ from cofitune.recipes.compare import plan as compare_plan
 from cofitune.recipes.compare import recipe
 from cofitune.recipes.rehearse.recipe import rehearse
 from cofitune.recipes.search import plan as search_plan
+from cofitune.recipes.search.trial_config import trial_config
 from cofitune.search.store import open_store
 
 WORDS = ["court", "contract", "void", "seller", "buyer", "tenant", "lease", "landlord"]
@@ -127,8 +128,8 @@ def searched(config: dict[str, Any]) -> dict[str, Any]:
 
 def test_trials_rehearse_with_the_searchs_own_folder(searched: dict[str, Any], tmp_path: Path) -> None:
     rehearse(load(searched), console=Console(quiet=True))
-    plan = search_plan.make_plan(load(searched))
-    trial = search_plan.trial_config(load(searched), plan.largest, plan, tmp_path / "trial")
+    plan = search_plan.plan_search(load(searched))
+    trial = trial_config(plan, plan.largest, tmp_path / "trial")
     assert trial.train.rehearsal is not None and trial.train.rehearsal.path == str(tmp_path / "run/rehearsal")
     assert trial.train.rehearsal.share == 0.2
     assert plan.identity["rehearsal"]["share"] == 0.2 and plan.identity["rehearsal"]["items"] == 7
@@ -136,21 +137,21 @@ def test_trials_rehearse_with_the_searchs_own_folder(searched: dict[str, Any], t
 
 def test_another_rehearsal_is_another_search(searched: dict[str, Any], tmp_path: Path) -> None:
     rehearse(load(searched), console=Console(quiet=True))
-    before = search_plan.make_plan(load(searched)).identity
-    assert search_plan.make_plan(load(searched)).identity == before
+    before = search_plan.plan_search(load(searched)).identity
+    assert search_plan.plan_search(load(searched)).identity == before
     open_store(tmp_path / "store", before)
     searched["train"]["rehearsal"]["share"] = 0.5
-    assert search_plan.make_plan(load(searched)).identity != before
+    assert search_plan.plan_search(load(searched)).identity != before
     searched["train"]["rehearsal"]["share"] = 0.2
     searched["rehearsal"]["max_new_tokens"] = 5
     rehearse(load(searched), console=Console(quiet=True), overwrite=True)
-    after = search_plan.make_plan(load(searched)).identity
+    after = search_plan.plan_search(load(searched)).identity
     with pytest.raises(UserError, match=r"rehearsal\.sha256 is .* there and .* here"):
         open_store(tmp_path / "store", after)
     searched["train"]["rehearsal"] = None
-    assert "rehearsal" not in search_plan.make_plan(load(searched)).identity
+    assert "rehearsal" not in search_plan.plan_search(load(searched)).identity
 
 
 def test_a_search_without_its_rehearsal_says_what_to_run(searched: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"no rehearsal in .*run/rehearsal; run `cofitune rehearse`"):
-        search_plan.make_plan(load(searched))
+        search_plan.plan_search(load(searched))

@@ -28,7 +28,7 @@ from cofitune.evaluation.samples import Sample, TaskResult, save_result
 from cofitune.model.layouts import MODULES
 from cofitune.model.load import choose_dtype
 from cofitune.model.region import resolve_region
-from cofitune.recipes.search.plan import make_plan
+from cofitune.recipes.search.plan import plan_search
 from cofitune.recipes.search.proxy import StartProxy, take_statistics
 from cofitune.recipes.search.recipe import search
 from cofitune.recipes.trial.executor import Measured, TrialRequest, TrialResult
@@ -215,19 +215,19 @@ def test_without_a_limit_of_the_search_the_evaluations_own_stays_and_no_other_mo
     given = config.search.eval
     assert given is not None
     given = given.model_copy(update={"limit": 2, "models": (EvalModel(path="rival"),)})
-    tasks = make_plan(change(config, "search", eval=given, limit=None)).tasks
+    tasks = plan_search(change(config, "search", eval=given, limit=None)).measure.tasks
     assert tasks.limit == 2 and tasks.models == ()
-    tasks = make_plan(change(config, "search", eval=given, limit=1)).tasks
+    tasks = plan_search(change(config, "search", eval=given, limit=1)).measure.tasks
     assert tasks.limit is None and [t.limit for t in tasks.speciality] == [1] and tasks.models == ()
 
 
 def test_the_scores_depend_on_the_precision_that_auto_comes_to(config: Config) -> None:
     assert config.model.dtype == "auto"
     here = str(choose_dtype("auto")).removeprefix("torch.")
-    assert make_plan(config).identity["model"]["dtype"] == here
+    assert plan_search(config).identity["model"]["dtype"] == here
     on_ray = change(config, "search", executor="ray")
-    assert make_plan(on_ray).identity["model"]["dtype"] == "auto, on the cluster"
-    assert make_plan(change(on_ray, "model", dtype="float32")).identity["model"]["dtype"] == "float32"
+    assert plan_search(on_ray).identity["model"]["dtype"] == "auto, on the cluster"
+    assert plan_search(change(on_ray, "model", dtype="float32")).identity["model"]["dtype"] == "float32"
 
 
 def test_a_second_call_trains_nothing_and_says_the_same(config: Config) -> None:
