@@ -26,10 +26,13 @@ class Mixture:
         sizes: examples of each source, whose indices follow one another.
         weights: 1 is each example once an epoch, 2 is twice, 0.5 a fresh random half every epoch, 1.5 once and a
             fresh random half again.
+        items: of each source, the indices within it at which an item begins: an item's examples follow one another, and
+            a random part of a source is drawn item by item. Empty: each example is an item.
     """
 
     sizes: tuple[int, ...]
     weights: tuple[float, ...]
+    items: tuple[tuple[int, ...], ...] = ()
 
     @property
     def per_epoch(self) -> int:
@@ -39,10 +42,11 @@ class Mixture:
     def epoch(self, generator: torch.Generator) -> Tensor:
         """The example indices of one epoch, int64 [per_epoch], drawn from `generator` and shuffled."""
         chosen, start = [], 0
-        for size, (whole, part) in zip(self.sizes, self._counts(), strict=True):
+        begins = self.items or ((),) * len(self.sizes)
+        for size, items, (whole, part) in zip(self.sizes, begins, self._counts(), strict=True):
             chosen += [torch.arange(start, start + size)] * whole
             if part:
-                chosen.append(start + torch.randperm(size, generator=generator)[:part])
+                chosen.append(start + _drawn(size, items, generator)[:part])
             start += size
         indices = torch.cat(chosen)
         return indices[torch.randperm(len(indices), generator=generator)]
@@ -54,6 +58,15 @@ class Mixture:
             whole = math.floor(weight)
             counts.append((whole, round((weight - whole) * size)))
         return counts
+
+
+def _drawn(size: int, items: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """A source's example indices in random order, those of an item one behind another; int64 [size]."""
+    if len(items) in (0, size):
+        return torch.randperm(size, generator=generator)
+    bounds = [*items, size]
+    order = torch.randperm(len(items), generator=generator).tolist()
+    return torch.cat([torch.arange(bounds[item], bounds[item + 1]) for item in order])
 
 
 @dataclass(frozen=True)

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from cofitune.data.control import check_contents, control_tokens
 from cofitune.data.formats import BadItemError
 from cofitune.data.read import Item, ItemCounts, Row, bad_item, make_item
 from cofitune.data.rendered import check_rendered
+from cofitune.data.responses import CLOSES, Response, check_turns, find_response
+from cofitune.data.shape import end_before_next_turn, marked, split_at_response
+from cofitune.data.template import PLAIN_TEMPLATE, ChatTemplate, render, set_template
+from cofitune.data.tokens import Bounds, bounds, encode_response, token_ids, tokenize
 from cofitune.data.top_k import TopK
-from cofitune.errors import UserError
+from cofitune.data.turns import REASONING
+
+__all__ = [
+    "IGNORED", "PLAIN_TEMPLATE", "ChatTemplate", "EncodedItem", "Example", "encode", "encode_item", "encode_rows",
+    "end_ids", "render", "set_template", "template_ends",
+]  # fmt: skip
 
 IGNORED = -100  # the label that torch's cross-entropy skips
-PLAIN_TEMPLATE = (  # every marker ends with a line break, so that no token straddles the prompt and the response
-    "{{ bos_token if bos_token else '' }}"
-    "{% for message in messages %}"
-    "{% if message['role'] == 'system' %}{{ message['content'] }}\n\n"
-    "{% elif message['role'] == 'user' %}### User:\n{{ message['content'] }}\n\n"
-    "{% else %}### Assistant:\n{{ message['content'] }}{{ eos_token }}\n\n{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}### Assistant:\n{% endif %}"
-)
 
 
 @dataclass(frozen=True)
@@ -49,26 +49,6 @@ class Example:
         return len(predicted) - predicted.count(IGNORED)
 
 
-def set_template(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
-    """Make the tokenizer speak the configured template, for training, evaluation and export alike.
-
-    Args:
-        template: chat (the model's own), plain (ours), or auto (the model's own where there is one).
-
-    Returns:
-        chat or plain, which of the two it is now.
-
-    Raises:
-        UserError: `chat` is asked of a tokenizer that has no chat template.
-    """
-    if template == "chat" and not tokenizer.chat_template:
-        raise UserError("data.template: this model's tokenizer has no chat template; use template: plain (or auto)")
-    if template == "plain" or not tokenizer.chat_template:
-        tokenizer.chat_template = PLAIN_TEMPLATE
-        return "plain"
-    return "chat"
-
-
 def encode_rows(
     rows: Iterable[tuple[str, Row]],
     form: str,
@@ -77,8 +57,11 @@ def encode_rows(
     train_on: str,
     on_bad_item: str,
     account: ItemCounts,
-) -> Iterator[Example]:
-    """Make rows examples, one by one; longer ones lose the end of their response. The account counts them all.
+) -> Iterator[list[Example]]:
+    """Make each row's examples, one by one; longer ones lose the end of their response. The account counts them all.
+
+    Yields:
+        The examples of one item: one, or one a response where the template rewrites earlier turns.
 
     Raises:
         DataError: under `on_bad_item: error`, the first item that is unusable, whose prompt alone fills `max_length`,
@@ -88,117 +71,133 @@ def encode_rows(
         account.read += 1
         try:
             item = make_item(where, row, form)
-            example = encode(item, tokenizer, train_on)
-            if len(example.input_ids) > max_length:
-                example = _cut(example, max_length, item.where)
-                account.truncated += 1
+            whole = encode_item(item, tokenizer, train_on)
+            examples = _fit(whole.examples, max_length, item.where)
         except BadItemError as error:
             bad_item(error, on_bad_item, account)
             continue
         account.kept += 1
+        account.truncated += sum(len(e.input_ids) for e in examples) < sum(len(e.input_ids) for e in whole.examples)
+        account.further_examples += len(examples) - 1
+        account.without_end += not whole.ends_with_token
+        account.reasoning += whole.reasons
+        account.tokens += sum(len(example.input_ids) for example in examples)
+        account.supervised += sum(example.num_supervised for example in examples)
         account.note_unread(item.unread)
-        account.tokens += len(example.input_ids)
-        account.supervised += example.num_supervised
-        yield example
+        yield examples
 
 
-def _cut(example: Example, max_length: int, where: str) -> Example:
-    cut = Example(example.input_ids[:max_length], example.labels[:max_length])
-    if cut.num_supervised == 0:
-        tokens = len(example.input_ids)
+def _fit(examples: Sequence[Example], max_length: int, where: str) -> list[Example]:
+    """Cut the examples, and leave out those of which nothing would be learned.
+
+    Raises:
+        BadItemError: none is left.
+    """
+    cut = [e if len(e.input_ids) <= max_length else replace(e, **_first(e, max_length)) for e in examples]
+    fitting = [example for example in cut if example.num_supervised]
+    if not fitting:
+        tokens = min(len(example.input_ids) for example in examples)
         raise BadItemError(
             "prompt too long",
             f"{where}: the prompt alone exceeds data.max_length {max_length} (the whole item has {tokens} tokens)",
         )
-    return cut
+    return fitting
 
 
-def encode(item: Item, tokenizer: PreTrainedTokenizerBase, train_on: str = "response") -> Example:
+def _first(example: Example, count: int) -> dict[str, list[int]]:
+    return {"input_ids": example.input_ids[:count], "labels": example.labels[:count]}
+
+
+@dataclass(frozen=True)
+class EncodedItem:
+    """An item's examples.
+
+    Attributes:
+        ends_with_token: whether each of its learned responses ends with a control token, at which a generation stops.
+        reasons: whether a learned response holds reasoning.
+    """
+
+    examples: tuple[Example, ...]
+    ends_with_token: bool
+    reasons: bool
+
+
+def encode_item(item: Item, tokenizer: PreTrainedTokenizerBase, train_on: str = "response") -> EncodedItem:
     """Render an item with the tokenizer's template and label its responses, end-of-turn token included.
 
+    A template that rewrites earlier turns (leaves out their reasoning, for one) gives an example for each response that
+    is learned, rendered up to it as the model will see it.
+
     Raises:
-        BadItemError: the template refuses the item (two user turns in a row, a system turn, …), or rewrites earlier
-            turns, so that responses cannot be told apart.
+        BadItemError: the template refuses the item (two user turns in a row, a system turn, …) or drops a part of it,
+            or a text holds a control token.
     """
+    messages = item.messages()
+    check_contents(tokenizer, messages, item.where)
     try:
-        return _encode(item, tokenizer, train_on)
+        if train_on == "all":
+            text = render(tokenizer, messages, tools=item.tools)
+            check_turns(tokenizer, messages, text, item.where, item.tools)
+            check_rendered(item, text)
+            ids = token_ids(tokenizer, text)
+            return EncodedItem((Example(ids, list(ids)),), True, False)
+        learned = [index for index in range(len(messages)) if item.learns(index)]
+        responses = [_response(item, tokenizer, messages, index) for index in learned]
     except TemplateError as error:
         raise BadItemError(
             "refused by the template", f"{item.where}: the model's chat template refuses this item: {error}"
         ) from error
+    examples = _together(tokenizer, responses) or [_alone(tokenizer, one, item.where) for one in responses]
+    reasons = any(_reasons(messages[index]) for index in learned)
+    return EncodedItem(tuple(examples), all(one.ends_with_token for one in responses), reasons)
 
 
-def _encode(item: Item, tokenizer: PreTrainedTokenizerBase, train_on: str) -> Example:
-    text = render(tokenizer, item.messages(), tools=item.tools)
-    check_rendered(item, text)
-    encoded = tokenizer(
-        text,
-        add_special_tokens=False,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-    )
-    ids = list(encoded["input_ids"])
-    if train_on == "all":
-        return Example(ids, list(ids))
-    offsets = encoded["offset_mapping"]
+def _response(item: Item, tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], index: int) -> Response:
+    result = find_response(tokenizer, messages[: index + 1], item.where, item.tools)
+    check_rendered(replace(item, turns=item.turns[: index + 1], extras=item.extras[: index + 1]), result.text)
+    return result
+
+
+def encode(item: Item, tokenizer: PreTrainedTokenizerBase, train_on: str = "response") -> Example:
+    """The one example of an item.
+
+    Raises:
+        BadItemError: as `encode_item`; or the item has several.
+    """
+    examples = encode_item(item, tokenizer, train_on).examples
+    if len(examples) > 1:
+        raise BadItemError(
+            "several examples", f"{item.where}: the chat template rewrites earlier turns; each response is an example"
+        )
+    return examples[0]
+
+
+def _together(tokenizer: PreTrainedTokenizerBase, responses: Sequence[Response]) -> list[Example] | None:
+    """One example of all responses; None where the last one's text is not each earlier one's, gone on."""
+    text = responses[-1].text
+    if not all(text.startswith(one.text) for one in responses[:-1]):
+        return None
+    ids, offsets = tokenize(tokenizer, text)
+    found = [bounds(tokenizer, one, ids, offsets) for one in responses]
+    if any(one is None for one in found):
+        return None
+    return [_example(ids, [one for one in found if one is not None])]
+
+
+def _alone(tokenizer: PreTrainedTokenizerBase, response: Response, where: str) -> Example:
+    ids, found = encode_response(tokenizer, response, where)
+    return _example(ids, [found])
+
+
+def _example(ids: list[int], found: Sequence[Bounds]) -> Example:
     labels = [IGNORED] * len(ids)
-    for start, end in _response_spans(item, tokenizer, text):
-        for index in range(bisect_left(offsets, start, key=lambda offset: offset[0]), len(ids)):
-            first, last = offsets[index]
-            if first >= end:
-                break
-            if first < last <= end:
-                labels[index] = ids[index]
+    for one in found:
+        labels[one.start : one.end] = ids[one.start : one.end]
     return Example(ids, labels)
 
 
-def render(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: list[dict[str, str]],
-    add_generation_prompt: bool = False,
-    tools: Sequence[dict[str, Any]] = (),
-) -> str:
-    """The text that the model sees for these messages.
-
-    Args:
-        tools: JSON schemas of the tools that may be called, as transformers' templates take them.
-    """
-    return str(
-        tokenizer.apply_chat_template(
-            messages, tools=list(tools) or None, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-    )
-
-
-def _response_spans(item: Item, tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, int]]:
-    """Character ranges of the responses in `text`: from after the generation prompt through the end-of-turn token."""
-    messages = item.messages()
-    spans = []
-    for index in range(len(messages)):
-        if not item.learns(index):
-            continue
-        if index == 0:
-            raise BadItemError(
-                "first turn not the user's", f"{item.where}: the first turn is the assistant's; it must be the user's"
-            )
-        prompt = render(tokenizer, messages[:index], add_generation_prompt=True, tools=item.tools)
-        whole = text if index + 1 == len(messages) else render(tokenizer, messages[: index + 1], tools=item.tools)
-        if not (whole.startswith(prompt) and text.startswith(whole)):
-            raise BadItemError(
-                "rewritten by the template",
-                f"{item.where}: the model's chat template rewrites earlier turns, so the response in turn {index} "
-                "cannot be told apart; give single-turn items, or use data.template: plain",
-            )
-        spans.append((len(prompt), _end_of_turn(whole, len(prompt), tokenizer.eos_token)))
-    return spans
-
-
-def _end_of_turn(whole: str, start: int, eos: str | None) -> int:
-    """Leave out white space that a template writes after the end-of-turn token: a generation stops before it."""
-    stripped = whole.rstrip()
-    ends_with_token = eos is not None and stripped.endswith(eos)
-    return max(start, len(stripped)) if ends_with_token else len(whole)
+def _reasons(message: Mapping[str, Any]) -> bool:
+    return any(message.get(key) for key in REASONING) or bool(CLOSES.search(message["content"]))
 
 
 def end_ids(tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None) -> set[int]:
@@ -206,8 +205,18 @@ def end_ids(tokenizer: PreTrainedTokenizerBase, generation_config: GenerationCon
     ends = {tokenizer.eos_token_id}
     own = getattr(generation_config, "eos_token_id", None)
     ends.update(own if isinstance(own, list) else [own])
-    turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    whole = tokenizer.apply_chat_template(turn, tokenize=False)
-    after = tokenizer(whole[whole.rindex("b") + 1 :], add_special_tokens=False)["input_ids"]
-    ends.update(i for i in after[:1] if i in tokenizer.all_special_ids)
+    ends.update(template_ends(tokenizer))
     return {i for i in ends if i is not None}
+
+
+def template_ends(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The control token that the template writes first behind a response, if there is one."""
+    try:
+        parts = split_at_response(tokenizer, marked([{"role": "user"}, {"role": "assistant"}]), ())
+    except TemplateError:
+        return set()
+    controls = control_tokens(tokenizer)
+    tail = parts[1] if parts else ""
+    written = tail if any(token in tail for token in controls if token) else tail + end_before_next_turn(tokenizer)
+    places = [(written.find(token), -len(token), i) for token, i in controls.items() if token and token in written]
+    return {min(places)[2]} if places else set()

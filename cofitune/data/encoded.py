@@ -26,8 +26,14 @@ from cofitune.data.sources import OpenSource, Source, open_source
 from cofitune.errors import DataError, UserError
 from cofitune.files import cache_folder, read_json, sha256_json, write_json
 
-VERSION = 2  # raised whenever the same item becomes other tokens or labels
-SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("supervised", pa.list_(pa.bool_()))])
+VERSION = 3  # raised whenever the same item becomes other tokens or labels
+SCHEMA = pa.schema(
+    [
+        ("input_ids", pa.list_(pa.int32())),
+        ("supervised", pa.list_(pa.bool_())),
+        ("begins_item", pa.bool_()),  # the first example of an item
+    ]
+)
 ROWS_AT_ONCE = 256
 BYTES_A_WORKER = 16 * 2**20  # less is tokenized sooner than a process starts
 MOST_WORKERS = 16
@@ -48,11 +54,13 @@ class Examples(Sequence[Example]):
 
     Attributes:
         lengths: tokens of each example, int32 [N].
+        begins_item: whether each is the first example of its item, bool [N].
     """
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table
         self.lengths: np.ndarray = pc.list_value_length(table["input_ids"]).to_numpy().astype(np.int32)
+        self.begins_item: np.ndarray = table["begins_item"].to_numpy(zero_copy_only=False).astype(bool)
 
     @classmethod
     def chain(cls, parts: Iterable[Examples]) -> Examples:
@@ -232,10 +240,12 @@ def _encode_chunk(
     chunk: list[tuple[str, Row]], form: str, tokenizer: PreTrainedTokenizerBase, encoding: Encoding
 ) -> Batch:
     account = ItemCounts()
-    examples = list(encode_rows(chunk, form, tokenizer, **asdict(encoding), account=account))
+    items = list(encode_rows(chunk, form, tokenizer, **asdict(encoding), account=account))
+    examples = [example for item in items for example in item]
     columns = [
         [e.input_ids for e in examples],
         [[label != IGNORED for label in e.labels] for e in examples],
+        [place == 0 for item in items for place in range(len(item))],
     ]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
     return pa.record_batch(arrays, schema=SCHEMA), account

@@ -15,6 +15,7 @@ from cofitune.data.turns import check_text
 from cofitune.errors import DataError
 
 FIRST_SHOWN = 5
+COUNTED = ("read", "kept", "truncated", "tokens", "supervised", "further_examples", "without_end", "reasoning")
 Row = Any  # an item of JSON as text, a row of a table, or a BadRow
 READ_ERRORS = (OSError, EOFError, zlib.error)  # the last two: a .gz file that was cut or damaged
 
@@ -88,6 +89,9 @@ class ItemCounts:
         reasons: why items were dropped → how many.
         first_dropped: the first few of them, each with its place.
         unread: keys of kept items that nothing reads → in how many items.
+        further_examples: examples beyond one an item, where the template rewrites earlier turns.
+        without_end: kept items of which a response ends without a control token.
+        reasoning: kept items whose learned responses hold reasoning.
     """
 
     read: int = 0
@@ -98,6 +102,9 @@ class ItemCounts:
     reasons: dict[str, int] = field(default_factory=dict)
     first_dropped: list[str] = field(default_factory=list)
     unread: dict[str, int] = field(default_factory=dict)
+    further_examples: int = 0
+    without_end: int = 0
+    reasoning: int = 0
 
     @property
     def dropped(self) -> int:
@@ -124,7 +131,7 @@ class ItemCounts:
 
     def add(self, other: ItemCounts) -> None:
         """Count another account's items, which come after one's own."""
-        for name in ("read", "kept", "truncated", "tokens", "supervised"):
+        for name in COUNTED:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for reason, count in other.reasons.items():
             self.reasons[reason] = self.reasons.get(reason, 0) + count

@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from cofitune.data.chat import IGNORED, PLAIN_TEMPLATE, Example, encode, encode_rows, render, set_template
+from cofitune.data.chat import (
+    IGNORED,
+    PLAIN_TEMPLATE,
+    Example,
+    encode,
+    encode_item,
+    encode_rows,
+    render,
+    set_template,
+)
 from cofitune.data.read import Item, ItemCounts
 from cofitune.errors import DataError, UserError
 
@@ -161,7 +170,7 @@ def test_a_long_response_loses_its_end_and_is_counted(tiny_tokenizer: Any) -> No
     whole = encode(one, tiny_tokenizer)
     account = ItemCounts()
     both = rows(one, item("a", "b"))
-    cut, short = encode_rows(both, "auto", tiny_tokenizer, 40, "response", "error", account)
+    (cut,), (short,) = encode_rows(both, "auto", tiny_tokenizer, 40, "response", "error", account)
     assert cut == Example(whole.input_ids[:40], whole.labels[:40])
     assert cut.num_supervised > 0
     assert short == encode(item("a", "b"), tiny_tokenizer)
@@ -174,7 +183,7 @@ def test_an_item_of_exactly_max_length_is_whole(tiny_tokenizer: Any) -> None:
     whole = encode(one, tiny_tokenizer)
     account = ItemCounts()
     length = len(whole.input_ids)
-    assert list(encode_rows(rows(one), "auto", tiny_tokenizer, length, "response", "error", account)) == [whole]
+    assert list(encode_rows(rows(one), "auto", tiny_tokenizer, length, "response", "error", account)) == [[whole]]
     assert account.truncated == 0
 
 
@@ -203,22 +212,63 @@ THINKING = (  # keeps only the last answer's reasoning, as some reasoning models
 )
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused(tiny_tokenizer: Any) -> None:
+def test_a_template_that_rewrites_turns_gives_an_example_each(tiny_tokenizer: Any) -> None:
     tiny_tokenizer.chat_template = THINKING
     single = item("q", "<think>hm</think>a")
     assert supervised(encode(single, tiny_tokenizer), tiny_tokenizer) == ["<think>hm</think>a<|im_end|>"]
-    with pytest.raises(DataError, match=r"f\.jsonl:1: .*rewrites earlier turns.*turn 1.*template: plain"):
-        encode(item("q", "<think>hm</think>a", "q2", "a2"), tiny_tokenizer)
-    example = encode(item("q", "<think>hm</think>a", "q2", "a2"), tiny_tokenizer, train_on="all")
+    both = item("q", "<think>hm</think>a", "q2", "a2")
+    first, second = encode_item(both, tiny_tokenizer).examples
+    assert supervised(first, tiny_tokenizer) == ["<think>hm</think>a<|im_end|>"]
+    assert supervised(second, tiny_tokenizer) == ["a2<|im_end|>"]
+    assert first == encode(single, tiny_tokenizer)
+    text = tiny_tokenizer.decode(second.input_ids)
+    assert text == render(tiny_tokenizer, both.messages()) and "hm" not in text, "the earlier turn as the model sees it"
+    example = encode(both, tiny_tokenizer, train_on="all")
     assert IGNORED not in example.labels
 
 
-def test_a_template_whose_generation_prompt_is_not_in_the_whole_is_refused(tiny_tokenizer: Any) -> None:
+def test_an_item_of_several_examples_counts_once(tiny_tokenizer: Any) -> None:
+    tiny_tokenizer.chat_template = THINKING
+    account = ItemCounts()
+    items = rows(item("q", "<think>hm</think>a", "q2", "a2"), item("q", "a"))
+    made = list(encode_rows(items, "auto", tiny_tokenizer, 512, "response", "error", account))
+    assert [len(examples) for examples in made] == [2, 1]
+    assert (account.read, account.kept, account.further_examples, account.reasoning) == (2, 2, 1, 1)
+    assert account.tokens == sum(len(example.input_ids) for examples in made for example in examples)
+
+
+def test_a_turn_too_long_for_max_length_leaves_the_others(tiny_tokenizer: Any) -> None:
+    tiny_tokenizer.chat_template = THINKING
+    account = ItemCounts()
+    both = rows(item("q", "<think>hm</think>a", "void " * 40, "a2"))
+    ((example,),) = encode_rows(both, "auto", tiny_tokenizer, 60, "response", "error", account)
+    assert supervised(example, tiny_tokenizer) == ["<think>hm</think>a<|im_end|>"]
+    assert (account.kept, account.truncated, account.further_examples) == (1, 1, 0)
+
+
+def test_a_generation_prompt_that_opens_a_thought_is_named(tiny_tokenizer: Any) -> None:
     tiny_tokenizer.chat_template = tiny_tokenizer.chat_template.replace(
-        "%}<|im_start|>assistant\n{% endif", "%}<|im_start|>assistant\n<think>{% endif"
+        "%}<|im_start|>assistant\n{% endif", "%}<|im_start|>assistant\n<think>\n{% endif"
     )
-    with pytest.raises(DataError, match="cannot be told apart"):
+    with pytest.raises(
+        DataError, match=r"f\.jsonl:1: .*begin with '<think>\\n'.*without any reasoning.*enable_thinking"
+    ):
         encode(item("q", "a"), tiny_tokenizer)
+    for given in ("<think>\nhm\n</think>\n\na", "<think>hm</think>a"):
+        example = encode(item("q", given), tiny_tokenizer)
+        (learned,) = supervised(example, tiny_tokenizer)
+        assert learned == given.removeprefix("<think>").removeprefix("\n") + "<|im_end|>"
+        assert "assistant\n<think>\nhm" in tiny_tokenizer.decode(example.input_ids)
+
+
+def test_a_closed_thought_in_the_generation_prompt_is_kept(tiny_tokenizer: Any) -> None:
+    """Some templates ask without thinking by an empty thought that they do not write before a given response."""
+    tiny_tokenizer.chat_template = tiny_tokenizer.chat_template.replace(
+        "%}<|im_start|>assistant\n{% endif", "%}<|im_start|>assistant\n<think></think>{% endif"
+    )
+    example = encode(item("q", "a"), tiny_tokenizer)
+    assert supervised(example, tiny_tokenizer) == ["a<|im_end|>"]
+    assert "assistant\n<think></think>a<|im_end|>" in tiny_tokenizer.decode(example.input_ids)
 
 
 def test_a_template_that_trims_keeps_its_labels(tiny_tokenizer: Any) -> None:
@@ -239,13 +289,16 @@ def test_a_template_without_end_of_turn_supervises_the_response_to_its_end(tiny_
     assert supervised(encode(item("q", "0123"), tiny_tokenizer), tiny_tokenizer) == ["0123\n"]
 
 
-def test_a_token_astride_the_prompt_and_the_response_belongs_to_the_prompt(tiny_tokenizer: Any) -> None:
-    """As in the evaluation, so that a model is asked as it was taught."""
+@pytest.mark.parametrize("answer", ["0123", "Paris", "two", " a"])
+def test_no_token_lies_astride_the_prompt_and_the_response(tiny_tokenizer: Any, answer: str) -> None:
+    """The model reads the prompt's own tokens and goes on from there, in training as in evaluation."""
     tiny_tokenizer.chat_template = BARE.replace("SPACE", " ")
-    example = encode(item("q", "0123"), tiny_tokenizer)
-    (text,) = supervised(example, tiny_tokenizer)
-    assert "0123\n".endswith(text) and text != "0123\n", "the tokenizer has a token ' 01' or the like"
-    assert tiny_tokenizer.decode(example.input_ids).endswith("assistant: 0123\n")
+    one = item("q", answer)
+    example = encode(one, tiny_tokenizer)
+    assert supervised(example, tiny_tokenizer) == [f"{answer}\n"]
+    prompt = tiny_tokenizer(render(tiny_tokenizer, one.messages()[:1], True), add_special_tokens=False)["input_ids"]
+    assert example.input_ids[: len(prompt)] == prompt and example.labels[: len(prompt)] == [IGNORED] * len(prompt)
+    assert tiny_tokenizer.decode(example.input_ids).endswith(f"assistant: {answer}\n")
 
 
 def test_an_item_that_an_assistant_opens_is_labelled_or_refused_with_its_place(tiny_tokenizer: Any) -> None:

@@ -34,6 +34,7 @@ def some_examples(seed: int = 0, count: int = 9, longest: int = 20) -> list[Exam
 
 def as_table(examples: list[Example]) -> Examples:
     columns = [[e.input_ids for e in examples], [[label != IGNORED for label in e.labels] for e in examples]]
+    columns.append([True] * len(examples))
     return Examples(pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA))
 
 

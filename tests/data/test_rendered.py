@@ -28,7 +28,7 @@ def learned(tokenizer: Any, item: dict[str, Any], **settings: Any) -> tuple[list
     account = ItemCounts()
     rows = [("d.jsonl:1", item)]
     options = {"max_length": 4096, "train_on": "response", "on_bad_item": "error", **settings}
-    examples = list(encode_rows(rows, "auto", tokenizer, account=account, **options))
+    examples = [e for item in encode_rows(rows, "auto", tokenizer, account=account, **options) for e in item]
     return [tokenizer.decode([i for i in e.labels if i >= 0]) for e in examples], account
 
 

@@ -123,15 +123,17 @@ def _together(
     lengths, sizes = np.empty(0, dtype=np.int32), [account.kept for account in accounts]
     if encoded:
         chained = Examples.chain(e.examples for e in encoded)
-        examples, lengths = chained, chained.lengths
+        examples, lengths, sizes = chained, chained.lengths, [len(e.examples) for e in encoded]
         if packed_into:
             packs = [pack_lengths(e.examples.lengths, packed_into) for e in encoded]
             starts = np.cumsum([0, *sizes])
             packed = Packs(chained, [start + p for start, part in zip(starts, packs, strict=False) for p in part])
             examples, lengths, sizes = packed, packed.lengths, [len(part) for part in packs]
-    if replay:
-        opened = _weigh_replay(opened, sizes, *replay)
-    mixture = Mixture(tuple(sizes), tuple(one.source.weight for one in opened))
+    if replay:  # an item counts once, however many examples its responses make
+        counted = sizes if packed_into else [account.kept for account in accounts]
+        opened = _weigh_replay(opened, counted, *replay)
+    items = () if packed_into else tuple(_begins(e.examples) for e in encoded)
+    mixture = Mixture(tuple(sizes), tuple(one.source.weight for one in opened), items)
     if mixture.per_epoch == 0:
         raise DataError("data.train: with these weights not one item is left in an epoch; raise them")
     return TrainData(examples, lengths, mixture, tuple(opened), tuple(accounts), tokenizer, template, packed_into)
@@ -150,6 +152,11 @@ def _check_packing(model: schema.Model) -> None:
             f"data.packing: the attention of {config.model_type} cannot keep the conversations of a pack apart; "
             "set it to false"
         )
+
+
+def _begins(examples: Examples) -> tuple[int, ...]:
+    """Where items begin, if some of them have several examples."""
+    return () if examples.begins_item.all() else tuple(np.flatnonzero(examples.begins_item).tolist())
 
 
 def _weigh_replay(opened: Sequence[OpenSource], sizes: Sequence[int], count: int, share: float) -> list[OpenSource]:

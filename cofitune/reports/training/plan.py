@@ -106,6 +106,17 @@ def print_account(console: Console, account: ItemCounts) -> None:
         say(console, f"  dropped: {why}; the first:")
         for message in account.first_dropped:
             say(console, f"    {message}")
+    if account.further_examples:
+        count = account.kept + account.further_examples
+        say(
+            console, f"  the template rewrites earlier turns: an example a response, {count:,} in all; items count once"
+        )
+    if account.without_end:
+        say(
+            console,
+            f"  {account.without_end:,} items end without a control token: the model does not learn to end its answers "
+            "(data.template may name a file that writes one)",
+        )
     if account.unread:
         keys = ", ".join(f"{key} ({count:,})" for key, count in account.unread.items())
         say(console, f"  keys that nothing reads, with the number of items: {keys}")

@@ -1,0 +1,113 @@
+"""What a chat template writes around the turns, found by rendering marks in the place of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from cofitune.data.control import control_tokens
+from cofitune.data.template import render
+
+MARK = "q7f3a9zk{}x"  # stands in for a text; no template writes it, and none trims it
+Messages = Sequence[Mapping[str, Any]]
+
+_KNOWN: WeakKeyDictionary[PreTrainedTokenizerBase, dict[Any, Any]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Around:
+    """What stands around a response.
+
+    Attributes:
+        opening: between the generation prompt and the response's text; empty in most templates.
+        tail: behind the text.
+    """
+
+    opening: str
+    tail: str
+
+
+def remembered(tokenizer: PreTrainedTokenizerBase, key: Any) -> tuple[dict[Any, Any], Any]:
+    """A store of what is known of the tokenizer under its present template, and the full key in it."""
+    store = _KNOWN.setdefault(tokenizer, {})
+    return store, (tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token, key)
+
+
+def mark(index: int) -> str:
+    """What stands in for the text of a turn."""
+    return MARK.format(index)
+
+
+def marked(messages: Messages) -> list[dict[str, Any]]:
+    """The messages, each text a mark."""
+    return [{**message, "content": mark(index)} for index, message in enumerate(messages)]
+
+
+def split_at_response(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, tools: Sequence[Any]
+) -> tuple[str, str] | None:
+    """What the template writes before and behind the last message's text; None where it drops the text."""
+    last = len(messages) - 1
+    text = render(tokenizer, [*messages[:-1], {**messages[-1], "content": mark(last)}], tools=tools)
+    head, found, tail = text.rpartition(mark(last))
+    return (head, tail) if found else None
+
+
+def around_response(tokenizer: PreTrainedTokenizerBase, roles: tuple[str, ...]) -> Around | None:
+    """What stands around the response at the end of turns of these roles; None where the two cannot be told apart."""
+    store, key = remembered(tokenizer, ("around", roles))
+    if key not in store:
+        messages = marked([{"role": role} for role in roles])
+        prompt = render(tokenizer, messages[:-1], add_generation_prompt=True)
+        parts = split_at_response(tokenizer, messages, ())
+        fits = parts is not None and parts[0].startswith(prompt)
+        store[key] = Around(parts[0][len(prompt) :], parts[1]) if parts is not None and fits else None
+    result: Around | None = store[key]
+    return result
+
+
+def dropped_turns(tokenizer: PreTrainedTokenizerBase, messages: Messages, tools: Sequence[Any] = ()) -> list[int]:
+    """Places of the turns whose text the template never writes, whatever it is."""
+    store, key = remembered(tokenizer, ("dropped", _pattern(messages), bool(tools)))
+    if key not in store:
+        ends_open = messages[-1]["role"] != "assistant"
+        text = render(tokenizer, marked(messages), add_generation_prompt=ends_open, tools=tools)
+        store[key] = [index for index, m in enumerate(messages) if m["content"] and mark(index) not in text]
+    result: list[int] = store[key]
+    return result
+
+
+def _pattern(messages: Messages) -> tuple[Any, ...]:
+    return tuple((m["role"], bool(m["content"]), *sorted(m)) for m in messages)
+
+
+def end_before_next_turn(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What a response without a control token behind it ends with, once the user's next turn begins; or nothing.
+
+    Some templates (GLM-4's) close a turn by the next turn's own opening token, at which a generation stops.
+    """
+    store, key = remembered(tokenizer, "end before next turn")
+    if key not in store:
+        store[key] = _end_before_next_turn(tokenizer)
+    return str(store[key])
+
+
+def _end_before_next_turn(tokenizer: PreTrainedTokenizerBase) -> str:
+    around = around_response(tokenizer, ("user", "assistant"))
+    messages = marked([{"role": role} for role in ("user", "assistant", "user")])
+    try:
+        text = render(tokenizer, messages)
+    except TemplateError:
+        return ""
+    between = text.partition(mark(1))[2].partition(mark(2))[0]
+    if around is None or not between.startswith(around.tail):
+        return ""
+    rest = between[len(around.tail) :]
+    space = rest[: len(rest) - len(rest.lstrip())]
+    starting = [token for token in control_tokens(tokenizer) if token and rest.lstrip().startswith(token)]
+    return space + max(starting, key=len) if starting else ""
