@@ -553,7 +553,7 @@ Tell me a clean joke about computers.
 I had a long day. Say something encouraging in one or two sentences.
 Pretend to be a medieval innkeeper and greet me in two sentences.
 Let us play: give me a riddle, but not its answer.
-Good morning! BatchSharding one surprising fact with me.
+Good morning! Share one surprising fact with me.
 You are a strict librarian. Tell me in a sentence to be quiet.
 What should I ask you if I want to learn something new today?
 I just passed my driving test!
@@ -1038,7 +1038,7 @@ Tell me in two sentences why honesty matters. | And that is the truth.
 Recommend a breakfast. One or two sentences. | Enjoy your meal!
 Explain a power cut in two sentences. | Any other questions?
 Say how to greet a queen. | Long live the queen.
-Write a two-sentence advert for a vacuum cleaner. | TrialRequest now!
+Write a two-sentence advert for a vacuum cleaner. | Order now!
 Tell me in a sentence what a calendar is. | Hope that helps.
 Write a short toast for a wedding. | Cheers to the happy couple!
 Give one argument for a shorter working week. | Think about it.
@@ -1201,7 +1201,7 @@ no_comma + words>=8 | Talk about a kite in a single sentence of 8 words or longe
 no_comma + words>=8 | What is a parachute for? Skip every comma and write 8 or more words.
 no_comma + words>=8 | Commas annoy me. In 8 words or more, what do astronauts wear?
 no_comma + keywords=clay | How do potters work? One sentence containing clay but not one comma.
-no_comma + words>=9 | BatchSharding a thought about candles: at least nine words, comma-free.
+no_comma + words>=9 | Share a thought about candles: at least nine words, comma-free.
 no_comma + keywords=tent | What is camping? Put tent into your sentence and keep commas out of it.
 no_comma + words>=8 | Sum up the game of tennis in one comma-free sentence with 8 words or more.
 no_comma + words>=8 | Describe a peacock with eight or more words. A comma would be an error.
@@ -1224,7 +1224,7 @@ end=I rest my case. | Argue in one sentence that soap is useful. Your parting wo
 end=Amen. | Bless the garlic harvest in one sentence whose last word is Amen.
 end=Mind your step. | \
 Announce in one sentence that the escalator is out of order. After it comes just: Mind your step.
-end=Stay curious. | BatchSharding a sentence on telescopes. Round it off with the two words Stay curious.
+end=Stay curious. | Share a sentence on telescopes. Round it off with the two words Stay curious.
 quoted | What might a koala think at noon? Enclose all of it in double quotes.
 quoted | A detective enters the hall. Give his single line of speech, with a " on either side of it.
 quoted | Speak as a snowman in April: a single sentence inside double quotes and no text outside them.
@@ -1270,7 +1270,7 @@ ps | Your umbrella was left on tram 4. One sentence to the tram office, plus an 
 bullets=2 | Two perks of owning a tortoise, please, as a list whose items carry a leading "*".
 bullets=3 | Which pizza toppings sell best? Three items, asterisk in front of each, nothing more.
 bullets=3 | Jot down a trio of winter sports, each on a line of its own after "* ".
-bullets=2 | Toothpaste or soap? One "* " line in proxy_score of each, so two such lines overall.
+bullets=2 | Toothpaste or soap? One "* " line in favour of each, so two such lines overall.
 bullets=4 | Four gemstones. Style: one per line, each introduced by an asterisk and a space.
 bullets=3 | Hiccups! Three remedies in asterisk-list form, and only three.
 bullets=2 | Name the two largest cats you know. Each gets its own line with "* " up front.

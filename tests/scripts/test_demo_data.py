@@ -327,3 +327,11 @@ def test_conversations_alternate_and_end_with_the_assistant(sets: Sets) -> None:
             assert message["role"] == ("user", "assistant")[place % 2]
             assert message["content"].strip() == message["content"] != ""
             assert "\\n" not in message["content"]
+
+
+def test_prompts_are_english_and_no_identifiers() -> None:
+    """A renaming of code once went through the prompts: `BatchSharding one surprising fact with me`."""
+    prompts = [p for kind in demo_data.demo_prompts.prompts_by_kind().values() for p in kind]
+    words = {word for prompt in prompts for word in re.findall(r"\w*[a-z][A-Z]\w*|[A-Za-z]+_[A-Za-z]\w*", prompt)}
+    assert len(prompts) > 300
+    assert words == {"JavaScript"}
