@@ -117,7 +117,7 @@ class Search(Section):
     proxy: Literal["none", "order", "prune"] = Field(
         "none",
         description="gradients of one pass over data.train and importance.data, before any training; order: the "
-        "candidates that they proxy_score are tried first; prune: only those are tried",
+        "candidates with the better estimate are tried first; prune: only those are tried",
     )
     proxy_keep: float = Field(
         0.5, gt=0, le=1, description="prune: share of a level's candidates that is tried, at least beam"

@@ -122,7 +122,7 @@ class LevelRunner:
             self._run([replace(job, stop_step=stop_step) for job in requested], results)
 
     def _run(self, jobs: Sequence[Job], results: dict[str, Trial]) -> None:
-        """TrialRequest as many at once as the budget has room for, until all have ended or it has none."""
+        """Request as many trials at once as the budget has room for, until all have ended or it has none."""
         while jobs:
             reserve = self._reserve(jobs[0].stop_step)
             count = self._rules.budget.admit([self._part(job) for job in jobs], self._store, reserve)
