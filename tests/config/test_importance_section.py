@@ -38,7 +38,7 @@ def read(path: Path, *overrides: str) -> Config:
         ("fisher", "absolute", "rank", None, "absolute does not fit estimator: fisher"),
     ],
 )
-def test_each_estimator_has_its_reductions_and_each_reduction_its_normalisations(
+def test_each_estimator_has_reductions_and_each_of_them_normalisations(
     path: Path, estimator: str, reduce: str | None, normalize: str | None, reduced_by: str | None, normalized_by: str
 ) -> None:
     given = {"estimator": estimator, "reduce": reduce, "normalize": normalize}

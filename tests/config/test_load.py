@@ -354,6 +354,6 @@ def test_the_rungs_of_a_search_may_be_one_number(write: Any) -> None:
     assert search.halving is not None and search.halving.steps == (15,) and search.floor == -2
 
 
-def test_a_prefix_cache_of_the_search_is_refused_where_it_would_not_give_the_same_loss(write: Any) -> None:
+def test_a_searchs_prefix_cache_is_refused_where_it_changes_the_loss(write: Any) -> None:
     text = "model: {name: some/model, trust_remote_code: true}\noutput_dir: runs/x\nsearch: {prefix_cache: disk}\n"
     assert "search.prefix_cache: disk stands in for the frozen layers" in problems(write(text))[0]

@@ -301,7 +301,7 @@ def test_no_token_lies_astride_the_prompt_and_the_response(tiny_tokenizer: Any, 
     assert tiny_tokenizer.decode(example.input_ids).endswith(f"assistant: {answer}\n")
 
 
-def test_an_item_that_an_assistant_opens_is_labelled_or_refused_with_its_place(tiny_tokenizer: Any) -> None:
+def test_an_item_that_an_assistant_opens_is_labelled_or_refused_by_place(tiny_tokenizer: Any) -> None:
     """Some data sets begin with the assistant's greeting, and a template may let them through."""
     one = Item((("assistant", "Hello"), ("user", "q"), ("assistant", "a")), "f.jsonl:1")
     try:

@@ -40,9 +40,7 @@ def test_items_that_do_not_fit_are_left_out_and_counted(tmp_path: Path, tiny_tok
         fit_lengths([task], tiny_tokenizer, min(tokens) + 9)
 
 
-def test_answers_longer_than_the_limit_are_counted_and_a_task_of_such_is_refused(
-    tmp_path: Path, tiny_tokenizer: Any
-) -> None:
+def test_answers_over_the_limit_are_counted_and_a_task_of_such_refused(tmp_path: Path, tiny_tokenizer: Any) -> None:
     long = "a very long answer " * 20
     items = [{"question": "Q?", "answers": answers} for answers in (["a", long], [long], ["b"])]
     (result,) = fit_lengths([make_task(tmp_path, items, max_new_tokens=4)], tiny_tokenizer, None)
@@ -54,7 +52,7 @@ def test_answers_longer_than_the_limit_are_counted_and_a_task_of_such_is_refused
     assert fit_lengths([number], tiny_tokenizer, None)[0].too_long == (), "the number may come alone"
 
 
-def test_the_hash_of_what_is_asked_follows_the_prompts_and_the_given_answers(
+def test_the_hash_follows_the_prompts_and_the_given_answers(
     tmp_path: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = make_task(tmp_path, [{"question": "Q?", "choices": ["b", "c"], "answer": 1}], "multiple_choice")

@@ -96,7 +96,7 @@ def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence() -> None:
         assert text_score("rouge_l", answer, ["x", reference], tokenize=tokenize) == pytest.approx(expected)
 
 
-def test_bleu_of_a_sentence_is_the_smoothed_geometric_mean_of_n_gram_precisions() -> None:
+def test_a_sentences_bleu_is_the_smoothed_geometric_mean_of_precisions() -> None:
     answer, reference = "a b c d e f", "a b c d x f g"
     # by hand: 5 of 6 words, 3 of 5 pairs, 2 of 4 triples, 1 of 3 quadruples; one word shorter than the reference
     expected = math.exp(1 - 7 / 6) * (5 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25
@@ -122,7 +122,7 @@ def test_chrf_is_the_f2_of_character_n_grams() -> None:
     assert text_score("chrf", answer, [reference]) == pytest.approx(5 * p * r / (4 * p + r))
 
 
-def test_the_corpus_figure_is_not_the_mean_of_sentences_and_takes_unequal_numbers_of_references() -> None:
+def test_the_corpus_figure_is_no_mean_of_sentences_and_references_may_vary() -> None:
     answers, references = ["the cat sat on the mat", "hello"], [["the cat sat on a mat"], ["hello there", "hello"]]
     mean = sum(text_score("bleu", a, r) for a, r in zip(answers, references, strict=True)) / 2
     whole = corpus_score("bleu", answers, references)

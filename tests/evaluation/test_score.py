@@ -203,7 +203,7 @@ def test_answers_are_those_of_a_slow_greedy_loop_up_to_the_limit(tmp_path: Path,
         assert sample.prompt == render_prompt(tokenizer, item)
 
 
-def test_an_answer_ends_at_a_stop_string_at_the_models_own_end_tokens_and_ignores_its_sampling_defaults(
+def test_an_answer_ends_at_stop_strings_and_end_tokens_without_sampling(
     tmp_path: Path, model: Any, tokenizer: Any
 ) -> None:
     item = generate_task(tmp_path).items[1]
@@ -319,7 +319,7 @@ def test_a_changed_file_changes_the_scores(tmp_path: Path, model: Any, tokenizer
         assert ask(model, tokenizer, task).raw == score
 
 
-def test_the_model_and_the_random_state_are_left_as_they_were_and_nothing_is_printed(
+def test_model_and_random_state_are_left_alone_and_nothing_is_printed(
     tmp_path: Path, model: Any, tokenizer: Any, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     task = generate_task(tmp_path, max_new_tokens=3)

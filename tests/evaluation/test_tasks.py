@@ -25,7 +25,7 @@ def make_task(folder: Path, items: list[Any], kind: str = "multiple_choice", **c
     return EvalTask(**{"title": "t", "category": "gen_kn", "path": str(path), "kind": kind, "metric": metric} | changes)
 
 
-def test_a_choice_is_asked_below_its_context_and_chance_is_the_mean_over_items(tmp_path: Path) -> None:
+def test_a_choice_follows_its_context_and_chance_is_the_mean_over_items(tmp_path: Path) -> None:
     four = {"question": "Which?", "context": "A fact.", "choices": ["a", "b", "c", "d"], "answer": 0}
     (loaded,) = load_tasks([make_task(tmp_path, [CHOICE, "", four])])
     assert [item.prompt for item in loaded.items] == ["Two plus two?", "A fact.\nWhich?"]

@@ -88,7 +88,7 @@ def run_all(ranks: Ranks, requests: list[TrialRequest]) -> list[TrialResult]:
         return list(execute(requests))
 
 
-def test_no_trial_depends_on_what_ran_before_it_in_its_worker_or_in_one_that_failed(
+def test_no_trial_depends_on_earlier_ones_in_its_worker_or_a_failed_one(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
     first, other, again, after = (

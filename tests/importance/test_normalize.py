@@ -91,7 +91,7 @@ def test_rank_is_monotone_on_any_scale(power: float) -> None:
     assert rank(scores).amax(-1).tolist() == [1, 1]
 
 
-def test_zscore_tanh_is_monotone_in_the_distance_from_the_mean_and_not_in_non_negative_scores() -> None:
+def test_zscore_tanh_is_monotone_in_distance_from_the_mean_not_in_scores() -> None:
     signed = torch.randn(2, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     far = (signed - signed.mean(-1, keepdim=True)).abs()
     assert bool((zscore_tanh(signed).gather(-1, far.argsort(-1)).diff(dim=-1) >= 0).all())

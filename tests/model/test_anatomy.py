@@ -46,7 +46,7 @@ def test_sizes_of_a_grouped_query_llama(tiny_model_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config, GemmaConfig, Olmo2Config])
-def test_the_plain_layout_is_known_in_every_family_and_equals_the_real_model(make: Any) -> None:
+def test_the_plain_layout_is_known_in_every_family_as_the_real_model(make: Any) -> None:
     config = make(**SIZES)
     anatomy = read_anatomy(config)
     model = AutoModelForCausalLM.from_config(config)

@@ -127,7 +127,7 @@ def test_the_map_reads_any_layouts_names(prefix: str, fused: bool) -> None:
         assert states == {"0-2": "frozen", "3-5": "masked", "6-8": "frozen", "9": "masked", "10-11": "frozen"}
 
 
-def test_the_items_of_a_task_are_counted_and_the_first_are_shown_whole_or_cut() -> None:
+def test_a_tasks_items_are_counted_and_the_first_shown_whole_or_cut() -> None:
     entries = [
         {"task": t, "line": i, "prompt": "p" * (LONGEST + 5), "reference": 1, "choices": ["no", "yes"],
          "before": {"pick": 1, "score": 1}, "after": {"pick": 0, "score": 0}}

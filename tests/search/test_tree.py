@@ -166,7 +166,7 @@ def test_a_score_that_rises_down_one_path_is_followed_to_the_papers_best(tmp_pat
     assert [t.level for t in way] == [4, 3, 2, 1]
 
 
-def test_children_worse_than_their_parent_are_still_expanded_but_the_parent_wins(tmp_path: Path) -> None:
+def test_children_worse_than_their_parent_are_expanded_but_it_wins(tmp_path: Path) -> None:
     bench = Bench(tmp_path, lambda region: 10.0 * len(region.layers) + len(region.modules))
     result = bench.search()
     assert result.winner.region == Region.span(0, 3, ROOT.modules)
@@ -174,7 +174,7 @@ def test_children_worse_than_their_parent_are_still_expanded_but_the_parent_wins
     assert all(len(ids) == 1 for ids in result.expanded)
 
 
-def test_where_both_are_better_than_either_the_projections_of_both_are_tried(tmp_path: Path) -> None:
+def test_where_both_beat_either_the_projections_of_both_are_tried(tmp_path: Path) -> None:
     kinds = {ROOT.modules: 50.0, GROUPS["mha"]: 40.0, GROUPS["ffn"]: 10.0, ("up_proj", "down_proj"): 90.0}
     bench = Bench(tmp_path, lambda region: kinds.get(region.modules, 0.0))
     result = bench.search()
@@ -260,7 +260,7 @@ def test_a_trial_that_fails_once_is_tried_again(tmp_path: Path) -> None:
     assert [t.status for t in bench.store.trials()] == ["done"] * 3
 
 
-def test_a_trial_that_keeps_failing_is_recorded_and_does_not_end_the_search(tmp_path: Path) -> None:
+def test_a_trial_that_keeps_failing_is_recorded_and_ends_no_search(tmp_path: Path) -> None:
     region = Region.span(0, 3, ROOT.modules)
     bench = Bench(tmp_path, lambda region: -float(region.first), [(region, 99)])
     result = bench.search(PAPER_LEVELS[:2])
@@ -486,7 +486,7 @@ def test_a_budget_keeps_enough_to_finish_one_of_the_paused(tmp_path: Path) -> No
         )
 
 
-def test_a_budget_that_ends_between_two_rungs_still_finishes_the_best_of_the_paused(tmp_path: Path) -> None:
+def test_a_budget_that_ends_between_rungs_finishes_the_best_of_the_paused(tmp_path: Path) -> None:
     score = random_score(8, 1000)
     room = 2 * (15 + EVALUATION) + 45 + EVALUATION + 0.01  # two to the first rung, and one of them past the second
     bench = Bench(tmp_path, score)
@@ -519,9 +519,7 @@ def test_the_proxy_orders_a_level_and_prunes_it_only_where_asked(tmp_path: Path)
 
 @pytest.mark.parametrize("keep", [0.3, 0.5, 1.0])
 @pytest.mark.parametrize("beam", [1, 2, 3])
-def test_the_plan_bounds_what_a_pruned_search_tries_and_says_it_exactly_where_it_can(
-    tmp_path: Path, beam: int, keep: float
-) -> None:
+def test_the_plan_bounds_what_a_pruned_search_tries_exactly_if_it_can(tmp_path: Path, beam: int, keep: float) -> None:
     planned = plan(PAPER_LEVELS, ROOT.last + 1, beam, keep=keep)
     tried = []
     for seed in range(8):

@@ -109,7 +109,7 @@ def test_the_id_is_the_same_in_another_process_and_in_any_order_of_keys() -> Non
     assert other.stdout.strip().splitlines()[-1] == mine
 
 
-def test_equal_scores_go_by_fewer_weights_and_then_by_the_lower_first_layer() -> None:
+def test_equal_scores_go_by_fewer_weights_then_by_the_lower_first_layer() -> None:
     high = replace(DONE, id="high", region=Region.span(24, 31, ("up_proj",)), num_trained=10, unified=50.0)
     low = replace(high, id="low", region=Region.span(0, 7, ("up_proj",)))
     small = replace(high, id="small", num_trained=9)

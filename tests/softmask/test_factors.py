@@ -114,7 +114,7 @@ def test_the_uniform_control_is_each_modules_mean_factor(model: LlamaForCausalLM
         assert factor.values.mean().item() == pytest.approx(mask[name].values.mean().item(), rel=1e-6)
 
 
-def test_the_shuffled_control_is_the_same_factors_on_other_units_of_the_layer(model: LlamaForCausalLM) -> None:
+def test_the_shuffled_control_has_the_same_factors_on_other_units(model: LlamaForCausalLM) -> None:
     anatomy, region, importance = anatomy_of(model), resolve_region("all", MODULES, 3), _importance()
     shuffled = shuffle_units(importance, anatomy, 5)
     assert all(torch.equal(shuffled[k], v) for k, v in shuffle_units(importance, anatomy, 5).items())

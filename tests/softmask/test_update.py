@@ -15,7 +15,7 @@ SHAPES = [(5, 7), (7, 5), (1, 6), (6, 1)]
 
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_possible_cut_of_a_weight_equals_the_whole_masked_as_a_matrix(shape: tuple[int, int], axis: int) -> None:
+def test_every_cut_of_a_weight_equals_the_whole_masked_as_a_matrix(shape: tuple[int, int], axis: int) -> None:
     torch.manual_seed(0)
     old, new = torch.randn(shape), torch.randn(shape)
     factor = Factor(torch.rand(shape[axis]), axis)

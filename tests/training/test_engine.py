@@ -40,9 +40,7 @@ def test_offload_goes_to_the_cpu() -> None:
 
 
 @pytest.mark.parametrize(("ratio", "steps", "expected"), [(0.03, 101, 3), (0.03, 14, 0), (0, 10, 0), (0.5, 3, 1)])
-def test_the_warm_up_is_rounded_down_so_that_a_short_run_trains_in_every_step(
-    ratio: float, steps: int, expected: int
-) -> None:
+def test_the_warm_up_is_rounded_down_so_that_every_step_trains(ratio: float, steps: int, expected: int) -> None:
     assert replace(SETTINGS, warmup_ratio=ratio, num_steps=steps).warmup_steps == expected
 
 
@@ -82,7 +80,7 @@ sys.exit(7)
 """
 
 
-def test_a_process_ends_with_its_own_exit_code_while_gloo_lets_go_of_a_tensor(tmp_path: Path) -> None:
+def test_a_process_keeps_its_exit_code_while_gloo_lets_go_of_a_tensor(tmp_path: Path) -> None:
     """Found where a training was stopped by a signal: 134 for 143, once in some hundred times."""
     (tmp_path / "ending.py").write_text(ENDING)
     command = [sys.executable, str(tmp_path / "ending.py")]

@@ -47,7 +47,7 @@ def test_a_model_whose_head_is_no_module_gives_the_same(
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "granite", "cohere"])
-def test_the_head_sees_supervised_positions_alone_and_what_follows_it_stays(kind: str) -> None:
+def test_the_head_sees_supervised_positions_alone_and_the_rest_stays(kind: str) -> None:
     """Soft capping (Gemma 2) and scaling (Granite, Cohere) of the logits come after the head."""
     torch.manual_seed(0)
     sizes = {"vocab_size": 16, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,

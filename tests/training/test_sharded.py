@@ -108,7 +108,7 @@ def test_two_ranks_equal_one_plain_loop(case, two_ranks: Path, table_line: Calla
 
 
 @pytest.mark.parametrize("case", [c for c in cases.CASES if not c.bf16], ids=lambda c: c.name)
-def test_the_validation_loss_is_a_plain_loops_and_training_goes_on_as_before(case, two_ranks: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_validation_loss_is_a_plain_loops_and_changes_no_training(case, two_ranks: Path) -> None:  # type: ignore[no-untyped-def]
     """That it goes on as before is shown by every other test here: each case has validated in its middle."""
     model = cases.tiny_model(case.bias)
     model.load_state_dict(load_file(two_ranks / f"{case.name}.safetensors"))
@@ -143,7 +143,7 @@ def test_nothing_outside_the_region_changes(case, two_ranks: Path) -> None:  # t
 
 
 @pytest.mark.parametrize("case", [c for c in cases.CASES if c.mask == "update"], ids=lambda c: c.name)
-def test_units_of_importance_1_do_not_move_in_update_mode_even_under_weight_decay(case, two_ranks: Path) -> None:  # type: ignore[no-untyped-def]
+def test_units_of_importance_1_do_not_move_under_update_masks_and_decay(case, two_ranks: Path) -> None:  # type: ignore[no-untyped-def]
     model = cases.tiny_model(case.bias)
     start = _start(case)
     got = load_file(two_ranks / f"{case.name}.safetensors")

@@ -111,7 +111,7 @@ def ask(model: Path, *tasks: LoadedTask, **options: Any) -> dict[str, TaskResult
     return score_model(load_model(str(model), torch.float32), ScoreRequest(tokenizer, tasks, 2, **options))
 
 
-def test_three_tasks_score_as_the_harness_command_line_does_digit_for_digit(
+def test_three_tasks_score_as_the_harness_command_line_to_the_digit(
     data: Path, loud_model: Path, tmp_path: Path
 ) -> None:
     names = {"arc_easy": "acc_norm", "boolq": "acc", "gsm8k": "exact_match,flexible-extract"}

@@ -92,7 +92,7 @@ def test_a_mask_is_held_against_its_controls() -> None:
     assert matched(models, points)["against_controls"] == []
 
 
-def test_where_nothing_overlaps_or_nothing_was_learnt_there_is_null_and_a_reason() -> None:
+def test_without_overlap_or_learning_there_is_null_and_a_reason() -> None:
     models = [(0.3, 0.6, 0.6), (0.5, 0.3, 0.3), (0.2, 0.5, 0.5)]
     result = matched(models, {"full": [Point("f", 1, 1, (1,))], "worse": [Point("w", 1, 1, (2,))], "none": []})
     assert [level["point"] for level in result["matched"]] == ["f"], "below the base nothing is matched"

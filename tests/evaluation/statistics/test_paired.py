@@ -103,7 +103,7 @@ def test_without_a_changed_item_the_interval_still_has_width() -> None:
     assert result is not None and result.value == 0 and result.low < 0 < result.high < 10
 
 
-def test_the_same_call_gives_the_same_interval_and_a_model_does_not_differ_from_itself() -> None:
+def test_a_call_repeats_its_interval_and_a_model_equals_itself() -> None:
     tasks = two_models()
     assert Bootstrap(tasks, 0.5).change("unified", 1, 0) == Bootstrap(tasks, 0.5).change("unified", 1, 0)
     none = Bootstrap(tasks, 0.5).change("versatility", 0, 0)

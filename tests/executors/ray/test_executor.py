@@ -61,9 +61,7 @@ def run(cluster: Any, work: Any, *requests: TrialRequest, output: list[str] | No
         return {result.request.id: result for result in execute(requests)}
 
 
-def test_as_many_trials_run_at_once_as_the_cluster_holds_and_their_files_come_back(
-    cluster: Any, tmp_path: Path
-) -> None:
+def test_as_many_trials_run_as_the_cluster_holds_and_files_come_back(cluster: Any, tmp_path: Path) -> None:
     def work(errand: RemoteTrial) -> Report:
         meeting = tmp_path / "meeting"
         meeting.mkdir(exist_ok=True)
@@ -122,7 +120,7 @@ def test_a_trial_whose_worker_was_killed_runs_again_and_at_most_so_often(
     ]
 
 
-def test_a_paused_trial_goes_on_where_its_state_lies_and_nothing_stays_there(cluster: Any, tmp_path: Path) -> None:
+def test_a_paused_trial_resumes_where_its_state_lies_and_leaves_nothing(cluster: Any, tmp_path: Path) -> None:
     def work(errand: RemoteTrial) -> Report:
         import ray
 
@@ -241,7 +239,7 @@ def test_a_cluster_that_could_never_hold_a_trial_is_refused(cluster: Any, tmp_pa
         list(execute([request(tmp_path, "a")]))
 
 
-def test_a_real_trial_gives_what_the_local_executor_gives_also_in_two_parts(
+def test_a_real_trial_equals_the_local_executors_also_in_two_parts(
     cluster: Any, tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums round alike
@@ -355,7 +353,7 @@ def test_a_search_that_lost_its_last_node_waits_for_one_but_not_for_ever(
     assert "no node of the cluster has them" in output[1] and "waiting up to" in output[1] and len(output) == 2
 
 
-def test_a_trial_on_a_node_that_leaves_before_it_told_its_versions_runs_again(
+def test_a_trial_on_a_node_that_leaves_without_its_versions_runs_again(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stays, joins = cluster.add_node(**TWO_CORES), cluster.add_node(**TWO_CORES)

@@ -79,7 +79,7 @@ def test_what_the_search_reads_comes_back_and_nothing_stays(
     assert report.folder == str(search_folder("cofitune-search") / "a") and not Path(report.folder).exists()
 
 
-def test_a_paused_trial_finds_its_state_and_a_lost_attempts_litter_is_swept(errand: RemoteTrial) -> None:
+def test_a_paused_trial_finds_its_state_and_a_lost_attempts_is_removed(errand: RemoteTrial) -> None:
     first = run_errand(asked(errand, stop_step=3), trial)
     assert (Path(first.folder) / "train/checkpoints").exists()
     second = run_errand(replace(asked(errand, stop_step=5), begin=False), trial)

@@ -67,9 +67,7 @@ def test_two_ranks_train_what_one_trains(name: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_under_an_adapter_the_whole_base_is_frozen_and_only_its_carriers_are_in_the_delta(
-    name: str, folder: Path
-) -> None:
+def test_an_adapter_freezes_the_base_and_its_carriers_alone_are_the_delta(name: str, folder: Path) -> None:
     base = dict(AutoModelForCausalLM.from_pretrained(folder / "model").named_parameters())
     for ranks in (1, 2):
         train_folder = folder / f"{ranks}-ranks" / name / "train"

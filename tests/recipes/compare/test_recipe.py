@@ -110,7 +110,7 @@ def begin_and_kill(config: dict[str, Any], folder: Path) -> None:
     process.wait()
 
 
-def test_killed_and_resumed_a_comparison_is_whole_and_a_second_call_trains_nothing(config: dict[str, Any]) -> None:
+def test_a_killed_comparison_resumes_whole_and_then_trains_nothing(config: dict[str, Any]) -> None:
     folder = Path(config["output_dir"]) / "compare"
     config["compare"]["methods"]["broken"] = {"train": {"max_grad_norm": 0.0, "warmup_ratio": 0.0}}
     config["compare"]["learning_rates"]["broken"] = [1e30]  # diverges
@@ -273,7 +273,7 @@ def test_a_run_that_is_trained_in_another_template_names_its_method(
         compare_plan.make_plan(load(config), False, False, 1)
 
 
-def test_runs_that_could_not_stand_beside_the_base_are_refused_before_any_training(
+def test_runs_not_comparable_with_the_base_are_refused_before_training(
     config: dict[str, Any], tmp_path: Path, tiny_model_folder: Path
 ) -> None:
     other = shutil.copytree(tiny_model_folder, tmp_path / "other")

@@ -242,7 +242,7 @@ def test_no_model_is_served_anothers_answers(place: Place, monkeypatch: pytest.M
     assert read_samples(place, "run") == before["other"] and read_samples(place, "other") == before["run"]
 
 
-def test_weights_edited_in_place_are_scored_anew_though_size_and_time_are_the_same(
+def test_weights_edited_in_place_are_scored_anew_at_equal_size_and_time(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place.model = place.copy_of_model("base")

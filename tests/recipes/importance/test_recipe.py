@@ -293,7 +293,7 @@ def test_sums_of_other_ranks_let_no_finished_folder_be_replaced(made: Path) -> N
     assert {p.name: sha256_file(p) for p in folder.iterdir() if p.is_file()} == finished
 
 
-def test_other_settings_under_overwrite_begin_anew_and_a_crash_while_writing_loses_no_sums(
+def test_overwrite_begins_anew_and_a_crash_while_writing_loses_no_sums(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = importance(read(made), console=quiet())

@@ -86,7 +86,7 @@ def test_no_rank_ever_holds_much_more_than_two_layers(name: str, two_ranks: Path
         assert max(numel for _, numel in watched) <= 1.05 * gathered_at_once(anatomy) < 0.6 * anatomy.num_parameters
 
 
-def test_ranks_that_were_interrupted_at_different_points_go_on_to_the_same_bits(two_ranks: Path) -> None:
+def test_ranks_interrupted_at_different_points_go_on_to_the_same_bits(two_ranks: Path) -> None:
     folders = [two_ranks / f"two-{name}" / "importance" for name in ("interrupted", "uninterrupted")]
     for file in ("scores.safetensors", "importance.safetensors"):
         assert len({sha256_file(folder / file) for folder in folders}) == 1

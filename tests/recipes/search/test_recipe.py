@@ -176,7 +176,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "parts")} for line in lines]
 
 
-def test_it_finds_the_region_that_the_formula_favours_and_writes_it_for_train(config: Config) -> None:
+def test_it_finds_the_region_the_formula_favours_and_writes_it_for_train(config: Config) -> None:
     trainer = Trainer()
     folder, shown = run(config, trainer)
     assert folder == config.run / "search"
@@ -211,7 +211,7 @@ def test_each_trial_gets_its_own_config(config: Config) -> None:
     assert [Path(c.output_dir).name for c in trainer.configs] == [t["id"] for t in records(folder)]
 
 
-def test_without_a_limit_of_the_search_the_evaluations_own_stays_and_no_other_model_is_a_trials(config: Config) -> None:
+def test_without_a_search_limit_trials_keep_the_evaluations_own(config: Config) -> None:
     given = config.search.eval
     assert given is not None
     given = given.model_copy(update={"limit": 2, "models": (EvalModel(path="rival"),)})
@@ -300,7 +300,7 @@ def test_when_all_fail_the_first_reason_is_told(config: Config) -> None:
         run(config, Trainer(broken=broken))
 
 
-def test_scores_that_cannot_be_ranked_fail_the_trial_and_leave_a_readable_store(config: Config) -> None:
+def test_scores_that_cannot_be_ranked_fail_the_trial_not_the_store(config: Config) -> None:
     with pytest.raises(UserError, match=r"the base could not be scored.*unified"):
         run(config, Trainer(unified=float("nan")))
     (trial,) = read_trials(config.run / "search" / "trials.jsonl")
@@ -385,7 +385,7 @@ def load_levels(text: str, folder: Path) -> Any:
     return load_config(path).search.levels
 
 
-def test_the_trials_may_have_a_rate_of_their_own_and_only_that_one_makes_them(config: Config) -> None:
+def test_trials_may_have_a_learning_rate_of_their_own_and_only_that(config: Config) -> None:
     own = config.model_copy(update={"search": config.search.model_copy(update={"learning_rate": 3e-3})})
     trainer = Trainer()
     run(own, trainer)
@@ -401,7 +401,7 @@ def test_the_trials_may_have_a_rate_of_their_own_and_only_that_one_makes_them(co
 HALVING = Halving(steps=(FIRST_RUNG,), keep=0.5)
 
 
-def test_under_halving_a_level_is_thinned_out_and_the_weights_of_what_stopped_are_dropped(config: Config) -> None:
+def test_halving_prunes_a_level_and_drops_the_weights_of_what_stopped(config: Config) -> None:
     trainer = Trainer()
     folder, shown = run(change(config, "search", halving=HALVING), trainer)
     assert trainer.batches == [1, 3, 2, 2, 1, 2, 1, 6, 1], "of the last level two more are worse beyond chance"
@@ -460,7 +460,7 @@ def test_regions_with_equal_answers_are_tied_whatever_their_scores_say(config: C
     assert "cannot be told apart" in (folder / "region.yaml").read_text(encoding="utf-8")
 
 
-def test_a_budget_ends_the_search_with_the_best_so_far_and_says_what_was_not_tried(config: Config) -> None:
+def test_a_budget_ends_with_the_best_so_far_and_says_what_was_not_tried(config: Config) -> None:
     folder, shown = run(change(config, "search", budget_trials=4), Trainer())
     assert "search.budget_trials: 4 ended the search" in shown
     content = yaml.safe_load((folder / "region.yaml").read_text(encoding="utf-8"))
@@ -593,7 +593,7 @@ def test_the_proxy_needs_general_data_and_is_judged_each_time(config: Config, tm
     assert len(taken) == 2, "of other data"
 
 
-def test_a_search_killed_as_the_end_of_a_paused_trial_is_written_down_still_finds_its_checkpoint(
+def test_a_search_killed_as_a_paused_trial_ends_finds_its_checkpoint(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requested = change(config, "search", halving=HALVING)
@@ -614,9 +614,7 @@ def test_a_search_killed_as_the_end_of_a_paused_trial_is_written_down_still_find
     assert stores[0] == stores[1]
 
 
-def test_a_search_killed_at_random_moments_ends_with_the_uninterrupted_ones_store(
-    config: Config, tmp_path: Path
-) -> None:
+def test_a_search_killed_at_random_ends_with_the_uninterrupted_store(config: Config, tmp_path: Path) -> None:
     requested = change(config, "search", halving=HALVING, beam=2)
     whole, _ = run(requested.model_copy(update={"output_dir": str(tmp_path / "whole")}), Trainer(broken=("2-3",)))
     random_moment, context = random.Random(4), get_context("fork")

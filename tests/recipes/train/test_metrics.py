@@ -19,7 +19,7 @@ from cofitune.reports.training.progress import TrainProgress
 from cofitune.training.loop import StepRecord
 
 
-def test_the_validation_loss_is_told_at_the_start_at_its_steps_and_at_the_end(
+def test_the_validation_loss_is_told_at_start_at_its_steps_and_at_the_end(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")

@@ -442,7 +442,7 @@ def test_the_prefix_cache_is_told_beforehand_and_trains_the_same(
             torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)
 
 
-def test_what_the_disk_must_hold_is_told_in_a_dry_run_and_checked_together_before_a_run(
+def test_needed_disk_space_is_told_in_a_dry_run_and_checked_as_one_sum(
     monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["train.max_steps=20", "train.prefix_cache=disk", "train.save_steps=7", "train.keep_last=1"]

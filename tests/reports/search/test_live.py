@@ -108,7 +108,7 @@ def test_a_paused_trial_has_a_part_behind_it() -> None:
     assert live.seconds_left() == 0
 
 
-def test_a_tree_higher_than_the_terminal_keeps_the_best_what_runs_and_the_newest() -> None:
+def test_a_tree_above_terminal_height_keeps_the_best_running_and_newest() -> None:
     live, _, console = make(at_most=60, height=14)
     live.on_base(BASE)
     rows = [waiting(str(n), first=n) for n in range(25)]
@@ -131,7 +131,7 @@ def test_a_narrow_terminal_shows_the_score_that_decides() -> None:
     assert heading.index("unified") == base.index("29.3") == trial.index("40.0"), "in one column"
 
 
-def test_the_tree_is_gone_at_the_end_and_stays_where_the_search_is_interrupted() -> None:
+def test_the_tree_is_gone_at_the_end_and_stays_after_an_interruption() -> None:
     live, _, console = make(at_most=1)
     with live:
         live.on_base(BASE)

@@ -94,7 +94,7 @@ def test_the_frontier_is_what_no_other_beats_in_both() -> None:
     assert frontier(places) == sorted(place for place in places if not beaten(place))
 
 
-def test_only_what_ran_to_its_end_stands_in_the_plane_and_bars_lie_around_the_base() -> None:
+def test_only_finished_trials_are_in_the_plane_and_bars_surround_the_base() -> None:
     from matplotlib.figure import Figure
 
     tree = make_tree()
