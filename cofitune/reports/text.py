@@ -10,14 +10,11 @@ from cofitune.model.region import Region
 NONE = "–"
 
 
-def number(value: float | None) -> str:
-    """A score with one decimal and a true minus sign; a dash where there is none."""
-    return NONE if value is None else f"{value:.1f}".replace("-", "−")
-
-
-def unscaled(value: float) -> str:
-    """A figure on its own scale, such as nats, with a true minus sign; one that rounds to nothing has none."""
-    text = f"{abs(value):.3f}"
+def number(value: float | None, digits: int = 1) -> str:
+    """`12.3` or `−0.4`: with a true minus sign, which what rounds to nothing has not; a dash where there is none."""
+    if value is None:
+        return NONE
+    text = f"{abs(value):.{digits}f}"
     return text if value >= 0 or float(text) == 0 else "−" + text
 
 
@@ -59,8 +56,8 @@ def _cut(text: str, room: int) -> str:
 
 
 def many(count: int, what: str) -> str:
-    """A count with its noun."""
-    return f"{count} {what}{'' if count == 1 else 's'}"
+    """A count with its noun: `1 trial`, `2,000 steps`."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def clock(seconds: float) -> str:

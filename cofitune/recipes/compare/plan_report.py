@@ -10,6 +10,7 @@ from cofitune.files import gib
 from cofitune.recipes.compare.plan import SCORED, ComparePlan, Run, required_disk_bytes
 from cofitune.recipes.folders import free_bytes
 from cofitune.reports.console import say
+from cofitune.reports.text import duration
 
 
 def print_plan(plan: ComparePlan, seconds: dict[str, float], done: set[str], console: Console) -> None:
@@ -61,4 +62,4 @@ def about(seconds: float | None) -> str:
     """A time in words."""
     if seconds is None:
         return "a time that the first finished run will tell"
-    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
+    return f"about {duration(seconds)}"

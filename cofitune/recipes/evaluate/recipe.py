@@ -37,7 +37,7 @@ from cofitune.recipes.from_config import load_base
 from cofitune.reports.console import say
 from cofitune.reports.evaluation.progress import EvalProgress
 from cofitune.reports.evaluation.table import example_lines, scores_table, sentences, verdict_line
-from cofitune.reports.text import unscaled
+from cofitune.reports.text import number
 from cofitune.training.delta import delta_applied, read_delta
 
 Changed = dict[str, dict[str, list[dict[str, Any]]]]  # by model: lost and gained items
@@ -227,7 +227,7 @@ def _score(
             plan.cache.put(plan.key(model, missing[result.title]), result)
             say(
                 console,
-                f"{model.name:<{width}} {result.title}: {result.metric.name} {unscaled(result.raw)} of {result.items} "
+                f"{model.name:<{width}} {result.title}: {result.metric.name} {number(result.raw, 3)} of {result.items} "
                 f"items ({result.seconds:.0f} s)",
             )
 

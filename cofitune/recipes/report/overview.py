@@ -11,6 +11,7 @@ from cofitune.reports.evaluation.plots import Point, frontier_picture, points_of
 from cofitune.reports.evaluation.rows import change_cell
 from cofitune.reports.figure import Picture
 from cofitune.reports.html import Overview, OverviewRow, Run
+from cofitune.reports.text import NONE
 
 Entry = Mapping[str, Any]
 OWN = "run"  # the name that `eval` gives the config's own run
@@ -38,9 +39,9 @@ def make_overview(read: Sequence[Artifacts], runs: Sequence[Run], draws: bool) -
 
 def _words(run: Artifacts) -> list[str]:
     losses = [line["loss"] for line in run.metrics if "loss" in line]
-    last = f"{losses[-1]:.4f}" if losses else "–"
+    last = f"{losses[-1]:.4f}" if losses else NONE
     if run.manifest is None:
-        return ["–", f"{len(losses):,}, stopped" if losses else "–", last]
+        return [NONE, f"{len(losses):,}, stopped" if losses else NONE, last]
     region = run.manifest["region"]
     share = 100 * region["trained_weights"] / region["all_weights"]
     return [f"{share:.1f} %", f"{run.manifest['steps']:,}", last]

@@ -16,6 +16,7 @@ from cofitune.recipes.report.run import describe
 from cofitune.reports.console import say
 from cofitune.reports.figure import EXTRA, Picture, can_draw, write_picture
 from cofitune.reports.html import Page, render
+from cofitune.reports.text import many
 
 FOLDER = "report"  # below the run, beside the folders of the other commands
 # what makes a folder a run; the compare folder holds runs itself, and is read as one with them
@@ -106,6 +107,6 @@ def _pictures(to: Path, read: Sequence[Artifacts], page: Page) -> Iterator[tuple
 
 def _tell(console: Console, page: Path, runs: int, pictures: int, draws: bool) -> None:
     message = f"of {runs} runs, " if runs > 1 else ""
-    say(console, f"→ {page}: {message}{pictures} plot{'' if pictures == 1 else 's'}, each as PNG and SVG")
+    say(console, f"→ {page}: {message}{many(pictures, 'plot')}, each as PNG and SVG")
     if not draws:
         say(console, f"no pictures: pip install 'cofitune[{EXTRA}]' draws them")

@@ -19,6 +19,7 @@ from cofitune.reports.importance.plot import importance_picture
 from cofitune.reports.importance.table import summary
 from cofitune.reports.search.plot import search_picture
 from cofitune.reports.search.rows import trial_rows
+from cofitune.reports.text import many
 from cofitune.reports.training.loss_plot import losses_picture
 
 
@@ -114,7 +115,7 @@ def _facts(run: Artifacts) -> list[tuple[str, str]]:
             *_rehearsal(made.get("rehearsal")),
             (
                 "steps",
-                f"{made['steps']:,}, {made['tokens']:,} tokens, seed {made['seed']}, {_many(made['ranks'], 'rank')}",
+                f"{made['steps']:,}, {made['tokens']:,} tokens, seed {made['seed']}, {many(made['ranks'], 'rank')}",
             ),
         ]
     return facts
@@ -163,7 +164,3 @@ def _absent(run: Artifacts, steps: Sequence[Entry]) -> Iterable[str]:
         yield "No search: the region was not chosen by `cofitune search` here."
     if run.vectors is None:
         yield "No importance: `cofitune importance` has left none here."
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"

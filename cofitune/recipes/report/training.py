@@ -8,6 +8,7 @@ from typing import Any
 
 from cofitune.files import gib
 from cofitune.reports.html import Trained
+from cofitune.reports.text import duration
 from cofitune.reports.training.trained_map import trained_map
 
 Entry = Mapping[str, Any]
@@ -42,7 +43,7 @@ def described_training(
         facts.append(("ended early", message))
     facts += [
         ("steps", f"{steps[-1]['step']:,}{'' if manifest else ', not finished'}"),
-        ("time", _duration(sum(s["seconds"] for s in steps)) + " in optimizer steps"),
+        ("time", duration(sum(s["seconds"] for s in steps)) + " in optimizer steps"),
         ("speed", f"{median(s['tokens_per_second'] for s in steps):,.0f} tokens a second (median over the steps)"),
     ]
     if steps[-1]["mfu"] is not None:
@@ -106,9 +107,3 @@ def described_trained(manifest: Entry) -> Trained:
 def _account(account: Entry) -> str:
     dropped = account["read"] - account["kept"]
     return f"{account['read']:,} read, {dropped:,} dropped, {account['truncated']:,} cut at the end"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

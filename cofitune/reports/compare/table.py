@@ -10,8 +10,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from cofitune.reports.text import NONE, number, signed
+
 Entry = Mapping[str, Any]
-NONE = "–"
 CATEGORIES = ("gen_kn", "gen_rs", "instruct")
 
 
@@ -28,7 +29,7 @@ def comparison_tables(content: Entry) -> Iterator[Table]:
 def matched_table(level: Entry, reference: str) -> Table:
     """A row a method: versatility and its difference to the reference's, and instruction following by itself."""
     table = Table(
-        title=f"at a speciality of {_number(level['speciality'])} ({level['point']}: {level['why']})",
+        title=f"at a speciality of {number(level['speciality'])} ({level['point']}: {level['why']})",
         title_style="bold",
         title_justify="left",
         box=box.SIMPLE_HEAD,
@@ -41,7 +42,7 @@ def matched_table(level: Entry, reference: str) -> Table:
     for method, row in level["rows"].items():
         cells: list[Text | str] = []
         for score in ("versatility", "instruct"):
-            cells += [_number(row.get(score)), _difference(row.get(f"{score}_against_reference"))]
+            cells += [number(row.get(score)), _difference(row.get(f"{score}_against_reference"))]
         table.add_row(Text(method), *cells)
     return table
 
@@ -58,11 +59,11 @@ def points_table(content: Entry) -> Table:
     for name in ("method", "rate", "alpha", "", "speciality", "versatility", *CATEGORIES):
         table.add_column(name, justify="left" if name == "method" else "right", overflow="fold")
     base = content["base"]
-    table.add_row("base", "", "0", "", *(_number(base[s]) for s in ("speciality", "versatility", *CATEGORIES)))
+    table.add_row("base", "", "0", "", *(number(base[s]) for s in ("speciality", "versatility", *CATEGORIES)))
     for method in content["methods"]:
         table.add_section()
         for point in (p for p in content["points"] if p["method"] == method):
-            scores = [_number(point["scores"][s]) for s in ("speciality", "versatility", *CATEGORIES)]
+            scores = [number(point["scores"][s]) for s in ("speciality", "versatility", *CATEGORIES)]
             mark = "●" if point["on_frontier"] else "·"
             table.add_row(Text(method), f"{point['learning_rate']:g}", f"{point['alpha']:g}", mark, *scores)
     return table
@@ -101,11 +102,11 @@ def _against_reference(content: Entry) -> Iterator[str]:
             for score in ("versatility", "instruct"):
                 result = row.get(f"{score}_against_reference")
                 if result and result["low"] is None:
-                    unsure.append(f"{method} at {_number(level['speciality'])} ({draws_share(result)} inside)")
+                    unsure.append(f"{method} at {number(level['speciality'])} ({draws_share(result)} inside)")
                 elif result and not result["low"] <= 0 <= result["high"]:
                     messages += 1
                     yield (
-                        f"{method} at speciality {_number(level['speciality'])}: {score} {_signed(result['value'])} "
+                        f"{method} at speciality {number(level['speciality'])}: {score} {signed(result['value'])} "
                         f"{_interval(result)} against {reference}"
                     )
     if unsure:
@@ -125,7 +126,7 @@ def _against_controls(content: Entry) -> Iterator[str]:
         control = held["control"]
         for method in dict.fromkeys(m for level in held["matched"] for m in level["rows"] if m != control):
             parts = [
-                f"{_signed(result['value'])} {_interval(result)} at speciality {_number(level['speciality'])}"
+                f"{signed(result['value'])} {_interval(result)} at speciality {number(level['speciality'])}"
                 for level in held["matched"]
                 if (result := level["rows"][method].get("versatility_against_reference"))
             ]
@@ -138,9 +139,9 @@ def _difference(result: Entry | None) -> Text:
     if result is None:
         return Text("")
     if result["low"] is None:
-        return Text(f"{_signed(result['value'])} {_interval(result)}")
+        return Text(f"{signed(result['value'])} {_interval(result)}")
     style = "green" if result["low"] > 0 else "red" if result["high"] < 0 else ""
-    return Text.assemble((_signed(result["value"]), style), " ", _interval(result))
+    return Text.assemble((signed(result["value"]), style), " ", _interval(result))
 
 
 def _interval(result: Entry) -> str:
@@ -148,19 +149,9 @@ def _interval(result: Entry) -> str:
     if result["low"] is None:
         return f"(no interval; {draws_share(result)} inside)"
     part = "" if result["draws_inside"] == 1 else f"; {draws_share(result)} inside"
-    return f"({_signed(result['low'])} to {_signed(result['high'])}{part})"
+    return f"({signed(result['low'])} to {signed(result['high'])}{part})"
 
 
 def draws_share(result: Entry) -> str:
     """The share of the draws with the speciality inside of the points' range; all of them alone is 100 %."""
     return f"{math.floor(100 * result['draws_inside'])} %"
-
-
-def _number(value: float | None) -> str:
-    return NONE if value is None else f"{value:.1f}".replace("-", "−")
-
-
-def _signed(value: float) -> str:
-    """`+1.2`, `−0.3` or `0.0`: a change that rounds to nothing has no sign."""
-    text = f"{abs(value):.1f}"
-    return text if float(text) == 0 else ("+" if value > 0 else "−") + text

@@ -8,8 +8,9 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from cofitune.reports.text import NONE, number
+
 Entry = Mapping[str, Any]
-NONE = "–"
 
 
 def alpha_table(content: Entry) -> Table:
@@ -19,9 +20,9 @@ def alpha_table(content: Entry) -> Table:
     for name in ("alpha", figure, "gain kept", "drift", ""):
         table.add_column(name, justify="right" if name else "left")
     for point in content["points"]:
-        score = f"{point['score']:.1f}" if "score" in point else f"{point['loss']:.4f}"
+        score = number(point["score"]) if "score" in point else number(point["loss"], 4)
         mark = "← chosen" if point["alpha"] == content["alpha"] else ""
-        table.add_row(f"{point['alpha']:g}", _minus(score), _percent(point["kept"]), _nats(point["drift"]), mark)
+        table.add_row(f"{point['alpha']:g}", score, _percent(point["kept"]), number(point["drift"], 3), mark)
     return table
 
 
@@ -39,20 +40,9 @@ def alpha_sentence(content: Entry) -> str:
         lead = f"alpha {alpha:g} keeps {_percent(points[alpha]['kept'])} of the gain"
     if whole["drift"] is None:
         return f"{lead}; drift is unknown: {content['drift']['unknown']}"
-    instead = "" if alpha == 1 else f" instead of {_nats(whole['drift'])}"
-    return f"{lead}; drift {_nats(points[alpha]['drift'])}{instead} nats a token"
+    instead = "" if alpha == 1 else f" instead of {number(whole['drift'], 3)}"
+    return f"{lead}; drift {number(points[alpha]['drift'], 3)}{instead} nats a token"
 
 
 def _percent(share: float | None) -> str:
-    return NONE if share is None else _minus(f"{100 * share:.1f} %")
-
-
-def _nats(value: float | None) -> str:
-    if value is None:
-        return NONE
-    text = f"{value:.3f}"
-    return text.removeprefix("-") if float(text) == 0 else _minus(text)
-
-
-def _minus(text: str) -> str:
-    return text.replace("-", "−")
+    return NONE if share is None else f"{number(100 * share)} %"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cofitune.reports.evaluation.table import CATEGORIES, DRIFT, NOISE
-from cofitune.reports.text import NONE, number, signed, unscaled
+from cofitune.reports.text import NONE, number, signed
 
 Entry = Mapping[str, Any]
 
@@ -97,7 +97,7 @@ def _figures(scores: Entry, own: Entry, name: str, title: str | None) -> tuple[s
         return number(own["categories"][name] if name in own["categories"] else own[name]), ""
     task = own["tasks"][title]
     if scores["tasks"][title]["unit"] != "share":
-        return unscaled(task["raw"]), "nats" if scores["tasks"][title]["unit"] == "nats" else "own scale"
+        return number(task["raw"], 3), "nats" if scores["tasks"][title]["unit"] == "nats" else "own scale"
     return number(task["score"]), f"{100 * task['raw']:.1f} %"
 
 

@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from cofitune.reports.text import NONE, number, signed, unscaled
+from cofitune.reports.text import NONE, number, signed
 
 CATEGORIES = ("speciality", "gen_kn", "gen_rs", "instruct")
 DRIFT = "drift"  # of tasks that enter no mean: how far a model has moved from the base
@@ -149,7 +149,7 @@ def _ratio_lines(comparison: Entry) -> Iterator[str]:
         if ratio["value"] is None:
             yield f"{comparison['model']}: {NONE} % {words[name]}: {ratio['reason']}"
         else:
-            value, low, high = (f"{ratio[part]:.0f}".replace("-", "−") for part in ("value", "low", "high"))
+            value, low, high = (number(ratio[part], 0) for part in ("value", "low", "high"))
             yield f"{comparison['model']}: {value} % ({low} to {high}) {words[name]}"
 
 
@@ -204,7 +204,7 @@ def _figure(scores: Entry, model: str, name: str, title: str | None, with_raw: b
     if title is not None:
         task = own["tasks"][title]
         if scores["tasks"][title]["unit"] != "share":
-            return Text(unscaled(task["raw"]))
+            return Text(number(task["raw"], 3))
         return Text(number(task["score"]) + (f" ({task['raw']:.3f})" if with_raw else ""))
     value = own["categories"][name] if name in own["categories"] else own[name]
     # decimals stand under those of the tasks, which are followed by ` (0.123)`
