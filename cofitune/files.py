@@ -53,18 +53,29 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: dict[str, st
     write_atomically(path, lambda temporary: save_file(dict(tensors), temporary, {"format": "pt", **(metadata or {})}))
 
 
-def read_json(path: Path, what: str) -> Any:
-    """Read a JSON file of ours.
+def read_json(path: Path, what: str, shape: type = dict) -> Any:
+    """Read a JSON file.
+
+    Args:
+        what: names it in messages.
+        shape: what it must hold; by default an object.
 
     Raises:
-        ArtifactError: it is missing or does not parse; `what` names it in the message.
+        ArtifactError: it is missing, does not parse, or holds something else.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(f"{path}: no {what} here") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path}: this {what} is damaged: {error}") from None
+    except OSError as error:
+        raise ArtifactError(f"{path}: this {what} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        deep = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise ArtifactError(f"{path}: this {what} is damaged: {deep}") from None
+    if not isinstance(value, shape):
+        kind = "an object" if shape is dict else f"a {shape.__name__}"
+        raise ArtifactError(f"{path}: this {what} is damaged: it must hold {kind}, not {value!r:.40}")
+    return value
 
 
 def read_tensors(path: Path, what: str) -> dict[str, Any]:

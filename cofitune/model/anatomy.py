@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from cofitune.errors import UserError
+from cofitune.model.folder import ODD_FILE, first_line, read_object, refuse_adapter
 from cofitune.model.layouts import MODULES, Layout
 from cofitune.model.recognise import choose_layout, how_to_describe, names_in_files, true_shape
 
@@ -107,8 +108,8 @@ def read_anatomy(config: PretrainedConfig, trust_remote_code: bool = False, desc
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except ValueError as error:
-        reason = str(error).strip().splitlines()[0]
+    except ODD_FILE as error:
+        reason = first_line(error)
         raise UserError(f"model.name: model type {config.model_type} cannot be built: {reason}") from error
     return anatomy_of(model, described)
 
@@ -158,10 +159,15 @@ def read_model_config(name: str, revision: str | None = None, trust_remote_code:
     """
     if is_missing_folder(name):
         raise UserError(f"model.name: {name}: no such folder")
+    folder = Path(name)
+    if folder.is_dir():
+        refuse_adapter(folder, name)
+        if (folder / "config.json").is_file():
+            read_object(folder / "config.json", "model config")
     try:
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except ODD_FILE as error:
+        reason = first_line(error)
         raise UserError(
             f"model.name: {name} is neither a folder with a config.json nor a hub model: {reason}"
         ) from error

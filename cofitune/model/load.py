@@ -17,7 +17,9 @@ from transformers import (
 from transformers.utils import logging
 
 from cofitune.errors import UserError
-from cofitune.model.weight_files import _first_line, _lacking
+from cofitune.model.anatomy import read_model_config
+from cofitune.model.folder import check_tokenizer, first_line
+from cofitune.model.weight_files import _lacking
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -54,7 +56,7 @@ def load_model(
             output_loading_info=True,
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise UserError(f"model.name: {name} cannot be loaded: {_first_line(error)}") from error
+        raise UserError(f"model.name: {name} cannot be loaded: {first_line(error)}") from error
     missing = sorted(result["missing_keys"])
     if missing:
         raise _lacking(name, missing)
@@ -75,14 +77,15 @@ def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bo
     """Load the tokenizer; one without a padding token pads with its end-of-sequence token (labels never look at pads).
 
     Raises:
-        UserError: there is none, or it is not a fast one (labels need character offsets).
+        UserError: there is none, it is not a fast one (labels need character offsets), or it does not fit the model.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"model.name: {name} has no tokenizer: {_first_line(error)}") from error
+    except Exception as error:  # the library of tokenizers raises no other class for a broken tokenizer.json
+        raise UserError(f"model.name: {name} has no tokenizer: {first_line(error)}") from error
     if not tokenizer.is_fast:
         raise UserError(f"model.name: {name} has only a slow tokenizer; a tokenizer.json is needed")
+    check_tokenizer(name, tokenizer, read_model_config(name, revision, trust_remote_code))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

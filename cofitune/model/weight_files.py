@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from cofitune.errors import UserError
 from cofitune.files import cache_folder, sha256_file, write_json
 from cofitune.model.anatomy import Anatomy
+from cofitune.model.folder import first_line, read_object, refuse_adapter
 
 # as safetensors' headers call them
 STORED_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -63,16 +64,14 @@ def weight_files(name: str, revision: str | None = None, download: bool = True) 
         download: fetch a hub model that is not in the hub's cache yet; a dry run does not.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, the index is damaged, or an adapter lies beside them.
     """
     folder = Path(name)
     if not folder.is_dir():
-        folder = _hub_folder(name, revision, ["*.json", "*.jinja", "*.model", "*.txt"], download)
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    else:
-        names = ["model.safetensors"]
+        patterns = ["*.json", "*.jinja", "*.model", "*.txt", "model.safetensors"]
+        folder = _hub_folder(name, revision, patterns, download)
+    refuse_adapter(folder, name)
+    names = _chosen_files(folder)
     if not Path(name).is_dir():  # only what the index names: some hub models carry a second copy of their weights
         folder = _hub_folder(name, revision, names, download)
     files = [folder / n for n in names]
@@ -85,6 +84,27 @@ def weight_files(name: str, revision: str | None = None, download: bool = True) 
     if missing:
         raise UserError(f"model.name: {name} has no safetensors weights (missing: {', '.join(missing)})")
     return files
+
+
+def _chosen_files(folder: Path) -> list[str]:
+    """The files that transformers loads: model.safetensors where there is one, whatever an index beside it says."""
+    other = read_object(folder / "config.json", "model config").get("transformers_weights")
+    if other is not None:
+        raise UserError(
+            f"{folder / 'config.json'}: transformers_weights names {other!r}, which only transformers would read; "
+            "rename that file to model.safetensors and delete the entry"
+        )
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file() or not index.is_file():
+        return ["model.safetensors"]
+    shards = read_object(index, "weight index").get("weight_map")
+    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+        raise UserError(f"{index}: this weight index is damaged: weight_map must say which file holds which tensor")
+    names = sorted(set(shards.values()))
+    outside = [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]
+    if outside:
+        raise UserError(f"{index}: names a file outside the model's folder: {outside[0]}")
+    return names
 
 
 def stored_dtype(files: list[Path]) -> torch.dtype | None:
@@ -116,7 +136,7 @@ def fingerprint(name: str, revision: str | None = None, download: bool = True) -
     """
     files = weight_files(name, revision, download)
     digest = hashlib.sha256()
-    config = json.loads((files[0].parent / "config.json").read_text(encoding="utf-8"))
+    config = read_object(files[0].parent / "config.json", "model config")
     for key in ("_name_or_path", "transformers_version", "dtype", "torch_dtype"):  # written by whoever saved it last
         config.pop(key, None)
     digest.update(json.dumps(config, sort_keys=True).encode())
@@ -135,8 +155,8 @@ def remembered_sha256(file: Path) -> str:
     status = file.stat()
     key = f"{file}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
     known: dict[str, Any] = {}
-    with suppress(OSError, ValueError):  # no memory yet, or a damaged one: hash again
-        known = json.loads(memory.read_text(encoding="utf-8"))
+    with suppress(OSError, ValueError, TypeError, RecursionError):  # no memory yet, or a damaged one: hash again
+        known = dict(json.loads(memory.read_text(encoding="utf-8")))
     if key not in known:
         known[key] = sha256_file(file)
         with suppress(OSError):  # a cache that cannot be written costs time, not correctness
@@ -150,7 +170,7 @@ def _hub_folder(name: str, revision: str | None, patterns: list[str], download: 
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=not download))
     except (OSError, ValueError) as error:
-        raise UserError(f"model.name: {name} cannot be had: {_first_line(error)}") from error
+        raise UserError(f"model.name: {name} cannot be had: {first_line(error)}") from error
 
 
 def _lacking(name: str, missing: list[str]) -> UserError:
@@ -161,8 +181,4 @@ def _lacking(name: str, missing: list[str]) -> UserError:
 
 
 def _unreadable(file: Path, error: Exception) -> UserError:
-    return UserError(f"{file}: cannot be read as safetensors ({_first_line(error)}); is the download complete?")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return UserError(f"{file}: cannot be read as safetensors ({first_line(error)}); is the download complete?")

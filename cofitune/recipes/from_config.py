@@ -10,6 +10,7 @@ from cofitune.config import schema
 from cofitune.data.sources import Source
 from cofitune.evaluation.tasks import EvalTask
 from cofitune.model.anatomy import Anatomy, read_anatomy, read_model_config
+from cofitune.model.folder import check_trainable
 from cofitune.model.layouts import Layout
 from cofitune.model.load import choose_dtype, load_model
 
@@ -32,13 +33,19 @@ def data_sources(sources: Iterable[schema.Source]) -> list[Source]:
     return [Source(**source.model_dump()) for source in sources]
 
 
-def base_config(model: schema.Model) -> PretrainedConfig:
+def base_config(model: schema.Model, max_length: int | None = None) -> PretrainedConfig:
     """Read the base model's config.json.
 
+    Args:
+        max_length: tokens that an item may have, where items are trained on.
+
     Raises:
-        UserError: there is no such model, or its config.json cannot be used.
+        UserError: there is no such model, its config.json cannot be used, its weights are quantised, or it has fewer
+            positions.
     """
-    return read_model_config(model.name, model.revision, model.trust_remote_code)
+    config = read_model_config(model.name, model.revision, model.trust_remote_code)
+    check_trainable(model.name, config, max_length)
+    return config
 
 
 def base_anatomy(model: schema.Model, config: PretrainedConfig) -> Anatomy:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from cofitune.config import schema
 from cofitune.config.load import load_config
@@ -21,6 +21,7 @@ from cofitune.errors import ArtifactError, ConfigError, UserError
 from cofitune.evaluation.lengths import max_positions
 from cofitune.evaluation.tasks import is_title
 from cofitune.model.anatomy import is_missing_folder, read_model_config
+from cofitune.model.folder import read_generation_config
 from cofitune.model.load import DTYPES, choose_dtype, coarser, load_tokenizer
 from cofitune.model.weight_files import fingerprint, remembered_sha256, stored_dtype, weight_files
 from cofitune.recipes.folders import no_run, train_folder
@@ -236,10 +237,7 @@ def _read_source(name: str, revision: str | None, trust: bool, data: schema.Data
     dtype = stored_dtype(weight_files(name, revision))
     tokenizer = load_tokenizer(name, revision, trust)
     template = set_template(tokenizer, data.template)
-    try:
-        generation = GenerationConfig.from_pretrained(name, revision=revision)
-    except OSError:  # a folder without generation_config.json
-        generation = GenerationConfig.from_model_config(model_config)
+    generation = read_generation_config(name, revision, model_config)
     ends = generation.eos_token_id
     asked = {
         "template": template,

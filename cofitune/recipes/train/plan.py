@@ -132,7 +132,7 @@ def plan_train(
     train, model, softmask = config.train, config.model, config.softmask
     check_usable(train.report_to)
     needs = Prerequisites(dry_run)
-    anatomy = base_anatomy(model, base_config(model))
+    anatomy = base_anatomy(model, base_config(model, config.data.max_length))
     base = needs.check_base(model, anatomy)
     adapter = None
     if config.adapter is not None:
