@@ -17,9 +17,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 REPOSITORY = Path(__file__).parent.parent
 SMALL_MODEL = REPOSITORY / ".cache" / "SmolLM2-135M-Instruct"
-pytestmark = pytest.mark.skipif(
-    not (SMALL_MODEL / "config.json").is_file(), reason="the small real model is not here; scripts/test converts it"
-)
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(
+        not (SMALL_MODEL / "config.json").is_file(), reason="the small real model is not here; scripts/test converts it"
+    ),
+]
 
 
 @pytest.fixture(scope="module")

@@ -122,6 +122,7 @@ def test_a_bad_item_leaves_nothing_behind(tmp_path: Path, tiny_tokenizer: Any, c
     assert again.account.reasons == {"not valid JSON": 1} and again.account.read == 301
 
 
+@pytest.mark.processes
 def test_processes_that_ask_at_once_make_it_once(
     tmp_path: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

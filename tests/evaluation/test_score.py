@@ -16,8 +16,8 @@ from cofitune.data.chat import encode, set_template
 from cofitune.data.read import Item
 from cofitune.errors import UserError
 from cofitune.evaluation import ifeval, metrics
+from cofitune.evaluation.asked import render_prompt
 from cofitune.evaluation.items import LoadedTask
-from cofitune.evaluation.lengths import render_prompt
 from cofitune.evaluation.samples import TaskResult
 from cofitune.evaluation.score import ScoreRequest, score_model
 from cofitune.evaluation.tasks import EvalTask, load_tasks

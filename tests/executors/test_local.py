@@ -26,6 +26,8 @@ from cofitune.launch.hostfile import Host
 from cofitune.launch.launcher import Ranks
 from cofitune.recipes.trial.executor import TrialRequest, TrialResult
 
+pytestmark = pytest.mark.processes
+
 ONE, TWO = (Ranks(n, (), ("--num-processes", str(n))) for n in (1, 2))
 
 

@@ -26,6 +26,8 @@ import yaml
 from cofitune.errors import UserError
 from cofitune.launch.hostfile import Host, Place, read_hostfile, run_hosts
 
+pytestmark = pytest.mark.processes
+
 CABLE = "cft0"
 
 

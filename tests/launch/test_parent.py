@@ -11,7 +11,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import yaml
+
+pytestmark = pytest.mark.processes
 
 STEPS = 100_000  # never reached
 

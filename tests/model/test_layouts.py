@@ -284,6 +284,7 @@ CASES = [
 ]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("family", "mask", "stage", "modules"), CASES)
 def test_the_masked_step_is_the_unfused_copys(family: str, mask: str, stage: int, modules: tuple[str, ...]) -> None:
     from dataclasses import replace

@@ -27,6 +27,8 @@ from cofitune.model.anatomy import read_anatomy
 from cofitune.model.layouts import Layout
 from cofitune.model.region import layer_set, match_region
 
+pytestmark = pytest.mark.processes
+
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 400}
 OPT: dict[str, Any] = {
     "layers": "model.decoder.layers",

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parents[2]
 WORDS = ["court", "contract", "tenant", "lease", "seller", "buyer", "void", "notice", "reason", "landlord"]
 

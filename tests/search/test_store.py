@@ -111,6 +111,7 @@ def test_two_searches_cannot_hold_one_folder(tmp_path: Path) -> None:
         pass  # free again
 
 
+@pytest.mark.processes
 def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path: Path) -> None:
     folder = tmp_path / "search"
     code = (

@@ -95,6 +95,7 @@ def test_the_id_depends_on_the_region_and_on_every_part_of_the_identity() -> Non
     assert trial_id(None, IDENTITY) == BASE
 
 
+@pytest.mark.processes
 def test_the_id_is_the_same_in_another_process_and_in_any_order_of_keys() -> None:
     mine = trial_id(REGION, IDENTITY)
     assert mine == trial_id(REGION, dict(reversed(list(IDENTITY.items()))))

@@ -16,6 +16,8 @@ from tests.helpers import run_ranks
 from tests.model import test_layouts as layouts
 from tests.softmask import fused_cases as cases
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -55,6 +55,7 @@ def test_the_accepted_keys_of_raw_are_deepspeeds_own() -> None:
     assert set(ZERO_KEYS) <= known and owned <= known
 
 
+@pytest.mark.processes
 def test_a_value_that_deepspeed_refuses_is_a_users_mistake() -> None:
     start_distributed()
     settings = replace(SETTINGS, dtype=torch.float32, raw={"zero_optimization": {"sub_group_size": "many"}})
@@ -80,6 +81,7 @@ sys.exit(7)
 """
 
 
+@pytest.mark.processes
 def test_a_process_keeps_its_exit_code_while_gloo_lets_go_of_a_tensor(tmp_path: Path) -> None:
     """Found where a training was stopped by a signal: 134 for 143, once in some hundred times."""
     (tmp_path / "ending.py").write_text(ENDING)

@@ -15,6 +15,8 @@ from cofitune.training import monitor
 from cofitune.training.engine import start_distributed
 from cofitune.training.monitor import Monitor, check_usable
 
+pytestmark = pytest.mark.processes
+
 
 def test_tensorboard_gets_every_figure_at_its_step(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")

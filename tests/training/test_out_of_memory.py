@@ -113,6 +113,7 @@ cli.main()
 """
 
 
+@pytest.mark.processes
 def test_a_training_that_runs_out_of_memory_says_what_to_change(tmp_path: Path, tiny_model_folder: Path) -> None:
     items = [{"instruction": "Say void. " * 40, "output": "void " * 40} for _ in range(256)]
     (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))

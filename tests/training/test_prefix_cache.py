@@ -22,6 +22,8 @@ from cofitune.training.loop import FitSettings, fit
 from cofitune.training.loss import summed_loss
 from cofitune.training.prefix_cache import PrefixCache, PrefixPlan, changing_prefix
 
+pytestmark = pytest.mark.processes
+
 FIRST, HIDDEN, LAYERS_ALL, STEPS = 2, 16, 4, 9
 SETTINGS = EngineSettings(
     zero_stage=3, offload_optimizer="none", offload_param="none", raw={}, dtype=torch.float32, micro_batch=2,

@@ -18,6 +18,8 @@ from cofitune.model.anatomy import anatomy_of
 from tests.helpers import run_ranks
 from tests.training import sharded_cases as cases
 
+pytestmark = pytest.mark.processes
+
 TITLE = (
     "two ranks against one plain loop: ZeRO stage, offload, accumulation, checkpointing, mask, prefix cache; "
     "largest relative difference of a displacement, of a loss"

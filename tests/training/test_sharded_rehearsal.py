@@ -21,6 +21,8 @@ from tests.helpers import run_ranks
 from tests.training import rehearsal_cases as cases
 from tests.training import sharded_cases as sharded
 
+pytestmark = pytest.mark.processes
+
 TITLE = (
     "rehearsal on two ranks against one plain loop: as the table without, then kind, weight; largest relative "
     "difference of a displacement, of a loss"

@@ -16,6 +16,7 @@ from tests.helpers import run_ranks
 ORDER = (0, 1, 0)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_engine_after_engine_on_held_weights_trains_as_on_a_fresh_model(ranks: int, tmp_path: Path) -> None:
     """ZeRO 1, 2 and 3 in fp32 and bf16: other regions in between, and the same one again."""

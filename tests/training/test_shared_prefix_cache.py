@@ -19,6 +19,8 @@ from cofitune.training.shared_base import SharedBase
 from cofitune.training.shared_prefix_cache import DiskStore, MemoryStore, SharedPrefix, Store
 from cofitune.zero import free_engine
 
+pytestmark = pytest.mark.processes
+
 STEPS, MICRO, ACCUMULATION, SEED, LAYERS = 5, 2, 2, 3, "model.layers"
 
 

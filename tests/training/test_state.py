@@ -12,6 +12,8 @@ from tests.helpers import run_ranks
 from tests.training import sharded_cases
 from tests.training import state_cases as cases
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:

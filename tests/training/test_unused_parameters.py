@@ -17,6 +17,8 @@ from cofitune.training.engine import EngineSettings, checkpoint_layers, release,
 from cofitune.training.loop import FitSettings, fit
 from cofitune.training.unused_parameters import check_unused_parameters
 
+pytestmark = pytest.mark.processes
+
 SETTINGS = EngineSettings(
     zero_stage=3, offload_optimizer="none", offload_param="none", raw={}, dtype=torch.float32, micro_batch=1,
     accumulation=1, learning_rate=1e-2, weight_decay=0.5, adam_betas=(0.9, 0.95), adam_epsilon=1e-8, max_grad_norm=1.0,

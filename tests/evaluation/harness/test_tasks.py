@@ -25,6 +25,8 @@ from cofitune.evaluation.tasks import EvalTask, load_tasks
 from cofitune.model.load import load_model, load_tokenizer
 from cofitune.ranks import VARIABLES
 
+pytestmark = pytest.mark.processes
+
 ARC = [
     ("Who pays the court?", ["the buyer", "the seller", "a tenant"], "A"),
     ("What is two plus two?", ["four", "three", "two", "Paris"], "1"),

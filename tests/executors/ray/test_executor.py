@@ -30,6 +30,8 @@ from cofitune.launch.launcher import Ranks
 from cofitune.recipes.trial.executor import Measured, TrialRequest, TrialResult
 from cofitune.search.measured import CurvePoint
 
+pytestmark = pytest.mark.processes
+
 NODE = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 80 * 2**20}
 TWO_CORES = NODE | {"num_cpus": 2}
 

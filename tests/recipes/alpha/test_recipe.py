@@ -33,6 +33,8 @@ from cofitune.recipes.export import export
 from cofitune.rehearsal.items import RehearsalItem, no_tokens, write_rehearsal
 from cofitune.training.delta import write_delta
 
+pytestmark = pytest.mark.processes
+
 QUIET = Console(quiet=True)
 TRAINED = ("model.layers.1.mlp.up_proj.weight", "model.layers.3.mlp.down_proj.weight", "lm_head.weight")
 ITEMS = [

@@ -32,6 +32,8 @@ from cofitune.training.peft import insert_adapter, merged_weights, plan_adapter
 from tests.helpers import run_ranks
 from tests.recipes.compare import baseline_cases as cases
 
+pytestmark = pytest.mark.processes
+
 METHODS = Path(__file__).parents[3] / "configs" / "methods"
 
 

@@ -27,6 +27,8 @@ from cofitune.recipes.compare import plan as compare_plan
 from cofitune.recipes.compare import recipe
 from cofitune.recipes.folders import start_folder
 
+pytestmark = pytest.mark.processes
+
 METHODS = Path(__file__).parents[3] / "configs" / "methods"
 WORDS = ["court", "contract", "void", "seller", "buyer", "tenant", "lease", "landlord", "capital", "France", "Paris"]
 

@@ -25,6 +25,8 @@ from cofitune.recipes.search import plan as search_plan
 from cofitune.recipes.search.trial_config import trial_config
 from cofitune.search.store import open_store
 
+pytestmark = pytest.mark.processes
+
 WORDS = ["court", "contract", "void", "seller", "buyer", "tenant", "lease", "landlord"]
 WHOLE: dict[str, Any] = {"region": {"match": ".*"}, "softmask": {"apply_to": "none"}}
 

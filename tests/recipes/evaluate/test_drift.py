@@ -23,6 +23,8 @@ from cofitune.recipes.rehearse.recipe import rehearse
 from cofitune.rehearsal.items import read_rehearsal
 from cofitune.training.delta import write_delta
 
+pytestmark = pytest.mark.processes
+
 TOPICS = ("rain", "bread", "trains", "stars", "tea", "chess")
 REPLACED = "model.layers.1.mlp.up_proj.weight"
 

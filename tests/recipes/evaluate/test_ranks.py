@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from cofitune.config.load import dump_config
 from cofitune.config.schema import Config
 from cofitune.recipes.evaluate.recipe import evaluate
+
+pytestmark = pytest.mark.processes
 
 WORDS = ["court", "buyer", "seller", "tenant", "lease", "Paris", "notice"]
 

@@ -23,6 +23,8 @@ from cofitune.importance_file import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS, 
 from cofitune.model.anatomy import read_anatomy
 from cofitune.model.weight_files import fingerprint
 
+pytestmark = pytest.mark.processes
+
 D, LAYER = 8, 2  # head width, and the only layer that trains
 EPSILON = RATE = 1.0  # Adam's first step is then rate · g / (|g| + 1), from which g can be told
 STRENGTH = 0.7

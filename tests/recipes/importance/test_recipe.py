@@ -29,6 +29,8 @@ from cofitune.model.weight_files import fingerprint
 from cofitune.recipes.importance import recipe
 from cofitune.recipes.importance.recipe import Rank, importance, plan_importance
 
+pytestmark = pytest.mark.processes
+
 ITEMS = [
     ("What is two plus two?", "Two plus two is four."),
     ("Name the capital of France.", "Paris."),

@@ -24,6 +24,8 @@ from cofitune.training.memory import gathered_at_once
 from tests.helpers import run_ranks
 from tests.recipes.importance import sharded_cases as cases
 
+pytestmark = pytest.mark.processes
+
 GB = 10**9
 
 

@@ -45,9 +45,12 @@ DRAWN = """[...document.querySelectorAll('figure svg')].filter(s => s.clientWidt
 
 
 PATH = chromium.find_chromium()
-pytestmark = pytest.mark.skipif(
-    PATH is None, reason="no Chromium that starts here; .ci/run installs it, or apt-get install chromium"
-)
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(
+        PATH is None, reason="no Chromium that starts here; .ci/run installs it, or apt-get install chromium"
+    ),
+]
 
 
 @pytest.fixture(scope="module")

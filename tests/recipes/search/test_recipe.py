@@ -614,6 +614,7 @@ def test_a_search_killed_as_a_paused_trial_ends_finds_its_checkpoint(
     assert stores[0] == stores[1]
 
 
+@pytest.mark.processes
 def test_a_search_killed_at_random_ends_with_the_uninterrupted_store(config: Config, tmp_path: Path) -> None:
     requested = change(config, "search", halving=HALVING, beam=2)
     whole, _ = run(requested.model_copy(update={"output_dir": str(tmp_path / "whole")}), Trainer(broken=("2-3",)))

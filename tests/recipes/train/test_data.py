@@ -14,6 +14,8 @@ import yaml
 
 from cofitune import cli
 
+pytestmark = pytest.mark.processes
+
 ANSWERS = ["yes", "yes and no", "the court held that the contract was void " * 3]
 
 

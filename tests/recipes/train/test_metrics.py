@@ -18,6 +18,8 @@ from cofitune.reports.training import progress
 from cofitune.reports.training.progress import TrainProgress
 from cofitune.training.loop import StepRecord
 
+pytestmark = pytest.mark.processes
+
 
 def test_the_validation_loss_is_told_at_start_at_its_steps_and_at_the_end(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]

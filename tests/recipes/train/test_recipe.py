@@ -24,6 +24,8 @@ from cofitune.model.anatomy import read_anatomy
 from cofitune.model.weight_files import fingerprint
 from cofitune.training.hashing import hash_tensor
 
+pytestmark = pytest.mark.processes
+
 WORDS = ["court", "contract", "void", "seller", "buyer", "tenant", "lease", "landlord", "capital", "France", "Paris"]
 
 
