@@ -122,7 +122,7 @@ def rehearse(
         num_processes,
         hostfile,
         dry_run,
-        lambda _: planning.make_plan(resolved, overwrite),
+        lambda _: planning.plan_rehearse(resolved, overwrite),
     ):
         return
     ranks = launcher.choose_ranks(num_processes, hostfile).count if dry_run else 1

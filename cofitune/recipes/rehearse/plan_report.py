@@ -21,10 +21,10 @@ def print_plan(plan: RehearsePlan, ranks: int, dry_run: bool, console: Console) 
     own = f" and {requested.self_prompted:,} that the model writes" if requested.self_prompted else ""
     how = f"temperature {requested.temperature:g}, top_p {requested.top_p:g}" if requested.temperature else "greedy"
     tokens = plan.account.tokens
-    read = f"{tokens:,} tokens" if plan.tokenizer else "tokens not counted without a tokenizer"
-    flops = 2 * plan.anatomy.num_parameters * (tokens + 2 * plan.most_tokens)
+    read = f"{tokens:,} tokens" if plan.base.tokenizer else "tokens not counted without a tokenizer"
+    flops = 2 * plan.base.anatomy.num_parameters * (tokens + 2 * plan.most_tokens)
     lines = [
-        f"prompts  {len(plan.prompts):,} of {plan.account.read:,} rows{own}, {read}, template {plan.template}",
+        f"prompts  {len(plan.prompts):,} of {plan.account.read:,} rows{own}, {read}, template {plan.base.template}",
         f"answers  {how}, at most {requested.max_new_tokens} tokens each, by {plan.engine}, {plan.batch_size} prompts "
         f"a batch, {ranks} rank{'s' if ranks > 1 else ''}",
         f"cost     at most {plan.most_tokens:,} tokens to generate, {flops / 1e12:,.0f} TFLOPs; the first batch tells "
@@ -42,7 +42,7 @@ def print_plan(plan: RehearsePlan, ranks: int, dry_run: bool, console: Console) 
             console,
             f"not compared with the prompts: the items of {', '.join(plan.unread)} (lm-evaluation-harness's own)",
         )
-    for text in plan.missing:
+    for text in plan.base.missing:
         say(console, ("still missing:", "yellow"), f" {text}")
 
 

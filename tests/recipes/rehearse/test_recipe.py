@@ -23,9 +23,11 @@ from cofitune.config.schema import Config
 from cofitune.errors import ArtifactError, ConfigError, DataError, UserError
 from cofitune.files import write_json
 from cofitune.recipes.rehearse import plan as planning
-from cofitune.recipes.rehearse import recipe
+from cofitune.recipes.rehearse import base, recipe, writer
 from cofitune.rehearsal.generate import Answer, Sampling, TransformersGenerator
 from cofitune.rehearsal.items import Rehearsal, read_rehearsal
+
+pytestmark = pytest.mark.processes
 
 WORDS = ["court", "contract", "void", "seller", "buyer", "tenant", "lease", "landlord", "capital", "France", "Paris"]
 FILES = ("items.jsonl", "top_k.safetensors")
@@ -71,7 +73,7 @@ def forbid_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: Any) -> None:
         raise RuntimeError("weights were loaded")
 
-    monkeypatch.setattr(recipe, "load_base", load)
+    monkeypatch.setattr(writer, "load_base", load)
 
 
 def kill_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> list[int]:
@@ -85,7 +87,7 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> list[int]:
             asked.append(number)
             return super().__call__(prompts, sampling, number)
 
-    monkeypatch.setattr(recipe, "TransformersGenerator", Killed)
+    monkeypatch.setattr(writer, "TransformersGenerator", Killed)
     return asked
 
 
@@ -103,7 +105,7 @@ def script(monkeypatch: pytest.MonkeyPatch, place: Place, texts: Any) -> None:
                 results.append(Answer(tuple(ids if cut else [*ids, tokenizer.eos_token_id]), not cut))
             return results
 
-    monkeypatch.setattr(recipe, "TransformersGenerator", Scripted)
+    monkeypatch.setattr(writer, "TransformersGenerator", Scripted)
 
 
 def contents(run: Path) -> list[bytes]:
@@ -271,7 +273,7 @@ def test_a_changed_base_and_template_under_a_finished_folder_are_refused(
     tokenizer = AutoTokenizer.from_pretrained(place.model)
     tokenizer.chat_template = tokenizer.chat_template.replace("assistant", "Assistant")
     with monkeypatch.context() as patch:
-        patch.setattr(planning, "load_tokenizer", lambda *_: tokenizer)
+        patch.setattr(base, "load_tokenizer", lambda *_: tokenizer)
         with pytest.raises(ArtifactError, match=r"made before the template and the prompts .*changed"):
             place.run()
     monkeypatch.setattr(planning, "fingerprint", lambda *_, **__: "f" * 64)
@@ -482,7 +484,7 @@ def test_written_prompts_stand_behind_the_datas_and_a_killed_run_goes_on(
         whole = place.run("whole", self_prompted=3)
         assert [i.messages[-1]["content"] for i in whole.items][11:] == [f"Say number {n}." for n in range(3)]
         place.rehearse(place.config(self_prompted=3), dry_run=True)
-        real: Any = recipe.TransformersGenerator
+        real: Any = writer.TransformersGenerator
         count = [0]
 
         class Killed(real):
@@ -493,7 +495,7 @@ def test_written_prompts_stand_behind_the_datas_and_a_killed_run_goes_on(
                 results: list[Answer] = super().__call__(*raw)
                 return results
 
-        patch.setattr(recipe, "TransformersGenerator", Killed)
+        patch.setattr(writer, "TransformersGenerator", Killed)
         for _ in range(2):
             with pytest.raises(KeyboardInterrupt):
                 place.run(self_prompted=3)
@@ -543,7 +545,7 @@ def test_vllm_that_is_not_there_is_named(place: Place, monkeypatch: pytest.Monke
 def under_vllm(monkeypatch: pytest.MonkeyPatch, place: Place) -> list[str]:
     """Have what writes elsewhere stand for vLLM; returns what was done, in order."""
     order: list[str] = []
-    real: Any = recipe.TransformersGenerator
+    real: Any = writer.TransformersGenerator
 
     class Stub(real):
         def __init__(self, model: str, revision: None, dtype: str, ends: Sequence[int], max_length: int) -> None:
@@ -560,9 +562,9 @@ def under_vllm(monkeypatch: pytest.MonkeyPatch, place: Place) -> list[str]:
         order.append("base")
         return load(model)
 
-    load = recipe.load_base
-    monkeypatch.setattr(recipe, "load_base", load_base)
-    monkeypatch.setattr(recipe, "VllmGenerator", Stub)
+    load = writer.load_base
+    monkeypatch.setattr(writer, "load_base", load_base)
+    monkeypatch.setattr(writer, "VllmGenerator", Stub)
     monkeypatch.setattr(planning, "choose_engine", lambda _: "vllm")
     return order
 
@@ -584,7 +586,7 @@ def test_under_vllm_a_killed_reading_writes_no_prompt_or_answer_again(
 ) -> None:
     script(monkeypatch, place, lambda index, asked: f"Say {index}." if asked.endswith("user\n") else "An answer.")
     order = under_vllm(monkeypatch, place)
-    store, left = recipe.store_probabilities, [4]
+    store, left = writer.store_probabilities, [4]
 
     def interrupted(*raw: Any) -> Any:
         left[0] -= 1
@@ -592,7 +594,7 @@ def test_under_vllm_a_killed_reading_writes_no_prompt_or_answer_again(
             raise KeyboardInterrupt
         return store(*raw)
 
-    monkeypatch.setattr(recipe, "store_probabilities", interrupted)
+    monkeypatch.setattr(writer, "store_probabilities", interrupted)
     with pytest.raises(KeyboardInterrupt):
         place.run(self_prompted=3)
     assert order == ["vllm", *["written"] * 2, *["written"] * 7, "base"]
