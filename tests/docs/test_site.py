@@ -88,6 +88,16 @@ def test_the_command_reference_has_every_command_and_option() -> None:
         assert part and not [option for option in options if option not in part]
 
 
+def test_the_architecture_has_a_word_on_every_room() -> None:
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    rooms = [p for p in (ROOT / "cofitune").iterdir() if not p.name.startswith("__") and p.name != "py.typed"]
+    assert len(rooms) > 15
+    assert not [room.name for room in rooms if f"`cofitune/{room.name}" not in text]
+    recipes = [p.name for p in (ROOT / "cofitune" / "recipes").iterdir() if p.is_dir() and p.name != "__pycache__"]
+    part = text.partition("**`cofitune/recipes/`**")[2].partition("\n\n")[0]
+    assert not [name for name in recipes if f"`{name}`" not in part]
+
+
 def test_remedies_are_for_messages_that_exist() -> None:
     page = split(DOCS / "troubleshooting.md")[1]
     parts = [part for row in REMEDY.findall(page) for part in re.findall(r"`([^`]+)`", row)]
