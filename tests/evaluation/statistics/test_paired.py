@@ -84,8 +84,11 @@ def test_the_bootstrap_has_the_distribution_of_resampling_items_one_by_one() -> 
         assert result.high == pytest.approx(high, abs=near * spread)
 
 
-def test_one_task_agrees_with_scipys_paired_bootstrap() -> None:
-    scores = np.random.default_rng(0).normal(2, 1, (2, 400))
+@pytest.mark.parametrize("difficulty", [0, 3], ids=["unrelated", "hard_for_both"])
+def test_one_task_agrees_with_scipys_paired_bootstrap(difficulty: float) -> None:
+    """Where items are hard for both models, an interval that is not paired is several times as wide."""
+    rng = np.random.default_rng(0)
+    scores = rng.normal(2, 1, (2, 400)) + difficulty * rng.normal(0, 1, 400)
     nats = Metric("loss", "nats", higher_is_better=False, binary=False)
     ours = Bootstrap({"t": TaskItems("speciality", nats, 0.0, scores)}, 0.5).task_change("t", 1, 0)
     theirs = stats.bootstrap(
