@@ -93,7 +93,7 @@ def _fit(examples: Sequence[Example], max_length: int, where: str) -> list[Examp
     Raises:
         BadItemError: none is left.
     """
-    cut = [e if len(e.input_ids) <= max_length else replace(e, **_first(e, max_length)) for e in examples]
+    cut = [Example(e.input_ids[:max_length], e.labels[:max_length]) for e in examples]
     fitting = [example for example in cut if example.num_supervised]
     if not fitting:
         tokens = min(len(example.input_ids) for example in examples)
@@ -102,10 +102,6 @@ def _fit(examples: Sequence[Example], max_length: int, where: str) -> list[Examp
             f"{where}: the prompt alone exceeds data.max_length {max_length} (the whole item has {tokens} tokens)",
         )
     return fitting
-
-
-def _first(example: Example, count: int) -> dict[str, list[int]]:
-    return {"input_ids": example.input_ids[:count], "labels": example.labels[:count]}
 
 
 @dataclass(frozen=True)

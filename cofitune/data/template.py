@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from cofitune.errors import UserError
@@ -184,7 +184,7 @@ def _check(tokenizer: PreTrainedTokenizerBase, given: ChatTemplate) -> None:
     try:
         render(tokenizer, [{"role": "user", "content": "a"}], add_generation_prompt=True)
     except TemplateError as error:
-        line = f":{error.lineno}" if getattr(error, "lineno", None) else ""
+        line = f":{error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
         raise UserError(f"data.template: {given.name}{line}: cannot be used as a chat template: {error}") from None
 
 

@@ -37,6 +37,7 @@ class EvalTask:
         harness: name of a task or group of lm-evaluation-harness, whose data `path` may hold; None: a file's task.
         num_fewshot: harness: examples in the prompt; None: the task's own number.
         apply_chat_template: harness: its prompts inside the chat template.
+        think_end_token: what ends the reasoning of a model that thinks first; None: it is asked to answer at once.
     """
 
     title: str
@@ -55,6 +56,7 @@ class EvalTask:
     harness: str | None = None
     num_fewshot: int | None = None
     apply_chat_template: bool = False
+    think_end_token: str | None = None
 
 
 @dataclass(frozen=True)

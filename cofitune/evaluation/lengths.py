@@ -10,8 +10,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from cofitune.data.chat import render
+from cofitune.data.formats import BadItemError
 from cofitune.errors import DataError
+from cofitune.evaluation.asked import ask_item
 from cofitune.evaluation.items import LoadedTask
 from cofitune.evaluation.tasks import EvalItem, EvalTask
 
@@ -20,26 +21,6 @@ def max_positions(config: Any) -> int | None:
     """Tokens that a model can attend to, by its configuration; None where it does not say."""
     positions = getattr(config, "max_position_embeddings", None)
     return int(positions) if positions else None
-
-
-def render_prompt(tokenizer: PreTrainedTokenizerBase, item: EvalItem, prompt: str = "chat") -> str:
-    """The text that the model sees for an item, up to where its answer begins.
-
-    Args:
-        prompt: chat: the item in the template, as a user's turn; continuation: the item's text alone, behind the token
-            with which the tokenizer begins every text, where there is one.
-    """
-    if prompt == "chat":
-        return render(tokenizer, [{"role": "user", "content": item.prompt}], add_generation_prompt=True)
-    first = tokenizer("a")["input_ids"][0]
-    begins = tokenizer.bos_token is not None and first == tokenizer.bos_token_id
-    return f"{tokenizer.bos_token}{item.prompt}" if begins else item.prompt
-
-
-def render_answer(item: EvalItem, answer: str, prompt: str = "chat") -> str:
-    """An answer as it follows the prompt: in a continuation behind a space, unless there is white space already."""
-    apart = prompt == "chat" or item.prompt[-1:].isspace() or answer[:1].isspace()
-    return answer if apart else f" {answer}"
 
 
 def fit_lengths(
@@ -68,32 +49,43 @@ def _fitted(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, positions: i
 
 def _fit(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, positions: int | None) -> LoadedTask:
     task = loaded.task
-    fitting, left_out, longest, shortest, asked = [], [], 0, None, hashlib.sha256()
+    fitting, left_out, unusable, longest, shortest, hashed = [], [], [], 0, None, hashlib.sha256()
     for item in loaded.items:
-        prompt = render_prompt(tokenizer, item, task.prompt)
-        given = item.choices or (item.references if task.kind == "loss" else ())
-        answers = [render_answer(item, text, task.prompt) for text in given]
-        length = _num_tokens(tokenizer, prompt)
-        answer = max((_num_tokens(tokenizer, text) for text in answers), default=task.max_new_tokens)
-        if positions is not None and length + answer > positions:
+        try:
+            asked = ask_item(tokenizer, item, task)
+        except BadItemError as error:
+            if task.on_bad_item == "error":
+                raise DataError(f"{error} (task '{task.title}'; on_bad_item: drop leaves such items out)") from None
+            unusable.append(item.line)
+            continue
+        length = len(asked.ids)
+        whole = max((len(a.context) + len(a.ids) for a in asked.answers), default=length + task.max_new_tokens)
+        if positions is not None and whole > positions:
             left_out.append(item.line)
-            shortest = min(shortest or (length, answer), (length, answer))
+            shortest = min(shortest or (length, whole - length), (length, whole - length))
             continue
         fitting.append(item)
-        asked.update(json.dumps([prompt, answers]).encode())
+        hashed.update(json.dumps([asked.prompt, asked.texts]).encode())
         longest = max(longest, length)
-    if not fitting and shortest is not None:
-        raise DataError(
-            f"{task.path}: no item of task '{task.title}' fits: the shortest prompt has {shortest[0]} tokens and its "
-            f"answer may have {shortest[1]}, but the model has {positions} positions"
-        )
+    if not fitting:
+        _refuse_empty(task, shortest, positions)
     return replace(
         loaded,
         items=tuple(fitting),
         left_out=(*loaded.left_out, *left_out),
+        unusable=tuple(sorted({*loaded.unusable, *unusable})),
         too_long=_too_long(task, fitting, tokenizer),
         longest=longest,
-        asked_sha256=asked.hexdigest(),
+        asked_sha256=hashed.hexdigest(),
+    )
+
+
+def _refuse_empty(task: EvalTask, shortest: tuple[int, int] | None, positions: int | None) -> None:
+    if shortest is None:
+        raise DataError(f"{task.path}: no item of task '{task.title}' can be asked in this chat template")
+    raise DataError(
+        f"{task.path}: no item of task '{task.title}' fits: the shortest prompt has {shortest[0]} tokens and its "
+        f"answer may have {shortest[1]}, but the model has {positions} positions"
     )
 
 

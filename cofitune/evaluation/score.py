@@ -14,17 +14,24 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cofitune.evaluation import ifeval, metrics
+from cofitune.evaluation.asked import Asked, ask_item
 from cofitune.evaluation.data_parallel import BatchSharding
 from cofitune.evaluation.drift import score_drift
 from cofitune.evaluation.harness.native import score_harness
 from cofitune.evaluation.harness.quiet import quiet_harness
 from cofitune.evaluation.items import LoadedTask
-from cofitune.evaluation.lengths import fit_lengths, max_positions, render_answer, render_prompt
+from cofitune.evaluation.lengths import fit_lengths, max_positions
 from cofitune.evaluation.samples import Sample, TaskResult
 from cofitune.evaluation.tasks import EvalItem
 
 METRIC = "score"  # our name for a task's one metric inside the harness
 OWN_CODE = (
+    "../data/asking.py",
+    "../data/responses.py",
+    "../data/shape.py",
+    "../data/template.py",
+    "../data/tokens.py",
+    "asked.py",
     "drift.py",
     "harness/model.py",
     "harness/native.py",
@@ -90,15 +97,18 @@ def score_model(
     with quiet_harness(), _as_it_was(model):
         from cofitune.evaluation.harness.model import ChatTemplateLM, ChatTemplateLMBase
 
-        asked = (model, tokenizer, request.batch_size, share, positions)
+        shared = (model, tokenizer, request.batch_size, share, positions)
         for task in fit_lengths(request.tasks, tokenizer, positions):
             on_start(task)
             if task.rehearsal is not None:
                 result = score_drift(model, tokenizer, task, request.batch_size, share)
             elif task.harness:
-                result = score_harness(ChatTemplateLMBase(*asked), task)
+                judge = ChatTemplateLMBase(*shared, think_end_token=task.task.think_end_token)
+                result = score_harness(judge, task)
             else:
-                result = _score_task(ChatTemplateLM(*asked), task)
+                asked = [ask_item(tokenizer, item, task.task) for item in task.items]
+                judge = ChatTemplateLM(*shared, think_end_token=task.task.think_end_token, asked=asked)
+                result = _score_task(judge, task, asked)
             results[task.task.title] = result
             on_result(result)
     return results
@@ -118,7 +128,8 @@ def versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in names} | {"own_code": own.hexdigest()}
 
 
-def _score_task(judge: Any, loaded: LoadedTask) -> TaskResult:
+def _score_task(judge: Any, loaded: LoadedTask, asked: Sequence[Asked]) -> TaskResult:
+    """Score one task; `asked` are its items as the model sees them."""
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.evaluator import evaluate
 
@@ -128,9 +139,7 @@ def _score_task(judge: Any, loaded: LoadedTask) -> TaskResult:
     # evaluations) and runs `pip list` for its report
     result = evaluate(
         lm=judge,
-        task_dict={"tasks": {"task": ConfigurableTask(config=_task_config(loaded, judge.tokenizer))}, "groups": {}},
-        apply_chat_template=task.prompt == "chat",
-        fewshot_as_multiturn=True,
+        task_dict={"tasks": {"task": ConfigurableTask(config=_task_config(loaded, asked))}, "groups": {}},
         bootstrap_iters=0,
     )
     by_index = {sample["doc_id"]: sample for sample in result["samples"]["task"]}
@@ -143,43 +152,37 @@ def _score_task(judge: Any, loaded: LoadedTask) -> TaskResult:
         chance=loaded.chance,
         samples=samples,
         seconds=time.monotonic() - start,
-        others=_others(loaded, samples, judge.tokenizer),
+        others=_others(loaded, samples, asked),
     )
 
 
-def _task_config(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def _task_config(loaded: LoadedTask, asked: Sequence[Asked]) -> dict[str, Any]:
     """The task as the harness describes tasks; its rows are indices into our items, so no dataset cache is involved."""
     from datasets import Dataset
 
     task, items = loaded.task, loaded.items
     rows = Dataset.from_list([{"index": i} for i in range(len(items))])
 
-    def asked(row: dict[str, Any]) -> str:
-        item = items[row["index"]]  # the harness itself puts a chat's text into the template
-        return item.prompt if task.prompt == "chat" else render_prompt(tokenizer, item, task.prompt)
-
-    def answers(row: dict[str, Any]) -> list[str]:
-        item = items[row["index"]]
-        return [render_answer(item, text, task.prompt) for text in item.choices or item.references]
-
     config: dict[str, Any] = {
         "task": "task",
         "custom_dataset": lambda **_: {"test": rows},
         "test_split": "test",
         "num_fewshot": 0,
-        "target_delimiter": "",  # the template's own line break is all that stands between question and answer
-        "doc_to_text": asked,
-        "process_results": lambda row, result: {METRIC: _grade(loaded, items[row["index"]], result, tokenizer)},
+        "target_delimiter": "",  # what the template writes is all that stands between question and answer
+        "doc_to_text": lambda row: asked[row["index"]].prompt,
+        "process_results": lambda row, result: {
+            METRIC: _grade(loaded, items[row["index"]], result, asked[row["index"]])
+        },
         "metric_list": [{"metric": METRIC, "aggregation": "mean", "higher_is_better": True}],
     }
     if task.kind == "multiple_choice":
         return config | {
             "output_type": "multiple_choice",
-            "doc_to_choice": answers,
+            "doc_to_choice": lambda row: list(asked[row["index"]].texts),
             "doc_to_target": lambda row: items[row["index"]].answer,
         }
     if task.kind == "loss":
-        return config | {"output_type": "loglikelihood", "doc_to_target": lambda row: answers(row)[0]}
+        return config | {"output_type": "loglikelihood", "doc_to_target": lambda row: asked[row["index"]].texts[0]}
     return config | {
         "output_type": "generate_until",
         "doc_to_target": lambda row: "",
@@ -187,32 +190,24 @@ def _task_config(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase) -> dict
     }
 
 
-def _grade(
-    loaded: LoadedTask, item: EvalItem, answers: Sequence[Any], tokenizer: PreTrainedTokenizerBase
-) -> float | int:
+def _grade(loaded: LoadedTask, item: EvalItem, answers: Sequence[Any], asked: Asked) -> float | int:
     task = loaded.task
     if task.kind == "multiple_choice":
         return int(metrics.pick([value for value, _ in answers], item.choices, task.metric) == item.answer)
     if task.kind == "loss":
-        return -float(answers[0][0]) / _size(loaded, item, tokenizer, task.metric)
+        return -float(answers[0][0]) / _size(item, asked, task.metric)
     if task.kind == "ifeval":
         return int(ifeval.follows_instructions(item.checks or {}, answers[0]))
     score = metrics.text_score(task.metric, answers[0], item.references, task.pattern, task.tokenize)
     return int(score) if loaded.metric.binary else score
 
 
-def _size(loaded: LoadedTask, item: EvalItem, tokenizer: PreTrainedTokenizerBase, metric: str) -> int:
+def _size(item: EvalItem, asked: Asked, metric: str) -> int:
     """Over what a reference's cross-entropy is counted: its UTF-8 bytes, or its tokens behind the prompt."""
-    from cofitune.evaluation.harness.model import split_tokens
-
-    if metric == "nats_per_byte":
-        return len(item.references[0].encode("utf-8"))
-    prompt = loaded.task.prompt
-    text = render_answer(item, item.references[0], prompt)
-    return len(split_tokens(tokenizer, render_prompt(tokenizer, item, prompt), text)[1])
+    return len(item.references[0].encode("utf-8")) if metric == "nats_per_byte" else len(asked.answers[0].ids)
 
 
-def _others(loaded: LoadedTask, samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+def _others(loaded: LoadedTask, samples: Sequence[Sample], asked: Sequence[Asked]) -> dict[str, float]:
     """Further figures of a task: the other metric of the same log-likelihoods, BLEU and chrF as papers report them."""
     task, items = loaded.task, loaded.items
     if task.kind == "multiple_choice":
@@ -221,7 +216,7 @@ def _others(loaded: LoadedTask, samples: Sequence[Sample], tokenizer: PreTrained
         return {other: sum(p == i.answer for p, i in zip(picks, items, strict=True)) / len(items)}
     if task.kind == "loss":
         nats = -sum((s.log_likelihoods or (0.0,))[0] for s in samples)
-        sizes = {name: sum(_size(loaded, i, tokenizer, name) for i in items) for name in LOSS_METRICS}
+        sizes = {name: sum(_size(*pair, name) for pair in zip(items, asked, strict=True)) for name in LOSS_METRICS}
         return {f"corpus_{name}": nats / size for name, size in sizes.items()}
     if task.kind == "generate":
         results = [metrics.extract(s.answer or "", task.pattern) or "" for s in samples]

@@ -11,9 +11,9 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from cofitune.errors import DataError
-from cofitune.evaluation import lengths
+from cofitune.evaluation.asked import ask_item, render_prompt
 from cofitune.evaluation.items import LoadedTask
-from cofitune.evaluation.lengths import fit_lengths, render_answer, render_prompt
+from cofitune.evaluation.lengths import fit_lengths
 from cofitune.evaluation.tasks import EvalItem, EvalTask, load_tasks
 
 
@@ -52,20 +52,16 @@ def test_answers_over_the_limit_are_counted_and_a_task_of_such_refused(tmp_path:
     assert fit_lengths([number], tiny_tokenizer, None)[0].too_long == (), "the number may come alone"
 
 
-def test_the_hash_follows_the_prompts_and_the_given_answers(
-    tmp_path: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task = make_task(tmp_path, [{"question": "Q?", "choices": ["b", "c"], "answer": 1}], "multiple_choice")
-
-    def asked() -> str:
+def test_the_hash_follows_the_prompts_and_the_given_answers(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    def asked(choice: str = "b") -> str:
+        task = make_task(tmp_path, [{"question": "Q?", "choices": [choice, "c"], "answer": 1}], "multiple_choice")
         return fit_lengths([task], tiny_tokenizer, None)[0].asked_sha256
 
     before = asked()
     assert asked() == before
-    monkeypatch.setattr(lengths, "render_prompt", lambda *_: "another prompt")
-    changed = asked()
-    monkeypatch.setattr(lengths, "render_answer", lambda *_: "another answer")
-    assert len({before, changed, asked()}) == 3
+    other = asked("d")
+    tiny_tokenizer.chat_template = tiny_tokenizer.chat_template.replace("assistant\n", "assistant:\n")
+    assert len({before, other, asked()}) == 3
 
 
 @pytest.mark.parametrize("kind", ["loss", "multiple_choice"])
@@ -80,14 +76,27 @@ def test_given_answers_count_with_their_own_length(tmp_path: Path, tiny_tokenize
 
 
 def test_a_continuation_is_the_items_own_text_behind_the_first_token(tiny_tokenizer: Any) -> None:
-    item = EvalItem(1, "The boy")
-    assert render_prompt(tiny_tokenizer, item, "continuation") == "The boy"
-    assert render_answer(item, "runs", "continuation") == " runs"
-    assert render_answer(item, " runs", "continuation") == " runs"
-    assert render_answer(EvalItem(1, "The boy\n"), "runs", "continuation") == "runs"
-    assert render_answer(item, "runs", "chat") == "runs"
+    task = EvalTask("t", "gen_kn", "f.jsonl", "loss", "nats_per_token", prompt="continuation")
+
+    def asked(text: str, answer: str) -> tuple[str, tuple[str, ...]]:
+        result = ask_item(tiny_tokenizer, EvalItem(1, text, references=(answer,)), task)
+        return result.prompt, result.texts
+
+    assert asked("The boy", "runs") == ("The boy", (" runs",))
+    assert asked("The boy", " runs") == ("The boy", (" runs",))
+    assert asked("The boy\n", "runs") == ("The boy\n", ("runs",))
     tiny_tokenizer.bos_token = "<|im_start|>"
     tiny_tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|im_start|> $A", special_tokens=[("<|im_start|>", tiny_tokenizer.bos_token_id)]
     )
-    assert render_prompt(tiny_tokenizer, item, "continuation") == "<|im_start|>The boy"
+    assert asked("The boy", "runs")[0] == "<|im_start|>The boy"
+
+
+def test_an_item_that_the_template_cannot_ask_is_named_or_left_out(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    items = [{"question": text, "answer": "a"} for text in ("What does <|im_end|> end?", "Q?")]
+    with pytest.raises(DataError, match=r"items\.jsonl:1: .*holds '<\|im_end\|>'.*control token.*task 't'.*drop"):
+        fit_lengths([make_task(tmp_path, items)], tiny_tokenizer, None)
+    (result,) = fit_lengths([make_task(tmp_path, items, on_bad_item="drop")], tiny_tokenizer, None)
+    assert result.unusable == (1,) and [item.line for item in result.items] == [2]
+    with pytest.raises(DataError, match="no item of task 't' can be asked in this chat template"):
+        fit_lengths([make_task(tmp_path, items[:1], on_bad_item="drop")], tiny_tokenizer, None)

@@ -15,6 +15,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers import StoppingCriteriaList as Criteria
 
 from cofitune.data.chat import end_ids
+from cofitune.data.control import control_tokens
+from cofitune.evaluation.asked import Asked
 from cofitune.evaluation.data_parallel import BatchSharding, in_batches
 
 Request = tuple[tuple[str, str], list[int], list[int]]  # (context, continuation) as text, then as token ids
@@ -31,6 +33,7 @@ class ChatTemplateLMBase(HFLM):
         share: BatchSharding,
         positions: int | None = None,
         add_bos_token: bool | None = None,
+        think_end_token: str | None = None,
     ) -> None:
         super().__init__(
             pretrained=model,
@@ -39,6 +42,7 @@ class ChatTemplateLMBase(HFLM):
             batch_size=batch_size,
             max_length=positions,
             add_bos_token=add_bos_token,
+            think_end_token=_as_token(tokenizer, think_end_token),
         )
         self._share = share
 
@@ -83,8 +87,8 @@ class ChatTemplateLM(ChatTemplateLMBase):
     """A causal model in memory that is asked as training taught, behind the harness's interface.
 
     It departs from the harness's own class in three points:
-    - no token is added to the rendered template (training adds none), and white space that ends the prompt stays in
-      the prompt: the harness would move the line break after `assistant` into every choice, and so into acc_norm;
+    - prompts and given answers are the tokens that training has of them: none is added to the rendered template, and
+      white space that ends a prompt stays there; the harness would move it into every choice, and so into acc_norm;
     - the choices of one question share one pass over the question (measured: 3 times as fast on four choices);
     - a stop string ends its own row; the harness runs on until the same string has come up in every row.
     """
@@ -96,12 +100,34 @@ class ChatTemplateLM(ChatTemplateLMBase):
         batch_size: int,
         share: BatchSharding,
         positions: int | None = None,
+        think_end_token: str | None = None,
+        asked: Sequence[Asked] = (),
     ) -> None:
-        super().__init__(model, tokenizer, batch_size, share, positions, add_bos_token=False)
+        """`asked`: the items that will be asked; the harness hands texts, and these are their tokens."""
+        super().__init__(
+            model, tokenizer, batch_size, share, positions, add_bos_token=False, think_end_token=think_end_token
+        )
+        self._prompts = {one.prompt: one.ids for one in asked}
+        self._answers = {(a.prompt, text): given for a in asked for text, given in zip(a.texts, a.answers, strict=True)}
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Split the tokens of the whole text where the prompt ends; a token astride belongs to the prompt."""
-        return split_tokens(self.tokenizer, context, continuation)
+        given = self._answers[context, continuation]
+        return list(given.context), list(given.ids)
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """The tokens of prompts, and which of them are no padding; both int64 [B, T]. None is too long to fit."""
+        rows = [self._prompts[text] for text in strings]
+        width = max(map(len, rows))
+        pad = self.tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        return ids, mask
 
     @torch.inference_mode()
     def _loglikelihood_tokens(
@@ -165,7 +191,8 @@ class ChatTemplateLM(ChatTemplateLMBase):
         """Decode greedily; `context` is [B, T], padded on the left. Returns the context and what follows it."""
         ids, strings = split_stops(self.tokenizer, stop)
         ends = sorted({*end_ids(self.tokenizer, self.model.generation_config), *ids})
-        criteria = Criteria([RowStops(self.tokenizer, strings, context.shape[1])] if strings else [])
+        stops = RowStops(self.tokenizer, strings, context.shape[1], self.think_end_token) if strings else None
+        criteria = Criteria([stops] if stops else [])
         before = self.model.generation_config
         # a model's own defaults (temperature, repetition_penalty, …) would warn, or bend greedy decoding
         self.model.generation_config = GenerationConfig(
@@ -191,27 +218,42 @@ class ChatTemplateLM(ChatTemplateLMBase):
 
 
 class RowStops(StoppingCriteria):
-    """Ends each row as soon as one of the strings stands in what it has generated."""
+    """Ends each row as soon as one of the strings stands in its text, behind its reasoning if it thinks."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, strings: Sequence[str], prompt_length: int) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        strings: Sequence[str],
+        prompt_length: int,
+        think_end: str | int | None = None,
+    ) -> None:
         self.tokenizer, self.strings, self.prompt_length = tokenizer, tuple(strings), prompt_length
+        self.think_end = think_end
         # a token is a byte at least, so a string that is complete with the newest token lies within this many
         self.tail = max(len(s.encode("utf-8")) for s in strings) + 4
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        new = input_ids[:, self.prompt_length :][:, -self.tail :]
-        texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
+        new = input_ids[:, self.prompt_length :]
+        texts = self._behind_reasoning(new) if self.think_end is not None else self._decode(new[:, -self.tail :])
         done = [any(s in text for s in self.strings) for text in texts]
         return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
 
+    def _behind_reasoning(self, new: Tensor) -> list[str]:
+        if isinstance(self.think_end, int):
+            rows = [
+                row[len(row) - row[::-1].index(self.think_end) :] if self.think_end in row else []
+                for row in new.tolist()
+            ]
+            return self._decode(rows)
+        return [text.rpartition(self.think_end)[2] if self.think_end in text else "" for text in self._decode(new)]
 
-def split_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, continuation: str) -> tuple[list[int], list[int]]:
-    """Tokens of `prompt + continuation` in two parts; training labels a response's tokens by the same rule."""
-    encoded = tokenizer(prompt + continuation, add_special_tokens=False, return_offsets_mapping=True)
-    ids = list(encoded["input_ids"])
-    cut = sum(first < len(prompt) for first, _ in encoded["offset_mapping"])
-    cut = min(cut, len(ids) - 1)  # a choice that is all in the token astride is judged by that token
-    return ids[:cut], ids[cut:]
+    def _decode(self, rows: Any) -> list[str]:
+        return list(self.tokenizer.batch_decode(rows, skip_special_tokens=True))
+
+
+def _as_token(tokenizer: PreTrainedTokenizerBase, text: str | None) -> str | int | None:
+    """The id of a special token, whose text decoding leaves out; else the text."""
+    return None if text is None else control_tokens(tokenizer).get(text, text)
 
 
 def split_stops(tokenizer: PreTrainedTokenizerBase, stop: Iterable[str]) -> tuple[list[int], list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,9 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cofitune.config.schema import Config
 from cofitune.data.batches import Plan, rank_micro_batches
 from cofitune.data.chat import IGNORED, Example
-from cofitune.evaluation.items import LoadedTask
-from cofitune.evaluation.lengths import render_answer, render_prompt
-from cofitune.evaluation.tasks import EvalItem, load_tasks
+from cofitune.evaluation.asked import ask_item
+from cofitune.evaluation.items import EvalItem, LoadedTask
+from cofitune.evaluation.tasks import load_tasks
 from cofitune.recipes.from_config import eval_tasks
 from cofitune.recipes.train.data import TrainData
 from cofitune.training.loss import supervised_logits
@@ -160,13 +160,7 @@ def _choices(
 
 
 def _example(tokenizer: PreTrainedTokenizerBase, task: LoadedTask, item: EvalItem, answer: str) -> Example:
-    form = task.task.prompt
-    return answer_example(tokenizer, render_prompt(tokenizer, item, form), render_answer(item, answer, form))
-
-
-def answer_example(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> Example:
-    """A prompt and an answer behind it, whose tokens carry the labels: by the rule that a harness task splits them."""
-    encoded = tokenizer(prompt + answer, add_special_tokens=False, return_offsets_mapping=True)
-    ids = list(encoded["input_ids"])
-    cut = min(sum(first < len(prompt) for first, _ in encoded["offset_mapping"]), len(ids) - 1)
-    return Example(ids, [IGNORED] * cut + ids[cut:])
+    """An answer behind its prompt, as the task asks it; the answer's tokens carry the labels."""
+    asked = ask_item(tokenizer, replace(item, choices=(), references=(answer,)), replace(task.task, kind="loss"))
+    (given,) = asked.answers
+    return Example([*given.context, *given.ids], [IGNORED] * len(given.context) + list(given.ids))

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from cofitune.recipes.evaluate import recipe
 from cofitune.recipes.evaluate.recipe import Evaluation, evaluate
 from cofitune.recipes.export import export
 from cofitune.training.delta import write_delta
+
+pytestmark = pytest.mark.processes
 
 CHOICES: list[dict[str, Any]] = [
     {"question": "Two plus two?", "choices": ["four", "three"], "answer": 0},
@@ -488,8 +491,8 @@ def test_weights_rounded_more_than_the_bases_are_refused(place: Place, monkeypat
 
 def test_a_changed_prompt_is_asked_anew(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.evaluate()
-    render = lengths.render_prompt
-    monkeypatch.setattr(lengths, "render_prompt", lambda *given: render(*given) + "!")
+    ask = lengths.ask_item
+    monkeypatch.setattr(lengths, "ask_item", lambda *given: replace(ask(*given), prompt="another"))
     scored = record_scoring(monkeypatch)
     place.evaluate()
     assert [titles for _, titles in scored] == [ALL]

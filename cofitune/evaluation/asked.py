@@ -1,0 +1,77 @@
+"""What the model sees of an item of a file: its prompt and given answers, as text and as the tokens of training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from cofitune.data.asking import GivenAnswer, answer_tokens, make_prompt_tokens
+from cofitune.evaluation.items import EvalItem, EvalTask
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One item as the model sees it.
+
+    Attributes:
+        prompt: the text up to where an answer begins.
+        ids: its tokens.
+        texts: the given answers, as they follow the prompt: of a multiple choice each, of a loss item the one.
+        answers: their tokens, each with those before it.
+    """
+
+    prompt: str
+    ids: tuple[int, ...]
+    texts: tuple[str, ...] = ()
+    answers: tuple[GivenAnswer, ...] = ()
+
+
+def ask_item(tokenizer: PreTrainedTokenizerBase, item: EvalItem, task: EvalTask) -> Asked:
+    """Render and tokenize an item as its task asks it.
+
+    Raises:
+        BadItemError: the chat template refuses the item or drops a part of it, or a text holds a control token
+            (file:line).
+    """
+    given = item.choices or (item.references[:1] if task.kind == "loss" else ())
+    where = f"{task.path}:{item.line}"
+    if task.prompt == "chat":
+        messages = [{"role": "user", "content": item.prompt}]
+        prompt = make_prompt_tokens(tokenizer, messages, where, opened=task.think_end_token is None)
+        answers = tuple(answer_tokens(tokenizer, messages, text, where) for text in given)
+        return Asked(prompt.text, prompt.ids, tuple(given), answers)
+    text = _continued(tokenizer, item)
+    texts = tuple(_apart(item, answer) for answer in given)
+    ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return Asked(text, ids, texts, tuple(split_tokens(tokenizer, text, answer) for answer in texts))
+
+
+def render_prompt(tokenizer: PreTrainedTokenizerBase, item: EvalItem, prompt: str = "chat") -> str:
+    """The text that the model sees for an item, up to where its answer begins.
+
+    Args:
+        prompt: chat: the item in the template, as a user's turn; continuation: the item's text alone, behind the token
+            with which the tokenizer begins every text, where there is one.
+    """
+    return ask_item(tokenizer, item, EvalTask("", "", "", "generate", "", prompt=prompt)).prompt
+
+
+def split_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, continuation: str) -> GivenAnswer:
+    """Tokens of `prompt + continuation` in two parts; a token astride belongs to the prompt."""
+    encoded = tokenizer(prompt + continuation, add_special_tokens=False, return_offsets_mapping=True)
+    ids = list(encoded["input_ids"])
+    cut = sum(first < len(prompt) for first, _ in encoded["offset_mapping"])
+    cut = min(cut, len(ids) - 1)  # a choice that is all in the token astride is judged by that token
+    return GivenAnswer(tuple(ids[:cut]), tuple(ids[cut:]))
+
+
+def _continued(tokenizer: PreTrainedTokenizerBase, item: EvalItem) -> str:
+    first = tokenizer("a")["input_ids"][0]
+    begins = tokenizer.bos_token is not None and first == tokenizer.bos_token_id
+    return f"{tokenizer.bos_token}{item.prompt}" if begins else item.prompt
+
+
+def _apart(item: EvalItem, answer: str) -> str:
+    """An answer as it follows a text: behind a space, unless there is white space already."""
+    return answer if item.prompt[-1:].isspace() or answer[:1].isspace() else f" {answer}"
