@@ -22,12 +22,15 @@ from cofitune.config.load import dump_config
 from cofitune.config.schema import Config
 from cofitune.errors import ArtifactError, ConfigError, DataError, UserError
 from cofitune.files import write_json
+from cofitune.recipes import prerequisites
+from cofitune.recipes.rehearse import base, recipe
 from cofitune.recipes.rehearse import plan as planning
-from cofitune.recipes.rehearse import base, recipe, writer
+from cofitune.recipes.rehearse import writer as writer_module
 from cofitune.rehearsal.generate import Answer, Sampling, TransformersGenerator
 from cofitune.rehearsal.items import Rehearsal, read_rehearsal
 
 pytestmark = pytest.mark.processes
+writer: Any = writer_module  # whose imports are replaced
 
 WORDS = ["court", "contract", "void", "seller", "buyer", "tenant", "lease", "landlord", "capital", "France", "Paris"]
 FILES = ("items.jsonl", "top_k.safetensors")
@@ -276,7 +279,7 @@ def test_a_changed_base_and_template_under_a_finished_folder_are_refused(
         patch.setattr(base, "load_tokenizer", lambda *_: tokenizer)
         with pytest.raises(ArtifactError, match=r"made before the template and the prompts .*changed"):
             place.run()
-    monkeypatch.setattr(planning, "fingerprint", lambda *_, **__: "f" * 64)
+    monkeypatch.setattr(prerequisites, "fingerprint", lambda *_, **__: "f" * 64)
     with pytest.raises(ArtifactError, match=r"made before the base changed"):
         place.run()
 
