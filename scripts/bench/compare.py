@@ -27,7 +27,7 @@ from sides import typed
 
 from cofitune.config.load import dump_config, load_config
 from cofitune.files import write_text
-from cofitune.recipes.compare.plan import Run, make_plan, resolve_search
+from cofitune.recipes.compare.plan import Run, plan_compare, resolve_search
 from cofitune.reports.compare.table import comparison_tables, sentences
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -152,7 +152,7 @@ def train_side_by_side(config: Path, arguments: argparse.Namespace) -> float:
 
     Neighbours are of different methods, so that the heaviest do not meet. While one seed is scored the next one trains.
     """
-    plan = make_plan(resolve_search(load_config(config)), overwrite=False, dry_run=False, ranks=1)
+    plan = plan_compare(resolve_search(load_config(config)))
     began = time.monotonic()
 
     def train(run: Run) -> None:

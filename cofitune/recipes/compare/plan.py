@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cofitune.config.load import overlay
-from cofitune.config.schema import FREE_SETTINGS, Compare, Config, EvalModel
+from cofitune.config.schema import FREE_SETTINGS, Compare, Config, EvalModel, SoftMask
 from cofitune.errors import ArtifactError, ConfigError, UserError
 from cofitune.evaluation.statistics.matched import BASE
 from cofitune.files import read_json, sha256_json
@@ -69,14 +69,15 @@ class ComparePlan:
     """A comparison, resolved.
 
     Attributes:
+        config: what it was resolved from.
         folder: `<output_dir>/compare`.
         runs: every training, in the order in which they run: a whole seed of all methods before the next seed.
         trainings: each run's own plan.
         items: of the evaluation, over all tasks.
     """
 
-    folder: Path
     config: Config
+    folder: Path
     runs: tuple[Run, ...]
     trainings: tuple[TrainPlan, ...]
     items: int
@@ -109,7 +110,7 @@ def model_name(run: str, alpha: float) -> str:
     return f"{run}-alpha{alpha:g}"
 
 
-def make_plan(config: Config, overwrite: bool, dry_run: bool, ranks: int) -> ComparePlan:
+def plan_compare(config: Config, overwrite: bool = False, dry_run: bool = False, ranks: int = 1) -> ComparePlan:
     """Resolve every run and check all of them as `cofitune train` would, and the evaluation.
 
     Raises:
@@ -121,15 +122,15 @@ def make_plan(config: Config, overwrite: bool, dry_run: bool, ranks: int) -> Com
     folder = check_folder(config, FOLDER, overwrite)
     runs = _runs(config, folder)
     trainings = [_check(run, overwrite, dry_run, ranks) for run in runs]
-    evaluation = _check_evaluation(ComparePlan(folder, config, tuple(runs), tuple(trainings), 0), overwrite)
-    tasks = evaluation.tasks
+    plan = ComparePlan(config, folder, tuple(runs), tuple(trainings), items=0)
+    tasks = _check_evaluation(plan, overwrite).tasks
     counted = {t.task.category for t in tasks if t.metric.unit == "share"}
     if "speciality" not in counted or counted == {"speciality"}:
         raise UserError(
             "compare: versatility at matched speciality needs tasks of both that count in the means (losses do not): "
             "name some in eval.speciality and in eval.versatility"
         )
-    plan = ComparePlan(folder, config, tuple(runs), tuple(trainings), sum(len(t.items) for t in tasks))
+    plan = replace(plan, items=sum(len(t.items) for t in tasks))
     if not dry_run:
         check_disk_space(folder, required_disk_bytes(plan))
     return plan
@@ -137,7 +138,7 @@ def make_plan(config: Config, overwrite: bool, dry_run: bool, ranks: int) -> Com
 
 def _runs(config: Config, folder: Path) -> list[Run]:
     compare, problems = config.compare, list[str]()
-    shared = overlay(config, {}, "compare", _shared(config))
+    shared = overlay(config, {}, "compare", _shared(config.softmask, config.run))
     results: list[Run] = []
     for method, given in compare.methods.items():
         where = f"compare.methods.{method}"
@@ -162,11 +163,11 @@ def _runs(config: Config, folder: Path) -> list[Run]:
     return results
 
 
-def _shared(config: Config) -> dict[str, Any]:
-    """What every run takes from this config's own run: its importance, and the region that its search found."""
+def _shared(softmask: SoftMask, run: Path) -> dict[str, Any]:
+    """What every run takes from this config's own run: its importance."""
     changes: dict[str, Any] = {"compare": Compare().model_dump(mode="json")}
-    if config.softmask.importance is None:
-        changes["softmask"] = {"importance": [str(config.run / "importance")]}
+    if softmask.importance is None:
+        changes["softmask"] = {"importance": [str(run / "importance")]}
     return changes
 
 

@@ -23,7 +23,7 @@ def print_plan(plan: ComparePlan, seconds: dict[str, float], done: set[str], con
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("method", "peak rates"):
         table.add_column(name, overflow="fold")
-    for name in ("seeds", "steps a run", "trained weights", "runs", "done"):
+    for name in ("seeds", "steps a run", "trainable parameters", "runs", "done"):
         table.add_column(name, justify="right")
     for method in dict.fromkeys(run.method for run in plan.runs):
         own = [(r, t) for r, t in zip(plan.runs, plan.trainings, strict=True) if r.method == method]

@@ -15,7 +15,7 @@ from cofitune.config.schema import Config
 from cofitune.errors import UserError
 from cofitune.files import exclusive, read_json, write_json, write_text
 from cofitune.jsonl import append_line
-from cofitune.recipes.compare.plan import FOLDER, ComparePlan, Run, make_plan, model_name, resolve_search
+from cofitune.recipes.compare.plan import FOLDER, ComparePlan, Run, model_name, plan_compare, resolve_search
 from cofitune.recipes.compare.plan_report import about, print_plan, time_left
 from cofitune.recipes.compare.result import build_comparison, finished_runs
 from cofitune.recipes.compare.store import STORE, RunLine, mean_seconds, read_store
@@ -59,7 +59,7 @@ def compare(
         UserError: anything that the user can mend, found before the first training; or no run has finished.
     """
     console = console or Console()
-    plan = make_plan(resolve_search(config), overwrite, dry_run, ranks)
+    plan = plan_compare(resolve_search(config), overwrite, dry_run, ranks)
     known = {} if overwrite else read_store(plan)
     done = {name for name, line in known.items() if line["status"] == "done"}
     print_plan(plan, mean_seconds(known), done, console)

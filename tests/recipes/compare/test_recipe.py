@@ -252,7 +252,7 @@ def test_what_cannot_be_compared_is_refused(
     else:
         config["compare"] |= changed
     with pytest.raises(UserError) as result:
-        compare_plan.make_plan(load(config), False, False, 1)
+        compare_plan.plan_compare(load(config))
     assert output in str(result.value)
     assert len(getattr(result.value, "problems", [output])) == 1, "one mistake, one message"
 
@@ -260,9 +260,9 @@ def test_what_cannot_be_compared_is_refused(
 def test_a_method_in_another_template_is_refused_before_any_training(config: dict[str, Any]) -> None:
     config["compare"]["methods"]["plain"] = {"data": {"template": "plain"}}
     with pytest.raises(UserError, match=r"compare\.methods\.plain: data\.template: .*'plain'.* asked in 'chat'"):
-        compare_plan.make_plan(load(config), False, False, 1)
+        compare_plan.plan_compare(load(config))
     config["compare"]["methods"]["plain"] = {"data": {"template": "chat"}}
-    assert len(compare_plan.make_plan(load(config), False, False, 1).runs) == 4, "auto is chat here: the same"
+    assert len(compare_plan.plan_compare(load(config)).runs) == 4, "auto is chat here: the same"
 
 
 def test_a_run_that_is_trained_in_another_template_names_its_method(
@@ -272,7 +272,7 @@ def test_a_run_that_is_trained_in_another_template_names_its_method(
     monkeypatch.setattr(compare_plan.Run, "is_trained", property(lambda run: run.method == "plain"))
     monkeypatch.setattr(compare_plan, "_check_alike", lambda run, plan: None)
     with pytest.raises(UserError, match=r"compare\.methods\.plain: data\.template: .*'plain'.* asked in 'chat'"):
-        compare_plan.make_plan(load(config), False, False, 1)
+        compare_plan.plan_compare(load(config))
 
 
 def test_runs_not_comparable_with_the_base_are_refused_before_training(
@@ -284,23 +284,23 @@ def test_runs_not_comparable_with_the_base_are_refused_before_training(
     tokenizer.save_pretrained(other)
     config["eval"]["models"] = [{"path": str(other), "role": "base"}]
     with pytest.raises(UserError, match=r"side by side: 'full-0\.001-seed1234-alpha0\.5' .*template_sha256 is"):
-        compare_plan.make_plan(load(config), False, False, 1)
+        compare_plan.plan_compare(load(config))
 
 
 def test_overwrite_takes_the_answers_of_another_template_along(config: dict[str, Any]) -> None:
     config["data"]["template"] = "plain"
-    plan = compare_plan.make_plan(load(config), False, False, 1)
+    plan = compare_plan.plan_compare(load(config))
     start_folder(plan.config, "compare", False)
     start_folder(plan.eval_config([]), "eval", False)
     config["data"]["template"] = "chat"
     with pytest.raises(UserError, match="was made by another config .*--overwrite it"):
-        compare_plan.make_plan(load(config), False, False, 1)
-    compare_plan.make_plan(load(config), True, False, 1)
+        compare_plan.plan_compare(load(config))
+    compare_plan.plan_compare(load(config), overwrite=True)
 
 
 def test_a_seed_that_is_named_twice_counts_once(config: dict[str, Any]) -> None:
     config["compare"]["seeds"] = [7, 1, 7]
-    plan = compare_plan.make_plan(load(config), False, False, 1)
+    plan = compare_plan.plan_compare(load(config))
     assert plan.seeds == (7, 1) and len(plan.runs) == 6
 
 
@@ -321,9 +321,9 @@ def write_manifest(run: compare_plan.Run, **changed: Any) -> None:
 def test_unlike_runs_are_not_mixed(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any], output: str
 ) -> None:
-    plan = compare_plan.make_plan(load(config), False, False, 1)
+    plan = compare_plan.plan_compare(load(config))
     run, made = plan.runs[0], plan.trainings[0]
-    monkeypatch.setattr("cofitune.recipes.train.recipe.check", lambda *_, **__: (run.folder, made))
+    monkeypatch.setattr("cofitune.recipes.train.recipe.check", lambda *_, **__: made)
     write_manifest(run)
     assert compare_plan._check(run, False, False, 1) is made
     write_manifest(run, **changed)
@@ -335,7 +335,7 @@ def test_unlike_runs_are_not_mixed(
 
 
 def test_a_trained_run_is_scored_alone_and_keeps_its_training_time(config: dict[str, Any]) -> None:
-    plan = compare_plan.make_plan(load(config), False, False, 1)
+    plan = compare_plan.plan_compare(load(config))
     run, asked = plan.runs[0], list[str]()
 
     def note(arguments: list[str], log: Path) -> str | None:
