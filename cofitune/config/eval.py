@@ -233,6 +233,12 @@ class Eval(Section):
         gt=0,
         description="items of each task to use, from the top, instead of the tasks' own limits; null: theirs",
     )
+    think_end_token: str | None = Field(
+        None,
+        min_length=1,
+        description="what ends a model's reasoning, such as </think>: all models are left to think, and what stands "
+        "behind it is the answer; null: they are asked to answer at once, in the form that training taught",
+    )
     batch_size: int = Field(16, gt=0, description="items a batch; keep it the same in everything that is compared")
 
     @field_validator("drift")

@@ -9,6 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from cofitune.config.compare import OWN_SECTIONS
+from cofitune.config.day import read_day
 from cofitune.config.explain import explain, tell_unusable, unusable_values
 from cofitune.config.schema import Config
 from cofitune.config.section import expand
@@ -48,7 +49,8 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     config, more = _validated(data, sources, str(path))
     if config is None or problems:
         raise ConfigError(problems + more)
-    return config
+    day = config.data.date or read_day(config.run)
+    return config.model_copy(update={"data": config.data.model_copy(update={"date": day})})
 
 
 def overlay(config: Config, raw: str | dict[str, Any], where: str, changes: dict[str, Any]) -> Config:

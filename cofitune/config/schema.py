@@ -14,32 +14,34 @@ from pydantic import Field, field_validator, model_validator
 
 from cofitune.config.adapter import Adapter
 from cofitune.config.compare import Compare
+from cofitune.config.data import Data, Replay
 from cofitune.config.eval import Eval, EvalModel, Task, Versatility, as_model
 from cofitune.config.region import Anatomy, Region
 from cofitune.config.rehearsal import Rehearsal
 from cofitune.config.search import Search
-from cofitune.config.section import Names, PathText, Section
+from cofitune.config.section import Names, Paths, PathText, Section
 from cofitune.config.source import Source, Sources
 from cofitune.config.train import DeepSpeed, Train
 from cofitune.errors import ConfigError
 
 __all__ = [
-    "SECTIONS_READ", "Adapter", "Compare", "Config", "DeepSpeed", "Eval", "EvalModel", "Region", "Rehearsal", "Search",
-    "Source", "Task", "Train", "Versatility",
+    "SECTIONS_READ", "Adapter", "Compare", "Config", "Data", "DeepSpeed", "Eval", "EvalModel", "Region", "Rehearsal",
+    "Replay", "Search", "Source", "Task", "Train", "Versatility",
 ]  # fmt: skip
 
+TEMPLATE = ("data.template", "data.chat_template_kwargs", "data.system")
 SECTIONS_READ: dict[str, tuple[str, ...]] = {
     "train": ("model", "data", "region", "adapter", "softmask", "train", "deepspeed"),
-    "importance": ("model", "data.max_length", "data.template", "data.on_bad_item", "importance"),
-    "rehearsal": ("model", "data.template", "data.on_bad_item", "rehearsal"),
-    "eval": ("model", "data.template"),  # answers are kept by what they depend on: tasks and models may come and go
-    "compare": ("model", "data.template"),  # every run's folder knows by itself what it was made by
+    "importance": ("model", "data.max_length", *TEMPLATE, "data.on_bad_item", "importance"),
+    "rehearsal": ("model", *TEMPLATE, "data.on_bad_item", "rehearsal"),
+    "eval": ("model", *TEMPLATE),  # answers are kept by what they depend on: tasks and models may come and go
+    "compare": ("model", *TEMPLATE),  # every run's folder knows by itself what it was made by
     "search": ("model", "deepspeed"),  # the rest is compared, by contents, in the identity of the store of trials
 }
 
 # settings of those sections that change nothing in what is trained: they may differ from one call to the next
 FREE_SETTINGS: dict[str, frozenset[str]] = {
-    "data": frozenset({"validation"}),
+    "data": frozenset({"validation", "date"}),  # a date that the template writes is compared with the template
     "importance": frozenset({"save_steps", "sharding"}),
     "train": frozenset(
         {
@@ -56,7 +58,7 @@ FREE_SETTINGS: dict[str, frozenset[str]] = {
 
 
 class Model(Section):
-    name: PathText = Field(description="folder or hub name of the aligned model to start from")
+    name: PathText = Field(min_length=1, description="folder or hub name of the aligned model to start from")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="the one place for precision; auto: bfloat16 on a GPU, float32 on a CPU"
     )
@@ -68,40 +70,6 @@ class Model(Section):
     anatomy: Anatomy | None = Field(
         None, description="what a decoder layer is made of; null: as one of the layouts that are known"
     )
-
-
-class Replay(Section):
-    data: Sources = Field((), description="general data to go over again; default: importance.data")
-    share: float = Field(0.1, gt=0, lt=1, description="share of an epoch's items that are general data")
-
-    @field_validator("data")
-    @classmethod
-    def _the_share_says_how_often(cls, data: tuple[Source, ...]) -> tuple[Source, ...]:
-        if any(source.weight != 1 for source in data):
-            raise ValueError("weight is for data.train; how often an item of replay counts follows from its share")
-        return data
-
-
-class Data(Section):
-    train: Sources = Field((), description="training items, one or more sources")
-    validation: Sources = Field((), description="items whose loss is watched and that are not trained on")
-    replay: Replay | None = Field(None, description="general data mixed into the training items; null: none")
-    max_length: int = Field(512, gt=1, description="tokens an item may have; a longer response is cut, and counted")
-    template: Literal["auto", "chat", "plain"] = Field(
-        "auto", description="chat: the tokenizer's chat template; plain: our own; auto: chat where there is one"
-    )
-    train_on: Literal["response", "all"] = Field("response", description="tokens that carry the loss")
-    on_bad_item: Literal["error", "drop"] = Field("error", description="stop at an unusable item, or drop and count it")
-    packing: bool = Field(
-        False, description="several items in a row of up to max_length tokens, each attending to itself alone"
-    )
-
-    @field_validator("validation")
-    @classmethod
-    def _every_item_counts_once(cls, data: tuple[Source, ...]) -> tuple[Source, ...]:
-        if any(source.weight != 1 for source in data):
-            raise ValueError("weight is for data.train; validation counts every item once")
-        return data
 
 
 class Importance(Section):
@@ -178,7 +146,7 @@ class SoftMask(Section):
     strength: float = Field(
         1.0, gt=0, le=1, description="s in the factor 1 − s·I: 1 stops the most important units, less lets them move"
     )
-    importance: Names | None = Field(
+    importance: Paths | None = Field(
         None,
         description="folders with importance.safetensors, merged by the larger importance of each unit; null: the one "
         "in this config's output_dir",
@@ -203,7 +171,7 @@ class Config(Section):
     """The whole file. `output_dir` is the run: every artifact of the four commands lives below it."""
 
     model: Model
-    output_dir: PathText = Field(description="the run's folder")
+    output_dir: PathText = Field(min_length=1, description="the run's folder")
     data: Data = Field(default_factory=Data)
     region: Region | Literal["search"] | None = Field(
         default_factory=Region, description="what to train, or: search; null, and by default, with an adapter"

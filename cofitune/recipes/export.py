@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from cofitune.config.eval import KEEP
-from cofitune.data.chat import set_template
+from cofitune.data.template import ChatTemplate, set_template, without_day
 from cofitune.errors import ArtifactError, UserError
 from cofitune.files import read_json, write_json, write_tensors
 from cofitune.model.anatomy import is_missing_folder
@@ -78,7 +78,8 @@ def export(
     try:
         _write_weights(files, building, delta, chosen, alpha)
         tokenizer = load_tokenizer(name, revision, manifest["trust_remote_code"])
-        set_template(tokenizer, manifest["template"])
+        set_template(tokenizer, ChatTemplate.from_manifest(manifest))
+        without_day(tokenizer)
         tokenizer.save_pretrained(building)
         _write_rest(files[0].parent, building, str(chosen).removeprefix("torch."), alpha)
         if to.exists():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cofitune import __version__
+from cofitune.config.day import keep_day, today
 from cofitune.config.load import dump_config, load_config
 from cofitune.config.schema import FREE_SETTINGS, SECTIONS_READ, Config, EvalModel
 from cofitune.errors import UserError, differences
@@ -55,6 +56,7 @@ def start_folder(config: Config, command: str, overwrite: bool, resumes: bool = 
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:  # a read-only file system says no only when asked to write
         raise UserError(f"output_dir: {folder} cannot be made: {error.strerror}") from error
+    keep_day(config.run, config.data.date or today())
     text = "".join(f"# {line}\n" for line in environment()) + dump_config(config)
     write_text(folder / "config.yaml", text)
     # the run's own config is the one that its training was made by

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
 
 from cofitune.config import schema
+from cofitune.config.day import today
 from cofitune.data.sources import Source
+from cofitune.data.template import ChatTemplate
 from cofitune.evaluation.tasks import EvalTask
 from cofitune.model.anatomy import Anatomy, read_anatomy, read_model_config
 from cofitune.model.folder import check_trainable
@@ -26,6 +29,18 @@ def load_base(model: schema.Model) -> PreTrainedModel:
     return load_model(
         model.name, choose_dtype(model.dtype), model.attn_implementation, model.revision, model.trust_remote_code
     )
+
+
+def chat_template(data: schema.Data) -> ChatTemplate:
+    """The template that the section `data` says, and how it is spoken."""
+    return ChatTemplate(data.template, data.chat_template_kwargs, data.system, data.date or today())
+
+
+def comparable_data(data: schema.Data, exclude: Iterable[str]) -> dict[str, Any]:
+    """The section `data` as identities hold it: without what may differ, and without defaults that are newer."""
+    result = data.model_dump(mode="json", exclude={*exclude, *schema.FREE_SETTINGS["data"]})
+    newer = {"chat_template_kwargs": {}, "system": "keep"}
+    return {key: value for key, value in result.items() if key not in newer or value != newer[key]}
 
 
 def data_sources(sources: Iterable[schema.Source]) -> list[Source]:
@@ -84,6 +99,7 @@ def eval_tasks(tasks: schema.Eval) -> list[EvalTask]:
             harness=t.harness,
             num_fewshot=t.num_fewshot,
             apply_chat_template=t.apply_chat_template,
+            think_end_token=tasks.think_end_token,
         )
         for category, group in tasks_by_category(tasks).items()
         for t in group

@@ -15,7 +15,7 @@ from cofitune import __version__
 from cofitune.config import schema
 from cofitune.config.load import load_config
 from cofitune.config.schema import Config, Versatility
-from cofitune.data.chat import set_template
+from cofitune.data.chat import ChatTemplate, set_template
 from cofitune.data.encoded import Encoding, Examples, encode_sources, tokenizer_sha256
 from cofitune.distributed import device
 from cofitune.errors import ArtifactError, UserError
@@ -115,7 +115,7 @@ def plan_alpha(run: Path, base: Place | None = None) -> AlphaPlan:
     about = {"name": name, "revision": revision, "dtype": manifest["dtype"]}
     model = config.model.model_copy(update={**about, "trust_remote_code": manifest["trust_remote_code"]})
     tokenizer = load_tokenizer(name, revision, model.trust_remote_code)
-    template = set_template(tokenizer, manifest["template"])
+    template = set_template(tokenizer, ChatTemplate.from_manifest(manifest))
     tokens = tokenizer_sha256(tokenizer)  # before anyone sets its padding
     measure = _measure(config, tokenizer)
     drift, no_drift = _drift(config, manifest, train.parent, tokenizer, (name, base_fingerprint, tokens))

@@ -17,6 +17,7 @@ from cofitune.config import schema
 from cofitune.config.load import load_config
 from cofitune.config.schema import EvalModel
 from cofitune.data.chat import set_template
+from cofitune.data.template import template_sha256
 from cofitune.errors import ArtifactError, ConfigError, UserError
 from cofitune.evaluation.lengths import max_positions
 from cofitune.evaluation.tasks import is_title
@@ -25,6 +26,7 @@ from cofitune.model.folder import read_generation_config
 from cofitune.model.load import DTYPES, choose_dtype, coarser, load_tokenizer
 from cofitune.model.weight_files import fingerprint, remembered_sha256, stored_dtype, weight_files
 from cofitune.recipes.folders import no_run, train_folder
+from cofitune.recipes.from_config import chat_template
 from cofitune.training.delta import read_manifest
 
 PARTS = ("dtype", "template", "region", "adapter", "softmask", "steps", "ranks")  # of a manifest, what was trained
@@ -191,6 +193,13 @@ def _run(requested: EvalModel, train: Path, own: Source, source: GetSource, is_o
             f"{train}: was trained under the template '{manifest['template']}' and would be asked in "
             f"'{base.asked['template']}'; set data.template: {manifest['template']}"
         )
+    about = manifest.get("chat_template")  # of a run by an older version None
+    if about and about["sha256"] != template_sha256(base.tokenizer):
+        raise UserError(
+            f"{train}: was trained under another text or other settings of its chat template (chat_template_kwargs "
+            f"{about['kwargs']}, system: {about['system']}) than it would be asked in; set data.template, "
+            "data.chat_template_kwargs and data.system as its config.yaml has them"
+        )
     delta = train / "delta.safetensors"
     if delta.is_file() and remembered_sha256(delta) != manifest["delta_sha256"]:
         raise ArtifactError(f"{delta}: its bytes are not those that the manifest names; train again")
@@ -227,7 +236,7 @@ def _training(train: Path, manifest: Mapping[str, Any]) -> tuple[str | None, int
         "used": {what: entry["sha256"] for what, entry in manifest.get("used", {}).items()},
         **{part: manifest.get(part) for part in PARTS},
         "train": config.train.model_dump(mode="json", exclude={"seed"}),
-        "encoding": config.data.model_dump(mode="json", exclude={"train"}),
+        "encoding": config.data.model_dump(mode="json", exclude={"train", "date"}),
     }
     return json.dumps(stood_on, sort_keys=True), config.train.seed
 
@@ -236,7 +245,7 @@ def _read_source(name: str, revision: str | None, trust: bool, data: schema.Data
     model_config = read_model_config(name, revision, trust)
     dtype = stored_dtype(weight_files(name, revision))
     tokenizer = load_tokenizer(name, revision, trust)
-    template = set_template(tokenizer, data.template)
+    template = set_template(tokenizer, chat_template(data))
     generation = read_generation_config(name, revision, model_config)
     ends = generation.eos_token_id
     asked = {

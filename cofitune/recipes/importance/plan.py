@@ -33,7 +33,7 @@ from cofitune.model.load import choose_dtype, load_tokenizer
 from cofitune.model.weight_files import check_files, fingerprint, weight_files
 from cofitune.ranks import Rank
 from cofitune.recipes.folders import check_folder
-from cofitune.recipes.from_config import base_anatomy, base_config, data_sources
+from cofitune.recipes.from_config import base_anatomy, base_config, chat_template, data_sources
 from cofitune.training.out_of_memory import telling_out_of_memory
 
 ALONE = Rank()
@@ -123,7 +123,7 @@ def plan_importance(config: Config, overwrite: bool = False, rank: Rank = ALONE)
     anatomy = base_anatomy(model, base_config(model, config.data.max_length))
     check_files(weight_files(model.name, model.revision), anatomy)
     tokenizer = load_tokenizer(model.name, model.revision, model.trust_remote_code)
-    template = set_template(tokenizer, config.data.template)
+    template = set_template(tokenizer, chat_template(config.data))
     sources = data_sources(requested.data)
     # the KL looks at whole conversations, so nothing needs the response to be told apart
     train_on = "all" if requested.estimator == KL_DROPOUT else "response"

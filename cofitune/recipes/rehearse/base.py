@@ -16,7 +16,7 @@ from cofitune.host_memory import usable_memory
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.folder import read_generation_config
 from cofitune.model.load import choose_dtype, load_tokenizer
-from cofitune.recipes.from_config import base_anatomy, base_config
+from cofitune.recipes.from_config import base_anatomy, base_config, chat_template
 from cofitune.recipes.prerequisites import Prerequisites
 from cofitune.rehearsal.generate import opening_of_user_turn
 
@@ -66,7 +66,7 @@ def read_base(model: schema.Model, data: schema.Data, needs: Prerequisites) -> B
         anatomy=anatomy,
         config=model_config,
         tokenizer=tokenizer,
-        template=set_template(tokenizer, data.template) if tokenizer else data.template,
+        template=set_template(tokenizer, chat_template(data)) if tokenizer else data.template,
         ends=_ends(model, model_config, tokenizer) if tokenizer else (),
         positions=max_positions(model_config),
         fingerprint=base_fingerprint,

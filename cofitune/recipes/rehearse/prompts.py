@@ -9,7 +9,7 @@ from itertools import islice
 from transformers import PreTrainedTokenizerBase
 
 from cofitune.config import schema
-from cofitune.data.chat import render
+from cofitune.data.asking import make_prompt_tokens
 from cofitune.data.encoded import shares
 from cofitune.data.formats import BadItemError
 from cofitune.data.read import ItemCounts, bad_item, make_prompt
@@ -146,17 +146,9 @@ def encode_prompt(
         positions: those of the model; None: unlimited.
 
     Raises:
-        BadItemError: the template refuses it, or it leaves too little room for the answer.
+        BadItemError: the template refuses it or drops a part of it, or it leaves too little room for the answer.
     """
-    from jinja2 import TemplateError
-
-    try:
-        text = render(tokenizer, messages, add_generation_prompt=True)
-    except TemplateError as error:
-        raise BadItemError(
-            "refused by the template", f"{where}: the model's chat template refuses this prompt: {error}"
-        ) from error
-    ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    ids = make_prompt_tokens(tokenizer, messages, where).ids
     if positions is not None and len(ids) + room > positions:
         raise BadItemError(
             "prompt too long",

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from cofitune.config import schema
 from cofitune.config.schema import Config
+from cofitune.data.template import NAMED, template_sha256
 from cofitune.evaluation.items import LoadedTask
 from cofitune.model.load import choose_dtype
+from cofitune.recipes.from_config import comparable_data
 from cofitune.recipes.search.trial_config import base_rate
 from cofitune.recipes.train.plan import TrainPlan
 
@@ -31,7 +33,9 @@ def search_identity(plan: SearchPlan, loaded: Sequence[LoadedTask], training: Tr
     train = config.train.model_dump(mode="json", exclude=without_effect) | {"learning_rate": base_rate(config)}
     if config.search.rate_scaling != "none":
         train |= {"rate_scaling": config.search.rate_scaling, "rate_is_of_weights": plan.most_weights}
-    data = config.data.model_dump(mode="json", exclude={"train", *schema.FREE_SETTINGS["data"]})
+    data = comparable_data(config.data, exclude=("train",))
+    if config.data.template not in NAMED and training.data.tokenizer:
+        data["template_sha256"] = template_sha256(training.data.tokenizer)
     data_from = [
         {"format": one.source.format, "weight": one.source.weight, "sha256": one.sha256}
         for one in training.data.sources

@@ -20,7 +20,7 @@ from cofitune.errors import ArtifactError
 from cofitune.files import read_json, write_json
 from cofitune.model.load import load_tokenizer
 from cofitune.model.region import Region
-from cofitune.recipes.from_config import base_anatomy, base_config, data_sources, load_base
+from cofitune.recipes.from_config import base_anatomy, base_config, chat_template, data_sources, load_base
 from cofitune.recipes.search.plan import SearchPlan
 from cofitune.recipes.search.trial_config import base_rate, trial_rate
 from cofitune.search.proxy import Statistics, first_norm, gradient_norms, squared_norm, statistics_from_json
@@ -98,7 +98,7 @@ def take_statistics(config: Config, path: Path) -> None:
     model_config = base_config(config.model)
     anatomy = base_anatomy(config.model, model_config)
     tokenizer = load_tokenizer(config.model.name, config.model.revision, config.model.trust_remote_code)
-    set_template(tokenizer, config.data.template)
+    set_template(tokenizer, chat_template(config.data))
     train_on = config.data.train_on
     speciality = _read(config, data_sources(config.data.train), tokenizer, train_on, None)
     general = _read(config, data_sources(config.importance.data), tokenizer, "response", config.importance.max_items)

@@ -20,7 +20,7 @@ from cofitune.data.sources import OpenSource, open_source
 from cofitune.errors import DataError, UserError
 from cofitune.model.load import load_tokenizer, supports_packing
 from cofitune.ranks import this_rank
-from cofitune.recipes.from_config import base_config, data_sources
+from cofitune.recipes.from_config import base_config, chat_template, data_sources
 from cofitune.recipes.prerequisites import Prerequisites
 from cofitune.reports.console import say
 from cofitune.reports.training.plan import print_account
@@ -91,7 +91,7 @@ def read_train_data(
         opened = [open_source(source) for source in sources]
         accounts = [_count(one, data.on_bad_item) for one in opened]
         return _together(opened, accounts, [], None, data.template, None, replay)
-    template = set_template(tokenizer, data.template)
+    template = set_template(tokenizer, chat_template(data))
     encoding = Encoding(data.max_length, data.train_on, data.on_bad_item)
     with show_tokenizing(Console(stderr=True, quiet=this_rank().rank != 0)) as on_rows:
         encoded = encode_sources(sources, tokenizer, encoding, on_rows=on_rows)

@@ -10,6 +10,7 @@ from torch import Tensor
 from cofitune import __version__
 from cofitune.config.schema import Region
 from cofitune.recipes.folders import environment
+from cofitune.recipes.from_config import chat_template
 from cofitune.recipes.train.metrics import Watch
 from cofitune.recipes.train.plan import TrainPlan
 from cofitune.recipes.train.resume import stands_on
@@ -41,6 +42,7 @@ def make_manifest(
         "names": {"prefix": plan.anatomy.prefix, "aliases": plan.anatomy.aliases},
         "dtype": str(plan.settings.dtype).removeprefix("torch."),
         "template": plan.data.template,
+        "chat_template": chat_template(plan.config.data).as_dict(plan.data.tokenizer),
         **_trained(plan),
         "items": [asdict(account) for account in plan.data.accounts],
         "steps": len(records),

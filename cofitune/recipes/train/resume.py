@@ -12,6 +12,7 @@ from cofitune.config.schema import FREE_SETTINGS
 from cofitune.data.encoded import tokenizer_sha256
 from cofitune.errors import ArtifactError, UserError, differences
 from cofitune.files import read_json
+from cofitune.recipes.from_config import comparable_data
 from cofitune.recipes.train.plan import TrainPlan
 from cofitune.reports.console import say
 from cofitune.training.state import (
@@ -33,7 +34,7 @@ def identity(plan: TrainPlan) -> dict[str, Any]:
     """
     config = plan.config
     # an item that `on_bad_item: error` stops at never gets here: with the same contents it changes nothing
-    data = config.data.model_dump(mode="json", exclude={"train", "replay", "on_bad_item", *FREE_SETTINGS["data"]})
+    data = comparable_data(config.data, exclude=("train", "replay", "on_bad_item"))
     tokenizer = plan.data.tokenizer
     sources = {
         str(i): {"format": s.source.format, "weight": s.source.weight, "sha256": s.sha256}

@@ -28,7 +28,7 @@ from cofitune.recipes.evaluate.models import EvalTarget
 from cofitune.recipes.evaluate.plan import EvalPlan, plan_eval
 from cofitune.recipes.evaluate.recipe import run_evaluation
 from cofitune.recipes.folders import check_folder
-from cofitune.recipes.from_config import eval_tasks, load_base
+from cofitune.recipes.from_config import chat_template, eval_tasks, load_base
 from cofitune.recipes.prerequisites import Prerequisites
 from cofitune.recipes.train.data import TrainData, read_train_data
 from cofitune.recipes.train.plan import plan_train
@@ -178,7 +178,7 @@ class TrialRunner:
 
     def _eval_plan(self, config: Config) -> EvalPlan:
         """The tasks, the tokenizer and what else is asked alike in every trial."""
-        return self._hold("tasks", (config.model, config.data.template, config.eval), lambda: plan_eval(config))
+        return self._hold("tasks", (config.model, chat_template(config.data), config.eval), lambda: plan_eval(config))
 
     def _prefix(self, config: Config) -> SharedPrefix | None:
         """What is kept of the frozen prefix, for every trial of this base."""
