@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -308,6 +309,9 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 def main() -> None:
     """Run the command line: a user's mistake is one message and exit code 2, anything else a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal that knows ASCII alone gets the others as \\uXXXX
+            stream.reconfigure(errors="backslashreplace")
     adopt_task(os.environ)
     launcher.quiet_libraries()
     end_with_parent()

@@ -25,6 +25,7 @@ WORDS = {  # kinds of pydantic's errors → our words; {gt} and the like are the
     "bool_parsing": "must be true or false",
     "bool_type": "must be true or false",
     "string_type": "must be a text",
+    "string_too_short": "must not be empty",
     "greater_than": "must be above {gt}",
     "greater_than_equal": "must be at least {ge}",
     "less_than": "must be below {lt}",
@@ -53,7 +54,7 @@ def explain(error: ValidationError, data: dict[str, Any], sources: dict[Place, s
     unusable = list(unusable_values(data))
     bad = {place for place, _ in unusable}
     worth = [item for item in items if _worth_saying(item, data)] or items
-    told = [item for item in worth if _real_place(item["loc"], data) not in bad]
+    told = [item for item in worth if _real_place(item["loc"], data) not in bad and item["type"] != "string_unicode"]
     return tell_unusable(unusable, sources, elsewhere) + [_sentence(item, data, sources, elsewhere) for item in told]
 
 
@@ -61,6 +62,8 @@ def unusable_values(value: Any, place: Place = ()) -> Iterator[tuple[Place, str]
     """Values that no setting can have, whatever the schema says: nan, numbers without end, half characters."""
     if isinstance(value, dict):
         for key, part in value.items():
+            if _has_half_character(key):
+                yield (*place, key), "is a key that no text can hold"
             yield from unusable_values(part, (*place, key))
     elif isinstance(value, list | tuple):
         for index, part in enumerate(value):

@@ -56,6 +56,7 @@ def as_text(value: Any) -> Any:
 
 
 PathText = Annotated[str, BeforeValidator(as_path)]
+Paths = Annotated[tuple[PathText, ...], BeforeValidator(as_list)]
 Names = Annotated[tuple[str, ...], BeforeValidator(as_list)]
 
 

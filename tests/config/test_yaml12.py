@@ -85,6 +85,10 @@ def test_what_a_config_cannot_hold_has_its_line(tmp_path: Path, text: str, place
     )
 
 
+def test_an_empty_output_dir_is_refused(tmp_path: Path) -> None:
+    assert "override: output_dir: must not be empty (given: '')" in problems(tmp_path, "", "output_dir=''")[0]
+
+
 def test_an_alias_bomb_ends_at_once(tmp_path: Path) -> None:
     bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
     bomb += "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12))
@@ -144,6 +148,7 @@ def test_texts_that_no_path_can_hold(tmp_path: Path, name: str) -> None:
         ("search: {levels: 3}", "3: search.levels: must be a list (given: 3)"),
         ("region: 3", "3: region: must be a section with keys (given: 3)"),
         ("region: {modules: []}", "must have 1 or more entries"),
+        ("softmask: {importance: '${NOT_SET_HERE}'}", "softmask.importance: ${NOT_SET_HERE}: the variable"),
         ("model: 3", "model is written twice"),
         ("compare: {methods: {a: 3}}", "compare.methods.a: must be a text (given: 3); put it in quotes"),
         ("deepspeed: {raw: 3}", "deepspeed.raw: must be a mapping of names (given: 3)"),

@@ -1,0 +1,44 @@
+"""The command line itself: odd terminals and odd names end in a message, never in a traceback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TRAIN = [sys.executable, "-m", "cofitune", "train"]
+
+
+def run(*arguments: str | bytes, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*TRAIN, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def test_an_ascii_terminal_shows_the_plan_and_names_with_brackets(tmp_path: Path, tiny_model_folder: Path) -> None:
+    folder = tmp_path / "[bold]ä"
+    folder.mkdir()
+    (folder / "d.jsonl").write_text('{"instruction": "Say hi.", "output": "Hi!", "id": 1}\n')
+    config = folder / "c.yaml"
+    config.write_text(
+        f"model: {{name: {tiny_model_folder}}}\noutput_dir: '{folder}/run'\ndata: {{train: '{folder}/d.jsonl'}}\n"
+        "region: {layers: 0, modules: ffn}\n",
+        encoding="utf-8",
+    )
+    done = run(str(config), "--dry-run", PYTHONIOENCODING="ascii", COLUMNS="60")
+    assert done.returncode == 0, done.stderr
+    assert f"{tmp_path}/[bold]\\xe4/run/train/" in done.stdout
+    assert "id (1)" in done.stdout, "a key that nothing reads is told"
+
+
+def test_an_override_of_odd_bytes_is_a_message(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("model: {name: m}\noutput_dir: o\n")
+    done = run(str(tmp_path / "c.yaml"), b"train.[b]\xff=1")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "override: train.[b]\\udcff: is a key that no text can hold" in done.stderr
