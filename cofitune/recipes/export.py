@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,31 +72,66 @@ def export(
     if alpha == "auto":
         alpha = choose_alpha(run, keep, base=(name, revision), console=console)
     delta = read_delta(folder, fingerprint(name, revision))
-    chosen = DTYPES[dtype or manifest["dtype"]]
+    parts = ExportParts(
+        files=files,
+        delta=delta,
+        place=(name, revision),
+        dtype=DTYPES[dtype or manifest["dtype"]],
+        alpha=alpha,
+    )
+    _write_folder(to, parts)
+    how = f" at alpha {alpha:g}" if alpha != 1 else ""
+    say(console, f"wrote {to}: {name} with {len(delta.tensors)} trained tensors{how}, {parts.dtype_name}")
+    return to
+
+
+@dataclass(frozen=True)
+class ExportParts:
+    """What an export is made of.
+
+    Attributes:
+        files: the base's weight files.
+        delta: the run's, with its manifest.
+        place: the base's name and revision, for its tokenizer.
+        dtype: what every floating-point tensor is written in.
+        alpha: how much of the training stays.
+    """
+
+    files: list[Path]
+    delta: Delta
+    place: tuple[str, str | None]
+    dtype: torch.dtype
+    alpha: float
+
+    @property
+    def dtype_name(self) -> str:
+        """As config.json spells it."""
+        return str(self.dtype).removeprefix("torch.")
+
+
+def _write_folder(to: Path, parts: ExportParts) -> None:
+    """Write all of it beside `to`, then put it there in one move: half a folder must not be taken for a model."""
     building = to.with_name(f".{to.name}.building")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
+    manifest = parts.delta.manifest
     try:
-        _write_weights(files, building, delta, chosen, alpha)
-        tokenizer = load_tokenizer(name, revision, manifest["trust_remote_code"])
+        _write_weights(parts, building)
+        tokenizer = load_tokenizer(*parts.place, manifest["trust_remote_code"])
         set_template(tokenizer, ChatTemplate.from_manifest(manifest))
         without_day(tokenizer)
         tokenizer.save_pretrained(building)
-        _write_rest(files[0].parent, building, str(chosen).removeprefix("torch."), alpha)
+        _write_rest(parts.files[0].parent, building, parts.dtype_name, parts.alpha)
         if to.exists():
             shutil.rmtree(to)
         building.rename(to)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    say(
-        console,
-        f"wrote {to}: {name} with {len(delta.tensors)} trained tensors{f' at alpha {alpha:g}' if alpha != 1 else ''}, "
-        f"{str(chosen).removeprefix('torch.')}",
-    )
-    return to
 
 
-def _write_weights(files: list[Path], folder: Path, delta: Delta, dtype: torch.dtype, alpha: float) -> None:
+def _write_weights(parts: ExportParts, folder: Path) -> None:
+    """The base's weight files one at a time, each trained tensor in its place."""
+    files, delta, dtype, alpha = parts.files, parts.delta, parts.dtype, parts.alpha
     names = delta.manifest.get("names", {})
     placed: set[str] = set()
     weight_map: dict[str, str] = {}

@@ -76,10 +76,15 @@ class TaskMeasure:
     def about(self) -> dict[str, Any]:
         """The tasks."""
         tasks = [
-            {"name": t.task.title, "path": t.task.path, "metric": t.metric.name, "items": len(t.items),
-             "sha256": t.sha256}
+            {
+                "name": t.task.title,
+                "path": t.task.path,
+                "metric": t.metric.name,
+                "items": len(t.items),
+                "sha256": t.sha256,
+            }
             for t in self.tasks
-        ]  # fmt: skip
+        ]
         return {"name": "mean score of search.eval.speciality, points", "tasks": tasks}
 
     def settings(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ class AlphaPlan:
     """All that a choice of alpha depends on.
 
     Attributes:
-        run: the run's folder.
+        config: the one that the run was trained by.
+        folder: `<run>/alpha`.
         train: the folder of its training, with the delta.
         base: where the base is now.
         base_fingerprint, delta_sha256: which base and which delta they are, by content.
@@ -51,7 +52,8 @@ class AlphaPlan:
         settings: what all measurements depend on besides their items.
     """
 
-    run: Path
+    config: Config
+    folder: Path
     train: Path
     base: Place
     base_fingerprint: str
@@ -63,9 +65,14 @@ class AlphaPlan:
     settings: dict[str, Any]
 
     @property
+    def run(self) -> Path:
+        """The run's folder."""
+        return self.train.parent
+
+    @property
     def file(self) -> Path:
         """Where the choice is written."""
-        return self.run / FOLDER / "alpha.json"
+        return self.folder / "alpha.json"
 
     @property
     def identity(self) -> str:
@@ -117,8 +124,10 @@ def plan_alpha(run: Path, base: Place | None = None) -> AlphaPlan:
     tokenizer = load_tokenizer(name, revision, model.trust_remote_code)
     template = set_template(tokenizer, ChatTemplate.from_manifest(manifest))
     tokens = tokenizer_sha256(tokenizer)  # before anyone sets its padding
-    measure = _measure(config, tokenizer)
-    drift, no_drift = _drift(config, manifest, train.parent, tokenizer, (name, base_fingerprint, tokens))
+    measure = _measure(config.search.eval, config.data, config.train, tokenizer, _Tested(config.eval))
+    drift, no_drift = _drift(
+        _rehearsal_folders(manifest, train.parent), tokenizer, config.eval.batch_size, (name, base_fingerprint, tokens)
+    )
     settings = {
         "dtype": manifest["dtype"],
         "attn_implementation": model.attn_implementation,
@@ -128,9 +137,18 @@ def plan_alpha(run: Path, base: Place | None = None) -> AlphaPlan:
         "versions": {"cofitune": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
     }
     return AlphaPlan(
-        train.parent, train, (name, revision), base_fingerprint, manifest["delta_sha256"], model, measure, drift,
-        no_drift, settings,
-    )  # fmt: skip
+        config=config,
+        folder=train.parent / FOLDER,
+        train=train,
+        base=(name, revision),
+        base_fingerprint=base_fingerprint,
+        delta_sha256=manifest["delta_sha256"],
+        model=model,
+        measure=measure,
+        drift=drift,
+        no_drift=no_drift,
+        settings=settings,
+    )
 
 
 def _own_config(train: Path) -> Config:
@@ -142,9 +160,14 @@ def _own_config(train: Path) -> Config:
     return load_config(result)
 
 
-def _measure(config: Config, tokenizer: PreTrainedTokenizerBase) -> Measure:
-    """The speciality tasks of search.eval, or else the loss on data.validation."""
-    tested, requested = _Tested(config), config.search.eval
+def _measure(
+    requested: schema.Eval | None,
+    data: schema.Data,
+    train: schema.Train,
+    tokenizer: PreTrainedTokenizerBase,
+    tested: _Tested,
+) -> Measure:
+    """The speciality tasks of search.eval (`requested`), or else the loss on data.validation."""
     if requested is not None and requested.speciality:
         only = requested.model_copy(update={"versatility": Versatility(), "drift": ()})
         # a cross-entropy has no scale from guessing to all right, and enters no mean
@@ -152,13 +175,12 @@ def _measure(config: Config, tokenizer: PreTrainedTokenizerBase) -> Measure:
         if tasks:
             tested.refuse("search.eval.speciality", [t.task for t in tasks])
             return TaskMeasure(tasks, tokenizer, requested.batch_size)
-    if config.data.validation:
-        data = config.data
+    if data.validation:
         encoding = Encoding(data.max_length, data.train_on, data.on_bad_item)
         encoded = encode_sources(data_sources(data.validation), tokenizer, encoding)
         sources = tuple(e.opened for e in encoded)
         tested.refuse_files("data.validation", (file for source in sources for file in source.files))
-        examples, size = Examples.chain(e.examples for e in encoded), config.train.per_device_train_batch_size
+        examples, size = Examples.chain(e.examples for e in encoded), train.per_device_train_batch_size
         return LossMeasure(examples, sources, encoding, size, tokenizer.pad_token_id)
     raise UserError(
         "alpha: auto needs development items, and the config that the run was trained by names none: name tasks with a "
@@ -167,10 +189,10 @@ def _measure(config: Config, tokenizer: PreTrainedTokenizerBase) -> Measure:
 
 
 class _Tested:
-    """The items of a config's test, by their files' contents and the harness's names."""
+    """The items of a config's test, the section `eval`, by their files' contents and the harness's names."""
 
-    def __init__(self, config: Config) -> None:
-        tasks = [task for task in eval_tasks(config.eval) if task.kind != "drift"]
+    def __init__(self, test: schema.Eval) -> None:
+        tasks = [task for task in eval_tasks(test) if task.kind != "drift"]
         self._names = {task.harness for task in tasks if task.harness}
         files = (Path(task.path) for task in tasks if not task.harness)
         self._files = {sha256_file(file) for file in files if file.is_file()}
@@ -195,23 +217,24 @@ class _Tested:
         )
 
 
+def _rehearsal_folders(manifest: dict[str, Any], run: Path) -> list[Path]:
+    """Where the rehearsal of a run may lie: the one that it was trained on first."""
+    used = manifest.get("used", {}).get("rehearsal")
+    return [*([Path(used["path"]).parent] if used else []), run / "rehearsal"]
+
+
 def _drift(
-    config: Config,
-    manifest: dict[str, Any],
-    run: Path,
-    tokenizer: PreTrainedTokenizerBase,
-    made_by: tuple[str, str, str],
+    places: Sequence[Path], tokenizer: PreTrainedTokenizerBase, batch_size: int, made_by: tuple[str, str, str]
 ) -> tuple[DriftMeasure | None, str]:
     """What drift is measured on, or why it is not.
 
     Args:
+        places: where a rehearsal may lie, the first that holds one counts.
         made_by: the base's name and fingerprint, and the tokenizer's hash, which the rehearsal must be of.
     """
-    used = manifest.get("used", {}).get("rehearsal")
-    places = [Path(used["path"]).parent] if used else []
-    folder = next((p for p in (*places, run / "rehearsal") if (p / "manifest.json").is_file()), None)
+    folder = next((place for place in places if (place / "manifest.json").is_file()), None)
     if folder is None:
-        return None, f"no rehearsal in {(*places, run / 'rehearsal')[0]} (`cofitune rehearse` writes one)"
+        return None, f"no rehearsal in {places[0]} (`cofitune rehearse` writes one)"
     task = EvalTask("drift", "drift", str(folder), "drift", METRICS["drift"].name)
     try:
         loaded = load_drift(task)
@@ -219,4 +242,4 @@ def _drift(
             check_base(loaded.rehearsal, *made_by)
     except ArtifactError as error:
         return None, str(error)
-    return DriftMeasure(loaded, tokenizer, config.eval.batch_size), ""
+    return DriftMeasure(loaded, tokenizer, batch_size), ""

@@ -74,13 +74,13 @@ def choose_alpha(run: Path, keep: float = KEEP, *, base: Place | None = None, co
     points = _read_points(plan)
     alpha, decided = next_alpha(_kept(plan, points), keep)
     if not decided:
-        _check_writable(plan.file.parent)
-        with exclusive(plan.file.parent, "choice of alpha"):
+        _check_writable(plan.folder)
+        with exclusive(plan.folder, "choice of alpha"):
             points |= _read_points(plan)  # of a process that was here in the meantime
             alpha = _measure_until_decided(plan, points, keep, console)
     content = _content(plan, points, alpha, keep)
     if _read(plan) != content:
-        _check_writable(plan.file.parent)
+        _check_writable(plan.folder)
         write_json(plan.file, content)
     console.print(alpha_table(content))
     for line in (alpha_sentence(content), f"→ {plan.file}"):
