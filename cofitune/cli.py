@@ -59,10 +59,14 @@ def search(
     overwrite: Overwrite = False,
     num_processes: NumProcesses = None,
     hostfile: HostFile = None,
+    repeat: Annotated[
+        int | None, typer.Option(min=1, help="Seeds for the leading regions, to see how sure the winner is.")
+    ] = None,
 ) -> None:
     """Find the region (layer range × modules) with the best balance of speciality and versatility."""
     require_single_process("search")
-    resolved = load_config(config, overrides)
+    seeds = [f"search.repeat={repeat}"] if repeat else []
+    resolved = load_config(config, [*(overrides or []), *seeds])
     from cofitune.recipes.search import recipe
 
     console = _console()
