@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,12 @@ from cofitune.evaluation.asked import ask_item, render_prompt
 from cofitune.evaluation.items import LoadedTask
 from cofitune.evaluation.lengths import fit_lengths
 from cofitune.evaluation.tasks import EvalItem, EvalTask, load_tasks
+from tests.helpers import write_jsonl
 
 
 def make_task(folder: Path, items: list[dict[str, Any]], kind: str = "generate", **changes: Any) -> LoadedTask:
     path = folder / "items.jsonl"
-    path.write_text("".join(json.dumps(item) + "\n" for item in items))
+    write_jsonl(path, items)
     metric = {"generate": "exact_match", "loss": "nats_per_token", "multiple_choice": "acc"}[kind]
     return load_tasks([EvalTask("t", "gen_kn", str(path), kind, metric, **changes)])[0]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,13 @@ import pytest
 from cofitune.errors import DataError
 from cofitune.evaluation.items import EvalTask
 from cofitune.evaluation.overlap import TestItems
+from tests.helpers import write_jsonl
 
 LONG = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
 
 
 def items_of(folder: Path, *fields: dict[str, Any], **task: Any) -> TestItems:
-    (folder / "t.jsonl").write_text("".join(json.dumps(f) + "\n" for f in fields), encoding="utf-8")
+    write_jsonl(folder / "t.jsonl", fields)
     return TestItems([EvalTask("law", "speciality", str(folder / "t.jsonl"), "generate", "f1", **task)])
 
 

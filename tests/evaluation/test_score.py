@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from pathlib import Path
@@ -22,6 +21,7 @@ from cofitune.evaluation.samples import TaskResult
 from cofitune.evaluation.score import ScoreRequest, score_model
 from cofitune.evaluation.tasks import EvalTask, load_tasks
 from cofitune.model.load import load_model, load_tokenizer
+from tests.helpers import write_jsonl
 
 QUESTIONS: list[dict[str, Any]] = [
     {"question": "Two plus two?", "choices": ["four", "three of them", "Paris"], "answer": 0},
@@ -57,7 +57,7 @@ def model(tiny_model_folder: Path) -> Any:
 
 def make_task(folder: Path, items: list[dict[str, Any]], kind: str, metric: str, **changes: Any) -> LoadedTask:
     path = folder / "items.jsonl"
-    path.write_text("".join(json.dumps(item) + "\n" for item in items))
+    write_jsonl(path, items)
     fields = {"title": "t", "category": "gen_kn", "path": str(path), "kind": kind, "metric": metric, **changes}
     return load_tasks([EvalTask(**fields)])[0]
 

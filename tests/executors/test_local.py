@@ -25,6 +25,7 @@ from cofitune.files import exclusive
 from cofitune.launch.hostfile import Host
 from cofitune.launch.launcher import Ranks
 from cofitune.recipes.trial.executor import TrialRequest, TrialResult
+from tests.helpers import read_jsonl, write_jsonl
 
 pytestmark = pytest.mark.processes
 
@@ -39,7 +40,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) 
     law = [{"instruction": f"Say {w}{' please' * (i % 3)}", "output": f"The {w} is void."} for i, w in enumerate(words)]
     choice = [{"question": f"Which {w}?", "choices": ["Paris", "Rome"], "answer": i % 2} for i, w in enumerate(words)]
     for name, items in (("law", law), ("choice", choice)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+        write_jsonl(folder / f"{name}.jsonl", items)
     return {
         "model": {"name": str(tiny_model_folder), "dtype": "float32"},
         "data": {"train": f"{folder}/law.jsonl", "max_length": 64},
@@ -74,7 +75,7 @@ def request(
 def left(folder: Path) -> dict[str, Any]:
     """All that a trial's scores hang on: its weights by their hash, the losses of its steps, its answers."""
     scores = json.loads((folder / "eval" / "scores.json").read_text())
-    metrics = [json.loads(line) for line in (folder / "train" / "metrics.jsonl").read_text().splitlines()]
+    metrics = read_jsonl(folder / "train" / "metrics.jsonl")
     files = sorted((folder / "eval" / "samples").rglob("*.jsonl"))
     run = scores["models"]["run"]
     return {

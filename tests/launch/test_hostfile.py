@@ -7,7 +7,6 @@ two of its loopback addresses. A script stands for ssh: it runs the command in t
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import signal
 import socket
@@ -25,6 +24,7 @@ import yaml
 
 from cofitune.errors import UserError
 from cofitune.launch.hostfile import Host, Place, read_hostfile, run_hosts
+from tests.helpers import write_jsonl
 
 pytestmark = pytest.mark.processes
 
@@ -201,7 +201,7 @@ def two_hosts(tmp_path: Path) -> Iterator[Hosts]:
 def config(tmp_path: Path, tiny_model_folder: Path) -> dict[str, Any]:
     words = ["court", "contract", "void", "seller", "buyer"]
     items = [{"instruction": f"Say {word}", "output": word * 2} for word in words]
-    (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    write_jsonl(tmp_path / "items.jsonl", items)
     return {
         "model": {"name": str(tiny_model_folder), "dtype": "float32"},
         "data": {"train": str(tmp_path / "items.jsonl")},

@@ -18,6 +18,7 @@ from cofitune.errors import UserError
 from cofitune.files import exclusive
 from cofitune.launch import command, failures, launcher
 from cofitune.ranks import VARIABLES, Rank, is_launched, this_rank
+from tests.helpers import run_command
 
 
 def test_a_trial_that_outlives_its_search_still_holds_the_lock(tmp_path: Path) -> None:
@@ -154,10 +155,7 @@ def test_a_command_of_one_process_refuses_to_be_one_of_several(
 ) -> None:
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sys, "argv", ["cofitune", command, "c.yaml", *(["--to", "x"] if command == "export" else [])])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    assert stopped.value.code == 2
+    assert run_command(monkeypatch, command, "c.yaml", *(["--to", "x"] if command == "export" else [])) == 2
     assert f"cofitune {command} is one process" in capsys.readouterr().err
 
 

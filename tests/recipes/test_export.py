@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from cofitune import cli
 from cofitune.config.eval import as_model
 from cofitune.config.schema import Config
 from cofitune.errors import UserError
@@ -25,6 +23,7 @@ from cofitune.recipes.evaluate.plan import plan_eval
 from cofitune.recipes.evaluate.recipe import evaluate
 from cofitune.recipes.export import export
 from cofitune.training.delta import interpolate, write_delta
+from tests.helpers import run_command
 
 REPLACED = "model.layers.1.mlp.up_proj.weight"
 QUIET = Console(quiet=True)
@@ -78,10 +77,8 @@ def test_an_export_at_alpha_moves_the_trained_tensors_alone(run: Path, tmp_path:
 def test_an_alpha_outside_of_its_range_is_refused(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["cofitune", "export", str(run), "--to", str(tmp_path / "to"), "--alpha", "1.5"])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    assert stopped.value.code == 2 and "--alpha 1.5: from 0, the base, to 1, the run" in capsys.readouterr().err
+    assert run_command(monkeypatch, "export", run, "--to", tmp_path / "to", "--alpha", "1.5") == 2
+    assert "--alpha 1.5: from 0, the base, to 1, the run" in capsys.readouterr().err
     assert not (tmp_path / "to").exists()
 
 

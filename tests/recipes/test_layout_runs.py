@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +19,11 @@ from transformers import (
     Phi3Config,
 )
 
-from cofitune import cli
 from cofitune.errors import RegionError, UserError
 from cofitune.model.anatomy import read_anatomy
 from cofitune.model.layouts import Layout
 from cofitune.model.region import layer_set, match_region
+from tests.helpers import run_command, write_jsonl
 
 pytestmark = pytest.mark.processes
 
@@ -47,19 +45,12 @@ MODELS: dict[str, Any] = {
 }
 
 
-def cofitune(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["cofitune", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    return int(stopped.value.code or 0)
-
-
 def write_run(folder: Path, family: str, tokenizer: Any, **sections: Any) -> Path:
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(MODELS[family]()).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     items = [{"instruction": f"Say {w}", "output": w} for w in ("court", "lease", "Paris", "buyer")]
-    (folder / "data.jsonl").write_text("".join(json.dumps(i) + "\n" for i in items))
+    write_jsonl(folder / "data.jsonl", items)
     config: dict[str, Any] = {
         "model": {"name": str(folder / "model"), "dtype": "float32"},
         "data": {"train": str(folder / "data.jsonl"), "max_length": 64},
@@ -89,10 +80,10 @@ def test_importance_train_and_export(
         bare = {name.removeprefix("transformer."): t for name, t in load_file(model).items()}
         save_file(bare, model, metadata={"format": "pt"})
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "model").state_dict()
-    assert cofitune(monkeypatch, "importance", str(path)) == 0
-    assert cofitune(monkeypatch, "train", str(path)) == 0
+    assert run_command(monkeypatch, "importance", str(path)) == 0
+    assert run_command(monkeypatch, "train", str(path)) == 0
     assert "unchanged, bit for bit" in capsys.readouterr().out
-    assert cofitune(monkeypatch, "export", str(tmp_path / "run"), "--to", str(tmp_path / "out")) == 0
+    assert run_command(monkeypatch, "export", str(tmp_path / "run"), "--to", str(tmp_path / "out")) == 0
     out = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
     delta = load_file(tmp_path / "run/train/delta.safetensors")
     moved = {name for name in base if not torch.equal(base[name], out[name])}
@@ -105,7 +96,7 @@ def test_a_regex_trains_exactly_what_it_matches(
 ) -> None:
     pattern = r"transformer\.(h\.1\.(ln_1|mlp\.c_fc)\..*|wte\.weight)"
     path = write_run(tmp_path, "gpt2", tiny_tokenizer, region={"match": pattern})
-    assert cofitune(monkeypatch, "train", str(path)) == 0
+    assert run_command(monkeypatch, "train", str(path)) == 0
     output = capsys.readouterr().out
     assert (
         "transformer.wte.weight (tied to lm_head.weight)" in output
@@ -116,11 +107,11 @@ def test_a_regex_trains_exactly_what_it_matches(
         "transformer.wte.weight", "transformer.h.1.ln_1.weight", "transformer.h.1.ln_1.bias",
         "transformer.h.1.mlp.c_fc.weight", "transformer.h.1.mlp.c_fc.bias",
     }  # fmt: skip
-    assert cofitune(monkeypatch, "train", str(tmp_path / "run/train/config.yaml")) == 0, (
+    assert run_command(monkeypatch, "train", str(tmp_path / "run/train/config.yaml")) == 0, (
         "the resolved config repeats it"
     )
     assert "already trained" in capsys.readouterr().out
-    assert cofitune(monkeypatch, "train", str(path), "region.layers=1", "--overwrite") == 2
+    assert run_command(monkeypatch, "train", str(path), "region.layers=1", "--overwrite") == 2
     assert "match takes the place of layers and modules" in capsys.readouterr().err
 
 
@@ -166,6 +157,6 @@ def test_a_gate_that_the_model_lacks_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_run(tmp_path, "gpt2", tiny_tokenizer, region={"layers": [0, "1"], "modules": ["gate_proj"]})
-    assert cofitune(monkeypatch, "train", str(path)) == 2
+    assert run_command(monkeypatch, "train", str(path)) == 2
     assert "this model has no 'gate_proj'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.helpers import read_jsonl, write_jsonl
+
 pytestmark = pytest.mark.processes
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +30,7 @@ def data(tmp_path: Path) -> Path:
             {"instruction": f"What of the {WORDS[(i + number) % 10]}?", "output": f"{WORDS[i % 7]} {WORDS[i % 3]}"}
             for i in range(30)
         ]
-        path.write_text("".join(json.dumps(item) + "\n" for item in items))
+        write_jsonl(path, items)
     return tmp_path / "data"
 
 
@@ -44,7 +46,7 @@ def run_study(model: Path, data: Path, *more: str) -> subprocess.CompletedProces
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return read_jsonl(path)
 
 
 def test_the_study_runs_resumes_and_reports(tiny_model_folder: Path, data: Path) -> None:
@@ -76,7 +78,7 @@ def test_the_study_runs_resumes_and_reports(tiny_model_folder: Path, data: Path)
     whole = report.read_text()
     assert "**Partial: 5 of 16 runs.**" in whole and "AdamW, up+down, update, kl, shuffled" in whole
 
-    store.write_text("".join(json.dumps(line) + "\n" for line in lines[1:]))
+    write_jsonl(store, lines[1:])
     again = run_study(tiny_model_folder, data, "--runs", "1")
     assert again.returncode == 0, again.stderr
     assert len(read(store)) == 5  # the one that was taken away, exactly as it was

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from cofitune.model.region import resolve_region
 from cofitune.ranks import VARIABLES
 from cofitune.training.engine import EngineSettings
 from cofitune.training.out_of_memory import Footprint, explaining_out_of_memory, ways_out
+from tests.helpers import write_jsonl
 
 LLAMA_7B = read_anatomy(LlamaConfig(intermediate_size=11008, vocab_size=32000))
 SETTINGS = EngineSettings(
@@ -116,7 +116,7 @@ cli.main()
 @pytest.mark.processes
 def test_a_training_that_runs_out_of_memory_says_what_to_change(tmp_path: Path, tiny_model_folder: Path) -> None:
     items = [{"instruction": "Say void. " * 40, "output": "void " * 40} for _ in range(256)]
-    (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    write_jsonl(tmp_path / "items.jsonl", items)
     config = {
         "model": {"name": str(tiny_model_folder), "dtype": "float32"},
         "data": {"train": str(tmp_path / "items.jsonl")},

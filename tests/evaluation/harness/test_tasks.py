@@ -24,6 +24,7 @@ from cofitune.evaluation.score import ScoreRequest, score_model
 from cofitune.evaluation.tasks import EvalTask, load_tasks
 from cofitune.model.load import load_model, load_tokenizer
 from cofitune.ranks import VARIABLES
+from tests.helpers import write_jsonl
 
 pytestmark = pytest.mark.processes
 
@@ -43,7 +44,7 @@ SUMS = [("2 + 2?", 4), ("A tenant pays 3 and then 4. How much?", 7), ("What is 1
 
 def write(folder: Path, split: str, rows: list[dict[str, Any]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_jsonl(folder / f"{split}.jsonl", rows)
 
 
 @pytest.fixture

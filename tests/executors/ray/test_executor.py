@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 
-from cofitune import cli
 from cofitune.config.load import load_config
 from cofitune.config.schema import Config, Model
 from cofitune.errors import UserError
@@ -29,6 +28,7 @@ from cofitune.executors.ray.node import RemoteTrial, Report, run_errand
 from cofitune.launch.launcher import Ranks
 from cofitune.recipes.trial.executor import Measured, TrialRequest, TrialResult
 from cofitune.search.measured import CurvePoint
+from tests.helpers import run_command, write_jsonl
 
 pytestmark = pytest.mark.processes
 
@@ -247,7 +247,7 @@ def test_a_real_trial_equals_the_local_executors_also_in_two_parts(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums round alike
     words = ("contract", "seller", "tenant", "notice", "landlord", "buyer")
     law = [{"instruction": f"Say {word}", "output": f"The {word} is void."} for word in words]
-    (tmp_path / "law.jsonl").write_text("".join(json.dumps(item) + "\n" for item in law))
+    write_jsonl(tmp_path / "law.jsonl", law)
     (tmp_path / "c.yaml").write_text(f"""
 model: {{name: {tiny_model_folder}, dtype: float32}}
 data: {{train: {tmp_path}/law.jsonl, max_length: 64}}
@@ -470,9 +470,6 @@ def test_the_command_takes_the_cluster_that_the_config_names(tmp_path: Path, mon
     (tmp_path / "c.yaml").write_text(
         "model: {name: x}\noutput_dir: run\nsearch: {executor: ray, ray: {address: a:1, gpus_per_trial: 4}}\n"
     )
-    monkeypatch.setattr(sys, "argv", ["cofitune", "search", str(tmp_path / "c.yaml")])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert not ended.value.code
+    assert run_command(monkeypatch, "search", str(tmp_path / "c.yaml")) == 0
     assert isinstance(raw["execute"], RayExecutor) and raw["measure"] == raw["execute"].measure
     assert raw["ranks"] == 4 and raw["at_once"] is None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from cofitune import cli
 from cofitune.config.eval import as_model
 from cofitune.config.load import dump_config, load_config
 from cofitune.config.schema import Config, EvalModel
@@ -32,6 +30,7 @@ from cofitune.recipes.evaluate.recipe import evaluate, plan_evaluation
 from cofitune.recipes.export import export
 from cofitune.rehearsal.items import RehearsalItem, no_tokens, write_rehearsal
 from cofitune.training.delta import write_delta
+from tests.helpers import run_command, write_jsonl
 
 pytestmark = pytest.mark.processes
 
@@ -115,7 +114,7 @@ def make_run(tmp_path: Path, tiny_model_folder: Path, learnt: dict[str, torch.Te
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(path, rows)
 
 
 def make_rehearsal(folder: Path, base: Path) -> list[tuple[list[int], list[int]]]:
@@ -401,10 +400,8 @@ def test_the_command_says_what_is_wrong(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["cofitune", "export", str(make_run()), "--to", str(tmp_path / "to"), *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    assert stopped.value.code == 2 and message in capsys.readouterr().err
+    assert run_command(monkeypatch, "export", make_run(), "--to", tmp_path / "to", *arguments) == 2
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "to").exists()
 
 
@@ -412,11 +409,7 @@ def test_the_command_exports_at_the_alpha_that_it_chose(
     make_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, to = make_run(), tmp_path / "to"
-    arguments = ["cofitune", "export", str(run), "--to", str(to), "--alpha", "auto", "--keep", "0.8"]
-    monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    assert not stopped.value.code
+    assert run_command(monkeypatch, "export", run, "--to", to, "--alpha", "auto", "--keep", "0.8") == 0
     alpha = told(run)["alpha"]
     assert told(run)["keep"] == 0.8 and f"trained tensors at alpha {alpha:g}" in capsys.readouterr().out
     export(run, tmp_path / "same", alpha=alpha, console=QUIET)

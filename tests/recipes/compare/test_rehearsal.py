@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
@@ -24,6 +23,7 @@ from cofitune.recipes.rehearse.recipe import rehearse
 from cofitune.recipes.search import plan as search_plan
 from cofitune.recipes.search.trial_config import trial_config
 from cofitune.search.store import open_store
+from tests.helpers import write_jsonl
 
 pytestmark = pytest.mark.processes
 
@@ -32,7 +32,7 @@ WHOLE: dict[str, Any] = {"region": {"match": ".*"}, "softmask": {"apply_to": "no
 
 
 def write(path: Path, items: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(item) + "\n" for item in items))
+    write_jsonl(path, items)
     return str(path)
 
 

@@ -22,6 +22,7 @@ from cofitune.recipes.evaluate import recipe
 from cofitune.recipes.rehearse.recipe import rehearse
 from cofitune.rehearsal.items import read_rehearsal
 from cofitune.training.delta import write_delta
+from tests.helpers import write_jsonl
 
 pytestmark = pytest.mark.processes
 
@@ -35,7 +36,7 @@ class Place:
     def __init__(self, folder: Path, model: Path, rehearsal: Path) -> None:
         self.folder, self.model, self.rehearsal, self.said = folder, model, rehearsal, ""
         rows = [{"instruction": f"Who won case {i}?", "output": "the buyer"} for i in range(3)]
-        (folder / "law.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_jsonl(folder / "law.jsonl", rows)
 
     def config(self, run: str = "run", model: Path | None = None, **changes: Any) -> Config:
         law = {"path": str(self.folder / "law.jsonl"), "kind": "loss"}

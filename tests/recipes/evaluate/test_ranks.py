@@ -14,6 +14,7 @@ from rich.console import Console
 from cofitune.config.load import dump_config
 from cofitune.config.schema import Config
 from cofitune.recipes.evaluate.recipe import evaluate
+from tests.helpers import write_jsonl
 
 pytestmark = pytest.mark.processes
 
@@ -36,7 +37,7 @@ def make_config(folder: Path, model: Path, run: str) -> Config:
     ]
     (folder / "arc").mkdir(exist_ok=True)
     for name, rows in (("choices", choices), ("texts", texts), ("arc/test", arc)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_jsonl(folder / f"{name}.jsonl", rows)
     texts_path, choices_path = str(folder / "texts.jsonl"), str(folder / "choices.jsonl")
     tasks: dict[str, Any] = {
         "speciality": {"path": texts_path, "kind": "generate", "metric": "chrf", "max_new_tokens": 9, "stop": ["a"]},

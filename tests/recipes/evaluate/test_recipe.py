@@ -29,6 +29,7 @@ from cofitune.recipes.evaluate import recipe
 from cofitune.recipes.evaluate.recipe import Evaluation, evaluate
 from cofitune.recipes.export import export
 from cofitune.training.delta import write_delta
+from tests.helpers import write_jsonl
 
 pytestmark = pytest.mark.processes
 
@@ -51,7 +52,7 @@ class Place:
         self.write("follow", [COMMA])
 
     def write(self, name: str, items: list[dict[str, Any]]) -> None:
-        (self.folder / f"{name}.jsonl").write_text("".join(json.dumps(i) + "\n" for i in items))
+        write_jsonl(self.folder / f"{name}.jsonl", items)
 
     def config(self, **changes: Any) -> Config:
         data = str(self.folder)

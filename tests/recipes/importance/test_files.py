@@ -6,7 +6,6 @@ Everything goes through the command line.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,24 +16,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig
 
-from cofitune import cli
 from cofitune.files import sha256_file, write_json, write_tensors
 from cofitune.importance_file import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS, unit_counts, write_importance
 from cofitune.model.anatomy import read_anatomy
 from cofitune.model.weight_files import fingerprint
+from tests.helpers import run_command
 
 pytestmark = pytest.mark.processes
 
 D, LAYER = 8, 2  # head width, and the only layer that trains
 EPSILON = RATE = 1.0  # Adam's first step is then rate · g / (|g| + 1), from which g can be told
 STRENGTH = 0.7
-
-
-def cofitune(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["cofitune", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    return int(stopped.value.code or 0)
 
 
 def write_set(folder: Path, model: Path, seed: int) -> dict[str, Tensor]:
@@ -102,7 +94,7 @@ def test_strength_and_the_larger_of_two_sets_through_one_step(
     def displacements(mode: str) -> dict[str, Tensor]:
         folders = f"softmask.importance=[{tmp_path / 'a'},{tmp_path / 'b'}]"
         given = [f"output_dir={tmp_path / mode}", f"softmask.apply_to={mode}", f"softmask.strength={STRENGTH}"]
-        assert cofitune(monkeypatch, "train", str(config), *given, *([] if mode == "none" else [folders])) == 0
+        assert run_command(monkeypatch, "train", str(config), *given, *([] if mode == "none" else [folders])) == 0
         after = load_file(tmp_path / mode / "train/delta.safetensors")
         return {name: tensor - base[name] for name, tensor in after.items()}
 
@@ -186,7 +178,7 @@ def test_a_mutated_importance_is_refused_in_one_line(
     mutate(tmp_path / "harmed")
     capsys.readouterr()
     folders = f"softmask.importance=[{tmp_path / 'whole'},{tmp_path / 'harmed'}]"
-    assert cofitune(monkeypatch, "train", str(config), folders) == 2
+    assert run_command(monkeypatch, "train", str(config), folders) == 2
     output = capsys.readouterr()
     (line,) = output.err.strip().splitlines()
     assert line.startswith("error: ") and message in line and str(tmp_path / "harmed") in line

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
-from cofitune import cli
 from cofitune.config.load import load_config
 from cofitune.files import read_tensors, sha256_file
 from cofitune.importance_file import UNIT_KINDS
@@ -21,7 +19,7 @@ from cofitune.recipes.importance import plan as importance_plan
 from cofitune.recipes.importance.plan import choose_sharding
 from cofitune.recipes.importance.recipe import importance
 from cofitune.training.memory import gathered_at_once
-from tests.helpers import run_ranks
+from tests.helpers import run_command, run_ranks, write_jsonl
 from tests.recipes.importance import sharded_cases as cases
 
 pytestmark = pytest.mark.processes
@@ -32,7 +30,7 @@ GB = 10**9
 def write_config(folder: Path, model: Path) -> Path:
     """Five items of unequal length in micro-batches of two: rank 0 has two of them and rank 1 has one."""
     items = [{"instruction": f"Say {w} {i} times.", "output": f"{w} " * (i + 1)} for i, w in enumerate("abcde")]
-    (folder / "general.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    write_jsonl(folder / "general.jsonl", items)
     config = {
         "model": {"name": str(model), "dtype": "float32"},
         "importance": {"data": str(folder / "general.jsonl"), "per_device_batch_size": 2, "dropout": 0.1},
@@ -120,10 +118,7 @@ def test_the_plan_says_how_the_weights_lie_and_what_that_takes(
     path = write_config(tmp_path, tiny_model_folder)
 
     def plan(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["cofitune", "importance", str(path), "--dry-run", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        assert not stopped.value.code
+        assert run_command(monkeypatch, "importance", str(path), "--dry-run", *arguments) == 0
         return " ".join(capsys.readouterr().out.split())
 
     def memory(of: Any) -> Any:

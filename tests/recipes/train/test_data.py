@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
-from cofitune import cli
+from tests.helpers import read_metrics, run_train, write_jsonl
 
 pytestmark = pytest.mark.processes
 
@@ -23,7 +21,7 @@ ANSWERS = ["yes", "yes and no", "the court held that the contract was void " * 3
 def config(tmp_path: Path, tiny_model_folder: Path) -> dict[str, Any]:
     rows = [{"instruction": f"Say {n}", "output": ANSWERS[n % 3]} for n in range(30)]
     (tmp_path / "law").mkdir()
-    (tmp_path / "law" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(tmp_path / "law" / "train.jsonl", rows)
     (tmp_path / "law" / "test.jsonl").write_text("nothing to train on\n")
     pq.write_table(
         pa.Table.from_pylist([{"prompt": f"Say {n}", "completion": "no"} for n in range(20)]), tmp_path / "r.parquet"
@@ -38,19 +36,10 @@ def config(tmp_path: Path, tiny_model_folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], *arguments: str) -> int:
-    path = Path(config["output_dir"]).parent / "config.yaml"
-    path.write_text(yaml.safe_dump(config))
-    monkeypatch.setattr(sys, "argv", ["cofitune", "train", str(path), *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    return int(stopped.value.code or 0)
-
-
 def test_a_folder_and_a_weighted_table_are_trained_on_and_accounted_for(
     monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert run(monkeypatch, config) == 0
+    assert run_train(monkeypatch, config) == 0
     output = capsys.readouterr().out
     assert "data: 50 items read, 0 dropped, 0 truncated" in output
     assert (
@@ -61,20 +50,20 @@ def test_a_folder_and_a_weighted_table_are_trained_on_and_accounted_for(
     manifest = json.loads((tmp_path / "run" / "train" / "manifest.json").read_text())
     assert [one["read"] for one in manifest["items"]] == [30, 20]
     assert [one["path"] for one in manifest["data"]] == [f"{tmp_path}/law", f"{tmp_path}/r.parquet"]
-    metrics = [json.loads(line) for line in (tmp_path / "run" / "train" / "metrics.jsonl").read_text().splitlines()]
+    metrics = read_metrics(tmp_path / "run")
     assert metrics[-1]["epoch"] == 1.0
     with (tmp_path / "law" / "train.jsonl").open("a") as file:
         file.write(json.dumps({"instruction": "One", "output": "more"}) + "\n")
-    assert run(monkeypatch, config) == 2
+    assert run_train(monkeypatch, config) == 2
     assert "data" in capsys.readouterr().err, "the run was trained from other contents"
 
 
 def test_packing_tells_packs_from_items_and_trains(
     monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert run(monkeypatch, config, "--dry-run") == 0
+    assert run_train(monkeypatch, config, "--dry-run") == 0
     items = capsys.readouterr().out
-    assert run(monkeypatch, config, "data.packing=true") == 0
+    assert run_train(monkeypatch, config, "data.packing=true") == 0
     output = capsys.readouterr().out
     packing = next(line for line in output.splitlines() if line.startswith("packing: 50 items in "))
     packs, fill = int(packing.split()[4]), float(packing.split()[-2].rstrip("%"))
@@ -82,7 +71,7 @@ def test_packing_tells_packs_from_items_and_trains(
     assert " packs (4 × 2 accumulated" in output and " items (4 × 2" in items
     counted = [line for line in items.splitlines() if "tokens an epoch" in line]
     assert counted and counted[0] in output, "packing leaves no token out"
-    metrics = [json.loads(line) for line in (tmp_path / "run" / "train" / "metrics.jsonl").read_text().splitlines()]
+    metrics = read_metrics(tmp_path / "run")
     assert metrics[-1]["loss"] < 20
 
 
@@ -91,9 +80,9 @@ def test_dropped_items_are_counted_by_reason_and_shown(
 ) -> None:
     with (tmp_path / "law" / "train.jsonl").open("a") as file:
         file.write('{"instruction": "x", "output": " "}\n' * 3 + "{\n")
-    assert run(monkeypatch, config) == 2
+    assert run_train(monkeypatch, config) == 2
     assert "law/train.jsonl:31: the response ('output') is empty (data.on_bad_item: drop" in capsys.readouterr().err
-    assert run(monkeypatch, config, "data.on_bad_item=drop", "train.max_steps=1") == 0
+    assert run_train(monkeypatch, config, "data.on_bad_item=drop", "train.max_steps=1") == 0
     output = capsys.readouterr().out
     assert "54 items read, 4 dropped" in output and "3 empty response, 1 not valid JSON; the first:" in output
     assert f"{tmp_path}/law/train.jsonl:34: this line is not valid JSON" in output
@@ -118,7 +107,7 @@ def test_mistakes_in_the_sources_exit_2(
     output: str,
 ) -> None:
     config["data"].update(change)
-    assert run(monkeypatch, config) == 2
+    assert run_train(monkeypatch, config) == 2
     assert output in capsys.readouterr().err
     assert not Path(config["output_dir"]).exists()
 
@@ -127,7 +116,7 @@ def test_weights_that_leave_nothing_are_refused(
     monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     config["data"]["train"] = [{"path": str(tmp_path / "law"), "weight": 0.01}]
-    assert run(monkeypatch, config) == 2
+    assert run_train(monkeypatch, config) == 2
     assert "not one item is left in an epoch" in capsys.readouterr().err
 
 
@@ -136,7 +125,7 @@ def test_packing_is_refused_for_code_of_the_models_own(
 ) -> None:
     config["data"]["packing"] = True
     config["model"]["trust_remote_code"] = True
-    assert run(monkeypatch, config) == 2
+    assert run_train(monkeypatch, config) == 2
     assert "data.packing: " in capsys.readouterr().err
 
 
@@ -144,5 +133,5 @@ def test_importance_takes_every_item_once(
     monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     config["importance"] = {"data": [{"path": str(tmp_path / "r.parquet"), "weight": 2}]}
-    assert run(monkeypatch, config) == 2
+    assert run_train(monkeypatch, config) == 2
     assert "importance.data: weight is for data.train" in capsys.readouterr().err

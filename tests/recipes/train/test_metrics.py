@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from rich.console import Console
 
-from cofitune import cli
 from cofitune.errors import ArtifactError
 from cofitune.recipes.train.metrics import append_metrics, truncate_metrics
 from cofitune.reports.text import clock
 from cofitune.reports.training import progress
 from cofitune.reports.training.progress import TrainProgress
 from cofitune.training.loop import StepRecord
+from tests.helpers import read_jsonl, run_train, write_jsonl
 
 pytestmark = pytest.mark.processes
 
@@ -26,8 +24,7 @@ def test_the_validation_loss_is_told_at_start_at_its_steps_and_at_the_end(
 ) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     for name, words in (("train", ["court", "void", "lease"]), ("held", ["seller", "buyer"])):
-        items = [json.dumps({"instruction": f"Say {word}", "output": word * 3}) + "\n" for word in words]
-        (tmp_path / f"{name}.jsonl").write_text("".join(items))
+        write_jsonl(tmp_path / f"{name}.jsonl", ({"instruction": f"Say {word}", "output": word * 3} for word in words))
     config = {
         "model": {"name": str(tiny_model_folder), "dtype": "float32"},
         "data": {"train": str(tmp_path / "train.jsonl"), "validation": str(tmp_path / "held.jsonl")},
@@ -37,13 +34,9 @@ def test_the_validation_loss_is_told_at_start_at_its_steps_and_at_the_end(
         },
         "output_dir": str(tmp_path / "run"),
     }  # fmt: skip
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
-    monkeypatch.setattr(sys, "argv", ["cofitune", "train", str(tmp_path / "c.yaml")])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    assert not stopped.value.code
+    assert run_train(monkeypatch, config) == 0
     folder = tmp_path / "run" / "train"
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = read_jsonl(folder / "metrics.jsonl")
     validations = [line for line in lines if "validation_loss" in line]
     assert [line["step"] for line in validations] == [0, 2, 3]
     assert len({line["validation_loss"] for line in validations}) == 3
