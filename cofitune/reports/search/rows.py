@@ -8,6 +8,7 @@ from typing import Any
 
 from cofitune.errors import RegionError
 from cofitune.model.region import region_from_dict
+from cofitune.reports.search.scale import LOSSES
 from cofitune.reports.text import region_text
 
 Entry = Mapping[str, Any]
@@ -84,8 +85,10 @@ def _row(trial: Entry, base: Entry, depth: int, mark: str) -> TrialRow:
     note = trial.get("reason") or ""
     if status not in ("done", "failed"):
         note = f"{status} at step {trial.get('steps', '?')}{': ' if note else ''}{note}"
-    if (trial.get("to_winner") or {}).get("tied"):
+    if (trial.get("to_winner") or {}).get("tied") or trial.get("tied"):
         note = "not told apart from the winner"
+    if trial.get("curve"):
+        note = "; ".join(filter(None, (_losses(trial, base), note)))
     if trial.get("misses_floor_by"):
         note = f"misses the floor by {trial['misses_floor_by']:.1f} points"
     return TrialRow(
@@ -100,6 +103,17 @@ def _row(trial: Entry, base: Entry, depth: int, mark: str) -> TrialRow:
         seconds=trial.get("seconds", 0.0),
         note=" ".join(str(note).split()),
     )
+
+
+def _losses(trial: Entry, base: Entry) -> str:
+    """The figures of a search on losses, which has no scores to stand in the columns."""
+    last, start = trial["curve"][-1], (base.get("curve") or trial["curve"])[0]
+    text = f"speciality loss {LOSSES.number(last['loss'])}"
+    if trial is base:
+        return f"{text} nats a token"
+    text += f" ({LOSSES.change(last['loss'], start['loss'])}), drift {LOSSES.number(last['drift'])}"
+    equal = trial.get("drift_at_common_loss")
+    return text + ("" if equal is None else f", at equal loss {LOSSES.number(equal)}") + " nats a token"
 
 
 def _region(region: Entry | None) -> str:
