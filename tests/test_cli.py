@@ -42,3 +42,19 @@ def test_an_override_of_odd_bytes_is_a_message(tmp_path: Path) -> None:
     done = run(str(tmp_path / "c.yaml"), b"train.[b]\xff=1")
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "override: train.[b]\\udcff: is a key that no text can hold" in done.stderr
+
+
+def test_the_seeds_of_a_search_may_be_typed(tmp_path: Path, tiny_model_folder: Path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"instruction": "Say hi.", "output": "Hi!"}\n')
+    config = tmp_path / "c.yaml"
+    task = f"{{path: '{tmp_path}/d.jsonl', kind: generate, name: t}}"
+    config.write_text(
+        f"model: {{name: {tiny_model_folder}}}\noutput_dir: '{tmp_path}/run'\ndata: {{train: '{tmp_path}/d.jsonl'}}\n"
+        f"eval: {{speciality: [{task}], versatility: {{gen_kn: [{task.replace('t}', 'k}')}]}}}}\n"
+        "search: {levels: [{layers: [0-1, 2-3, 1-2]}], train_steps: 2}\n",
+        encoding="utf-8",
+    )
+    command = [sys.executable, "-m", "cofitune", "search", str(config), "--repeat", "3", "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Then the 3 best are trained with 2 further seeds: 6 trials" in done.stdout
