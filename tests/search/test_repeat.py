@@ -15,7 +15,7 @@ def test_the_pooled_deviation_and_the_correlation_are_scipys() -> None:
     judged = judge_seeds({f"r{i}": list(map(float, own)) for i, own in enumerate(figures)}, (1, 2, 3))
     residuals = figures - figures.mean(axis=1, keepdims=True)
     assert judged.deviation == pytest.approx(np.sqrt((residuals**2).sum() / (5 * 2))) and judged.freedom == 10
-    assert judged.standard_error == pytest.approx(judged.deviation / 3**0.5)
+    assert judged.standard_error == pytest.approx(np.sqrt((residuals**2).sum() / 10 / 3))
     pairs = [stats.spearmanr(figures[:, a], figures[:, b]).statistic for a, b in ((0, 1), (0, 2), (1, 2))]
     assert judged.correlation == pytest.approx(np.mean(pairs))
 

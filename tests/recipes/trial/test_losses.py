@@ -26,7 +26,9 @@ from tests.helpers import write_jsonl
 WORDS = ["court", "contract", "void", "seller", "buyer", "tenant", "lease", "landlord"]
 TAUGHT = [{"instruction": f"Say {w}{' please' * (i % 3)}", "output": f"the {w}"} for i, w in enumerate(WORDS)]
 ANSWERS = ["yes, it is", "no", "perhaps"]
-CHOICES = [{"question": f"Is it {w}?", "choices": ANSWERS, "answer": i % 3} for i, w in enumerate(WORDS)]
+CHOICES: list[dict[str, Any]] = [
+    {"question": f"Is it {w}?", "choices": ANSWERS, "answer": i % 3} for i, w in enumerate(WORDS)
+]
 
 
 def write(path: Path, items: list[dict[str, Any]]) -> str:
@@ -113,9 +115,9 @@ def by_hand(settings: dict[str, Any], tensors: dict[str, Any]) -> tuple[float, f
         kl = (own.exp() * (own - other)).sum(-1)
         divergences += kl[len(item.prompt_ids) - 1 : -1].tolist()
     margins = []
-    for item in CHOICES:
-        values = [-nats(model, tokenizer, prompt(item["question"]), choice)[0] for choice in item["choices"]]
-        right = values.pop(item["answer"])
+    for asked in CHOICES:
+        values = [-nats(model, tokenizer, prompt(asked["question"]), choice)[0] for choice in ANSWERS]
+        right = values.pop(asked["answer"])
         margins.append(right - max(values))
     return (
         sum(n for n, _ in answers) / sum(count for _, count in answers),
@@ -142,7 +144,9 @@ def test_every_figure_of_a_trial_is_that_of_a_plain_loop(
 def test_the_base_has_its_loss_and_no_drift(settings: dict[str, Any], runner: TrialRunner, tmp_path: Path) -> None:
     result = runner.run(request(settings, tmp_path / "base", train=False))
     loss, drift, margin = by_hand(settings, {})
-    assert result.curve == (CurvePoint(0, pytest.approx(loss, rel=1e-5), 0.0),) and drift == pytest.approx(0, abs=1e-9)
+    (point,) = result.curve
+    assert (point.steps, point.drift) == (0, 0.0) and point.loss == pytest.approx(loss, rel=1e-5)
+    assert drift == pytest.approx(0, abs=1e-9)
     assert result.margins == {"gen_kn": pytest.approx(margin, abs=1e-5)}
 
 
