@@ -96,9 +96,10 @@ def test_inline_code_names_what_there_is(path: Path, tmp_path: Path, monkeypatch
                 assert EXAMPLE.search(text) or (ROOT / text).exists(), f"no file {text}"
             elif found := re.match(r"(\w+(?:\.\w+)+)(?:[:=]|$)", text):
                 parts = found[1].split(".")
-                if parts[0] in Config.model_fields and parts[-1] not in SUFFIXES:
+                past = path.name == "CHANGELOG.md"  # which names keys of earlier versions, too
+                if not past and parts[0] in Config.model_fields and parts[-1] not in SUFFIXES:
                     assert _is_key(parts), f"no key {found[1]}"
-        except (AssertionError, Exception) as error:  # noqa: BLE001  (whatever it is, it is told with its place)
+        except Exception as error:  # noqa: BLE001  (whatever it is, it is told with its place)
             wrong.append(f"{text}: {error}")
     assert not wrong
 
