@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,6 +18,7 @@ from rich.console import Console
 from cofitune import __version__
 from cofitune.config.eval import KEEP, as_alpha
 from cofitune.config.load import load_config
+from cofitune.config.renamed import RenamedKeyWarning
 from cofitune.errors import Stopped, UserError
 from cofitune.executors import local
 from cofitune.executors.ray import executor
@@ -318,6 +320,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     adopt_task(os.environ)
     launcher.quiet_libraries()
+    warnings.showwarning = partial(_show_warning, warnings.showwarning)
     end_with_parent()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that children are ended too
     try:
@@ -361,6 +364,14 @@ def require_single_process(command: str) -> None:
             f"cofitune {command} is one process and starts ranks by itself where it needs them: type it without "
             "torchrun, and in a SLURM job without srun (or as one task of it)"
         )
+
+
+def _show_warning(usual: Callable[..., None], message: Warning | str, category: type[Warning], *place: Any) -> None:
+    """Say in one line, once for all ranks, that a config names a key by its old name; other warnings as usual."""
+    if not issubclass(category, RenamedKeyWarning):
+        usual(message, category, *place)
+    elif this_rank().rank == 0 and not failures.launched_by_us():
+        print(f"warning: {message}", file=sys.stderr)
 
 
 def _console() -> Console:

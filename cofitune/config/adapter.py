@@ -22,8 +22,11 @@ class Adapter(Section):
     r: int = Field(16, gt=0, description="lora: rank of the product")
     alpha: float = Field(32.0, gt=0, description="lora: the product is scaled by alpha / r")
     dropout: float = Field(0.0, ge=0, lt=1, description="lora: probability, on what enters the product")
-    kept: float = Field(
-        0.5, gt=0, lt=1, description="osf: share of each weight's singular directions, the leading ones, that is kept"
+    effective_rank: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="osf: share of each weight's singular directions, the leading ones, that stays as it is",
     )
     target_modules: Annotated[tuple[str, ...], BeforeValidator(as_list)] = Field(
         ("all-linear",),
@@ -42,7 +45,7 @@ class Adapter(Section):
 
     @model_validator(mode="after")
     def _settings_are_the_kinds(self) -> Adapter:
-        strange = ("kept",) if self.kind == "lora" else ("r", "alpha", "dropout")
+        strange = ("effective_rank",) if self.kind == "lora" else ("r", "alpha", "dropout")
         given = [name for name in strange if getattr(self, name) != type(self).model_fields[name].default]
         if given:
             raise ValueError(f"{', '.join(given)}: not read by kind: {self.kind}")

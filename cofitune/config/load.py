@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from pydantic import ValidationError
 from cofitune.config.compare import OWN_SECTIONS
 from cofitune.config.day import read_day
 from cofitune.config.explain import explain, tell_unusable, unusable_values
+from cofitune.config.renamed import RenamedKeyWarning, rename_keys
 from cofitune.config.schema import Config
 from cofitune.config.section import expand
 from cofitune.config.suite import Place, add_suites, is_of_suite, start_from_data
@@ -43,6 +46,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     problems += add_suites(data, sources, read_yaml)
     rest = [text for text in overrides or [] if text not in first]
     problems += [p for text in rest if (p := _override(data, overridden, text))]
+    problems += rename_keys(data, sources, overridden, str(path))
     start_from_data(data)
     sources = {place: source for place, source in sources.items() if place not in overridden}
     sources |= dict.fromkeys(overridden, "override")
@@ -51,6 +55,17 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise ConfigError(problems + more)
     day = config.data.date or read_day(config.run)
     return config.model_copy(update={"data": config.data.model_copy(update={"date": day})})
+
+
+def load_resolved(path: Path) -> Config:
+    """Read the config that a run keeps of itself, also one that an earlier version wrote: no key is warned of.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RenamedKeyWarning)
+        return load_config(path)
 
 
 def overlay(config: Config, raw: str | dict[str, Any], where: str, changes: dict[str, Any]) -> Config:
@@ -74,6 +89,10 @@ def overlay(config: Config, raw: str | dict[str, Any], where: str, changes: dict
     own = [key for key in raw if key in OWN_SECTIONS]
     if own:
         raise ConfigError([f"{path}: {', '.join(own)}: is the comparison's own, the same for all methods"])
+    raw = deepcopy(raw)  # which a config that is frozen may hold
+    problems = rename_keys(raw, sources, set(), str(path))
+    if problems:
+        raise ConfigError(problems)
     data = _laid_over(_laid_over(config.model_dump(mode="json"), raw), changes)
     result, problems = _validated(data, sources, str(path))
     if result is None:

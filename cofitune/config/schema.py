@@ -46,7 +46,7 @@ FREE_SETTINGS: dict[str, frozenset[str]] = {
     "train": frozenset(
         {
             "save_steps",
-            "keep_last",
+            "save_total_limit",
             "keep_checkpoints",
             "stop_grace_seconds",
             "validation_steps",

@@ -77,7 +77,7 @@ class Train(Section):
         description="optimizer steps between two checkpoints; there is one at an epoch's end and on SIGTERM or SIGINT, "
         "too; null: none at all",
     )
-    keep_last: int = Field(2, gt=0, description="checkpoints to keep while training, the newest ones")
+    save_total_limit: int = Field(2, gt=0, description="checkpoints to keep while training, the newest ones")
     keep_checkpoints: bool = Field(
         False, description="keep them when the delta is written, too; they take 12 bytes a trained weight each"
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 from cofitune import __version__
 from cofitune.config.day import keep_day, today
-from cofitune.config.load import dump_config, load_config
+from cofitune.config.load import dump_config, load_resolved
 from cofitune.config.schema import FREE_SETTINGS, SECTIONS_READ, Config, EvalModel
 from cofitune.errors import UserError, differences
 from cofitune.files import gib, write_text
@@ -33,7 +33,7 @@ def check_folder(config: Config, command: str, overwrite: bool, resumes: bool = 
     folder = config.run / command
     made_by = folder / "config.yaml"
     if made_by.is_file() and not (overwrite or resumes):
-        before, now = (_without_free(c.model_dump()) for c in (load_config(made_by), config))
+        before, now = (_without_free(c.model_dump()) for c in (load_resolved(made_by), config))
         parts = SECTIONS_READ[command]
         changed = [d for part in parts for d in differences(part, _part(before, part), _part(now, part))]
         if changed:

@@ -38,7 +38,7 @@ class AdapterPlan:
         paths: the linear modules that carry it, each by its path below a decoder layer.
         weights: names of those modules' weights in all layers, in the model's order: what merging will change.
         r, alpha, dropout: LoRA's rank, scale (alpha / r) and dropout.
-        kept: OSF's share of singular directions that is kept as it is.
+        effective_rank: OSF's share of singular directions that is kept as it is.
         transposed: whether weights are [in, out].
         num_parameters: weights of the adapter, all of which train.
     """
@@ -49,7 +49,7 @@ class AdapterPlan:
     r: int
     alpha: float
     dropout: float
-    kept: float
+    effective_rank: float
     transposed: bool
     num_parameters: int
 
@@ -60,13 +60,20 @@ class AdapterPlan:
 
     def as_dict(self) -> dict[str, Any]:
         """What a manifest says of it."""
-        settings = ("r", "alpha", "dropout") if self.kind == "lora" else ("kept",)
+        settings = ("r", "alpha", "dropout") if self.kind == "lora" else ("effective_rank",)
         result = asdict(self)
         return {"kind": self.kind, "modules": list(self.paths), **{name: result[name] for name in settings}}
 
 
 def plan_adapter(
-    kind: str, modules: tuple[str, ...], anatomy: Anatomy, *, r: int, alpha: float, dropout: float, kept: float
+    kind: str,
+    modules: tuple[str, ...],
+    anatomy: Anatomy,
+    *,
+    r: int,
+    alpha: float,
+    dropout: float,
+    effective_rank: float,
 ) -> AdapterPlan:
     """Resolve which weights carry an adapter, and count its own.
 
@@ -90,7 +97,7 @@ def plan_adapter(
         raise UserError(f"adapter.kind: osf takes linear modules only, and {anatomy.model_type}'s are Conv1D; use lora")
     paths = tuple(dict.fromkeys(layout.modules[module] for module in modules))
     weights = tuple(f"{layout.layers}.{layer}.{path}.weight" for layer in range(anatomy.num_layers) for path in paths)
-    plan = AdapterPlan(kind, paths, weights, r, alpha, dropout, kept, layout.transposed, 0)
+    plan = AdapterPlan(kind, paths, weights, r, alpha, dropout, effective_rank, layout.transposed, 0)
     return replace(plan, num_parameters=sum(_num_parameters(plan, anatomy.shapes[name]) for name in weights))
 
 
@@ -162,7 +169,7 @@ def _peft_config(plan: AdapterPlan) -> Any:
     from peft import LoraConfig, OSFConfig
 
     if plan.kind == "osf":
-        return OSFConfig(effective_rank=plan.kept, target_modules=list(plan.paths), task_type="CAUSAL_LM")
+        return OSFConfig(effective_rank=plan.effective_rank, target_modules=list(plan.paths), task_type="CAUSAL_LM")
     scale: Any = plan.alpha  # PEFT asks for a whole number, and takes any: it is divided by r
     return LoraConfig(
         r=plan.r,
@@ -178,9 +185,11 @@ def _num_parameters(plan: AdapterPlan, shape: tuple[int, ...]) -> int:
     """Trained weights beside one weight of this shape."""
     if plan.kind == "lora":
         return plan.r * sum(shape)
-    free = min(shape) - int(min(shape) * plan.kept)
+    free = min(shape) - int(min(shape) * plan.effective_rank)
     if free == min(shape):
-        raise UserError(f"adapter.kept: {plan.kept:g} of {min(shape)} singular directions is none; raise it")
+        raise UserError(
+            f"adapter.effective_rank: {plan.effective_rank:g} of {min(shape)} singular directions is none; raise it"
+        )
     return free * (sum(shape) + 1)
 
 

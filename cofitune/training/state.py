@@ -86,8 +86,8 @@ def newest_whole(folder: Path, tell: Callable[[str], None]) -> Checkpoint | None
     return None
 
 
-def save_state(folder: Path, engine: Any, step: int, identity: Mapping[str, Any], keep_last: int) -> None:
-    """Write the checkpoint of `step` into `folder`, then drop all but the newest `keep_last`. Every rank must call.
+def save_state(folder: Path, engine: Any, step: int, identity: Mapping[str, Any], save_total_limit: int) -> None:
+    """Write the checkpoint of `step` into `folder`, then drop all but the newest ones. Every rank must call.
 
     Parameters are gathered one at a time and rank 0 writes. The folder appears under its name in one move when all of
     it is on the disk, so that a process that dies on the way leaves nothing that could be taken for a checkpoint.
@@ -107,7 +107,7 @@ def save_state(folder: Path, engine: Any, step: int, identity: Mapping[str, Any]
         except (OSError, SafetensorError) as error:
             deque(tensors, maxlen=0)  # the other ranks gather what is left
             raise UserError(f"{folder}: the checkpoint of step {step} cannot be written: {error}") from error
-        _drop_old(folder, step, keep_last)
+        _drop_old(folder, step, save_total_limit)
 
     if torch.distributed.get_rank() != 0:
         deque(tensors, maxlen=0)  # takes part in the gathering
@@ -227,10 +227,10 @@ def _put_in_place(temporary: Path, target: Path) -> None:
     fsync_folder(target.parent)
 
 
-def _drop_old(folder: Path, step: int, keep_last: int) -> None:
-    """Keep the newest `keep_last` up to `step`; later ones are damaged and were passed over."""
+def _drop_old(folder: Path, step: int, save_total_limit: int) -> None:
+    """Keep the newest `save_total_limit` up to `step`; later ones are damaged and were passed over."""
     result = checkpoint_folders(folder)
-    keep = [path for path in result if _step_of(path) <= step][:keep_last]
+    keep = [path for path in result if _step_of(path) <= step][:save_total_limit]
     for path in result:
         if path not in keep:
             path.rename(folder / f".{path.name}.tmp")  # half a folder must not be taken for a checkpoint

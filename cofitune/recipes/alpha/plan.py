@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cofitune import __version__
 from cofitune.config import schema
-from cofitune.config.load import load_config
+from cofitune.config.load import load_resolved
 from cofitune.config.schema import Config, Versatility
 from cofitune.data.chat import ChatTemplate, set_template
 from cofitune.data.encoded import Encoding, Examples, encode_sources, tokenizer_sha256
@@ -157,7 +157,7 @@ def _own_config(train: Path) -> Config:
     result = next((place for place in places if place.is_file()), None)
     if result is None:
         raise ArtifactError(f"{places[0]}: is missing; it names the development items that alpha is chosen by")
-    return load_config(result)
+    return load_resolved(result)
 
 
 def _measure(

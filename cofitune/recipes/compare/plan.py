@@ -237,5 +237,7 @@ def resolve_search(config: Config) -> Config:
 def required_disk_bytes(plan: ComparePlan) -> int:
     """Bytes of the deltas that are not there yet, and of the checkpoints of the run that has the largest."""
     waiting = [(r, t) for r, t in zip(plan.runs, plan.trainings, strict=True) if not r.is_trained]
-    checkpoints = [(r.config.train.keep_last + 1) * t.checkpoint_bytes for r, t in waiting if r.config.train.save_steps]
+    checkpoints = [
+        (r.config.train.save_total_limit + 1) * t.checkpoint_bytes for r, t in waiting if r.config.train.save_steps
+    ]
     return sum(t.delta_bytes for _, t in waiting) + max(checkpoints, default=0)

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from cofitune.config import schema
-from cofitune.config.load import load_config
+from cofitune.config.load import load_resolved
 from cofitune.config.schema import EvalModel
 from cofitune.data.chat import set_template
 from cofitune.data.template import template_sha256
@@ -226,7 +226,7 @@ def _training(train: Path, manifest: Mapping[str, Any]) -> tuple[str | None, int
     """What a training stood on besides its seed, and the seed; None where the run does not say."""
     config = None
     with suppress(ConfigError):  # of another version of ours, or gone
-        config = load_config(train / "config.yaml")
+        config = load_resolved(train / "config.yaml")
     if config is None:
         return None, None
     stood_on = {

@@ -131,7 +131,7 @@ def _print_disk(plan: TrainPlan, console: Console) -> None:
     train = plan.config.train
     checkpoints = (
         f"a checkpoint {gib(plan.checkpoint_bytes)}, every {train.save_steps} steps and at an epoch's end, of which "
-        f"{train.keep_last} are kept"
+        f"{train.save_total_limit} are kept"
         if train.save_steps
         else "no checkpoints"
     )

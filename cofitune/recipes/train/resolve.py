@@ -59,7 +59,7 @@ def find_adapter(requested: schema.Adapter, anatomy: Anatomy) -> tuple[Region, A
         r=requested.r,
         alpha=requested.alpha,
         dropout=requested.dropout,
-        kept=requested.kept,
+        effective_rank=requested.effective_rank,
     )
     return region, adapter
 

@@ -86,7 +86,7 @@ def check_resume(plan: TrainPlan, result: Checkpoint) -> None:
     Raises:
         UserError: it is another training's; the message names each entry that differs, and both values.
     """
-    before, now = result.identity, identity(plan)
+    before, now = _with_new_names(result.identity), identity(plan)
     items, train, world_size = before["train"]["items_a_step"], plan.config.train, plan.steps.world_size
     if items != plan.steps.per_step:
         on_all = train.per_device_train_batch_size * world_size
@@ -108,6 +108,15 @@ def check_resume(plan: TrainPlan, result: Checkpoint) -> None:
             f"{result.folder} is another training's checkpoint ({'; '.join(changed)}); --overwrite starts again, or "
             "choose another output_dir"
         )
+
+
+def _with_new_names(written: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's identity with an old version's key by its new name (config/renamed.py)."""
+    adapter = dict(written.get("adapter") or {})
+    if "kept" not in adapter:
+        return written
+    adapter["effective_rank"] = adapter.pop("kept")
+    return {**written, "adapter": adapter}
 
 
 def find_checkpoint(plan: TrainPlan, console: Console) -> Checkpoint | None:
@@ -136,7 +145,7 @@ def required_disk_bytes(plan: TrainPlan) -> int:
     """
     train = plan.config.train
     there = sum(p.stat().st_size for p in (plan.folder / "checkpoints").rglob("*.safetensors"))
-    checkpoints = (train.keep_last + 1) * plan.checkpoint_bytes if train.save_steps else 0
+    checkpoints = (train.save_total_limit + 1) * plan.checkpoint_bytes if train.save_steps else 0
     prefix = plan.prefix.num_bytes if plan.prefix and train.prefix_cache == "disk" else 0
     return max(0, checkpoints - there) + plan.delta_bytes + prefix
 

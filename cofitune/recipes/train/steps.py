@@ -197,7 +197,7 @@ class Saver:
         The last step needs none: the delta is written at once.
         """
         if self.is_due(record, stopped_by):
-            save_state(self._folder, self._engine, record.step, self._identity, self._train.keep_last)
+            save_state(self._folder, self._engine, record.step, self._identity, self._train.save_total_limit)
             self._last = record.step
 
     def is_due(self, record: StepRecord, stopped_by: int) -> bool:

@@ -87,7 +87,7 @@ def train_trial(
             callbacks = [recorder.after_step] if recorder else []
             take_steps(run, console, stop_step=stop_step, prefix=prefix, callbacks=callbacks)
             if pauses and saves:
-                save_state(folder / "checkpoints", engine, int(stop_step or 0), identity(plan), keep_last=1)
+                save_state(folder / "checkpoints", engine, int(stop_step or 0), identity(plan), save_total_limit=1)
         seconds = [record.seconds for record in run.watch.records[before:]]
         if recorder:
             margins = {} if pauses else recorder.margins()

@@ -18,7 +18,10 @@ CASES: dict[str, dict[str, Any]] = {
     "lora_stage_3": {"adapter": {"kind": "lora", "r": 4, "alpha": 8}},
     "lora_stage_2": {"adapter": {"kind": "lora", "r": 4, "alpha": 8, "target_modules": "ffn"}, "stage": 2},
     "osf_stage_3": {"adapter": {"kind": "osf"}},
-    "osf_stage_1": {"adapter": {"kind": "osf", "kept": 0.75, "target_modules": ["down_proj", "q_proj"]}, "stage": 1},
+    "osf_stage_1": {
+        "adapter": {"kind": "osf", "effective_rank": 0.75, "target_modules": ["down_proj", "q_proj"]},
+        "stage": 1,
+    },
     "l2_stage_3": {"region": {"match": ".*"}, "l2_to_base": 40.0},
     "l2_stage_2": {"region": {"match": HALF}, "l2_to_base": 40.0, "stage": 2, "offload_optimizer": "cpu"},
 }
