@@ -175,8 +175,16 @@ def _behind_prompt(whole: str, prompt: str, content: int, where: str, turn: int)
     if whole.startswith(prompt):
         return whole, 0
     shared = shared_length(prompt, whole)
+    if content < shared and not OPENS.search(whole[content:shared]):  # "<b>" and "<think>" begin alike
+        shared = content
     asked, written = prompt[shared:], whole[shared:content] if content > shared else ""
     begin = max(content, shared)
+    if content < shared and asked.strip():
+        raise BadItemError(
+            "reasoning where none is asked for",
+            f"{where}: turn {turn}'s response has reasoning, and the chat template asks without reasoning (generation "
+            f"begins behind {asked!r}); change data.chat_template_kwargs, or give the response alone",
+        )
     if len(OPENS.findall(asked)) > len(CLOSES.findall(asked)) and written.strip() == "":
         raise BadItemError(
             "no reasoning",

@@ -74,7 +74,7 @@ def test_settings_change_nothing_else(tiny_tokenizer: Any, begin: str) -> None:
 
 
 def test_any_value_of_json_reaches_the_template(tiny_tokenizer: Any) -> None:
-    value = {"text": 'a "b"}} %} é🙂\n', "none": None, "list": [1, 2.5, True], "empty": {}}
+    value: dict[str, Any] = {"text": 'a "b"}} %} é🙂\n', "none": None, "list": [1, 2.5, True], "empty": {}}
     tiny_tokenizer.chat_template = "{{ x.text }}|{{ x.none }}|{{ x.list }}|{{ x.empty }}"
     set_template(tiny_tokenizer, ChatTemplate(kwargs={"x": value}))
     assert render(tiny_tokenizer, TURNS) == "{text}|{none}|{list}|{empty}".format(**value)

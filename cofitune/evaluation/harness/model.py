@@ -245,7 +245,8 @@ class RowStops(StoppingCriteria):
                 for row in new.tolist()
             ]
             return self._decode(rows)
-        return [text.rpartition(self.think_end)[2] if self.think_end in text else "" for text in self._decode(new)]
+        end = str(self.think_end)
+        return [text.rpartition(end)[2] if end in text else "" for text in self._decode(new)]
 
     def _decode(self, rows: Any) -> list[str]:
         return list(self.tokenizer.batch_decode(rows, skip_special_tokens=True))
