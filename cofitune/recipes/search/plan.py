@@ -119,7 +119,7 @@ def plan_search(config: Config, overwrite: bool = False, dry_run: bool = False, 
         made,
         identity=search_identity(made, loaded, training, ranks),
         prefix_bytes=layer_bytes(training) if keeps else 0,
-        notes=_notes(made, trial, training),
+        notes=_notes(made, training),
         missing=training.missing,
     )
     if made.has_store and not overwrite and training.base_fingerprint:
@@ -158,7 +158,7 @@ def _load_tasks(measure: Measure) -> tuple[LoadedTask, ...]:
     return load_tasks(eval_tasks(measure.tasks))
 
 
-def _notes(made: SearchPlan, trial: Config, training: TrainPlan) -> tuple[str, ...]:
+def _notes(made: SearchPlan, training: TrainPlan) -> tuple[str, ...]:
     """What is to be said of the items that trials are measured on.
 
     Raises:
@@ -170,7 +170,7 @@ def _notes(made: SearchPlan, trial: Config, training: TrainPlan) -> tuple[str, .
             "search.eval is not given: regions are chosen on eval's own items, which flatters a later `eval` on them"
         )
     if measure.kind == "loss" and training.data.tokenizer is not None:
-        items = read_loss_items(trial, training.data)
+        items = read_loss_items(measure.tasks, training.config.data.max_length, training.data)
         if not items.development:
             raise ConfigError(
                 [

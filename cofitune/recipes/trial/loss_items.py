@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cofitune.config.schema import Config
+from cofitune.config import schema
 from cofitune.data.batches import Plan, rank_micro_batches
 from cofitune.data.chat import IGNORED, Example
 from cofitune.evaluation.asked import ask_item
@@ -56,31 +56,33 @@ class LossItems:
     pad_token_id: int
 
 
-def read_loss_items(config: Config, data: TrainData) -> LossItems:
-    """Read a trial's development items and choices as its config names them.
+def read_loss_items(given: schema.Eval, max_length: int, data: TrainData) -> LossItems:
+    """Read a trial's development items and choices.
 
-    `data.validation` is the speciality's development data where the config has it, else `eval.speciality`.
+    Args:
+        given: the trial's tasks. Its speciality is taken on data.validation instead where there is some.
+        max_length: tokens that an item may have; longer ones are left out.
 
     Raises:
         UserError: a file or an item cannot be used.
     """
     if data.tokenizer is None:
         raise RuntimeError("a dry run without a tokenizer measures nothing")
-    tokenizer, most = data.tokenizer, config.data.max_length
-    tasks = load_tasks(eval_tasks(config.eval))
+    tokenizer = data.tokenizer
+    tasks = load_tasks(eval_tasks(given))
     development = list(data.validation) or [
         _example(tokenizer, task, item, item.references[0] if item.references else item.choices[item.answer])
         for task in tasks
         if task.task.category == "speciality"
         for item in task.items
     ]
-    fitting = [example for example in development if len(example.input_ids) <= most]
+    fitting = [example for example in development if len(example.input_ids) <= max_length]
     fitting.sort(key=lambda example: -len(example.input_ids))  # batches of like lengths: little is padded
     categories = sorted({task.task.category for task in tasks} - {"speciality"})
-    read = [_choices(name, [t for t in tasks if t.task.category == name], tokenizer, most) for name in categories]
+    read = [_choices(name, [t for t in tasks if t.task.category == name], tokenizer, max_length) for name in categories]
     left_out = len(development) - len(fitting) + sum(count for _, count in read)
     choices = tuple(one for one, _ in read if one.items)
-    return LossItems(fitting, choices, left_out, config.eval.batch_size, tokenizer.pad_token_id)
+    return LossItems(fitting, choices, left_out, given.batch_size, tokenizer.pad_token_id)
 
 
 def choice_margins(engine: Any, items: LossItems) -> dict[str, float]:
@@ -130,8 +132,10 @@ def _log_probs(
     sums = torch.zeros(len(examples), dtype=torch.float64, device=device)
     plan = Plan(items.batch_size, 1, world_size, len(examples), num_steps=1)
     with torch.no_grad():
+        # batches of like lengths, so that little is padded
+        order = sorted(range(len(examples)), key=lambda index: -len(examples[index].input_ids))
         for start in range(0, len(examples), plan.per_step):
-            indices = range(start, min(start + plan.per_step, len(examples)))
+            indices = order[start : start + plan.per_step]
             (batch,) = rank_micro_batches(examples, indices, plan, rank, items.pad_token_id)
             names = batch.pop("indices").to(device)
             batch = {key: value.to(device) for key, value in batch.items()}

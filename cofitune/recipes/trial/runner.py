@@ -80,13 +80,14 @@ class TrialRunner:
 
     def _score(self, base: SharedBase, request: TrialRequest) -> TrialResult:
         """Train, and ask the tasks; the scores are in the request's folder."""
-        config, plan = request.config, self._eval_plan(request.config)
+        config = request.config
+        plan = replace(self._eval_plan(config), config=config)
         tensors: Tensors = {}
         if request.train:
             trained = self._train(base, config, stop_step=request.stop_step)
             tensors, self._seconds["train"] = trained.tensors, sum(trained.seconds)
         with self._counted("evaluate"):
-            self._evaluate(base, plan, config, tensors)
+            self._evaluate(base, plan, tensors)
         return TrialResult(request)
 
     def _measure_losses(self, base: SharedBase, request: TrialRequest) -> TrialResult:
@@ -155,18 +156,18 @@ class TrialRunner:
         """What losses are measured on, the same in every trial."""
         data = self._data(config)
         made_of = (config.model, config.data, config.eval)
-        return self._hold("loss items", made_of, lambda: read_loss_items(config, data))
+        return self._hold("loss items", made_of, lambda: read_loss_items(config.eval, config.data.max_length, data))
 
-    def _evaluate(self, base: SharedBase, plan: EvalPlan, config: Config, tensors: Tensors) -> None:
+    def _evaluate(self, base: SharedBase, plan: EvalPlan, tensors: Tensors) -> None:
         """Score the base, unless its answers were handed on, and what was trained."""
-        models = plan.models[:1]
+        models, config = plan.models[:1], plan.config
         if tensors:
             run = EvalTarget(
                 "run", None, config.output_dir, models[0].source,
                 delta_sha256=hash_tensors(tensors), dtype=choose_dtype(config.model.dtype), seed=config.train.seed,
             )  # fmt: skip
             models = (*models, run)
-        plan = replace(plan, config=config, folder=check_folder(config, "eval", False), models=models)
+        plan = replace(plan, folder=check_folder(config, "eval", False), models=models)
 
         def weights(model: EvalTarget) -> AbstractContextManager[PreTrainedModel]:
             return _in_memory(base, tensors if model.delta_sha256 else {})

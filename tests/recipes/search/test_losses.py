@@ -173,7 +173,7 @@ def test_a_second_call_measures_nothing_and_says_the_same(settings: dict[str, An
     assert not again.requests and same == tree
     assert second[second.index("region (layers") :] == first[first.index("region (layers") :]
     assert all(trial.curve for trial in read_trials(folder / "trials.jsonl"))
-    with pytest.raises(UserError, match=r"losses is .*measured_steps.* there and None here|eval\."):
+    with pytest.raises(UserError, match=r"losses is .*points.* there and None here|eval\."):
         run(searching(settings, measure="score"), Trainer())
 
 
@@ -277,3 +277,10 @@ def test_the_winner_is_the_best_mean_over_the_seeds(settings: dict[str, Any]) ->
     assert read_winner(folder)[0] == "0-1" and tree["runner_up"] != tree["winner"]
     first, _, _ = run(searching(settings, levels=[{"layers": ["0-1", "2-3"]}]), Lucky(), overwrite=True)
     assert read_winner(first)[0] == "2-3"
+
+
+def test_halving_goes_on_from_a_search_without_it(settings: dict[str, Any]) -> None:
+    run(load(settings), Trainer())
+    again = Trainer()
+    run(searching(settings, halving={"steps": [2], "keep": 0.5}), again)
+    assert not again.requests, "what was trained to its end needs no rung"

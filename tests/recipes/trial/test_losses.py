@@ -14,6 +14,8 @@ from rich.console import Console
 
 from cofitune.config.load import load_config
 from cofitune.config.schema import Config
+from cofitune.executors.local import local_executor
+from cofitune.launch.launcher import Ranks
 from cofitune.model.load import load_tokenizer
 from cofitune.recipes.rehearse.recipe import rehearse
 from cofitune.recipes.trial.executor import TrialRequest, TrialResult
@@ -158,6 +160,23 @@ def test_a_trial_that_paused_has_the_curve_of_one_that_did_not(
     assert half.curve == whole.curve[:1] and half.margins == {}
     end = runner.run(request(settings, tmp_path / "paused"))
     assert (end.curve, end.margins) == (whole.curve, whole.margins)
+
+
+@pytest.mark.processes
+def test_two_ranks_measure_what_one_does_and_go_on_where_they_paused(
+    settings: dict[str, Any], runner: TrialRunner, tmp_path: Path
+) -> None:
+    one = runner.run(request(settings, tmp_path / "one"))
+    halved = settings | {"train": settings["train"] | {"per_device_train_batch_size": 2}}  # on each of two ranks
+    parts = [request(halved, tmp_path / "two", stop_step=step) for step in (2, None)]
+    with local_executor(Ranks(2, (), ("--num-processes", "2"))) as execute:
+        half, whole = execute(parts)
+    assert (half.error, whole.error) == (None, None) and half.curve == whole.curve[:1]
+    assert [p.steps for p in whole.curve] == [p.steps for p in one.curve]
+    for own, other in zip(whole.curve, one.curve, strict=True):
+        assert (own.loss, own.drift) == (pytest.approx(other.loss, rel=1e-4), pytest.approx(other.drift, rel=1e-3))
+    assert whole.margins == {"gen_kn": pytest.approx(one.margins["gen_kn"], abs=1e-3)}
+    assert whole.seconds["evaluate"] > 0 and half.margins == {}
 
 
 def test_measuring_changes_no_bit_of_the_training(
