@@ -40,39 +40,48 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.buffers + self.activations
 
 
-def estimate_memory(
-    anatomy: Anatomy,
-    region: Region,
-    settings: EngineSettings,
-    world_size: int,
-    max_length: int,
-    checkpointing: bool,
-    *,
-    adapter: int | None = None,
-    base_kept: bool = False,
-) -> Memory:
+@dataclass(frozen=True)
+class Footprint:
+    """A run by what its memory hangs on.
+
+    Attributes:
+        max_length: tokens of the longest item.
+        checkpointing: whether activations are computed again in the backward pass.
+        adapter: weights of an adapter, which train instead of the region that carries it; None without one.
+        base_kept: whether a copy of the trained weights as the base has them is kept, for the pull towards it.
+    """
+
+    anatomy: Anatomy
+    region: Region
+    settings: EngineSettings
+    world_size: int
+    max_length: int
+    checkpointing: bool
+    adapter: int | None = None
+    base_kept: bool = False
+
+    @property
+    def memory(self) -> Memory:
+        """The estimate, part by part."""
+        return estimate_memory(self)
+
+
+def estimate_memory(run: Footprint) -> Memory:
     """Estimate a run's memory from counts alone.
 
     ZeRO-3 shards weights, gradients and optimizer states over the ranks and gathers about two layers at a time;
     stage 2 shards gradients and states, stage 1 only states. Frozen weights have neither gradient nor state; the held
     rows of a fused tensor that trains in part have both.
-    Activations are kept from the lowest trained layer up: one layer input each when checkpointing, else what a layer
-    keeps for its backward pass (as Korthikanti et al., arXiv 2205.05198, count it, without attention scores: fused
-    kernels never write them).
-
-    Args:
-        adapter: weights of an adapter, which train instead of the region that carries it; None without one.
-        base_kept: a copy of the trained weights as the base has them is kept, for the pull towards it.
     """
-    width = settings.dtype.itemsize
-    trained = region.num_touched(anatomy) if adapter is None else adapter
-    stage = settings.zero_stage
+    anatomy, settings, world_size = run.anatomy, run.settings, run.world_size
+    width, stage = settings.dtype.itemsize, settings.zero_stage
+    trained = run.region.num_touched(anatomy) if run.adapter is None else run.adapter
     whole = anatomy.num_parameters * width
     weights = whole
     if stage == 3:
-        weights = whole // world_size + gathered_at_once(anatomy, region.first) * width
+        weights = whole // world_size + gathered_at_once(anatomy, run.region.first) * width
     all_gradients = trained * ACCUMULATED_GRADIENT
-    all_states = trained * ((MASTER_AND_MOMENTS if width == 2 else MOMENTS) + (MASTER if base_kept else 0))
+    all_states = trained * ((MASTER_AND_MOMENTS if width == 2 else MOMENTS) + (MASTER if run.base_kept else 0))
     gradients, optimizer = all_gradients // (world_size if stage >= 2 else 1), all_states // world_size
     zero = deepspeed_config(settings)["zero_optimization"]
     at_once = min(trained // world_size, _elements(zero["sub_group_size"]) if stage == 3 else trained)
@@ -82,12 +91,31 @@ def estimate_memory(
         gradients, optimizer, buffers, offloaded = 0, 0, bucket, all_gradients + all_states
     if settings.offload_param == "cpu":
         weights, offloaded = weights - whole // world_size, offloaded + whole
-    tokens = settings.micro_batch * max_length
+    return Memory(
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
+        buffers=buffers,
+        activations=_activations(run),
+        host_loading=whole,
+        host_offloaded=offloaded,
+    )
+
+
+def _activations(run: Footprint) -> int:
+    """Bytes of the activations, from the lowest trained layer up, and of the logits.
+
+    One layer input each when checkpointing, else what a layer keeps for its backward pass (as Korthikanti et al., arXiv
+    2205.05198, count it, without attention scores: fused kernels never write them).
+    """
+    anatomy, width = run.anatomy, run.settings.dtype.itemsize
+    tokens = run.settings.micro_batch * run.max_length
     one_layer = tokens * (18 * anatomy.hidden_size + 6 * anatomy.intermediate_size) * width // 2
-    depth = anatomy.num_layers - region.first
-    kept = depth * tokens * anatomy.hidden_size * width + one_layer if checkpointing else depth * one_layer
+    depth = anatomy.num_layers - run.region.first
+    inputs = depth * tokens * anatomy.hidden_size * width
+    kept = inputs + one_layer if run.checkpointing else depth * one_layer
     logits = tokens * anatomy.vocab_size * 8  # fp32, and their gradient; less where only responses are scored
-    return Memory(weights, gradients, optimizer, buffers, kept + logits, whole, offloaded)
+    return kept + logits
 
 
 def gathered_at_once(anatomy: Anatomy, layer: int = 0) -> int:

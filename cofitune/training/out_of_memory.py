@@ -4,43 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
 from cofitune.errors import UserError
 from cofitune.files import gib
-from cofitune.model.anatomy import Anatomy
-from cofitune.model.region import Region
-from cofitune.training.engine import EngineSettings
-from cofitune.training.memory import Memory, estimate_memory
+from cofitune.training.memory import Footprint
 
 WORTH_SAYING = 0.02  # of a rank's memory
 # what the CPU's allocator and the drivers say in a plain RuntimeError
 WORDS = ("can't allocate memory", "not enough memory", "out of memory", "CUDNN_STATUS_ALLOC_FAILED")
 GPU_WORDS = ("CUDA", "CUDNN", "HIP")
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """A run by what its memory hangs on."""
-
-    anatomy: Anatomy
-    region: Region
-    settings: EngineSettings
-    world_size: int
-    max_length: int
-    checkpointing: bool
-    adapter: int | None = None
-    base_kept: bool = False
-
-    @property
-    def memory(self) -> Memory:
-        """The estimate, part by part."""
-        return estimate_memory(
-            self.anatomy, self.region, self.settings, self.world_size, self.max_length, self.checkpointing,
-            adapter=self.adapter, base_kept=self.base_kept,
-        )  # fmt: skip
 
 
 def ways_out(run: Footprint, on_gpu: bool) -> list[str]:

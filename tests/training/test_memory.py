@@ -11,7 +11,7 @@ from transformers import LlamaConfig
 from cofitune.model.anatomy import Anatomy, read_anatomy
 from cofitune.model.region import resolve_region
 from cofitune.training.engine import EngineSettings
-from cofitune.training.memory import Memory, estimate_memory
+from cofitune.training.memory import Footprint, Memory
 
 SETTINGS = EngineSettings(
     zero_stage=3, offload_optimizer="none", offload_param="none", raw={}, dtype=torch.bfloat16, micro_batch=16,
@@ -35,7 +35,7 @@ def llama_7b() -> Anatomy:
 def _estimate(anatomy: Anatomy, **changes: object) -> Memory:
     region = resolve_region("25%-50%", ["up_proj", "down_proj"], 32)
     settings = replace(SETTINGS, **changes)  # type: ignore[arg-type]
-    return estimate_memory(anatomy, region, settings, 8, max_length=512, checkpointing=True)
+    return Footprint(anatomy, region, settings, world_size=8, max_length=512, checkpointing=True).memory
 
 
 def test_stage_3_shards_all_that_is_trained_and_all_weights(llama_7b: Anatomy) -> None:
@@ -85,7 +85,7 @@ def test_one_card_holds_7b_with_buffers_of_one_inner_step(llama_7b: Anatomy) -> 
     region = resolve_region("25%-50%", ["up_proj", "down_proj"], 32)
     raw = {"zero_optimization": {"sub_group_size": 10**9, "reduce_bucket_size": 5 * 10**8}}
     ours, theirs = (
-        estimate_memory(llama_7b, region, replace(SETTINGS, micro_batch=1, raw=r), 1, 2048, True) for r in ({}, raw)
+        Footprint(llama_7b, region, replace(SETTINGS, micro_batch=1, raw=r), 1, 2048, True).memory for r in ({}, raw)
     )
     assert ours.buffers == 10**8 * 2 + 2 * 10**8 * 4
     assert theirs.buffers == 5 * 10**8 * 2 + 2 * TRAINED * 4

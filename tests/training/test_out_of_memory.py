@@ -18,7 +18,8 @@ from cofitune.model.anatomy import read_anatomy
 from cofitune.model.region import resolve_region
 from cofitune.ranks import VARIABLES
 from cofitune.training.engine import EngineSettings
-from cofitune.training.out_of_memory import Footprint, explaining_out_of_memory, ways_out
+from cofitune.training.memory import Footprint
+from cofitune.training.out_of_memory import explaining_out_of_memory, ways_out
 from tests.helpers import write_jsonl
 
 LLAMA_7B = read_anatomy(LlamaConfig(intermediate_size=11008, vocab_size=32000))

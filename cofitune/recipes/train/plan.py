@@ -19,8 +19,8 @@ from cofitune.recipes.train.data import TrainData, read_train_data
 from cofitune.recipes.train.rehearsal import BaseIdentity, Joined, Rehearsed, read_rehearsed
 from cofitune.softmask.factors import Factor, freeze_factors, join
 from cofitune.training.engine import EngineSettings
+from cofitune.training.memory import Footprint
 from cofitune.training.monitor import check_usable
-from cofitune.training.out_of_memory import Footprint
 from cofitune.training.peft import AdapterPlan
 from cofitune.training.prefix_cache import PrefixPlan
 from cofitune.training.state import BYTES_A_WEIGHT
