@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
 from functools import cache
@@ -100,7 +101,9 @@ def _trained(kind: str, controls: tuple[str, ...]) -> str:
         vocab_size=900, special_tokens=[*controls, *first], initial_alphabet=alphabet, show_progress=False
     )
     bpe.train_from_iterator(SENTENCES * 3, trainer)
-    return str(bpe.to_str())
+    whole = json.loads(bpe.to_str())
+    whole["added_tokens"] = [token for token in whole["added_tokens"] if token["content"] in controls]
+    return json.dumps(whole)
 
 
 def _tokenizer(kind: str, controls: tuple[str, ...]) -> Any:

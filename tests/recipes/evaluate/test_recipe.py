@@ -293,10 +293,10 @@ def test_an_interrupted_evaluation_goes_on_with_the_next_unfinished_task(
     place.train(1)
     ask = harness._score_task
 
-    def interrupt(judge: Any, loaded: Any) -> Any:
+    def interrupt(judge: Any, loaded: Any, asked: Any) -> Any:
         if loaded.task.title == "know" and float(judge.model.model.layers[1].mlp.up_proj.weight.detach().sum()) != base:
             raise KeyboardInterrupt
-        return ask(judge, loaded)
+        return ask(judge, loaded, asked)
 
     base = float(load_file(place.model / "model.safetensors")[REPLACED].sum())
     with monkeypatch.context() as patch:
