@@ -23,7 +23,8 @@ from cofitune.evaluation.score import versions
 from cofitune.evaluation.statistics.gate import Requirement, read_requirements
 from cofitune.evaluation.tasks import load_tasks
 from cofitune.model.load import choose_dtype
-from cofitune.recipes.evaluate.models import EvalTarget, find_models
+from cofitune.recipes.evaluate.models import find_models
+from cofitune.recipes.evaluate.targets import EvalTarget
 from cofitune.recipes.folders import check_folder
 from cofitune.recipes.from_config import NOT_ASKED, eval_tasks
 from cofitune.rehearsal.items import check_base

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cofitune.config import schema
 from cofitune.config.schema import Config
 from cofitune.data.batches import Plan, plan_steps
 from cofitune.data.chat import Example
@@ -150,7 +151,8 @@ def plan_train(
     rehearsal = read_rehearsed(train, config.data, data, BaseIdentity(model.name, base), config.run, needs)
     if rehearsal:
         needs.use("rehearsal", rehearsal.manifest)
-    steps = _plan_steps(config, data, rehearsal, world_size)
+    flat = config.data.packing and model.attn_implementation == "flash_attention_2"
+    steps = _plan_steps(train, data, rehearsal, world_size, flat)
     plan = TrainPlan(
         config=config,
         folder=config.run / "train",
@@ -175,16 +177,15 @@ def plan_train(
     return replace(plan, prefix=prefix)
 
 
-def _plan_steps(config: Config, data: TrainData, rehearsal: Rehearsed | None, world_size: int) -> Plan:
-    """How the examples are shared out over steps, ranks and micro-batches."""
-    train, attention = config.train, config.model.attn_implementation
+def _plan_steps(train: schema.Train, data: TrainData, rehearsal: Rehearsed | None, world_size: int, flat: bool) -> Plan:
+    """How the examples are shared out over steps, ranks and micro-batches; `flat`: packs lie in one row."""
     return plan_steps(
         data.mixture,
-        train.per_device_train_batch_size,
-        train.gradient_accumulation_steps,
-        world_size,
-        train.num_train_epochs,
-        train.max_steps,
-        config.data.packing and attention == "flash_attention_2",
-        rehearsal.mix(len(data.examples)) if rehearsal else None,
+        micro_batch=train.per_device_train_batch_size,
+        accumulation=train.gradient_accumulation_steps,
+        world_size=world_size,
+        epochs=train.num_train_epochs,
+        max_steps=train.max_steps,
+        flat=flat,
+        rehearsal=rehearsal.mix(len(data.examples)) if rehearsal else None,
     )

@@ -24,9 +24,9 @@ from cofitune.evaluation.data_parallel import join
 from cofitune.evaluation.score import ScoreRequest, score_model
 from cofitune.evaluation.tasks import load_tasks
 from cofitune.model.load import choose_dtype
-from cofitune.recipes.evaluate.models import EvalTarget
 from cofitune.recipes.evaluate.plan import EvalPlan, plan_eval
 from cofitune.recipes.evaluate.recipe import run_evaluation
+from cofitune.recipes.evaluate.targets import EvalTarget
 from cofitune.recipes.folders import check_folder
 from cofitune.recipes.from_config import chat_template, eval_tasks, load_base
 from cofitune.recipes.prerequisites import Prerequisites
