@@ -21,7 +21,7 @@ Facts = Sequence[tuple[str, str]]  # a term and what is said of it
 
 
 @dataclass(frozen=True)
-class Scores:
+class Evaluation:
     """An evaluation: its models, the base first; the table; what else is to be said; the gate's verdicts."""
 
     models: Sequence[str]
@@ -86,7 +86,7 @@ class Run:
     key: str
     name: str
     facts: Facts = ()
-    scores: Scores | None = None
+    scores: Evaluation | None = None
     changed: Sequence[Changed] = ()
     comparison: Comparison | None = None
     search: Search | None = None

@@ -28,7 +28,9 @@ from sides import typed
 from cofitune.config.load import dump_config, load_config
 from cofitune.files import write_text
 from cofitune.recipes.compare.plan import Run, plan_compare, resolve_search
+from cofitune.reports.compare.content import Comparison
 from cofitune.reports.compare.table import comparison_tables, sentences
+from cofitune.reports.console import say
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "scripts" / "bench" / "results"
@@ -196,10 +198,11 @@ def write_results(arguments: argparse.Namespace, asking: float) -> None:
     content = json.loads((folder / "compare.json").read_text())
     out = StringIO()
     console = Console(file=out, width=150, no_color=True)
-    for table in comparison_tables(content):
+    compared = Comparison.of(content)
+    for table in comparison_tables(compared):
         console.print(table)
-    for line in sentences(content):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for line in sentences(compared):
+        say(console, line)
     output = "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")
     machine = f"{os.cpu_count()} CPU cores, torch {torch.__version__}, threads: {torch.get_num_threads()}"
     if torch.cuda.is_available():

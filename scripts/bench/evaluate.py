@@ -18,6 +18,7 @@ import yaml
 from command import cofitune
 from rich.console import Console
 
+from cofitune.reports.evaluation.scores import Scores
 from cofitune.reports.evaluation.table import scores_table, sentences
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -93,11 +94,12 @@ def write_config(arguments: argparse.Namespace) -> Path:
 
 def write_results(arguments: argparse.Namespace, runs: list[Run]) -> None:
     """The table as `cofitune eval` prints it, and every number of it."""
-    scores = json.loads((arguments.work / "eval" / "eval" / "scores.json").read_text())
+    path = arguments.work / "eval" / "eval" / "scores.json"
+    scores, told = json.loads(path.read_text()), Scores.read(path)
     out = StringIO()
     console = Console(file=out, width=160, no_color=True)
-    console.print(scores_table(scores))
-    console.print(*sentences(scores), sep="\n", markup=False, highlight=False, soft_wrap=True)
+    console.print(scores_table(told))
+    console.print(*sentences(told), sep="\n", markup=False, highlight=False, soft_wrap=True)
     table = "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")
     changed = f" --steps {arguments.steps} --items {arguments.items} --seeds {arguments.seeds}"
     typed = f"scripts/bench/evaluate --data FOLDER{'' if changed == ' --steps 40 --items 24 --seeds 1' else changed}"

@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from sides import typed
 
+from cofitune.reports.compare.content import Comparison
 from cofitune.reports.compare.table import matched_table
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -180,8 +181,8 @@ def write_results(arguments: argparse.Namespace) -> None:
     out = StringIO()
     console = Console(file=out, width=150, no_color=True)
     console.print(points_table(content, arguments.speciality))
-    for level in content["matched"]:
-        console.print(matched_table(level, content["reference"]))
+    for level, own in zip(content["matched"], Comparison.of(content).matched, strict=True):
+        console.print(matched_table(own, content["reference"]))
         console.print(apart_table(level, content["reference"]))
     output = "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")
     machine = f"{os.cpu_count()} CPU cores, torch {torch.__version__}, threads: {torch.get_num_threads()}"

@@ -13,10 +13,12 @@ from cofitune.reports.evaluation.findings import findings
 from cofitune.reports.evaluation.items import ITEMS_A_TASK, LONGEST, item_groups
 from cofitune.reports.evaluation.plots import points_of
 from cofitune.reports.evaluation.rows import change_cell
+from cofitune.reports.evaluation.scores import Change, Scores
 from cofitune.reports.figure import SERIES, VARIABLES, draw, shortened
 from cofitune.reports.importance.plot import by_rank
 from cofitune.reports.search.plot import search_picture
 from cofitune.reports.search.rows import trial_rows
+from cofitune.reports.shape import shaped
 from cofitune.reports.training.loss_plot import losses_picture, running_mean
 from cofitune.reports.training.trained_map import trained_map
 
@@ -44,8 +46,12 @@ def make_scores(**changes: dict[str, Any] | None) -> dict[str, Any]:
     }
 
 
+def scores_of(**changes: dict[str, Any] | None) -> Scores:
+    return Scores.of(make_scores(**changes))
+
+
 def test_a_change_is_claimed_only_where_its_interval_leaves_0_out() -> None:
-    (result,) = findings(make_scores(speciality=change(30.0, 20.0, 41.0), versatility=change(-6.0, -9.0, -2.5)))
+    (result,) = findings(scores_of(speciality=change(30.0, 20.0, 41.0), versatility=change(-6.0, -9.0, -2.5)))
     assert result.learnt == "The speciality rose from 40.0 to 70.0: +30.0 (+20.0 to +41.0) points."
     assert result.forgot.startswith("Its versatility fell from 40.0 to 34.0: −6.0 (−9.0 to −2.5) points.")
     assert "knowledge 0.0 (−1.0 to +1.0) and reasoning 0.0" in result.forgot
@@ -55,7 +61,7 @@ def test_a_change_is_claimed_only_where_its_interval_leaves_0_out() -> None:
 
 def test_of_what_was_not_asked_nothing_is_claimed_and_noise_is_named() -> None:
     noisy = change(-2.0, -3.0, -1.0, noise=True)
-    (result,) = findings(make_scores(speciality=noisy, instruct=None, gen_kn=None, gen_rs=None))
+    (result,) = findings(scores_of(speciality=noisy, instruct=None, gen_kn=None, gen_rs=None))
     assert (
         result.learnt
         == "Nothing: the speciality fell from 40.0 to 38.0: −2.0 (−3.0 to −1.0) points, less than the seeds differ."
@@ -65,15 +71,17 @@ def test_of_what_was_not_asked_nothing_is_claimed_and_noise_is_named() -> None:
 
 
 def test_better_and_worse_follow_the_unit() -> None:
-    assert change_cell(change(0.2, 0.1, 0.3), higher_is_better=False, digits=3).verdict == "worse"
-    assert change_cell(change(0.2, 0.1, 0.3)).verdict == "better"
-    assert change_cell(change(0.2, -0.1, 0.3)).verdict == ""
-    assert change_cell(change(5.0, -1.0, 9.0) | {"p_holm": 0.9}).chance == "", "nobody claims it"
-    assert change_cell(change(5.0, 1.0, 9.0) | {"p_holm": 0.9}).chance == "p = 0.900", "the two need not agree"
+    assert change_cell(shaped(Change, change(0.2, 0.1, 0.3)), higher_is_better=False, digits=3).verdict == "worse"
+    assert change_cell(shaped(Change, change(0.2, 0.1, 0.3))).verdict == "better"
+    assert change_cell(shaped(Change, change(0.2, -0.1, 0.3))).verdict == ""
+    assert change_cell(shaped(Change, change(5.0, -1.0, 9.0) | {"p_holm": 0.9})).chance == "", "nobody claims it"
+    assert change_cell(shaped(Change, change(5.0, 1.0, 9.0) | {"p_holm": 0.9})).chance == "p = 0.900", (
+        "the two need not agree"
+    )
 
 
 def test_a_models_interval_is_its_changes_at_its_score() -> None:
-    base, run = points_of(make_scores(speciality=change(30.0, 20.0, 41.0)))
+    base, run = points_of(scores_of(speciality=change(30.0, 20.0, 41.0)))
     assert base.speciality_interval is None
     assert run.speciality_interval == pytest.approx((60.0, 81.0)) and run.speciality == 70.0
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from numpy import float64
     from numpy.typing import NDArray
 
-FORMAT = 2  # of scores.json
 SPECIALITY = "speciality"
 VERSATILITY = ("gen_kn", "gen_rs", "instruct")
 SUMMARIES = (SPECIALITY, *VERSATILITY, "versatility", "unified")

@@ -21,6 +21,7 @@ from cofitune.recipes.compare.result import build_comparison, finished_runs
 from cofitune.recipes.compare.store import STORE, RunLine, mean_seconds, read_store
 from cofitune.recipes.evaluate.plan import plan_eval
 from cofitune.recipes.folders import start_folder
+from cofitune.reports.compare.content import Comparison
 from cofitune.reports.compare.plot import methods_picture
 from cofitune.reports.compare.table import comparison_tables, sentences
 from cofitune.reports.console import say
@@ -76,12 +77,13 @@ def compare(
             )
         content = build_comparison(plan, lines)
         write_json(plan.folder / "compare.json", content)
-    for table in comparison_tables(content):
+    compared = Comparison.of(content)
+    for table in comparison_tables(compared):
         console.print(table)
-    for line in sentences(content):
+    for line in sentences(compared):
         say(console, line)
     if can_draw():
-        write_picture(plan.folder, methods_picture("frontier", content))
+        write_picture(plan.folder, methods_picture("frontier", compared))
     else:
         say(console, "no picture: matplotlib is not installed (pip install 'cofitune[plots]')")
     say(console, f"→ {plan.folder}/compare.json, frontier.png, frontier.svg")

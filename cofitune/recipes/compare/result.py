@@ -16,8 +16,7 @@ from cofitune.recipes.compare.store import RunLine
 from cofitune.recipes.evaluate.plan import plan_eval
 from cofitune.recipes.evaluate.recipe import evaluate
 from cofitune.recipes.folders import environment
-
-FORMAT = 1
+from cofitune.reports.compare.content import FORMAT
 
 
 def build_comparison(plan: ComparePlan, lines: Mapping[str, RunLine]) -> dict[str, Any]:

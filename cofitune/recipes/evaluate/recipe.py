@@ -25,18 +25,19 @@ from cofitune.evaluation.samples import TaskResult, save_result
 from cofitune.evaluation.score import ScoreRequest, score_model
 from cofitune.evaluation.statistics.comparison import Compared, build_scores, changed_items
 from cofitune.evaluation.statistics.gate import Verdict, judge
-from cofitune.evaluation.statistics.scores import FORMAT
 from cofitune.files import write_json, write_text
 from cofitune.ranks import Rank
 from cofitune.recipes.alpha.recipe import choose_alphas, read_chosen
-from cofitune.recipes.evaluate.models import EvalTarget
 from cofitune.recipes.evaluate.plan import EvalPlan, Results, plan_eval
 from cofitune.recipes.evaluate.plan_report import print_plan, tell_left_out
+from cofitune.recipes.evaluate.targets import EvalTarget
 from cofitune.recipes.folders import start_folder
 from cofitune.recipes.from_config import load_base
 from cofitune.reports.console import say
 from cofitune.reports.evaluation.progress import EvalProgress
+from cofitune.reports.evaluation.scores import FORMAT, GateVerdict, Scores
 from cofitune.reports.evaluation.table import example_lines, scores_table, sentences, verdict_line
+from cofitune.reports.shape import shaped
 from cofitune.reports.text import number
 from cofitune.training.delta import delta_applied, read_delta
 
@@ -167,7 +168,7 @@ def run_evaluation(
     _write(plan, results, scores | {"gate": [v.as_dict() for v in verdicts]}, changed)
     _report(plan, scores, changed, console)
     for verdict in verdicts:
-        say(console, verdict_line(verdict.as_dict()))
+        say(console, verdict_line(shaped(GateVerdict, verdict.as_dict())))
     return Evaluation(plan.folder, tuple(verdicts))
 
 
@@ -296,15 +297,16 @@ def _changed(plan: EvalPlan, results: Results, scores: dict[str, Any]) -> Change
 
 
 def _report(plan: EvalPlan, scores: dict[str, Any], changed: Changed, console: Console) -> None:
-    lines = list(sentences(scores))
-    if scores["missing"]:
-        lines.append(f"no task, and so in no mean: {', '.join(scores['missing'])}")
+    told = Scores.of(scores)
+    lines = list(sentences(told))
+    if told.missing:
+        lines.append(f"no task, and so in no mean: {', '.join(told.missing)}")
     for name, parts in changed.items():
         lines += example_lines(name, parts["lost"])
     if len(plan.models) == 1:
         lines.append(f"only the base was scored: {plan.folder.parent / 'train'} holds no finished training yet")
     lines.append(f"→ {plan.folder}/scores.json, samples/, changed/ (the items lost and gained)")
-    console.print(scores_table(scores))
+    console.print(scores_table(told))
     for line in lines:
         say(console, line)
 

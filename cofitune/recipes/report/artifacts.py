@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from cofitune.errors import ArtifactError
-from cofitune.evaluation.statistics.scores import FORMAT
 from cofitune.files import read_json, read_tensors
 from cofitune.jsonl import json_object, read_lines
-from cofitune.reports.compare import page as compare_view
+from cofitune.reports.compare.content import Comparison
+from cofitune.reports.evaluation.scores import Scores
 from cofitune.search.store import read_trials
 from cofitune.search.trial import BASE
 
@@ -34,8 +34,8 @@ class Artifacts:
 
     path: Path
     name: str
-    scores: dict[str, Any] | None = None
-    compared: dict[str, Any] | None = None
+    scores: Scores | None = None
+    compared: Comparison | None = None
     changed: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
     tree: dict[str, Any] | None = None
     vectors: dict[str, Any] | None = None
@@ -51,7 +51,8 @@ def read_artifacts(path: Path, name: str) -> Artifacts:
     Raises:
         ArtifactError: a file is damaged, or was written by another version in a form that we do not read.
     """
-    scores = _json(path / "eval" / "scores.json", "evaluation", FORMAT)
+    scores_file, compared = path / "eval" / "scores.json", path / "compare" / "compare.json"
+    scores = Scores.read(scores_file) if scores_file.is_file() else None
     vectors = None
     if importance := _json(path / "importance" / "manifest.json", "importance manifest"):
         vectors = read_tensors(path / "importance" / "importance.safetensors", "importance file")
@@ -60,7 +61,7 @@ def read_artifacts(path: Path, name: str) -> Artifacts:
         path=path,
         name=name,
         scores=scores,
-        compared=_json(path / "compare" / "compare.json", "comparison", compare_view.FORMAT),
+        compared=Comparison.read(compared) if compared.is_file() else None,
         changed=_read_changed(path, scores),
         tree=_json(path / "search" / "tree.json", "search tree") or _unfinished_search(path / "search"),
         vectors=vectors,
@@ -71,26 +72,21 @@ def read_artifacts(path: Path, name: str) -> Artifacts:
     )
 
 
-def _json(path: Path, what: str, form: int | None = None) -> dict[str, Any] | None:
-    """Read one of ours, where it is there; `form`: its format, where it says one."""
+def _json(path: Path, what: str) -> dict[str, Any] | None:
+    """Read one of ours, where it is there."""
     if not path.is_file():
         return None
     value = read_json(path, what)
     if not isinstance(value, dict):
         raise ArtifactError(f"{path}: this {what} is damaged: it is no JSON object")
-    if form is not None and value.get("format") != form:
-        raise ArtifactError(
-            f"{path}: its format is {value.get('format')}, and {form} is what we read; make it again with the command "
-            f"that made it (`cofitune {path.parent.name}`), which asks no model anew"
-        )
     return value
 
 
-def _read_changed(path: Path, scores: Entry | None) -> dict[str, dict[str, list[dict[str, Any]]]]:
+def _read_changed(path: Path, scores: Scores | None) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """The lost and gained items of each model, in the order of the table."""
     if scores is None:
         return {}
-    folders = {model: path / "eval" / "changed" / model for model in scores["models"]}
+    folders = {model: path / "eval" / "changed" / model for model in scores.models}
     return {
         model: {
             part: read_lines(folder / f"{part}.jsonl", json_object, may_be_torn=False) for part in ("lost", "gained")

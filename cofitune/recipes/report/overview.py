@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from cofitune.recipes.report.artifacts import Artifacts
 from cofitune.reports.evaluation.plots import Point, frontier_picture, points_of
 from cofitune.reports.evaluation.rows import change_cell
+from cofitune.reports.evaluation.scores import Change, Scores
 from cofitune.reports.figure import Picture
 from cofitune.reports.html import Overview, OverviewRow, Run
 from cofitune.reports.text import NONE
 
-Entry = Mapping[str, Any]
 OWN = "run"  # the name that `eval` gives the config's own run
 WORDS = ("trained", "steps", "loss (nats)")
 CHANGES = ("speciality", "versatility", "instruct", "unified")
@@ -47,21 +46,16 @@ def _words(run: Artifacts) -> list[str]:
     return [f"{share:.1f} %", f"{run.manifest['steps']:,}", last]
 
 
-def _change(run: Artifacts, name: str) -> Entry | None:
+def _change(run: Artifacts, name: str) -> Change | None:
     """The run's own change against its base."""
-    if run.scores is None:
-        return None
-    base = next(iter(run.scores["models"]))
-    own = [c for c in run.scores["comparisons"] if c["against"] == base and c["model"] == OWN]
-    result: Entry | None = own[0]["summary"][name] if own else None
-    return result
+    own = run.scores.against_base.get(OWN) if run.scores else None
+    return own.summary[name] if own else None
 
 
-def _asked(scores: Entry) -> tuple[Any, ...]:
+def _asked(scores: Scores) -> tuple[object, ...]:
     """What must be equal for two evaluations to stand side by side: the base, and the items of every task."""
-    base = next(iter(scores["models"].values()))
-    tasks = tuple((t, a["sha256"], a["items"], a["metric"]) for t, a in sorted(scores["tasks"].items()))
-    return base["fingerprint"], scores["speciality_weight"], tasks
+    tasks = tuple((title, task.sha256, task.items, task.metric) for title, task in sorted(scores.tasks.items()))
+    return scores.models[scores.base].fingerprint, scores.speciality_weight, tasks
 
 
 def _frontier(scored: Sequence[Artifacts]) -> Picture | None:
@@ -70,10 +64,10 @@ def _frontier(scored: Sequence[Artifacts]) -> Picture | None:
         if run.scores is None:
             continue
         results = {p.label: p for p in points_of(run.scores)}
-        base = next(iter(run.scores["models"]))
+        base = run.scores.base
         points += [results[base]] if not points and base in results else []
         if own := results.get(OWN):
             points.append(replace(own, label=run.name))
     if len(points) < 2 or scored[0].scores is None:
         return None
-    return frontier_picture("runs", points, scored[0].scores["speciality_weight"])
+    return frontier_picture("runs", points, scored[0].scores.speciality_weight)

@@ -6,15 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from cofitune.recipes.report.artifacts import Artifacts, Entry
 from cofitune.recipes.report.training import described_trained, described_training
-from cofitune.reports.compare import page as compare_view
+from cofitune.reports.compare.page import comparison
 from cofitune.reports.compare.plot import methods_picture
 from cofitune.reports.evaluation.findings import findings
 from cofitune.reports.evaluation.items import item_groups
 from cofitune.reports.evaluation.plots import deltas_picture, frontier_picture, points_of
 from cofitune.reports.evaluation.rows import score_rows
+from cofitune.reports.evaluation.scores import Scores
 from cofitune.reports.evaluation.table import notes, verdict_line
 from cofitune.reports.figure import Picture
-from cofitune.reports.html import Changed, Run, Scores, Search, Settings
+from cofitune.reports.html import Changed, Evaluation, Run, Search, Settings
 from cofitune.reports.importance.plot import importance_picture
 from cofitune.reports.importance.table import summary
 from cofitune.reports.search.plot import search_picture
@@ -39,10 +40,10 @@ def describe(run: Artifacts, key: str, draws: bool) -> Run:
         if run.scores:
             points = points_of(run.scores)
             if len(points) > 1:
-                pictures["frontier"] = frontier_picture("frontier", points, run.scores["speciality_weight"])
-            if run.scores["comparisons"]:
+                pictures["frontier"] = frontier_picture("frontier", points, run.scores.speciality_weight)
+            if run.scores.comparisons:
                 pictures["deltas"] = deltas_picture("deltas", run.scores)
-        if run.compared and run.compared["points"]:
+        if run.compared and run.compared.points:
             pictures["methods"] = methods_picture("methods", run.compared)
         if run.tree and run.tree["trials"]:
             pictures["search"] = search_picture("search", run.tree)
@@ -56,7 +57,7 @@ def describe(run: Artifacts, key: str, draws: bool) -> Run:
         facts=_facts(run),
         scores=_scores(run.scores) if run.scores else None,
         changed=[Changed(m, item_groups(p["lost"]), item_groups(p["gained"])) for m, p in run.changed.items()],
-        comparison=compare_view.comparison(run.compared) if run.compared else None,
+        comparison=comparison(run.compared) if run.compared else None,
         search=Search(rows, _search_words(run.tree)) if run.tree else None,
         importance=_importance(run),
         training=described_training(run.manifest, steps, validations, drifts),
@@ -67,15 +68,15 @@ def describe(run: Artifacts, key: str, draws: bool) -> Run:
     )
 
 
-def _scores(scores: Entry) -> Scores:
+def _scores(scores: Scores) -> Evaluation:
     output = list(notes(scores))
-    if scores["missing"]:
-        output.append(f"no task, and so in no mean: {', '.join(scores['missing'])}")
-    left_out = {title: len(about["left_out"]) for title, about in scores["tasks"].items() if about.get("left_out")}
+    if scores.missing:
+        output.append(f"no task, and so in no mean: {', '.join(scores.missing)}")
+    left_out = {title: len(task.left_out) for title, task in scores.tasks.items() if task.left_out}
     if left_out:
         output.append("left out of every model alike: " + ", ".join(f"{n} items of {t}" for t, n in left_out.items()))
-    verdicts = [verdict_line(v) for v in scores.get("gate", ())]
-    return Scores(list(scores["models"]), findings(scores), score_rows(scores), output, verdicts)
+    verdicts = [verdict_line(verdict) for verdict in scores.gate]
+    return Evaluation(list(scores.models), findings(scores), score_rows(scores), output, verdicts)
 
 
 def _search_words(tree: Entry) -> str:
@@ -97,9 +98,9 @@ def _facts(run: Artifacts) -> list[tuple[str, str]]:
     if made := run.manifest or run.importance:
         facts.append(("base model", str(made["base"])))
     elif run.compared:
-        facts.append(("base model", str(run.compared["config"]["model"]["name"])))
+        facts.append(("base model", str(run.compared.config["model"]["name"])))
     elif run.scores:
-        facts.append(("base model", str(next(iter(run.scores["models"].values())).get("path", "not known"))))
+        facts.append(("base model", run.scores.models[run.scores.base].path))
     if made := run.manifest:
         region, mask = made["region"], made["softmask"]
         share = 100 * region["trained_weights"] / region["all_weights"]
@@ -152,7 +153,7 @@ def _absent(run: Artifacts, steps: Sequence[Entry]) -> Iterable[str]:
         return
     if run.scores is None:
         yield "Not evaluated: `cofitune eval` has left no scores here, so what was learnt and forgotten is not known."
-    elif not run.scores["comparisons"]:
+    elif not run.scores.comparisons:
         yield "Only the base was scored: there is no other model to compare it with."
     if run.manifest is None:
         yield (

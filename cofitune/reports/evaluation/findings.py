@@ -1,14 +1,12 @@
-"""What a model learnt and what it forgot, in sentences, instruction following apart. Reads what `scores.json` holds."""
+"""What a model learnt and what it forgot, in sentences, instruction following apart."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from cofitune.reports.evaluation.scores import Change, Comparison, Scores
 from cofitune.reports.text import number, signed
 
-Entry = Mapping[str, Any]
 PARTS = {"gen_kn": "knowledge", "gen_rs": "reasoning"}
 
 
@@ -22,37 +20,33 @@ class Finding:
     instruct: str
 
 
-def findings(scores: Entry) -> list[Finding]:
+def findings(scores: Scores) -> list[Finding]:
     """One finding a model besides the base, in the order of the table."""
-    base = next(iter(scores["models"]))
-    return [_finding(scores, base, c) for c in scores["comparisons"] if c["against"] == base]
+    return [_finding(scores, comparison) for comparison in scores.against_base.values()]
 
 
-def interval_text(change: Entry, digits: int = 1) -> str:
+def interval_text(change: Change, digits: int = 1) -> str:
     """`+1.2 (−0.3 to +2.7)`."""
-    value, low, high = (signed(change[part], digits) for part in ("value", "low", "high"))
-    return f"{value} ({low} to {high})"
+    return f"{signed(change.value, digits)} ({signed(change.low, digits)} to {signed(change.high, digits)})"
 
 
-def _finding(scores: Entry, base: str, comparison: Entry) -> Finding:
-    before, after = scores["models"][base], scores["models"][comparison["model"]]
-    changes = comparison["summary"]
+def _finding(scores: Scores, comparison: Comparison) -> Finding:
+    before, after = scores.models[scores.base], scores.models[comparison.model]
+    changes = comparison.summary
 
     def told(name: str, what: str, rose: str, fell: str, neither: str) -> str:
         change = changes[name]
         if change is None:
             return f"Not known: the evaluation has no task of {name}."
-        ends = f"from {number(_score(before, name))} to {number(_score(after, name))}"
-        points = f"{interval_text(change)} points{', less than the seeds differ' if change['within_noise'] else ''}"
-        if change["low"] > 0:
-            return f"{rose.format(what=what)} {ends}: {points}."
-        if change["high"] < 0:
-            return f"{fell.format(what=what)} {ends}: {points}."
+        ends = f"from {number(before.score(name))} to {number(after.score(name))}"
+        points = f"{interval_text(change)} points{', less than the seeds differ' if change.within_noise else ''}"
+        if change.sign:
+            return f"{(rose if change.sign > 0 else fell).format(what=what)} {ends}: {points}."
         return f"{neither} {what[0].upper()}{what[1:]} went {ends}: {points}, and the interval contains 0."
 
-    parts = [f"{word} {interval_text(changes[name])}" for name, word in PARTS.items() if changes[name]]
+    parts = [f"{word} {interval_text(change)}" for name, word in PARTS.items() if (change := changes[name])]
     return Finding(
-        model=comparison["model"],
+        model=comparison.model,
         learnt=told("speciality", "speciality", "The {what} rose", "Nothing: the {what} fell", "Not shown."),
         forgot=told("versatility", "versatility", "Nothing: {what} rose", "Its {what} fell", "No loss is shown.")
         + (f" Of it, {' and '.join(parts)}." if parts else ""),
@@ -61,8 +55,3 @@ def _finding(scores: Entry, base: str, comparison: Entry) -> Finding:
             "No change is shown.",
         ),
     )  # fmt: skip
-
-
-def _score(model: Entry, name: str) -> float | None:
-    value: float | None = model["categories"][name] if name in model["categories"] else model[name]
-    return value

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cofitune.reports.evaluation.table import CATEGORIES
+from cofitune.reports.evaluation.scores import CATEGORIES, Change, Comparison, Scores
 from cofitune.reports.figure import GRID, INK, MUTED, PAPER, Picture, draw, legend, series, shortened
 
-Entry = Mapping[str, Any]
 POINTS = "change against the base (points)"
 ROW, MODEL = 0.17, 0.07  # inches a row takes, and each model more in it
 
@@ -25,18 +24,17 @@ class Point:
     versatility_interval: tuple[float, float] | None = None
 
 
-def points_of(scores: Entry) -> list[Point]:
+def points_of(scores: Scores) -> list[Point]:
     """The models that have both scores, the base first. The interval of a model is that of its change, at its score."""
-    base, *_ = scores["models"]
-    changes = {c["model"]: c["summary"] for c in scores["comparisons"] if c["against"] == base}
     points = []
-    for name, own in scores["models"].items():
-        values = own["categories"]["speciality"], own["versatility"]
-        if None in values:
+    for name, own in scores.models.items():
+        speciality, versatility = own.score("speciality"), own.versatility
+        if speciality is None or versatility is None:
             continue
-        change = changes.get(name, {})
-        ends = [_at(change.get(what), value) for what, value in zip(("speciality", "versatility"), values, strict=True)]
-        points.append(Point(name, *values, *ends))
+        comparison = scores.against_base.get(name)
+        changes = comparison.summary if comparison else {}
+        ends = _at(changes.get("speciality"), speciality), _at(changes.get("versatility"), versatility)
+        points.append(Point(name, speciality, versatility, *ends))
     return points
 
 
@@ -76,18 +74,16 @@ def frontier_picture(name: str, points: Sequence[Point], speciality_weight: floa
     return draw(name, caption, f"Scatter plot. {message}.", paint, (3.5, 3.1))
 
 
-def deltas_picture(name: str, scores: Entry) -> Picture:
+def deltas_picture(name: str, scores: Scores) -> Picture:
     """A dot with its 95 % interval for each score and model; hollow where the interval contains 0.
 
     Args:
-        scores: the content of scores.json, with one model or more besides the base.
+        scores: with one model or more besides the base.
     """
-    base, *others = scores["models"]
-    changes = {c["model"]: c for c in scores["comparisons"] if c["against"] == base}
+    changes = scores.against_base
     rows = list(_rows(scores))
-    units = {title: about["unit"] for title, about in scores["tasks"].items()}
-    losses = [title for title, unit in units.items() if unit == "nats"]
-    left_out = [title for title, unit in units.items() if unit not in ("share", "nats")]
+    losses = [title for title, task in scores.tasks.items() if task.unit == "nats"]
+    left_out = [title for title, task in scores.tasks.items() if task.unit not in ("share", "nats")]
 
     def paint(figure: Any, narrow: bool) -> None:
         panels = [(rows, POINTS)]
@@ -97,14 +93,14 @@ def deltas_picture(name: str, scores: Entry) -> Picture:
         for axes, (part, label) in zip(
             figure.subplots(len(panels), 1, squeeze=False, height_ratios=sizes)[:, 0], panels, strict=True
         ):
-            _dots(axes, part, [(m, changes[m]) for m in others], 16 if narrow else 30)
+            _dots(axes, part, list(changes.items()), 16 if narrow else 30)
             axes.set_xlabel(label)
         legend(figure, 2 if narrow else 4)
 
-    height = (ROW + MODEL * len(others)) * (len(rows) + len(losses)) + (1.5 if losses else 0.9)
+    height = (ROW + MODEL * len(changes)) * (len(rows) + len(losses)) + (1.5 if losses else 0.9)
     results = [
-        f"{m}: " + ", ".join(f"{n} {c[n]['value']:+.1f}" for n in CATEGORIES if c[n])
-        for m, c in ((m, changes[m]["summary"]) for m in others)
+        f"{model}: " + ", ".join(f"{n} {change.value:+.1f}" for n in CATEGORIES if (change := comparison.summary[n]))
+        for model, comparison in changes.items()
     ]
     caption = (
         "Changes against the base, in points of the score (a loss: in nats), with 95 % intervals of the paired "
@@ -114,16 +110,18 @@ def deltas_picture(name: str, scores: Entry) -> Picture:
     return draw(name, caption, f"Dot plot. {'; '.join(results)}.", paint, (height, height + 0.2))
 
 
-def _rows(scores: Entry) -> list[tuple[str, str | None]]:
+def _rows(scores: Scores) -> list[tuple[str, str | None]]:
     """From top to bottom: a category or summary (name, None) and below it its tasks (title, title)."""
     rows: list[tuple[str, str | None]] = []
     for category in CATEGORIES:
-        own = [t for t, a in scores["tasks"].items() if a["category"] == category and a["unit"] == "share"]
+        own = [title for title in scores.titles(category) if scores.tasks[title].counted]
         rows += [(category, None), *((t, t) for t in own)] if own else []
     return [*rows, ("versatility", None), ("unified", None)]
 
 
-def _dots(axes: Any, rows: Sequence[tuple[str, str | None]], models: Sequence[tuple[str, Entry]], most: int) -> None:
+def _dots(
+    axes: Any, rows: Sequence[tuple[str, str | None]], models: Sequence[tuple[str, Comparison]], most: int
+) -> None:
     axes.axvline(0, color=MUTED, linewidth=0.9)
     spread = min(0.28, 0.66 / max(1, len(models)))
     for number, (model, comparison) in enumerate(models):
@@ -131,21 +129,20 @@ def _dots(axes: Any, rows: Sequence[tuple[str, str | None]], models: Sequence[tu
         offset = (number - (len(models) - 1) / 2) * spread
         first = True
         for row, (name, title) in enumerate(rows):
-            change = comparison["tasks"][title] if title else comparison["summary"].get(name)
+            change = comparison.tasks[title] if title else comparison.summary.get(name)
             if change is None:
                 continue
             y = row + offset
             axes.plot(
-                [change["low"], change["high"]],
+                [change.low, change.high],
                 [y, y],
                 color=colour,
                 linewidth=2.0 if title is None else 1.1,
                 solid_capstyle="butt",
             )
-            is_told = change["low"] > 0 or change["high"] < 0
             axes.plot(
-                change["value"], y, marker, color=colour, markersize=5.2 if title is None else 4.2,
-                markerfacecolor=colour if is_told else PAPER, markeredgewidth=1.1, linestyle="none",
+                change.value, y, marker, color=colour, markersize=5.2 if title is None else 4.2,
+                markerfacecolor=colour if change.sign else PAPER, markeredgewidth=1.1, linestyle="none",
                 label=shortened(model, 28) if first else None, zorder=3,
             )  # fmt: skip
             first = False
@@ -167,7 +164,7 @@ def _cross(axes: Any, point: Point, colour: str) -> None:
         axes.plot([point.speciality] * 2, point.versatility_interval, **line)
 
 
-def _at(change: Entry | None, value: float) -> tuple[float, float] | None:
+def _at(change: Change | None, value: float) -> tuple[float, float] | None:
     if change is None:
         return None
-    return value - change["value"] + change["low"], value - change["value"] + change["high"]
+    return value - change.value + change.low, value - change.value + change.high

@@ -44,6 +44,7 @@ class Row:
         missed: points by which it misses the floor.
         intervals: of the three scores' changes against the base, the ends of the 95 % intervals, where known.
         scale: what the three figures are.
+        seed: of a training that repeats an earlier one's region; else None.
         margins: under `LOSSES`, of gen_kn and gen_rs where they have choices, in nats; higher is better.
     """
 
@@ -65,6 +66,12 @@ class Row:
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     scale: Scale = SCORES
     margins: Mapping[str, float] = field(default_factory=dict)
+    seed: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The region, and the seed of a repeated training."""
+        return region_text(self.region) + ("" if self.seed is None else f" (seed {self.seed})")
 
     @property
     def finished(self) -> bool:
@@ -134,7 +141,7 @@ def tree_line(row: Row, base: Row | None, *, depth: int, mark: str = "", instead
         mark: won, best, way, or nothing.
         instead: stands in the place of the scores, such as how far a running trial is.
     """
-    region = "the base, nothing trained" if base is None else region_text(row.region)
+    region = "the base, nothing trained" if base is None else row.name
     label = _label(MARKS.get(mark, "") + (TIED if row.tied else "") + region, depth)
     if instead is None and not row.finished:
         instead = _unfinished(row, base)
@@ -180,7 +187,7 @@ def plan_report(rows: Sequence[PlanRow], train_steps: int, num_done: int = 0, co
 
 def progress_line(row: Row, base: Row | None, number: int, at_most: int, known: bool) -> str:
     """One line as a trial ends: which it was, of how many at most, and what came out."""
-    head = f"trial {number} of at most {max(at_most, number)}: {region_text(row.region)}: "
+    head = f"trial {number} of at most {max(at_most, number)}: {row.name}: "
     if not row.finished:
         return head + _unfinished(row, base)
     text = f"{_headline(row, base, ' against the base')}, {row.seconds:.0f} s"

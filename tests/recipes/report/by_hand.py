@@ -14,8 +14,8 @@ from cofitune.evaluation.samples import Sample, TaskResult
 from cofitune.evaluation.statistics.comparison import Compared, build_scores, changed_items, match_items
 from cofitune.evaluation.statistics.matched import Point, match_methods
 from cofitune.evaluation.statistics.paired import Bootstrap
-from cofitune.evaluation.statistics.scores import FORMAT
 from cofitune.importance_file import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS, write_importance
+from cofitune.reports.evaluation.scores import FORMAT
 
 HOSTILE = "<script>window.owned = 1</script><img src=x onerror='window.owned = 1'>\"'&amp; $x^2$"
 TASKS = {  # title: category, metric, chance

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from cofitune.reports.compare.content import Comparison
 from cofitune.reports.compare.page import _points
 from cofitune.reports.compare.plot import methods_picture
 from cofitune.reports.compare.table import comparison_tables, sentences
@@ -56,7 +57,7 @@ def content() -> dict[str, Any]:
 def printed(content: dict[str, Any], width: int = 120) -> str:
     out = StringIO()
     console = Console(file=out, width=width, no_color=True)
-    for table in comparison_tables(content):
+    for table in comparison_tables(Comparison.of(content)):
         console.print(table)
     return out.getvalue()
 
@@ -73,18 +74,18 @@ def test_the_tables_hold_every_figure_and_null_where_there_is_none(content: dict
 
 
 def test_the_sentences_claim_what_the_intervals_do_and_no_more(content: dict[str, Any]) -> None:
-    output = list(sentences(content))
+    output = list(sentences(Comparison.of(content)))
     assert output[0] == "mask at speciality 30.0: versatility +5.0 (+0.1 to +9.0) against full"
     assert output[1].startswith("no interval, as") and output[1].endswith(": mask at 30.0 (60 % inside)")
     assert output[2] == "not matched (–): mask reaches a speciality of 30.0 at most"
     assert len(output) == 4 and output[3].startswith("one seed")
     content["seeds"] = [1, 2]
-    assert list(sentences(content))[3].startswith("2 seeds")
+    assert list(sentences(Comparison.of(content)))[3].startswith("2 seeds")
     content["matched"][0]["rows"]["mask"]["versatility_against_reference"] = difference(5.0, -0.1, 9.0)
     content["points"].append(content["points"][0] | {"id": "f2"})
     content["partial"] = {"runs": 3, "done": 2, "missing": ["late"]}
     content["runs"] = [{"run": "late", "status": "failed", "reason": "it diverged"}]
-    output = list(sentences(content))
+    output = list(sentences(Comparison.of(content)))
     assert output[0] == "PARTIAL: 2 of 3 runs; missing: late. The same command goes on"
     assert output[1] == "failed: late: it diverged"
     assert "no method is told apart from full at matched speciality: every interval contains 0" in output
@@ -98,22 +99,22 @@ def test_a_mask_is_told_against_each_control_whatever_comes_of_it(content: dict[
     content["against_controls"] = [{"control": "uniform", "matched": [level]}]
     expected = "+0.5 (−1.0 to +2.0; 96 % inside)"
     message = f"mask against the control uniform: versatility {expected} at speciality 30.0"
-    assert message in list(sentences(content))
+    assert message in list(sentences(Comparison.of(content)))
     assert expected in printed(content) and "to uniform, 95 %" in printed(content)
 
 
 def test_the_page_names_the_point_that_another_equals(content: dict[str, Any]) -> None:
     twin = content["points"][0] | {"id": "twin", "on_frontier": False, "dominated_by": None}
     content["points"] = [content["points"][0], twin]
-    assert [row[3] for row in _points(content).rows] == ["", "yes", "no: as good as f"]
+    assert [row[3] for row in _points(Comparison.of(content)).rows] == ["", "yes", "no: as good as f"]
 
 
 def test_the_picture_is_the_same_bytes_for_the_same_content(content: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    first, second = (methods_picture("frontier", content) for _ in range(2))
+    first, second = (methods_picture("frontier", Comparison.of(content)) for _ in range(2))
     files = write_picture(tmp_path, first)
     assert [f.name for f in files] == ["frontier.png", "frontier.svg"]
     assert [f.read_bytes() for f in files] == [second.png, second.svg.encode()]
     assert "speciality (score" in first.svg and first.png.startswith(b"\x89PNG") and "partial" not in first.svg
     content["partial"] = {"runs": 8, "done": 3, "missing": ["a"]}
-    assert "partial: 3 of 8 runs" in methods_picture("frontier", content).svg
+    assert "partial: 3 of 8 runs" in methods_picture("frontier", Comparison.of(content)).svg

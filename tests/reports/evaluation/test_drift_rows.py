@@ -12,6 +12,7 @@ from cofitune.evaluation.metrics import METRICS
 from cofitune.evaluation.samples import Sample, TaskResult
 from cofitune.evaluation.statistics.comparison import Compared, build_scores
 from cofitune.reports.evaluation.rows import ScoreRow, score_rows
+from cofitune.reports.evaluation.scores import Scores
 from cofitune.reports.evaluation.table import scores_table
 
 
@@ -42,12 +43,12 @@ MOVED = {"base": [-1e-9, 0.0, -1e-9], "run": [0.25, 0.5, 0.3]}
 
 def line_of(scores: dict[str, Any], name: str) -> str:
     out = StringIO()
-    Console(file=out, width=100, no_color=True).print(scores_table(scores))
+    Console(file=out, width=100, no_color=True).print(scores_table(Scores.of(scores)))
     return " ".join(next(line for line in out.getvalue().splitlines() if line.strip().startswith(name)).split())
 
 
 def row_of(scores: dict[str, Any], name: str) -> ScoreRow:
-    return next(row for row in score_rows(scores) if row.name == name)
+    return next(row for row in score_rows(Scores.of(scores)) if row.name == name)
 
 
 def test_the_table_shows_nats_without_a_minus_before_nothing() -> None:
@@ -59,7 +60,7 @@ def test_the_table_shows_nats_without_a_minus_before_nothing() -> None:
 
 
 def test_the_page_has_it_as_its_last_row_and_calls_more_of_it_worse() -> None:
-    row = score_rows(make_scores(MOVED))[-1]
+    row = score_rows(Scores.of(make_scores(MOVED)))[-1]
     assert (row.kind, row.name, row.metric, row.items) == ("task", "drift", "drift", "3")
     base, run = row.cells
     assert (base.figure, base.raw, run.figure) == ("0.000", "nats", "0.350")

@@ -12,7 +12,9 @@ from rich.console import Console
 from cofitune.evaluation.metrics import METRICS
 from cofitune.evaluation.samples import Sample, TaskResult
 from cofitune.evaluation.statistics.comparison import Compared, build_scores
+from cofitune.reports.evaluation.scores import GateVerdict, Scores
 from cofitune.reports.evaluation.table import example_lines, scores_table, sentences, verdict_line
+from cofitune.reports.shape import shaped
 
 TASKS = {  # title: category, metric, items, chance
     "law": ("speciality", "exact_match", 120, 0.0),
@@ -43,7 +45,7 @@ BASE_AND_RUN = {"base": [0.05, 0.55, 0.4], "run": [0.55, 0.55, 0.2]}
 
 def render(scores: dict[str, Any], width: int = 80) -> list[str]:
     out = StringIO()
-    Console(file=out, width=width, no_color=True, force_terminal=False).print(scores_table(scores))
+    Console(file=out, width=width, no_color=True, force_terminal=False).print(scores_table(Scores.of(scores)))
     return out.getvalue().splitlines()
 
 
@@ -94,7 +96,7 @@ def test_a_cross_entropy_keeps_its_unit_and_more_of_it_is_worse() -> None:
         r"2.125 .*\+0.062 +\+0.010 to \+0.120", next(line for line in render(scores) if "arc_easy" in line)
     )
     out = StringIO()
-    Console(file=out, width=80, force_terminal=True, color_system="standard").print(scores_table(scores))
+    Console(file=out, width=80, force_terminal=True, color_system="standard").print(scores_table(Scores.of(scores)))
     assert "\x1b[31m+0.062" in out.getvalue()
 
 
@@ -108,18 +110,20 @@ def test_a_category_without_tasks_shows_no_number() -> None:
 def test_a_base_alone_shows_no_change() -> None:
     scores = make_scores({"base": [0.05, 0.55, 0.4]})
     assert " ".join(cells(render(scores), "law")) == "law 120 5.0 (0.050)"
-    assert list(sentences(scores)) == ["base: speciality 5.0, versatility 30.0"]
+    assert list(sentences(Scores.of(scores))) == ["base: speciality 5.0, versatility 30.0"]
 
 
 def test_sentences_say_what_was_gained_what_it_cost_and_what_is_not_known() -> None:
-    output = list(sentences(make_scores(BASE_AND_RUN)))
+    output = list(sentences(Scores.of(make_scores(BASE_AND_RUN))))
     assert output[0] == "run: speciality +50.0, versatility −13.3 (gen_kn 0.0, gen_rs −26.7)"
     assert re.fullmatch(r"run: 56 % \(\d\d to \d\d\) of versatility kept", output[1])
     assert output[2] == ("run: 16 items lost, 60 gained; changed beyond chance (McNemar, Holm, 5 %): law, arc_easy")
     assert output[3].startswith("noise floor: not known (it takes two runs")
-    (kept,) = [line for line in sentences(make_scores(BASE_AND_RUN | {"a-b": [0.5, 0.2, 0.1]})) if "a-b: −" in line]
+    (kept,) = [
+        line for line in sentences(Scores.of(make_scores(BASE_AND_RUN | {"a-b": [0.5, 0.2, 0.1]}))) if "a-b: −" in line
+    ]
     assert re.fullmatch(r"a-b: −\d+ % \(−\d+ to −?\d+\) of versatility kept", kept), "a name keeps its hyphen"
-    beside = list(sentences(make_scores(BASE_AND_RUN | {"full": [0.6, 0.54, 0.38]}, full_sft="full")))
+    beside = list(sentences(Scores.of(make_scores(BASE_AND_RUN | {"full": [0.6, 0.54, 0.38]}, full_sft="full"))))
     assert any(line.startswith("run: – % of what full forgot is not forgotten: what 'full' forgot") for line in beside)
     assert any(re.match(r"run: 91 % \(\d+ to \d+\) of what full gained is gained", line) for line in beside)
 
@@ -127,7 +131,9 @@ def test_sentences_say_what_was_gained_what_it_cost_and_what_is_not_known() -> N
 def test_changes_within_the_noise_between_seeds_are_marked() -> None:
     models = {"base": [0.05, 0.55, 0.4], "run": [0.55, 0.55, 0.38], "again": [0.5, 0.55, 0.2]}
     scores = make_scores(models, seed_groups=(("run", "again"),))
-    assert any("noise floor (standard deviation over the seeds of run, again)" in line for line in sentences(scores))
+    assert any(
+        "noise floor (standard deviation over the seeds of run, again)" in line for line in sentences(Scores.of(scores))
+    )
     lines = render(scores)
     assert "−3.3~" in next(line for line in lines if "arc_easy" in line)
     assert "~" not in next(line for line in lines if "law " in line)
@@ -143,4 +149,6 @@ def test_lost_items_and_verdicts_are_told_in_one_line_each() -> None:
         "run lost drift:2: right is 'Paris', scored 1.250 before and 2.500 now",
     ]
     verdict = {"require": "run:versatility>=-1", "met": False, "value": -3.24, "low": -5.0, "high": -1.0}
-    assert verdict_line(verdict) == "NOT MET run:versatility>=-1: the change is −3.2 (−5.0 to −1.0)"
+    assert (
+        verdict_line(shaped(GateVerdict, verdict)) == "NOT MET run:versatility>=-1: the change is −3.2 (−5.0 to −1.0)"
+    )

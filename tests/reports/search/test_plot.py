@@ -100,7 +100,8 @@ def test_only_finished_trials_are_in_the_plane_and_bars_surround_the_base() -> N
     tree = make_tree()
     axes = Figure().subplots()
     _paint_plane(axes, tree["trials"], tree)
-    lines = [(line.get_marker(), list(zip(*line.get_data(), strict=True))) for line in axes.lines]
+    drawn = [(str(line.get_marker()), line.get_xydata().tolist()) for line in axes.lines]
+    lines = [(marker, [tuple(place) for place in places]) for marker, places in drawn]
     points = {place for marker, places in lines if marker in "*oD" for place in places}
     done = [(t["speciality"], t["versatility"]) for t in tree["trials"] if t["status"] == "done"]
     assert points == {*done, (0.0, 58.6)} and ("*", [(46.9, 46.3)]) in lines

@@ -1,0 +1,179 @@
+"""What `compare.json` holds, as the tables, the picture and the report read it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cofitune.errors import ArtifactError
+from cofitune.reports.shape import read_content, shaped
+
+FORMAT = 1
+MATCHED = ("versatility", "instruct")  # what is held against the reference's at equal speciality
+SCORES = ("speciality", "versatility", "gen_kn", "gen_rs", "instruct")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference and its 95 % interval; none where the level lies outside of a method's range in too many draws.
+
+    Attributes:
+        draws_inside: the share of the draws that the interval rests on.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    draws_inside: float
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether there is an interval, and it leaves 0 out."""
+        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method at a level of speciality; a `reason`: why it says nothing there."""
+
+    reason: str | None
+    values: dict[str, float | None]
+    differences: dict[str, Difference | None]
+
+
+@dataclass(frozen=True)
+class Level:
+    """A speciality at which the methods are matched: that of a `point`, chosen for `why`; a row a method."""
+
+    speciality: float
+    point: str
+    why: str
+    rows: dict[str, Row]
+
+
+@dataclass(frozen=True)
+class Control:
+    """The masked methods against one of their controls."""
+
+    control: str
+    matched: list[Level]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting of a method, means over the seeds; `dominated_by`: the point that is better, if any is."""
+
+    id: str
+    method: str
+    learning_rate: float
+    alpha: float
+    scores: dict[str, float | None]
+    on_frontier: bool
+    dominated_by: str | None = None
+
+    @property
+    def speciality(self) -> float:
+        """Its speciality score; a comparison without one is refused before it begins."""
+        return self.scores["speciality"] or 0.0
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a method trains."""
+
+    trained_weights: int = 0
+    all_weights: int = 1
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class Partial:
+    """How much of a comparison is there."""
+
+    runs: int
+    done: int
+    missing: list[str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the comparison."""
+
+    run: str
+    status: str
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Methods, their points and frontiers, and what they come to at equal speciality."""
+
+    reference: str
+    partial: Partial | None
+    seeds: list[int]
+    methods: dict[str, Method]
+    base: dict[str, float | None]
+    points: list[Point]
+    frontiers: dict[str, list[str]]
+    matched: list[Level]
+    runs: list[Run]
+    alphas: list[float] = field(default_factory=list)
+    against_controls: list[Control] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Comparison:
+        """Take the content of compare.json.
+
+        Raises:
+            ValueError: something lacks or is of another type.
+        """
+        try:
+            controls = [{**c, "matched": _levels(c["matched"])} for c in content.get("against_controls", ())]
+            changed = {"matched": _levels(content["matched"]), "against_controls": controls}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"matched: {error!r}") from None
+        return shaped(cls, {**content, **changed})
+
+    @classmethod
+    def read(cls, path: Path) -> Comparison:
+        """Read compare.json.
+
+        Raises:
+            ArtifactError: it is missing, damaged, or of another format.
+        """
+        content = read_content(path, "comparison", FORMAT)
+        try:
+            return cls.of(content)
+        except ValueError as error:
+            raise ArtifactError(f"{path}: this comparison is damaged: {error}") from None
+
+    @property
+    def levels(self) -> Iterator[tuple[str, Level]]:
+        """Every level with what its rows are held against: the reference's first, then each control's."""
+        yield from ((self.reference, level) for level in self.matched)
+        for held in self.against_controls:
+            yield from ((held.control, level) for level in held.matched)
+
+    def of_method(self, method: str) -> list[Point]:
+        """A method's points."""
+        return [point for point in self.points if point.method == method]
+
+    def scores_of(self, point: str) -> dict[str, float | None]:
+        """The scores of a point by its id, or of the base."""
+        return self.base if point == "base" else next(p.scores for p in self.points if p.id == point)
+
+
+def _levels(levels: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The file has a row's values and differences side by side."""
+
+    def row(content: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "reason": content["reason"],
+            "values": {score: content.get(score) for score in MATCHED},
+            "differences": {score: content.get(f"{score}_against_reference") for score in MATCHED},
+        }
+
+    return [{**level, "rows": {method: row(r) for method, r in level["rows"].items()}} for level in levels]
