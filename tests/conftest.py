@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import WORDS, freeze_imports, write_jsonl
+from tests.helpers import WORDS, SharedRuns, freeze_imports, write_jsonl
 
 TABLES = pytest.StashKey[dict[str, list[str]]]()
 # files that take longest on two quiet cores, the longest first
@@ -232,17 +232,30 @@ def rehearsal_folder(tmp_path_factory: pytest.TempPathFactory, decided_model_fol
         return rehearse(config, console=Console(quiet=True))
 
 
-@pytest.fixture
-def rehearsal_config(tmp_path: Path, decided_model_folder: Path, rehearsal_folder: Path) -> dict[str, Any]:
-    """Eight items, four a step and two rehearsed beside them: an epoch is two steps, a pass over the rehearsal five."""
+@pytest.fixture(scope="session")
+def eight_items(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight short items to train on. Shared: do not write into it."""
     rows = ({"instruction": f"Say {w}", "output": " ".join(WORDS[i : i + 3])} for i, w in enumerate(WORDS[:8]))
-    data = write_jsonl(tmp_path / "train.jsonl", rows)
+    return write_jsonl(tmp_path_factory.mktemp("items") / "train.jsonl", rows)
+
+
+@pytest.fixture(scope="session")
+def shared_runs(tmp_path_factory: pytest.TempPathFactory) -> SharedRuns:
+    """Trainings that several tests compare with, or go on from."""
+    return SharedRuns(tmp_path_factory.mktemp("shared-runs"))
+
+
+@pytest.fixture
+def rehearsal_config(
+    tmp_path: Path, decided_model_folder: Path, rehearsal_folder: Path, eight_items: Path
+) -> dict[str, Any]:
+    """Eight items, four a step and two rehearsed beside them: an epoch is two steps, a pass over the rehearsal five."""
     return {
         "model": {"name": str(decided_model_folder), "dtype": "float32"},
-        "data": {"train": str(data), "max_length": 128},
+        "data": {"train": str(eight_items), "max_length": 128},
         "train": {
             "learning_rate": 1e-3, "max_steps": 6, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
-            "save_steps": 3, "keep_last": 3,
+            "save_steps": 3, "save_total_limit": 3,
             "rehearsal": {"share": 1 / 3, "loss": "nll", "weight": 0.5, "path": str(rehearsal_folder)},
         },
         "region": {"layers": "1-3", "modules": "all"},

@@ -5,10 +5,11 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,36 @@ def train_interrupted(patch: pytest.MonkeyPatch, config: dict[str, Any], *argume
         interrupt_after(inner, after)
         assert run_train(inner, config, *arguments) == 143
     return Path(config["output_dir"]) / "train" / "checkpoints"
+
+
+class SharedRuns:
+    """Trainings that several tests need: each is run once, where it is asked for first.
+
+    Two tests share a run where their configs are the same but for output_dir. Read what is shared, do not write.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._made: dict[str, Path] = {}
+
+    def whole(self, patch: pytest.MonkeyPatch, config: dict[str, Any]) -> Path:
+        """The run of this config that nothing interrupted."""
+        return self._run(config, 0, lambda changed: run_train(patch, changed) == 0)
+
+    def interrupted(self, patch: pytest.MonkeyPatch, config: dict[str, Any], after: int = 4) -> Path:
+        """Copy a run that a SIGTERM ended after a step to the config's output_dir; returns the checkpoints' folder."""
+        run = self._run(config, after, lambda changed: train_interrupted(patch, changed, after=after).exists())
+        shutil.copytree(run, config["output_dir"])
+        return Path(config["output_dir"]) / "train" / "checkpoints"
+
+    def _run(self, config: dict[str, Any], after: int, train: Callable[[dict[str, Any]], bool]) -> Path:
+        key = json.dumps([config | {"output_dir": ""}, after], sort_keys=True)
+        if key not in self._made:
+            run = self._folder / str(len(self._made)) / "run"
+            run.parent.mkdir()
+            assert train(config | {"output_dir": str(run)})
+            self._made[key] = run
+        return self._made[key]
 
 
 def read_delta(run: Path | str) -> dict[str, Any]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,53 +9,42 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from cofitune import cli
 from cofitune.rehearsal.items import read_rehearsal
-from cofitune.training import loop
+from tests.helpers import (
+    SharedRuns,
+    outside_ranks,
+    read_delta,
+    read_manifest,
+    read_metrics,
+    run_train,
+    train_interrupted,
+    write_config,
+)
+
+pytestmark = pytest.mark.processes
 
 
 @pytest.fixture
 def config(rehearsal_config: dict[str, Any]) -> dict[str, Any]:
     """Nine steps away from the base, at a constant rate: a run of fewer steps takes the same ones."""
     rehearsal_config["train"].update(
-        learning_rate=1e-3, lr_scheduler_type="constant", max_steps=9, save_steps=3, keep_last=9, validation_steps=1
+        learning_rate=1e-3,
+        lr_scheduler_type="constant",
+        max_steps=9,
+        save_steps=3,
+        save_total_limit=9,
+        validation_steps=1,
     )
     rehearsal_config["train"]["rehearsal"]["weight"] = 0.1
     return rehearsal_config
 
 
-@pytest.fixture
-def environment() -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-
-
-def write(config: dict[str, Any]) -> Path:
-    path = Path(config["output_dir"]).parent / "config.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
-
-
-def run(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], *arguments: str) -> int:
-    """Type `cofitune train` in this process and return its exit code."""
-    monkeypatch.setattr(sys, "argv", ["cofitune", "train", str(write(config)), *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    return int(stopped.value.code or 0)
-
-
-def on_two_ranks(
-    config: dict[str, Any], environment: dict[str, str], *arguments: str
-) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "cofitune", "train", str(write(config)), "--num-processes", "2", *arguments]
-    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300, check=False)
-
-
-def delta(folder: Path | str) -> dict[str, torch.Tensor]:
-    return load_file(Path(folder) / "train" / "delta.safetensors")
+def on_two_ranks(config: dict[str, Any], *arguments: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "cofitune", "train", str(write_config(config)), "--num-processes", "2", *arguments]
+    return subprocess.run(words, env=outside_ranks(), capture_output=True, text=True, timeout=300, check=False)
 
 
 def masters(folder: Path | str, step: int) -> dict[str, torch.Tensor]:
@@ -68,44 +54,30 @@ def masters(folder: Path | str, step: int) -> dict[str, torch.Tensor]:
     return {key.removesuffix("/master"): t for key, t in tensors.items() if key.endswith("/master")}
 
 
-def metrics(folder: Path | str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (Path(folder) / "train" / "metrics.jsonl").read_text().splitlines()]
-
-
-def manifest(folder: Path | str) -> dict[str, Any]:
-    return dict(json.loads((Path(folder) / "train" / "manifest.json").read_text()))
-
-
 def figure(record: dict[str, Any]) -> float:
     """What train.max_drift is held against: the larger of drift and KL divergence."""
     return max(float(record["drift"]), float(record["kl"] or 0.0))
 
 
-LIMITS: dict[str, tuple[float, int, int]] = {}  # by precision: a training that nothing ends serves many tests
-
-
-def limit_of(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], dtype: str = "float32") -> tuple[float, int, int]:
+def limit_of(patch: pytest.MonkeyPatch, config: dict[str, Any], shared_runs: SharedRuns) -> tuple[float, int, int]:
     """A limit that drift exceeds late, the step where it does, and the one before that is a checkpoint's of every two.
 
     It lies in the middle between that step's drift and the largest before.
     """
-    if dtype not in LIMITS:
-        folder = f"{config['output_dir']}-{dtype}"
-        assert run(monkeypatch, config, f"output_dir={folder}", f"model.dtype={dtype}") == 0
-        drifts = [figure(d) for d in manifest(folder)["drift"]["curve"]]
-        step = next(s for s in range(5, 9) if drifts[s] > max(drifts[:s]))
-        LIMITS[dtype] = (max(drifts[:step]) + drifts[step]) / 2, step, (step - 1) // 2 * 2
-    return LIMITS[dtype]
+    run = shared_runs.whole(patch, {key: value for key, value in config.items() if key != "deepspeed"})
+    drifts = [figure(d) for d in read_manifest(run)["drift"]["curve"]]
+    step = next(s for s in range(5, 9) if drifts[s] > max(drifts[:s]))
+    return (max(drifts[:step]) + drifts[step]) / 2, step, (step - 1) // 2 * 2
 
 
 def check_ended(folder: str, limit: float, step: int, saved: int, dtype: torch.dtype = torch.float32) -> None:
     """The run in `folder` is that of its checkpoint, and says why."""
-    message, kept = manifest(folder), masters(folder, saved)
-    got = delta(folder)
+    message, kept = read_manifest(folder), masters(folder, saved)
+    got = read_delta(folder)
     assert got.keys() == kept.keys() and all(torch.equal(got[n], kept[n].to(dtype)) for n in got)
     checkpoints = sorted(p.name for p in (Path(folder) / "train" / "checkpoints").iterdir())
     assert checkpoints[-1] == f"step-{saved:06d}", "none is written above the limit"
-    entries = metrics(folder)
+    entries = read_metrics(folder)
     assert max(e["step"] for e in entries) == saved
     assert [e["step"] for e in entries if "loss" in e] == list(range(1, saved + 1))
     curve = [e for e in entries if "drift" in e]
@@ -117,107 +89,104 @@ def check_ended(folder: str, limit: float, step: int, saved: int, dtype: torch.d
 
 @pytest.mark.parametrize(("stage", "dtype"), [(1, "float32"), (2, "float32"), (3, "float32"), (3, "bfloat16")])
 def test_a_training_that_drifts_too_far_ends_at_the_checkpoint_before(
-    stage: int, dtype: str, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    stage: int,
+    dtype: str,
+    config: dict[str, Any],
+    shared_runs: SharedRuns,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = config["output_dir"]
     config["deepspeed"] = {"zero_stage": stage}
     config["model"]["dtype"] = dtype
-    limit, step, saved = limit_of(monkeypatch, config, dtype)
+    limit, step, saved = limit_of(monkeypatch, config, shared_runs)
     config["train"].update(max_drift=limit, save_steps=2, keep_checkpoints=True)
     capsys.readouterr()
-    assert run(monkeypatch, config) == 0
+    assert run_train(monkeypatch, config) == 0
     output = capsys.readouterr().out
-    message = f"drift is {figure(manifest(folder)['drift']['exceeded']):.4f} at step {step}, above train.max_drift "
+    message = (
+        f"drift is {figure(read_manifest(folder)['drift']['exceeded']):.4f} at step {step}, above train.max_drift "
+    )
     assert f"{message}{limit:g}: training ends with the checkpoint of step {saved}" in output
     check_ended(folder, limit, step, saved, getattr(torch, dtype))
     config["train"].update(max_drift=None, max_steps=saved)
-    assert run(monkeypatch, config, f"output_dir={folder}-short") == 0
-    got, expected = delta(folder), delta(f"{folder}-short")
+    assert run_train(monkeypatch, config, f"output_dir={folder}-short") == 0
+    got, expected = read_delta(folder), read_delta(f"{folder}-short")
     assert all(torch.equal(got[n], expected[n]) for n in expected), "as one that was to take so many steps"
 
 
 def test_two_ranks_go_back_together(
-    config: dict[str, Any], environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    config: dict[str, Any], shared_runs: SharedRuns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same training on two ranks under ZeRO-3: half the batch on each."""
     folder = config["output_dir"]
-    limit, step, saved = limit_of(monkeypatch, config)
+    limit, step, saved = limit_of(monkeypatch, config, shared_runs)
     config["train"].update(max_drift=limit, save_steps=2, keep_checkpoints=True, gradient_accumulation_steps=1)
-    done = on_two_ranks(config, environment)
+    done = on_two_ranks(config)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(f"training ends with the checkpoint of step {saved}") == 1
     check_ended(folder, limit, step, saved)
-    assert manifest(folder)["ranks"] == 2
+    assert read_manifest(folder)["ranks"] == 2
 
 
 def test_only_the_newest_checkpoint_is_needed_and_afterwards_none(
-    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config: dict[str, Any], shared_runs: SharedRuns, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = config["output_dir"]
-    limit, step, saved = limit_of(monkeypatch, config)
-    config["train"].update(max_drift=limit, save_steps=2, keep_last=1)
-    assert run(monkeypatch, config) == 0
-    assert manifest(folder)["steps"] == saved and manifest(folder)["drift"]["exceeded"]["step"] == step
+    limit, step, saved = limit_of(monkeypatch, config, shared_runs)
+    config["train"].update(max_drift=limit, save_steps=2, save_total_limit=1)
+    assert run_train(monkeypatch, config) == 0
+    assert read_manifest(folder)["steps"] == saved and read_manifest(folder)["drift"]["exceeded"]["step"] == step
     assert not (Path(folder) / "train" / "checkpoints").exists()
     capsys.readouterr()
-    assert run(monkeypatch, config) == 0 and "already trained" in capsys.readouterr().out
+    assert run_train(monkeypatch, config) == 0 and "already trained" in capsys.readouterr().out
 
 
 def test_a_resumed_training_ends_at_the_same_checkpoint(
-    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    config: dict[str, Any], shared_runs: SharedRuns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = config["output_dir"]
-    limit, step, saved = limit_of(monkeypatch, config)
+    limit, step, saved = limit_of(monkeypatch, config, shared_runs)
     config["train"].update(max_drift=limit, save_steps=2, keep_checkpoints=True)
-    count, real = [0], loop.rank_micro_batches
-
-    def counting(*raw: Any) -> Any:
-        count[0] += 1
-        if count[0] == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(*raw)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "rank_micro_batches", counting)
-        assert run(patch, config) == 143
-    assert run(monkeypatch, config, "--resume") == 0
+    train_interrupted(monkeypatch, config, after=3)
+    assert run_train(monkeypatch, config, "--resume") == 0
     check_ended(folder, limit, step, saved)
 
 
 def test_where_a_checkpoint_is_due_drift_is_measured_first(
-    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    config: dict[str, Any], shared_runs: SharedRuns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between two validations too: no checkpoint above the limit is ever written."""
     folder = config["output_dir"]
-    limit, step, _ = limit_of(monkeypatch, config)
+    limit, step, _ = limit_of(monkeypatch, config, shared_runs)
     config["train"].update(max_drift=limit, save_steps=1, validation_steps=100, keep_checkpoints=True)
-    assert run(monkeypatch, config) == 0
+    assert run_train(monkeypatch, config) == 0
     check_ended(folder, limit, step, step - 1)
 
 
-def test_a_limit_that_is_never_reached_changes_nothing(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = config["output_dir"]
-    assert run(monkeypatch, config) == 0
-    assert run(monkeypatch, config, "train.max_drift=1e9", f"output_dir={folder}-limited") == 0
-    got, expected = delta(f"{folder}-limited"), delta(folder)
+def test_a_limit_that_is_never_reached_changes_nothing(
+    config: dict[str, Any], shared_runs: SharedRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, whole = config["output_dir"], shared_runs.whole(monkeypatch, config)
+    assert run_train(monkeypatch, config, "train.max_drift=1e9", f"output_dir={folder}-limited") == 0
+    got, expected = read_delta(f"{folder}-limited"), read_delta(whole)
     assert all(torch.equal(got[n], expected[n]) for n in expected)
-    assert manifest(f"{folder}-limited")["drift"]["exceeded"] is None
+    assert read_manifest(f"{folder}-limited")["drift"]["exceeded"] is None
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_too_much_drift_before_the_first_checkpoint_is_one_clear_error(
     ranks: int,
     config: dict[str, Any],
-    environment: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     config["train"].update(learning_rate=1.0, max_drift=1e-4, save_steps=50, gradient_accumulation_steps=2 // ranks)
     if ranks == 1:
-        assert run(monkeypatch, config) == 2
+        assert run_train(monkeypatch, config) == 2
         output = capsys.readouterr().err
     else:
-        done = on_two_ranks(config, environment)
+        done = on_two_ranks(config)
         assert done.returncode == 2, done.stderr
         output = done.stderr
     assert output.count("error: ") == 1 and "Traceback" not in output
@@ -240,7 +209,7 @@ def test_a_limit_that_cannot_be_held_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     config["train"].update(max_drift=0.5, **changed)
-    assert run(monkeypatch, config) == 2
+    assert run_train(monkeypatch, config) == 2
     output = capsys.readouterr().err
     assert output.count(message) == 1 and "Traceback" not in output
     assert not Path(config["output_dir"]).exists()
@@ -254,32 +223,35 @@ def test_drift_data_measures_without_rehearsing(
 ) -> None:
     folder = config["output_dir"]
     config["train"].update(rehearsal=None, max_steps=4, validation_steps=2)
-    assert run(monkeypatch, config) == 0
-    assert not [e for e in metrics(folder) if "drift" in e]
+    assert run_train(monkeypatch, config) == 0
+    assert not [e for e in read_metrics(folder) if "drift" in e]
     capsys.readouterr()
-    assert run(monkeypatch, config, f"train.drift_data={rehearsal_folder}", f"output_dir={folder}-measured") == 0
+    assert run_train(monkeypatch, config, f"train.drift_data={rehearsal_folder}", f"output_dir={folder}-measured") == 0
     assert "drift: measured on 3 held-out answers" in capsys.readouterr().out
-    got, expected = delta(f"{folder}-measured"), delta(folder)
+    got, expected = read_delta(f"{folder}-measured"), read_delta(folder)
     assert all(torch.equal(got[n], expected[n]) for n in expected), "measuring changes nothing"
-    entries = metrics(f"{folder}-measured")
+    entries = read_metrics(f"{folder}-measured")
     assert [e["step"] for e in entries if "drift" in e] == [0, 2, 4]
     steps = [e for e in entries if "loss" in e]
     assert all(s["rehearsal_loss"] is None and s["rehearsal_tokens"] == 0 for s in steps)
-    message = manifest(f"{folder}-measured")["rehearsal"]
+    message = read_manifest(f"{folder}-measured")["rehearsal"]
     assert message["items"] == 0 and message["held_out"] == 3 and "loss" not in message
 
 
 def test_drift_is_the_mean_log_ratio_on_held_out_answers(
-    config: dict[str, Any], rehearsal_folder: Path, decided_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+    config: dict[str, Any],
+    shared_runs: SharedRuns,
+    rehearsal_folder: Path,
+    decided_model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Against both models, each asked for every token; of the base it is 0."""
-    folder, result = config["output_dir"], read_rehearsal(rehearsal_folder)
-    assert run(monkeypatch, config) == 0
-    curve = manifest(folder)["drift"]["curve"]
+    folder, result = shared_runs.whole(monkeypatch, config), read_rehearsal(rehearsal_folder)
+    curve = read_manifest(folder)["drift"]["curve"]
     assert curve[0]["step"] == 0 and abs(curve[0]["drift"]) <= 1e-5 and abs(curve[0]["kl"]) <= 1e-5
     base, tuned = (AutoModelForCausalLM.from_pretrained(decided_model_folder) for _ in range(2))
     state = tuned.state_dict()
-    tuned.load_state_dict(state | delta(folder))
+    tuned.load_state_dict(state | read_delta(folder))
     ratios, divergences = [], []
     for place in result.of(held_out=True):
         item = result.items[place]

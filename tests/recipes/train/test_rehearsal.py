@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
-import os
-import signal
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,59 +10,29 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from cofitune import cli
 from cofitune.data.top_k import TopK
 from cofitune.model.weight_files import fingerprint
 from cofitune.rehearsal.items import Rehearsal, RehearsalItem, read_rehearsal, write_rehearsal
 from cofitune.training import loop
 from cofitune.training.prefix_cache import PrefixCache
+from tests.helpers import (
+    SharedRuns,
+    read_delta,
+    read_manifest,
+    read_metrics,
+    run_train,
+    same_tensors,
+    train_interrupted,
+)
 
-
-def run(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], *arguments: str) -> int:
-    """Type `cofitune train` in this process and return its exit code."""
-    path = Path(config["output_dir"]).parent / "config.yaml"
-    path.write_text(yaml.safe_dump(config))
-    monkeypatch.setattr(sys, "argv", ["cofitune", "train", str(path), *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    return int(stopped.value.code or 0)
-
-
-def interrupted(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], *arguments: str, after: int = 4) -> None:
-    """Have a SIGTERM come in a step."""
-    count, real = [0], loop.rank_micro_batches
-
-    def counting(*raw: Any) -> Any:
-        count[0] += 1
-        if count[0] == after:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(*raw)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "rank_micro_batches", counting)
-        assert run(patch, config, *arguments) == 143
-
-
-def delta(folder: Path | str) -> dict[str, torch.Tensor]:
-    return load_file(Path(folder) / "train" / "delta.safetensors")
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+pytestmark = pytest.mark.processes
 
 
 def lines(folder: Path | str, what: str) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl that have this entry."""
-    every = map(json.loads, (Path(folder) / "train" / "metrics.jsonl").read_text().splitlines())
-    return [line for line in every if what in line]
-
-
-def manifest(folder: Path | str) -> dict[str, Any]:
-    return dict(json.loads((Path(folder) / "train" / "manifest.json").read_text()))
+    return [line for line in read_metrics(folder) if what in line]
 
 
 Change = Callable[[int, RehearsalItem], RehearsalItem]
@@ -96,7 +62,7 @@ def test_each_step_takes_rehearsed_answers_and_tells_of_both_losses(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert run(monkeypatch, rehearsal_config) == 0
+    assert run_train(monkeypatch, rehearsal_config) == 0
     output = capsys.readouterr().out
     assert "rehearsal: 9 of the base's own answers, 2 items beside the 4 of each step, loss nll, weight 0.5" in output
     assert "warning: no rehearsal" not in output
@@ -104,7 +70,7 @@ def test_each_step_takes_rehearsed_answers_and_tells_of_both_losses(
     steps = lines(folder, "loss")
     assert [s["step"] for s in steps] == list(range(1, 7)) and [s["epoch"] for s in steps] == [0.5, 1, 1.5, 2, 2.5, 3]
     assert all(s["rehearsal_loss"] > 0 and 2 <= s["rehearsal_tokens"] <= 24 for s in steps)
-    message = manifest(folder)
+    message = read_manifest(folder)
     assert message["rehearsal"] == {
         "sha256": result.sha256, "items": 9, "share": 1 / 3, "loss": "nll", "weight": 0.5, "held_out": 3,
         "held_out_tokens": sum(len(i.answer_ids) for i in result.items if i.held_out),
@@ -121,31 +87,33 @@ def test_rehearsal_changes_what_is_learnt_and_holds_the_base_nearer(
     rehearsal_config["train"].update(max_steps=20, save_steps=None)
     rehearsal_config["train"]["rehearsal"]["weight"] = 3.0
     for kind in ("nll", "kl"):
-        assert run(monkeypatch, rehearsal_config, f"output_dir={folder}-{kind}", f"train.rehearsal.loss={kind}") == 0
+        arguments = (f"output_dir={folder}-{kind}", f"train.rehearsal.loss={kind}")
+        assert run_train(monkeypatch, rehearsal_config, *arguments) == 0
     rehearsal_config["train"].update(rehearsal=None, drift_data=str(rehearsal_folder))
-    assert run(monkeypatch, rehearsal_config) == 0
-    deltas = [delta(f"{folder}{which}") for which in ("", "-nll", "-kl")]
-    assert not any(same(a, b) for a, b in ((deltas[0], deltas[1]), (deltas[0], deltas[2]), (deltas[1], deltas[2])))
-    kls = [manifest(f"{folder}{which}")["drift"]["curve"][-1]["kl"] for which in ("", "-nll", "-kl")]
+    assert run_train(monkeypatch, rehearsal_config) == 0
+    deltas = [read_delta(f"{folder}{which}") for which in ("", "-nll", "-kl")]
+    assert not any(
+        same_tensors(a, b) for a, b in ((deltas[0], deltas[1]), (deltas[0], deltas[2]), (deltas[1], deltas[2]))
+    )
+    kls = [read_manifest(f"{folder}{which}")["drift"]["curve"][-1]["kl"] for which in ("", "-nll", "-kl")]
     assert kls[0] > kls[2] > 0
 
 
 @pytest.mark.parametrize("kind", ["nll", "kl"])
 @pytest.mark.parametrize("after", [1, 4])
 def test_a_resumed_rehearsal_ends_with_the_bits_of_an_uninterrupted_one(
-    kind: str, after: int, rehearsal_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    kind: str, after: int, rehearsal_config: dict[str, Any], shared_runs: SharedRuns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped within a pass over the rehearsal: after two answers, and after eight of nine."""
     rehearsal_config["train"]["rehearsal"]["loss"] = kind
-    folder = rehearsal_config["output_dir"]
-    assert run(monkeypatch, rehearsal_config, f"output_dir={folder}-whole") == 0
-    interrupted(monkeypatch, rehearsal_config, after=after)
+    folder, whole = rehearsal_config["output_dir"], shared_runs.whole(monkeypatch, rehearsal_config)
+    shared_runs.interrupted(monkeypatch, rehearsal_config, after=after)
     assert [s["step"] for s in lines(folder, "loss")] == list(range(1, after + 1))
-    assert run(monkeypatch, rehearsal_config, "--resume") == 0
-    assert same(delta(folder), delta(f"{folder}-whole"))
+    assert run_train(monkeypatch, rehearsal_config, "--resume") == 0
+    assert same_tensors(read_delta(folder), read_delta(whole))
     for what in ("step", "loss", "rehearsal_loss", "rehearsal_tokens", "grad_norm"):
-        assert [s[what] for s in lines(folder, "loss")] == [s[what] for s in lines(f"{folder}-whole", "loss")]
-    assert manifest(folder)["drift"] == manifest(f"{folder}-whole")["drift"]
+        assert [s[what] for s in lines(folder, "loss")] == [s[what] for s in lines(whole, "loss")]
+    assert read_manifest(folder)["drift"] == read_manifest(whole)["drift"]
 
 
 @pytest.mark.parametrize("kind", ["nll", "kl"])
@@ -162,14 +130,14 @@ def test_a_prefix_cache_keeps_rehearsed_answers_too_and_changes_no_loss(
         return real(cache, batch)
 
     monkeypatch.setattr(PrefixCache, "reading", reading)
-    assert run(monkeypatch, rehearsal_config) == 0 and reads == [0]
-    assert run(monkeypatch, rehearsal_config, f"output_dir={folder}-kept", "train.prefix_cache=memory") == 0
+    assert run_train(monkeypatch, rehearsal_config) == 0 and reads == [0]
+    assert run_train(monkeypatch, rehearsal_config, f"output_dir={folder}-kept", "train.prefix_cache=memory") == 0
     assert reads[0] == 3 * 4, "two micro-batches of the task and one rehearsed in each of the last four steps"
     for one, other in zip(lines(folder, "loss"), lines(f"{folder}-kept", "loss"), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
         assert one["rehearsal_loss"] == pytest.approx(other["rehearsal_loss"], rel=1e-5, abs=1e-6)
     assert lines(folder, "loss")[-1]["rehearsal_loss"] > 1e-3
-    got, expected = delta(f"{folder}-kept"), delta(folder)
+    got, expected = read_delta(f"{folder}-kept"), read_delta(folder)
     assert all(torch.allclose(got[n], expected[n], rtol=1e-5, atol=1e-6) for n in expected)
 
 
@@ -179,7 +147,7 @@ def test_packed_items_are_rehearsed_in_packs(
 ) -> None:
     rehearsal_config["data"]["packing"] = True
     rehearsal_config["train"]["rehearsal"]["loss"] = kind
-    assert run(monkeypatch, rehearsal_config) == 0
+    assert run_train(monkeypatch, rehearsal_config) == 0
     assert "packs beside the 4 of each step" in capsys.readouterr().out
     steps = lines(rehearsal_config["output_dir"], "loss")
     assert max(s["rehearsal_tokens"] for s in steps) > 24, "more than two answers of at most 12 tokens"
@@ -192,10 +160,10 @@ def test_an_adapter_rehearses_and_resumes_too(
     rehearsal_config["adapter"] = {"kind": "lora", "r": 4, "alpha": 8, "target_modules": "up_proj"}
     rehearsal_config["train"]["rehearsal"]["loss"] = "kl"
     folder = rehearsal_config["output_dir"]
-    assert run(monkeypatch, rehearsal_config, f"output_dir={folder}-whole") == 0
-    interrupted(monkeypatch, rehearsal_config)
-    assert run(monkeypatch, rehearsal_config, "--resume") == 0
-    assert same(delta(folder), delta(f"{folder}-whole"))
+    assert run_train(monkeypatch, rehearsal_config, f"output_dir={folder}-whole") == 0
+    train_interrupted(monkeypatch, rehearsal_config)
+    assert run_train(monkeypatch, rehearsal_config, "--resume") == 0
+    assert same_tensors(read_delta(folder), read_delta(f"{folder}-whole"))
     assert (Path(folder) / "train" / "adapter").is_dir()
     steps = lines(folder, "loss")
     assert all(s["rehearsal_tokens"] > 0 for s in steps)
@@ -221,13 +189,14 @@ def test_rehearsal_holds_no_second_model(
 
     monkeypatch.setattr(loop, "rehearsal_loss", counting)
     rehearsal_config["train"]["rehearsal"]["loss"] = "kl"
-    assert run(monkeypatch, rehearsal_config, "train.max_steps=1") == 0
+    assert run_train(monkeypatch, rehearsal_config, "train.max_steps=1") == 0
     assert counted == [(1, 1)]
 
 
 def test_a_changed_rehearsal_is_another_trainings(
     rehearsal_config: dict[str, Any],
     rehearsal_folder: Path,
+    shared_runs: SharedRuns,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -236,30 +205,30 @@ def test_a_changed_rehearsal_is_another_trainings(
     copy = rewritten(result, tmp_path / "copy")
     other = rewritten(result, tmp_path / "other", lambda i, item: replace(item, answer=item.answer + str(i)))
     assert read_rehearsal(copy).sha256 == result.sha256 != read_rehearsal(other).sha256
-    interrupted(monkeypatch, rehearsal_config)
+    shared_runs.interrupted(monkeypatch, rehearsal_config)
     capsys.readouterr()
-    assert run(monkeypatch, rehearsal_config, "--resume", f"train.rehearsal.path={other}") == 2
+    assert run_train(monkeypatch, rehearsal_config, "--resume", f"train.rehearsal.path={other}") == 2
     output = capsys.readouterr().err
     there, here = result.sha256, read_rehearsal(other).sha256
     assert f"rehearsal.sha256 is '{there}' there and '{here}' here" in output and output.count("\n") == 1
     for setting, message in (("share=0.5", "share"), ("loss=kl", "loss"), ("weight=2", "weight")):
-        assert run(monkeypatch, rehearsal_config, "--resume", f"train.rehearsal.{setting}") == 2
+        assert run_train(monkeypatch, rehearsal_config, "--resume", f"train.rehearsal.{setting}") == 2
         assert f"rehearsal.{message} is " in capsys.readouterr().err
-    assert run(monkeypatch, rehearsal_config, "--resume", "train.rehearsal=null") == 2
+    assert run_train(monkeypatch, rehearsal_config, "--resume", "train.rehearsal=null") == 2
     assert "rehearsal is " in capsys.readouterr().err
-    assert run(monkeypatch, rehearsal_config, "--resume", f"train.rehearsal.path={copy}") == 0, "the same elsewhere"
+    rehearsal_config["train"]["rehearsal"]["path"] = str(copy)
+    assert run_train(monkeypatch, rehearsal_config, "--resume") == 0, "the same elsewhere"
 
 
 def test_a_step_may_be_shared_out_otherwise_on_the_way(
-    rehearsal_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    rehearsal_config: dict[str, Any], shared_runs: SharedRuns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then the rehearsed answers take another number of micro-batches: the step's loss is the same."""
-    folder = rehearsal_config["output_dir"]
-    assert run(monkeypatch, rehearsal_config, f"output_dir={folder}-whole") == 0
-    interrupted(monkeypatch, rehearsal_config)
+    folder, whole = rehearsal_config["output_dir"], shared_runs.whole(monkeypatch, rehearsal_config)
+    shared_runs.interrupted(monkeypatch, rehearsal_config)
     batch = ["train.per_device_train_batch_size=1", "train.gradient_accumulation_steps=4"]
-    assert run(monkeypatch, rehearsal_config, "--resume", *batch) == 0
-    got, expected = delta(folder), delta(f"{folder}-whole")
+    assert run_train(monkeypatch, rehearsal_config, "--resume", *batch) == 0
+    got, expected = read_delta(folder), read_delta(whole)
     assert all(torch.allclose(got[n], expected[n], atol=1e-5) for n in expected)
 
 
@@ -273,27 +242,30 @@ def test_a_finished_training_knows_when_its_rehearsal_has_changed(
     result = read_rehearsal(rehearsal_folder)
     mine = rewritten(result, tmp_path / "mine")
     rehearsal_config["train"]["rehearsal"]["path"] = str(mine)
-    assert run(monkeypatch, rehearsal_config) == 0
-    assert run(monkeypatch, rehearsal_config) == 0 and "already trained" in capsys.readouterr().out
+    assert run_train(monkeypatch, rehearsal_config) == 0
+    assert run_train(monkeypatch, rehearsal_config) == 0 and "already trained" in capsys.readouterr().out
     mine.rename(tmp_path / "old")
     rewritten(result, tmp_path / "mine", all_trained)
-    assert run(monkeypatch, rehearsal_config) == 2
+    assert run_train(monkeypatch, rehearsal_config) == 2
     assert "was trained from other contents (used changed since)" in capsys.readouterr().err
 
 
 def test_where_drift_is_measured_may_change_on_the_way(
-    rehearsal_config: dict[str, Any], rehearsal_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rehearsal_config: dict[str, Any],
+    rehearsal_folder: Path,
+    shared_runs: SharedRuns,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """train.drift_data trains nothing: it is free, as the validation data are."""
     held_out = rewritten(
         read_rehearsal(rehearsal_folder), tmp_path / "held", lambda i, item: replace(item, held_out=i % 2 > 0)
     )
-    folder = rehearsal_config["output_dir"]
-    assert run(monkeypatch, rehearsal_config, f"output_dir={folder}-whole") == 0
-    interrupted(monkeypatch, rehearsal_config)
-    assert run(monkeypatch, rehearsal_config, "--resume", f"train.drift_data={held_out}") == 0
-    assert same(delta(folder), delta(f"{folder}-whole"))
-    assert manifest(folder)["rehearsal"]["held_out"] == 6
+    folder, whole = rehearsal_config["output_dir"], shared_runs.whole(monkeypatch, rehearsal_config)
+    shared_runs.interrupted(monkeypatch, rehearsal_config)
+    assert run_train(monkeypatch, rehearsal_config, "--resume", f"train.drift_data={held_out}") == 0
+    assert same_tensors(read_delta(folder), read_delta(whole))
+    assert read_manifest(folder)["rehearsal"]["held_out"] == 6
 
 
 def test_another_bases_answers_are_refused(
@@ -314,7 +286,7 @@ def test_another_bases_answers_are_refused(
         (other / path.name).write_bytes(path.read_bytes())
     for requested in ({}, {"rehearsal": None, "drift_data": rehearsal_config["train"]["rehearsal"]["path"]}):
         config = rehearsal_config | {"train": rehearsal_config["train"] | requested}
-        assert run(monkeypatch, config, f"model.name={other}") == 2
+        assert run_train(monkeypatch, config, f"model.name={other}") == 2
         output = capsys.readouterr().err
         assert "these are the answers of another base" in output and output.count("\n") == 1
         assert fingerprint(str(decided_model_folder))[:12] in output and fingerprint(str(other))[:12] in output
@@ -324,7 +296,7 @@ def test_another_bases_answers_are_refused(
 def test_answers_to_prompts_in_another_template_are_refused(
     rehearsal_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, rehearsal_config, "data.template=plain") == 2
+    assert run_train(monkeypatch, rehearsal_config, "data.template=plain") == 2
     output = capsys.readouterr().err
     assert "was made under another chat template or tokenizer (template: chat" in output and output.count("\n") == 1
 
@@ -338,11 +310,11 @@ def test_kl_without_stored_probabilities_is_refused_and_nll_needs_none(
 ) -> None:
     bare = rewritten(read_rehearsal(rehearsal_folder), tmp_path / "bare", top_k=0)
     rehearsal_config["train"]["rehearsal"]["path"] = str(bare)
-    assert run(monkeypatch, rehearsal_config, "train.rehearsal.loss=kl") == 2
+    assert run_train(monkeypatch, rehearsal_config, "train.rehearsal.loss=kl") == 2
     output = capsys.readouterr().err
     assert "train.rehearsal.loss: kl needs the base's probabilities" in output and "rehearsal.top_k: 0" in output
-    assert run(monkeypatch, rehearsal_config) == 0
-    curve = manifest(rehearsal_config["output_dir"])["drift"]["curve"]
+    assert run_train(monkeypatch, rehearsal_config) == 0
+    curve = read_manifest(rehearsal_config["output_dir"])["drift"]["curve"]
     assert all(d["kl"] is None and d["drift"] is not None for d in curve)
 
 
@@ -353,14 +325,14 @@ def test_a_missing_rehearsal_is_told_with_the_command_that_makes_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     message = f"train.rehearsal: no rehearsal in {tmp_path / 'nowhere'}; run `cofitune rehearse` with this config first"
-    assert run(monkeypatch, rehearsal_config, f"train.rehearsal.path={tmp_path / 'nowhere'}") == 2
+    assert run_train(monkeypatch, rehearsal_config, f"train.rehearsal.path={tmp_path / 'nowhere'}") == 2
     assert message in capsys.readouterr().err
-    assert run(monkeypatch, rehearsal_config, "train.rehearsal.path=null") == 2
+    assert run_train(monkeypatch, rehearsal_config, "train.rehearsal.path=null") == 2
     assert f"no rehearsal in {rehearsal_config['output_dir']}/rehearsal; run" in capsys.readouterr().err
-    assert run(monkeypatch, rehearsal_config, f"train.rehearsal.path={tmp_path / 'nowhere'}", "--dry-run") == 0
+    assert run_train(monkeypatch, rehearsal_config, f"train.rehearsal.path={tmp_path / 'nowhere'}", "--dry-run") == 0
     assert f"still missing: {message}" in capsys.readouterr().out
     rehearsal_config["train"]["rehearsal"] = None
-    assert run(monkeypatch, rehearsal_config, f"train.drift_data={tmp_path / 'nowhere'}") == 2
+    assert run_train(monkeypatch, rehearsal_config, f"train.drift_data={tmp_path / 'nowhere'}") == 2
     assert f"train.drift_data: no rehearsal in {tmp_path / 'nowhere'}" in capsys.readouterr().err
     assert not Path(rehearsal_config["output_dir"]).exists()
 
@@ -384,7 +356,7 @@ def test_an_impossible_setting_is_refused_with_one_message(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert run(monkeypatch, rehearsal_config, f"train.{given}") == 2
+    assert run_train(monkeypatch, rehearsal_config, f"train.{given}") == 2
     output = capsys.readouterr().err
     assert output.count(message) == 1 and "Traceback" not in output and len(output.strip().splitlines()) <= 2, output
 
@@ -408,14 +380,14 @@ def test_a_prompt_longer_than_max_length_is_an_error_or_left_out_and_told(
 ) -> None:
     long = rewritten(read_rehearsal(rehearsal_folder), tmp_path / "long", lengthened(4, 6))
     rehearsal_config["train"]["rehearsal"]["path"] = str(long)
-    assert run(monkeypatch, rehearsal_config, "data.max_length=60") == 2
+    assert run_train(monkeypatch, rehearsal_config, "data.max_length=60") == 2
     output = capsys.readouterr().err
     assert f"{long / 'items.jsonl'}: item 5: the prompt alone has " in output and "data.max_length is 60" in output
     assert "data.on_bad_item: drop" in output
-    assert run(monkeypatch, rehearsal_config, "data.max_length=60", "data.on_bad_item=drop") == 0
+    assert run_train(monkeypatch, rehearsal_config, "data.max_length=60", "data.on_bad_item=drop") == 0
     output = capsys.readouterr().out
     assert "rehearsal: 10 of the base's own answers" in output and "1 left out (prompt too long)" in output
-    assert manifest(rehearsal_config["output_dir"])["rehearsal"]["items"] == 10
+    assert read_manifest(rehearsal_config["output_dir"])["rehearsal"]["items"] == 10
 
 
 def test_an_answer_longer_than_max_length_is_cut_with_its_probabilities(
@@ -429,7 +401,7 @@ def test_an_answer_longer_than_max_length_is_cut_with_its_probabilities(
     cut = sum(len(i.prompt_ids) + len(i.answer_ids) > limit for i in result.items if not i.held_out)
     assert cut > 0
     rehearsal_config["train"]["rehearsal"]["loss"] = "kl"
-    assert run(monkeypatch, rehearsal_config, f"data.max_length={limit}", "data.on_bad_item=drop") == 0
+    assert run_train(monkeypatch, rehearsal_config, f"data.max_length={limit}", "data.on_bad_item=drop") == 0
     assert f", {cut} cut at data.max_length" in capsys.readouterr().out
 
 
@@ -441,7 +413,7 @@ def test_a_rehearsal_without_one_usable_item_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     held = rewritten(read_rehearsal(rehearsal_folder), tmp_path / "held", lambda _, i: replace(i, held_out=True))
-    assert run(monkeypatch, rehearsal_config, f"train.rehearsal.path={held}") == 2
+    assert run_train(monkeypatch, rehearsal_config, f"train.rehearsal.path={held}") == 2
     assert f"train.rehearsal: {held} holds not one item to train on" in capsys.readouterr().err
 
 
@@ -458,5 +430,5 @@ def test_a_damaged_rehearsal_is_found(
     content = bytearray((mine / name).read_bytes())
     content[-5] ^= 1
     (mine / name).write_bytes(content)
-    assert run(monkeypatch, rehearsal_config, f"train.rehearsal.path={mine}") == 2
+    assert run_train(monkeypatch, rehearsal_config, f"train.rehearsal.path={mine}") == 2
     assert f"{mine / name}: its bytes are not those that were written" in capsys.readouterr().err

@@ -23,7 +23,7 @@ from cofitune.model.weight_files import fingerprint
 from cofitune.training import loop
 from cofitune.training.state import read_checkpoint
 from tests.helpers import (
-    WORDS,
+    SharedRuns,
     interrupt_after,
     outside_ranks,
     read_delta,
@@ -33,58 +33,23 @@ from tests.helpers import (
     same_tensors,
     train_interrupted,
     write_config,
-    write_jsonl,
 )
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight items, shared by the file: read them, do not write into them."""
-    rows = ({"instruction": f"Say {w}", "output": " ".join(WORDS[i : i + 3])} for i, w in enumerate(WORDS[:8]))
-    return write_jsonl(tmp_path_factory.mktemp("data") / "train.jsonl", rows)
+pytestmark = pytest.mark.processes
 
 
 @pytest.fixture
-def config(tmp_path: Path, tiny_model_folder: Path, data: Path) -> dict[str, Any]:
+def config(tmp_path: Path, tiny_model_folder: Path, eight_items: Path) -> dict[str, Any]:
     """Eight items, four a step: an epoch is two steps, and checkpoints come after steps 2, 3 and 4."""
     return {
         "model": {"name": str(tiny_model_folder), "dtype": "float32"},
-        "data": {"train": str(data), "max_length": 128},
+        "data": {"train": str(eight_items), "max_length": 128},
         "train": {
             "learning_rate": 1e-2, "max_steps": 5, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
-            "save_steps": 3, "keep_last": 3,
+            "save_steps": 3, "save_total_limit": 3,
         },
         "output_dir": str(tmp_path / "run"),
     }  # fmt: skip
-
-
-class Trainings:
-    """Trainings of this file's config that several tests need: each is run once, where it is asked for first."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def whole(self, patch: pytest.MonkeyPatch, config: dict[str, Any]) -> Path:
-        """The run of the config that nothing interrupted."""
-        run = self.folder / "whole" / "run"
-        if not run.exists():
-            run.parent.mkdir()
-            assert run_train(patch, config | {"output_dir": str(run)}) == 0
-        return run
-
-    def interrupted(self, patch: pytest.MonkeyPatch, config: dict[str, Any], after: int = 4) -> Path:
-        """Make the config's run a copy of one that a SIGTERM ended after a step; returns its folder of checkpoints."""
-        run = self.folder / f"after-{after}" / "run"
-        if not run.exists():
-            run.parent.mkdir()
-            train_interrupted(patch, config | {"output_dir": str(run)}, after=after)
-        shutil.copytree(run, config["output_dir"])
-        return Path(config["output_dir"]) / "train" / "checkpoints"
-
-
-@pytest.fixture(scope="module")
-def trainings(tmp_path_factory: pytest.TempPathFactory) -> Trainings:
-    return Trainings(tmp_path_factory.mktemp("trainings"))
 
 
 def steps_of(run: Path | str) -> list[int]:
@@ -92,15 +57,15 @@ def steps_of(run: Path | str) -> list[int]:
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_a_training_after_its_step_and_resume_gives_the_same_bits(
+def test_a_signal_ends_a_training_and_resume_gives_the_same_bits(
     signum: int,
     code: int,
     config: dict[str, Any],
-    trainings: Trainings,
+    shared_runs: SharedRuns,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    whole = trainings.whole(monkeypatch, config)
+    whole = shared_runs.whole(monkeypatch, config)
     folder = Path(config["output_dir"])
     with monkeypatch.context() as patch:
         interrupt_after(patch, 4, signum)
@@ -122,9 +87,9 @@ def test_a_signal_ends_a_training_after_its_step_and_resume_gives_the_same_bits(
 
 
 def test_steps_after_the_last_checkpoint_are_trained_again_and_occur_once(
-    config: dict[str, Any], trainings: Trainings, monkeypatch: pytest.MonkeyPatch
+    config: dict[str, Any], shared_runs: SharedRuns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, checkpoints = trainings.whole(monkeypatch, config), trainings.interrupted(monkeypatch, config)
+    whole, checkpoints = shared_runs.whole(monkeypatch, config), shared_runs.interrupted(monkeypatch, config)
     shutil.rmtree(checkpoints / "step-000004")
     with (checkpoints.parent / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "ep')  # the process was killed while it wrote
@@ -133,10 +98,10 @@ def test_steps_after_the_last_checkpoint_are_trained_again_and_occur_once(
     assert same_tensors(read_delta(config["output_dir"]), read_delta(whole))
 
 
-def test_only_the_newest_checkpoints_are_kept_and_on_request_after_the_end_too(
+def test_only_the_newest_checkpoints_are_kept_on_request_to_the_end(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config["train"].update(save_steps=1, keep_last=2, keep_checkpoints=True)
+    config["train"].update(save_steps=1, save_total_limit=2, keep_checkpoints=True)
     assert run_train(monkeypatch, config) == 0
     checkpoints = Path(config["output_dir"]) / "train" / "checkpoints"
     assert sorted(p.name for p in checkpoints.iterdir()) == ["step-000003", "step-000004"]
@@ -152,13 +117,13 @@ def test_without_save_steps_nothing_is_saved_and_a_signal_ends_it_at_once(
 
 def test_a_checkpoint_is_never_passed_over_unasked(
     config: dict[str, Any],
-    trainings: Trainings,
+    shared_runs: SharedRuns,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert run_train(monkeypatch, config, "--resume", f"output_dir={config['output_dir']}-2") == 0
     assert "holds no whole checkpoint, so from the beginning" in capsys.readouterr().out
-    trainings.interrupted(monkeypatch, config)
+    shared_runs.interrupted(monkeypatch, config)
     assert run_train(monkeypatch, config) == 2
     assert "holds a checkpoint of step 4; --resume goes on from it, --overwrite starts" in capsys.readouterr().err
     assert run_train(monkeypatch, config, "--resume", "--overwrite") == 2
@@ -214,11 +179,11 @@ def test_a_damaged_checkpoint_is_found_and_the_one_before_is_used(
     damage: Callable[[Path], None],
     message: str,
     config: dict[str, Any],
-    trainings: Trainings,
+    shared_runs: SharedRuns,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    whole, checkpoints = trainings.whole(monkeypatch, config), trainings.interrupted(monkeypatch, config)
+    whole, checkpoints = shared_runs.whole(monkeypatch, config), shared_runs.interrupted(monkeypatch, config)
     damage(checkpoints / "step-000004")
     capsys.readouterr()
     assert run_train(monkeypatch, config, "--resume") == 0
@@ -229,11 +194,11 @@ def test_a_damaged_checkpoint_is_found_and_the_one_before_is_used(
 
 def test_a_write_out_that_was_cut_short_is_no_checkpoint(
     config: dict[str, Any],
-    trainings: Trainings,
+    shared_runs: SharedRuns,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    checkpoints = trainings.interrupted(monkeypatch, config, after=2)
+    checkpoints = shared_runs.interrupted(monkeypatch, config, after=2)
     capsys.readouterr()
     (checkpoints / "step-000002").rename(checkpoints / ".step-000002.tmp")
     (checkpoints.parent / "metrics.jsonl").unlink()
@@ -265,11 +230,11 @@ def test_another_trainings_checkpoint_is_refused_by_the_entry_that_differs(
     override: str,
     message: str,
     config: dict[str, Any],
-    trainings: Trainings,
+    shared_runs: SharedRuns,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    trainings.interrupted(monkeypatch, config, after=2)
+    shared_runs.interrupted(monkeypatch, config, after=2)
     capsys.readouterr()
     assert run_train(monkeypatch, config, "--resume", override) == 2
     output = capsys.readouterr().err
@@ -278,13 +243,13 @@ def test_another_trainings_checkpoint_is_refused_by_the_entry_that_differs(
 
 def test_changed_data_base_and_mask_are_refused_by_their_contents(
     config: dict[str, Any],
-    trainings: Trainings,
+    shared_runs: SharedRuns,
     tmp_path: Path,
     tiny_model_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    trainings.interrupted(monkeypatch, config, after=2)
+    shared_runs.interrupted(monkeypatch, config, after=2)
     data = Path(shutil.copy(config["data"]["train"], tmp_path))
     config["data"]["train"] = str(data)
     before = data.read_text()
@@ -306,7 +271,7 @@ def test_changed_data_base_and_mask_are_refused_by_their_contents(
     assert run_train(monkeypatch, config, "--resume", f"model.name={moved}") == 0, "the same weights in another place"
 
 
-def test_a_mask_of_several_importances_is_told_by_all_of_them_and_by_its_strength(
+def test_a_mask_is_known_by_all_of_its_importances_and_its_strength(
     config: dict[str, Any],
     tmp_path: Path,
     tiny_model_folder: Path,
@@ -332,13 +297,18 @@ def test_a_mask_of_several_importances_is_told_by_all_of_them_and_by_its_strengt
 
 def test_what_does_not_change_the_training_may_change_on_the_way(
     config: dict[str, Any],
-    trainings: Trainings,
+    shared_runs: SharedRuns,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    whole = trainings.whole(monkeypatch, config)
-    trainings.interrupted(monkeypatch, config, after=2)
-    others = ["train.save_steps=1", "train.keep_last=1", "deepspeed.zero_stage=2", "train.gradient_checkpointing=false"]
+    whole = shared_runs.whole(monkeypatch, config)
+    shared_runs.interrupted(monkeypatch, config, after=2)
+    others = [
+        "train.save_steps=1",
+        "train.save_total_limit=1",
+        "deepspeed.zero_stage=2",
+        "train.gradient_checkpointing=false",
+    ]
     others.append("data.on_bad_item=drop")
     batch = ["train.per_device_train_batch_size=1", "train.gradient_accumulation_steps=4"]
     assert run_train(monkeypatch, config, "--resume", *others, *batch) == 0
@@ -411,7 +381,7 @@ def test_a_second_interrupt_ends_it_at_once(config: dict[str, Any]) -> None:
     assert not (folder / "train" / "manifest.json").exists()
 
 
-def test_a_signal_to_one_rank_stops_all_and_a_second_sigterm_does_not_hurry_them(config: dict[str, Any]) -> None:
+def test_a_signal_to_one_rank_stops_all_and_a_second_hurries_none(config: dict[str, Any]) -> None:
     process, folder = start(config, ranks=2)
     one = psutil.Process(process.pid).children()[1]
     for _ in range(2):  # SLURM signals every process, and the launcher hands it on
@@ -464,7 +434,7 @@ def wait_for(holds: Callable[[], bool], process: subprocess.Popen[str], seconds:
         time.sleep(0.05)
 
 
-def test_a_checkpoint_that_cannot_be_written_ends_all_ranks_with_one_message(config: dict[str, Any]) -> None:
+def test_an_unwritable_checkpoint_ends_all_ranks_with_one_message(config: dict[str, Any]) -> None:
     folder = Path(config["output_dir"]) / "train"
     folder.mkdir(parents=True)
     (folder / "checkpoints").write_text("a file stands in the way")
@@ -476,9 +446,9 @@ def test_a_checkpoint_that_cannot_be_written_ends_all_ranks_with_one_message(con
 
 
 def test_a_prefix_cache_is_filled_anew_and_may_come_or_go_on_the_way(
-    config: dict[str, Any], trainings: Trainings, monkeypatch: pytest.MonkeyPatch
+    config: dict[str, Any], shared_runs: SharedRuns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = read_delta(trainings.whole(monkeypatch, config))
+    expected = read_delta(shared_runs.whole(monkeypatch, config))
     train_interrupted(monkeypatch, config, "train.prefix_cache=memory", after=3)  # in the second epoch, of what it kept
     assert run_train(monkeypatch, config, "--resume", "train.prefix_cache=disk") == 0
     got = read_delta(config["output_dir"])
