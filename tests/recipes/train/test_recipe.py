@@ -17,21 +17,15 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from cofitune import cli
 from cofitune.data.chat import PLAIN_TEMPLATE
 from cofitune.importance_file import UNIT_KINDS, unit_counts, write_importance
 from cofitune.model.anatomy import read_anatomy
 from cofitune.model.weight_files import fingerprint
+from cofitune.training import loop
 from cofitune.training.hashing import hash_tensor
+from tests.helpers import WORDS, outside_ranks, read_jsonl, run_command, run_train, write_jsonl
 
 pytestmark = pytest.mark.processes
-
-WORDS = ["court", "contract", "void", "seller", "buyer", "tenant", "lease", "landlord", "capital", "France", "Paris"]
-
-
-def write_jsonl(path: Path, items: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(item) + "\n" for item in items))
-    return path
 
 
 @pytest.fixture
@@ -57,16 +51,6 @@ def config(tmp_path: Path, tiny_model_folder: Path, data: Path) -> dict[str, Any
     }  # fmt: skip
 
 
-def run(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], *arguments: str, command: str = "train") -> int:
-    """Type a command in this process and return its exit code."""
-    path = Path(config["output_dir"]).parent / "config.yaml"
-    path.write_text(yaml.safe_dump(config))
-    monkeypatch.setattr(sys, "argv", ["cofitune", command, str(path), *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    return int(stopped.value.code or 0)
-
-
 def write_some_importance(run_folder: Path, model_folder: Path, base_fingerprint: str | None = None) -> None:
     """An importance file whose first unit of each kind must not move."""
     anatomy = read_anatomy(AutoConfig.from_pretrained(model_folder))
@@ -82,7 +66,7 @@ def test_a_run_trains_its_region_and_nothing_else(
 ) -> None:
     write_some_importance(Path(config["output_dir"]), tiny_model_folder)
     config["softmask"] = {"apply_to": "update"}
-    assert run(monkeypatch, config) == 0
+    assert run_train(monkeypatch, config) == 0
     output = capsys.readouterr().out
     assert "trainable parameters: 3,072 of" in output
     assert "all 37 tensors are unchanged, bit for bit" in output
@@ -94,7 +78,7 @@ def test_a_run_trains_its_region_and_nothing_else(
     for name, tensor in delta.items():
         assert torch.equal(tensor[0], base[name][0]), "the unit of importance 1 is held"
         assert not torch.equal(tensor[1], base[name][1])
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    metrics = read_jsonl(folder / "metrics.jsonl")
     assert [m["step"] for m in metrics] == [1, 2, 3]
     assert [m["kept_share"] for m in metrics[:2]] == [None, None]
     assert 0 < metrics[2]["kept_share"]["1"] < 1
@@ -106,48 +90,56 @@ def test_a_run_trains_its_region_and_nothing_else(
     assert manifest["used"]["importance"]["path"].endswith("importance.safetensors")
 
 
+def test_a_frozen_tensor_that_changes_is_our_bug_and_leaves_no_delta(
+    monkeypatch: pytest.MonkeyPatch, config: dict[str, Any]
+) -> None:
+    config["deepspeed"] = {"zero_stage": 1}
+    real = loop.summed_loss
+
+    def disturbing(engine: Any, batch: Any) -> torch.Tensor:
+        with torch.no_grad():
+            engine.module.get_parameter("model.norm.weight")[3] += 1e-6
+        return real(engine, batch)
+
+    monkeypatch.setattr(loop, "summed_loss", disturbing)
+    with pytest.raises(RuntimeError, match="1 frozen tensors changed during training: model.norm.weight"):
+        run_train(monkeypatch, config)
+    assert not (Path(config["output_dir"]) / "train" / "delta.safetensors").exists()
+
+
 def test_the_same_config_again_trains_nothing_and_another_is_refused(
     monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, config) == 0
+    assert run_train(monkeypatch, config) == 0
     delta = Path(config["output_dir"]) / "train" / "delta.safetensors"
     first = delta.stat().st_mtime_ns
-    assert run(monkeypatch, config) == 0
+    assert run_train(monkeypatch, config) == 0
     assert "already trained" in capsys.readouterr().out and delta.stat().st_mtime_ns == first
-    assert run(monkeypatch, config, "eval.batch_size=3") == 0, "a section that train does not read may differ"
-    assert run(monkeypatch, config, "train.learning_rate=1e-3") == 2
+    assert run_train(monkeypatch, config, "eval.batch_size=3") == 0, "a section that train does not read may differ"
+    assert run_train(monkeypatch, config, "train.learning_rate=1e-3") == 2
     assert "train.learning_rate is 0.01 there and 0.001 here" in capsys.readouterr().err
-    assert run(monkeypatch, config, "train.learning_rate=1e-3", "--overwrite") == 0
+    assert run_train(monkeypatch, config, "train.learning_rate=1e-3", "--overwrite") == 0
     assert delta.stat().st_mtime_ns != first
 
 
 def test_the_resolved_config_repeats_the_run(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any]) -> None:
-    assert run(monkeypatch, config) == 0
+    assert run_train(monkeypatch, config) == 0
     folder = Path(config["output_dir"])
     first = load_file(folder / "train" / "delta.safetensors")
-    monkeypatch.setattr(sys, "argv", ["cofitune", "train", str(folder / "config.yaml"), f"output_dir={folder}2"])
-    with pytest.raises(SystemExit):
-        cli.main()
+    assert run_command(monkeypatch, "train", str(folder / "config.yaml"), f"output_dir={folder}2") == 0
     again = load_file(Path(f"{folder}2") / "train" / "delta.safetensors")
     assert all(torch.equal(first[n], again[n]) for n in first)
 
 
-@pytest.fixture(scope="module")
-def clean_environment() -> dict[str, str]:
-    import os
-
-    return {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-
-
 def test_two_ranks_train_what_one_trains_and_the_export_speaks_like_it(
-    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean_environment: dict[str, str]
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump(config))
     config["train"]["per_device_train_batch_size"] = 4
-    assert run(monkeypatch, config, f"output_dir={tmp_path}/one") == 0
+    assert run_train(monkeypatch, config, f"output_dir={tmp_path}/one") == 0
     two = [sys.executable, "-m", "cofitune", "train", str(path), f"output_dir={tmp_path}/two", "--num-processes", "2"]
-    done = subprocess.run(two, capture_output=True, text=True, timeout=300, check=False, env=clean_environment)
+    done = subprocess.run(two, capture_output=True, text=True, timeout=300, check=False, env=outside_ranks())
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("what trains") == 1, "rank 0 alone talks"
     base = AutoModelForCausalLM.from_pretrained(config["model"]["name"]).state_dict()
@@ -155,10 +147,7 @@ def test_two_ranks_train_what_one_trains_and_the_export_speaks_like_it(
     for name in one:
         assert (one[name] - other[name]).norm() <= 1e-4 * (one[name] - base[name]).norm()
 
-    monkeypatch.setattr(sys, "argv", ["cofitune", "export", str(tmp_path / "two"), "--to", str(tmp_path / "whole")])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    assert not stopped.value.code
+    assert run_command(monkeypatch, "export", str(tmp_path / "two"), "--to", str(tmp_path / "whole")) == 0
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
     assert exported.dtype == torch.float32
     expected = AutoModelForCausalLM.from_pretrained(config["model"]["name"])
@@ -169,14 +158,12 @@ def test_two_ranks_train_what_one_trains_and_the_export_speaks_like_it(
     assert tokenizer.chat_template == AutoTokenizer.from_pretrained(config["model"]["name"]).chat_template
 
 
-def test_a_users_mistake_on_the_ranks_is_said_once_and_exits_2(
-    config: dict[str, Any], tmp_path: Path, clean_environment: dict[str, str]
-) -> None:
+def test_a_users_mistake_on_the_ranks_is_said_once_and_exits_2(config: dict[str, Any], tmp_path: Path) -> None:
     config["region"] = {"layers": "2-9"}
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "cofitune", "train", str(path), "--num-processes", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=clean_environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=outside_ranks())
     assert done.returncode == 2
     assert done.stderr.strip() == "error: region.layers: '2-9' lies outside the model, whose 4 layers are 0-3"
     assert not Path(config["output_dir"]).exists()
@@ -187,20 +174,16 @@ def test_bf16_and_the_plain_template_reach_the_exported_folder(
 ) -> None:
     config["model"]["dtype"] = "bfloat16"
     config["data"]["template"] = "plain"
-    assert run(monkeypatch, config) == 0
-    arguments = ["cofitune", "export", config["output_dir"], "--to", str(tmp_path / "whole")]
-    monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(SystemExit):
-        cli.main()
+    assert run_train(monkeypatch, config) == 0
+    export = ("export", config["output_dir"], "--to", tmp_path / "whole")
+    assert run_command(monkeypatch, *export) == 0
     assert json.loads((tmp_path / "whole" / "config.json").read_text())["dtype"] == "bfloat16"
     tensors = load_file(tmp_path / "whole" / "model.safetensors")
     assert {t.dtype for t in tensors.values()} == {torch.bfloat16}
     delta = load_file(Path(config["output_dir"]) / "train" / "delta.safetensors")
     assert all(torch.equal(tensors[n], t) for n, t in delta.items())
     assert AutoTokenizer.from_pretrained(tmp_path / "whole").chat_template == PLAIN_TEMPLATE
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    assert stopped.value.code == 2, "a folder that holds something is not written over unasked"
+    assert run_command(monkeypatch, *export) == 2, "a folder that holds something is not written over unasked"
 
 
 def _llama_folder(folder: Path, **sizes: int) -> Path:
@@ -230,11 +213,8 @@ def test_the_ready_configs_plan_from_a_config_json_alone(
     folder = _llama_folder(tmp_path / "model", **sizes)
     settings = [f"model.name={folder}", f"output_dir={tmp_path / 'run'}", "data.packing=true"]
     arguments = [*settings, "--dry-run", "--num-processes", "8"]
-    monkeypatch.setattr(sys, "argv", ["cofitune", "train", f"configs/{name}.yaml", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
+    assert run_command(monkeypatch, "train", f"configs/{name}.yaml", *arguments) == 0
     output = capsys.readouterr().out
-    assert not stopped.value.code
     assert f"trainable parameters: {trained} of" in output
     assert "still missing" in output and "no safetensors weights" in output
     assert "no packs without a tokenizer; the steps are counted as if each held one item" in output
@@ -339,7 +319,7 @@ def test_a_users_mistake_is_one_message_exit_2_and_no_run(
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     _break(config, tmp_path, tiny_model_folder, how)
-    assert run(monkeypatch, config) == 2
+    assert run_train(monkeypatch, config) == 2
     output = capsys.readouterr()
     assert message in output.err
     assert output.err.startswith("error: ") and output.err.count("\n") == 1, "one message, one line"
@@ -352,26 +332,26 @@ def test_bad_items_may_be_dropped_and_are_counted(
     good = json.dumps({"instruction": "Say", "output": "four"}) + "\n"
     (tmp_path / "bad.jsonl").write_text(good * 3 + "{\n" + json.dumps({"instruction": "court " * 300, "output": "x"}))
     config["data"] = {"train": str(tmp_path / "bad.jsonl"), "on_bad_item": "drop", "max_length": 128}
-    assert run(monkeypatch, config) == 0
+    assert run_train(monkeypatch, config) == 0
     assert "5 items read, 2 dropped, 0 truncated" in capsys.readouterr().out
 
 
 def test_a_finished_run_whose_data_changed_is_not_taken_for_done(
     config: dict[str, Any], data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, config) == 0
+    assert run_train(monkeypatch, config) == 0
     data.write_text("".join(data.read_text().splitlines(keepends=True)[:5]))
-    assert run(monkeypatch, config) == 2
+    assert run_train(monkeypatch, config) == 2
     assert "was trained from other contents (data changed since)" in capsys.readouterr().err
 
 
 def test_a_job_scripts_world_size_alone_makes_nobody_a_rank(
-    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, clean_environment: dict[str, str]
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run(monkeypatch, config, f"output_dir={config['output_dir']}-1") == 0
+    assert run_train(monkeypatch, config, f"output_dir={config['output_dir']}-1") == 0
     path = Path(config["output_dir"]).parent / "config.yaml"
     command = [sys.executable, "-m", "cofitune", "train", str(path), f"output_dir={config['output_dir']}-2"]
-    subprocess.run(command, check=True, capture_output=True, timeout=300, env={**clean_environment, "WORLD_SIZE": "4"})
+    subprocess.run(command, check=True, capture_output=True, timeout=300, env={**outside_ranks(), "WORLD_SIZE": "4"})
     one, two = (load_file(Path(f"{config['output_dir']}-{n}") / "train" / "delta.safetensors") for n in (1, 2))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
@@ -379,7 +359,7 @@ def test_a_job_scripts_world_size_alone_makes_nobody_a_rank(
 def test_an_export_never_replaces_what_it_reads(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, config) == 0
+    assert run_train(monkeypatch, config) == 0
     (tmp_path / "file").write_text("x")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("x")
@@ -390,11 +370,8 @@ def test_an_export_never_replaces_what_it_reads(
         (str(tmp_path / "file"), "is a file"),
         (str(tmp_path / "notes"), "is no model folder"),
     ):
-        arguments = ["cofitune", "export", config["output_dir"], "--to", target, "--overwrite"]
-        monkeypatch.setattr(sys, "argv", arguments)
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        assert stopped.value.code == 2 and message in capsys.readouterr().err, target
+        assert run_command(monkeypatch, "export", config["output_dir"], "--to", target, "--overwrite") == 2, target
+        assert message in capsys.readouterr().err, target
 
 
 def test_an_export_finds_a_base_that_has_moved_only_by_base(
@@ -402,14 +379,11 @@ def test_an_export_finds_a_base_that_has_moved_only_by_base(
 ) -> None:
     moved = shutil.copytree(config["model"]["name"], tmp_path / "here")
     config["model"]["name"] = str(moved)
-    assert run(monkeypatch, config) == 0
+    assert run_train(monkeypatch, config) == 0
     there = moved.rename(tmp_path / "there")
-    words = ["cofitune", "export", config["output_dir"], "--to", str(tmp_path / "whole")]
-    for more, code in (([], 2), (["--base", str(there)], 0)):
-        monkeypatch.setattr(sys, "argv", words + more)
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        assert (stopped.value.code or 0) == code
+    words = ("export", config["output_dir"], "--to", tmp_path / "whole")
+    for more, code in (((), 2), (("--base", there), 0)):
+        assert run_command(monkeypatch, *words, *more) == code
     assert "say where it is with --base" in capsys.readouterr().err
 
 
@@ -417,7 +391,7 @@ def test_the_prefix_cache_is_told_beforehand_and_trains_the_same(
     monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     del config["train"]["max_steps"]
-    assert run(monkeypatch, config, "train.num_train_epochs=3") == 0
+    assert run_train(monkeypatch, config, "train.num_train_epochs=3") == 0
     folder = Path(config["output_dir"]) / "train"
     expected = load_file(folder / "delta.safetensors")
     capsys.readouterr()
@@ -432,12 +406,12 @@ def test_the_prefix_cache_is_told_beforehand_and_trains_the_same(
     monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
     for kind, where in (("disk", f"{folder}"), ("memory", "/dev/shm")):
         arguments = ("train.num_train_epochs=3", f"train.prefix_cache={kind}", "--overwrite")
-        assert run(monkeypatch, config, *arguments, "--dry-run") == 0
+        assert run_train(monkeypatch, config, *arguments, "--dry-run") == 0
         output = capsys.readouterr().out
         tokens = int(output.split(" tokens an epoch")[0].split()[-1].replace(",", ""))
         assert f"MiB in {where} ({tokens} tokens × 32 × 4 bytes; " in output
         made.clear()
-        assert run(monkeypatch, config, *arguments) == 0
+        assert run_train(monkeypatch, config, *arguments) == 0
         assert {path.parent for path in made} == {Path(where)}
         assert not any(path.exists() for path in made), "nothing is left behind"
         for name, tensor in load_file(folder / "delta.safetensors").items():
@@ -447,25 +421,25 @@ def test_the_prefix_cache_is_told_beforehand_and_trains_the_same(
 def test_needed_disk_space_is_told_in_a_dry_run_and_checked_as_one_sum(
     monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["train.max_steps=20", "train.prefix_cache=disk", "train.save_steps=7", "train.keep_last=1"]
+    arguments = ["train.max_steps=20", "train.prefix_cache=disk", "train.save_steps=7", "train.save_total_limit=1"]
     real = shutil.disk_usage
 
     def with_free(free: int) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=free))
 
-    assert run(monkeypatch, config, *arguments, "--dry-run") == 0
+    assert run_train(monkeypatch, config, *arguments, "--dry-run") == 0
     output = capsys.readouterr().out
     trained = int(output.split("trainable parameters: ")[1].split(" of")[0].replace(",", ""))
     tokens, hidden = (int(n) for n in re.findall(r"\((\d+) tokens × (\d+) × 4 bytes", output)[0])
     items = int(re.findall(r"data: (\d+) items read", output)[0])
     needed = trained * 4 + 2 * trained * 12 + tokens * hidden * 4 + items
     with_free(needed - 1)
-    assert run(monkeypatch, config, *arguments) == 2, "each of them would fit"
+    assert run_train(monkeypatch, config, *arguments) == 2, "each of them would fit"
     assert " are free there" in capsys.readouterr().err
-    assert run(monkeypatch, config, *arguments, "--dry-run") == 0, "a plan may be made on another machine"
+    assert run_train(monkeypatch, config, *arguments, "--dry-run") == 0, "a plan may be made on another machine"
     assert "a checkpoint 0 MiB, every 7 steps and at an epoch's end, of which 1 are kept" in capsys.readouterr().out
     with_free(needed)
-    assert run(monkeypatch, config, *arguments) == 0
+    assert run_train(monkeypatch, config, *arguments) == 0
 
 
 @pytest.mark.parametrize(
@@ -479,7 +453,7 @@ def test_a_prefix_cache_with_nothing_to_keep_says_so(
     config: dict[str, Any],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert run(monkeypatch, config, "train.prefix_cache=memory", *arguments) == 0
+    assert run_train(monkeypatch, config, "train.prefix_cache=memory", *arguments) == 0
     assert f"prefix cache: nothing to keep: {message}" in capsys.readouterr().out
 
 
@@ -495,7 +469,7 @@ def test_a_prefix_cache_over_dropout_is_refused(
     described = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(described | {"attention_dropout": 0.1}))
     config["model"]["name"] = str(folder)
-    assert run(monkeypatch, config, "train.prefix_cache=disk", "train.max_steps=6") == 2
+    assert run_train(monkeypatch, config, "train.prefix_cache=disk", "train.max_steps=6") == 2
     output = capsys.readouterr().err
     assert "would not give the same loss" in output and "attention_dropout: 0.1" in output
     assert not Path(config["output_dir"]).exists()
