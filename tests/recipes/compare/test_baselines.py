@@ -21,6 +21,7 @@ from cofitune.config.load import overlay
 from cofitune.config.schema import Config
 from cofitune.data.batches import step_indices
 from cofitune.errors import ArtifactError, ConfigError, UserError
+from cofitune.files import sha256_json
 from cofitune.importance_file import UNIT_KINDS, unit_counts, write_importance
 from cofitune.model.anatomy import anatomy_of, read_anatomy
 from cofitune.model.weight_files import fingerprint
@@ -29,7 +30,7 @@ from cofitune.recipes.train.plan import plan_train
 from cofitune.recipes.train.recipe import train
 from cofitune.training.hashing import hash_tensor
 from cofitune.training.peft import insert_adapter, merged_weights, plan_adapter
-from tests.helpers import run_ranks
+from tests.helpers import run_ranks, write_jsonl
 from tests.recipes.compare import baseline_cases as cases
 
 pytestmark = pytest.mark.processes
@@ -151,13 +152,19 @@ def test_an_adapter_goes_on_from_a_checkpoint_to_the_same_bits(
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     for name in ("manifest.json", "delta.safetensors"):
         (tmp_path / "cut/train" / name).unlink()
+    if kind == "osf":  # as an earlier version wrote it
+        for path in (tmp_path / "cut/train/checkpoints").glob("step-*/manifest.json"):
+            content = json.loads(path.read_text())
+            del content["manifest_sha256"]
+            content["identity"]["adapter"]["kept"] = content["identity"]["adapter"].pop("effective_rank")
+            path.write_text(json.dumps({**content, "manifest_sha256": sha256_json(content)}))
     train(config("cut"), resume=True, console=Console(quiet=True))
     whole, cut = (load_file(tmp_path / place / "train/delta.safetensors") for place in ("whole", "cut"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
     (tmp_path / "cut/train/manifest.json").unlink()
-    with pytest.raises(ArtifactError, match=r"adapter\.(r|kept) is"):
-        other: dict[str, Any] = {**raw, **({"r": 8} if kind == "lora" else {"kept": 0.25})}
+    with pytest.raises(ArtifactError, match=r"adapter\.(r|effective_rank) is"):
+        other: dict[str, Any] = {**raw, **({"r": 8} if kind == "lora" else {"effective_rank": 0.25})}
         monkeypatch.setitem(cases.CASES, "resumed", {"adapter": other})
         train(config("cut"), resume=True, console=Console(quiet=True))
     if kind == "osf":  # another machine's decomposition may differ in its signs, and what was trained would not fit it
@@ -171,7 +178,7 @@ def test_osf_leaves_what_the_leading_directions_say(folder: Path) -> None:
     """By its paper's gradient projection: for the kept directions u, uᵀW stays as it was, and Wv too. Plain SGD."""
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     anatomy, start = anatomy_of(model), base_of(folder)
-    plan = plan_adapter("osf", ("up_proj", "o_proj", "down_proj"), anatomy, r=1, alpha=1, dropout=0, kept=0.5)
+    plan = plan_adapter("osf", ("up_proj", "o_proj", "down_proj"), anatomy, r=1, alpha=1, dropout=0, effective_rank=0.5)
     insert_adapter(model, plan, 0)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
     ids = torch.arange(40)[None]
@@ -195,8 +202,8 @@ def test_lora_sits_beside_transposed_and_fused_weights(kind: str) -> None:
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **more))
     anatomy = anatomy_of(model)
     with pytest.raises(UserError, match="q_proj lies in one tensor with k_proj, v_proj"):
-        plan_adapter("lora", ("q_proj",), anatomy, r=4, alpha=8, dropout=0, kept=0.5)
-    plan = plan_adapter("lora", anatomy.modules, anatomy, r=4, alpha=8, dropout=0, kept=0.5)
+        plan_adapter("lora", ("q_proj",), anatomy, r=4, alpha=8, dropout=0, effective_rank=0.5)
+    plan = plan_adapter("lora", anatomy.modules, anatomy, r=4, alpha=8, dropout=0, effective_rank=0.5)
     assert insert_adapter(model, plan, 0) is None
     trained = [p for p in model.parameters() if p.requires_grad]
     assert sum(p.numel() for p in trained) == plan.num_parameters
@@ -269,7 +276,7 @@ def test_replay_is_a_share_of_every_epoch_whatever_the_sizes(
 ) -> None:
     for name, count in (("law", 180), ("general", 33)):
         items = [{"instruction": f"Say {i}", "output": "court " * (i % 7 + 1)} for i in range(count)]
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+        write_jsonl(tmp_path / f"{name}.jsonl", items)
     data = {"train": [{"path": str(tmp_path / "law.jsonl"), "weight": 0.5}], "packing": packing}
     changes = {"data": {**data, "replay": {"share": share}}, "importance": {"data": [str(tmp_path / "general.jsonl")]}}
     plan = plan_train(laid_over(folder, "replay", tmp_path / "run", **changes), 1)
@@ -292,7 +299,7 @@ def test_replay_is_a_share_of_every_epoch_whatever_the_sizes(
         ({"adapter": {}, "train": {"prefix_cache": "memory"}}, "an adapter sits in them"),
         ({"adapter": {"target_modules": ["q_prj"]}}, "'q_prj' is no module; did you mean 'q_proj'?"),
         ({"adapter": {"kind": "osf", "r": 4}}, "r: not read by kind: osf"),
-        ({"adapter": {"kind": "lora", "kept": 0.2}}, "kept: not read by kind: lora"),
+        ({"adapter": {"kind": "lora", "effective_rank": 0.2}}, "effective_rank: not read by kind: lora"),
         ({"region": None}, "region: null goes with an adapter"),
         ({"train": {"learning_rate": 0.1, "l2_to_base": 10}}, "keep it below 1/learning_rate = 10"),
         ({"data": {"replay": {"share": 0.1}}}, "name general data in data.replay.data or in importance.data"),
