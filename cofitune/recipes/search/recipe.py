@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -131,7 +132,8 @@ def _search(
         if trial.status != "paused":
             trials.drop_weights(trial.id)  # also of one that is known: what killed the search may have come between
         best = rules.objective.order(finished)[0].id if finished else None
-        watcher.on_outcome(row_of(trial, store), known, best)
+        seed = None if trial.seed == first_seed else trial.seed
+        watcher.on_outcome(replace(row_of(trial, store), seed=seed), known, best)
 
     def expect(number: int, reached: int) -> None:
         watcher.on_level(reached + sum(level.most for level in plan.planned[number:]) + plan.most_repeats)
@@ -164,7 +166,7 @@ def _rules(plan: SearchPlan, base: Trial, trials: Trials, proxy: Proxy | None, a
 
 def _waiting(job: Job, plan: SearchPlan) -> Row:
     weights = job.region.num_parameters(plan.anatomy)
-    return Row(job.id, job.parent, job.region, job.level, weights, None, None, None, 0.0)
+    return Row(job.id, job.parent, job.region, job.level, weights, None, None, None, 0.0, seed=job.seed)
 
 
 def _print_plan(plan: SearchPlan, overwrite: bool, measure: Measure, console: Console) -> None:

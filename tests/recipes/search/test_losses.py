@@ -255,6 +255,7 @@ def test_further_seeds_tell_how_sure_the_winner_is(settings: dict[str, Any]) -> 
     assert judged["seeds"] == [11, 12, 13] and len(tree["repeats"]) == 8 and judged["standard_error"] > 0
     assert "3 seeds of the 4 leading regions: the rank correlation between seeds is" in shown
     assert "with the winner within it (95 %)" in shown
+    assert "2-3 × up+down (seed 13): loss" in shown and "(seed 11)" not in shown
     assert {t["id"] for t in tree["trials"] if t["tied"]} == set(judged["tied"])
     assert "not known" not in shown
     again = Trainer(noise=0.01)
