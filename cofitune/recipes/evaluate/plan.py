@@ -28,6 +28,7 @@ from cofitune.recipes.evaluate.targets import EvalTarget
 from cofitune.recipes.folders import check_folder
 from cofitune.recipes.from_config import NOT_ASKED, eval_tasks
 from cofitune.rehearsal.items import check_base
+from cofitune.training.delta import read_manifest
 
 Results = dict[str, dict[str, TaskResult]]  # by model, by task title
 
@@ -100,6 +101,7 @@ def plan_eval(
             "eval: names no task; for example eval: {speciality: [{path: data/law_test.jsonl, kind: generate}]}"
         )
     models = find_models(config.model, config.eval.models, config.run, data=config.data, planned_runs=planned_runs)
+    _check_reasoning(models, tasks)
     base = models[0].source
     known = [m.source.positions for m in models if m.source.positions is not None]
     positions = min(known, default=None)
@@ -133,6 +135,20 @@ def plan_eval(
         positions=positions,
         requirements=requirements,
     )
+
+
+def _check_reasoning(models: Sequence[EvalTarget], tasks: Sequence[LoadedTask]) -> None:
+    """Raise a UserError where a run has learned to think first, and would be asked to answer at once."""
+    at_once = [t.task.title for t in tasks if t.task.kind in ("generate", "ifeval") and t.task.think_end_token is None]
+    for model in models if at_once else ():
+        items = read_manifest(model.train).get("items", ()) if model.train else ()
+        kept, reasoning = (sum(account.get(name, 0) for account in items) for name in ("kept", "reasoning"))
+        if 2 * reasoning > kept:
+            raise UserError(
+                f"'{model.name}' ({model.path}) has learned to think before it answers ({reasoning:,} of {kept:,} "
+                f"items), and '{at_once[0]}' asks for the answer at once: set eval.think_end_token, for example "
+                "</think>, which lets all models think, and leave room in max_new_tokens"
+            )
 
 
 def _about(loaded: LoadedTask) -> dict[str, Any]:

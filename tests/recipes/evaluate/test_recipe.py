@@ -26,6 +26,7 @@ from cofitune.evaluation import score as harness
 from cofitune.files import sha256_file
 from cofitune.model.weight_files import fingerprint
 from cofitune.recipes.evaluate import recipe
+from cofitune.recipes.evaluate.plan import plan_eval
 from cofitune.recipes.evaluate.recipe import Evaluation, evaluate
 from cofitune.recipes.export import export
 from cofitune.training.delta import write_delta
@@ -497,6 +498,22 @@ def test_a_changed_prompt_is_asked_anew(place: Place, monkeypatch: pytest.Monkey
     scored = record_scoring(monkeypatch)
     place.evaluate()
     assert [titles for _, titles in scored] == [ALL]
+
+
+def test_a_run_that_learned_to_think_is_left_to_think(place: Place) -> None:
+    place.train(1, items=[{"kept": 3, "reasoning": 2}])
+    with pytest.raises(UserError, match=r"learned to think .*2 of 3 items.*set eval\.think_end_token"):
+        plan_eval(place.config())
+    thinking = place.config().eval.model_copy(update={"think_end_token": "</think>"})
+    plan = plan_eval(place.config().model_copy(update={"eval": thinking}))
+    assert {task.task.think_end_token for task in plan.tasks} == {"</think>"}
+
+
+def test_a_run_under_other_settings_of_the_template_is_refused(place: Place) -> None:
+    settings = {"kwargs": {"enable_thinking": False}, "system": "keep", "day": None, "sha256": "0" * 64}
+    place.train(1, chat_template=settings)
+    with pytest.raises(UserError, match=r"other settings of its chat template .*'enable_thinking': False"):
+        plan_eval(place.config())
 
 
 def test_weights_that_give_no_numbers_are_named(place: Place) -> None:
