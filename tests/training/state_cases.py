@@ -51,7 +51,7 @@ def run_case(case: Any, folder: Path) -> None:
     def save_at(engine: Any, into: Path, *steps: int) -> Callable[[Any, int], None]:
         def on_step(record: Any, _: int) -> None:
             if record.step in steps:
-                save_state(into, engine, record.step, IDENTITY, keep_last=9)
+                save_state(into, engine, record.step, IDENTITY, save_total_limit=9)
 
         return on_step
 
@@ -64,7 +64,7 @@ def run_case(case: Any, folder: Path) -> None:
     torch.manual_seed(999)
     done = load_state(engine, newest_whole(_only(here / "whole", SAVED, here / "start"), print))
     _check(done == SAVED, f"{case.name}: went on after step {done}")
-    save_state(here / "loaded", engine, done, IDENTITY, keep_last=9)
+    save_state(here / "loaded", engine, done, IDENTITY, save_total_limit=9)
     _fit(engine, sharded.plan_of(case), save_at(engine, here / "resumed", STEPS), done)
     _write_weights(model, names, here / "resumed.safetensors")
     engine.destroy()
@@ -84,7 +84,7 @@ def run_long(folder: Path, name: str, world_size: int, start: Path | None = None
 
     def on_step(record: Any, _: int) -> None:
         if record.step == LONG_SAVED:
-            save_state(folder / name, engine, record.step, IDENTITY, keep_last=1)
+            save_state(folder / name, engine, record.step, IDENTITY, save_total_limit=1)
 
     plan = plan_steps(13, sharded.MICRO, accumulation, world_size, 1, LONG_STEPS)
     _fit(engine, plan, on_step, done)
@@ -132,23 +132,18 @@ def _check(holds: bool, message: str) -> None:
 
 
 def main() -> None:
-    """`cases`: all of them, and twenty steps on two ranks; `one`, `two`: go on with what the other number saved."""
+    """On two ranks: all cases, twenty steps, and going on with what one rank has saved."""
     from cofitune.training.engine import start_distributed
 
     torch.set_num_threads(1)
     start_distributed()
     freeze_imports()
-    folder, what = Path(sys.argv[1]), sys.argv[2]
-    if what == "cases":
-        for case in CASES:
-            run_case(case, folder)
-            torch.distributed.barrier()
-        run_long(folder, "two", 2)
-    elif what == "one":
-        run_long(folder, "one", 1)
-        run_long(folder, "two_to_one", 1, folder / "two")
-    else:
-        run_long(folder, "one_to_two", 2, folder / "one")
+    folder = Path(sys.argv[1])
+    for case in CASES:
+        run_case(case, folder)
+        torch.distributed.barrier()
+    run_long(folder, "two", 2)
+    run_long(folder, "one_to_two", 2, folder / "one")
     torch.distributed.destroy_process_group()
 
 

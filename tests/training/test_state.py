@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cofitune.training.engine import start_distributed
 from tests.helpers import run_ranks
 from tests.training import sharded_cases
 from tests.training import state_cases as cases
@@ -17,11 +18,13 @@ pytestmark = pytest.mark.processes
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two ranks run every case and save; one rank goes on with what two saved, and two with what one saved."""
+    """Two ranks run every case, in one start, and go on with what this process saved; it, with what they saved."""
     folder = tmp_path_factory.mktemp("state")
     sharded_cases.tiny_model().save_pretrained(folder / "model")
-    for ranks, what in ((2, "cases"), (1, "one"), (2, "two")):
-        run_ranks("training.state_cases", folder, what, ranks=ranks)
+    start_distributed()
+    cases.run_long(folder, "one", 1)
+    run_ranks("training.state_cases", folder)
+    cases.run_long(folder, "two_to_one", 1, folder / "two")
     return folder
 
 
