@@ -39,7 +39,7 @@ class Region(Section):
     def _the_papers_by_default(cls, value: Any) -> Any:
         if not isinstance(value, dict) or value.get("match") is not None:
             return value
-        given = {key: part for key, part in value.items() if part is not None}
+        given = {k: part for k, part in value.items() if part is not None or k not in cls.model_fields}
         return {"layers": "25%-50%", "modules": ("up_proj", "down_proj"), **given}
 
     @model_validator(mode="after")
