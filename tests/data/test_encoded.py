@@ -60,6 +60,7 @@ def test_sources_follow_one_another(tmp_path: Path, tiny_tokenizer: Any) -> None
     assert list(chained) == [e for path in paths for e in obvious(path, tiny_tokenizer)]
 
 
+@pytest.mark.processes
 def test_several_workers_give_the_same_in_the_same_order(
     tmp_path: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +183,7 @@ def test_workers_come_with_the_amount_of_work(monkeypatch: pytest.MonkeyPatch) -
     assert counts == [1, 1, 3, 8, 8]
 
 
+@pytest.mark.processes
 def test_memory_does_not_grow_with_the_data(
     tmp_path: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
