@@ -23,6 +23,7 @@ from cofitune.errors import Stopped, UserError
 from cofitune.executors import local
 from cofitune.executors.ray import executor
 from cofitune.launch import command, failures, launcher
+from cofitune.launch.hostfile import Place
 from cofitune.launch.parent import end_with_parent
 from cofitune.launch.slurm import adopt_task
 from cofitune.ranks import Rank, is_launched, this_rank
@@ -99,9 +100,10 @@ def importance(
     """Compute the importance of attention heads, FFN neurons and FFN output channels."""
     resolved = load_config(config, overrides)
     from cofitune.recipes.importance import recipe
+    from cofitune.recipes.importance.plan import plan_importance
 
     def check(ranks: int) -> object:
-        return recipe.plan_importance(resolved, overwrite, Rank(world_size=ranks))
+        return plan_importance(resolved, overwrite, Rank(world_size=ranks))
 
     if launch_ranks_if_needed(num_processes, hostfile, dry_run, check):
         return
@@ -302,7 +304,7 @@ def proxy(config: ConfigPath, to: Path) -> None:
 )
 def host(place: str, arguments: list[str]) -> None:
     """One host of `--hostfile`: start its ranks. `cofitune` on another host starts it through ssh."""
-    raise SystemExit(launcher.run_place(launcher.Place.parse(place), arguments))
+    raise SystemExit(launcher.run_place(Place.parse(place), arguments))
 
 
 @app.callback(invoke_without_command=True)

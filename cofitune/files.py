@@ -88,7 +88,8 @@ def read_tensors(path: Path, what: str) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        tensors: dict[str, Any] = load_file(path)
+        return tensors
     except FileNotFoundError:
         raise ArtifactError(f"{path}: no {what} here") from None
     except SafetensorError as error:

@@ -13,8 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from cofitune.data.formats import BadItemError
 from cofitune.errors import DataError
 from cofitune.evaluation.asked import ask_item
-from cofitune.evaluation.items import LoadedTask
-from cofitune.evaluation.tasks import EvalItem, EvalTask
+from cofitune.evaluation.items import EvalItem, EvalTask, LoadedTask
 
 
 def max_positions(config: Any) -> int | None:

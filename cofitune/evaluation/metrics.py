@@ -93,7 +93,7 @@ def text_score(
         case "rouge_l":
             return float(_rouge(tokenize).score_multi(references, answer)["rougeL"].fmeasure)
         case "bleu" | "chrf":  # rounding leaves a perfect BLEU a hair above 100
-            return min(1.0, _sacrebleu(metric, tokenize).sentence_score(answer, list(references)).score / 100)
+            return min(1.0, float(_sacrebleu(metric, tokenize).sentence_score(answer, list(references)).score) / 100)
     raise ValueError(f"no metric of texts: {metric}")
 
 

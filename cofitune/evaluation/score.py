@@ -19,10 +19,9 @@ from cofitune.evaluation.data_parallel import BatchSharding
 from cofitune.evaluation.drift import score_drift
 from cofitune.evaluation.harness.native import score_harness
 from cofitune.evaluation.harness.quiet import quiet_harness
-from cofitune.evaluation.items import LoadedTask
+from cofitune.evaluation.items import EvalItem, LoadedTask
 from cofitune.evaluation.lengths import fit_lengths, max_positions
 from cofitune.evaluation.samples import Sample, TaskResult
-from cofitune.evaluation.tasks import EvalItem
 
 METRIC = "score"  # our name for a task's one metric inside the harness
 OWN_CODE = (

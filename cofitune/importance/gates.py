@@ -144,7 +144,7 @@ class _Multiply(torch.autograd.Function):
 
 
 def _multiply(output: Tensor, gate: Tensor) -> Tensor:
-    gated: Tensor = _Multiply.apply(output, gate)  # torch types it as Any
+    gated: Tensor = _Multiply.apply(output, gate)  # type: ignore[no-untyped-call] # torch gives it no type
     return gated
 
 

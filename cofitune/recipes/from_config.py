@@ -11,7 +11,7 @@ from cofitune.config import schema
 from cofitune.config.day import today
 from cofitune.data.sources import Source
 from cofitune.data.template import ChatTemplate
-from cofitune.evaluation.tasks import EvalTask
+from cofitune.evaluation.items import EvalTask
 from cofitune.model.anatomy import Anatomy, read_anatomy, read_model_config
 from cofitune.model.folder import check_trainable
 from cofitune.model.layouts import Layout

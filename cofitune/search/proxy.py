@@ -82,12 +82,14 @@ def statistics_from_json(value: Any, where: str) -> Statistics:
 
 def first_norm(gradient: Tensor) -> Tensor:
     """‖g‖₁, summed in fp32."""
-    return torch.linalg.vector_norm(gradient, 1, dtype=torch.float32)
+    norm: Tensor = torch.linalg.vector_norm(gradient, 1, dtype=torch.float32)
+    return norm
 
 
 def squared_norm(gradient: Tensor) -> Tensor:
     """‖g‖₂², summed in fp32."""
-    return torch.linalg.vector_norm(gradient, 2, dtype=torch.float32).square()
+    norm: Tensor = torch.linalg.vector_norm(gradient, 2, dtype=torch.float32)
+    return norm.square()
 
 
 def gradient_norms(

@@ -50,7 +50,7 @@ class Reliability:
 
         def within(region: str) -> bool:
             spread = (1 / self.counts[winner] + 1 / self.counts[region]) ** 0.5
-            return abs(self.means[region] - self.means[winner]) <= reach * spread
+            return bool(abs(self.means[region] - self.means[winner]) <= reach * spread)
 
         return tuple(region for region in self.means if region != winner and within(region))
 

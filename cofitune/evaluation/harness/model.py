@@ -183,9 +183,10 @@ class ChatTemplateLM(ChatTemplateLMBase):
         known = self._tensor([[1] * (len(c) - 1) + [0] * (width - len(c) + 1) for c in continuations])
         positions = mask[index].sum(-1, keepdim=True) + torch.arange(width, device=self.device)
         whole = torch.cat([mask[index], known], dim=-1)
-        return self.model(
+        logits: Tensor = self.model(
             input_ids=ids, attention_mask=whole, position_ids=positions, past_key_values=cache, use_cache=True
         ).logits
+        return logits
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any) -> Tensor:
         """Decode greedily; `context` is [B, T], padded on the left. Returns the context and what follows it."""

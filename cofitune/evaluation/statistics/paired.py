@@ -44,7 +44,8 @@ class TaskItems:
     @property
     def means(self) -> Array:
         """Each model's mean score [M]."""
-        return self.scores.mean(axis=1)
+        means: Array = self.scores.mean(axis=1)
+        return means
 
     def changed(self, model: int, reference: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Indices of the items that the model lost against the reference, and of those that it gained.
@@ -253,4 +254,5 @@ def estimate(value: float, drawn: Array) -> Estimate:
 
 def _minus(values: Array, pair: tuple[int, int | None]) -> Array:
     first, second = pair
-    return values[first] - (0.0 if second is None else values[second])
+    result: Array = values[first] - (0.0 if second is None else values[second])
+    return result

@@ -61,4 +61,4 @@ def _line(text: str) -> RunLine:
     line = json_object(text)
     if lacking := [name for name in RunLine.__annotations__ if name not in line]:
         raise ValueError(f"it lacks {', '.join(lacking)}")
-    return RunLine(**line)  # type: ignore[typeddict-item]
+    return RunLine(**line)  # type: ignore[typeddict-item, no-any-return]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -99,7 +98,7 @@ def choose_batch_size(requested: int | str, dtype: str, base: Base, length: int)
         else usable_memory() // RANKS_A_HOST
     )
     room = ROOM * (whole - anatomy.num_parameters * width)
-    return max(1, min(MOST_PROMPTS, math.floor(room / row)))
+    return max(1, min(MOST_PROMPTS, int(room // row)))
 
 
 def _ends(model: schema.Model, model_config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

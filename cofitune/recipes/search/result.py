@@ -190,7 +190,7 @@ def _row(trial: Trial, decision: Decision, store: Store, objective: Ranking, tri
 
 def _of_trial(trial: Trial, row: Row, guess: float | None) -> dict[str, Any]:
     """A trial in tree.json: its line in the store, all of its seconds, and what it is beside the winner."""
-    content = json.loads(trial.to_json()) | {"seconds": round(row.seconds, 1)}
+    content: dict[str, Any] = json.loads(trial.to_json()) | {"seconds": round(row.seconds, 1)}
     if trial.curve:
         content |= {"speciality_loss": trial.loss, "drift": trial.drift, "drift_at_common_loss": row.unified}
         content |= {"tied": row.tied}
@@ -199,4 +199,6 @@ def _of_trial(trial: Trial, row: Row, guess: float | None) -> dict[str, Any]:
     )
     if row.missed:
         content["misses_floor_by"] = row.missed
-    return content | ({} if guess is None else {"proxy": guess})
+    if guess is not None:
+        content["proxy"] = guess
+    return content

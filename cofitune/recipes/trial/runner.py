@@ -190,6 +190,7 @@ class TrialRunner:
 
     def _hold(self, what: str, made_of: Any, make: Callable[[], T]) -> T:
         """What was made before of the same; else it is made, and the earlier one let go."""
+        held: T
         before, held = self._held.pop(what, (None, None))
         if held is None or before != made_of:
             del held
