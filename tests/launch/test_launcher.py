@@ -21,6 +21,7 @@ from cofitune.ranks import VARIABLES, Rank, is_launched, this_rank
 from tests.helpers import run_command
 
 
+@pytest.mark.processes
 def test_a_trial_that_outlives_its_search_still_holds_the_lock(tmp_path: Path) -> None:
     with exclusive(tmp_path / "search", "search"):
         orphan = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False)
@@ -31,6 +32,7 @@ def test_a_trial_that_outlives_its_search_still_holds_the_lock(tmp_path: Path) -
         pass
 
 
+@pytest.mark.processes
 def test_a_failed_proxy_says_the_last_thing_that_its_process_said(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(f"model: {{name: {tmp_path}/none}}\noutput_dir: {tmp_path}/run\n")
     config = load_config(tmp_path / "c.yaml")
@@ -126,6 +128,7 @@ def test_a_killed_rank_is_named_with_its_exit_code(exit_code_of: ExitCode, capsy
     assert "rank 1: was killed from outside" in capsys.readouterr().err
 
 
+@pytest.mark.processes
 def test_a_crash_of_every_rank_shows_one_traceback(tmp_path: Path, tiny_model_folder: Path) -> None:
     """Two real ranks; torch's process group sets an excepthook of its own, which ours must outlive."""
     (tmp_path / "items.jsonl").write_text('{"instruction": "Say void", "output": "void"}\n')
@@ -166,6 +169,7 @@ def test_hosts_and_a_number_of_ranks_are_not_asked_for_together(tmp_path: Path) 
         launcher.choose_ranks(2, tmp_path / "hosts")
 
 
+@pytest.mark.processes
 def test_help_and_a_mistake_in_the_config_need_no_torch(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("model: {nam: x}\n")
     code = (
