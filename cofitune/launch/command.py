@@ -32,28 +32,9 @@ def start_proxy(config: Config, path: Path) -> None:
     """
     place, log = path.with_suffix(".yaml"), path.with_suffix(".log")
     write_text(place, dump_config(config))
-    command = [sys.executable, "-m", "cofitune", "_proxy", str(place), str(path)]
-    with log.open("w", encoding="utf-8") as file:
-        # inheritable files stay open in the process: with them the search's lock, for as long as anyone writes
-        process = subprocess.Popen(
-            command,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            close_fds=False,
-            env=with_parent({name: value for name, value in os.environ.items() if name not in VARIABLES}),  # no rank
-        )
-        try:
-            code = process.wait()
-        except BaseException:  # a signal ends the search, and with it its process
-            process.terminate()
-            try:
-                process.wait(SECONDS_TO_END)
-            except subprocess.TimeoutExpired:
-                process.kill()
-            raise
-    if code:
-        output = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        raise UserError(f"search.proxy: {output[-1].strip() if output else 'no word'} (exit {code}; {log})")
+    log.unlink(missing_ok=True)
+    if failure := _run(["_proxy", str(place), str(path)], log, SECONDS_TO_END):
+        raise UserError(f"search.proxy: {failure}")
     place.unlink()
     log.unlink()
 
@@ -68,18 +49,20 @@ def run_command(arguments: Sequence[str], log: Path, ranks: Ranks, grace: int = 
     Returns:
         None, or why it failed: the last thing that it said, and its exit code.
     """
+    return _run([*arguments, *ranks.options], log, grace)
+
+
+def _run(arguments: Sequence[str], log: Path, grace: int) -> str | None:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file:
         begins = file.tell()
         # inheritable files stay open in the command: with them the caller's lock, for as long as anyone writes
         process = subprocess.Popen(
-            [sys.executable, "-m", "cofitune", *arguments, *ranks.options],
+            [sys.executable, "-m", "cofitune", *arguments],
             stdout=file,
             stderr=subprocess.STDOUT,
             close_fds=False,
-            env=with_parent(
-                {name: value for name, value in os.environ.items() if name not in VARIABLES}
-            ),  # no rank yet
+            env=with_parent({name: value for name, value in os.environ.items() if name not in VARIABLES}),  # no rank
         )
         try:
             code = process.wait()
