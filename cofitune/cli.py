@@ -16,9 +16,11 @@ import typer
 from rich.console import Console
 
 from cofitune import __version__
+from cofitune.config.day import begin_day
 from cofitune.config.eval import KEEP, as_alpha
 from cofitune.config.load import load_config
 from cofitune.config.renamed import RenamedKeyWarning
+from cofitune.config.schema import Config
 from cofitune.errors import Stopped, UserError
 from cofitune.executors import local
 from cofitune.executors.ray import executor
@@ -69,7 +71,7 @@ def search(
     """Find the region (layer range × modules) with the best balance of speciality and versatility."""
     require_single_process("search")
     seeds = [f"search.repeat={repeat}"] if repeat else []
-    resolved = load_config(config, [*(overrides or []), *seeds])
+    resolved = _load(config, [*(overrides or []), *seeds])
     from cofitune.recipes.search import recipe
 
     console = _console()
@@ -98,7 +100,7 @@ def importance(
     hostfile: HostFile = None,
 ) -> None:
     """Compute the importance of attention heads, FFN neurons and FFN output channels."""
-    resolved = load_config(config, overrides)
+    resolved = _load(config, overrides)
     from cofitune.recipes.importance import recipe
     from cofitune.recipes.importance.plan import plan_importance
 
@@ -121,7 +123,7 @@ def rehearse(
     hostfile: HostFile = None,
 ) -> None:
     """Let the base answer general prompts; training on these answers, too, keeps its abilities (train.rehearsal)."""
-    resolved = load_config(config, overrides)
+    resolved = _load(config, overrides)
     from cofitune.recipes.rehearse import plan as planning
     from cofitune.recipes.rehearse import recipe
 
@@ -149,7 +151,7 @@ def train(
     hostfile: HostFile = None,
 ) -> None:
     """Train the region under the soft mask; everything else stays frozen."""
-    resolved = load_config(config, overrides)
+    resolved = _load(config, overrides)
     from cofitune.recipes.train import recipe
 
     def check(ranks: int) -> object:
@@ -194,7 +196,7 @@ def evaluate(
 
     Exit codes: 0 done, 2 a mistake of yours, 3 a requirement is not met.
     """
-    resolved = load_config(config, overrides).with_models(model or (), full_sft)
+    resolved = _load(config, overrides).with_models(model or (), full_sft)
     from cofitune.recipes.evaluate import recipe
 
     requested, console = require or (), _console()
@@ -223,7 +225,7 @@ def compare(
 ) -> None:
     """Train several methods at several rates and match them at equal speciality: what each forgets for it."""
     require_single_process("compare")
-    resolved = load_config(config, overrides)
+    resolved = _load(config, overrides)
     from cofitune.recipes.compare import recipe
 
     ranks = launcher.choose_ranks(num_processes, hostfile)
@@ -293,7 +295,7 @@ def worker(num_processes: NumProcesses = None, hostfile: HostFile = None) -> Non
 @app.command(name="_proxy", hidden=True)
 def proxy(config: ConfigPath, to: Path) -> None:
     """The gradient statistics of a search's proxy, in one process. `cofitune search` starts it."""
-    resolved = load_config(config)
+    resolved = _load(config)
     from cofitune.recipes.search import proxy as recipe
 
     recipe.take_statistics(resolved, to)
@@ -374,6 +376,13 @@ def _show_warning(usual: Callable[..., None], message: Warning | str, category: 
         usual(message, category, *place)
     elif this_rank().rank == 0 and not failures.launched_by_us():
         print(f"warning: {message}", file=sys.stderr)
+
+
+def _load(path: Path, overrides: list[str] | None = None) -> Config:
+    """Read the config; the day on which its run began is this process's, too."""
+    config = load_config(path, overrides)
+    begin_day(config.run)
+    return config
 
 
 def _console() -> Console:

@@ -24,6 +24,11 @@ def read_day(run: Path) -> str | None:
         return None
 
 
+def begin_day(run: Path) -> None:
+    """Make the run's day this process's, and that of all processes that it starts; of a new run it is today."""
+    os.environ[VARIABLE] = read_day(run) or today()
+
+
 def keep_day(run: Path, day: str) -> None:
     """Write the run's day, unless one is there already."""
     try:

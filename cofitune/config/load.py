@@ -11,7 +11,6 @@ import yaml
 from pydantic import ValidationError
 
 from cofitune.config.compare import OWN_SECTIONS
-from cofitune.config.day import read_day
 from cofitune.config.explain import explain, tell_unusable, unusable_values
 from cofitune.config.renamed import RenamedKeyWarning, rename_keys
 from cofitune.config.schema import Config
@@ -53,8 +52,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     config, more = _validated(data, sources, str(path))
     if config is None or problems:
         raise ConfigError(problems + more)
-    day = config.data.date or read_day(config.run)
-    return config.model_copy(update={"data": config.data.model_copy(update={"date": day})})
+    return config
 
 
 def load_resolved(path: Path) -> Config:

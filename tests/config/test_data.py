@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cofitune.config.day import VARIABLE, keep_day, read_day
+from cofitune.config.day import VARIABLE, begin_day, keep_day, read_day, today
 from cofitune.config.load import load_config
 from cofitune.errors import ConfigError
 
@@ -50,9 +50,10 @@ def test_a_date_is_a_day(tmp_path: Path) -> None:
 
 def test_a_run_keeps_the_day_on_which_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "2026-02-03")
-    assert load(tmp_path).date is None
-    (tmp_path / "run").mkdir()
-    keep_day(tmp_path / "run", "2026-01-02")
-    keep_day(tmp_path / "run", "2026-01-03")
-    assert read_day(tmp_path / "run") == load(tmp_path).date == "2026-01-02"
-    assert load(tmp_path, date="2026-05-06").date == "2026-05-06", "what is said counts"
+    begin_day(tmp_path)
+    assert today() == "2026-02-03", "nothing is kept yet"
+    keep_day(tmp_path, "2026-01-02")
+    keep_day(tmp_path, "2026-01-03")
+    assert read_day(tmp_path) == "2026-01-02"
+    begin_day(tmp_path)
+    assert today() == "2026-01-02"

@@ -13,8 +13,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from cofitune.data.batches import collate
 from cofitune.data.chat import encode_item
 from cofitune.data.read import Item
+from cofitune.evaluation.items import EvalTask
 from cofitune.evaluation.score import ScoreRequest, score_model
-from cofitune.evaluation.tasks import EvalTask, load_tasks
+from cofitune.evaluation.tasks import load_tasks
 from tests.data.published import TABLE, Published
 
 ANSWERS = (
