@@ -54,6 +54,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
+def install(extra: str) -> str:
+    """How to install an optional part: the project is on no package index, so from its checkout or its wheel."""
+    return f"pip install -e '.[{extra}]' in the checkout, or the wheel with [{extra}]"
+
+
 def differences(place: str, before: Any, now: Any) -> list[str]:
     """The leaves in which two nested settings differ, each as `dotted.name is … there and … here`."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
-from cofitune.errors import UserError, did_you_mean
+from cofitune.errors import UserError, did_you_mean, install
 
-HARNESS_MISSING = "evaluation needs lm-evaluation-harness and what its metrics import: pip install 'cofitune[eval]'"
+HARNESS_MISSING = f"evaluation needs lm-evaluation-harness and what its metrics import: {install('eval')}"
 PACKAGES = ("lm_eval", "langdetect", "immutabledict", "nltk", "rouge_score", "sacrebleu")
 NO_PUNKT = (
     "count sentences or capital words, for which NLTK needs its table punkt_tab: python -m nltk.downloader punkt_tab"

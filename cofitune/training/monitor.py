@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cofitune.errors import UserError
+from cofitune.errors import UserError, install
 
 
 def check_usable(names: Sequence[str]) -> None:
@@ -24,7 +24,7 @@ def check_usable(names: Sequence[str]) -> None:
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         extras = ",".join(missing)
-        raise UserError(f"train.report_to: {extras} is not installed; pip install 'cofitune[{extras}]'")
+        raise UserError(f"train.report_to: {extras} is not installed: {install(extras)}")
     if "wandb" in names and os.environ.get("WANDB_MODE", "online") == "online":
         import wandb
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cofitune.distributed import broadcast_from_rank_zero
-from cofitune.errors import UserError
+from cofitune.errors import UserError, install
 from cofitune.files import write_json, write_tensors
 from cofitune.model.anatomy import Anatomy
 from cofitune.training.delta import collect
@@ -84,7 +84,7 @@ def plan_adapter(
         UserError: PEFT is not installed, a part of a fused tensor is named alone, or this kind does not fit the model.
     """
     if find_spec("peft") is None:
-        raise UserError("adapter: needs the package peft; pip install 'cofitune[peft]'")
+        raise UserError(f"adapter: needs the package peft: {install('peft')}")
     layout = anatomy.layout
     for module in modules:
         apart = [part for part in layout.parts(module) if part not in modules]

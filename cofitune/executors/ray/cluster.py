@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cofitune.errors import UserError
+from cofitune.errors import UserError, install
 from cofitune.executors.ray.node import tell_versions
 
 EXTRA = "ray"
@@ -57,7 +57,7 @@ def _import_ray() -> Any:
     try:
         import ray
     except ModuleNotFoundError:
-        raise UserError(f"search.executor: ray is not installed; pip install 'cofitune[{EXTRA}]'") from None
+        raise UserError(f"search.executor: ray is not installed: {install(EXTRA)}") from None
     return ray
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from cofitune.config.load import dump_config
 from cofitune.config.schema import Config
-from cofitune.errors import UserError
+from cofitune.errors import UserError, install
 from cofitune.files import exclusive, read_json, write_json, write_text
 from cofitune.jsonl import append_line
 from cofitune.recipes.compare.plan import FOLDER, ComparePlan, Run, model_name, plan_compare, resolve_search
@@ -85,7 +85,7 @@ def compare(
     if can_draw():
         write_picture(plan.folder, methods_picture("frontier", compared))
     else:
-        say(console, "no picture: matplotlib is not installed (pip install 'cofitune[plots]')")
+        say(console, f"no picture: matplotlib is not installed ({install('plots')})")
     say(console, f"→ {plan.folder}/compare.json, frontier.png, frontier.svg")
     return plan.folder
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from cofitune.config.schema import Config
 from cofitune.distributed import all_reduce_max, device_of
+from cofitune.errors import install
 from cofitune.files import write_text
 from cofitune.importance.estimate import Scores, estimate, no_sums
 from cofitune.importance.normalize import NORMALIZATIONS
@@ -178,7 +179,7 @@ def _model(
 
 def _draw(plan: ImportancePlan, vectors: dict[str, Tensor], console: Console) -> None:
     if not can_draw():
-        say(console, f"no picture: pip install 'cofitune[{EXTRA}]' draws one")
+        say(console, f"no picture: matplotlib is not installed ({install(EXTRA)})")
         return
     requested, model = plan.config.importance, plan.config.model.name
     how = f"{requested.estimator}, {requested.reduced_by}, {requested.normalized_by}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from cofitune import __version__
-from cofitune.errors import UserError
+from cofitune.errors import UserError, install
 from cofitune.files import write_text
 from cofitune.recipes.report.artifacts import Artifacts, read_artifacts
 from cofitune.recipes.report.overview import make_overview
@@ -109,4 +109,4 @@ def _tell(console: Console, page: Path, runs: int, pictures: int, draws: bool) -
     message = f"of {runs} runs, " if runs > 1 else ""
     say(console, f"→ {page}: {message}{many(pictures, 'plot')}, each as PNG and SVG")
     if not draws:
-        say(console, f"no pictures: pip install 'cofitune[{EXTRA}]' draws them")
+        say(console, f"no pictures: matplotlib is not installed ({install(EXTRA)})")

@@ -164,7 +164,7 @@ def test_without_matplotlib_the_page_says_so_and_holds_the_figures(
     monkeypatch.setattr(recipe, "can_draw", lambda: False)
     page, output = make(whole, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
-    assert "Without pictures" in page.text and "cofitune[plots]" in output
+    assert "Without pictures" in page.text and "pip install -e '.[plots]'" in output
     assert "+70.0" in page.text and "svg" not in page.tags
 
 
