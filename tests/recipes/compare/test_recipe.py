@@ -26,6 +26,7 @@ from cofitune.errors import ConfigError, UserError
 from cofitune.recipes.compare import plan as compare_plan
 from cofitune.recipes.compare import recipe
 from cofitune.recipes.folders import start_folder
+from tests.helpers import write_jsonl
 
 pytestmark = pytest.mark.processes
 
@@ -34,7 +35,7 @@ WORDS = ["court", "contract", "void", "seller", "buyer", "tenant", "lease", "lan
 
 
 def write(path: Path, items: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(item) + "\n" for item in items))
+    write_jsonl(path, items)
     return str(path)
 
 
@@ -349,7 +350,7 @@ def test_a_trained_run_is_scored_alone_and_keeps_its_training_time(config: dict[
     )
     assert asked == ["eval", "eval"]
     config["train"]["save_steps"] = 2
-    config["train"]["keep_last"] = 1
+    config["train"]["save_total_limit"] = 1
     again = compare_plan._runs(load(config), plan.folder)[0]
     assert again.identity == run.identity, "how often it saves makes it no other run"
     config["train"]["max_steps"] = 8
