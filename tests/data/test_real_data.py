@@ -12,7 +12,8 @@ import pytest
 from cofitune.data.chat import IGNORED, encode
 from cofitune.data.read import make_item
 from cofitune.data.sources import Source, open_source
-from cofitune.evaluation.tasks import EvalTask, load_tasks
+from cofitune.evaluation.items import EvalTask
+from cofitune.evaluation.tasks import load_tasks
 
 DATA = Path(os.environ.get("COFITUNE_DATA", ""))
 pytestmark = pytest.mark.skipif(

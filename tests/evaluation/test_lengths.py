@@ -11,9 +11,9 @@ from tokenizers.processors import TemplateProcessing
 
 from cofitune.errors import DataError
 from cofitune.evaluation.asked import ask_item, render_prompt
-from cofitune.evaluation.items import LoadedTask
+from cofitune.evaluation.items import EvalItem, EvalTask, LoadedTask
 from cofitune.evaluation.lengths import fit_lengths
-from cofitune.evaluation.tasks import EvalItem, EvalTask, load_tasks
+from cofitune.evaluation.tasks import load_tasks
 from tests.helpers import write_jsonl
 
 

@@ -16,10 +16,10 @@ from cofitune.data.read import Item
 from cofitune.errors import UserError
 from cofitune.evaluation import ifeval, metrics
 from cofitune.evaluation.asked import render_prompt
-from cofitune.evaluation.items import LoadedTask
+from cofitune.evaluation.items import EvalTask, LoadedTask
 from cofitune.evaluation.samples import TaskResult
 from cofitune.evaluation.score import ScoreRequest, score_model
-from cofitune.evaluation.tasks import EvalTask, load_tasks
+from cofitune.evaluation.tasks import load_tasks
 from cofitune.model.load import load_model, load_tokenizer
 from tests.helpers import write_jsonl
 

@@ -11,7 +11,8 @@ import pytest
 
 from cofitune.errors import DataError, UserError
 from cofitune.evaluation import items as items_module
-from cofitune.evaluation.tasks import EvalTask, load_tasks
+from cofitune.evaluation.items import EvalTask
+from cofitune.evaluation.tasks import load_tasks
 
 CHOICE = {"question": "Two plus two?", "choices": ["three", "four"], "answer": 1}
 COMMA = {"key": 1, "prompt": "No commas.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}

@@ -64,7 +64,9 @@ def test_wandb_writes_offline(tmp_path: Path) -> None:
 
 def test_a_missing_package_is_named_with_the_way_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monitor.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"report_to: wandb is not installed: pip install -e '\.\[wandb\]' in the checkout"):
+    with pytest.raises(
+        UserError, match=r"report_to: wandb is not installed: pip install -e '\.\[wandb\]' in the checkout"
+    ):
         check_usable(["wandb"])
 
 

@@ -17,11 +17,11 @@ from cofitune.data.chat import set_template
 from cofitune.errors import DataError, UserError
 from cofitune.evaluation.harness import tasks as harness_tasks
 from cofitune.evaluation.harness.tasks import write_task_files
-from cofitune.evaluation.items import LoadedTask
+from cofitune.evaluation.items import EvalTask, LoadedTask
 from cofitune.evaluation.lengths import fit_lengths
 from cofitune.evaluation.samples import TaskResult
 from cofitune.evaluation.score import ScoreRequest, score_model
-from cofitune.evaluation.tasks import EvalTask, load_tasks
+from cofitune.evaluation.tasks import load_tasks
 from cofitune.model.load import load_model, load_tokenizer
 from cofitune.ranks import VARIABLES
 from tests.helpers import write_jsonl

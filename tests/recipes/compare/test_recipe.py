@@ -12,7 +12,7 @@ import time
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -25,6 +25,7 @@ from cofitune.config.schema import Config, Region
 from cofitune.errors import ConfigError, UserError
 from cofitune.recipes.compare import plan as compare_plan
 from cofitune.recipes.compare import recipe
+from cofitune.recipes.compare.store import RunLine
 from cofitune.recipes.folders import start_folder
 from tests.helpers import write_jsonl
 
@@ -344,7 +345,9 @@ def test_a_trained_run_is_scored_alone_and_keeps_its_training_time(config: dict[
         return None
 
     write_manifest(run)
-    assert recipe._run_one(plan, run, False, note, {"seconds": {"train": 7.5}})["seconds"]["train"] == 7.5
+    assert (
+        recipe._run_one(plan, run, False, note, cast(RunLine, {"seconds": {"train": 7.5}}))["seconds"]["train"] == 7.5
+    )
     assert recipe._run_one(plan, run, False, note, None)["seconds"]["train"] == 5.0, (
         "killed before its line was written"
     )

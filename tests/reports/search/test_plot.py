@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from cofitune.model.region import Region
@@ -100,7 +101,7 @@ def test_only_finished_trials_are_in_the_plane_and_bars_surround_the_base() -> N
     tree = make_tree()
     axes = Figure().subplots()
     _paint_plane(axes, tree["trials"], tree)
-    drawn = [(str(line.get_marker()), line.get_xydata().tolist()) for line in axes.lines]
+    drawn = [(str(line.get_marker()), np.asarray(line.get_xydata()).tolist()) for line in axes.lines]
     lines = [(marker, [tuple(place) for place in places]) for marker, places in drawn]
     points = {place for marker, places in lines if marker in "*oD" for place in places}
     done = [(t["speciality"], t["versatility"]) for t in tree["trials"] if t["status"] == "done"]
