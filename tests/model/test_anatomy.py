@@ -120,7 +120,7 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model\.name: .*none: no such folder"):
         read_model_config(str(tmp_path / "none"))
     (tmp_path / "config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(UserError, match=r"model\.name"):
+    with pytest.raises(UserError, match=r"config\.json: this model config is damaged"):
         read_model_config(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "unheard_of"}', encoding="utf-8")
     with pytest.raises(UserError, match="unheard_of"):

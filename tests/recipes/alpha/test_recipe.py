@@ -478,7 +478,7 @@ def test_auto_is_written_in_a_word_or_with_its_keep(tmp_path: Path) -> None:
         ("{path: r, alpha: most}", "most: from 0, the base, to 1, the run; or auto"),
         ("{path: r, alpha: 1.5}", "1.5: from 0, the base, to 1, the run; or auto"),
         ("{path: r, alpha: 0.5, keep: 0.9}", "keep says how alpha: auto is chosen"),
-        ("{path: r, alpha: auto, keep: 2}", "less than or equal to 1"),
+        ("{path: r, alpha: auto, keep: 2}", "keep: must be at most 1"),
     ):
         (tmp_path / "c.yaml").write_text(f"model: {{name: m}}\noutput_dir: o\neval: {{models: [{wrong}]}}\n")
         with pytest.raises(ConfigError, match=message):
