@@ -28,7 +28,7 @@ def _methods(content: Comparison) -> Table:
         f"The methods, each at every alpha of {', '.join(f'{a:g}' for a in content.alphas)} (1: the run itself; "
         f"below, that share of what it trained) and seeds {', '.join(map(str, content.seeds))}."
     )
-    return Table(caption, ["method", "trained weights", "of all", "steps", "learning rates"], rows)
+    return Table(caption, ["method", "trainable parameters", "of all", "steps", "learning rates"], rows)
 
 
 def _matched(level: Level, reference: str) -> Table:
