@@ -254,6 +254,9 @@ def export(
         typer.Option(help=f"With --alpha auto: the share of the gain that is enough. Default: {KEEP:g}."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that the base's folder brings along.")
+    ] = False,
 ) -> None:
     """Write a trained run as a complete Hugging Face folder."""
     require_single_process("export")
@@ -269,7 +272,15 @@ def export(
 
     enough = KEEP if keep is None else keep
     recipe.export(
-        run, to, base=base, dtype=dtype, alpha=requested, keep=enough, overwrite=overwrite, console=_console()
+        run,
+        to,
+        base=base,
+        dtype=dtype,
+        alpha=requested,
+        keep=enough,
+        overwrite=overwrite,
+        trust_remote_code=trust_remote_code,
+        console=_console(),
     )
 
 

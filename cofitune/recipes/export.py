@@ -21,6 +21,7 @@ from cofitune.model.anatomy import is_missing_folder
 from cofitune.model.load import DTYPES, load_tokenizer
 from cofitune.model.weight_files import fingerprint, parameter_name, weight_files
 from cofitune.recipes.alpha.recipe import check_keep, choose_alpha
+from cofitune.recipes.folders import check_trusted
 from cofitune.reports.console import say
 from cofitune.training.delta import Delta, interpolate, read_delta
 
@@ -36,6 +37,7 @@ def export(
     alpha: float | Literal["auto"] = 1.0,
     keep: float = KEEP,
     overwrite: bool = False,
+    trust_remote_code: bool = False,
     console: Console | None = None,
 ) -> Path:
     """Write a folder for `AutoModelForCausalLM.from_pretrained`, one of the base's weight files at a time.
@@ -51,6 +53,8 @@ def export(
         alpha: how much of the training to keep: the trained tensors are base + alpha·(trained − base). auto: as
             `cofitune.recipes.alpha.recipe` chooses it. config.json names one other than 1.
         keep: under auto, the share of the run's gain on its development items that is enough.
+        trust_remote_code: whether code of the base's folder may run; the run's manifest may name any folder as its
+            base, so its own word is not enough.
 
     Raises:
         UserError: alpha lies outside [0, 1] or cannot be chosen, the run is not trained, its base is gone or another
@@ -63,6 +67,7 @@ def export(
         raise UserError(f"--alpha {alpha:g}: from 0, the base, to 1, the run; or auto")
     folder = run if run.name == "train" else run / "train"
     manifest = read_json(folder / "manifest.json", "trained run (its training manifest)")
+    check_trusted(manifest, trust_remote_code)
     name = base or manifest["base"]
     revision = None if base else manifest["revision"]
     if is_missing_folder(name):
@@ -70,7 +75,7 @@ def export(
     files = weight_files(name, revision)
     to = _check_target(to, [run, files[0].parent], overwrite)
     if alpha == "auto":
-        alpha = choose_alpha(run, keep, base=(name, revision), console=console)
+        alpha = choose_alpha(run, keep, base=(name, revision), trust_remote_code=trust_remote_code, console=console)
     delta = read_delta(folder, fingerprint(name, revision))
     parts = ExportParts(
         files=files,
@@ -78,6 +83,7 @@ def export(
         place=(name, revision),
         dtype=DTYPES[dtype or manifest["dtype"]],
         alpha=alpha,
+        trust_remote_code=trust_remote_code,
     )
     _write_folder(to, parts)
     how = f" at alpha {alpha:g}" if alpha != 1 else ""
@@ -95,6 +101,7 @@ class ExportParts:
         place: the base's name and revision, for its tokenizer.
         dtype: what every floating-point tensor is written in.
         alpha: how much of the training stays.
+        trust_remote_code: whether the base's tokenizer may run code of its folder.
     """
 
     files: list[Path]
@@ -102,6 +109,7 @@ class ExportParts:
     place: tuple[str, str | None]
     dtype: torch.dtype
     alpha: float
+    trust_remote_code: bool
 
     @property
     def dtype_name(self) -> str:
@@ -117,7 +125,7 @@ def _write_folder(to: Path, parts: ExportParts) -> None:
     manifest = parts.delta.manifest
     try:
         _write_weights(parts, building)
-        tokenizer = load_tokenizer(*parts.place, manifest["trust_remote_code"])
+        tokenizer = load_tokenizer(*parts.place, parts.trust_remote_code)
         set_template(tokenizer, ChatTemplate.from_manifest(manifest))
         without_day(tokenizer)
         tokenizer.save_pretrained(building)

@@ -130,3 +130,16 @@ def no_run(requested: EvalModel) -> UserError:
         f"eval.models: {requested.path} at alpha {requested.alpha}: only a run whose training has finished "
         "(train/manifest.json) has a base to go back to"
     )
+
+
+def check_trusted(manifest: dict[str, Any], trusted: bool) -> None:
+    """Refuse to run a base's own code on the word of a run's manifest, which may come from anywhere.
+
+    Raises:
+        UserError: the run was trained with model.trust_remote_code, and nobody asks for it now.
+    """
+    if manifest.get("trust_remote_code") and not trusted:
+        raise UserError(
+            f"the base of this run, {manifest['base']}, brings code of its own: look at it, then say "
+            "--trust-remote-code (in a config: model.trust_remote_code: true)"
+        )

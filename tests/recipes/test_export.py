@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +137,29 @@ def test_a_model_is_written_with_its_alpha_in_a_word() -> None:
 def test_an_alpha_is_for_runs(run: Path, tiny_model_folder: Path) -> None:
     with pytest.raises(UserError, match="only a run whose training has finished"):
         plan_eval(config(run, tiny_model_folder, f"{tiny_model_folder}@0.5"))
+
+
+@pytest.mark.parametrize("alpha", ["1", "auto"])
+def test_a_run_cannot_have_code_of_its_base_run(
+    run: Path,
+    tiny_model_folder: Path,
+    tmp_path: Path,
+    alpha: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A run from elsewhere names any folder as its base and says that its code is trusted."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model_folder, base)
+    (base / "evil.py").write_text(f"open({str(tmp_path / 'seen')!r}, 'w')\n")
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    settings["auto_map"] = {"AutoTokenizer": [None, "evil.Evil"]}
+    (base / "tokenizer_config.json").write_text(json.dumps(settings))
+    path = run / "train" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    about = {"base": str(base), "base_fingerprint": fingerprint(str(base)), "trust_remote_code": True}
+    path.write_text(json.dumps(manifest | about))
+    assert run_command(monkeypatch, "export", run, "--to", tmp_path / "out", "--alpha", alpha) == 2
+    message = capsys.readouterr().err
+    assert str(base) in message and "--trust-remote-code" in message
+    assert not (tmp_path / "seen").exists() and not (tmp_path / "out").exists()

@@ -27,6 +27,7 @@ from cofitune.model.anatomy import is_missing_folder
 from cofitune.model.load import load_tokenizer
 from cofitune.model.weight_files import fingerprint, remembered_sha256
 from cofitune.recipes.alpha.measure import DriftMeasure, LossMeasure, Measure, TaskMeasure
+from cofitune.recipes.folders import check_trusted
 from cofitune.recipes.from_config import data_sources, eval_tasks
 from cofitune.rehearsal.items import check_base
 from cofitune.training.delta import read_manifest
@@ -98,16 +99,17 @@ class AlphaPlan:
         }
 
 
-def plan_alpha(run: Path, base: Place | None = None) -> AlphaPlan:
+def plan_alpha(run: Path, base: Place | None = None, *, trust_remote_code: bool = False) -> AlphaPlan:
     """Find out by what a run's alpha is chosen, and check everything that the user could have got wrong.
 
     Args:
         run: the run's output_dir (or its `train` folder).
         base: where the base model is now, if it has moved since the training.
+        trust_remote_code: whether code of the base's folder may run; the run's own word is not enough.
 
     Raises:
-        UserError: the run is not trained, its base is gone or another one, it names no development items, or they are
-            items of its test.
+        UserError: the run is not trained, its base is gone, another one, or needs code that is not trusted, it names no
+            development items, or they are items of its test.
     """
     train = run if run.name == "train" else run / "train"
     manifest = read_manifest(train)
@@ -119,8 +121,9 @@ def plan_alpha(run: Path, base: Place | None = None) -> AlphaPlan:
     delta = train / "delta.safetensors"
     if delta.is_file() and remembered_sha256(delta) != manifest["delta_sha256"]:
         raise ArtifactError(f"{delta}: its bytes are not those that the manifest names; train again")
+    check_trusted(manifest, trust_remote_code)
     about = {"name": name, "revision": revision, "dtype": manifest["dtype"]}
-    model = config.model.model_copy(update={**about, "trust_remote_code": manifest["trust_remote_code"]})
+    model = config.model.model_copy(update={**about, "trust_remote_code": trust_remote_code})
     tokenizer = load_tokenizer(name, revision, model.trust_remote_code)
     template = set_template(tokenizer, ChatTemplate.from_manifest(manifest))
     tokens = tokenizer_sha256(tokenizer)  # before anyone sets its padding

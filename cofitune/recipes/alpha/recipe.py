@@ -53,7 +53,14 @@ class Point:
 Points = dict[float, Point]  # by alpha
 
 
-def choose_alpha(run: Path, keep: float = KEEP, *, base: Place | None = None, console: Console | None = None) -> float:
+def choose_alpha(
+    run: Path,
+    keep: float = KEEP,
+    *,
+    base: Place | None = None,
+    trust_remote_code: bool = False,
+    console: Console | None = None,
+) -> float:
     """Find the smallest alpha that keeps enough of a run's gain, and write it to `RUN/alpha/alpha.json`.
 
     Alphas go down from 1 in tenths for as long as they keep enough; above the first that does not, half a step is
@@ -63,6 +70,7 @@ def choose_alpha(run: Path, keep: float = KEEP, *, base: Place | None = None, co
         run: the run's output_dir (or its `train` folder).
         keep: the share of the gain that is enough, above 0 and up to 1.
         base: name and revision of the base, where it has moved since the training.
+        trust_remote_code: whether code of the base's folder may run.
         console: where to talk; default: the terminal.
 
     Raises:
@@ -70,7 +78,7 @@ def choose_alpha(run: Path, keep: float = KEEP, *, base: Place | None = None, co
     """
     check_keep(keep)
     console = console or Console()
-    plan = plan_alpha(run, base)
+    plan = plan_alpha(run, base, trust_remote_code=trust_remote_code)
     points = _read_points(plan)
     alpha, decided = next_alpha(_kept(plan, points), keep)
     if not decided:
@@ -88,14 +96,16 @@ def choose_alpha(run: Path, keep: float = KEEP, *, base: Place | None = None, co
     return alpha
 
 
-def read_alpha(run: Path, keep: float = KEEP, *, base: Place | None = None) -> float | None:
+def read_alpha(
+    run: Path, keep: float = KEEP, *, base: Place | None = None, trust_remote_code: bool = False
+) -> float | None:
     """The alpha that `choose_alpha` would give without measuring anything; None where it would measure.
 
     Raises:
         UserError: as `choose_alpha`.
     """
     check_keep(keep)
-    plan = plan_alpha(run, base)
+    plan = plan_alpha(run, base, trust_remote_code=trust_remote_code)
     alpha, decided = next_alpha(_kept(plan, _read_points(plan)), keep)
     return alpha if decided else None
 
@@ -140,7 +150,8 @@ def read_chosen(config: Config) -> tuple[Config, tuple[EvalModel, ...]]:
     for model in config.eval.models:
         alpha = model.alpha
         if alpha == "auto":
-            result = read_alpha(_run(model), model.keep or KEEP, base=_base(config, model))
+            trusted = config.model.trust_remote_code
+            result = read_alpha(_run(model), model.keep or KEEP, base=_base(config, model), trust_remote_code=trusted)
             if result is None:
                 waiting.append(model)
                 continue
@@ -161,7 +172,9 @@ def choose_alphas(config: Config, console: Console) -> Config:
         if model.alpha == "auto":
             say(console, f"alpha of {model.title}:")
             keep = model.keep or KEEP
-            models.append(model.at(choose_alpha(_run(model), keep, base=_base(config, model), console=console)))
+            base, trusted = _base(config, model), config.model.trust_remote_code
+            alpha = choose_alpha(_run(model), keep, base=base, trust_remote_code=trusted, console=console)
+            models.append(model.at(alpha))
         else:
             models.append(model)
     return _with_models(config, models)
