@@ -209,7 +209,8 @@ def write_results(arguments: argparse.Namespace) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     without_places(content, arguments)
     content |= {"command": arguments.command, "machine": machine, "rehearsal": _about(rehearsal)}
-    (arguments.out / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    written = json.dumps(content, indent=1, ensure_ascii=False).replace(f"{DEMO}/", "")
+    (arguments.out / f"{name}.json").write_text(written + "\n")
     lines = (json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines())
     kept = "".join(json.dumps(shortened(line, arguments), ensure_ascii=False) + "\n" for line in lines)
     (arguments.out / f"{name}.jsonl").write_text(kept)

@@ -307,7 +307,7 @@ def test_a_cluster_that_does_not_answer_is_told_at_once(
 
 def test_without_ray_the_message_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"pip install 'cofitune\[ray\]'"), ray_executor(Demand()) as execute:
+    with pytest.raises(UserError, match=r"pip install -e '\.\[ray\]'"), ray_executor(Demand()) as execute:
         list(execute([request(tmp_path, "a")]))
 
 
