@@ -343,5 +343,5 @@ def test_without_the_extra_the_user_is_told_what_to_install(
 ) -> None:
     task = generate_task(tmp_path)
     monkeypatch.setattr(ifeval, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'cofitune\[eval\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[eval\]'"):
         ask(model, tokenizer, task)

@@ -25,7 +25,7 @@ def names(trials: list[Trial]) -> list[str]:
     return [one.id for one in trials]
 
 
-def test_a_region_that_learns_slower_is_compared_where_both_have_learnt_equally() -> None:
+def test_a_slower_region_is_compared_where_both_have_learnt_equally() -> None:
     by = EqualLoss(BASE, reach=0.5)
     assert by.common_loss([LARGE, SMALL, HARDLY]) == 2.0, "the least that one which made half of the gain comes down to"
     assert by.drift_of(SMALL, 2.0) == pytest.approx(0.08)

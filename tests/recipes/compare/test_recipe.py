@@ -282,7 +282,7 @@ def test_runs_not_comparable_with_the_base_are_refused_before_training(
 ) -> None:
     other = shutil.copytree(tiny_model_folder, tmp_path / "other")
     tokenizer = AutoTokenizer.from_pretrained(other)
-    tokenizer.chat_template = tokenizer.chat_template.replace("assistant", "bot")
+    tokenizer.chat_template = "{# another #}" + tokenizer.chat_template
     tokenizer.save_pretrained(other)
     config["eval"]["models"] = [{"path": str(other), "role": "base"}]
     with pytest.raises(UserError, match=r"side by side: 'full-0\.001-seed1234-alpha0\.5' .*template_sha256 is"):
