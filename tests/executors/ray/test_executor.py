@@ -316,7 +316,7 @@ def test_a_search_that_lost_its_last_node_waits_for_one_but_not_for_ever(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
 ) -> None:
     monkeypatch.setattr(module, "SECONDS_BETWEEN_LOOKS", 0.5)
-    monkeypatch.setattr(module, "SECONDS_WITHOUT_NODES", 3 if then == "nobody" else 120)
+    monkeypatch.setattr(module, "SECONDS_WITHOUT_NODES", 9 if then == "nobody" else 120)
     nodes = [cluster.add_node(**TWO_CORES)]
     output: list[str] = []
 
@@ -344,15 +344,16 @@ def test_a_search_that_lost_its_last_node_waits_for_one_but_not_for_ever(
                 (result,) = execute([request(tmp_path / "run", "a")])
                 assert result.error is None
             else:
-                message = "none came in 0.05 minutes. What was done is kept" if then == "nobody" else "has cofitune"
+                message = "none came in 0.15 minutes. What was done is kept" if then == "nobody" else "has cofitune"
                 with pytest.raises(UserError, match=message):
                     list(execute([request(tmp_path / "run", "a")]))
     finally:
         killer.join()
         for node in nodes:
             cluster.remove_node(node)
-    assert "it runs again, 1 of at most 3 times" in output[0]
-    assert "no node of the cluster has them" in output[1] and "waiting up to" in output[1] and len(output) == 2
+    again, waits = sorted(output, key=lambda text: "waiting up to" in text)  # on a busy machine either comes first
+    assert "it runs again, 1 of at most 3 times" in again
+    assert "no node of the cluster has them" in waits and "waiting up to" in waits
 
 
 def test_a_trial_on_a_node_that_leaves_without_its_versions_runs_again(
