@@ -28,7 +28,7 @@ from cofitune.launch import command, failures, launcher
 from cofitune.launch.hostfile import Place
 from cofitune.launch.parent import end_with_parent
 from cofitune.launch.slurm import adopt_task
-from cofitune.ranks import Rank, is_launched, this_rank
+from cofitune.ranks import Rank, this_rank
 
 app = typer.Typer(
     name="cofitune",
@@ -69,7 +69,7 @@ def search(
     ] = None,
 ) -> None:
     """Find the region (layer range × modules) with the best balance of speciality and versatility."""
-    require_single_process("search")
+    launcher.require_single_process("search")
     seeds = [f"search.repeat={repeat}"] if repeat else []
     resolved = _load(config, [*(overrides or []), *seeds])
     from cofitune.recipes.search import recipe
@@ -107,7 +107,7 @@ def importance(
     def check(ranks: int) -> object:
         return plan_importance(resolved, overwrite, Rank(world_size=ranks))
 
-    if launch_ranks_if_needed(num_processes, hostfile, dry_run, check):
+    if launcher.launch_ranks_if_needed(num_processes, hostfile, dry_run, check):
         return
     ranks = launcher.choose_ranks(num_processes, hostfile).count if dry_run else 1
     recipe.importance(resolved, overwrite=overwrite, dry_run=dry_run, console=_console(), ranks=ranks)
@@ -128,8 +128,8 @@ def rehearse(
     from cofitune.recipes.rehearse import recipe
 
     if planning.choose_engine(resolved.rehearsal.engine) == "vllm" and not dry_run:
-        require_single_process("rehearse with vllm")  # which takes all GPUs in one process
-    elif launch_ranks_if_needed(
+        launcher.require_single_process("rehearse with vllm")  # which takes all GPUs in one process
+    elif launcher.launch_ranks_if_needed(
         num_processes,
         hostfile,
         dry_run,
@@ -158,7 +158,7 @@ def train(
         return recipe.check(resolved, overwrite=overwrite, resume=resume, ranks=ranks)
 
     launcher.grant_grace(resolved.train.stop_grace_seconds)
-    if launch_ranks_if_needed(num_processes, hostfile, dry_run, check):
+    if launcher.launch_ranks_if_needed(num_processes, hostfile, dry_run, check):
         return
     ranks = launcher.choose_ranks(num_processes, hostfile).count if dry_run else 1
     recipe.train(resolved, overwrite=overwrite, resume=resume, dry_run=dry_run, console=_console(), ranks=ranks)
@@ -204,7 +204,7 @@ def evaluate(
     def check(ranks: int) -> object:
         return recipe.plan_evaluation(resolved, overwrite, requested, console=console)
 
-    if launch_ranks_if_needed(num_processes, hostfile, dry_run, check):
+    if launcher.launch_ranks_if_needed(num_processes, hostfile, dry_run, check):
         # rank 0 has said everything; all is known now, and only the verdict is read off here
         overwrite, console = False, Console(quiet=True)
     done = recipe.evaluate(
@@ -224,7 +224,7 @@ def compare(
     hostfile: HostFile = None,
 ) -> None:
     """Train several methods at several rates and match them at equal speciality: what each forgets for it."""
-    require_single_process("compare")
+    launcher.require_single_process("compare")
     resolved = _load(config, overrides)
     from cofitune.recipes.compare import recipe
 
@@ -259,7 +259,7 @@ def export(
     ] = False,
 ) -> None:
     """Write a trained run as a complete Hugging Face folder."""
-    require_single_process("export")
+    launcher.require_single_process("export")
     if dtype not in (None, "float32", "bfloat16"):
         raise UserError(f"--dtype {dtype}: must be float32 or bfloat16")
     try:
@@ -290,7 +290,7 @@ def report(
     to: Annotated[Path | None, typer.Option(help="The folder to write. Default: `report` in RUN.")] = None,
 ) -> None:
     """Write one page, report.html, of what was learnt, what was forgotten and how; and its plots."""
-    require_single_process("report")
+    launcher.require_single_process("report")
     from cofitune.recipes.report import recipe
 
     recipe.report(place, to, console=_console())
@@ -299,7 +299,7 @@ def report(
 @app.command(name="_worker", hidden=True)
 def worker(num_processes: NumProcesses = None, hostfile: HostFile = None) -> None:
     """What carries out the trials of a search, one after the other. `cofitune search` starts it."""
-    if not launch_ranks_if_needed(num_processes, hostfile, False, lambda _: None):
+    if not launcher.launch_ranks_if_needed(num_processes, hostfile, False, lambda _: None):
         local.serve()
 
 
@@ -350,35 +350,6 @@ def main() -> None:
     finally:
         if failures.launched_by_us():
             sys.excepthook = failures.tell_parent  # only now: torch's process group has put one of its own there
-
-
-def launch_ranks_if_needed(
-    num_processes: int | None, hostfile: Path | None, dry_run: bool, check: Callable[[int], object]
-) -> bool:
-    """Where several ranks are called for and this process is none yet: start them, and say that the work is done.
-
-    `check` (given the number of ranks) finds the user's mistakes here first, where there is one process to say them. A
-    failure ends this process with the ranks' exit code; a rank has said why.
-    """
-    if is_launched() or dry_run:
-        return False
-    ranks = launcher.choose_ranks(num_processes, hostfile)
-    if ranks.count == 1 and not ranks.hosts:
-        return False
-    check(ranks.count)
-    code = ranks.run(sys.argv[1:])
-    if code:
-        raise SystemExit(code)
-    return True
-
-
-def require_single_process(command: str) -> None:
-    """Refuse to be one of several ranks."""
-    if this_rank().world_size > 1:
-        raise UserError(
-            f"cofitune {command} is one process and starts ranks by itself where it needs them: type it without "
-            "torchrun, and in a SLURM job without srun (or as one task of it)"
-        )
 
 
 def _show_warning(usual: Callable[..., None], message: Warning | str, category: type[Warning], *place: Any) -> None:

@@ -8,7 +8,7 @@ import socket
 import sys
 import uuid
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +17,7 @@ from cofitune.errors import UserError
 from cofitune.launch.failures import PARENT, tell_failures
 from cofitune.launch.hostfile import Host, Place, follow_parent_signals, read_hostfile, run_hosts
 from cofitune.launch.parent import PARENT_PID
-from cofitune.ranks import this_rank
+from cofitune.ranks import is_launched, this_rank
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,35 @@ def run_ranks(num_processes: int, arguments: Sequence[str], place: Place | None 
         except DistNetworkError as error:
             raise UserError(f"the ranks cannot meet at {config.rdzv_endpoint}: {error}") from error
     return 0
+
+
+def launch_ranks_if_needed(
+    num_processes: int | None, hostfile: Path | None, dry_run: bool, check: Callable[[int], object]
+) -> bool:
+    """Where several ranks are called for and this process is none yet: start them, and say that the work is done.
+
+    `check` (given the number of ranks) finds the user's mistakes here first, where there is one process to say them. A
+    failure ends this process with the ranks' exit code; a rank has said why.
+    """
+    if is_launched() or dry_run:
+        return False
+    ranks = choose_ranks(num_processes, hostfile)
+    if ranks.count == 1 and not ranks.hosts:
+        return False
+    check(ranks.count)
+    code = ranks.run(sys.argv[1:])
+    if code:
+        raise SystemExit(code)
+    return True
+
+
+def require_single_process(command: str) -> None:
+    """Refuse to be one of several ranks."""
+    if this_rank().world_size > 1:
+        raise UserError(
+            f"cofitune {command} is one process and starts ranks by itself where it needs them: type it without "
+            "torchrun, and in a SLURM job without srun (or as one task of it)"
+        )
 
 
 def grant_grace(seconds: int) -> None:

@@ -61,10 +61,7 @@ def export(
             one, or `to` holds something already.
     """
     console = console or Console()
-    if alpha == "auto":
-        check_keep(keep)
-    elif not 0 <= alpha <= 1:
-        raise UserError(f"--alpha {alpha:g}: from 0, the base, to 1, the run; or auto")
+    _check_alpha(alpha, keep)
     folder = run if run.name == "train" else run / "train"
     manifest = read_json(folder / "manifest.json", "trained run (its training manifest)")
     check_trusted(manifest, trust_remote_code)
@@ -89,6 +86,13 @@ def export(
     how = f" at alpha {alpha:g}" if alpha != 1 else ""
     say(console, f"wrote {to}: {name} with {len(delta.tensors)} trained tensors{how}, {parts.dtype_name}")
     return to
+
+
+def _check_alpha(alpha: float | Literal["auto"], keep: float) -> None:
+    if alpha == "auto":
+        check_keep(keep)
+    elif not 0 <= alpha <= 1:
+        raise UserError(f"--alpha {alpha:g}: from 0, the base, to 1, the run; or auto")
 
 
 @dataclass(frozen=True)

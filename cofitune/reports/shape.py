@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,11 +30,11 @@ def shaped(kind: type[T], content: Mapping[str, Any]) -> T:
         raise ValueError(f"{place} is missing" if lacks else f"{place}: {first['msg']}") from None
 
 
-def read_content(path: Path, what: str, form: int) -> dict[str, Any]:
-    """Read a file that says its format.
+def read_shaped(path: Path, what: str, form: int, shape: Callable[[dict[str, Any]], T]) -> T:
+    """Read a file that says its format, and give what `shape` makes of its content.
 
     Raises:
-        ArtifactError: it is missing, damaged, or of another format than `form`.
+        ArtifactError: it is missing, damaged (`shape` raised a ValueError), or of another format than `form`.
     """
     content = read_json(path, what)
     if not isinstance(content, dict):
@@ -44,4 +44,7 @@ def read_content(path: Path, what: str, form: int) -> dict[str, Any]:
             f"{path}: its format is {content.get('format')}, and {form} is what we read; make it again with the "
             f"command that made it (`cofitune {path.parent.name}`), which asks no model anew"
         )
-    return content
+    try:
+        return shape(content)
+    except ValueError as error:
+        raise ArtifactError(f"{path}: this {what} is damaged: {error}") from None

@@ -16,7 +16,7 @@ from cofitune.recipes.search.cost import Measure, cost_lines
 from cofitune.recipes.search.plan import SearchPlan, plan_search
 from cofitune.recipes.search.proxy import Proxy, StartProxy, make_proxy
 from cofitune.recipes.search.repeats import Decision, decide, repeat_leaders
-from cofitune.recipes.search.result import make_result, row_of
+from cofitune.recipes.search.result import Result, make_result, row_of
 from cofitune.recipes.search.trials import Trials
 from cofitune.recipes.trial.executor import TrialExecutor
 from cofitune.reports import figure
@@ -92,13 +92,19 @@ def search(
             decision = _search(plan, rules, trials, store, watching, base)
         winner = decision.result.winner
         result = make_result(plan, store, decision, rules.objective, trials, proxy)
-        write_json(plan.folder / "tree.json", result.tree)
-        path = write_winner(plan.folder, winner, " ".join(result.sentences), plan.identity["model"]["fingerprint"])
-        if figure.can_draw():
-            figure.write_picture(plan.folder, search_picture("search", result.tree))
+        path = _write(plan, winner, result)
     console.print(search_report(result.base, result.rows, winner.id, result.sentences), crop=False)
     say(console, f"{path}: `region: search` in this config trains it")
     return plan.folder
+
+
+def _write(plan: SearchPlan, winner: Trial, result: Result) -> Path:
+    """Write tree.json, the winner's region.yaml, whose path is given, and the plot."""
+    write_json(plan.folder / "tree.json", result.tree)
+    path = write_winner(plan.folder, winner, " ".join(result.sentences), plan.identity["model"]["fingerprint"])
+    if figure.can_draw():
+        figure.write_picture(plan.folder, search_picture("search", result.tree))
+    return path
 
 
 @contextmanager

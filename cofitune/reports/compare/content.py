@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cofitune.errors import ArtifactError
-from cofitune.reports.shape import read_content, shaped
+from cofitune.reports.shape import read_shaped, shaped
 
 FORMAT = 1
 MATCHED = ("versatility", "instruct")  # what is held against the reference's at equal speciality
@@ -144,11 +143,7 @@ class Comparison:
         Raises:
             ArtifactError: it is missing, damaged, or of another format.
         """
-        content = read_content(path, "comparison", FORMAT)
-        try:
-            return cls.of(content)
-        except ValueError as error:
-            raise ArtifactError(f"{path}: this comparison is damaged: {error}") from None
+        return read_shaped(path, "comparison", FORMAT, cls.of)
 
     @property
     def levels(self) -> Iterator[tuple[str, Level]]:

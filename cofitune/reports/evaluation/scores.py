@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cofitune.errors import ArtifactError
-from cofitune.reports.shape import read_content, shaped
+from cofitune.reports.shape import read_shaped, shaped
 
 FORMAT = 2
 CATEGORIES = ("speciality", "gen_kn", "gen_rs", "instruct")
@@ -157,11 +156,7 @@ class Scores:
         Raises:
             ArtifactError: it is missing, damaged, or of another format.
         """
-        content = read_content(path, "evaluation", FORMAT)
-        try:
-            return cls.of(content)
-        except ValueError as error:
-            raise ArtifactError(f"{path}: this evaluation is damaged: {error}") from None
+        return read_shaped(path, "evaluation", FORMAT, cls.of)
 
     @property
     def base(self) -> str:
