@@ -1,4 +1,4 @@
-"""Files of one JSON value a line that grow while a command runs, so that a killed one goes on where it was."""
+"""Files of one JSON value a line that grow while a command runs, so that a killed one continues where it was."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Task(Section):
         "(`exact_match,flexible-extract` names a filter, too); null: the first of these",
     )
     prompt: Literal["chat", "continuation"] = Field(
-        "chat", description="chat: the item is a user's turn; continuation: the answer goes on in the item's own text"
+        "chat", description="chat: the item is a user's turn; continuation: the answer continues in the item's own text"
     )
     answer_field: str | None = Field(
         None, description="key of the right answer(s); null: answers, answer or output; for loss: output first"

@@ -30,7 +30,7 @@ class EvalTask:
         max_new_tokens: length limit of an answer, in tokens.
         stop: strings that end an answer, besides the end-of-turn token.
         limit: items to use, from the top; None: all.
-        prompt: chat: the item is a user's turn; continuation: the answer goes on in the item's own text.
+        prompt: chat: the item is a user's turn; continuation: the answer continues in the item's own text.
         answer_field: the key that holds the right answer(s); None: the kind's own.
         tokenize: words of squad_match, f1, rouge_l and bleu: default | zh.
         on_bad_item: error, or drop: leave out what cannot be asked or judged.

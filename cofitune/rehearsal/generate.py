@@ -171,7 +171,7 @@ def rows_at_once(lengths: Sequence[int]) -> list[list[int]]:
 
 
 def opening_of_user_turn(tokenizer: Any) -> str:
-    """What the chat template writes before a user's text: a model that goes on from there writes a prompt itself.
+    """What the chat template writes before a user's text: a model that continues from there writes a prompt itself.
 
     After Magpie (arXiv 2406.08464), and the start-token samples of CFS (arXiv 2505.13811).
     """

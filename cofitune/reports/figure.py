@@ -1,7 +1,7 @@
 """A plot as a page needs it: SVG that follows the page from light to dark, once wide and once for a phone.
 
 Colours are Okabe and Ito's (2008), which readers with and without colour blindness can tell apart, and a grey, as their
-black is the ink; markers differ too, so that no series hangs on its colour alone.
+black is the ink; markers differ too, so that no series depends on its colour alone.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ therefore measured a few times along its training, and all are compared where th
 - They rank by their drift there (lower is better), by interpolation between the measurements.
 - Trials that made less rank behind them, by the lowest loss they came to. Where no trial gained, all rank so.
 
-The common loss hangs on which trials stand beside each other: those of a level for what is expanded, all finished ones
-for the winner.
+The common loss depends on which trials stand beside each other: those of a level for what is expanded, all finished
+ones for the winner.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The search's memory: one JSON line a part of a trial, appended and fsynced: a killed search goes on where it was.
+"""The search's memory: one JSON line a part of a trial, appended and fsynced: a killed search continues where it was.
 
 `store.json` says what the trials depend on; a search with another identity is refused. The lock keeps a second search
 out while one is writing.
@@ -101,7 +101,7 @@ def open_store(folder: Path, identity: Mapping[str, Any]) -> Store:
     if card.exists():
         made_with = read_json(card, "search store")
         if not isinstance(made_with, dict) or made_with.get("version") != VERSION:
-            raise ArtifactError(f"{card}: this search store is damaged or of another version; --overwrite begins anew")
+            raise ArtifactError(f"{card}: this search store is damaged or of another version; --overwrite starts over")
         changed = differences("", made_with.get("identity"), identity)
         if changed:
             shown = "; ".join(changed[:3]) + ("; …" if len(changed) > 3 else "")
@@ -110,7 +110,7 @@ def open_store(folder: Path, identity: Mapping[str, Any]) -> Store:
                 "choose another output_dir, or --overwrite it"
             )
     elif path.exists():
-        raise ArtifactError(f"{folder}: trials.jsonl has no store.json that says whose it is; --overwrite begins anew")
+        raise ArtifactError(f"{folder}: trials.jsonl has no store.json that says whose it is; --overwrite starts over")
     else:
         write_json(card, {"version": VERSION, "identity": identity})
         write_text(path, "")

@@ -10,7 +10,7 @@ The rules, all ours (the paper's own search order is not known to us):
 - The winner is the best over *all* finished trials that the search reached, so going down never costs it a better
   region further up. Under successive halving (rungs.py) only what was trained to the end is finished.
 - A trial that failed is tried once more when the others of its level have ended, and once in each later call; then the
-  search goes on without it. A level of which nothing finished is skipped: its parents are expanded at the next.
+  search continues without it. A level of which nothing finished is skipped: its parents are expanded at the next.
 - Where the budget leaves no room, the level at hand ends with what fits, and no other is begun.
 """
 

@@ -2,7 +2,7 @@
 
 Decoupled from AdamW, as its weight decay is (Loshchilov and Hutter, arXiv 1711.05101), and not a term of the loss
 (λ/2·‖θ − θ_base‖², Li et al., arXiv 1802.01483): Adam divides a gradient by its own size, so that the penalty's would
-be strongest where the loss's is smallest, and its strength would hang on neither λ nor the distance.
+be strongest where the loss's is smallest, and its strength would depend on neither λ nor the distance.
 
 An Adam step moves a weight by the rate at most, about, so that under λ it comes to rest within about 1/λ of the base.
 """

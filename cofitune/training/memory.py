@@ -42,7 +42,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Footprint:
-    """A run by what its memory hangs on.
+    """A run by what its memory depends on.
 
     Attributes:
         max_length: tokens of the longest item.

@@ -3,7 +3,7 @@
     scripts/bench/fuzz --inputs 1000 --out scripts/bench/results/fuzz.md
 
 Each input follows from the seed, its target and its number, so that `--only TARGET:NUMBER` repeats one by itself. What
-was done stands in a file of JSON lines (`--log`); called again, the same command goes on where it ended.
+was done stands in a file of JSON lines (`--log`); called again, the same command continues where it ended.
 """
 
 from __future__ import annotations

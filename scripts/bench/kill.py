@@ -103,7 +103,7 @@ def live_and_die(config: Path, output: Path, draw: random.Random, resumed_from: 
             one.kill()
         process.wait(SECONDS)
         psutil.wait_procs(ranks, timeout=SECONDS)
-    said = re.search(r"going on after step (\d+)", log.read_text())
+    said = re.search(r"continuing after step (\d+)", log.read_text())
     if (int(said[1]) if said else 0) != resumed_from:
         problems.append(f"resumed after step {said and said[1]}, not {resumed_from}")
     reached = len(records(output / "train"))

@@ -309,7 +309,7 @@ def model_flops(job: Job, plan: Any, adapt: Callable[[Any], Any]) -> int | None:
 
 
 def random_factors(plan: Any) -> dict[str, Any]:
-    """A soft mask of random importance on all that is trained: its cost does not hang on the values."""
+    """A soft mask of random importance on all that is trained: its cost does not depend on the values."""
     import torch
 
     from cofitune.importance_file import UNIT_KINDS, unit_counts

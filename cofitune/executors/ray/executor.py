@@ -209,7 +209,7 @@ class RayExecutor:
             elif now - self._without_since > SECONDS_WITHOUT_NODES:
                 minutes = f"{SECONDS_WITHOUT_NODES / 60:g} minutes"
                 raise UserError(
-                    f"{error}; none came in {minutes}. What was done is kept: type it again to go on"
+                    f"{error}; none came in {minutes}. What was done is kept: type it again to continue"
                 ) from None
             return
         self._without_since = None

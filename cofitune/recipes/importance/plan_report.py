@@ -37,4 +37,4 @@ def print_plan(plan: ImportancePlan, rank: Rank, console: Console) -> None:
     files = ("importance.safetensors", "scores.safetensors", "spread.csv", *pictures, "manifest.json", "config.yaml")
     say(console, f"writes   {plan.folder}/: {', '.join(files)}")
     if plan.interrupted:
-        say(console, "goes on  from the sums of an interrupted computation")
+        say(console, "continues from the sums of an interrupted computation")

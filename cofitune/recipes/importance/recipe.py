@@ -86,7 +86,7 @@ def importance(
         return plan.folder
     if not (overwrite or plan.interrupted) and (plan.folder / "manifest.json").is_file():
         check_finished(plan)
-        message = f"{plan.folder} is finished already, with this config and this data (--overwrite makes it anew)"
+        message = f"{plan.folder} is finished already, with this config and this data (--overwrite makes it again)"
         say(console, message)
         return plan.folder
     print_account(console, plan.account)
@@ -121,7 +121,7 @@ def _take_away_finished(plan: ImportancePlan) -> None:
 def _estimate(plan: ImportancePlan, rank: Rank, console: Console) -> Scores:
     """Load the model and run this rank's share of the micro-batches under a progress bar.
 
-    Its sums are saved on the way; an interrupted run goes on from them if nothing that they depend on has changed.
+    Its sums are saved on the way; an interrupted run continues from them if nothing that they depend on has changed.
     """
     device, config = device_of(rank), plan.config
     # what fits one rank's device may not fit another's
@@ -130,7 +130,7 @@ def _estimate(plan: ImportancePlan, rank: Rank, console: Console) -> Scores:
     path = sums_path(plan.partial, rank.rank, rank.world_size, sharded)
     sums = load_sums(path, identity) or no_sums(plan.anatomy)
     if sums.micro_batches:
-        say(console, f"going on after {sums.micro_batches} micro-batches of an interrupted run")
+        say(console, f"continuing after {sums.micro_batches} micro-batches of an interrupted run")
     if sharded:
         say(console, f"{rank.world_size} ranks share the weights (ZeRO-3)")
     total = len(range(rank.rank, plan.num_micro_batches, rank.world_size))

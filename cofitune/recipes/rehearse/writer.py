@@ -105,7 +105,7 @@ class Writer:
         mine = [n for n in numbers if n % self._world.world_size == self._world.rank]
         done = self._partial.done(stage, numbers)
         if done and self._world.rank == 0:
-            say(self._console, f"going on after {done} of {len(batches)} batches of {stage}")
+            say(self._console, f"continuing after {done} of {len(batches)} batches of {stage}")
         left = [n for n in mine if not self._partial.has(stage, n)]
         with CountProgress(self._console, stage, sum(len(batches[n - first]) for n in mine)) as progress:
             progress.advance(sum(len(batches[n - first]) for n in mine if n not in left))

@@ -90,7 +90,7 @@ class Trials:
         return self._plan.folder / "trials" / trial
 
     def _request(self, job: Job) -> TrialRequest:
-        """Make the trial's folder ready: empty, unless it goes on where it paused, and with the base's answers."""
+        """Make the trial's folder ready: empty, unless it continues where it paused, and with the base's answers."""
         folder = self._folder(job.id)
         if not self._store.resume_step(job.id, job.stop_step or self._steps):
             shutil.rmtree(folder, ignore_errors=True)  # what a killed or failed attempt left

@@ -88,7 +88,7 @@ class TrainPlan:
 
     @property
     def footprint(self) -> Footprint:
-        """What the run's memory hangs on."""
+        """What the run's memory depends on."""
         return Footprint(
             anatomy=self.anatomy,
             region=self.region,
@@ -121,7 +121,7 @@ def plan_train(
     """Resolve a run and find every mistake of the user's in it.
 
     A dry run also plans a model of which only config.json is at hand: it says what is missing, and leaves unknown what
-    hangs on it.
+    depends on it.
 
     Args:
         world_size: ranks that will train.

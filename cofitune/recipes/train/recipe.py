@@ -93,13 +93,13 @@ def check(
         UserError: the run is impossible, or was trained from other contents than the config's files have now.
     """
     if resume and overwrite:
-        raise UserError("--resume goes on with a training and --overwrite starts it again: give one of them")
+        raise UserError("--resume continues a training and --overwrite starts it again: give one of them")
     finished = (config.run / "train" / "manifest.json").is_file()
     reached = None if finished or overwrite else newest_readable(config.run / "train")
     folder = check_folder(config, "train", overwrite, resumes=resume and reached is not None)
     if reached is not None and not (resume or dry_run):
         raise UserError(
-            f"{folder} holds a checkpoint of step {reached.step}; --resume goes on from it, --overwrite starts again"
+            f"{folder} holds a checkpoint of step {reached.step}; --resume continues from it, --overwrite starts again"
         )
     plan = plan_train(config, ranks, dry_run)
     if finished and not overwrite:

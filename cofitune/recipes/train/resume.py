@@ -134,7 +134,7 @@ def find_checkpoint(plan: TrainPlan, console: Console) -> Checkpoint | None:
         tell(f"resume: {plan.folder} holds no whole checkpoint, so from the beginning")
         return None
     check_resume(plan, result)
-    tell(f"resume: going on after step {result.step} ({result.folder})")
+    tell(f"resume: continuing after step {result.step} ({result.folder})")
     return result
 
 

@@ -211,4 +211,4 @@ class Saver:
         """What a message about a training that ended early says of the way back."""
         if not self._last:
             return "no checkpoint was written before"
-        return f"the state after step {self._last} is in {self._folder}; --resume goes on from it"
+        return f"the state after step {self._last} is in {self._folder}; --resume continues from it"

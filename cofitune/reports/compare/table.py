@@ -66,7 +66,7 @@ def sentences(content: Comparison) -> Iterator[str]:
     if partial := content.partial:
         yield (
             f"PARTIAL: {partial.done} of {partial.runs} runs; missing: {', '.join(partial.missing)}. "
-            "The same command goes on"
+            "The same command continues"
         )
     for run in content.runs:
         if run.status == "failed":

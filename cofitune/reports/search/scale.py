@@ -46,7 +46,7 @@ class Scale:
         )
 
     def brief(self, row: Row, base: Row | None) -> str:
-        """What a line has room for: the unified score; or loss and drift, since what decides hangs on all trials."""
+        """What a line has room for: the unified score; or loss and drift, since what decides depends on all trials."""
         if self is SCORES:
             return self.cells(row, base)[2]
         speciality, versatility, _ = self.cells(row, base)

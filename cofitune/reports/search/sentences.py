@@ -101,7 +101,7 @@ def untried_sentence(reason: str | None, regions: Sequence[Region], levels: Sequ
     missing = [f"{_some(regions)} not trained to the end"] if regions else []
     missing += [f"not begun: {'; '.join(levels)}"] if levels else []
     left = "; ".join(missing)
-    return f"{reason} ended the search, and this is the best so far ({left}). With a larger one it goes on from here."
+    return f"{reason} ended the search, and this is the best so far ({left}). With a larger one it continues from here."
 
 
 def pruned_sentence(regions: Sequence[Region]) -> str | None:

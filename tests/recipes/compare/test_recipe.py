@@ -127,7 +127,7 @@ def test_a_killed_comparison_resumes_whole_and_then_trains_nothing(config: dict[
 
     output = compare_here(config)
     log = (first / "train.log").read_text()
-    assert f"resume: going on after step {int(checkpoints[-1].removeprefix('step-'))}" in log
+    assert f"resume: continuing after step {int(checkpoints[-1].removeprefix('step-'))}" in log
     content = json.loads((folder / "compare.json").read_text())
     assert {r["run"]: r["status"] for r in content["runs"]} == {
         "full-0.001-seed1234": "done", "full-0.02-seed1234": "done", "lora-0.01-seed1234": "done",

@@ -245,7 +245,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
     console = quiet()
     assert importance(read(made, *overrides), console=console) == folder
     assert seen == [2]
-    assert "going on after 2 micro-batches" in console.export_text()
+    assert "continuing after 2 micro-batches" in console.export_text()
     for file in ("scores.safetensors", "importance.safetensors"):
         assert sha256_file(folder / file) == sha256_file(whole / file)
     assert not (folder / "partial").exists()
@@ -269,9 +269,9 @@ def test_a_killed_overwrite_goes_on_whichever_way_it_is_called(made: Path, again
         assert "finished already" in console.export_text()
     console = quiet()
     importance(read(made, again), overwrite=overwrite, dry_run=True, console=console)
-    assert "goes on  from the sums of an interrupted computation" in console.export_text()
+    assert "continues from the sums of an interrupted computation" in console.export_text()
     importance(read(made, again), overwrite=overwrite, console=console)
-    assert "going on after 2 micro-batches" in console.export_text()
+    assert "continuing after 2 micro-batches" in console.export_text()
     for file in ("scores.safetensors", "importance.safetensors"):
         assert sha256_file(folder / file) == sha256_file(whole / file)
     assert not (folder / "partial").exists() and set(finished) == {p.name for p in folder.iterdir()}
@@ -291,7 +291,7 @@ def test_sums_of_other_ranks_let_no_finished_folder_be_replaced(made: Path) -> N
             importance(read(made, "importance.seed=2"), dry_run=dry_run, console=quiet())
     console = quiet()
     importance(read(made, "importance.seed=2"), dry_run=True, ranks=2, console=console)
-    assert "goes on  from the sums" in console.export_text()
+    assert "continues from the sums" in console.export_text()
     assert {p.name: sha256_file(p) for p in folder.iterdir() if p.is_file()} == finished
 
 
@@ -310,10 +310,10 @@ def test_overwrite_begins_anew_and_a_crash_while_writing_loses_no_sums(
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="no room"):
         patch.setattr(recipe, "_draw", refuse)
         importance(settings, overwrite=True, console=console)
-    assert "going on" not in console.export_text()
+    assert "continuing after" not in console.export_text()
     assert not (folder / "manifest.json").exists() and not (folder / "old.png").exists()
     importance(settings, console=console)
-    assert "going on after 3 micro-batches" in console.export_text()
+    assert "continuing after 3 micro-batches" in console.export_text()
     assert json.loads((folder / "manifest.json").read_text())["seed"] == 3
 
 

@@ -182,7 +182,7 @@ def test_a_killed_run_goes_on_to_the_bits_of_a_whole_one(
                 assert not (place.folder / "run/rehearsal/manifest.json").exists()
             else:
                 place.run(**drawn)
-                assert "going on after 5 of 6 batches of answers" in place.said
+                assert "continuing after 5 of 6 batches of answers" in place.said
             assert asked == expected
     assert contents(place.folder / "run") == contents(place.folder / "whole")
     assert not (place.folder / "run/rehearsal/partial").exists()
@@ -205,7 +205,7 @@ def test_answers_to_other_prompts_are_not_gone_on_from(place: Place, monkeypatch
     place.write("prompts", [{"prompt": f"Name {word}."} for word in WORDS])
     asked = kill_after(monkeypatch, 99)
     result = place.run()
-    assert asked == list(range(6)) and "going on" not in place.said
+    assert asked == list(range(6)) and "continuing after" not in place.said
     assert [item.messages[-1]["content"] for item in result.items] == [f"Name {word}." for word in WORDS]
 
 
@@ -604,7 +604,7 @@ def test_under_vllm_a_killed_reading_writes_no_prompt_or_answer_again(
     order.clear()
     result = place.run(self_prompted=3)
     assert order == ["base"] and len(result.items) == 14
-    assert "going on after 3 of 7 batches of answers" in place.said
+    assert "continuing after 3 of 7 batches of answers" in place.said
 
 
 @pytest.mark.parametrize(

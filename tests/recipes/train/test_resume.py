@@ -77,7 +77,7 @@ def test_a_signal_ends_a_training_and_resume_gives_the_same_bits(
     ]  # fmt: skip
     assert not (folder / "train" / "manifest.json").exists()
     assert run_train(monkeypatch, config, "--resume") == 0
-    assert "resume: going on after step 4" in capsys.readouterr().out
+    assert "resume: continuing after step 4" in capsys.readouterr().out
     assert same_tensors(read_delta(folder), read_delta(whole))
     one, other = read_manifest(folder), read_manifest(whole)
     for what in ("steps", "first_loss", "last_loss", "tokens", "trained_sha256", "frozen_sha256"):
@@ -125,7 +125,7 @@ def test_a_checkpoint_is_never_passed_over_unasked(
     assert "holds no whole checkpoint, so from the beginning" in capsys.readouterr().out
     shared_runs.interrupted(monkeypatch, config)
     assert run_train(monkeypatch, config) == 2
-    assert "holds a checkpoint of step 4; --resume goes on from it, --overwrite starts" in capsys.readouterr().err
+    assert "holds a checkpoint of step 4; --resume continues from it, --overwrite starts" in capsys.readouterr().err
     assert run_train(monkeypatch, config, "--resume", "--overwrite") == 2
     assert "give one of them" in capsys.readouterr().err
     assert run_train(monkeypatch, config, "--overwrite") == 0
@@ -188,7 +188,7 @@ def test_a_damaged_checkpoint_is_found_and_the_one_before_is_used(
     capsys.readouterr()
     assert run_train(monkeypatch, config, "--resume") == 0
     output = capsys.readouterr().out
-    assert message in output and "resume: going on after step 3" in output
+    assert message in output and "resume: continuing after step 3" in output
     assert same_tensors(read_delta(config["output_dir"]), read_delta(whole))
 
 

@@ -86,7 +86,7 @@ def test_the_sentences_claim_what_the_intervals_do_and_no_more(content: dict[str
     content["partial"] = {"runs": 3, "done": 2, "missing": ["late"]}
     content["runs"] = [{"run": "late", "status": "failed", "reason": "it diverged"}]
     output = list(sentences(Comparison.of(content)))
-    assert output[0] == "PARTIAL: 2 of 3 runs; missing: late. The same command goes on"
+    assert output[0] == "PARTIAL: 2 of 3 runs; missing: late. The same command continues"
     assert output[1] == "failed: late: it diverged"
     assert "no method is told apart from full at matched speciality: every interval contains 0" in output
     assert any(line.startswith("points by method: full 2, mask 1;") for line in output)
