@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -262,10 +262,7 @@ def export(
     launcher.require_single_process("export")
     if dtype not in (None, "float32", "bfloat16"):
         raise UserError(f"--dtype {dtype}: must be float32 or bfloat16")
-    try:
-        requested = as_alpha(alpha)
-    except ValueError as error:
-        raise UserError(f"--alpha {error}") from None
+    requested = _alpha(alpha)
     if keep is not None and requested != "auto":
         raise UserError(f"--keep {keep:g}: says how --alpha auto chooses; leave it out, or ask for --alpha auto")
     from cofitune.recipes import export as recipe
@@ -279,6 +276,46 @@ def export(
         alpha=requested,
         keep=enough,
         overwrite=overwrite,
+        trust_remote_code=trust_remote_code,
+        console=_console(),
+    )
+
+
+@app.command()
+def chat(
+    model: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run (a config's output_dir), a model folder, or a hub name.")
+    ],
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="Answer this and end. May be repeated: a conversation each.")
+    ] = None,
+    alpha: Annotated[
+        str, typer.Option(metavar="ALPHA|auto", help="How much of its training the run has, as in `cofitune export`.")
+    ] = "1",
+    base_only: Annotated[bool, typer.Option("--base-only", help="The base alone answers.")] = False,
+    run_only: Annotated[bool, typer.Option("--run-only", help="The run alone answers.")] = False,
+    system: Annotated[str | None, typer.Option(help="A system turn that opens every conversation.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, at most.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy decoding; above, answers are sampled.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of sampled answers; base and run have the same.")] = 1234,
+    base: Annotated[str | None, typer.Option(help="Where the base model is now, if it has moved.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that the base's folder brings along.")
+    ] = False,
+) -> None:
+    """Talk with the base and the run, side by side: what was learnt, and what was lost."""
+    launcher.require_single_process("chat")
+    if base_only and run_only:
+        raise UserError("--base-only and --run-only: give one; without either both answer")
+    from cofitune.recipes.chat import recipe
+
+    recipe.chat(
+        model,
+        prompt or (),
+        base=base,
+        alpha=_alpha(alpha),
+        only="base" if base_only else "run" if run_only else None,
+        options=recipe.ChatOptions(max_new_tokens, temperature, seed, system),
         trust_remote_code=trust_remote_code,
         console=_console(),
     )
@@ -365,6 +402,13 @@ def _load(path: Path, overrides: list[str] | None = None) -> Config:
     config = load_config(path, overrides)
     begin_day(config.run)
     return config
+
+
+def _alpha(text: str) -> float | Literal["auto"]:
+    try:
+        return as_alpha(text)
+    except ValueError as error:
+        raise UserError(f"--alpha {error}") from None
 
 
 def _console() -> Console:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
 
 from cofitune.data.batches import collate
 from cofitune.data.chat import IGNORED, Example
@@ -51,9 +52,11 @@ class Generator(Protocol):
 class TransformersGenerator:
     """Hugging Face's `generate`."""
 
-    def __init__(self, model: PreTrainedModel, ends: Sequence[int], pad_token_id: int) -> None:
-        """`ends`: the tokens that end an answer."""
-        self._model, self._ends, self._pad = model, sorted(ends), pad_token_id
+    def __init__(
+        self, model: PreTrainedModel, ends: Sequence[int], pad_token_id: int, streamer: BaseStreamer | None = None
+    ) -> None:
+        """`ends`: the tokens that end an answer; `streamer`: is told of each token of a single prompt's answer."""
+        self._model, self._ends, self._pad, self._streamer = model, sorted(ends), pad_token_id, streamer
 
     def __call__(self, prompts: Sequence[Sequence[int]], sampling: Sampling, number: int) -> list[Answer]:
         model, width = self._model, max(map(len, prompts))
@@ -71,7 +74,11 @@ class TransformersGenerator:
         try:
             with torch.inference_mode():
                 out = model.generate(
-                    input_ids=ids, attention_mask=mask, max_new_tokens=sampling.max_new_tokens, use_cache=True
+                    input_ids=ids,
+                    attention_mask=mask,
+                    max_new_tokens=sampling.max_new_tokens,
+                    use_cache=True,
+                    streamer=self._streamer,
                 )
         finally:
             model.generation_config = before
