@@ -1,7 +1,7 @@
 """The base answers: a batch of prompts each time, and how likely it finds each token of what it wrote.
 
 A batch is the same on any number of ranks and whatever ran before it: its sampling is seeded by its own number, so that
-an interrupted rehearsal goes on to the bits of an uninterrupted one.
+an interrupted rehearsal continues to the bits of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from cofitune.data.batches import collate
@@ -59,6 +59,32 @@ class TransformersGenerator:
         self._model, self._ends, self._pad, self._streamer = model, sorted(ends), pad_token_id, streamer
 
     def __call__(self, prompts: Sequence[Sequence[int]], sampling: Sampling, number: int) -> list[Answer]:
+        return self._generate(prompts, sampling, number, LogitsProcessorList())
+
+    def gives_probabilities(self, sampling: Sampling) -> bool:
+        """Whether `with_probabilities` stands for `store_probabilities`: greedy decoding in float32.
+
+        Sampling changes the logits before they are seen here, and a half precision rounds a step with a cache otherwise
+        than the pass over a whole answer that training makes.
+        """
+        return sampling.temperature == 0 and self._model.dtype == torch.float32
+
+    def with_probabilities(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, number: int, k: int
+    ) -> tuple[list[Answer], TopK, Tensor]:
+        """Greedy answers to a batch, with the probabilities that each step came to anyway: no second pass.
+
+        Returns:
+            The answers, and what `store_probabilities` gives for them, equal but for rounding.
+        """
+        recorder = _Recorder(k)
+        answers = self._generate(prompts, sampling, number, LogitsProcessorList([recorder]))
+        top_k, own = recorder.of([len(answer.ids) for answer in answers])
+        return answers, top_k, own
+
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, number: int, processors: LogitsProcessorList
+    ) -> list[Answer]:
         model, width = self._model, max(map(len, prompts))
         ids = torch.tensor([[self._pad] * (width - len(p)) + list(p) for p in prompts], device=model.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
@@ -79,10 +105,37 @@ class TransformersGenerator:
                     max_new_tokens=sampling.max_new_tokens,
                     use_cache=True,
                     streamer=self._streamer,
+                    logits_processor=processors,
                 )
         finally:
             model.generation_config = before
         return [cut(row, self._ends) for row in out[:, width:].tolist()]
+
+
+class _Recorder:
+    """A logits processor that keeps the probabilities of each greedy step, and changes nothing."""
+
+    def __init__(self, k: int) -> None:
+        self._k = k
+        self._steps: list[TopK] = []
+        self._own: list[Tensor] = []  # the likeliest entry's, which greedy decoding takes
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        stored = top_k_of(scores, self._k)
+        likeliest = stored if self._k else top_k_of(scores, 1)
+        self._own.append(likeliest.log_probs[:, 0].cpu())
+        self._steps.append(TopK(stored.indices.cpu(), stored.log_probs.cpu(), stored.rest.cpu()))
+        return scores
+
+    def of(self, lengths: Sequence[int]) -> tuple[TopK, Tensor]:
+        """The first tokens of each row, as many as its answer has, row after row."""
+        indices, log_probs, rest = (
+            torch.stack([getattr(step, name) for step in self._steps], dim=1)
+            for name in ("indices", "log_probs", "rest")
+        )
+        own = torch.stack(self._own, dim=1)  # all [rows, steps, …]
+        parts = [TopK(indices[r, :n], log_probs[r, :n], rest[r, :n]) for r, n in enumerate(lengths)]
+        return TopK.chain(parts), torch.cat([own[r, :n] for r, n in enumerate(lengths)])
 
 
 class VllmGenerator:

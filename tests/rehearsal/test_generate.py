@@ -132,6 +132,27 @@ def test_stored_probabilities_are_those_of_each_text_read_alone(model: Any) -> N
         torch.testing.assert_close(top_k.rest.double().exp(), others, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("k", [0, 5, 60])
+def test_probabilities_of_the_generation_are_those_of_a_second_pass(model: Any, k: int) -> None:
+    free = [slow_greedy(model, p, 12, set()).ids for p in PROMPTS]
+    generate = TransformersGenerator(model, (free[0][4], free[2][2]), PAD)  # some end early and some are cut
+    answers, top_k, own = generate.with_probabilities(PROMPTS, Sampling(12), 0, k)
+    assert answers == generate(PROMPTS, Sampling(12), 0)
+    expected, expected_own = store_probabilities(model, PROMPTS, answers, k, PAD)
+    torch.testing.assert_close(own, expected_own, atol=1e-5, rtol=0)
+    assert top_k.indices.shape == expected.indices.shape and top_k.indices.dtype == torch.int32
+    assert torch.equal(top_k.indices[:, : min(k, 5)], expected.indices[:, : min(k, 5)])
+    torch.testing.assert_close(top_k.log_probs, expected.log_probs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(top_k.rest.exp(), expected.rest.exp(), atol=1e-5, rtol=0)
+
+
+def test_only_greedy_float32_answers_need_no_second_pass(model: Any) -> None:
+    assert TransformersGenerator(model, (1,), PAD).gives_probabilities(Sampling(9))
+    assert not TransformersGenerator(model, (1,), PAD).gives_probabilities(Sampling(9, temperature=0.7))
+    half = type(model)(model.config).to(torch.bfloat16)
+    assert not TransformersGenerator(half, (1,), PAD).gives_probabilities(Sampling(9))
+
+
 def test_many_tokens_are_read_in_groups_and_stored_in_order(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = TransformersGenerator(model, (1,), PAD)(PROMPTS, Sampling(9), 0)
     at_once = store_probabilities(model, PROMPTS, answers, 4, PAD)

@@ -119,12 +119,18 @@ class Writer:
     def _answer_batch(
         self, stage: str, prompts: Sequence[Sequence[int]], sampling: Sampling, number: int, with_top_k: int | None
     ) -> AnsweredBatch:
-        written = self._partial.has("written", number) and stage == "answers"
-        answers = (
-            self._partial.get("written", number).answers
-            if written
-            else self._get_generator()(prompts, sampling, number)
-        )
+        if stage == "answers" and self._partial.has("written", number):
+            answers: Sequence[Answer] = self._partial.get("written", number).answers
+        else:
+            generator = self._get_generator()
+            if (
+                with_top_k is not None
+                and isinstance(generator, TransformersGenerator)
+                and generator.gives_probabilities(sampling)
+            ):
+                answers, top_k, log_probs = generator.with_probabilities(prompts, sampling, number, with_top_k)
+                return AnsweredBatch(tuple(answers), top_k, log_probs)
+            answers = generator(prompts, sampling, number)
         if with_top_k is None:
             return AnsweredBatch(tuple(answers), no_tokens(0), torch.empty(0))
         pad = self._plan.base.tokenizer.pad_token_id if self._plan.base.tokenizer else 0

@@ -84,11 +84,13 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> list[int]:
     asked: list[int] = []
 
     class Killed(TransformersGenerator):
-        def __call__(self, prompts: Sequence[Sequence[int]], sampling: Sampling, number: int) -> list[Answer]:
+        def _generate(
+            self, prompts: Sequence[Sequence[int]], sampling: Sampling, number: int, processors: Any
+        ) -> list[Answer]:
             if len(asked) == batches:
                 raise KeyboardInterrupt
             asked.append(number)
-            return super().__call__(prompts, sampling, number)
+            return super()._generate(prompts, sampling, number, processors)
 
     monkeypatch.setattr(writer, "TransformersGenerator", Killed)
     return asked
@@ -99,6 +101,9 @@ def script(monkeypatch: pytest.MonkeyPatch, place: Place, texts: Any) -> None:
     tokenizer = AutoTokenizer.from_pretrained(place.model)
 
     class Scripted(TransformersGenerator):
+        def gives_probabilities(self, sampling: Sampling) -> bool:
+            return False  # of what a script says: the base reads it in a second pass
+
         def __call__(self, prompts: Sequence[Sequence[int]], sampling: Sampling, number: int) -> list[Answer]:
             results = []
             for index, prompt in enumerate(prompts):
@@ -555,6 +560,9 @@ def under_vllm(monkeypatch: pytest.MonkeyPatch, place: Place) -> list[str]:
             assert (model, revision, dtype, max_length) == (str(place.model), None, "float32", 512)
             super().__init__(AutoModelForCausalLM.from_pretrained(model).eval(), ends, 1)
             order.append("vllm")
+
+        def gives_probabilities(self, _: Sampling) -> bool:
+            return False  # vLLM gives text alone
 
         def __call__(self, *raw: Any) -> list[Answer]:
             order.append("written")
