@@ -41,7 +41,7 @@ def test_an_override_of_odd_bytes_is_a_message(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("model: {name: m}\noutput_dir: o\n")
     done = run(str(tmp_path / "c.yaml"), b"train.[b]\xff=1")
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "override: train.[b]\\udcff: is a key that no text can hold" in done.stderr
+    assert "override 'train.[b]\\udcff=1': train.[b]\\udcff: is a key that no text can hold" in done.stderr
 
 
 def test_the_seeds_of_a_search_may_be_typed(tmp_path: Path, tiny_model_folder: Path) -> None:

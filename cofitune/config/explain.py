@@ -78,7 +78,12 @@ def unusable_values(value: Any, place: Place = ()) -> Iterator[tuple[Place, str]
 
 def tell_unusable(unusable: list[tuple[Place, str]], sources: dict[Place, str], elsewhere: str) -> list[str]:
     """A sentence for each of the values that `unusable_values` has found."""
-    return [f"{sources.get(place) or elsewhere}: {dotted(place)}: {why}" for place, why in unusable]
+    return [f"{source_of(place, sources) or elsewhere}: {dotted(place)}: {why}" for place, why in unusable]
+
+
+def source_of(place: Place, sources: dict[Place, str]) -> str | None:
+    """Where a place was written: itself, or else the nearest that holds it; None: nowhere."""
+    return next((sources[place[:end]] for end in range(len(place), 0, -1) if place[:end] in sources), None)
 
 
 def dotted(place: Place) -> str:
@@ -115,7 +120,7 @@ def _worth_saying(item: Any, data: dict[str, Any]) -> bool:
 def _sentence(item: Any, data: dict[str, Any], sources: dict[Place, str], elsewhere: str) -> str:
     """One sentence for one pydantic error: where, what was given, what is accepted."""
     place = _real_place(item["loc"], data)
-    where = f"{sources.get(place) or elsewhere}: {dotted(place)}"
+    where = f"{source_of(place, sources) or elsewhere}: {dotted(place)}"
     kind, context = item["type"], item.get("ctx") or {}
     if kind == "extra_forbidden":
         known = _fields_at(place[:-1])

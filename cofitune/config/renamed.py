@@ -18,7 +18,9 @@ class RenamedKeyWarning(UserWarning):
     """A config names a key as an earlier version did."""
 
 
-def rename_keys(data: dict[str, Any], sources: dict[Place, str], overridden: set[Place], elsewhere: str) -> list[str]:
+def rename_keys(
+    data: dict[str, Any], sources: dict[Place, str], overridden: dict[Place, str], elsewhere: str
+) -> list[str]:
     """Give old keys their new names, in place, and warn of each.
 
     An override goes before the file, whichever of the two names it uses.
@@ -26,7 +28,7 @@ def rename_keys(data: dict[str, Any], sources: dict[Place, str], overridden: set
     Args:
         data: a config, or some of its sections, as read.
         sources: file:line of each place in it; moved along.
-        overridden: places that an override has set; moved along.
+        overridden: place → the override that wrote it; moved along.
         elsewhere: names the place in messages where `sources` does not.
 
     Returns:
@@ -35,7 +37,7 @@ def rename_keys(data: dict[str, Any], sources: dict[Place, str], overridden: set
     problems = []
     for place, section, old, new in _old_keys(data):
         there, here = (*place, old), (*place, new)
-        where = "override" if there in overridden else sources.get(there, elsewhere)
+        where = overridden.get(there) or sources.get(there, elsewhere)
         value = section.pop(old)
         names = ".".join(map(str, there)), ".".join(map(str, here))
         if new in section and (there in overridden) == (here in overridden):
@@ -46,7 +48,7 @@ def rename_keys(data: dict[str, Any], sources: dict[Place, str], overridden: set
             continue
         section[new] = value
         if there in overridden:
-            overridden.add(here)
+            overridden[here] = overridden[there]
         if there in sources:
             sources[here] = sources[there]
     return problems

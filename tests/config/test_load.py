@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from cofitune.config.load import dump_config, load_config, parse_value
+from cofitune.config.load import dump_config, load_config
+from cofitune.config.override import parse_value
 from cofitune.config.schema import Config, Region
 from cofitune.errors import ConfigError
 
@@ -122,7 +123,7 @@ def test_the_last_of_two_overrides_wins(write: Any) -> None:
         ("data.train.7.path=x", "data.train.7 is no section"),
         ("data.train.7=x", "data.train is a list of 1"),
         ("train.learning_rat=1", "unknown key; did you mean 'learning_rate'?"),
-        ("train.learning_rate=fast", "override: train.learning_rate: "),
+        ("train.learning_rate=fast", "override 'train.learning_rate=fast': train.learning_rate: "),
         ("output_dir.name=x", "output_dir"),
     ],
 )

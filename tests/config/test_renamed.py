@@ -53,7 +53,7 @@ def test_both_names_of_one_setting_are_refused(tmp_path: Path) -> None:
         ConfigError, match=r"train\.keep_last is an old name of train\.save_total_limit, which is given"
     ):
         load_config(path)
-    with pytest.raises(ConfigError, match=r"override: train\.keep_last is an old name"):
+    with pytest.raises(ConfigError, match=r"override 'train\.keep_last=5': train\.keep_last is an old name"):
         load_config(write(tmp_path), ["train.keep_last=5", "train.save_total_limit=3"])
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from cofitune.config.load import dump_config, load_config, parse_value
+from cofitune.config.load import dump_config, load_config
+from cofitune.config.override import parse_value
 from cofitune.errors import ConfigError
 
 SMALLEST = "model: {name: some/model}\noutput_dir: runs/x\n"
@@ -86,7 +87,10 @@ def test_what_a_config_cannot_hold_has_its_line(tmp_path: Path, text: str, place
 
 
 def test_an_empty_output_dir_is_refused(tmp_path: Path) -> None:
-    assert "override: output_dir: must not be empty (given: '')" in problems(tmp_path, "", "output_dir=''")[0]
+    assert (
+        "override 'output_dir=''': output_dir: must not be empty (given: '')"
+        in problems(tmp_path, "", "output_dir=''")[0]
+    )
 
 
 def test_an_alias_bomb_ends_at_once(tmp_path: Path) -> None:
@@ -168,7 +172,10 @@ def test_messages_are_in_our_words(tmp_path: Path, text: str, message: str) -> N
         ("train.seed={{ x }}", "the value is not valid YAML"),
         ("train.seed=!foo 1", "the value is not valid YAML: a config has no tags"),
         (".".join("a" * 200) + "=1", "no setting lies 200 deep"),
-        ("train.seed=18446744073709551616", "override: train.seed: must be a whole number below 2^63"),
+        (
+            "train.seed=18446744073709551616",
+            "override 'train.seed=18446744073709551616': train.seed: must be a whole number below 2^63",
+        ),
     ],
 )
 def test_an_odd_override_is_one_message(tmp_path: Path, override: str, message: str) -> None:
