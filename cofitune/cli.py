@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from cofitune import __version__
+from cofitune import __version__, cli_setup
+from cofitune.cli_group import Commands
 from cofitune.config.day import begin_day
 from cofitune.config.eval import KEEP, as_alpha
 from cofitune.config.load import load_config
@@ -33,8 +34,8 @@ from cofitune.ranks import Rank, this_rank
 app = typer.Typer(
     name="cofitune",
     help="Teach a large language model a speciality without making it forget.",
+    cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -331,6 +332,11 @@ def report(
     from cofitune.recipes.report import recipe
 
     recipe.report(place, to, console=_console())
+
+
+app.add_typer(cli_setup.config_app, name="config")
+app.command(name="list")(cli_setup.list_)
+app.command()(cli_setup.env)
 
 
 @app.command(name="_worker", hidden=True)

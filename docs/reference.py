@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import typer.main
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
 
 from cofitune.cli import app
 from cofitune.config.schema import Config
@@ -20,6 +22,13 @@ Schema = dict[str, Any]
 MARK = re.compile(r"<!-- reference: (config|cli) -->")
 FILE_LINK = re.compile(r"\]\((\.\./[^)#]+\.md)\)")
 BOUNDS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
+
+
+class _Resolved(GenerateJsonSchema):
+    """What a key holds in the end; the shorthands that editors accept, too, would make the tables hard to read."""
+
+    def function_before_schema(self, schema: core_schema.BeforeValidatorFunctionSchema) -> JsonSchemaValue:
+        return self.generate_inner(schema["schema"])
 
 
 def fill_in(page: str) -> str:
@@ -32,7 +41,7 @@ def fill_in(page: str) -> str:
 
 def config_reference() -> str:
     """Markdown: a table a section, a row a key, from the pydantic schema."""
-    schema = Config.model_json_schema()
+    schema = Config.model_json_schema(schema_generator=_Resolved)
     sections = dict(_sections(schema["properties"], "", schema["$defs"]))
     entries = {name: place for place, name in _list_entries(schema["properties"], "", schema["$defs"])}
     lines = []
@@ -127,13 +136,19 @@ def _plural(item: Schema) -> str:
     return f"{first}s {rest}".strip() if first in ("integer", "number") else {"text": "names"}.get(kind, kind)
 
 
+def cli_commands() -> Iterator[tuple[str, Any]]:
+    """Every command of the app with its name; `config show` and the like with both words."""
+    root: Any = typer.main.get_command(app)
+    for name, command in root.commands.items():
+        below = getattr(command, "commands", None)
+        if not command.hidden:
+            yield from ((f"{name} {part}", one) for part, one in below.items()) if below else [(name, command)]
+
+
 def cli_reference() -> str:
     """Markdown: usage, help and options of each command of the real app."""
-    root: Any = typer.main.get_command(app)
     lines = []
-    for name, command in root.commands.items():
-        if command.hidden:
-            continue
+    for name, command in cli_commands():
         context = command.make_context(f"cofitune {name}", [], resilient_parsing=True)
         usage = command.get_usage(context).removeprefix("Usage: ")
         lines += [f"## `cofitune {name}`", "", "```text", " ".join(usage.split()), "```", "", command.help or "", ""]

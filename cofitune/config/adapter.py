@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cofitune.config.region import MODULE_NAMES
-from cofitune.config.section import Section, as_list
+from cofitune.config.section import Names, Section
 from cofitune.errors import did_you_mean
 
 GROUPS = ("all-linear", "mha", "ffn")
@@ -28,7 +28,7 @@ class Adapter(Section):
         lt=1,
         description="osf: share of each weight's singular directions, the leading ones, that stays as it is",
     )
-    target_modules: Annotated[tuple[str, ...], BeforeValidator(as_list)] = Field(
+    target_modules: Names = Field(
         ("all-linear",),
         min_length=1,
         description="modules, of all layers, that carry the adapter: all-linear, mha, ffn, any of q_proj … down_proj",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import PurePath
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from cofitune.config.section import Section, as_list
+from cofitune.config.shipped import find_shipped
 from cofitune.errors import did_you_mean
 
 Rate = Annotated[float, Field(gt=0)]
@@ -23,12 +25,31 @@ def _told_apart(values: tuple[float, ...]) -> tuple[float, ...]:
     return values
 
 
-Rates = Annotated[tuple[Rate, ...], BeforeValidator(as_list), AfterValidator(_told_apart)]
+Rates = Annotated[
+    tuple[Rate, ...],
+    BeforeValidator(as_list, json_schema_input_type=Rate | tuple[Rate, ...]),
+    AfterValidator(_told_apart),
+]
 RatesOrDict = Annotated[  # told apart by their form, so that a mistake in one is not told of the other, too
     Annotated[Rates, Tag(ALL)] | Annotated[dict[str, Rates], Tag(EACH)],
     Discriminator(lambda given: EACH if isinstance(given, dict) else ALL),
 ]
 Alpha = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0)]
+
+
+def _by_name(value: Any) -> Any:
+    """`[full, my/lora.yaml]` stands for `{full: full, lora: my/lora.yaml}`."""
+    given = [value] if isinstance(value, str) else value
+    if not isinstance(given, list | tuple) or not all(isinstance(name, str) for name in given):
+        return value
+    names = [PurePath(text).stem for text in given]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise ValueError(f"two methods are called '{twice}'; give each its own name: {{NAME: FILE, …}}")
+    return dict(zip(names, given, strict=True))
+
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*")
 OWN_SECTIONS = (
     "output_dir",
@@ -41,18 +62,25 @@ OWN_SECTIONS = (
 
 
 class Compare(Section):
-    methods: dict[str, str | dict[str, Any]] = Field(
+    methods: Annotated[
+        dict[str, str | dict[str, Any]],
+        BeforeValidator(_by_name, json_schema_input_type=tuple[str, ...] | dict[str, str | dict[str, Any]] | str),
+    ] = Field(
         default_factory=dict,
-        description="name → a YAML file, or the sections themselves, laid over this config: key by key, region and "
-        "adapter each as a whole",
+        description="a list of names (`cofitune list methods`) or YAML files; or name → one of these, or the sections "
+        "themselves; laid over this config key by key, region and adapter each as a whole",
     )
     learning_rates: RatesOrDict = Field(
         (), description="peak rates of all methods, or of each by its name; where none is named, train.learning_rate"
     )
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(as_list)] = Field(
-        (), description="training seeds; default: train.seed"
+    seeds: Annotated[tuple[Seed, ...], BeforeValidator(as_list, json_schema_input_type=Seed | tuple[Seed, ...])] = (
+        Field((), description="training seeds; default: train.seed")
     )
-    alphas: Annotated[tuple[Alpha, ...], BeforeValidator(as_list), AfterValidator(_told_apart)] = Field(
+    alphas: Annotated[
+        tuple[Alpha, ...],
+        BeforeValidator(as_list, json_schema_input_type=Alpha | tuple[Alpha, ...]),
+        AfterValidator(_told_apart),
+    ] = Field(
         (0.25, 0.5, 0.75, 1.0),
         description="how much of each run's training is kept, scored without new training; 1 is the run itself; 0, "
         "the base, is scored anyway",
@@ -70,6 +98,8 @@ class Compare(Section):
         for name, given in methods.items():
             if not _NAME.fullmatch(name):
                 raise ValueError(f"'{name}' cannot name a method (letters, digits and _ + -: it also names a folder)")
+            if isinstance(given, str):
+                find_shipped("method", given)  # a name that nothing has is told before anything runs
             own = [key for key in OWN_SECTIONS if isinstance(given, dict) and key in given]
             if own:
                 raise ValueError(f"{name}: {', '.join(own)}: is the comparison's own, the same for all methods")

@@ -55,7 +55,7 @@ class Task(Section):
         None, description="of path: as the section's, for this task alone; null: the section's"
     )
 
-    _METRICS: ClassVar[dict[str, tuple[str, ...]]] = {
+    METRICS: ClassVar[dict[str, tuple[str, ...]]] = {
         "multiple_choice": ("acc", "acc_norm"),
         "generate": ("exact_match", "squad_match", "regex", "number", "f1", "rouge_l", "bleu", "chrf"),
         "loss": ("nats_per_token", "nats_per_byte"),
@@ -80,7 +80,7 @@ class Task(Section):
     @property
     def scored_by(self) -> str | None:
         """The metric, its kind's default filled in; None: the harness's task knows."""
-        return self.metric or (self._METRICS[self.kind][0] if self.kind else None)
+        return self.metric or (self.METRICS[self.kind][0] if self.kind else None)
 
     @model_validator(mode="after")
     def _is_of_one_sort(self) -> Task:
@@ -94,8 +94,8 @@ class Task(Section):
 
     def _check_metric(self) -> Task:
         if self.kind is None:
-            raise ValueError(f"path needs a kind (accepted: {', '.join(self._METRICS)})")
-        accepted = self._METRICS[self.kind]
+            raise ValueError(f"path needs a kind (accepted: {', '.join(self.METRICS)})")
+        accepted = self.METRICS[self.kind]
         if self.scored_by not in accepted:
             near = did_you_mean(str(self.metric), accepted)
             raise ValueError(
@@ -114,7 +114,7 @@ class Task(Section):
         return self
 
 
-Tasks = Annotated[tuple[Task, ...], BeforeValidator(as_list)]
+Tasks = Annotated[tuple[Task, ...], BeforeValidator(as_list, json_schema_input_type=Task | tuple[Task, ...])]
 
 
 def _as_drift(value: Any) -> Any:
@@ -124,7 +124,10 @@ def _as_drift(value: Any) -> Any:
     return {"kind": "drift", **value} if isinstance(value, dict) else value
 
 
-DriftTasks = Annotated[tuple[Annotated[Task, BeforeValidator(_as_drift)], ...], BeforeValidator(as_list)]
+DriftTasks = Annotated[
+    tuple[Annotated[Task, BeforeValidator(_as_drift)], ...],
+    BeforeValidator(as_list, json_schema_input_type=str | Task | tuple[str | Task, ...]),
+]
 
 
 class Versatility(Section):
@@ -213,12 +216,15 @@ def as_model(value: Any) -> Any:
 
 class Eval(Section):
     suite: str | None = Field(
-        None, description="a YAML file with a section eval, whose tasks stand where this section names none"
+        None,
+        description="tasks that stand where this section names none: a suite by its name (`cofitune list suites`), or "
+        "a YAML file with a section eval",
     )
     data: str | None = Field(None, description="folder that the relative paths of these tasks start from")
-    models: Annotated[tuple[Annotated[EvalModel, BeforeValidator(as_model)], ...], BeforeValidator(as_list)] = Field(
-        (), description="models beside the base (model) and this config's own run, which are always there"
-    )
+    models: Annotated[
+        tuple[Annotated[EvalModel, BeforeValidator(as_model)], ...],
+        BeforeValidator(as_list, json_schema_input_type=str | EvalModel | tuple[str | EvalModel, ...]),
+    ] = Field((), description="models beside the base (model) and this config's own run, which are always there")
     speciality: Tasks = Field((), description="tasks of the speciality")
     versatility: Versatility = Field(default_factory=Versatility, description="tasks of the three general abilities")
     drift: DriftTasks = Field(

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from cofitune.config.hints import key_hint, section_hint
 from cofitune.config.schema import Config
 from cofitune.config.suite import Place
 from cofitune.errors import did_you_mean
@@ -124,20 +125,22 @@ def _sentence(item: Any, data: dict[str, Any], sources: dict[Place, str], elsewh
     kind, context = item["type"], item.get("ctx") or {}
     if kind == "extra_forbidden":
         known = _fields_at(place[:-1])
+        if hint := key_hint(str(place[-1]), place[:-1], KEY_PLACES):
+            return f"{where}: unknown key; {hint}"
         return f"{where}: unknown key{did_you_mean(str(place[-1]), known)} (accepted: {', '.join(known)})"
     if kind == "missing":
         return f"{where}: is required: {_description_at(place)}"
     given = f" (given: {_shortened(item['input'])})"
     if kind == "literal_error":
         near = did_you_mean(str(item["input"]), re.findall(r"'([^']+)'", str(context.get("expected"))))
-        return f"{where}: must be {context.get('expected')}{given}{near}"
+        return f"{where}: must be {context.get('expected')}{given}{near or section_hint(place, item['input'])}"
     if kind == "value_error":
         return f"{where}: {context.get('error')}"
     message = WORDS[kind].format(**context) if kind in WORDS else item["msg"][0].lower() + item["msg"][1:]
     if kind == "string_type" and isinstance(item["input"], bool | int | float):
         given += "; put it in quotes"
     if kind in ("model_type", "model_attributes_type"):
-        given += f" (accepted: {', '.join(_fields_at(place))})"
+        given += section_hint(place, item["input"]) or f" (accepted: {', '.join(_fields_at(place))})"
     about = _description_at(place)
     return f"{where}: {message}{given}" + (f" -- {about}" if about else "")
 
@@ -201,4 +204,22 @@ def _classes(model: type[BaseModel]) -> set[str]:
     return {model.__name__}.union(*map(_classes, below))
 
 
+def _key_places() -> dict[str, list[str]]:
+    """Every key of the schema's sections → its dotted places, those of what is trained first; no entries of lists."""
+    places: dict[str, list[str]] = {}
+
+    def walk(model: type[BaseModel], above: Place) -> None:
+        for name, field in model.model_fields.items():
+            if above:
+                places.setdefault(name, []).append(dotted((*above, name)))
+            if not str(field.annotation).startswith("tuple"):
+                for below in _models_in(field.annotation):
+                    walk(below, (*above, name))
+
+    walk(Config, ())
+    likely = ("model", "data", "train")
+    return {name: sorted(found, key=lambda place: place.split(".")[0] not in likely) for name, found in places.items()}
+
+
 _CLASSES = _classes(Config)
+KEY_PLACES = _key_places()

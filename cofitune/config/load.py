@@ -12,11 +12,12 @@ import yaml
 from pydantic import ValidationError
 
 from cofitune.config.compare import OWN_SECTIONS
-from cofitune.config.explain import explain, tell_unusable, unusable_values
+from cofitune.config.explain import KEY_PLACES, explain, tell_unusable, unusable_values
+from cofitune.config.foreign import recognise
 from cofitune.config.override import override
 from cofitune.config.renamed import RenamedKeyWarning, rename_keys
 from cofitune.config.schema import Config
-from cofitune.config.section import expand
+from cofitune.config.shipped import find_shipped
 from cofitune.config.suite import Place, add_suites, is_of_suite, start_from_data
 from cofitune.config.yaml12 import Dumper, read_yaml
 from cofitune.errors import ConfigError
@@ -75,6 +76,8 @@ def read_config(path: str | Path, overrides: list[str] | None = None) -> LoadedC
     start_from_data(data)
     sources = {p: s for p, s in sources.items() if not any(p[: len(o)] == o for o in overridden)} | overridden
     config, more = _validated(data, sources, str(path))
+    if config is None and (answer := recognise(data, str(path), KEY_PLACES)):
+        raise ConfigError([answer])
     if config is None or problems:
         raise ConfigError(problems + more)
     return LoadedConfig(config, data, sources)
@@ -105,7 +108,7 @@ def overlay(config: Config, raw: str | dict[str, Any], where: str, changes: dict
     path, sources = Path(where), dict[Place, str]()
     if isinstance(raw, str):
         try:
-            path = Path(expand(raw))
+            path = find_shipped("method", raw)
         except ValueError as error:
             raise ConfigError([f"{where}: {error}"]) from None
         raw, sources = read_yaml(path)

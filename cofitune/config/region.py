@@ -19,7 +19,9 @@ def _joined(value: Any) -> Any:
 
 
 class Region(Section):
-    layers: Annotated[str | None, BeforeValidator(_joined)] = Field(
+    layers: Annotated[
+        str | None, BeforeValidator(_joined, json_schema_input_type=str | int | tuple[str | int, ...] | None)
+    ] = Field(
         None,
         description="25%-50% (the default), 8-15 (0-based, inclusive), 3, bottom2 or another name, or a list of them",
     )

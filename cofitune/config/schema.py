@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from cofitune.config.adapter import Adapter
 from cofitune.config.compare import Compare
 from cofitune.config.data import Data, Replay
 from cofitune.config.eval import Eval, EvalModel, Task, Versatility, as_model
+from cofitune.config.hints import DTYPES, HALF
 from cofitune.config.region import Anatomy, Region
 from cofitune.config.rehearsal import Rehearsal
 from cofitune.config.search import Search
@@ -57,10 +58,23 @@ FREE_SETTINGS: dict[str, frozenset[str]] = {
 }
 
 
+def _by_short_name(value: Any) -> Any:
+    """`bf16` and `fp32` stand for torch's names; half precision is refused with its reason."""
+    if isinstance(value, str) and value in HALF:
+        raise ValueError(
+            f"{value} is not supported: its range needs loss scaling; use bfloat16, or float32 on a device without it"
+        )
+    return DTYPES.get(value, value) if isinstance(value, str) else value
+
+
 class Model(Section):
     name: PathText = Field(min_length=1, description="folder or hub name of the aligned model to start from")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="the one place for precision; auto: bfloat16 on a GPU, float32 on a CPU"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        BeforeValidator(_by_short_name, json_schema_input_type=Literal["auto", "float32", "bfloat16", "bf16", "fp32"]),
+    ] = Field(
+        "auto",
+        description="the one place for precision; auto: bfloat16 on a GPU, float32 on a CPU; bf16 and fp32 for short",
     )
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
         "auto", description="attention kernel, by transformers' names; auto: sdpa, or eager for a model without it"

@@ -14,9 +14,13 @@ Rung = Annotated[int, Field(gt=0)]
 
 
 class Level(Section):
-    layers: Annotated[tuple[Annotated[str, BeforeValidator(as_text)], ...], BeforeValidator(as_list)] | None = Field(
-        None, description="layer ranges to try inside the parent's"
-    )
+    layers: (
+        Annotated[
+            tuple[Annotated[str, BeforeValidator(as_text)], ...],
+            BeforeValidator(as_list, json_schema_input_type=str | int | tuple[str | int, ...]),
+        ]
+        | None
+    ) = Field(None, description="layer ranges to try inside the parent's")
     modules: tuple[Names, ...] | None = Field(None, description="module sets to try inside the parent's")
 
     @model_validator(mode="after")
@@ -27,8 +31,10 @@ class Level(Section):
 
 
 class Halving(Section):
-    steps: Annotated[tuple[Rung, ...], BeforeValidator(as_list)] = Field(
-        description="optimizer steps after which a level's candidates are scored and thinned out, below train_steps"
+    steps: Annotated[tuple[Rung, ...], BeforeValidator(as_list, json_schema_input_type=Rung | tuple[Rung, ...])] = (
+        Field(
+            description="optimizer steps after which a level's candidates are scored and thinned out, below train_steps"
+        )
     )
     keep: float = Field(
         0.5, gt=0, le=1, description="share of a level's candidates that goes on after each of them, at least beam"

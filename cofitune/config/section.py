@@ -56,8 +56,9 @@ def as_text(value: Any) -> Any:
 
 
 PathText = Annotated[str, BeforeValidator(as_path)]
-Paths = Annotated[tuple[PathText, ...], BeforeValidator(as_list)]
-Names = Annotated[tuple[str, ...], BeforeValidator(as_list)]
+# the input types are what editors accept by the JSON Schema: a shorthand is no mistake there
+Paths = Annotated[tuple[PathText, ...], BeforeValidator(as_list, json_schema_input_type=str | tuple[str, ...])]
+Names = Annotated[tuple[str, ...], BeforeValidator(as_list, json_schema_input_type=str | tuple[str, ...])]
 
 
 class Section(BaseModel):

@@ -27,4 +27,7 @@ class Source(Section):
     )
 
 
-Sources = Annotated[tuple[Annotated[Source, BeforeValidator(as_source)], ...], BeforeValidator(as_list)]
+Sources = Annotated[
+    tuple[Annotated[Source, BeforeValidator(as_source)], ...],
+    BeforeValidator(as_list, json_schema_input_type=str | Source | tuple[str | Source, ...]),
+]

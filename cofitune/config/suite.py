@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cofitune.config.section import expand
+from cofitune.config.shipped import find_shipped
 
 Place = tuple[str | int, ...]
 Read = Callable[[Path], tuple[dict[str, Any], dict[Place, str]]]
@@ -38,7 +38,7 @@ def add_suites(data: dict[str, Any], sources: dict[Place, str], read: Read) -> l
         if section is None or not isinstance(section.get("suite"), str):
             continue
         try:
-            path = Path(expand(section.pop("suite")))
+            path = find_shipped("suite", section.pop("suite"))
         except ValueError as error:
             problems.append(f"{'.'.join(map(str, place))}.suite: {error}")
             continue

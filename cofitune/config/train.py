@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from cofitune.config.section import PathText, Section, as_list
 from cofitune.errors import did_you_mean
 
+Curves = Literal["tensorboard", "wandb"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -92,9 +93,10 @@ class Train(Section):
         description="folder that `cofitune rehearse` wrote, on whose held-out answers drift is measured; null: that of "
         "train.rehearsal, and without one none",
     )
-    report_to: Annotated[tuple[Literal["tensorboard", "wandb"], ...], BeforeValidator(_none_or_list)] = Field(
-        (), description="where curves are drawn besides metrics.jsonl: none, tensorboard, wandb, or a list"
-    )
+    report_to: Annotated[
+        tuple[Curves, ...],
+        BeforeValidator(_none_or_list, json_schema_input_type=Literal["none"] | Curves | tuple[Curves, ...] | None),
+    ] = Field((), description="where curves are drawn besides metrics.jsonl: none, tensorboard, wandb, or a list")
     stop_grace_seconds: int = Field(
         300, gt=0, description="seconds that ranks get after SIGTERM or SIGINT to finish the step and save"
     )

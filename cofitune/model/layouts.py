@@ -46,8 +46,13 @@ class Layout:
         return tuple(other for other, path in self.modules.items() if path == self.modules[module])
 
 
+FAMILIES = {  # layout → models that have it
+    "plain": "Llama, Mistral, SmolLM, OLMo, Qwen 2/2.5/3, Gemma 1-3 (text)",
+    "fused": "Phi-3",
+    "gpt_neox": "GPT-NeoX, Pythia",
+    "gpt2": "GPT-2",
+}
 LAYOUTS = {
-    # Llama, Mistral, SmolLM, OLMo, Qwen 2 and 3, Gemma 1 to 3
     "plain": Layout(
         layers="model.layers",
         modules={
@@ -61,7 +66,6 @@ LAYOUTS = {
         },
         attention="self_attn",
     ),
-    # Phi-3
     "fused": Layout(
         layers="model.layers",
         modules={
@@ -75,7 +79,6 @@ LAYOUTS = {
         },
         attention="self_attn",
     ),
-    # GPT-NeoX, Pythia
     "gpt_neox": Layout(
         layers="gpt_neox.layers",
         modules={

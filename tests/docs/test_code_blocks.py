@@ -178,11 +178,14 @@ def _check_words(words: list[str], folder: Path, *, whole: bool) -> None:
     """The real CLI parses the words; overrides are laid over the config, or over a small one where it is not here."""
     root: Any = typer.main.get_command(app)
     if words[1].startswith("--"):
-        assert words[1] in ("--help", "--version"), f"no option {words[1]}"
+        assert words[1] in ("--help", "--version", "--install-completion"), f"no option {words[1]}"
         return
     assert words[1] in root.commands, f"no command {words[1]}"
-    command = root.commands[words[1]]
-    given = words[2:]
+    command, given = root.commands[words[1]], words[2:]
+    if below := getattr(command, "commands", None):
+        if not given and not whole:  # `cofitune config` in a sentence
+            return
+        command, given = below[given[0]], given[1:]
     if "--help" in given:
         return
     if not whole and not any(not word.startswith("-") for word in given):  # `cofitune eval --require` in a sentence

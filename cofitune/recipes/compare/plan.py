@@ -118,7 +118,9 @@ def plan_compare(config: Config, overwrite: bool = False, dry_run: bool = False,
             compare nothing.
     """
     if not config.compare.methods:
-        raise UserError("compare.methods: name some, for example compare: {methods: {full: configs/methods/full.yaml}}")
+        raise UserError(
+            "compare.methods: name some of `cofitune list methods`, such as compare: {methods: [full, lora, cofitune]}"
+        )
     folder = check_folder(config, FOLDER, overwrite)
     runs = _runs(config, folder)
     trainings = [_check(run, overwrite, dry_run, ranks) for run in runs]

@@ -1,0 +1,51 @@
+"""How the command line shows its flags, and what it answers to an option or a command that there is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typer.core import TyperGroup
+
+from cofitune.config.explain import KEY_PLACES
+from cofitune.config.hints import option_hint
+from cofitune.errors import UserError
+
+
+class Commands(TyperGroup):
+    """Commands whose flags have no type in the help; `--train.learning_rate 1e-4` is answered with what to type."""
+
+    def get_params(self, ctx: Any) -> Any:
+        """The group's own options, its flags shown without `<bool>`."""
+        return [_untyped(parameter) for parameter in super().get_params(ctx)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command, its flags shown without `<bool>`."""
+        command = super().get_command(ctx, cmd_name)
+        for parameter in [*command.params, command.get_help_option(ctx)] if command else []:
+            _untyped(parameter)
+        return command
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that is typed.
+
+        Raises:
+            UserError: an option is unknown, and is a key of the config or close to another option.
+        """
+        try:
+            return super().invoke(ctx)
+        except Exception as error:  # click's own classes lie elsewhere in each of typer's versions
+            name = getattr(error, "option_name", None)
+            hint = (
+                option_hint(name, KEY_PLACES)
+                if isinstance(name, str) and type(error).__name__ == "NoSuchOption"
+                else None
+            )
+            if hint:
+                raise UserError(f"{name}: {hint}") from None
+            raise
+
+
+def _untyped(parameter: Any) -> Any:
+    if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+        parameter.metavar = ""
+    return parameter

@@ -1,0 +1,96 @@
+"""The commands around a run: config, list, env. Options and help; nothing else. They need no GPU and no weights."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cofitune.cli_group import Commands
+from cofitune.config.json_schema import Of, json_schema
+from cofitune.config.load import read_config
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The config, shared by all commands.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as train.learning_rate=1e-4.")
+]
+
+config_app = typer.Typer(
+    cls=Commands, no_args_is_help=True, help="Show a config as it is read, check it, or write its JSON Schema."
+)
+
+
+@config_app.command()
+def show(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    given: Annotated[bool, typer.Option("--given", help="Leave out what is at its default.")] = False,
+) -> None:
+    """Print the resolved config as YAML, each value with its file and line, its override, or `default`."""
+    loaded = read_config(config, overrides)
+    from cofitune.recipes.config.show import show_config
+
+    print(show_config(loaded, given), end="")
+
+
+@config_app.command()
+def validate(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Check a config: keys and values, the model's config.json, the region, the data files and the tasks.
+
+    All mistakes are told together. No weights are loaded, and nothing is written.
+    """
+    loaded = read_config(config, overrides)
+    from cofitune.recipes.config.validate import validate as recipe
+
+    recipe(loaded, Console())
+
+
+@config_app.command()
+def schema(
+    of: Annotated[Of, typer.Option(help="config; method: a file of compare.methods; suite: a file of eval.suite.")] = (
+        "config"
+    ),
+) -> None:
+    """Print the JSON Schema of a config: name it in a YAML's first line, and an editor completes and checks keys."""
+    print(json.dumps(json_schema(of), indent=1, ensure_ascii=False))
+
+
+def list_(
+    what: Annotated[str, typer.Argument(metavar="models|methods|suites|tasks|templates", help="Which names to list.")],
+    word: Annotated[
+        str | None, typer.Argument(metavar="WORD", help="tasks: those of lm-evaluation-harness with this in the name.")
+    ] = None,
+) -> None:
+    """List the names that a config may use: models, methods, suites, tasks, templates."""
+    from cofitune.recipes import listing
+
+    asked = listing.as_what(what)
+    _print_rows(listing.list_names(asked, word))
+    if word is None:
+        print(f"\n{listing.USED[asked]}")
+
+
+def env() -> None:
+    """Print versions, devices and paths for a bug report; no keys and no tokens."""
+    from cofitune.recipes.environment import describe
+
+    _print_rows(describe())
+
+
+def _print_rows(rows: list[tuple[str, str]]) -> None:
+    """Two columns; on a terminal the second is broken to its width, elsewhere a row is a line."""
+    if not sys.stdout.isatty():
+        width = max(len(name) for name, _ in rows)
+        print("\n".join(f"{name:<{width}}  {about}" for name, about in rows))
+        return
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False, markup=False).print(table)

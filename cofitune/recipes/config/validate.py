@@ -1,0 +1,134 @@
+"""`cofitune config validate`: what can be wrong with a config, all of it at once; no weights and no item are needed."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from cofitune.config.load import LoadedConfig
+from cofitune.config.schema import Config
+from cofitune.config.source import Source
+from cofitune.data.formats import BadItemError
+from cofitune.data.read import make_item, make_prompt
+from cofitune.data.sources import open_source
+from cofitune.errors import ConfigError, DataError, UserError
+from cofitune.evaluation.tasks import load_tasks
+from cofitune.recipes.from_config import base_anatomy, base_config, data_sources, eval_tasks
+from cofitune.recipes.prerequisites import Prerequisites
+from cofitune.recipes.train import resolve
+from cofitune.reports.console import say
+from cofitune.reports.text import region_text
+
+SOURCES = ("data.train", "data.validation", "importance.data", "rehearsal.data")
+
+
+@dataclass
+class Findings:
+    """What was looked at.
+
+    Attributes:
+        good: what is in order, a line each.
+        missing: what a command will need and another one makes.
+        wrong: what must be mended, a message each.
+    """
+
+    good: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+    def check(self, what: str, look: Callable[[], str]) -> None:
+        """Note what a look says, or the user's mistake that it meets."""
+        try:
+            self.good.append(f"{what}: {look()}")
+        except UserError as error:
+            self.wrong.append(str(error))
+
+
+def validate(loaded: LoadedConfig, console: Console) -> None:
+    """Check the model's config.json, the region, the data files and the tasks, and say what was found.
+
+    Raises:
+        ConfigError: all that is wrong, together.
+    """
+    config, found = loaded.config, Findings()
+    found.check("model", lambda: _check_model(config, found))
+    for place, sources in _sources(config):
+        for source in sources:
+            found.check(place, partial(_check_source, place, source))
+    if not config.data.train:
+        found.missing.append("data.train: no training items are named, which `cofitune train` and `search` need")
+    _check_tasks(config, found)
+    for line in found.good:
+        say(console, ("ok       ", "green"), line)
+    for line in found.missing:
+        say(console, ("missing  ", "yellow"), line)
+    if found.wrong:
+        raise ConfigError(found.wrong)
+    say(
+        console,
+        "valid; a dry run (`cofitune train CONFIG --dry-run`) also reads every item, and plans memory and steps",
+    )
+
+
+def _check_model(config: Config, found: Findings) -> str:
+    model = config.model
+    anatomy = base_anatomy(model, base_config(model, config.data.max_length))
+    about = f"{model.name}, {anatomy.num_layers} layers"
+    needs = Prerequisites(dry_run=True)
+    if config.adapter is not None:
+        region, _ = resolve.find_adapter(config.adapter, anatomy)
+        return f"{about}; {config.adapter.kind} on {region_text(region)}"
+    if config.region == "search" and not (config.run / "search" / "region.yaml").is_file():
+        found.missing.append("region: `cofitune search` with this config finds it")
+        return about
+    region = resolve.find_region(config.region, anatomy, config.run / "search", needs, None)
+    resolve.masked_modules(config.softmask, region, anatomy)
+    if config.softmask.apply_to != "none":
+        folders = [Path(f) for f in config.softmask.importance or (config.run / "importance",)]
+        found.missing += [
+            f"softmask: `cofitune importance` makes {folder}"
+            for folder in folders
+            if not (folder / "manifest.json").is_file()
+        ]
+    return f"{about}; region {region_text(region)}, {region.num_parameters(anatomy):,} trained weights"
+
+
+def _sources(config: Config) -> Iterator[tuple[str, tuple[Source, ...]]]:
+    for place in SOURCES:
+        section, key = place.split(".")
+        yield place, getattr(getattr(config, section), key)
+    if config.data.replay:
+        yield "data.replay.data", config.data.replay.data
+
+
+def _check_source(place: str, source: Source) -> str:
+    """Find a source and read its first item; the others are read by a dry run."""
+    opened = open_source(data_sources([source])[0])
+    where, row = next(iter(opened.rows()))
+    read = make_prompt if place == "rehearsal.data" else make_item
+    try:
+        read(where, row, source.format)
+    except BadItemError as error:
+        raise DataError(f"{place}: {error}") from None
+    size = opened.num_bytes()
+    return f"{source.path}, {'on the hub' if size is None else f'{size:,} bytes'}"
+
+
+def _check_tasks(config: Config, found: Findings) -> None:
+    """Read the tasks' items; what a rehearsal is yet to make is missing, not wrong."""
+    rehearsal = config.train.rehearsal
+    folder = Path(rehearsal.path) if rehearsal and rehearsal.path else config.run / "rehearsal"
+    if rehearsal and not (folder / "manifest.json").is_file():
+        found.missing.append(f"train.rehearsal: `cofitune rehearse` makes {folder}")
+    tasks = [task for task in eval_tasks(config.eval) if task.kind != "drift" or Path(task.path).exists()]
+    if not tasks:
+        return
+    if importlib.util.find_spec("lm_eval") is None:
+        found.missing.append("eval: the extra `eval` is not installed, so its tasks were not read")
+        return
+    found.check("eval", lambda: ", ".join(f"{t.task.title} ({len(t.items)})" for t in load_tasks(tasks)))
