@@ -76,7 +76,9 @@ class Model(Section):
         "auto",
         description="the one place for precision; auto: bfloat16 on a GPU, float32 on a CPU; bf16 and fp32 for short",
     )
-    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+    attn_implementation: Literal[
+        "auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention"
+    ] = Field(
         "auto", description="attention kernel, by transformers' names; auto: sdpa, or eager for a model without it"
     )
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
@@ -84,6 +86,11 @@ class Model(Section):
     anatomy: Anatomy | None = Field(
         None, description="what a decoder layer is made of; null: as one of the layouts that are known"
     )
+
+    @property
+    def has_flash_attention(self) -> bool:
+        """Whether attention takes conversations that lie behind one another in one row."""
+        return self.attn_implementation.startswith("flash_attention")
 
 
 class Importance(Section):
@@ -242,12 +249,13 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _flat_packs_have_no_prefix(self) -> Config:
-        flat = self.data.packing and self.model.attn_implementation == "flash_attention_2"
+        flat = self.data.packing and self.model.has_flash_attention
         for section, kind in (("train", self.train.prefix_cache), ("search", self.search.prefix_cache)):
             if kind != "none" and flat:
                 raise ValueError(
-                    "data.packing with model.attn_implementation: flash_attention_2 lays a micro-batch's packs in one "
-                    f"row, which {section}.prefix_cache cannot tell apart; set one of the three otherwise"
+                    f"data.packing with model.attn_implementation: {self.model.attn_implementation} lays a "
+                    f"micro-batch's packs in one row, which {section}.prefix_cache cannot tell apart; set one of the "
+                    "three otherwise"
                 )
         return self
 

@@ -23,6 +23,15 @@ from torch.nn.functional import cross_entropy
 from cofitune.data.batches import Batch
 from cofitune.data.chat import IGNORED
 from cofitune.data.top_k import TopK
+from cofitune.training.head_loss import (
+    CrossEntropy,
+    KLFromBase,
+    RowLoss,
+    Silence,
+    chunked_head,
+    loss_at_head,
+    scaling_of,
+)
 
 
 def summed_loss(model: Any, batch: Batch) -> Tensor:
@@ -34,8 +43,11 @@ def summed_loss(model: Any, batch: Batch) -> Tensor:
         batch: input_ids, attention_mask, labels, each [B, T]; the logits at position t are scored against label t + 1.
             With position_ids [B, T] the rows are packs, whose conversations transformers tells apart by them.
     """
-    logits, targets, _ = supervised_logits(model, batch)
-    return cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+    targets, places = _supervised(batch)
+    if loss := _chunked(model, batch, CrossEntropy(targets[places])):
+        return loss[0]
+    logits, chosen, _ = supervised_logits(model, batch)
+    return cross_entropy(logits, chosen, ignore_index=IGNORED, reduction="sum")
 
 
 def rehearsal_loss(model: Any, batch: Batch, kind: str) -> Tensor:
@@ -47,10 +59,14 @@ def rehearsal_loss(model: Any, batch: Batch, kind: str) -> Tensor:
     """
     if kind == "nll":
         return summed_loss(model, batch)
+    stored = None
+    if "top_k_rest" in batch:
+        stored = TopK(batch["top_k_indices"], batch["top_k_log_probs"], batch["top_k_rest"])
+    if loss := _chunked(model, batch, KLFromBase(stored) if stored else None):
+        return loss[0]
     logits, _, _ = supervised_logits(model, batch)
-    if "top_k_rest" not in batch:
+    if stored is None:
         return logits[:0].sum()  # of a row without labels: 0, and part of the graph
-    stored = TopK(batch["top_k_indices"], batch["top_k_log_probs"], batch["top_k_rest"])
     return kl_from_base(logits, stored).sum()
 
 
@@ -60,16 +76,59 @@ def supervised_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor, tuple[T
     A target's column is counted from the second position of all. A batch without such a token gives one, whose target
     is IGNORED.
     """
-    targets = batch["labels"][:, 1:]
-    rows, positions = (targets != IGNORED).nonzero(as_tuple=True)  # N supervised tokens
+    targets, (rows, positions) = _supervised(batch)
     if rows.numel() == 0:
         rows = positions = torch.zeros(1, dtype=torch.long, device=targets.device)
-    which = "position_ids" if "position_ids" in batch else "attention_mask"  # with a mask, positions separate nothing
     with _head_sees(model, rows, positions):
-        logits = model(input_ids=batch["input_ids"], **{which: batch[which]}, use_cache=False).logits
+        logits = model(**_inputs(model, batch), use_cache=False).logits
     if logits.dim() == 3:  # a model whose head is no module of its own
         logits = logits[rows, positions]
     return logits.float(), targets[rows, positions], (rows, positions)
+
+
+def _supervised(batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The labels from the second position on [B, T - 1], and rows and columns of those that carry a loss, [N] each."""
+    targets = batch["labels"][:, 1:]
+    rows, positions = (targets != IGNORED).nonzero(as_tuple=True)
+    return targets, (rows, positions)
+
+
+def _inputs(model: Any, batch: Batch) -> dict[str, Tensor]:
+    """What the forward pass is given beside the defaults.
+
+    Positions tell packs apart, and a mask would undo that. Rows padded on the right need none under causal attention:
+    no token looks at the padding behind it. Without a mask attention runs in its fastest kernel, and grouped keys and
+    values are not repeated. A model's own code, or one that does not attend by transformers' common interface, may do
+    anything with its mask, and so gets it.
+    """
+    inputs = {"input_ids": batch["input_ids"]}
+    if "position_ids" in batch:
+        return inputs | {"position_ids": batch["position_ids"]}
+    return inputs if works_without_mask(model) else inputs | {"attention_mask": batch["attention_mask"]}
+
+
+def works_without_mask(model: Any) -> bool:
+    """Whether rows padded on the right give the same at their real tokens without an attention mask."""
+    module = getattr(model, "module", model)
+    return type(module).__module__.startswith("transformers.") and bool(module._supports_attention_backend)
+
+
+def _chunked(model: Any, batch: Batch, loss: RowLoss | None) -> list[Tensor]:
+    """The summed loss, the only entry; empty where the head and its loss cannot run in chunks.
+
+    A batch without a token that carries the loss goes the same way: under ZeRO-3 all ranks gather alike.
+    """
+    module = getattr(model, "module", model)
+    head = chunked_head(module)
+    if head is None:
+        return []
+    _, places = _supervised(batch)
+    if loss is None or places[0].numel() == 0:
+        first = torch.zeros(1, dtype=torch.long, device=batch["labels"].device)
+        places, loss = (first, first), Silence()
+    with loss_at_head(head, scaling_of(module), places, loss) as result:
+        model(**_inputs(model, batch), use_cache=False)
+    return result
 
 
 def top_k_of(logits: Tensor, k: int) -> TopK:

@@ -151,7 +151,7 @@ def plan_train(
     rehearsal = read_rehearsed(train, config.data, data, BaseIdentity(model.name, base), config.run, needs)
     if rehearsal:
         needs.use("rehearsal", rehearsal.manifest)
-    flat = config.data.packing and model.attn_implementation == "flash_attention_2"
+    flat = config.data.packing and model.has_flash_attention
     steps = _plan_steps(train, data, rehearsal, world_size, flat)
     plan = TrainPlan(
         config=config,
