@@ -18,6 +18,7 @@ from transformers.generation.streamers import BaseStreamer
 from cofitune.data.batches import collate
 from cofitune.data.chat import IGNORED, Example
 from cofitune.data.top_k import TopK
+from cofitune.model.decode import generate_rows
 from cofitune.training.loss import supervised_logits, top_k_of
 
 TOKENS_AT_ONCE = 1024  # answer tokens whose logits are held at once: half a gigabyte at a vocabulary of 128k
@@ -57,9 +58,10 @@ class TransformersGenerator:
     ) -> None:
         """`ends`: the tokens that end an answer; `streamer`: is told of each token of a single prompt's answer."""
         self._model, self._ends, self._pad, self._streamer = model, sorted(ends), pad_token_id, streamer
+        self._set = frozenset(ends)
 
     def __call__(self, prompts: Sequence[Sequence[int]], sampling: Sampling, number: int) -> list[Answer]:
-        return self._generate(prompts, sampling, number, LogitsProcessorList())
+        return self._generate(prompts, sampling, number)
 
     def gives_probabilities(self, sampling: Sampling) -> bool:
         """Whether `with_probabilities` stands for `store_probabilities`: greedy decoding in float32.
@@ -78,12 +80,12 @@ class TransformersGenerator:
             The answers, and what `store_probabilities` gives for them, equal but for rounding.
         """
         recorder = _Recorder(k)
-        answers = self._generate(prompts, sampling, number, LogitsProcessorList([recorder]))
+        answers = self._generate(prompts, sampling, number, recorder)
         top_k, own = recorder.of([len(answer.ids) for answer in answers])
         return answers, top_k, own
 
     def _generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, number: int, processors: LogitsProcessorList
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, number: int, recorder: _Recorder | None = None
     ) -> list[Answer]:
         model, width = self._model, max(map(len, prompts))
         ids = torch.tensor([[self._pad] * (width - len(p)) + list(p) for p in prompts], device=model.device)
@@ -99,17 +101,19 @@ class TransformersGenerator:
         )
         try:
             with torch.inference_mode():
-                out = model.generate(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    max_new_tokens=sampling.max_new_tokens,
-                    use_cache=True,
+                rows = generate_rows(
+                    model,
+                    ids,
+                    mask,
+                    sampling.max_new_tokens,
+                    lambda new: not self._set.isdisjoint(new),
+                    processors=LogitsProcessorList([recorder] if recorder else []),
                     streamer=self._streamer,
-                    logits_processor=processors,
+                    on_rows=recorder.start if recorder else lambda rows: None,
                 )
         finally:
             model.generation_config = before
-        return [cut(row, self._ends) for row in out[:, width:].tolist()]
+        return [cut(row, self._ends) for row in rows]
 
 
 class _Recorder:
@@ -117,25 +121,32 @@ class _Recorder:
 
     def __init__(self, k: int) -> None:
         self._k = k
-        self._steps: list[TopK] = []
-        self._own: list[Tensor] = []  # the likeliest entry's, which greedy decoding takes
+        self._rows: Sequence[int] = ()
+        self._steps: dict[int, list[TopK]] = {}  # of each row
+        self._own: dict[int, list[Tensor]] = {}  # the likeliest entry's, which greedy decoding takes
+
+    def start(self, rows: Sequence[int]) -> None:
+        """The next steps are these rows'."""
+        self._rows = rows
+        for row in rows:
+            self._steps.setdefault(row, [])
+            self._own.setdefault(row, [])
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         stored = top_k_of(scores, self._k)
         likeliest = stored if self._k else top_k_of(scores, 1)
-        self._own.append(likeliest.log_probs[:, 0].cpu())
-        self._steps.append(TopK(stored.indices.cpu(), stored.log_probs.cpu(), stored.rest.cpu()))
+        stored, own = stored.to(torch.device("cpu")), likeliest.log_probs[:, 0].cpu()
+        for place, row in enumerate(self._rows):
+            part = slice(place, place + 1)
+            self._steps[row].append(TopK(stored.indices[part], stored.log_probs[part], stored.rest[part]))
+            self._own[row].append(own[part])
         return scores
 
     def of(self, lengths: Sequence[int]) -> tuple[TopK, Tensor]:
         """The first tokens of each row, as many as its answer has, row after row."""
-        indices, log_probs, rest = (
-            torch.stack([getattr(step, name) for step in self._steps], dim=1)
-            for name in ("indices", "log_probs", "rest")
-        )
-        own = torch.stack(self._own, dim=1)  # all [rows, steps, …]
-        parts = [TopK(indices[r, :n], log_probs[r, :n], rest[r, :n]) for r, n in enumerate(lengths)]
-        return TopK.chain(parts), torch.cat([own[r, :n] for r, n in enumerate(lengths)])
+        parts = [step for row, length in enumerate(lengths) for step in self._steps[row][:length]]
+        own = [step for row, length in enumerate(lengths) for step in self._own[row][:length]]
+        return TopK.chain(parts), torch.cat(own)
 
 
 class VllmGenerator:

@@ -85,12 +85,12 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> list[int]:
 
     class Killed(TransformersGenerator):
         def _generate(
-            self, prompts: Sequence[Sequence[int]], sampling: Sampling, number: int, processors: Any
+            self, prompts: Sequence[Sequence[int]], sampling: Sampling, number: int, recorder: Any = None
         ) -> list[Answer]:
             if len(asked) == batches:
                 raise KeyboardInterrupt
             asked.append(number)
-            return super()._generate(prompts, sampling, number, processors)
+            return super()._generate(prompts, sampling, number, recorder)
 
     monkeypatch.setattr(writer, "TransformersGenerator", Killed)
     return asked
