@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from cofitune.evaluation.statistics.paired import (
     Ratio,
     TaskItems,
     compare_tasks,
+    noise_limit,
     seed_noise,
 )
 from cofitune.evaluation.statistics.scores import SUMMARIES
@@ -56,12 +58,12 @@ def build_scores(results: Results, compared: Compared, speciality_weight: float 
     names = list(results)
     bootstrap = Bootstrap(match_items(results), speciality_weight)
     noise = _noise(bootstrap, names, compared)
-    floor = noise["scores"] or {"summary": {}, "tasks": {}}
     pairs = [(model, compared.base) for model in names if model != compared.base]
     if compared.full_sft is not None:
         pairs += [(model, compared.full_sft) for model in names if model not in (compared.base, compared.full_sft)]
     comparisons = [
-        _compare(bootstrap, names, pair, floor) | {"ratios": _ratios(bootstrap, names, compared, *pair)}
+        _compare(bootstrap, names, pair, noise["limits"]["base" if pair[1] == compared.base else "trained"])
+        | {"ratios": _ratios(bootstrap, names, compared, *pair)}
         for pair in pairs
     ]
     return {
@@ -132,9 +134,9 @@ def changed_items(
 
 
 def _compare(
-    bootstrap: Bootstrap, names: list[str], pair: tuple[str, str], floor: Mapping[str, Mapping[str, float]]
+    bootstrap: Bootstrap, names: list[str], pair: tuple[str, str], limits: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Any]:
-    """One model's changes against another, with the mark of those that are smaller than the noise between seeds."""
+    """One model's changes against another, with the mark of those that another training seed alone could make."""
     model, against = (names.index(name) for name in pair)
 
     def told(change: Estimate, noise: float | None) -> dict[str, Any]:
@@ -146,10 +148,10 @@ def _compare(
         "model": pair[0],
         "against": pair[1],
         "summary": {
-            n: None if change is None else told(change, floor["summary"].get(n)) for n, change in summary.items()
+            n: None if change is None else told(change, limits["summary"].get(n)) for n, change in summary.items()
         },
         "tasks": {
-            title: told(result.change, floor["tasks"].get(title))
+            title: told(result.change, limits["tasks"].get(title))
             | {"lost": list(result.lost), "gained": list(result.gained), "p": result.p, "p_holm": result.p_holm}
             for title, result in compare_tasks(bootstrap, model, against).items()
         },
@@ -180,15 +182,26 @@ def _ratio(ratio: Ratio) -> dict[str, Any]:
 
 
 def _noise(bootstrap: Bootstrap, names: list[str], compared: Compared) -> dict[str, Any]:
-    """Standard deviation of every score over training seeds; null with a reason where there is one seed only."""
+    """Standard deviation of every score over training seeds; null with a reason where there is one seed only.
+
+    `limits`: by how much a change against the base, and against a trained run, must differ from 0 to be more than that
+    (`noise_limit`).
+    """
     if not compared.seed_groups:
-        return {"scores": None, "runs": [], "reason": ONE_SEED}
+        unknown: dict[str, dict[str, float]] = {"summary": {}, "tasks": {}}
+        return {"scores": None, "limits": {"base": unknown, "trained": unknown}, "runs": [], "reason": ONE_SEED}
     groups = [[names.index(name) for name in group] for group in compared.seed_groups]
     scores = {
         "summary": seed_noise([[bootstrap.summary(m).by_name() for m in group] for group in groups]),
         "tasks": seed_noise([[_task_figures(bootstrap, m) for m in group] for group in groups]),
     }
-    return {"scores": scores, "runs": [list(group) for group in compared.seed_groups], "reason": None}
+    freedom, runs = sum(len(group) - 1 for group in groups), min(len(group) for group in groups)
+    limits = {}
+    for against in ("base", "trained"):
+        limit = partial(noise_limit, freedom=freedom, runs=runs, both_trained=against == "trained")
+        limits[against] = {part: {name: limit(s) for name, s in figures.items()} for part, figures in scores.items()}
+    told = [list(group) for group in compared.seed_groups]
+    return {"scores": scores, "limits": limits, "freedom": freedom, "runs": told, "reason": None}
 
 
 def _task_figures(bootstrap: Bootstrap, model: int) -> dict[str, float | None]:

@@ -221,6 +221,25 @@ def seed_noise(groups: Sequence[Sequence[Mapping[str, float | None]]]) -> dict[s
     return pooled
 
 
+def noise_limit(deviation: float, freedom: int, runs: int, *, both_trained: bool) -> float:
+    """How far apart two scores lie in 95 % of cases where nothing but the training seed differs.
+
+        t(0.975, freedom) · s · √2           between two trained runs
+        t(0.975, freedom) · s · √(1 + 1/n)   between a trained run and the base, which no seed moves
+
+    One standard deviation alone is exceeded by pure noise about every second time with two seeds.
+
+    Args:
+        deviation: standard deviation s over seeds, as `seed_noise` gives it.
+        freedom: its degrees of freedom, runs less groups.
+        runs: n, of the smallest group.
+    """
+    from scipy.stats import t
+
+    spread = 2.0 if both_trained else 1 + 1 / runs
+    return float(t.ppf((1 + CONFIDENCE) / 2, freedom) * deviation * spread**0.5)
+
+
 def _task_score(items: TaskItems, raw: Value) -> TaskScore[Value]:
     return TaskScore(items.category, raw, items.chance, items.metric.unit)
 

@@ -39,7 +39,7 @@ def _finding(scores: Scores, comparison: Comparison) -> Finding:
         if change is None:
             return f"Not known: the evaluation has no task of {name}."
         ends = f"from {number(before.score(name))} to {number(after.score(name))}"
-        points = f"{interval_text(change)} points{', less than the seeds differ' if change.within_noise else ''}"
+        points = f"{interval_text(change)} points{', no more than a seed alone changes' if change.within_noise else ''}"
         if change.sign:
             return f"{(rose if change.sign > 0 else fell).format(what=what)} {ends}: {points}."
         return f"{neither} {what[0].upper()}{what[1:]} went {ends}: {points}, and the interval contains 0."

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from cofitune.reports.evaluation.scores import CATEGORIES, DRIFT, Change, Scores
 from cofitune.reports.text import NONE, number, signed
 
-NOISE = "~"  # after a change that is smaller than the noise between training seeds
+NOISE = "~"  # after a change that another training seed alone could make
 
 
 @dataclass(frozen=True)

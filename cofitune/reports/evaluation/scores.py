@@ -16,7 +16,7 @@ DRIFT = "drift"  # of tasks that enter no mean: how far a model has moved from t
 
 @dataclass(frozen=True)
 class Change:
-    """A score's change with the ends of its 95 % interval; `within_noise`: smaller than the seeds differ, if known."""
+    """A score's change with the ends of its 95 % interval; `within_noise`: a seed alone could make it, if known."""
 
     value: float
     low: float
@@ -109,10 +109,18 @@ class NoiseScores:
 
 
 @dataclass(frozen=True)
+class NoiseLimits:
+    """How far from 0 a change must be to be more than another training seed makes, against the base."""
+
+    base: NoiseScores
+
+
+@dataclass(frozen=True)
 class Noise:
     """How far training seeds differ, by groups of runs; without scores, why it is not known."""
 
     scores: NoiseScores | None = None
+    limits: NoiseLimits | None = None
     runs: list[list[str]] = field(default_factory=list)
     reason: str | None = None
 

@@ -136,12 +136,18 @@ def _closing(scores: Scores) -> Iterator[str]:
         yield f"{comparison.model}: {lost} items lost, {gained} gained; {result}"
     noise = scores.noise_floor
     if noise.scores is not None:
-        known = noise.scores.summary
-        parts = ", ".join(f"{n} {number(known.get(n))}" for n in ("speciality", "versatility", "unified"))
+        known, limits = noise.scores.summary, noise.limits.base.summary if noise.limits else {}
+        parts = ", ".join(
+            f"{n} {number(known.get(n))}" + (f" (±{number(limits[n])})" if n in limits else "")
+            for n in ("speciality", "versatility", "unified")
+        )
         runs = "; ".join(", ".join(group) for group in noise.runs)
-        yield f"noise floor (standard deviation over the seeds of {runs}): {parts}; {NOISE} marks changes below it"
+        yield (
+            f"noise between seeds (standard deviation over those of {runs}; ± what a seed alone changes against the "
+            f"base in 95 % of cases): {parts}; {NOISE} marks changes that a seed alone could make"
+        )
     elif scores.others:
-        yield f"noise floor: not known ({noise.reason})"
+        yield f"noise between seeds: not known ({noise.reason})"
 
 
 def _cells(cells: Sequence[Cell]) -> list[Text]:
@@ -167,5 +173,5 @@ def _stacked(cell: Cell) -> Text:
 
 
 def _coloured(cell: Cell) -> Text:
-    """Green or red where the interval excludes 0; marked where it is below the noise between seeds."""
+    """Green or red where the interval excludes 0; marked where a training seed alone could make it."""
     return Text(cell.change, STYLES[cell.verdict])

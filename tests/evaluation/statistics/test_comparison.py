@@ -72,7 +72,7 @@ def test_an_undefined_ratio_is_null_with_its_reason() -> None:
     assert "what 'm1' forgot of versatility is 3.3 points" in recovery["reason"]
 
 
-def test_the_noise_floor_is_the_spread_over_seeds_and_marks_what_is_below() -> None:
+def test_the_noise_is_the_spread_over_seeds_and_marks_what_a_seed_makes() -> None:
     models = shares((4, 30), (24, 29), (28, 21))
     result = build_scores(models, Compared("base", seed_groups=(("m1", "m2"),)))
     noise = result["noise_floor"]
@@ -80,7 +80,13 @@ def test_the_noise_floor_is_the_spread_over_seeds_and_marks_what_is_below() -> N
     assert noise["scores"]["summary"]["speciality"] == pytest.approx(float(np.std([60, 70], ddof=1)))
     assert noise["scores"]["tasks"]["arc"] == pytest.approx(float(np.std([29, 21], ddof=1)) / 40 * 100 / 0.75)
     first = result["comparisons"][0]["summary"]
-    assert first["versatility"]["within_noise"] is True and first["speciality"]["within_noise"] is False
+    assert noise["freedom"] == 1
+    # two seeds 10 points apart say nothing of a change by 50: a t-quantile with one degree of freedom is 12.7
+    assert noise["limits"]["base"]["summary"]["speciality"] == pytest.approx(12.7062 * 50**0.5 * 1.5**0.5, rel=1e-4)
+    assert first["versatility"]["within_noise"] is True and first["speciality"]["within_noise"] is True
+    close = build_scores(shares((4, 30), (24, 29), (24, 29)), Compared("base", seed_groups=(("m1", "m2"),)))
+    first = close["comparisons"][0]["summary"]
+    assert first["speciality"]["within_noise"] is False, "two seeds that agree"
     alone = build_scores(models, Compared("base"))
     assert alone["noise_floor"]["scores"] is None and "different training seeds" in alone["noise_floor"]["reason"]
     assert alone["comparisons"][0]["summary"]["versatility"]["within_noise"] is None

@@ -11,7 +11,15 @@ import pytest
 from scipy import stats
 
 from cofitune.evaluation.metrics import METRICS, Metric
-from cofitune.evaluation.statistics.paired import Bootstrap, TaskItems, compare_tasks, holm, mcnemar, seed_noise
+from cofitune.evaluation.statistics.paired import (
+    Bootstrap,
+    TaskItems,
+    compare_tasks,
+    holm,
+    mcnemar,
+    noise_limit,
+    seed_noise,
+)
 from cofitune.evaluation.statistics.scores import SUMMARIES, TaskScore, summarise
 
 TIMES = 500  # simulated evaluations
@@ -162,6 +170,31 @@ def test_a_ratio_whose_denominator_may_be_nothing_has_a_reason_instead() -> None
 def test_seed_noise_pools_the_variances_of_its_groups() -> None:
     groups: list[list[dict[str, float | None]]] = [[{"a": 1.0, "b": None}, {"a": 3.0, "b": 1.0}], [{"a": 5.0}] * 3]
     assert seed_noise(groups) == {"a": pytest.approx((2 / 3) ** 0.5)}
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_noise_between_seeds_is_told_as_a_change_in_at_most_5_percent(seeds: int) -> None:
+    """Two methods that differ in nothing, a run of one against the base or against a run of the other."""
+    rng = np.random.default_rng(11)
+    beyond, deviations = {"base": 0, "trained": 0, "one deviation": 0}, 4.0
+    for _ in range(4000):
+        first, second = rng.normal(0, deviations, (2, seeds))
+        groups = [[{"a": float(value)} for value in values] for values in (first, second)]
+        spread = seed_noise(groups)["a"]
+        freedom = 2 * (seeds - 1)
+        beyond["base"] += abs(first[0]) > noise_limit(spread, freedom, seeds, both_trained=False)
+        apart = abs(first[0] - second[0])
+        beyond["trained"] += apart > noise_limit(spread, freedom, seeds, both_trained=True)
+        beyond["one deviation"] += apart > spread
+    print(seeds, beyond)  # pytest -rP shows it
+    most = stats.binom.ppf(0.999, 4000, 0.05)
+    assert beyond["base"] <= most and beyond["trained"] <= most
+    assert beyond["one deviation"] > 0.3 * 4000, "what was marked before"
+
+
+def test_a_limit_is_a_students_t_times_the_spread_of_what_is_compared() -> None:
+    assert noise_limit(2.0, 1, 2, both_trained=True) == pytest.approx(12.7062 * 2 * 2**0.5, rel=1e-4)
+    assert noise_limit(2.0, 4, 5, both_trained=False) == pytest.approx(2.7764 * 2 * 1.2**0.5, rel=1e-4)
 
 
 def simulate(change: float, correlation: float, most: int | None = None, draws: int = 1000) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def test_sentences_say_what_was_gained_what_it_cost_and_what_is_not_known() -> N
     assert output[0] == "run: speciality +50.0, versatility −13.3 (gen_kn 0.0, gen_rs −26.7)"
     assert re.fullmatch(r"run: 56 % \(\d\d to \d\d\) of versatility kept", output[1])
     assert output[2] == ("run: 16 items lost, 60 gained; changed beyond chance (McNemar, Holm, 5 %): law, arc_easy")
-    assert output[3].startswith("noise floor: not known (it takes two runs")
+    assert output[3].startswith("noise between seeds: not known (it takes two runs")
     (kept,) = [
         line for line in sentences(Scores.of(make_scores(BASE_AND_RUN | {"a-b": [0.5, 0.2, 0.1]}))) if "a-b: −" in line
     ]
@@ -129,10 +129,11 @@ def test_sentences_say_what_was_gained_what_it_cost_and_what_is_not_known() -> N
 
 
 def test_changes_within_the_noise_between_seeds_are_marked() -> None:
-    models = {"base": [0.05, 0.55, 0.4], "run": [0.55, 0.55, 0.38], "again": [0.5, 0.55, 0.2]}
+    models = {"base": [0.05, 0.55, 0.4], "run": [0.55, 0.55, 0.38], "again": [0.55, 0.55, 0.2]}
     scores = make_scores(models, seed_groups=(("run", "again"),))
     assert any(
-        "noise floor (standard deviation over the seeds of run, again)" in line for line in sentences(Scores.of(scores))
+        "noise between seeds (standard deviation over those of run, again;" in line
+        for line in sentences(Scores.of(scores))
     )
     lines = render(scores)
     assert "−3.3~" in next(line for line in lines if "arc_easy" in line)
