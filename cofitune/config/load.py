@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,11 +42,11 @@ class LoadedConfig:
     sources: dict[Place, str]
 
 
-def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+def load_config(path: str | Path | Mapping[str, Any], overrides: list[str] | None = None) -> Config:
     """Read a config file, apply overrides such as `train.learning_rate=1e-4`, and check everything.
 
     Args:
-        path: the YAML file.
+        path: the YAML file; or its content, where a program makes it.
         overrides: `dotted.path=value`; the value is read as YAML.
 
     Returns:
@@ -57,14 +59,14 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     return read_config(path, overrides).config
 
 
-def read_config(path: str | Path, overrides: list[str] | None = None) -> LoadedConfig:
+def read_config(path: str | Path | Mapping[str, Any], overrides: list[str] | None = None) -> LoadedConfig:
     """As `load_config`, together with where each value was written.
 
     Raises:
         ConfigError: as `load_config`.
     """
-    path = Path(path)
-    data, sources = read_yaml(path)
+    data, sources = _read(path)
+    named = "config" if isinstance(path, Mapping) else str(Path(path))
     overridden: dict[Place, str] = {}
     # which suite it is comes first, so that every other override finds the suite's tasks in place
     first = [text for text in overrides or [] if is_of_suite(text)]
@@ -72,15 +74,30 @@ def read_config(path: str | Path, overrides: list[str] | None = None) -> LoadedC
     problems += add_suites(data, sources, read_yaml)
     rest = [text for text in overrides or [] if text not in first]
     problems += [p for text in rest if (p := override(data, overridden, text))]
-    problems += rename_keys(data, sources, overridden, str(path))
+    problems += rename_keys(data, sources, overridden, named)
     start_from_data(data)
     sources = {p: s for p, s in sources.items() if not any(p[: len(o)] == o for o in overridden)} | overridden
-    config, more = _validated(data, sources, str(path))
-    if config is None and (answer := recognise(data, str(path), KEY_PLACES)):
+    config, more = _validated(data, sources, named)
+    if config is None and (answer := recognise(data, named, KEY_PLACES)):
         raise ConfigError([answer])
     if config is None or problems:
         raise ConfigError(problems + more)
     return LoadedConfig(config, data, sources)
+
+
+def _read(path: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], dict[Place, str]]:
+    """The content and the places of its keys; of a program's own values as YAML would have them."""
+    if isinstance(path, Mapping):
+        return dict(_plain(path)), {}
+    return read_yaml(Path(path))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def load_resolved(path: Path) -> Config:
@@ -142,6 +159,11 @@ def _laid_over(below: dict[str, Any], above: dict[str, Any], top: bool = True) -
         both = isinstance(value, dict) and isinstance(below.get(key), dict) and not (top and key in WHOLE)
         merged[key] = _laid_over(below[key], value, top=False) if both else value
     return merged
+
+
+def dump_value(value: Any) -> str:
+    """Write a value as an override takes it behind the `=`: JSON is YAML, too."""
+    return json.dumps(_plain(value), ensure_ascii=False)
 
 
 def dump_config(config: Config) -> str:

@@ -30,6 +30,7 @@ from cofitune.recipes.evaluate.result import find_changed, make_scores, print_re
 from cofitune.recipes.evaluate.targets import EvalTarget
 from cofitune.recipes.folders import start_folder
 from cofitune.recipes.from_config import load_base
+from cofitune.recipes.summary import write_summary
 from cofitune.reports.console import say
 from cofitune.reports.evaluation.progress import EvalProgress
 from cofitune.reports.evaluation.scores import GateVerdict
@@ -162,6 +163,7 @@ def run_evaluation(
     verdicts = judge(plan.requirements, score_changes(scores))
     changed = find_changed(plan, results, scores)
     write_result(plan, results, scores | {"gate": [v.as_dict() for v in verdicts]}, changed)
+    write_summary(plan.config.run)
     print_result(plan, scores, changed, console)
     for verdict in verdicts:
         say(console, verdict_line(shaped(GateVerdict, verdict.as_dict())))

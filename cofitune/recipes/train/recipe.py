@@ -18,6 +18,7 @@ from cofitune.files import exclusive
 from cofitune.ranks import is_launched, this_rank
 from cofitune.recipes.folders import check_disk_space, check_folder
 from cofitune.recipes.from_config import load_base
+from cofitune.recipes.summary import write_summary
 from cofitune.recipes.train.manifest import make_manifest
 from cofitune.recipes.train.metrics import DriftReached
 from cofitune.recipes.train.plan import TrainPlan, plan_train
@@ -147,6 +148,7 @@ def _train(prepared: PreparedModel, console: Console, *, overwrite: bool, resume
     if is_writer:
         manifest = make_manifest(plan, before, tensors, run.watch, reached.record if reached else None)
         write_delta(plan.folder, tensors, manifest)
+        write_summary(plan.config.run)
         say(console, f"wrote {plan.folder}/delta.safetensors: {len(tensors)} tensors")
         if not plan.config.train.keep_checkpoints:
             shutil.rmtree(plan.folder / "checkpoints", ignore_errors=True)

@@ -1,0 +1,24 @@
+"""Rows as a pandas table, where pandas is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cofitune.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def to_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Make a table.
+
+    Raises:
+        UserError: pandas is not installed.
+    """
+    try:
+        import pandas
+    except ImportError:
+        raise UserError("frame(): needs pandas, which is not installed: pip install pandas") from None
+    return pandas.DataFrame(list(rows))

@@ -1,0 +1,105 @@
+"""The Python interface: typed results, user errors that are raised, and a process that is afterwards what it was."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+import cofitune
+from cofitune.config.day import VARIABLE
+from tests.helpers import read_manifest, write_jsonl
+
+QUIET = Console(quiet=True)
+ALL = (
+    "chat", "compare", "evaluate", "export", "importance", "load_config", "rehearse", "report", "search", "train",
+    "Config", "Stopped", "UserError", "TrainResult", "EvalResult",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> dict[str, Any]:
+    """A config as a program writes it."""
+    folder = tmp_path_factory.mktemp("api")
+    words = ("rain", "bread", "trains", "stars", "tea", "chess")
+    train = write_jsonl(folder / "t.jsonl", ({"instruction": f"Name {w}.", "output": f"{w} is it."} for w in words))
+    choices = write_jsonl(
+        folder / "c.jsonl", ({"question": f"Is {w} good?", "choices": ["yes", "no"], "answer": 0} for w in words)
+    )
+    return {
+        "model": {"name": tiny_model_folder, "dtype": "float32"},
+        "data": {"train": train},
+        "region": {"layers": "1-2", "modules": ("up_proj", "down_proj")},
+        "train": {"max_steps": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+        "eval": {
+            "speciality": [{"path": train, "kind": "generate", "max_new_tokens": 16, "name": "law"}],
+            "versatility": {"gen_kn": [{"path": choices, "kind": "multiple_choice", "name": "kn"}]},
+        },
+        "output_dir": folder / "run",
+    }
+
+
+def test_importing_it_loads_no_torch_and_gives_all_names() -> None:
+    code = (
+        "import sys, cofitune; cofitune.load_config; import cofitune.search, cofitune.importance; "
+        "assert not {'torch', 'transformers', 'pandas'} & set(sys.modules); "
+        f"assert all(callable(getattr(cofitune, name)) for name in {ALL}); assert set({ALL}) <= set(dir(cofitune))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_the_stub_names_what_the_package_gives() -> None:
+    stub = (Path(cofitune.__file__).parent / "__init__.pyi").read_text()
+    assert all(f" as {name}\n" in stub for name in cofitune.__all__ if name != "__version__")
+    assert stub.count(" as ") == len(cofitune.__all__) - 1
+
+
+def test_a_config_may_be_a_dict_a_file_or_resolved(content: dict[str, Any], tmp_path: Path) -> None:
+    resolved = cofitune.load_config(content, {"train.learning_rate": 1e-5, "train.report_to": ["tensorboard"]})
+    assert resolved.train.learning_rate == 1e-5 and resolved.train.report_to == ("tensorboard",)
+    again = cofitune.load_config(resolved, ["train.seed=7"])
+    assert again.train.seed == 7 and again.train.learning_rate == 1e-5
+    assert cofitune.load_config(resolved) is resolved
+    with pytest.raises(cofitune.UserError, match=r"train\.learning_rat.*did you mean 'learning_rate'"):
+        cofitune.load_config(content, {"train.learning_rat": 1})
+
+
+def test_train_evaluate_export_report_and_chat(content: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "2020-01-01")
+    trained = cofitune.train(content, console=QUIET)
+    assert (os.environ.get("RANK"), os.environ[VARIABLE]) == (None, "2020-01-01"), "this process is what it was"
+    assert trained.delta.is_file() and trained.manifest == read_manifest(trained.run)
+    assert [record["step"] for record in trained.metrics] == [1, 2]
+    assert trained.last_loss == trained.frame()["loss"].iloc[-1]
+    assert len(trained.tensors()) == 4
+    scored = cofitune.evaluate(content, require=["speciality>=+99"], console=QUIET)
+    assert list(scored.scores) == ["base", "run"] and not scored.met
+    assert scored.frame().loc["run", "kn"] == scored.scores["run"]["gen_kn"]
+    assert scored.changes["run"]["speciality"].keys() >= {"value", "low", "high"}
+    whole = cofitune.export(trained.run, trained.run.parent / "whole", alpha=0.5, console=QUIET)
+    assert whole.alpha == 0.5 and (whole.folder / "config.json").is_file()
+    assert cofitune.report(trained.run, console=QUIET).page.is_file()
+    (answers,) = cofitune.chat(trained.run, "Name rain.", max_new_tokens=4)
+    assert list(answers) == ["base", "run"]
+
+
+def test_a_user_error_is_raised_and_ends_nothing(content: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(cofitune.UserError, match="layers"):
+        cofitune.train({**content, "region": {"layers": "9"}, "output_dir": tmp_path / "run"}, console=QUIET)
+    with pytest.raises(cofitune.UserError, match="nothing has been|no evaluation|scores.json"):
+        cofitune.EvalResult.read(tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.processes
+def test_several_ranks_are_processes_of_their_own(content: dict[str, Any], tmp_path: Path) -> None:
+    said = Console(file=(tmp_path / "said").open("w"), width=200)
+    two = cofitune.train({**content, "output_dir": tmp_path / "two"}, num_processes=2, console=said)
+    assert two.manifest["ranks"] == 2 and "step 2/2" in (tmp_path / "said").read_text()
+    with pytest.raises(cofitune.UserError, match=r"^/.*two.* was made by another config \(train\.seed"):
+        cofitune.train({**content, "output_dir": tmp_path / "two"}, {"train.seed": 7}, num_processes=2, console=said)
