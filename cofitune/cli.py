@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
@@ -17,6 +19,7 @@ from rich.console import Console
 
 from cofitune import __version__, cli_setup
 from cofitune.cli_group import Commands
+from cofitune.cli_output import OUTPUT
 from cofitune.config.day import begin_day
 from cofitune.config.eval import KEEP, as_alpha
 from cofitune.config.load import load_config
@@ -30,6 +33,17 @@ from cofitune.launch.hostfile import Place
 from cofitune.launch.parent import end_with_parent
 from cofitune.launch.slurm import adopt_task
 from cofitune.ranks import Rank, this_rank
+from cofitune.results import (
+    CompareResult,
+    EvalResult,
+    ExportResult,
+    ImportanceResult,
+    RehearseResult,
+    ReportResult,
+    Result,
+    SearchResult,
+    TrainResult,
+)
 
 app = typer.Typer(
     name="cofitune",
@@ -73,11 +87,18 @@ def search(
     launcher.require_single_process("search")
     seeds = [f"search.repeat={repeat}"] if repeat else []
     resolved = _load(config, [*(overrides or []), *seeds])
+    _tell(SearchResult.read, resolved, dry_run)
     from cofitune.recipes.search import recipe
 
-    console = _console()
+    console = OUTPUT.console()
     run = partial(
-        recipe.search, resolved, start_proxy=command.start_proxy, overwrite=overwrite, dry_run=dry_run, console=console
+        recipe.search,
+        resolved,
+        start_proxy=command.start_proxy,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        console=console,
+        on_plan=OUTPUT.plan,
     )
     requested = resolved.search.ray
     if resolved.search.executor == "ray":
@@ -102,6 +123,7 @@ def importance(
 ) -> None:
     """Compute the importance of attention heads, FFN neurons and FFN output channels."""
     resolved = _load(config, overrides)
+    _tell(ImportanceResult.read, resolved, dry_run)
     from cofitune.recipes.importance import recipe
     from cofitune.recipes.importance.plan import plan_importance
 
@@ -111,7 +133,9 @@ def importance(
     if launcher.launch_ranks_if_needed(num_processes, hostfile, dry_run, check):
         return
     ranks = launcher.choose_ranks(num_processes, hostfile).count if dry_run else 1
-    recipe.importance(resolved, overwrite=overwrite, dry_run=dry_run, console=_console(), ranks=ranks)
+    recipe.importance(
+        resolved, overwrite=overwrite, dry_run=dry_run, console=OUTPUT.console(), ranks=ranks, on_plan=OUTPUT.plan
+    )
 
 
 @app.command()
@@ -125,6 +149,7 @@ def rehearse(
 ) -> None:
     """Let the base answer general prompts; training on these answers, too, keeps its abilities (train.rehearsal)."""
     resolved = _load(config, overrides)
+    _tell(RehearseResult.read, resolved, dry_run)
     from cofitune.recipes.rehearse import plan as planning
     from cofitune.recipes.rehearse import recipe
 
@@ -138,7 +163,9 @@ def rehearse(
     ):
         return
     ranks = launcher.choose_ranks(num_processes, hostfile).count if dry_run else 1
-    recipe.rehearse(resolved, overwrite=overwrite, dry_run=dry_run, console=_console(), ranks=ranks)
+    recipe.rehearse(
+        resolved, overwrite=overwrite, dry_run=dry_run, console=OUTPUT.console(), ranks=ranks, on_plan=OUTPUT.plan
+    )
 
 
 @app.command()
@@ -153,6 +180,7 @@ def train(
 ) -> None:
     """Train the region under the soft mask; everything else stays frozen."""
     resolved = _load(config, overrides)
+    _tell(TrainResult.read, resolved, dry_run)
     from cofitune.recipes.train import recipe
 
     def check(ranks: int) -> object:
@@ -162,7 +190,15 @@ def train(
     if launcher.launch_ranks_if_needed(num_processes, hostfile, dry_run, check):
         return
     ranks = launcher.choose_ranks(num_processes, hostfile).count if dry_run else 1
-    recipe.train(resolved, overwrite=overwrite, resume=resume, dry_run=dry_run, console=_console(), ranks=ranks)
+    recipe.train(
+        resolved,
+        overwrite=overwrite,
+        resume=resume,
+        dry_run=dry_run,
+        console=OUTPUT.console(),
+        ranks=ranks,
+        on_plan=OUTPUT.plan,
+    )
 
 
 @app.command(name="eval")
@@ -198,9 +234,10 @@ def evaluate(
     Exit codes: 0 done, 2 a mistake of yours, 3 a requirement is not met.
     """
     resolved = _load(config, overrides).with_models(model or (), full_sft)
+    _tell(EvalResult.read, resolved, dry_run)
     from cofitune.recipes.evaluate import recipe
 
-    requested, console = require or (), _console()
+    requested, console = require or (), OUTPUT.console()
 
     def check(ranks: int) -> object:
         return recipe.plan_evaluation(resolved, overwrite, requested, console=console)
@@ -209,7 +246,13 @@ def evaluate(
         # rank 0 has said everything; all is known now, and only the verdict is read off here
         overwrite, console = False, Console(quiet=True)
     done = recipe.evaluate(
-        resolved, require=requested, overwrite=overwrite, dry_run=dry_run, console=console, rank=this_rank()
+        resolved,
+        require=requested,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        console=console,
+        rank=this_rank(),
+        on_plan=OUTPUT.plan,
     )
     if not done.met and not failures.launched_by_us():
         raise typer.Exit(failures.NOT_MET)
@@ -227,12 +270,19 @@ def compare(
     """Train several methods at several rates and match them at equal speciality: what each forgets for it."""
     launcher.require_single_process("compare")
     resolved = _load(config, overrides)
+    _tell(CompareResult.read, resolved, dry_run)
     from cofitune.recipes.compare import recipe
 
     ranks = launcher.choose_ranks(num_processes, hostfile)
     run_command = partial(command.run_command, ranks=ranks, grace=resolved.train.stop_grace_seconds)
     recipe.compare(
-        resolved, run_command=run_command, overwrite=overwrite, dry_run=dry_run, console=_console(), ranks=ranks.count
+        resolved,
+        run_command=run_command,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        console=OUTPUT.console(),
+        ranks=ranks.count,
+        on_plan=OUTPUT.plan,
     )
 
 
@@ -269,7 +319,7 @@ def export(
     from cofitune.recipes import export as recipe
 
     enough = KEEP if keep is None else keep
-    recipe.export(
+    folder = recipe.export(
         run,
         to,
         base=base,
@@ -278,8 +328,9 @@ def export(
         keep=enough,
         overwrite=overwrite,
         trust_remote_code=trust_remote_code,
-        console=_console(),
+        console=OUTPUT.console(),
     )
+    OUTPUT.on_done(lambda: ExportResult.read(folder).to_dict())
 
 
 @app.command()
@@ -310,7 +361,7 @@ def chat(
         raise UserError("--base-only and --run-only: give one; without either both answer")
     from cofitune.recipes.chat import recipe
 
-    recipe.chat(
+    exchanges = recipe.chat(
         model,
         prompt or (),
         base=base,
@@ -318,8 +369,9 @@ def chat(
         only="base" if base_only else "run" if run_only else None,
         options=recipe.ChatOptions(max_new_tokens, temperature, seed, system),
         trust_remote_code=trust_remote_code,
-        console=_console(),
+        console=OUTPUT.console(),
     )
+    OUTPUT.on_done(lambda: {"model": model, "exchanges": [asdict(one) for one in exchanges]})
 
 
 @app.command()
@@ -331,7 +383,8 @@ def report(
     launcher.require_single_process("report")
     from cofitune.recipes.report import recipe
 
-    recipe.report(place, to, console=_console())
+    page = recipe.report(place, to, console=OUTPUT.console())
+    OUTPUT.on_done(lambda: ReportResult(page).to_dict())
 
 
 app.add_typer(cli_setup.config_app, name="config")
@@ -381,16 +434,26 @@ def main() -> None:
     warnings.showwarning = partial(_show_warning, warnings.showwarning)
     end_with_parent()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that children are ended too
+    OUTPUT.begin()
+    code = 1  # a traceback's
     try:
         app()
     except UserError as error:
+        if OUTPUT.verbose:
+            traceback.print_exc()
+        OUTPUT.error(str(error))
         failures.say_mistake(error)
-        sys.exit(failures.USER_ERROR)
+        sys.exit(code := failures.USER_ERROR)
     except Stopped as stopped:
+        OUTPUT.error(str(stopped))
         if this_rank().rank == 0:
             print(stopped, file=sys.stderr)
-        sys.exit(128 + stopped.signum)
+        sys.exit(code := 128 + stopped.signum)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1 if end.code else 0
+        raise
     finally:
+        OUTPUT.close(code)
         if failures.launched_by_us():
             sys.excepthook = failures.tell_parent  # only now: torch's process group has put one of its own there
 
@@ -410,13 +473,14 @@ def _load(path: Path, overrides: list[str] | None = None) -> Config:
     return config
 
 
+def _tell(read: Callable[[Path], Result], config: Config, dry_run: bool) -> None:
+    """What `--json` prints, once the command has ended: read from what lies in the run's folder then."""
+    if not dry_run:  # which has told its plan
+        OUTPUT.on_done(lambda: read(config.run).to_dict())
+
+
 def _alpha(text: str) -> float | Literal["auto"]:
     try:
         return as_alpha(text)
     except ValueError as error:
         raise UserError(f"--alpha {error}") from None
-
-
-def _console() -> Console:
-    """Rank 0 alone talks."""
-    return Console(quiet=this_rank().rank != 0)

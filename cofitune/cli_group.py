@@ -6,6 +6,7 @@ from typing import Any
 
 from typer.core import TyperGroup
 
+from cofitune.cli_output import shared_parameters
 from cofitune.config.explain import KEY_PLACES
 from cofitune.config.hints import option_hint
 from cofitune.errors import UserError
@@ -13,6 +14,13 @@ from cofitune.errors import UserError
 
 class Commands(TyperGroup):
     """Commands whose flags have no type in the help; `--train.learning_rate 1e-4` is answered with what to type."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        """Give every command the options that all have; hidden ones are typed by this program alone."""
+        super().__init__(*arguments, **settings)
+        for command in self.commands.values():
+            if not command.hidden and not isinstance(command, TyperGroup):
+                command.params += shared_parameters()
 
     def get_params(self, ctx: Any) -> Any:
         """The group's own options, its flags shown without `<bool>`."""

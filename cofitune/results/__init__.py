@@ -3,10 +3,12 @@
 Every result has `to_dict()`, which is what the command prints under `--json`.
 """
 
+from cofitune.results.frame import Result
 from cofitune.results.scores import CompareResult, EvalResult, SearchResult
 from cofitune.results.training import ExportResult, ImportanceResult, RehearseResult, ReportResult, TrainResult
 
 __all__ = [
-    "CompareResult", "EvalResult", "ExportResult", "ImportanceResult", "RehearseResult", "ReportResult", "SearchResult",
+    "CompareResult", "EvalResult", "ExportResult", "ImportanceResult", "RehearseResult", "ReportResult", "Result",
+    "SearchResult",
     "TrainResult",
 ]  # fmt: skip

@@ -1,14 +1,21 @@
-"""Rows as a pandas table, where pandas is installed."""
+"""What all results share: a dictionary for JSON, and rows as a pandas table where pandas is installed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cofitune.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+class Result(Protocol):
+    """What a command leaves."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of the object that the command prints under `--json`."""
 
 
 def to_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

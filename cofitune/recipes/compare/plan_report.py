@@ -9,6 +9,7 @@ from rich.table import Table
 from cofitune.files import gib
 from cofitune.recipes.compare.plan import SCORED, ComparePlan, Run, required_disk_bytes
 from cofitune.recipes.folders import free_bytes
+from cofitune.recipes.on_plan import PlanFacts
 from cofitune.reports.console import say
 from cofitune.reports.text import duration
 
@@ -63,3 +64,17 @@ def about(seconds: float | None) -> str:
     if seconds is None:
         return "a time that the first finished run will tell"
     return f"about {duration(seconds)}"
+
+
+def plan_facts(plan: ComparePlan, seconds: dict[str, float], done: set[str]) -> PlanFacts:
+    """The plan in numbers; arguments as of `print_plan`."""
+    return {
+        "folder": str(plan.folder),
+        "runs": {run.name: {"method": run.method, "done": run.name in done} for run in plan.runs},
+        "steps": sum(t.steps.num_steps for t in plan.trainings),
+        "alphas": list(plan.compare.alphas),
+        "items": plan.items,
+        "seconds_left": time_left([run for run in plan.runs if run.name not in done], seconds),
+        "more_bytes": required_disk_bytes(plan),
+        "missing": list(dict.fromkeys(text for t in plan.trainings for text in t.missing)),
+    }

@@ -16,11 +16,12 @@ from cofitune.errors import UserError, install
 from cofitune.files import exclusive, read_json, write_json, write_text
 from cofitune.jsonl import append_line
 from cofitune.recipes.compare.plan import FOLDER, ComparePlan, Run, model_name, plan_compare, resolve_search
-from cofitune.recipes.compare.plan_report import about, print_plan, time_left
+from cofitune.recipes.compare.plan_report import about, plan_facts, print_plan, time_left
 from cofitune.recipes.compare.result import build_comparison, finished_runs
 from cofitune.recipes.compare.store import STORE, RunLine, mean_seconds, read_store
 from cofitune.recipes.evaluate.plan import plan_eval
 from cofitune.recipes.folders import start_folder
+from cofitune.recipes.on_plan import OnPlan
 from cofitune.reports.compare.content import Comparison
 from cofitune.reports.compare.plot import methods_picture
 from cofitune.reports.compare.table import comparison_tables, sentences
@@ -43,6 +44,7 @@ def compare(
     dry_run: bool = False,
     console: Console | None = None,
     ranks: int = 1,
+    on_plan: OnPlan | None = None,
 ) -> Path:
     """Train and score what the section `compare` names, into `<output_dir>/compare`.
 
@@ -52,6 +54,7 @@ def compare(
     Args:
         run_command: runs `cofitune train` and `cofitune eval`.
         ranks: on how many ranks it trains.
+        on_plan: is told of a dry run's plan.
 
     Returns:
         The folder with compare.json, frontier.png and .svg, runs.jsonl and runs/.
@@ -65,6 +68,8 @@ def compare(
     done = {name for name, line in known.items() if line["status"] == "done"}
     print_plan(plan, mean_seconds(known), done, console)
     if dry_run:
+        if on_plan:
+            on_plan(plan_facts(plan, mean_seconds(known), done))
         return plan.folder
     with exclusive(plan.folder, "comparison"):
         start_folder(config, FOLDER, overwrite)

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cofitune.recipes.evaluate.plan import EvalPlan, Results
+from cofitune.recipes.on_plan import PlanFacts
 from cofitune.reports.console import say
 
 
@@ -54,3 +55,21 @@ def tell_left_out(plan: EvalPlan, console: Console) -> None:
                 shown = ", ".join(map(str, lines[:5])) + (", …" if len(lines) > 5 else "")
                 text = f"{loaded.task.title}: {len(lines)} {of} {what} (lines {shown})"
                 say(console, text)
+
+
+def plan_facts(plan: EvalPlan, known: Results) -> PlanFacts:
+    """The plan in numbers."""
+    return {
+        "folder": str(plan.folder),
+        "tasks": {
+            t.task.title: {"category": t.task.category, "metric": t.metric.name, "items": len(t.items)}
+            for t in plan.tasks
+        },
+        "models": {
+            m.name: {
+                "path": m.path,
+                "to_score": [t.task.title for t in plan.tasks if t.task.title not in known[m.name]],
+            }
+            for m in plan.models
+        },
+    }

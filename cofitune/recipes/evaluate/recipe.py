@@ -25,11 +25,12 @@ from cofitune.evaluation.statistics.gate import Verdict, judge
 from cofitune.ranks import Rank
 from cofitune.recipes.alpha.recipe import choose_alphas, read_chosen
 from cofitune.recipes.evaluate.plan import EvalPlan, Results, plan_eval
-from cofitune.recipes.evaluate.plan_report import print_plan, tell_left_out
+from cofitune.recipes.evaluate.plan_report import plan_facts, print_plan, tell_left_out
 from cofitune.recipes.evaluate.result import find_changed, make_scores, print_result, score_changes, write_result
 from cofitune.recipes.evaluate.targets import EvalTarget
 from cofitune.recipes.folders import start_folder
 from cofitune.recipes.from_config import load_base
+from cofitune.recipes.on_plan import OnPlan
 from cofitune.recipes.summary import write_summary
 from cofitune.reports.console import say
 from cofitune.reports.evaluation.progress import EvalProgress
@@ -63,6 +64,7 @@ def evaluate(
     dry_run: bool = False,
     console: Console | None = None,
     rank: Rank | None = None,
+    on_plan: OnPlan | None = None,
 ) -> Evaluation:
     """Score the base, the run and every further model on the same items and compare them, in `<output_dir>/eval`.
 
@@ -75,6 +77,7 @@ def evaluate(
         overwrite: score everything anew, and replace a folder of another config.
         dry_run: print the plan and write nothing.
         console: where to talk; default: the terminal.
+        on_plan: is told of a dry run's plan.
         rank: this process, where several ranks call this together and share the batches; None: it is alone.
 
     Raises:
@@ -84,7 +87,10 @@ def evaluate(
     rank = rank or Rank()
     plan = plan_evaluation(config, overwrite, require, console=console, dry_run=dry_run, alone=rank.world_size == 1)
     if dry_run:
-        print_plan(plan, {m.name: {} for m in plan.models} if overwrite else plan.known(), console)
+        known = {m.name: {} for m in plan.models} if overwrite else plan.known()
+        print_plan(plan, known, console)
+        if on_plan:
+            on_plan(plan_facts(plan, known))
         return Evaluation(plan.folder)
     return run_evaluation(plan, join(rank.rank, rank.world_size), console, overwrite=overwrite)
 

@@ -8,6 +8,7 @@ from cofitune.files import gib
 from cofitune.importance_file import unit_counts
 from cofitune.ranks import Rank
 from cofitune.recipes.importance.plan import ImportancePlan
+from cofitune.recipes.on_plan import PlanFacts
 from cofitune.reports.console import say
 from cofitune.reports.figure import can_draw
 from cofitune.reports.training.plan import print_account
@@ -38,3 +39,18 @@ def print_plan(plan: ImportancePlan, rank: Rank, console: Console) -> None:
     say(console, f"writes   {plan.folder}/: {', '.join(files)}")
     if plan.interrupted:
         say(console, "continues from the sums of an interrupted computation")
+
+
+def plan_facts(plan: ImportancePlan, rank: Rank) -> PlanFacts:
+    """The plan in numbers."""
+    return {
+        "folder": str(plan.folder),
+        "items": len(plan.examples),
+        "tokens": plan.tokens,
+        "micro_batches": plan.num_micro_batches,
+        "passes": plan.passes,
+        "ranks": rank.world_size,
+        "sharded": plan.sharding.sharded,
+        "device_bytes": sum(plan.memory.values()),
+        "continues": plan.interrupted,
+    }

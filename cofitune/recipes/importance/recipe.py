@@ -36,7 +36,8 @@ from cofitune.recipes.importance.plan import (
     make_manifest,
     plan_importance,
 )
-from cofitune.recipes.importance.plan_report import print_plan
+from cofitune.recipes.importance.plan_report import plan_facts, print_plan
+from cofitune.recipes.on_plan import OnPlan
 from cofitune.reports.console import say
 from cofitune.reports.figure import EXTRA, can_draw, write_picture
 from cofitune.reports.importance.plot import importance_picture
@@ -57,6 +58,7 @@ def importance(
     dry_run: bool = False,
     console: Console | None = None,
     ranks: int = 1,
+    on_plan: OnPlan | None = None,
 ) -> Path:
     """Estimate the importance of every unit for the general data and write it into `<output_dir>/importance`.
 
@@ -71,6 +73,7 @@ def importance(
         dry_run: print the plan and write nothing.
         console: where to talk; default: the terminal.
         ranks: ranks that a dry run plans for; a run counts its own.
+        on_plan: is told of a dry run's plan.
 
     Returns:
         The folder with `importance.safetensors`, `scores.safetensors` and `manifest.json`.
@@ -83,6 +86,8 @@ def importance(
     plan = plan_importance(config, overwrite, rank)
     if dry_run:
         print_plan(plan, rank, console)
+        if on_plan:
+            on_plan(plan_facts(plan, rank))
         return plan.folder
     if not (overwrite or plan.interrupted) and (plan.folder / "manifest.json").is_file():
         check_finished(plan)

@@ -10,6 +10,7 @@ from rich.console import Console
 from cofitune.data.read import ItemCounts
 from cofitune.files import gib
 from cofitune.recipes.folders import free_bytes
+from cofitune.recipes.on_plan import PlanFacts
 from cofitune.recipes.rehearse.plan import RehearsePlan
 from cofitune.rehearsal.items import RehearsalItem
 from cofitune.reports.console import say
@@ -74,3 +75,19 @@ def _print_left_out(account: ItemCounts, examples: Mapping[str, Sequence[str]], 
         say(console, f"left out: {count:,} × {reason}")
         for message in examples.get(reason, ())[:2]:
             say(console, f"    {message}")
+
+
+def plan_facts(plan: RehearsePlan, ranks: int) -> PlanFacts:
+    """The plan in numbers."""
+    return {
+        "folder": str(plan.folder),
+        "prompts": len(plan.prompts),
+        "self_prompted": plan.config.rehearsal.self_prompted,
+        "most_tokens": plan.most_tokens,
+        "most_bytes": plan.most_bytes,
+        "engine": plan.engine,
+        "batch_size": plan.batch_size,
+        "ranks": ranks,
+        "left_out": dict(plan.account.reasons),
+        "missing": list(plan.base.missing),
+    }

@@ -19,8 +19,9 @@ from cofitune.evaluation.data_parallel import BatchSharding, join
 from cofitune.files import exclusive, sha256_json
 from cofitune.ranks import Rank, is_launched, this_rank
 from cofitune.recipes.folders import check_disk_space, start_folder
+from cofitune.recipes.on_plan import OnPlan
 from cofitune.recipes.rehearse.plan import RehearsePlan, plan_rehearse
-from cofitune.recipes.rehearse.plan_report import print_plan, print_result
+from cofitune.recipes.rehearse.plan_report import plan_facts, print_plan, print_result
 from cofitune.recipes.rehearse.prompts import Prompt, note, shortened, text_of
 from cofitune.recipes.rehearse.writer import Writer
 from cofitune.rehearsal.filters import why_dropped
@@ -40,6 +41,7 @@ def rehearse(
     dry_run: bool = False,
     console: Console | None = None,
     ranks: int = 1,
+    on_plan: OnPlan | None = None,
 ) -> Path:
     """Have the base answer general prompts, and write prompts, answers and probabilities into `<output_dir>/rehearsal`.
 
@@ -52,6 +54,7 @@ def rehearse(
         dry_run: print the plan and its cost, and write nothing.
         console: where to talk; default: the terminal.
         ranks: ranks that a dry run plans for; a run counts its own.
+        on_plan: is told of a dry run's plan.
 
     Returns:
         The folder with `items.jsonl`, `top_k.safetensors` and `manifest.json`.
@@ -69,6 +72,8 @@ def rehearse(
         return plan.folder
     print_plan(plan, rank.world_size, dry_run, console)
     if dry_run:
+        if on_plan:
+            on_plan(plan_facts(plan, rank.world_size))
         return plan.folder
     check_disk_space(plan.folder, plan.most_bytes)
     world = join(*start_distributed())

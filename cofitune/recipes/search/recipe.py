@@ -12,6 +12,7 @@ from rich.console import Console
 from cofitune.config.schema import Config
 from cofitune.files import exclusive, write_json
 from cofitune.recipes.folders import start_folder
+from cofitune.recipes.on_plan import OnPlan, PlanFacts
 from cofitune.recipes.search.cost import Measure, cost_lines
 from cofitune.recipes.search.plan import SearchPlan, plan_search
 from cofitune.recipes.search.proxy import Proxy, StartProxy, make_proxy
@@ -47,6 +48,7 @@ def search(
     console: Console | None = None,
     watcher: Watcher | None = None,
     ranks: int = 1,
+    on_plan: OnPlan | None = None,
 ) -> Path:
     """Search for the region to train and write it into `<output_dir>/search/region.yaml`.
 
@@ -62,6 +64,7 @@ def search(
         overwrite: forget all trials and begin anew.
         dry_run: print the levels and what they cost, and write nothing.
         console: where to talk; default: the terminal.
+        on_plan: is told of a dry run's plan.
         watcher: who is told of every trial; default: a tree that lives on a terminal, else a line each.
         ranks: on how many ranks a trial trains. The batch grows with them, so trials on another number of ranks are not
             comparable, and a store of such trials is refused.
@@ -77,7 +80,9 @@ def search(
     for note in plan.notes:
         say(console, f"note: {note}")
     if dry_run:
-        _print_plan(plan, overwrite, measure, console)
+        costs = _print_plan(plan, overwrite, measure, console)
+        if on_plan:
+            on_plan(_plan_facts(plan, costs, ranks))
         return plan.folder
     with exclusive(plan.folder, "search"):
         start_folder(config, "search", overwrite)
@@ -175,7 +180,8 @@ def _waiting(job: Job, plan: SearchPlan) -> Row:
     return Row(job.id, job.parent, job.region, job.level, weights, None, None, None, 0.0, seed=job.seed)
 
 
-def _print_plan(plan: SearchPlan, overwrite: bool, measure: Measure, console: Console) -> None:
+def _print_plan(plan: SearchPlan, overwrite: bool, measure: Measure, console: Console) -> list[str]:
+    """Print the levels and the cost, whose sentences are returned."""
     store = open_store(plan.folder, plan.identity) if plan.has_store and not overwrite and not plan.missing else None
     num_done = sum(trial.done and trial.region is not None for trial in store.trials()) if store else 0
     rows = [PlanRow(str(p.level), p.candidates, p.most, p.exact) for p in plan.planned]
@@ -183,3 +189,17 @@ def _print_plan(plan: SearchPlan, overwrite: bool, measure: Measure, console: Co
     console.print(plan_report(rows, plan.config.search.train_steps, num_done, costs))
     for text in plan.missing:
         say(console, f"still missing: {text}")
+    return costs
+
+
+def _plan_facts(plan: SearchPlan, costs: Sequence[str], ranks: int) -> PlanFacts:
+    levels = [{"tries": str(p.level), "trials": p.most, "exact": p.exact} for p in plan.planned]
+    return {
+        "folder": str(plan.folder),
+        "ranks": ranks,
+        "levels": levels,
+        "most_trials": plan.at_most,
+        "train_steps": plan.config.search.train_steps,
+        "costs": list(costs),
+        "missing": list(plan.missing),
+    }

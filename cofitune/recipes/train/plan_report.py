@@ -8,6 +8,7 @@ from rich.console import Console
 from cofitune.config.schema import DeepSpeed
 from cofitune.files import gib
 from cofitune.recipes.folders import free_bytes
+from cofitune.recipes.on_plan import PlanFacts
 from cofitune.recipes.train.data import print_data
 from cofitune.recipes.train.plan import TrainPlan
 from cofitune.reports.console import say
@@ -139,3 +140,32 @@ def _print_disk(plan: TrainPlan, console: Console) -> None:
         console,
         f"disk: the delta {gib(plan.delta_bytes)}; {checkpoints}; {gib(free_bytes(plan.config.run))} are free there",
     )
+
+
+def plan_facts(plan: TrainPlan) -> PlanFacts:
+    """The plan in numbers: bytes, tokens, items, steps."""
+    config = plan.config
+    memory = plan.footprint.memory
+    return {
+        "folder": str(plan.folder),
+        "base": config.model.name,
+        "region": plan.region.to_dict(),
+        "adapter": plan.adapter.as_dict() if plan.adapter else None,
+        "masked": list(plan.masked),
+        "trained_weights": plan.num_trained,
+        "all_weights": plan.anatomy.num_parameters,
+        "steps": plan.steps.num_steps,
+        "items_a_step": plan.steps.per_step,
+        "ranks": plan.steps.world_size,
+        "learning_rate": config.train.learning_rate,
+        "zero_stage": plan.settings.zero_stage,
+        "dtype": str(plan.settings.dtype).removeprefix("torch."),
+        "items": len(plan.data.examples),
+        "rehearsal_items": plan.rehearsal.items if plan.rehearsal else 0,
+        "used": plan.used,
+        "device_bytes": memory.device,
+        "host_bytes": memory.host_loading + memory.host_offloaded,
+        "delta_bytes": plan.delta_bytes,
+        "checkpoint_bytes": plan.checkpoint_bytes,
+        "missing": list(plan.missing),
+    }

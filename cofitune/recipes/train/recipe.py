@@ -18,11 +18,12 @@ from cofitune.files import exclusive
 from cofitune.ranks import is_launched, this_rank
 from cofitune.recipes.folders import check_disk_space, check_folder
 from cofitune.recipes.from_config import load_base
+from cofitune.recipes.on_plan import OnPlan
 from cofitune.recipes.summary import write_summary
 from cofitune.recipes.train.manifest import make_manifest
 from cofitune.recipes.train.metrics import DriftReached
 from cofitune.recipes.train.plan import TrainPlan, plan_train
-from cofitune.recipes.train.plan_report import print_plan
+from cofitune.recipes.train.plan_report import plan_facts, print_plan
 from cofitune.recipes.train.resume import (
     check_finished,
     check_resume,
@@ -49,6 +50,7 @@ def train(
     dry_run: bool = False,
     console: Console | None = None,
     ranks: int = 1,
+    on_plan: OnPlan | None = None,
 ) -> Path:
     """Train a region of a model and write the delta into `<output_dir>/train`.
 
@@ -57,6 +59,7 @@ def train(
     Args:
         resume: go on from the newest whole checkpoint; without one, from the beginning.
         ranks: ranks that a dry run plans for; a run counts its own.
+        on_plan: is told of a dry run's plan.
 
     Returns:
         The folder with delta.safetensors, manifest.json, metrics.jsonl and config.yaml.
@@ -73,6 +76,8 @@ def train(
         return plan.folder
     print_plan(plan, console)
     if dry_run:
+        if on_plan:
+            on_plan(plan_facts(plan))
         return plan.folder
 
     with explaining_out_of_memory(plan.footprint):
