@@ -18,6 +18,7 @@ from cofitune.data.chat import end_ids
 from cofitune.data.control import control_tokens
 from cofitune.evaluation.asked import Asked
 from cofitune.evaluation.data_parallel import BatchSharding, in_batches
+from cofitune.model.decode import generate_rows
 
 Request = tuple[tuple[str, str], list[int], list[int]]  # (context, continuation) as text, then as token ids
 
@@ -200,16 +201,18 @@ class ChatTemplateLM(ChatTemplateLMBase):
             do_sample=False, eos_token_id=ends, pad_token_id=self.tokenizer.pad_token_id
         )
         try:
-            out = self.model.generate(
-                input_ids=context,
-                attention_mask=generation_kwargs["attention_mask"],
-                max_new_tokens=max_length - context.shape[1],
-                stopping_criteria=criteria,
-                use_cache=True,
+            rows = generate_rows(
+                self.model,
+                context,
+                generation_kwargs["attention_mask"],
+                max_length - context.shape[1],
+                lambda new: not set(ends).isdisjoint(new) or (stops is not None and stops.stand_in(new)),
+                criteria=criteria,
             )
         finally:
             self.model.generation_config = before
-        new = out[:, context.shape[1] :]
+        width = max(map(len, rows))
+        new = self._tensor([row + [self.tokenizer.eos_token_id] * (width - len(row)) for row in rows])
         # decoding leaves out the special tokens only, and a model may end with one that its tokenizer does not call so
         ended = torch.isin(new, self._tensor(ends)).cumsum(-1) > 0
         return torch.cat([context, new.masked_fill(ended, self.tokenizer.eos_token_id)], dim=-1)
@@ -238,6 +241,12 @@ class RowStops(StoppingCriteria):
         texts = self._behind_reasoning(new) if self.think_end is not None else self._decode(new[:, -self.tail :])
         done = [any(s in text for s in self.strings) for text in texts]
         return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
+
+    def stand_in(self, new: Sequence[int]) -> bool:
+        """Whether one of the strings stands in the text of a row's new tokens."""
+        whole = torch.tensor([list(new)])
+        text = (self._behind_reasoning(whole) if self.think_end is not None else self._decode(whole))[0]
+        return any(s in text for s in self.strings)
 
     def _behind_reasoning(self, new: Tensor) -> list[str]:
         if isinstance(self.think_end, int):

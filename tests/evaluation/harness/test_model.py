@@ -22,10 +22,12 @@ def test_a_stop_string_counts_behind_the_reasoning_alone(
     for row, done in zip(rows, expected, strict=True):
         stops = RowStops(tiny_tokenizer, ["\n"], 1, think_end)
         assert stops(torch.tensor([[0, *row]]), None).tolist() == [done]
+        assert stops.stand_in([*row, *row[:1]]) == done, "also when more was written since"
 
 
 def test_reasoning_may_end_with_a_special_token(tiny_tokenizer: Any) -> None:
     end = tiny_tokenizer.convert_tokens_to_ids("<|im_start|>")
     for text, done in (("a\nb<|im_start|>four\n", True), ("a\nb<|im_start|>four", False), ("a\nb\n", False)):
         row = tiny_tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert RowStops(tiny_tokenizer, ["\n"], 1, end)(torch.tensor([[0, *row]]), None).tolist() == [done]
+        stops = RowStops(tiny_tokenizer, ["\n"], 1, end)
+        assert stops(torch.tensor([[0, *row]]), None).tolist() == [done] == [stops.stand_in(row)]
