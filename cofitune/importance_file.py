@@ -36,12 +36,10 @@ class ImportanceFile:
 
 
 def unit_counts(anatomy: Anatomy) -> dict[str, int]:
-    """Units a layer of each kind: A attention heads, F FFN neurons, H FFN output channels."""
-    return {
-        ATTENTION_HEADS: anatomy.num_heads,
-        FFN_NEURONS: anatomy.intermediate_size,
-        FFN_OUTPUTS: anatomy.hidden_size,
-    }
+    """Units a layer of each known kind: A attention heads, F FFN neurons, H FFN output channels."""
+    attention = {ATTENTION_HEADS: anatomy.num_heads} if "o_proj" in anatomy.modules else {}
+    ffn = {FFN_NEURONS: anatomy.intermediate_size, FFN_OUTPUTS: anatomy.hidden_size}
+    return {**attention, **(ffn if "down_proj" in anatomy.modules else {})}
 
 
 def write_importance(

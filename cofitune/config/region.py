@@ -70,7 +70,8 @@ class Anatomy(Section):
     )
     attention: str = Field(description="path, below a layer, of the module that drops attention probabilities")
     attention_dropout: str = Field(
-        "attention_dropout", description="its attribute with their probability, a number or an nn.Dropout"
+        "attention_dropout",
+        description="its attribute with their probability, a number or an nn.Dropout; config.NAME: its config's",
     )
     interleaved: bool = Field(
         False,

@@ -154,9 +154,12 @@ def gate_gradients(
     leaves = gates.renew(len(batch["input_ids"]))
     loss = kl_loss(model, batch, index, seed) if estimator == KL_DROPOUT else response_loss(model, batch)
     # grad(), not backward(): gradients are returned, so that none can pile up in a gate or a weight
-    flat = torch.autograd.grad(loss, [gate for kind in leaves.values() for gate in kind])
-    rows = iter(flat)
-    return {kind: torch.stack([next(rows) for _ in layers]) for kind, layers in leaves.items()}
+    present = [gate for kind, layers in leaves.items() for i, gate in enumerate(layers) if gates.has(kind, i)]
+    rows = iter(torch.autograd.grad(loss, present))
+    return {
+        kind: torch.stack([next(rows) if gates.has(kind, i) else torch.zeros_like(g) for i, g in enumerate(layers)])
+        for kind, layers in leaves.items()
+    }
 
 
 def _two_tokens() -> dict[str, Tensor]:

@@ -24,7 +24,6 @@ from transformers import PreTrainedModel
 from cofitune.errors import UserError
 from cofitune.importance_file import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS, unit_counts
 from cofitune.model.anatomy import Anatomy, anatomy_of
-from cofitune.model.layouts import Layout
 
 Gates = dict[str, tuple[Tensor, ...]]
 SEEDED_KERNELS = ("eager", "sdpa", "flash_attention_2")  # attention implementations whose dropout torch's seeds govern
@@ -38,17 +37,22 @@ class VirtualGates:
             gradient of one shared gate, and per-sample gradients stay available.
     """
 
-    def __init__(self, counts: dict[str, int], num_layers: int, device: torch.device) -> None:
-        self._counts = counts
-        self._num_layers = num_layers
+    def __init__(self, anatomy: Anatomy, device: torch.device) -> None:
+        self._anatomy = anatomy
+        self._counts = unit_counts(anatomy)
         self._device = device
         self.current: Gates = {}
+
+    def has(self, kind: str, layer: int) -> bool:
+        """Whether a layer has units of a kind; where it has none, its gates are in no place and get no gradient."""
+        return self._anatomy.has(layer, "o_proj" if kind == ATTENTION_HEADS else "down_proj")
 
     def renew(self, batch_size: int) -> Gates:
         """Make the gates of a new micro-batch, all 1: nothing is left in them of the batch before."""
         self.current = {
             kind: tuple(
-                torch.ones(batch_size, units, device=self._device, requires_grad=True) for _ in range(self._num_layers)
+                torch.ones(batch_size, units, device=self._device, requires_grad=True)
+                for _ in range(self._anatomy.num_layers)
             )
             for kind, units in self._counts.items()
         }
@@ -72,13 +76,13 @@ def virtual_gates(model: PreTrainedModel, dropout: float, anatomy: Anatomy | Non
         UserError: the model's layout, or its attention's dropout, is not one that we know.
     """
     anatomy = anatomy or anatomy_of(model)
+    anatomy.check_units("importance")
     layout = anatomy.layout
     layers = list(model.get_submodule(layout.layers))
-    _check_attention(model, layers, layout)
-    gates = VirtualGates(unit_counts(anatomy), anatomy.num_layers, model.device)
+    gates = VirtualGates(anatomy, model.device)
     training = [(module, module.training) for module in model.modules()]
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    attentions = [layer.get_submodule(layout.attention) for layer in layers]
+    attentions = _attentions(model, layers, anatomy, dropout)
     dropouts = [_get_dropout(attention, layout.attention_dropout) for attention in attentions]
     handles: list[RemovableHandle] = []
     try:
@@ -86,6 +90,9 @@ def virtual_gates(model: PreTrainedModel, dropout: float, anatomy: Anatomy | Non
         model.requires_grad_(False)
         for attention in attentions:
             attention.training = True  # not .train(), which would wake the children too
+            inner = _find_dropout(attention, layout.attention_dropout)
+            if isinstance(inner, nn.Dropout):  # some kernels ask the attention whether it trains, others call this
+                inner.training = True
             _set_dropout(attention, layout.attention_dropout, dropout)
         for index, layer in enumerate(layers):
             handles += _hook_layer(layer, index, gates, anatomy, dropout)
@@ -170,45 +177,70 @@ def _hook_layer(
         gated = _multiply_rows(output, gates.current[FFN_OUTPUTS][index])  # [B, T, H]
         return nn.functional.dropout(gated, p=dropout, training=True)
 
-    down = layer.get_submodule(anatomy.layout.modules["down_proj"])
-    return [
-        layer.get_submodule(anatomy.layout.modules["o_proj"]).register_forward_pre_hook(gate_heads),
-        down.register_forward_pre_hook(gate_neurons),
-        down.register_forward_hook(gate_outputs),
-    ]
+    handles = []
+    if gates.has(ATTENTION_HEADS, index):
+        handles += [layer.get_submodule(anatomy.layout.modules["o_proj"]).register_forward_pre_hook(gate_heads)]
+    if gates.has(FFN_NEURONS, index):
+        down = layer.get_submodule(anatomy.layout.modules["down_proj"])
+        handles += [down.register_forward_pre_hook(gate_neurons), down.register_forward_hook(gate_outputs)]
+    return handles
+
+
+def _find_dropout(attention: nn.Module | None, name: str) -> Any:
+    """An attribute of an attention module, or with a dot in its name (`config.attention_dropout`) of an attribute."""
+    value: Any = attention
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    return value
 
 
 def _get_dropout(attention: nn.Module, name: str) -> float:
-    value = getattr(attention, name)
+    value = _find_dropout(attention, name)
     return float(value.p if isinstance(value, nn.Dropout) else value)
 
 
 def _set_dropout(attention: nn.Module, name: str, probability: float) -> None:
     """Set the probability that an attention module hands to its kernel while it is in train mode."""
-    value = getattr(attention, name)
+    value = _find_dropout(attention, name)
     if isinstance(value, nn.Dropout):
         value.p = probability
     else:
-        setattr(attention, name, probability)
+        outer, _, last = name.rpartition(".")
+        setattr(_find_dropout(attention, outer) if outer else attention, last, probability)
 
 
-def _check_attention(model: PreTrainedModel, layers: list[nn.Module], layout: Layout) -> None:
-    """Refuse attention whose dropout we could not switch on: the importance would silently miss half of its noise."""
-    kernel = model.config._attn_implementation
+def _attentions(model: PreTrainedModel, layers: list[nn.Module], anatomy: Anatomy, dropout: float) -> list[nn.Module]:
+    """The modules that drop attention probabilities, of the layers that have one.
+
+    Raises:
+        UserError: a dropout that we could not switch on: the importance would silently miss half of its noise.
+    """
+    layout, kind, kernel = anatomy.layout, model.config.model_type, model.config._attn_implementation
     if kernel not in SEEDED_KERNELS:
         raise UserError(
             f"model.attn_implementation: importance needs attention dropout, which '{kernel}' is not known to have "
             f"(use one of {', '.join(SEEDED_KERNELS)})"
         )
-    kind, name = model.config.model_type, layout.attention_dropout
-    values = [getattr(layer.get_submodule(layout.attention), name, None) for layer in layers]
-    if not all(isinstance(value, int | float | nn.Dropout) for value in values):
+    name, found = layout.attention_dropout, []
+    for index, layer in enumerate(layers):
+        paths = {path for path, _ in layer.named_modules()}
+        attention = layer.get_submodule(layout.attention) if layout.attention in paths else None
+        if isinstance(_find_dropout(attention, name), int | float | nn.Dropout) and attention is not None:
+            found.append(attention)
+        elif anatomy.has(index, "o_proj"):
+            raise UserError(
+                f"model type {kind}: its attention modules ({layout.attention}) have no probability '{name}' to set, "
+                "so importance cannot be estimated on it; where it has another name, model.anatomy.attention_dropout "
+                "says it"
+            )
+    if kind == "falcon" and dropout and not model.config.alibi:
         raise UserError(
-            f"model type {kind}: its attention modules ({layout.attention}) have no probability '{name}' to set, so "
-            "importance cannot be estimated on it; where it has another name, model.anatomy.attention_dropout says it"
+            "model type falcon: with rotary positions its attention drops nothing, so the paper's importance cannot be "
+            "estimated on it; use importance.estimator: fisher"
         )
     if kernel == "eager" and getattr(model.config, "reorder_and_upcast_attn", False):
         raise UserError(
             f"model type {kind}: with reorder_and_upcast_attn its eager attention drops nothing that could be set; "
             "use model.attn_implementation: sdpa"
         )
+    return found

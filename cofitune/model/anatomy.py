@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from cofitune.errors import UserError
+from cofitune.model.describe import how_to_describe, linear_modules, what_is_there
 from cofitune.model.folder import ODD_FILE, first_line, read_object, refuse_adapter
-from cofitune.model.layouts import MODULES, Layout
-from cofitune.model.recognise import choose_layout, how_to_describe, names_in_files, true_shape
+from cofitune.model.layouts import ATTENTION, FFN, MODULES, Layout
+from cofitune.model.recognise import choose_layout, names_in_files, true_shape
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,10 @@ class Anatomy:
         written: names in weight files that are not the model's own → the name in `shapes`.
         embedding, head: names in `shapes` of the input embedding's and the head's weight.
         prefix: how the names in `shapes` begin that some weight files write without it (GPT-2's `transformer.`).
+        linear: names of the weights of all linear modules in the layers, those of no known unit included.
+        converted: names in `shapes` of what weight files hold in parts, or turned: one tensor of all experts, mostly.
+        unknown: of which modules the units are not known, and why; empty where all are known.
+        proposal: how to describe those; empty where all are known.
     """
 
     model_type: str
@@ -46,11 +52,40 @@ class Anatomy:
     embedding: str
     head: str | None
     prefix: str
+    linear: tuple[str, ...] = ()
+    converted: frozenset[str] = frozenset()
+    unknown: str = ""
+    proposal: str = ""
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """The modules that a layer has, in its own order."""
+        """The modules that a layer has, in its own order; where layers differ, those that any has."""
         return tuple(module for module in MODULES if module in self.layout.modules)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether each layer has all of the modules."""
+        return all(self.has(layer, module) for layer in range(self.num_layers) for module in self.modules)
+
+    def has(self, layer: int, module: str) -> bool:
+        """Whether a layer has a module."""
+        path = self.layout.modules.get(module)
+        return path is not None and f"{self.layout.layers}.{layer}.{path}.weight" in self.shapes
+
+    def check_units(self, what: str) -> None:
+        """Refuse what needs modules that are known by their units.
+
+        Args:
+            what: what needs them, as the config calls it.
+
+        Raises:
+            UserError: none is known.
+        """
+        if not self.modules:
+            raise UserError(
+                f"{what} needs heads and neurons, and in model type {self.model_type} {self.unknown}. What needs none: "
+                "region.match, full fine-tuning (region: {match: '.*'}), an adapter on all-linear. " + self.proposal
+            )
 
     @property
     def aliases(self) -> dict[str, str]:
@@ -103,7 +138,7 @@ def read_anatomy(config: PretrainedConfig, trust_remote_code: bool = False, desc
         described: its layout, where the config's `model.anatomy` gives one; None: one of the table.
 
     Raises:
-        UserError: it is no causal language model, or its layout is unknown or not as described.
+        UserError: it is no causal language model, or its layout is not as described.
     """
     try:
         with torch.device("meta"):
@@ -117,38 +152,88 @@ def read_anatomy(config: PretrainedConfig, trust_remote_code: bool = False, desc
 def anatomy_of(model: PreTrainedModel, described: Layout | None = None) -> Anatomy:
     """Describe a model in memory. Shapes are true also under ZeRO-3, where a parameter has no elements of its own.
 
+    A layout that is not known leaves the model without modules that have units: it trains by names, or by an adapter.
+
     Raises:
-        UserError: the model's layout is unknown, or not as described.
+        UserError: the model's layout is not as described.
     """
-    layout = choose_layout(model, described)
-    config = model.config
-    heads = layout.num_heads or config.num_attention_heads
+    recognised = choose_layout(model, described)
+    layout, problems = recognised.layout, [recognised.unknown] * bool(recognised.unknown)
+    anatomy = _measure(model, layout)
+    for group in (ATTENTION, FFN):
+        problem = _odd_shape(anatomy, group)
+        if problem and described is not None:
+            raise UserError(f"model.anatomy: model type {anatomy.model_type}: {problem}; {what_is_there(model)}")
+        if problem:
+            problems.append(problem)
+            layout = layout.only(set(layout.modules) - set(group))
+    if layout != anatomy.layout:
+        anatomy = _measure(model, layout)
+    return replace(anatomy, unknown="; and ".join(problems), proposal=how_to_describe(model)) if problems else anatomy
+
+
+def _measure(model: PreTrainedModel, layout: Layout) -> Anatomy:
+    """The sizes of a model of this layout."""
+    config = model.config.get_text_config(decoder=True)
     parameters = dict(model.named_parameters())
     shapes = {name: true_shape(p) for name, p in parameters.items()}
     names = {id(p): name for name, p in parameters.items()}
-    head = model.get_output_embeddings()
-    layers = model.get_submodule(layout.layers)
-    down = layers[0].get_submodule(layout.modules["down_proj"]).weight
-    anatomy = Anatomy(
-        model_type=config.model_type,
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+    layers = model.get_submodule(layout.layers) if layout.layers else nn.ModuleList()
+    written, converted = names_in_files(model)
+    width, hidden = true_shape(embedding)
+    hidden = _number(config, "hidden_size") or hidden
+    heads = layout.num_heads or _number(config, "num_attention_heads")
+    return Anatomy(
+        model_type=model.config.model_type,
         layout=layout,
         num_layers=len(layers),
         num_heads=heads,
-        num_key_value_heads=layout.num_key_value_heads or getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=layout.head_dim or getattr(config, "head_dim", None) or config.hidden_size // heads,
-        intermediate_size=true_shape(down)[0 if layout.transposed else 1],
-        hidden_size=config.hidden_size,
-        vocab_size=config.vocab_size,
+        num_key_value_heads=layout.num_key_value_heads or _key_value_heads(config) or heads,
+        head_dim=layout.head_dim or _number(config, "head_dim") or (hidden // heads if heads else 0),
+        intermediate_size=_width_of_ffn(layers, layout) or _number(config, "intermediate_size"),
+        hidden_size=hidden,
+        vocab_size=_number(config, "vocab_size") or width,
         num_parameters=sum(math.prod(shape) for shape in shapes.values()),
         shapes=shapes,
         tied={n: names[id(p)] for n, p in model.named_parameters(remove_duplicate=False) if n not in parameters},
-        written=names_in_files(model),
-        embedding=names[id(model.get_input_embeddings().weight)],
-        head=None if head is None else names[id(head.weight)],
+        written=written,
+        converted=converted,
+        embedding=names[id(embedding)],
+        head=None if head is None else names.get(id(head.weight)),
         prefix=f"{model.base_model_prefix}.",
+        linear=tuple(
+            name
+            for index, layer in enumerate(layers)
+            for path in linear_modules(layer)
+            if (name := f"{layout.layers}.{index}.{path}.weight") in shapes
+        ),
     )
-    _check_shapes(model, anatomy)
-    return anatomy
+
+
+def _number(config: PretrainedConfig, name: str) -> int:
+    """A size of the config; 0 where it has none, or one a layer."""
+    try:
+        value = getattr(config, name, None)
+    except RuntimeError:  # transformers' word for a size that differs from layer to layer
+        return 0
+    return value if isinstance(value, int) else 0
+
+
+def _key_value_heads(config: PretrainedConfig) -> int:
+    """Key/value heads; Falcon's and GPT-BigCode's `multi_query` is one of them."""
+    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+        return 1
+    return _number(config, "num_key_value_heads") or _number(config, "num_kv_heads")
+
+
+def _width_of_ffn(layers: nn.Module, layout: Layout) -> int:
+    """FFN neurons, of the first layer that has an FFN of the layout."""
+    path = layout.modules.get("down_proj")
+    for layer in layers.children() if path else ():
+        with suppress(AttributeError):
+            return true_shape(layer.get_submodule(path).weight)[0 if layout.transposed else 1]  # type: ignore[arg-type]
+    return 0
 
 
 def read_model_config(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -178,22 +263,26 @@ def is_missing_folder(name: str) -> bool:
     return not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1)
 
 
-def _check_shapes(model: PreTrainedModel, anatomy: Anatomy) -> None:
-    """Compare every module's weight with what its units say: the right path with other contents is another layout."""
+def _odd_shape(anatomy: Anatomy, group: tuple[str, ...]) -> str:
+    """Compare the weights of a group's modules with what their units say: the right path with other contents is another
+    layout. Returns what is wrong, or nothing."""
     layout = anatomy.layout
-    width = {"o_proj": anatomy.num_heads * anatomy.head_dim, "down_proj": anatomy.intermediate_size}
-    sizes = f"{anatomy.num_heads} heads, {anatomy.num_key_value_heads} key/value heads of width {anatomy.head_dim}"
-    problem = "" if anatomy.num_heads % anatomy.num_key_value_heads == 0 else "they do not divide evenly"
+    modules = [module for module in anatomy.modules if module in group]
+    heads, groups, size = anatomy.num_heads, anatomy.num_key_value_heads, anatomy.head_dim
+    sizes = f"{heads} heads and {groups} key/value heads of width {size}" if group == ATTENTION else "its FFN"
+    how = "; num_heads, num_key_value_heads and head_dim may be given in model.anatomy" if group == ATTENTION else ""
+    if modules and group == ATTENTION and (not groups or heads % groups):
+        return f"{sizes} do not divide evenly{how}"
+    width = {"o_proj": heads * size, "down_proj": anatomy.intermediate_size}
     for layer in range(anatomy.num_layers):
-        for module in anatomy.modules:
+        for module in (module for module in modules if anatomy.has(layer, module)):
             parts = layout.parts(module)
             expected = (anatomy.num_rows_of_tensor(module), width.get(module, anatomy.hidden_size))
             name = f"{layout.layers}.{layer}.{layout.modules[module]}.weight"
             result = anatomy.shapes[name]
-            if (result[::-1] if layout.transposed else result) != expected and not problem:
-                problem = f"{name} should then hold {' + '.join(parts)} as {list(expected)}, and is {list(result)}"
-    if problem:
-        raise UserError(
-            f"model type {anatomy.model_type} looks like a layout that cofitune knows, with {sizes}, but {problem}. "
-            "num_heads, num_key_value_heads and head_dim may be given in model.anatomy. " + how_to_describe(model)
-        )
+            if (result[::-1] if layout.transposed else result) != expected:
+                return (
+                    f"with {sizes}, {name} should then hold {' + '.join(parts)} as {list(expected)}, and is "
+                    f"{list(result)}{how}"
+                )
+    return ""

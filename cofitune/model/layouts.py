@@ -6,13 +6,14 @@ the config (`model.anatomy`) by the same fields.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from cofitune.errors import RegionError, did_you_mean
 
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-GROUPS = {"mha": MODULES[:4], "ffn": MODULES[4:], "all": MODULES}
+ATTENTION, FFN = MODULES[:4], MODULES[4:]
+GROUPS = {"mha": ATTENTION, "ffn": FFN, "all": MODULES}
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Layout:
         modules: module → path of its linear module, below a layer. Modules of one path are fused: parts of one weight,
             in the order written here. An FFN without a gate has no `gate_proj`.
         attention: path, below a layer, of the module that drops attention probabilities.
-        attention_dropout: its attribute with their probability, a number or an `nn.Dropout`.
+        attention_dropout: its attribute with their probability, a number or an `nn.Dropout`; `config.NAME` is that of
+            its config.
         interleaved: how fused q, k, v lie. False: one after the other. True: a key/value head at a time, each with the
             query heads that it serves, its key and its value.
         transposed: whether weights are [in, out] (GPT-2's Conv1D) and not [out, in].
@@ -45,66 +47,89 @@ class Layout:
         """The modules whose weights lie in one tensor with this one's, in their order there; itself among them."""
         return tuple(other for other, path in self.modules.items() if path == self.modules[module])
 
+    def only(self, modules: Container[str]) -> Layout:
+        """The same without its other modules."""
+        return replace(self, modules={name: path for name, path in self.modules.items() if name in modules})
 
+
+def _layout(
+    layers: str, attention: str, qkv: str, ffn: str, dropout: str = "attention_dropout", **more: bool
+) -> Layout:
+    """One line of the table.
+
+    Args:
+        attention: path of the module that drops attention probabilities; q, k, v, o lie in it.
+        qkv: names of q, k, v and o, or of the one module that q, k, v are fused in, and o.
+        ffn: paths of gate, up and down, or of up and down; or, in brackets, of gate and up fused, and down.
+    """
+    names, paths = qkv.split(), ffn.split()
+    fused, last = names[:-1], names[-1]
+    inputs = fused * 3 if len(fused) == 1 else fused
+    modules = {m: f"{attention}.{n}" for m, n in zip(MODULES, [*inputs, last], strict=False)}
+    if paths[0].startswith("["):
+        paths = [paths[0].strip("[]"), paths[0].strip("[]"), paths[1]]
+    modules |= dict(zip(MODULES[7 - len(paths) :], paths, strict=True))
+    return Layout(layers, modules, attention, dropout, **more)
+
+
+_PLAIN = "q_proj k_proj v_proj o_proj"
+_OUT = "q_proj k_proj v_proj out_proj"
+_H = "transformer.h"
 FAMILIES = {  # layout → models that have it
-    "plain": "Llama, Mistral, SmolLM, OLMo, Qwen 2/2.5/3, Gemma 1-3 (text)",
-    "fused": "Phi-3",
+    "plain": "Llama, Mistral, SmolLM, OLMo, Qwen 2/2.5/3, Gemma 1-3, StableLM, Cohere, Granite 3",
+    "no_gate": "Nemotron, Arcee, Apertus",
+    "fused": "Phi-3, Phi-4-mini",
+    "glm": "GLM, GLM-4",
+    "phi": "Phi-1, Phi-2",
+    "nanochat": "nanochat",
+    "starcoder2": "StarCoder 2",
+    "opt": "OPT",
     "gpt_neox": "GPT-NeoX, Pythia",
+    "persimmon": "Persimmon",
+    "falcon": "Falcon, BLOOM",
     "gpt2": "GPT-2",
+    "gpt_bigcode": "StarCoder 1",
+    "gptj": "GPT-J",
+    "gpt_neo": "GPT-Neo",
+    "mpt": "MPT",
+    "lfm2": "LFM2",
+    "feed_forward": "Falcon-H1, Bamba, Jamba",
+    "granite_hybrid": "Granite 4",
 }
 LAYOUTS = {
-    "plain": Layout(
-        layers="model.layers",
-        modules={
-            "q_proj": "self_attn.q_proj",
-            "k_proj": "self_attn.k_proj",
-            "v_proj": "self_attn.v_proj",
-            "o_proj": "self_attn.o_proj",
-            "gate_proj": "mlp.gate_proj",
-            "up_proj": "mlp.up_proj",
-            "down_proj": "mlp.down_proj",
-        },
-        attention="self_attn",
+    "plain": _layout("model.layers", "self_attn", _PLAIN, "mlp.gate_proj mlp.up_proj mlp.down_proj"),
+    "no_gate": _layout("model.layers", "self_attn", _PLAIN, "mlp.up_proj mlp.down_proj"),
+    "fused": _layout("model.layers", "self_attn", "qkv_proj o_proj", "[mlp.gate_up_proj] mlp.down_proj"),
+    "glm": _layout("model.layers", "self_attn", _PLAIN, "[mlp.gate_up_proj] mlp.down_proj"),
+    "phi": _layout("model.layers", "self_attn", "q_proj k_proj v_proj dense", "mlp.fc1 mlp.fc2"),
+    "nanochat": _layout("model.layers", "self_attn", _PLAIN, "mlp.fc1 mlp.fc2"),
+    "starcoder2": _layout("model.layers", "self_attn", _PLAIN, "mlp.c_fc mlp.c_proj"),
+    "opt": _layout("model.decoder.layers", "self_attn", _OUT, "fc1 fc2", "dropout"),
+    "gpt_neox": _layout(
+        "gpt_neox.layers", "attention", "query_key_value dense", "mlp.dense_h_to_4h mlp.dense_4h_to_h", interleaved=True
     ),
-    "fused": Layout(
-        layers="model.layers",
-        modules={
-            "q_proj": "self_attn.qkv_proj",
-            "k_proj": "self_attn.qkv_proj",
-            "v_proj": "self_attn.qkv_proj",
-            "o_proj": "self_attn.o_proj",
-            "gate_proj": "mlp.gate_up_proj",
-            "up_proj": "mlp.gate_up_proj",
-            "down_proj": "mlp.down_proj",
-        },
-        attention="self_attn",
-    ),
-    "gpt_neox": Layout(
-        layers="gpt_neox.layers",
-        modules={
-            "q_proj": "attention.query_key_value",
-            "k_proj": "attention.query_key_value",
-            "v_proj": "attention.query_key_value",
-            "o_proj": "attention.dense",
-            "up_proj": "mlp.dense_h_to_4h",
-            "down_proj": "mlp.dense_4h_to_h",
-        },
-        attention="attention",
+    "persimmon": _layout(
+        "model.layers",
+        "self_attn",
+        "query_key_value dense",
+        "mlp.dense_h_to_4h mlp.dense_4h_to_h",
+        "config.attention_dropout",
         interleaved=True,
     ),
-    "gpt2": Layout(
-        layers="transformer.h",
-        modules={
-            "q_proj": "attn.c_attn",
-            "k_proj": "attn.c_attn",
-            "v_proj": "attn.c_attn",
-            "o_proj": "attn.c_proj",
-            "up_proj": "mlp.c_fc",
-            "down_proj": "mlp.c_proj",
-        },
-        attention="attn",
-        attention_dropout="attn_dropout",
-        transposed=True,
+    "falcon": _layout(
+        _H, "self_attention", "query_key_value dense", "mlp.dense_h_to_4h mlp.dense_4h_to_h", interleaved=True
+    ),
+    "gpt2": _layout(_H, "attn", "c_attn c_proj", "mlp.c_fc mlp.c_proj", "attn_dropout", transposed=True),
+    "gpt_bigcode": _layout(_H, "attn", "c_attn c_proj", "mlp.c_fc mlp.c_proj", "attn_dropout", interleaved=True),
+    "gptj": _layout(_H, "attn", _OUT, "mlp.fc_in mlp.fc_out", "attn_dropout"),
+    "gpt_neo": _layout(_H, "attn.attention", _OUT, "mlp.c_fc mlp.c_proj", "attn_dropout"),
+    "mpt": _layout("transformer.blocks", "attn", "Wqkv out_proj", "ffn.up_proj ffn.down_proj", "attn_dropout_p"),
+    "lfm2": _layout("model.layers", "self_attn", _OUT, "feed_forward.w1 feed_forward.w3 feed_forward.w2"),
+    "feed_forward": _layout(
+        "model.layers", "self_attn", _PLAIN, "feed_forward.gate_proj feed_forward.up_proj feed_forward.down_proj"
+    ),
+    "granite_hybrid": _layout(
+        "model.layers", "self_attn", _PLAIN, "[shared_mlp.input_linear] shared_mlp.output_linear"
     ),
 }
 

@@ -2,122 +2,130 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from typing import Any
+
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming, rename_source_key
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.pytorch_utils import Conv1D
 
 from cofitune.errors import UserError
-from cofitune.model.layouts import LAYOUTS, MODULES, Layout
+from cofitune.model.describe import find_layers, what_is_there
+from cofitune.model.layouts import ATTENTION, FFN, LAYOUTS, Layout
 
 
-def choose_layout(model: PreTrainedModel, described: Layout | None) -> Layout:
-    """Return the described layout, or the one of the table all of whose modules the model has in every layer.
+@dataclass(frozen=True)
+class Recognised:
+    """A model's layout, possibly of a part of its modules, and why units are known of no more of them.
+
+    Attributes:
+        unknown: of which modules the units are not known, and why; empty where all are known.
+    """
+
+    layout: Layout
+    unknown: str = ""
+
+
+def choose_layout(model: PreTrainedModel, described: Layout | None) -> Recognised:
+    """The described layout; or the one of the table whose modules the model has, in all layers or in some.
+
+    A model whose layers differ (attention here, a state-space block there; experts from the second layer on) has a
+    module in those layers where its attention, or its FFN, is made as the layout says.
 
     Raises:
-        UserError: a wrapper around a text model, expert layers, no layout of the table, or paths of the described
-            layout that the model does not have.
+        UserError: the model lacks paths of the described layout.
     """
-    kind = model.config.model_type
-    if "text_config" in model.config.sub_configs:
-        raise UserError(
-            f"model type {kind} wraps a text model (its config has a text_config): images and other inputs are not "
-            "supported; name a checkpoint of the text model alone"
-        )
     modules = dict(model.named_modules())
-    last_parts = {name.rsplit(".", 1)[-1] for name in modules}
-    experts = sorted(part for part in last_parts if "expert" in part or part.endswith("moe"))
-    if experts:
-        raise UserError(f"model type {kind} has expert layers ({', '.join(experts)}): not supported yet")
     if described is not None:
         missing = missing_paths(modules, described)
         if missing:
+            kind = model.config.model_type
             raise UserError(f"model.anatomy: model type {kind} has no {missing}; {what_is_there(model)}")
-        return described
+        return Recognised(described)
+    where, _ = find_layers(model)
+    best, score, whole = Layout(where, {}, ""), 0, False
     for layout in LAYOUTS.values():
-        if not missing_paths(modules, layout):
-            return layout
-    raise UserError(
-        f"model type {kind} has none of the layouts that cofitune knows ({', '.join(LAYOUTS)}), and it does not guess. "
-        + how_to_describe(model)
-    )
+        moved = _at(layout, where)
+        held = {group: layers_with(modules, moved, group) for group in (ATTENTION, FFN)}
+        total = sum(map(len, held.values()))
+        if total > score:
+            best = moved.only({m for group, layers in held.items() if layers for m in group})
+            score, whole = total, total == 2 * len(modules[moved.layers])
+    return Recognised(best, "" if whole else _what_lacks(best, modules))
 
 
 def missing_paths(modules: dict[str, nn.Module], layout: Layout) -> str:
-    """Name the first thing of a layout that a model lacks, or nothing."""
+    """Name the first thing of a layout that no layer of a model has, or nothing."""
     linear, name = (Conv1D, "Conv1D (transposed: true)") if layout.transposed else (nn.Linear, "linear module")
     layers = modules.get(layout.layers)
     if not isinstance(layers, nn.ModuleList) or len(layers) == 0:
         return f"list of layers '{layout.layers}'"
-    for index in range(len(layers)):
-        for path in layout.modules.values():
-            if not isinstance(modules.get(f"{layout.layers}.{index}.{path}"), linear):
-                return f"{name} '{path}' in layer {index}"
-        if f"{layout.layers}.{index}.{layout.attention}" not in modules:
-            return f"attention module '{layout.attention}' in layer {index}"
+    for group in (ATTENTION, FFN):
+        if layers_with(modules, layout, group):
+            continue
+        for path in (path for module, path in layout.modules.items() if module in group):
+            if not isinstance(modules.get(f"{layout.layers}.0.{path}"), linear):
+                return f"{name} '{path}' in layer 0"
+        if f"{layout.layers}.0.{layout.attention}" not in modules:
+            return f"attention module '{layout.attention}' in layer 0"
     return ""
 
 
-def how_to_describe(model: PreTrainedModel) -> str:
-    """The section `model.anatomy` that the user would have to write, filled in as far as names tell, and what to fill
-    it with."""
-    result = _linear_modules(model)
-    layers, paths = result if result else ("…", {})
-    by_name = {path.rsplit(".", 1)[-1]: path for path in paths}
-    lines = [f"      {module}: {by_name.get(module, '…')}" for module in MODULES]
-    lines[MODULES.index("gate_proj")] += "  # leave it out where the FFN has no gate"
-    attention = next((p.rsplit(".", 1)[0] for p in by_name.values() if p.rsplit(".", 1)[-1] in MODULES[:4]), "…")
-    example = "\n".join(
-        (
-            "model:",
-            "  anatomy:",
-            f"    layers: {layers}",
-            "    modules:  # path below a layer; modules with the same path are fused, in the order written here",
-            *lines,
-            f"    attention: {attention}  # the module that drops attention probabilities",
-            "    attention_dropout: attention_dropout  # its attribute with their probability",
-            "    interleaved: false  # true: fused q, k, v lie head by head",
-            "    transposed: false  # true: weights are [in, out], as Conv1D's",
-        )
-    )
-    return f"Describe it in the config:\n{example}\n{what_is_there(model)}"
+def layers_with(modules: dict[str, nn.Module], layout: Layout, group: tuple[str, ...]) -> list[int]:
+    """The layers that have all of a layout's modules of a group, attention or FFN, and where they belong."""
+    linear = Conv1D if layout.transposed else nn.Linear
+    layers = modules.get(layout.layers)
+    paths = [path for module, path in layout.modules.items() if module in group]
+    if not isinstance(layers, nn.ModuleList) or not paths:
+        return []
+    needed = [layout.attention] if group == ATTENTION else []
+    return [
+        index
+        for index in range(len(layers))
+        if all(isinstance(modules.get(f"{layout.layers}.{index}.{path}"), linear) for path in paths)
+        and all(f"{layout.layers}.{index}.{path}" in modules for path in needed)
+    ]
 
 
-def what_is_there(model: PreTrainedModel) -> str:
-    """The linear modules of the model's first layer, with their shapes."""
-    result = _linear_modules(model)
-    if result is None:
-        return "it has no list of layers with linear modules"
-    message = ", ".join(f"{path} {list(shape)}" for path, shape in result[1].items())
-    return f"a layer of '{result[0]}' holds these linear modules, [out, in]: {message}"
+def _at(layout: Layout, layers: str) -> Layout:
+    """A layout with its layers where this model has them; how fused q, k, v lie is known at their own place alone."""
+    return layout if layout.modules["q_proj"] == layout.modules["k_proj"] else replace(layout, layers=layers)
 
 
-def names_in_files(model: PreTrainedModel) -> dict[str, str]:
-    """Names that transformers writes into weight files, where they are not the model's own → the model's own.
+def _what_lacks(layout: Layout, modules: dict[str, nn.Module]) -> str:
+    """Of which modules no units are known."""
+    names = []
+    for group, name in ((ATTENTION, "attention"), (FFN, "FFN")):
+        count = len(layers_with(modules, layout, group))
+        layers: Any = modules.get(layout.layers, ())
+        if count < len(layers) or not count:
+            names.append(f"the {name} of {len(layers) - count} of {len(layers)} layers" if count else f"the {name}")
+    return f"{' and '.join(names)} {'lie' if len(names) > 1 else 'lies'} otherwise than in any layout that is known"
 
-    GPT-NeoX's head, for one, is `lm_head` in memory and `embed_out` in every file.
+
+def names_in_files(model: PreTrainedModel) -> tuple[dict[str, str], frozenset[str]]:
+    """Names that transformers writes into weight files, where they are not the model's own → the model's own; and which
+    parameters no file holds as they are, but in parts, or turned.
+
+    GPT-NeoX's head, for one, is `lm_head` in memory and `embed_out` in every file; Mixtral's experts are one tensor in
+    memory and one an expert in the files.
     """
     mapping = get_model_conversion_mapping(model, add_legacy=False)
-    back = [change.reverse_transform() for change in reversed(mapping) if isinstance(change, WeightRenaming)]
-    written = {name: rename_source_key(name, back, [], reverse=True)[0] for name, _ in model.named_parameters()}
-    return {other: name for name, other in written.items() if other != name}
+    back = [change.reverse_transform() for change in reversed(mapping)]
+    renamings = [change for change in back if isinstance(change, WeightRenaming)]
+    converters = [change for change in back if isinstance(change, WeightConverter)]
+    written, converted = {}, set()
+    for name, _ in model.named_parameters():
+        other, converter = rename_source_key(name, renamings, converters, reverse=True)
+        if converter is not None:
+            converted.add(name)
+        elif other != name:
+            written[other] = name
+    return written, frozenset(converted)
 
 
 def true_shape(parameter: Tensor) -> tuple[int, ...]:
     """The whole parameter's shape; under ZeRO-3 `shape` is [0] outside a gather and DeepSpeed keeps the true one."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
-
-
-def _linear_modules(model: PreTrainedModel) -> tuple[str, dict[str, tuple[int, ...]]] | None:
-    """The path of the longest list of layers, and the linear modules of its first layer with their [out, in]."""
-    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
-    if not lists:
-        return None
-    name, layers = max(lists, key=lambda item: len(item[1]))
-    paths = {}
-    for path, module in layers[0].named_modules():
-        if isinstance(module, nn.Linear | Conv1D):
-            shape = true_shape(module.weight)
-            paths[path] = shape[::-1] if isinstance(module, Conv1D) else shape
-    return name, paths

@@ -152,14 +152,47 @@ def match_region(pattern: str, anatomy: Anatomy) -> Region:
             f"region.match: '{pattern}' matches no parameter's whole name{near} (names look like "
             f"{', '.join(list(anatomy.shapes)[:3])}, …)"
         )
+    converted = [name for name in names if name in anatomy.converted]
+    if converted:
+        raise RegionError(
+            f"region.match: {converted[0]} cannot train: no weight file holds it as it is (the files of "
+            f"{anatomy.model_type} hold its parts), so that it could not be exported; leave it out"
+        )
     in_layer = re.compile(re.escape(anatomy.layout.layers) + r"\.(\d+)\.")
     layers = tuple(sorted({int(result[1]) for name in names if (result := in_layer.match(name))}))
     touched = {m for layer in layers for m in anatomy.modules if set(anatomy.parameter_names(layer, m)) & set(names)}
     outside = {name for name in names if not in_layer.match(name)}
     # only an untied head is known to lie above all layers; anything else outside them may feed the lowest
     late = {anatomy.head} - {anatomy.embedding}
-    reaches = 0 if outside - late else layers[0] if layers else anatomy.num_layers - 1
+    above = not outside - late and anatomy.modules  # where the layout is not known, nor is what feeds what
+    reaches = 0 if not above else layers[0] if layers else anatomy.num_layers - 1
     return Region(layers, tuple(m for m in anatomy.modules if m in touched), tuple(names), reaches)
+
+
+def linear_region(anatomy: Anatomy) -> Region:
+    """All linear modules of the layers, whatever they are: what an adapter on all-linear sits on where layers differ.
+
+    Raises:
+        RegionError: there are none.
+    """
+    names = tuple(name for name in anatomy.linear if name not in anatomy.converted)
+    if not names:
+        raise RegionError(f"adapter.target_modules: model type {anatomy.model_type} has no list of layers with any")
+    return Region(tuple(range(anatomy.num_layers)), (), names, 0)
+
+
+def check_present(region: Region, anatomy: Anatomy) -> None:
+    """Refuse a region in which the model has nothing: none of its layers has one of its modules.
+
+    Raises:
+        RegionError: it is such a region.
+    """
+    if not region.parameter_names(anatomy):
+        where = {
+            m: Region(tuple(i for i in range(anatomy.num_layers) if anatomy.has(i, m)), ()) for m in region.modules
+        }
+        message = "; ".join(f"{module} is in layers {found.layers_text}" for module, found in where.items())
+        raise RegionError(f"region: layers {region.layers_text} have none of these modules: {message}")
 
 
 def layer_set(text: str, num_layers: int) -> tuple[int, ...]:

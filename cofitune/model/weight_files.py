@@ -26,13 +26,13 @@ STORED_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float1
 def check_files(files: list[Path], anatomy: Anatomy) -> None:
     """Compare the weight files' headers with the model's names and shapes, before anything is loaded.
 
-    Under ZeRO-3 a mismatch would raise on rank 0 alone and hang the others; and a tensor that the files name otherwise
-    would find no place in them when the trained model is exported.
+    What the files hold in parts is left to transformers. Under ZeRO-3 a mismatch would raise on rank 0 alone and hang
+    the others; and a tensor that the files name otherwise would find no place in them when the model is exported.
 
     Raises:
         UserError: a file is no safetensors file, a tensor has another shape, or one of the model's is missing.
     """
-    missing = dict.fromkeys(anatomy.shapes)
+    missing = dict.fromkeys(name for name in anatomy.shapes if name not in anatomy.converted)
     for file in files:
         try:
             with safe_open(file, framework="pt") as header:

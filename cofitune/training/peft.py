@@ -8,6 +8,7 @@ are copies. DeepSpeed's ZeRO-3 is told which of an adapter's parameters are read
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -41,6 +42,7 @@ class AdapterPlan:
         effective_rank: OSF's share of singular directions that is kept as it is.
         transposed: whether weights are [in, out].
         num_parameters: weights of the adapter, all of which train.
+        targets: the carriers as PEFT is told them, where not by `paths`.
     """
 
     kind: str
@@ -52,6 +54,7 @@ class AdapterPlan:
     effective_rank: float
     transposed: bool
     num_parameters: int
+    targets: tuple[str, ...] = ()
 
     def inside(self, name: str) -> str:
         """Where a parameter of the base lies while the adapter is in the model."""
@@ -74,11 +77,13 @@ def plan_adapter(
     alpha: float,
     dropout: float,
     effective_rank: float,
+    named: tuple[str, ...] = (),
 ) -> AdapterPlan:
     """Resolve which weights carry an adapter, and count its own.
 
     Args:
         modules: of a decoder layer, such as q_proj; fused ones carry it together.
+        named: instead of modules, names of the weights that carry it.
 
     Raises:
         UserError: PEFT is not installed, a part of a fused tensor is named alone, or this kind does not fit the model.
@@ -95,9 +100,22 @@ def plan_adapter(
             )
     if kind == "osf" and layout.transposed:
         raise UserError(f"adapter.kind: osf takes linear modules only, and {anatomy.model_type}'s are Conv1D; use lora")
-    paths = tuple(dict.fromkeys(layout.modules[module] for module in modules))
-    weights = tuple(f"{layout.layers}.{layer}.{path}.weight" for layer in range(anatomy.num_layers) for path in paths)
+    if named:
+        below = re.compile(re.escape(layout.layers) + r"\.\d+\.(.*)\.weight")
+        weights = named
+        paths = tuple(dict.fromkeys(below.sub(r"\1", name) for name in named))
+    else:
+        paths = tuple(dict.fromkeys(layout.modules[module] for module in modules))
+        weights = tuple(
+            name
+            for layer in range(anatomy.num_layers)
+            for path in paths
+            if (name := f"{layout.layers}.{layer}.{path}.weight") in anatomy.shapes
+        )
     plan = AdapterPlan(kind, paths, weights, r, alpha, dropout, effective_rank, layout.transposed, 0)
+    ends = tuple(f".{path}.weight" for path in paths)
+    if any(name.endswith(ends) for name in anatomy.shapes.keys() - set(weights)):  # by its end PEFT would find others
+        plan = replace(plan, targets=tuple(name.removesuffix(".weight") for name in weights))
     return replace(plan, num_parameters=sum(_num_parameters(plan, anatomy.shapes[name]) for name in weights))
 
 
@@ -168,14 +186,15 @@ def write_adapter(folder: Path, model: nn.Module, plan: AdapterPlan, base: str) 
 def _peft_config(plan: AdapterPlan) -> Any:
     from peft import LoraConfig, OSFConfig
 
+    targets = list(plan.targets or plan.paths)
     if plan.kind == "osf":
-        return OSFConfig(effective_rank=plan.effective_rank, target_modules=list(plan.paths), task_type="CAUSAL_LM")
+        return OSFConfig(effective_rank=plan.effective_rank, target_modules=targets, task_type="CAUSAL_LM")
     scale: Any = plan.alpha  # PEFT asks for a whole number, and takes any: it is divided by r
     return LoraConfig(
         r=plan.r,
         lora_alpha=scale,
         lora_dropout=plan.dropout,
-        target_modules=list(plan.paths),
+        target_modules=targets,
         fan_in_fan_out=plan.transposed,
         task_type="CAUSAL_LM",
     )

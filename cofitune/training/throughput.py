@@ -78,12 +78,14 @@ def training_cost(anatomy: Anatomy, region: Region, cached: bool = False) -> Cos
             "up_proj": after_attention,
             "down_proj": inside_ffn,
         }
-        for module in anatomy.modules:
+        for module in (module for module in anatomy.modules if anatomy.has(layer, module)):
             shape = anatomy.shapes[next(anatomy.parameter_names(layer, module))]
             weights = math.prod(shape) // anatomy.num_rows_of_tensor(module) * anatomy.num_rows(module)
             token += 2 * weights * (1 + (module in trained) + passes[module])
         scores = wants["q_proj"] or wants["k_proj"]
-        pair += product * (2 + wants["q_proj"] + wants["k_proj"] + wants["v_proj"] + scores)
+        pair += (
+            anatomy.has(layer, "o_proj") * product * (2 + wants["q_proj"] + wants["k_proj"] + wants["v_proj"] + scores)
+        )
         below = inside_ffn or "down_proj" in trained
     head = 2 * anatomy.vocab_size * anatomy.hidden_size
     return Cost(token, pair, 2 * head)
@@ -127,10 +129,12 @@ class Meter:
 
 
 def start_meter(anatomy: Anatomy, region: Region, dtype: torch.dtype, world_size: int) -> Meter:
-    """A meter for this rank's device; all ranks are taken to have the same."""
+    """A meter for this rank's device; all ranks are taken to have the same. Where a part of the model is not known, nor
+    is what it needs: no share is told."""
     costs = training_cost(anatomy, region), training_cost(anatomy, region, cached=True)
     if not torch.cuda.is_available():
         return Meter(*costs, None, "cpu")
     name = torch.cuda.get_device_name()
-    peak = peak_flops(name, dtype, torch.get_float32_matmul_precision() != "highest")
+    tf32 = torch.get_float32_matmul_precision() != "highest"
+    peak = None if anatomy.unknown else peak_flops(name, dtype, tf32)
     return Meter(*costs, world_size * peak if peak else None, name)

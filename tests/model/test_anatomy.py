@@ -10,7 +10,9 @@ import torch
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
+    BertConfig,
     GemmaConfig,
+    Lfm2Config,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -24,6 +26,7 @@ from cofitune.errors import RegionError, UserError
 from cofitune.model.anatomy import anatomy_of, read_anatomy, read_model_config
 from cofitune.model.layouts import GROUPS, MODULES, expand_modules
 from cofitune.model.recognise import true_shape
+from cofitune.model.region import check_present, match_region, resolve_region
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
@@ -89,15 +92,33 @@ def test_reading_the_sizes_of_a_13b_builds_no_weights() -> None:
     assert read_anatomy(config).num_parameters == 13_015_864_320  # LLaMA-13B; in memory it would be 52 GB
 
 
-@pytest.mark.parametrize(
-    ("config", "output"),
-    [
-        (MixtralConfig(**SIZES, num_local_experts=2), "mixtral .*expert"),
-    ],
-)
-def test_other_layouts_are_refused_by_name(config: Any, output: str) -> None:
-    with pytest.raises(UserError, match=output):
-        read_anatomy(config)
+def test_a_mixture_of_experts_has_heads_and_no_neurons_that_are_known() -> None:
+    anatomy = read_anatomy(MixtralConfig(**SIZES, num_local_experts=2))
+    assert anatomy.modules == GROUPS["mha"] and "FFN" in anatomy.unknown
+    assert anatomy.converted == {n for n in anatomy.shapes if "experts." in n}
+    with pytest.raises(RegionError, match="experts.* cannot train: no weight file holds it as it is"):
+        match_region(".*", anatomy)
+
+
+def test_a_group_lies_in_the_layers_that_have_it() -> None:
+    types = ["conv", "full_attention", "conv"]
+    anatomy = read_anatomy(Lfm2Config(**SIZES, layer_types=types, block_auto_adjust_ff_dim=False))
+    assert anatomy.modules == MODULES
+    assert [anatomy.has(layer, "q_proj") for layer in range(3)] == [False, True, False]
+    assert all(anatomy.has(layer, "up_proj") for layer in range(3)) and not anatomy.is_whole
+    assert resolve_region("all", ["mha"], 3, MODULES).parameter_names(anatomy) == [
+        f"model.layers.1.self_attn.{name}.weight" for name in ("q_proj", "k_proj", "v_proj", "out_proj")
+    ]
+    with pytest.raises(RegionError, match="layers 0 have none of these modules: q_proj is in layers 1"):
+        check_present(resolve_region("0", ["q_proj"], 3, MODULES), anatomy)
+
+
+def test_a_model_of_no_known_layout_trains_by_name_and_is_told_what_needs_more() -> None:
+    anatomy = read_anatomy(BertConfig(**{**SIZES, "is_decoder": True}))
+    assert anatomy.modules == () and len(anatomy.linear) == 3 * 6
+    assert match_region(r"bert\.encoder\.layer\.2\..*", anatomy).first == 0, "who knows what feeds what"
+    with pytest.raises(UserError, match="importance needs heads and neurons.*bert.*What needs none: region.match"):
+        anatomy.check_units("importance")
 
 
 def test_groups() -> None:

@@ -15,22 +15,38 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import (
+    ApertusConfig,
     AutoModelForCausalLM,
+    BloomConfig,
+    FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    Glm4Config,
     GPT2Config,
+    GPTBigCodeConfig,
+    GPTJConfig,
+    GPTNeoConfig,
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    MptConfig,
+    NanoChatConfig,
+    NemotronConfig,
     Olmo2Config,
+    OPTConfig,
+    PersimmonConfig,
     Phi3Config,
+    PhiConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    StableLmConfig,
+    Starcoder2Config,
 )
 
 from cofitune.data.batches import plan_steps
 from cofitune.data.chat import Example
+from cofitune.errors import UserError
 from cofitune.importance.estimate import EstimatorSettings, estimate
 from cofitune.importance.gates import seeded_dropout, virtual_gates
 from cofitune.importance_file import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS, unit_counts
@@ -51,6 +67,8 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": K, "head_dim": D, "vocab_size": V, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 WITHOUT_GROUPS = {k: v for k, v in SIZES.items() if k not in ("num_key_value_heads", "head_dim")}
+WITHOUT_HEAD_DIM = {k: v for k, v in SIZES.items() if k != "head_dim"}
+FALCONS = ("falcon", "falcon_7b", "falcon_rw")
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 GPT2 = {"n_embd": H, "n_inner": F, "n_layer": L, "n_head": A, "vocab_size": V, **NO_DROPOUT}
 FAMILIES: dict[str, Callable[[], Any]] = {
@@ -64,14 +82,39 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "phi3": lambda: Phi3Config(**SIZES),
     "gpt_neox": lambda: GPTNeoXConfig(**WITHOUT_GROUPS),
     "gpt2": lambda: GPT2Config(**GPT2),
+    "glm4": lambda: Glm4Config(**SIZES),
+    "phi": lambda: PhiConfig(**WITHOUT_HEAD_DIM),
+    "starcoder2": lambda: Starcoder2Config(**WITHOUT_HEAD_DIM, residual_dropout=0.0, embedding_dropout=0.0),
+    "stablelm": lambda: StableLmConfig(**WITHOUT_HEAD_DIM),
+    "nemotron": lambda: NemotronConfig(**SIZES),
+    "apertus": lambda: ApertusConfig(**WITHOUT_HEAD_DIM),
+    "nanochat": lambda: NanoChatConfig(**WITHOUT_HEAD_DIM),
+    "opt": lambda: OPTConfig(**WITHOUT_GROUPS, ffn_dim=F, word_embed_proj_dim=H, dropout=0.0),
+    "persimmon": lambda: PersimmonConfig(**WITHOUT_GROUPS),
+    "falcon": lambda: FalconConfig(**WITHOUT_GROUPS, ffn_hidden_size=F, new_decoder_architecture=True, num_kv_heads=K),
+    "falcon_7b": lambda: FalconConfig(**WITHOUT_GROUPS, ffn_hidden_size=F, multi_query=True),
+    "falcon_rw": lambda: FalconConfig(
+        **WITHOUT_GROUPS, ffn_hidden_size=F, multi_query=False, alibi=True, bias=True, parallel_attn=False
+    ),
+    "bloom": lambda: BloomConfig(**WITHOUT_GROUPS),
+    "gpt_bigcode": lambda: GPTBigCodeConfig(**GPT2, multi_query=True),
+    "gptj": lambda: GPTJConfig(**GPT2, rotary_dim=4),
+    "gpt_neo": lambda: GPTNeoConfig(
+        **WITHOUT_GROUPS, attention_types=[[["global", "local"], 1]], resid_dropout=0.0, embed_dropout=0.0
+    ),
+    "mpt": lambda: MptConfig(d_model=H, n_heads=A, n_layers=L, vocab_size=V, expansion_ratio=F // H + 1),
 }
-FUSED = ("phi3", "gpt_neox", "gpt2")
+FUSED = ("phi3", "gpt_neox", "gpt2", "glm4", "persimmon", *FALCONS, "bloom", "gpt_bigcode", "mpt")
+INTERLEAVED = ("gpt_neox", "persimmon", *FALCONS, "bloom", "gpt_bigcode")
+EAGER = ("gemma2", "mpt", "gpt_neo", "bloom", "gptj")  # those that have no other kernel
+NOTHING_DROPS = ("falcon", "falcon_7b")
+FFN_WIDTH = {"bloom": 4 * H, "mpt": 4 * H}
 MHA, FFN = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 
 
 def build(family: str, kernel: str = "sdpa") -> PreTrainedModel:
     """A tiny model whose weights, biases included, are away from zero, so that weight decay shows."""
-    kernel = "eager" if family == "gemma2" else kernel  # it has no other
+    kernel = "eager" if family in EAGER else kernel
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         config = FAMILIES[family]()
@@ -92,8 +135,9 @@ class Together(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         outputs = [part(x) for part in self.parts.values()]
-        if self.interleaved:  # [B, T, heads, (q, k, v), D]
-            outputs = [torch.stack([o.unflatten(-1, (A, D)) for o in outputs], -2).flatten(-3)]
+        if self.interleaved:  # [B, T, key/value heads, (its q heads, k, v), D]
+            groups = outputs[1].shape[-1] // D
+            outputs = [torch.cat([o.unflatten(-1, (groups, -1)) for o in outputs], -1).flatten(-2)]
         return torch.cat(outputs, -1)
 
 
@@ -114,12 +158,16 @@ def split(family: str, name: str, tensor: Tensor) -> dict[str, Tensor]:
         return {"q_proj": tensor[: A * D], "k_proj": tensor[A * D : A * D + K * D], "v_proj": tensor[A * D + K * D :]}
     if name == "gate_up_proj":
         return {"gate_proj": tensor[:F], "up_proj": tensor[F:]}
-    if name == "query_key_value":
-        heads = [tensor[3 * D * a : 3 * D * (a + 1)] for a in range(A)]
-        return {m: torch.cat([h[D * i : D * (i + 1)] for h in heads]) for i, m in enumerate(MHA[:3])}
-    if name == "c_attn":
+    if name == "query_key_value" or (family == "gpt_bigcode" and name == "c_attn"):
+        groups = {"falcon": K, "falcon_7b": 1, "gpt_bigcode": 1}.get(family, A)
+        blocks = tensor.split(len(tensor) // groups)  # a key/value head each
+        q, k, v = [b[: -2 * D] for b in blocks], [b[-2 * D : -D] for b in blocks], [b[-D:] for b in blocks]
+        return {m: torch.cat(parts) for m, parts in zip(MHA, (q, k, v), strict=False)}
+    if name in ("c_attn", "Wqkv"):
         return {m: tensor[H * i : H * (i + 1)] for i, m in enumerate(MHA[:3])}
-    whole = {"dense": "o_proj", "dense_h_to_4h": "up_proj", "dense_4h_to_h": "down_proj", "c_fc": "up_proj"}
+    whole = {"dense": "o_proj", "out_proj": "o_proj"}
+    whole |= dict.fromkeys(("dense_h_to_4h", "c_fc", "fc1", "fc_in"), "up_proj")
+    whole |= dict.fromkeys(("dense_4h_to_h", "fc2", "fc_out"), "down_proj")
     return {whole[name]: tensor}
 
 
@@ -127,10 +175,17 @@ def in_gpt2(path: str, name: str) -> str:
     return {"attn.c_proj": "o_proj", "mlp.c_proj": "down_proj"}.get(path, name)
 
 
+H_LISTS = ("gpt2", *FALCONS, "bloom", "gpt_bigcode", "gptj", "gpt_neo")
+WHERE = {"gpt_neox": "gpt_neox.layers", "opt": "model.decoder.layers", "mpt": "transformer.blocks"}
+
+
 def layers_of(family: str, model: Any) -> nn.ModuleList:
-    return {"gpt_neox": lambda: model.gpt_neox.layers, "gpt2": lambda: model.transformer.h}.get(
-        family, lambda: model.model.layers
-    )()
+    path = WHERE.get(family, "transformer.h" if family in H_LISTS else "model.layers")
+    return model.get_submodule(path)
+
+
+GPT2_PATHS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+QKV_PATHS = tuple(f"self_attn.{m}" for m in MHA[:3])
 
 
 def linear_paths(family: str) -> dict[str, str]:
@@ -138,7 +193,22 @@ def linear_paths(family: str) -> dict[str, str]:
     paths = {
         "phi3": ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"),
         "gpt_neox": ("attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
-        "gpt2": ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
+        "gpt2": GPT2_PATHS,
+        "gpt_bigcode": GPT2_PATHS,
+        "glm4": (*(f"self_attn.{m}" for m in MHA), "mlp.gate_up_proj", "mlp.down_proj"),
+        "phi": (*QKV_PATHS, "self_attn.dense", "mlp.fc1", "mlp.fc2"),
+        "starcoder2": (*QKV_PATHS, "self_attn.o_proj", "mlp.c_fc", "mlp.c_proj"),
+        **dict.fromkeys(("nemotron", "apertus"), (*(f"self_attn.{m}" for m in MHA), "mlp.up_proj", "mlp.down_proj")),
+        "nanochat": (*(f"self_attn.{m}" for m in MHA), "mlp.fc1", "mlp.fc2"),
+        "opt": (*QKV_PATHS, "self_attn.out_proj", "fc1", "fc2"),
+        "persimmon": ("self_attn.query_key_value", "self_attn.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+        **dict.fromkeys(
+            (*FALCONS, "bloom"),
+            ("self_attention.query_key_value", "self_attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+        ),
+        "gptj": (*(f"attn.{m}" for m in MHA[:3]), "attn.out_proj", "mlp.fc_in", "mlp.fc_out"),
+        "gpt_neo": (*(f"attn.attention.{m}" for m in MHA[:3]), "attn.attention.out_proj", "mlp.c_fc", "mlp.c_proj"),
+        "mpt": ("attn.Wqkv", "attn.out_proj", "ffn.up_proj", "ffn.down_proj"),
     }.get(family, (*(f"self_attn.{m}" for m in MHA), *(f"mlp.{m}" for m in FFN)))
     return {path: in_gpt2(path, path.rsplit(".", 1)[-1]) for path in paths}
 
@@ -159,7 +229,7 @@ def unfused(family: str, model: PreTrainedModel) -> tuple[PreTrainedModel, dict[
             biases = parts_of(family, name, old.bias) if old.bias is not None else {}
             made = {m: linear(w, biases.get(m)) for m, w in parts_of(family, name, old.weight).items()}
             results.update({(index, module): one for module, one in made.items()})
-            new = Together(made, family == "gpt_neox") if len(made) > 1 else next(iter(made.values()))
+            new = Together(made, family in INTERLEAVED) if len(made) > 1 else next(iter(made.values()))
             layer.set_submodule(path, new)
     return twin, results
 
@@ -238,7 +308,8 @@ def test_counts_and_what_requires_gradients(family: str, modules: tuple[str, ...
     freeze_outside(model, set(region.parameter_names(anatomy)))
     touched = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert touched == region.num_touched(anatomy) == region.num_parameters(anatomy) + region.num_held(anatomy)
-    assert bool(region.num_held(anatomy)) == (family in FUSED and modules != ("all",) and modules != ("mha",))
+    apart = any(not set(anatomy.layout.parts(m)) <= set(region.modules) for m in region.modules)
+    assert bool(region.num_held(anatomy)) == apart and (apart <= (family in FUSED))
     assert all(not p.requires_grad for n, p in model.named_parameters() if "norm" in n or ".ln_" in n)
 
 
@@ -276,10 +347,16 @@ def reference_step(family: str, model: PreTrainedModel, case: dict[str, Any]) ->
 
 
 PARTS = (("q_proj", "v_proj", "up_proj", "down_proj"), ("k_proj", "o_proj"))
+IN_PARTS = ("phi3", "gpt_neox", "gpt2", "falcon")
 CASES = [
     *((family, mask, 3, ()) for family in FAMILIES for mask in ("update", "gradient")),
-    *((family, mask, 3, part) for family in FUSED for part in PARTS for mask in ("none", "update", "gradient")),
-    *((family, "update", 2, PARTS[0]) for family in FUSED),
+    *(
+        (family, mask, 3, part)
+        for family in ("phi3", "gpt_neox", "gpt2", "falcon")
+        for part in PARTS
+        for mask in ("none", "update", "gradient")
+    ),
+    *((family, "update", 2, PARTS[0]) for family in FUSED[:3]),
     ("gpt_neox", "update", 1, PARTS[0]),
 ]
 
@@ -318,6 +395,9 @@ def test_the_masked_step_is_the_unfused_copys(family: str, mask: str, stage: int
             assert torch.equal(tensor, before[key]), key
             continue
         moved, should = tensor - before[key], expected[key] - before[key]
+        if anatomy.num_key_value_heads == 1 and mask == "update" and module in ("k_proj", "v_proj"):
+            assert not moved.any() and not should.any(), "the one key/value head serves the head of importance 1, too"
+            continue
         assert should.norm() > 1e-3 * before[key].norm(), f"{key} hardly moved: the comparison would prove nothing"
         assert (moved - should).norm() <= 2e-3 * should.norm(), key
 
@@ -348,8 +428,13 @@ def test_gates_are_the_units_own_weights_scaled(family: str) -> None:
             torch.testing.assert_close(got[kind][layer], expected.detach(), rtol=1e-3, atol=1e-3)
 
 
+def test_rotary_falcon_has_no_dropout_to_switch_on() -> None:
+    with pytest.raises(UserError, match="use importance.estimator: fisher"), virtual_gates(build("falcon"), 0.1):
+        pass
+
+
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in NOTHING_DROPS])
 def test_importance_drops_attention_and_ffn_outputs_and_nothing_else(family: str, kernel: str) -> None:
     model = build(family, kernel)
     seen: list[float] = []
@@ -365,7 +450,13 @@ def test_importance_drops_attention_and_ffn_outputs_and_nothing_else(family: str
                 for layer in layers_of(family, model)
             ]
             result: Tensor = model(random_ids()).logits
-            seen.extend(m.p for m in model.modules() if isinstance(m, nn.Dropout) and m.training)
+            layout = anatomy_of(model).layout
+            own = [
+                getattr(layer.get_submodule(layout.attention), layout.attention_dropout, None)
+                for layer in layers_of(family, model)
+            ]
+            awake = (m for m in model.modules() if isinstance(m, nn.Dropout) and m.training)
+            seen.extend(m.p for m in awake if all(m is not one for one in own))
             for hook in hooks:
                 hook.remove()
         return result
@@ -379,8 +470,11 @@ def test_importance_drops_attention_and_ffn_outputs_and_nothing_else(family: str
 @pytest.mark.parametrize("family", FAMILIES)
 def test_importance_of_every_layout(family: str) -> None:
     batches = [(i, {"input_ids": random_ids(i), "attention_mask": torch.ones_like(random_ids())}) for i in range(3)]
-    scores = estimate(build(family), batches, EstimatorSettings(dropout=0.1, seed=1)).values
-    widths = {ATTENTION_HEADS: A, FFN_NEURONS: F, FFN_OUTPUTS: H}
+    if family in NOTHING_DROPS:
+        batches = [(i, {**batch, "labels": batch["input_ids"]}) for i, batch in batches]
+    settings = EstimatorSettings(dropout=0.1, seed=1, estimator="fisher" if family in NOTHING_DROPS else "kl_dropout")
+    scores = estimate(build(family), batches, settings).values
+    widths = {ATTENTION_HEADS: A, FFN_NEURONS: FFN_WIDTH.get(family, F), FFN_OUTPUTS: H}
     for kind, values in scores.items():
         assert tuple(values.shape) == (L, widths[kind])
         assert values.std(dim=1).min() > 0, f"{kind}: all units alike"

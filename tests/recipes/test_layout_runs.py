@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
-    Gemma3Config,
+    BertConfig,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
@@ -23,6 +23,7 @@ from cofitune.errors import RegionError, UserError
 from cofitune.model.anatomy import read_anatomy
 from cofitune.model.layouts import Layout
 from cofitune.model.region import layer_set, match_region
+from tests.families import compare_export
 from tests.helpers import run_command, write_jsonl
 
 pytestmark = pytest.mark.processes
@@ -41,6 +42,7 @@ MODELS: dict[str, Any] = {
     "phi3": lambda: Phi3Config(**SIZES, intermediate_size=48, num_key_value_heads=2, pad_token_id=0),
     "gpt_neox": lambda: GPTNeoXConfig(**SIZES, intermediate_size=48),
     "gpt2": lambda: GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=400),
+    "bert": lambda: BertConfig(**SIZES, intermediate_size=48, is_decoder=True),
     "opt": lambda: OPTConfig(**SIZES, ffn_dim=48, word_embed_proj_dim=32, max_position_embeddings=256),
 }
 
@@ -58,14 +60,12 @@ def write_run(folder: Path, family: str, tokenizer: Any, **sections: Any) -> Pat
         "train": {"learning_rate": 1e-2, "max_steps": 2, "per_device_train_batch_size": 2},
         "output_dir": str(folder / "run"),
     }
-    if family == "opt":
-        config["model"]["anatomy"] = OPT
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump({**config, **sections}))
     return path
 
 
-@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("family", [family for family in MODELS if family != "bert"])
 def test_importance_train_and_export(
     family: str,
     tmp_path: Path,
@@ -134,23 +134,37 @@ def test_layers_as_lists() -> None:
         layer_set("0-1,botom2", 8)
 
 
-def test_an_unknown_layout_is_shown_how_to_be_described() -> None:
-    with pytest.raises(UserError) as refused:
-        read_anatomy(MODELS["opt"]())
-    output = str(refused.value)
-    assert "does not guess" in output and "layers: model.decoder.layers" in output
-    assert "q_proj: self_attn.q_proj" in output and "fc1 [48, 32]" in output
+def test_a_described_layout_is_compared_with_the_model() -> None:
     assert read_anatomy(MODELS["opt"](), described=Layout(**OPT)).modules == tuple(OPT["modules"])
     wrong = {**OPT, "modules": {**OPT["modules"], "up_proj": "fc2", "down_proj": "fc1"}}
     with pytest.raises(UserError, match="should then hold"):
         read_anatomy(MODELS["opt"](), described=Layout(**wrong))
+    lost = {**OPT, "modules": {**OPT["modules"], "up_proj": "fc3"}}
+    with pytest.raises(UserError, match="has no linear module 'fc3' in layer 0; a layer of .* fc1 "):
+        read_anatomy(MODELS["opt"](), described=Layout(**lost))
 
 
-def test_a_multimodal_wrapper_is_refused_by_name() -> None:
-    small = {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8}
-    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
-    with pytest.raises(UserError, match="gemma3 wraps a text model"):
-        read_anatomy(Gemma3Config(text_config=small, vision_config=vision))
+@pytest.mark.parametrize("section", ["region", "adapter"])
+def test_a_model_of_no_known_layout_trains(
+    section: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_tokenizer: Any,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By name, or by an adapter on all that is linear; a region by layers and modules says why it cannot."""
+    own: Any = {"match": r"bert\.encoder\.layer\.1\..*"} if section == "region" else {"kind": "lora"}
+    path = write_run(tmp_path, "bert", tiny_tokenizer, softmask={"apply_to": "none"}, **{section: own})
+    assert run_command(monkeypatch, "train", str(path)) == 0
+    assert "unchanged, bit for bit" in capsys.readouterr().out
+    delta = load_file(tmp_path / "run/train/delta.safetensors")
+    assert len(delta) == (16 if section == "region" else 2 * 6)
+    assert run_command(monkeypatch, "export", str(tmp_path / "run"), "--to", str(tmp_path / "out")) == 0
+    compare_export(tmp_path)
+    for command in (("train", "region={}", "adapter=null"), ("importance",)):
+        assert run_command(monkeypatch, command[0], str(path), *command[1:], f"output_dir={tmp_path}/other") == 2
+        message = capsys.readouterr().err
+        assert "needs heads and neurons" in message and "tell too little for a proposal" in message
 
 
 def test_a_gate_that_the_model_lacks_is_an_error(

@@ -121,6 +121,7 @@ def plan_importance(config: Config, overwrite: bool = False, rank: Rank = ALONE)
     sums = config.run / "importance" / PARTIAL
     folder = check_folder(config, "importance", overwrite, resumes=sums.is_dir())  # whose sums: that is seen below
     anatomy = base_anatomy(model, base_config(model, config.data.max_length))
+    anatomy.check_units("importance")
     check_files(weight_files(model.name, model.revision), anatomy)
     tokenizer = load_tokenizer(model.name, model.revision, model.trust_remote_code)
     template = set_template(tokenizer, chat_template(config.data))

@@ -87,11 +87,10 @@ def choose_batch_size(requested: int | str, dtype: str, base: Base, length: int)
     """
     if requested != "auto":
         return int(requested)
-    anatomy, config = base.anatomy, base.config
+    anatomy = base.anatomy
     width = choose_dtype(dtype).itemsize
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or anatomy.hidden_size // config.num_attention_heads
-    row = 2 * anatomy.num_layers * heads * size * length * width + 4 * anatomy.vocab_size
+    keys = anatomy.num_key_value_heads * anatomy.head_dim or anatomy.hidden_size
+    row = 2 * anatomy.num_layers * keys * length * width + 4 * anatomy.vocab_size
     whole = (
         int(torch.cuda.get_device_properties(0).total_memory)
         if torch.cuda.is_available()

@@ -100,6 +100,7 @@ def plan_search(config: Config, overwrite: bool = False, dry_run: bool = False, 
     """
     folder = check_folder(config, "search", overwrite)
     anatomy = base_anatomy(config.model, base_config(config.model, config.data.max_length))
+    anatomy.check_units("search")
     levels = _levels(config, anatomy.modules)
     check_levels(levels, anatomy.num_layers, anatomy.modules)
     kept = config.search.proxy_keep if config.search.proxy == "prune" else 1.0

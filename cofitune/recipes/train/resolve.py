@@ -15,7 +15,7 @@ from cofitune.importance_file import merge_importance, read_importance
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.layouts import expand_modules
 from cofitune.model.load import choose_dtype
-from cofitune.model.region import Region, match_region, resolve_region
+from cofitune.model.region import Region, check_present, linear_region, match_region, resolve_region
 from cofitune.recipes.from_config import base_config
 from cofitune.recipes.prerequisites import Prerequisites
 from cofitune.search.winner import FILE_NAME, read_winner
@@ -43,19 +43,31 @@ def find_region(
         if requested.match is not None:
             return match_region(requested.match, anatomy)
         layers, modules = requested.layers or "", requested.modules or ()  # the schema fills them in
-        return resolve_region(layers, modules, anatomy.num_layers, anatomy.modules)
-    layers, modules = read_winner(search_folder, base)
-    needs.use("region", search_folder / FILE_NAME)
-    return resolve_region(layers, modules, anatomy.num_layers, anatomy.modules)
+    else:
+        layers, modules = read_winner(search_folder, base)
+        needs.use("region", search_folder / FILE_NAME)
+    anatomy.check_units("a region by layers and modules")
+    region = resolve_region(layers, modules, anatomy.num_layers, anatomy.modules)
+    check_present(region, anatomy)
+    return region
 
 
 def find_adapter(requested: schema.Adapter, anatomy: Anatomy) -> tuple[Region, AdapterPlan]:
-    """The modules of all layers that carry an adapter, and the adapter."""
-    region = resolve_region("all", requested.modules, anatomy.num_layers, anatomy.modules)
+    """The modules of all layers that carry an adapter, and the adapter.
+
+    Raises:
+        UserError: modules are named in a model whose layout is not known, or cannot carry an adapter.
+    """
+    if requested.modules == ("all",) and (anatomy.unknown or not anatomy.is_whole):
+        region = linear_region(anatomy)
+    else:
+        anatomy.check_units("adapter.target_modules, except all-linear,")
+        region = resolve_region("all", requested.modules, anatomy.num_layers, anatomy.modules)
     adapter = plan_adapter(
         requested.kind,
         region.modules,
         anatomy,
+        named=region.matched,
         r=requested.r,
         alpha=requested.alpha,
         dropout=requested.dropout,
@@ -168,6 +180,11 @@ def plan_prefix(
     reason = changing_prefix(base_config(model).to_dict())
     if reason:
         raise UserError(f"train.prefix_cache: {kind} would not give the same loss: {reason}; set it to none")
+    if not anatomy.modules:
+        raise UserError(
+            f"train.prefix_cache: {kind} needs to know what feeds a layer, and the layout of model type "
+            f"{anatomy.model_type} is not known; set it to none"
+        )
     folder = SHARED_MEMORY if kind == "memory" else disk
     if kind == "memory" and not folder.is_dir():
         raise UserError(f"train.prefix_cache: memory needs {folder}, which this machine does not have; use disk")

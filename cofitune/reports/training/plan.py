@@ -92,6 +92,8 @@ def _depth(anatomy: Anatomy) -> range:
 
 
 def _cell(layer: int, module: str, region: Region, anatomy: Anatomy, masked: tuple[str, ...]) -> str:
+    if not anatomy.has(layer, module):
+        return ""
     if not region.trains(layer, module, anatomy):
         return "·"
     return "◐" if module in masked else "●"
