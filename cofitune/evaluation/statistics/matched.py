@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cofitune.evaluation.statistics.frontier import Array, at_level, dominated_by, frontier, place, seed_weights
-from cofitune.evaluation.statistics.paired import DRAWS, SEED, Bootstrap, estimate
+from cofitune.evaluation.statistics.paired import CONFIDENCE, DRAWS, SEED, Bootstrap, estimate
 from cofitune.evaluation.statistics.scores import SUMMARIES
 
 BASE = "base"
@@ -97,7 +97,7 @@ def match_methods(
 def _matched(curves: Mapping[str, _Curve], reference: str) -> list[dict[str, Any]]:
     """Every level at which these methods are held against one of them; none where that one has no finished run."""
     anchors = _anchors(curves, reference) if curves[reference].has_points else []
-    return [_level(curves, reference, *anchor) for anchor in anchors]
+    return [_level(curves, reference, *anchor, levels=len(anchors)) for anchor in anchors]
 
 
 def _curve(bootstrap: Bootstrap, points: Sequence[Point], weights: Array) -> _Curve:
@@ -178,7 +178,9 @@ def _anchors(curves: Mapping[str, _Curve], reference: str) -> list[tuple[str, st
     return sorted(results, key=lambda anchor: float(curves[anchor[0]].of(anchor[1])[0][0]))
 
 
-def _level(curves: Mapping[str, _Curve], reference: str, method: str, point: str, why: str) -> dict[str, Any]:
+def _level(
+    curves: Mapping[str, _Curve], reference: str, method: str, point: str, why: str, *, levels: int
+) -> dict[str, Any]:
     level, drawn = curves[method].of(point)
     yardstick, theirs = at_level(curves[reference].scores, level), at_level(curves[reference].drawn, drawn)
     rows = {}
@@ -202,7 +204,7 @@ def _level(curves: Mapping[str, _Curve], reference: str, method: str, point: str
             to_reference = (
                 None
                 if against or name == reference
-                else _inside(own[score] - yardstick[score], draws[score] - theirs[score])
+                else _inside(own[score] - yardstick[score], draws[score] - theirs[score], levels)
             )
             results = {"": value, f"_against_{BASE}": to_base, "_against_reference": to_reference}
             if score.startswith(TASK):
@@ -225,8 +227,12 @@ def _outside(name: str, curve: _Curve, level: float) -> str | None:
     return None
 
 
-def _inside(value: Array, drawn: Array) -> dict[str, Any]:
-    """A difference with its interval, from the draws in which both methods have the level in their range."""
+def _inside(value: Array, drawn: Array, levels: int = 1) -> dict[str, Any]:
+    """A difference with its interval, from the draws in which both methods have the level in their range.
+
+    Where a method is looked at on several levels at once, a corrected interval stands beside it, which holds on all of
+    them in 95 % of cases (Bonferroni): one of five intervals of equal methods leaves out 0 far more often than 5 %.
+    """
     inside = np.isfinite(drawn)
     share = float(inside.mean())
     message: dict[str, Any] = {
@@ -238,6 +244,9 @@ def _inside(value: Array, drawn: Array) -> dict[str, Any]:
     }
     if share >= ENOUGH_DRAWS:
         message |= _interval(float(value[0]), drawn[inside])
+        if levels > 1:
+            corrected = estimate(float(value[0]), drawn[inside], 1 - (1 - CONFIDENCE) / levels)
+            message |= {"low_corrected": corrected.low, "high_corrected": corrected.high}
     else:
         message["reason"] = f"the speciality lies inside of the points' range in {100 * share:.0f} % of the draws only"
     return message

@@ -264,9 +264,9 @@ def _draw_means(items: TaskItems, draws: int, generator: np.random.Generator) ->
     return items.means + (np.concatenate(drawn) - counts @ patterns.T - coins / 2) / items.items
 
 
-def estimate(value: float, drawn: Array) -> Estimate:
+def estimate(value: float, drawn: Array, confidence: float = CONFIDENCE) -> Estimate:
     """A value with the interval that its draws [D] give; those that are no number are left out."""
-    tail = (1 - CONFIDENCE) / 2
+    tail = (1 - confidence) / 2
     low, high = np.nanquantile(drawn, [tail, 1 - tail])
     return Estimate(value, float(low), float(high))
 

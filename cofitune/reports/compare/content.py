@@ -20,17 +20,22 @@ class Difference:
 
     Attributes:
         draws_inside: the share of the draws that the interval rests on.
+        low_corrected, high_corrected: the interval that holds on all levels at once; none where there is one level.
     """
 
     value: float
     low: float | None
     high: float | None
     draws_inside: float
+    low_corrected: float | None = None
+    high_corrected: float | None = None
 
     @property
     def is_shown(self) -> bool:
-        """Whether there is an interval, and it leaves 0 out."""
-        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+        """Whether there is an interval, and it leaves 0 out, corrected for the number of levels."""
+        low = self.low if self.low_corrected is None else self.low_corrected
+        high = self.high if self.high_corrected is None else self.high_corrected
+        return low is not None and high is not None and not low <= 0 <= high
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,10 @@ def _against_reference(content: Comparison) -> Iterator[str]:
     if not content.matched:
         yield f"nothing is matched: no run of {reference} has learnt anything, or none has finished"
     elif not messages:
-        yield f"no method is told apart from {reference} at matched speciality: every interval contains 0"
+        rows = [row for level in content.matched for row in level.rows.values()]
+        wide = any(r and r.low_corrected is not None for row in rows for r in row.differences.values())
+        corrected = f", corrected for {len(content.matched)} levels" if wide else ""
+        yield f"no method is told apart from {reference} at matched speciality: every interval contains 0{corrected}"
 
 
 def _against_controls(content: Comparison) -> Iterator[str]:

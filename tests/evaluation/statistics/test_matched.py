@@ -74,6 +74,21 @@ def test_equal_methods_differ_by_nothing() -> None:
     assert "of the draws only" in highest["reason"], "in the others the twin does not reach what full learnt most"
 
 
+def test_several_levels_at_once_have_a_wider_interval_each() -> None:
+    models = [(0.0, 0.6, 0.6), *[(0.3, 0.5, 0.5), (0.6, 0.3, 0.3), (0.9, 0.1, 0.1)] * 2]
+    points = {
+        name: [Point(f"{name}{n}", n, 1, (first + n,)) for n in range(3)] for name, first in (("full", 1), ("twin", 4))
+    }
+    levels = [level["rows"]["twin"]["versatility_against_reference"] for level in matched(models, points)["matched"]]
+    assert len(levels) == 3
+    for row in levels[:2]:
+        assert row["low_corrected"] < row["low"] < 0 < row["high"] < row["high_corrected"]
+        # of a normal distribution: z(1 − 0.05 / 6) / z(1 − 0.05 / 2)
+        assert row["high_corrected"] / row["high"] == pytest.approx(2.394 / 1.960, rel=0.1)
+    alone = matched(models[:2] + models[4:5], {"full": [Point("f", 1, 1, (1,))], "twin": [Point("t", 1, 1, (2,))]})
+    assert "low_corrected" not in alone["matched"][0]["rows"]["twin"]["versatility_against_reference"]
+
+
 def test_a_mask_is_held_against_its_controls() -> None:
     models = [(0.0, 0.6, 0.6), (0.4, 0.3, 0.3), (0.4, 0.2, 0.2), (0.8, 0.1, 0.1), (0.4, 0.5, 0.5), (0.8, 0.1, 0.1)]
     points = {

@@ -92,6 +92,20 @@ def test_the_sentences_claim_what_the_intervals_do_and_no_more(content: dict[str
     assert any(line.startswith("points by method: full 2, mask 1;") for line in output)
 
 
+def test_what_holds_on_one_level_alone_is_not_told_of_several(content: dict[str, Any]) -> None:
+    row = difference(5.0, 0.1, 9.0)
+    content["matched"][0]["rows"]["mask"]["versatility_against_reference"] = row
+    claim = "mask at speciality 30.0: versatility +5.0 (+0.1 to +9.0) against full"
+    assert claim in list(sentences(Comparison.of(content)))
+    row |= {"low_corrected": -0.4, "high_corrected": 9.6}
+    output = list(sentences(Comparison.of(content)))
+    assert claim not in output
+    message = (
+        "no method is told apart from full at matched speciality: every interval contains 0, corrected for 2 levels"
+    )
+    assert message in output
+
+
 def test_a_mask_is_told_against_each_control_whatever_comes_of_it(content: dict[str, Any]) -> None:
     row = {"reason": None, "versatility": 1.0, "instruct": 1.0}
     against = row | {"versatility_against_reference": difference(0.5, -1.0, 2.0) | {"draws_inside": 0.967}}
