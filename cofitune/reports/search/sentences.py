@@ -12,6 +12,8 @@ from cofitune.reports.text import change_text, many, number_text, region_text, w
 TRAINED_ONCE = (
     "Each region was trained once: these intervals are over items, and another seed may move a score by more."
 )
+# the best of many noisy scores is also the luckiest: its score falls when the same region is scored on other items
+LUCKIEST = "Its score is the best of {count} on these items, and so too high by some luck: trust `eval` on test items."
 SHOWN = 3  # regions that a sentence names before it says how many more there are
 
 
@@ -73,6 +75,8 @@ def tie_sentence(rows: Sequence[Row], winner: str) -> str | None:
     lost = len(known) - len(compared)
     left_out = f"Not counted: {many(lost, 'region')} {'further ' if won.missed else ''}below the floor." if lost else ""
     sentences = [_ties(won, compared), TRAINED_ONCE] if compared else []
+    if any(row.tied for row in compared):
+        sentences.append(LUCKIEST.format(count=len(compared) + 1))
     sentences.append(left_out)
     return " ".join(filter(None, sentences)) or None
 

@@ -173,6 +173,8 @@ def test_ties_name_the_one_with_the_fewest_weights() -> None:
     text = tie_sentence([*tied, lost, BEST], "best") or ""
     assert text.startswith("2 regions cannot be told apart from it")
     assert "the one with the fewest weights is 4-5 × q (9.0 M against 721.4 M; -2.0, -6.0 to +2.5)" in text
+    assert "Its score is the best of 4 on these items, and so too high by some luck" in text
+    assert "some luck" not in (tie_sentence([lost, BEST], "best") or ""), "the winner is beyond chance"
     assert "none of them has fewer weights" in (tie_sentence([tied[1], BEST], "best") or "")
     assert "No other region is within chance" in (tie_sentence([lost, BEST], "best") or "")
     assert tie_sentence(ROWS, "best") is None, "nothing is known of the items"
