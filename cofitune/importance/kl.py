@@ -8,17 +8,20 @@ tensor and one backward runs through both, so a gate collects its gradient from 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from cofitune.importance.gates import seeded_dropout
+from cofitune.training.head_loss import LogitScaling, chunked_head, head_replaced, scaling_of
 from cofitune.zero import restore_backward_counters
 
 KL_CHUNK = 128  # token positions whose vocabulary-wide fp32 rows exist at one time
 PASSES = 2
+Places = tuple[Tensor, ...]  # rows and columns of the real tokens, [N] each
 
 
 def kl_loss(model: PreTrainedModel, batch: Mapping[str, Tensor], index: int, seed: int) -> Tensor:
@@ -31,12 +34,83 @@ def kl_loss(model: PreTrainedModel, batch: Mapping[str, Tensor], index: int, see
         seed: seed of the dropout masks.
     """
     ids, mask = batch["input_ids"], batch["attention_mask"]
+    head = chunked_head(model)
+    places = mask.nonzero(as_tuple=True)  # N real tokens
+    if head is not None and not any(p.requires_grad for p in head.parameters()):
+        return _kl_at_head(model, head, batch, places, index, seed)
     logits = []
     for pass_index in range(PASSES):
         with seeded_dropout(seed, index, pass_index, ids.device):
             logits.append(model(input_ids=ids, attention_mask=mask, use_cache=False).logits)
         restore_backward_counters(model, logits[-1])
     return kl_of_passes(logits[0], logits[1], mask)
+
+
+def _kl_at_head(
+    model: PreTrainedModel, head: nn.Linear, batch: Mapping[str, Tensor], places: Places, index: int, seed: int
+) -> Tensor:
+    """As `kl_loss`, of real tokens alone, and with no logits kept.
+
+    The first pass leaves the hidden states that enter the head, which then sees one of them, without its graph. The
+    head of the second pass takes both passes' and gives the divergence: ZeRO-3 has its weight there at that time.
+    """
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    hidden: list[Tensor] = []
+
+    def leave(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        hidden.append(args[0][places])  # [N, H]
+        return (hidden[0][:1].detach(),)
+
+    with seeded_dropout(seed, index, 0, ids.device):
+        handle = head.register_forward_pre_hook(leave, prepend=True)  # before ZeRO-3's, which watch what enters
+        try:
+            model(input_ids=ids, attention_mask=mask, use_cache=False)
+        finally:
+            handle.remove()
+    restore_backward_counters(model, hidden[0])
+    scaling = scaling_of(model)
+
+    def divergence(second: Tensor) -> Tensor:
+        loss: Tensor = _KLOfHidden.apply(hidden[0], second[places], head.weight, head.bias, scaling)  # type: ignore[no-untyped-call]
+        return loss
+
+    with head_replaced(head, divergence) as result, seeded_dropout(seed, index, 1, ids.device):
+        model(input_ids=ids, attention_mask=mask, use_cache=False)
+    return result[0]
+
+
+class _KLOfHidden(torch.autograd.Function):
+    """KL(second pass ‖ first pass) of hidden states [N, H] each, whose gradients are made a chunk of rows at a time.
+
+    With p = softmax f1 and q = softmax f2: ∂/∂f1 = p − q, and ∂/∂f2 = q·(log q − log p − KL of the row).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, first: Tensor, second: Tensor, weight: Tensor, bias: Tensor | None, scaling: LogitScaling
+    ) -> Tensor:
+        """The divergence in nats, a scalar in fp32."""
+        total = torch.zeros((), dtype=torch.float32, device=first.device)
+        gradients = torch.empty_like(first), torch.empty_like(second)
+        for begin in range(0, len(first), KL_CHUNK):
+            rows = slice(begin, begin + KL_CHUNK)
+            one, two = (scaling.apply(nn.functional.linear(h[rows], weight, bias)) for h in (first, second))
+            log_p, log_q = one.float().log_softmax(-1), two.float().log_softmax(-1)
+            q, off = log_q.exp(), log_q - log_p
+            kl = (q * off).sum(-1, keepdim=True)
+            total += kl.sum()
+            to_logits = log_p.exp_().sub_(q), off.sub_(kl).mul_(q)
+            for made, logits, whole in zip(to_logits, (one, two), gradients, strict=True):
+                torch.mm(scaling.pull_back(made, logits).to(weight.dtype), weight, out=whole[rows])
+        ctx.save_for_backward(*gradients)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The kept gradients times that of the divergence."""
+        (scale,) = gradients
+        first, second = (kept * scale.to(kept.dtype) for kept in ctx.saved_tensors)
+        return first, second, None, None, None
 
 
 def kl_of_passes(first: Tensor, second: Tensor, mask: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ Whole logits of N tokens would take 12·N·V bytes in fp32: themselves, their lo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -146,13 +146,23 @@ def loss_at_head(
     Args:
         places: rows and columns of the batch [B, T] whose hidden states are scored, [N] each.
     """
+
+    def loss_of(hidden: Tensor) -> Tensor:
+        keep = torch.is_grad_enabled()
+        value: Tensor = _HeadLoss.apply(hidden[places], head.weight, head.bias, scaling, loss, keep)  # type: ignore[no-untyped-call]
+        return value
+
+    with head_replaced(head, loss_of) as result:
+        yield result
+
+
+@contextmanager
+def head_replaced(head: nn.Linear, loss_of: Callable[[Tensor], Tensor]) -> Iterator[list[Tensor]]:
+    """Inside, the head makes a loss of the hidden states [B, T, H] and leaves it in the list, and makes no logits."""
     result: list[Tensor] = []
 
     def forward(hidden: Tensor) -> Tensor:
-        chosen = hidden[places]  # [N, H]
-        keep = torch.is_grad_enabled()
-        value: Tensor = _HeadLoss.apply(chosen, head.weight, head.bias, scaling, loss, keep)  # type: ignore[no-untyped-call]
-        return value
+        return loss_of(hidden)
 
     def take(_: nn.Module, __: Any, value: Tensor) -> Tensor:
         result.append(value)
