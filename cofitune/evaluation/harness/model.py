@@ -18,6 +18,7 @@ from cofitune.data.chat import end_ids
 from cofitune.data.control import control_tokens
 from cofitune.evaluation.asked import Asked
 from cofitune.evaluation.data_parallel import BatchSharding, in_batches
+from cofitune.evaluation.harness.choices import choice_turns, grows_by_copies
 from cofitune.model.decode import generate_rows
 
 Request = tuple[tuple[str, str], list[int], list[int]]  # (context, continuation) as text, then as token ids
@@ -164,22 +165,29 @@ class ChatTemplateLM(ChatTemplateLMBase):
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         out = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
         first = out.logits[:, -1]  # [B, V]: what follows the context
-        rest = self._continue(out.past_key_values, mask, rows, continuations)
-        results = []
-        for n, (row, tokens) in enumerate(zip(rows, continuations, strict=True)):
-            logits = torch.cat([first[row : row + 1], rest[n, : len(tokens) - 1]])  # [K, V]
-            requested = self._tensor(tokens)
-            log_probs = logits.float().log_softmax(-1).gather(-1, requested[:, None])  # [K, 1]
-            results.append((float(log_probs.sum()), bool((logits.argmax(-1) == requested).all())))
-        return results
+        results: dict[int, tuple[float, bool]] = {}
+        for numbers in choice_turns(rows, out.past_key_values):
+            asked = [continuations[n] for n in numbers]
+            rest = self._continue(out.past_key_values, mask, [rows[n] for n in numbers], asked)
+            for place, (n, tokens) in enumerate(zip(numbers, asked, strict=True)):
+                logits = torch.cat([first[rows[n]][None], rest[place, : len(tokens) - 1]])  # [K, V]
+                requested = self._tensor(tokens)
+                log_probs = logits.float().log_softmax(-1).gather(-1, requested[:, None])  # [K, 1]
+                results[n] = float(log_probs.sum()), bool((logits.argmax(-1) == requested).all())
+        return [results[n] for n in range(len(rows))]
 
     def _continue(self, cache: Any, mask: Tensor, rows: list[int], continuations: list[list[int]]) -> Tensor:
-        """Logits [N, K-1, V] after each of their tokens but the last; row n goes on from context `rows[n]`."""
+        """Logits [N, K-1, V] after each of their tokens but the last; row n goes on from context `rows[n]`.
+
+        The cache is left as it was, where its layers allow that.
+        """
         width = max(map(len, continuations)) - 1
         if width == 0:  # one token each: the contexts' own logits say it all
             return torch.empty(len(rows), 0, self.model.config.vocab_size, device=self.device, dtype=self.model.dtype)
         index = self._tensor(rows)
-        cache.batch_select_indices(index)
+        before = [(layer.keys, layer.values) for layer in cache.layers] if grows_by_copies(cache) else []
+        if rows != list(range(len(mask))):  # else each context is asked for one continuation: nothing is copied
+            cache.batch_select_indices(index)
         ids = self._tensor([c[:-1] + [0] * (width - len(c) + 1) for c in continuations])
         known = self._tensor([[1] * (len(c) - 1) + [0] * (width - len(c) + 1) for c in continuations])
         positions = mask[index].sum(-1, keepdim=True) + torch.arange(width, device=self.device)
@@ -187,6 +195,8 @@ class ChatTemplateLM(ChatTemplateLMBase):
         logits: Tensor = self.model(
             input_ids=ids, attention_mask=whole, position_ids=positions, past_key_values=cache, use_cache=True
         ).logits
+        for layer, (keys, values) in zip(cache.layers, before, strict=bool(before)):
+            layer.keys, layer.values = keys, values
         return logits
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any) -> Tensor:
