@@ -179,7 +179,12 @@ def step_indices(plan: Plan, seed: int) -> Iterator[list[int]]:
 
 
 def rank_micro_batches(
-    examples: Sequence[Example], indices: Sequence[int], plan: Plan, rank: int, pad_token_id: int
+    examples: Sequence[Example],
+    indices: Sequence[int],
+    plan: Plan,
+    rank: int,
+    pad_token_id: int,
+    lengths: Sequence[int] | None = None,
 ) -> list[Batch]:
     """One rank's micro-batches of one step: exactly `accumulation` of the task, then `rehearsal_micro_batches`.
 
@@ -188,17 +193,21 @@ def rank_micro_batches(
     however they are dealt. A micro-batch without an example still has one row, without labels: every rank runs the
     same number of forwards (ZeRO-3 hangs otherwise) and contributes nothing with it. `indices` in a batch names the
     example of each row (where the plan is flat: of each pack in the row), int64.
+
+    Args:
+        lengths: tokens of each example, so that a rank reads no example but its own; None: all of the step's are read.
     """
     batches = []
+    length_of = lengths.__getitem__ if lengths is not None else lambda index: len(examples[index].input_ids)
     for chosen, count in _kinds(indices, plan):
-        by_length = sorted(((i, examples[i]) for i in chosen), key=lambda one: len(one[1].input_ids), reverse=True)
+        by_length = sorted(chosen, key=length_of, reverse=True)
         bounds = _bounds(len(by_length), count * plan.world_size)
         for number in range(count):
             # every other time the ranks take turns the other way round, or the first would always have the longest
             slot = number * plan.world_size + (rank if number % 2 == 0 else plan.world_size - 1 - rank)
             part = by_length[bounds[slot] : bounds[slot + 1]]
-            rows = [example for _, example in part] or [_silent(by_length[-1][1])]
-            names = torch.tensor([index for index, _ in part or by_length[-1:]])
+            rows = [examples[index] for index in part] or [_silent(examples[by_length[-1]])]
+            names = torch.tensor(part or by_length[-1:])
             batches.append(collate([join(rows)] if plan.flat else rows, pad_token_id) | {"indices": names})
     return batches
 

@@ -69,15 +69,17 @@ class UpdateMask:
     def _hold_back(self, *_: Any) -> None:
         for flat, shard, factor, old in self._old:
             new = _piece(flat, shard)
-            free = new - old if self._kept is not None and self._kept.watching else None
-            hold_back(new, old, shard, factor)
-            if self._kept is not None and free is not None:
-                self._kept.add(shard.name, free, new - old)
+            if self._kept is not None and self._kept.watching:
+                free, start = new - old, old.clone()
+                hold_back(new, old, shard, factor)
+                self._kept.add(shard.name, free, new - start)
+            else:
+                hold_back(new, old, shard, factor)
         self._old = []
 
 
 def hold_back(new: Tensor, old: Tensor, shard: Shard, factor: Factor) -> None:
-    """In place: new ← old + f·(new − old), each element with its own unit's f. `new` and `old` are [shard.numel]."""
+    """In place: new ← old + f·(new − old), each element by its unit's f; `old` is lost. Both are [shard.numel]."""
     values = factor.values.to(new.device, new.dtype)
     columns = shard.shape[1] if len(shard.shape) == 2 else 1
     for begin, end in _stretches(shard, columns):
@@ -88,7 +90,7 @@ def hold_back(new: Tensor, old: Tensor, shard: Shard, factor: Factor) -> None:
         part = (rows, (end - begin) // rows)
         weight = values[row : row + rows, None] if factor.axis == 0 else values[None, column : column + part[1]]
         target = new[begin:end].view(part)
-        target.copy_(torch.lerp(old[begin:end].view(part), target, weight.expand(part)))
+        target.copy_(old[begin:end].view(part).lerp_(target, weight.expand(part)))
 
 
 def _piece(flat: Tensor, shard: Shard) -> Tensor:

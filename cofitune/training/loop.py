@@ -6,7 +6,7 @@ import math
 import resource
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from cofitune.data.chat import Example
 from cofitune.distributed import all_reduce_sum
 from cofitune.errors import UserError
 from cofitune.training.loss import rehearsal_loss, summed_loss
+from cofitune.training.prefetch import one_ahead, pinned
 from cofitune.training.prefix_cache import Prefix
 from cofitune.training.step_counts import StepCounts, count_over_ranks
 from cofitune.training.throughput import Meter
@@ -89,6 +90,7 @@ class FitSettings:
         start_step: optimizer steps that were taken before; their examples are passed over.
         stop_step: the step after which to pause, as if there were no more; None: the last one.
         rehearsal: which loss the schedule's rehearsal examples have; None where there are none.
+        lengths: tokens of each example; None: a rank finds them out by reading them all.
     """
 
     schedule: Plan
@@ -97,6 +99,7 @@ class FitSettings:
     start_step: int = 0
     stop_step: int | None = None
     rehearsal: RehearsalLoss | None = None
+    lengths: Sequence[int] | None = None
 
 
 def fit(
@@ -125,17 +128,20 @@ def fit(
     Raises:
         UserError: the loss or the gradient is no longer finite; `on_step` is not told of such a step.
     """
-    schedule = settings.schedule
+    schedule, rank = settings.schedule, torch.distributed.get_rank()
     engine.train()
-    examples_seen = 0
-    for step, indices in enumerate(step_indices(schedule, settings.seed), start=1):
-        # the order is drawn anew from the seed in every call, so that a resumed training finds its place by counting
-        examples_seen += sum(schedule.rehearsal is None or index < schedule.rehearsal.first for index in indices)
-        if step <= settings.start_step:
-            continue
-        started = time.perf_counter()
-        # this rank's micro-batches, and over all ranks the tokens that the step's loss is divided by
-        batches = rank_micro_batches(examples, indices, schedule, torch.distributed.get_rank(), settings.pad_token_id)
+
+    def read(work: _Work) -> list[Batch]:
+        """This rank's micro-batches of a step."""
+        batches = rank_micro_batches(
+            examples, work.indices, schedule, rank, settings.pad_token_id, lengths=settings.lengths
+        )
+        return [pinned(batch) for batch in batches]
+
+    started = time.perf_counter()
+    for work, batches in one_ahead(_work(settings), read):
+        step = work.step
+        # over all ranks the tokens that the step's loss is divided by
         counts = count_over_ranks(batches, schedule.accumulation, prefix, engine.device)
         learning_rate = engine.get_lr()[0]  # before the step: the schedule moves on with it
         # forward and backward of each micro-batch; the last one takes the optimizer's step
@@ -144,7 +150,7 @@ def fit(
         loss_sum, rehearsal_sum, stop_signal = _agree(sums, asked())
         record = StepRecord(
             step=step,
-            epoch=examples_seen / schedule.num_examples,
+            epoch=work.examples_seen / schedule.num_examples,
             loss=loss_sum / max(1, counts.supervised),
             learning_rate=learning_rate,
             grad_norm=float(engine.get_global_grad_norm() or 0.0),
@@ -158,7 +164,29 @@ def fit(
         on_step(record, stopped_by)
         if stopped_by or step == settings.stop_step:
             return stopped_by
+        started = time.perf_counter()
     return 0
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A step, its examples' indices, and the task's examples that are behind once it is taken."""
+
+    step: int
+    indices: list[int]
+    examples_seen: int
+
+
+def _work(settings: FitSettings) -> Iterator[_Work]:
+    """The steps from the first to take to the last."""
+    schedule, seen = settings.schedule, 0
+    for step, indices in enumerate(step_indices(schedule, settings.seed), start=1):
+        # the order is drawn anew from the seed in every call, so that a resumed training finds its place by counting
+        seen += sum(schedule.rehearsal is None or index < schedule.rehearsal.first for index in indices)
+        if step > settings.start_step:
+            yield _Work(step, indices, seen)
+        if step == settings.stop_step:
+            return
 
 
 def _losses(batches: Sequence[Batch], counts: StepCounts, settings: FitSettings) -> list[_Part]:
@@ -193,7 +221,7 @@ def _take_step(engine: Any, parts: Sequence[_Part], prefix: Prefix | None, missi
     total = torch.zeros(2, dtype=torch.float64, device=engine.device)
     for number, part in enumerate(parts):
         for batch in part.batches:
-            inputs = {k: v.to(engine.device) for k, v in batch.items()}
+            inputs = {k: v.to(engine.device, non_blocking=True) for k, v in batch.items()}
             # what is missing is summed over the ranks: under ZeRO-3 all must go one way
             with prefix.around(inputs, missing) if prefix else nullcontext():
                 loss = (

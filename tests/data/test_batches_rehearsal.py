@@ -228,3 +228,27 @@ def test_positions_count_the_rehearsal_too() -> None:
             for batch in rank_micro_batches(examples, indices, plan, rank, 0)
         )
         assert count_positions(plan, [len(e.input_ids) for e in examples], 3) == counted
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 5])
+def test_by_stored_lengths_a_rank_reads_its_own_items_only(ranks: int) -> None:
+    """And gets the batches that it gets by reading them all."""
+    examples = Listed([*task_items(), *rehearsal_items()])
+    read: list[int] = []
+
+    class Watched(list[Example]):
+        def __getitem__(self, index: Any) -> Any:
+            read.append(index)
+            return super().__getitem__(index)
+
+    plan = plan_steps(TASK, 2, 2, ranks, 1, 3, rehearsal=RehearsalMix(TASK, REHEARSED, 0.3))
+    for indices in step_indices(plan, 7):
+        read.clear()
+        for rank in range(ranks):
+            whole = rank_micro_batches(examples, indices, plan, rank, 0)
+            own = rank_micro_batches(Watched(examples), indices, plan, rank, 0, lengths=examples.lengths.tolist())
+            assert len(whole) == len(own)
+            for one, other in zip(whole, own, strict=True):
+                assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+        silent = ranks * (plan.accumulation + plan.rehearsal_micro_batches) - len(indices)
+        assert len(read) <= len(indices) + max(0, silent), "each is read once, and one for each silent row"

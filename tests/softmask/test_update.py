@@ -24,21 +24,21 @@ def test_every_cut_of_a_weight_equals_the_whole_masked_as_a_matrix(shape: tuple[
     for start in range(numel):
         for end in range(start + 1, numel + 1):
             piece = new.flatten()[start:end].clone()
-            hold_back(piece, old.flatten()[start:end], Shard("w", shape, start, 0, end - start), factor)
+            hold_back(piece, old.flatten()[start:end].clone(), Shard("w", shape, start, 0, end - start), factor)
             torch.testing.assert_close(piece, expected.flatten()[start:end])
 
 
 def test_a_bias_is_masked_element_by_element() -> None:
     old, new, values = torch.randn(6), torch.randn(6), torch.rand(6)
     piece = new[2:5].clone()
-    hold_back(piece, old[2:5], Shard("b", (6,), 2, 0, 3), Factor(values, 0))
+    hold_back(piece, old[2:5].clone(), Shard("b", (6,), 2, 0, 3), Factor(values, 0))
     torch.testing.assert_close(piece, (old + values * (new - old))[2:5])
 
 
 def test_factor_0_keeps_the_old_bits_and_factor_1_the_new() -> None:
     old, new = torch.randn(2, 64) * 1e-3, torch.randn(2, 64) * 1e3
     piece = new.flatten().clone()
-    hold_back(piece, old.flatten(), Shard("w", (2, 64), 0, 0, 128), Factor(torch.tensor([0.0, 1.0]), 0))
+    hold_back(piece, old.flatten().clone(), Shard("w", (2, 64), 0, 0, 128), Factor(torch.tensor([0.0, 1.0]), 0))
     assert torch.equal(piece.view(2, 64)[0], old[0])
     assert torch.equal(piece.view(2, 64)[1], new[1])
 
