@@ -288,7 +288,7 @@ def compare(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run: a config's output_dir.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run: a config's output_dir, or the config.")],
     to: Annotated[Path, typer.Option(help="The folder to write.")],
     base: Annotated[str | None, typer.Option(help="Where the base model is now, if it has moved.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16. Default: the training's.")] = None,

@@ -14,13 +14,16 @@ from safetensors import safe_open
 from torch import Tensor
 
 from cofitune.config.eval import KEEP
+from cofitune.config.load import load_config
 from cofitune.data.template import ChatTemplate, set_template, without_day
 from cofitune.errors import ArtifactError, UserError
 from cofitune.files import read_json, write_json, write_tensors
-from cofitune.model.anatomy import is_missing_folder
+from cofitune.model.anatomy import is_missing_folder, read_model_config
+from cofitune.model.folder import read_generation_config
 from cofitune.model.load import DTYPES, load_tokenizer
 from cofitune.model.weight_files import fingerprint, parameter_name, weight_files
 from cofitune.recipes.alpha.recipe import check_keep, choose_alpha
+from cofitune.recipes.exported_tokenizer import write_generation, write_tokenizer
 from cofitune.recipes.folders import check_trusted
 from cofitune.reports.console import say
 from cofitune.training.delta import Delta, interpolate, read_delta
@@ -46,7 +49,7 @@ def export(
     engine's; another `dtype` casts, and equality is not promised.
 
     Args:
-        run: the run's output_dir (or its `train` folder).
+        run: the run's output_dir (or its `train` folder, or its config).
         to: the new folder.
         base: where the base model is now, if it has moved since the training.
         dtype: float32 or bfloat16; None keeps the training's.
@@ -62,6 +65,8 @@ def export(
     """
     console = console or Console()
     _check_alpha(alpha, keep)
+    if run.suffix in (".yaml", ".yml") and run.is_file():
+        run = load_config(run).run
     folder = run if run.name == "train" else run / "train"
     manifest = read_json(folder / "manifest.json", "trained run (its training manifest)")
     check_trusted(manifest, trust_remote_code)
@@ -132,7 +137,9 @@ def _write_folder(to: Path, parts: ExportParts) -> None:
         tokenizer = load_tokenizer(*parts.place, parts.trust_remote_code)
         set_template(tokenizer, ChatTemplate.from_manifest(manifest))
         without_day(tokenizer)
-        tokenizer.save_pretrained(building)
+        generation = read_generation_config(*parts.place, read_model_config(*parts.place, parts.trust_remote_code))
+        write_tokenizer(building, parts.files[0].parent, tokenizer)
+        write_generation(building, parts.files[0].parent, tokenizer, generation)
         _write_rest(parts.files[0].parent, building, parts.dtype_name, parts.alpha)
         if to.exists():
             shutil.rmtree(to)

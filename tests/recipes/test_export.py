@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cofitune.config.eval import as_model
 from cofitune.config.schema import Config
@@ -163,3 +164,37 @@ def test_a_run_cannot_have_code_of_its_base_run(
     message = capsys.readouterr().err
     assert str(base) in message and "--trust-remote-code" in message
     assert not (tmp_path / "seen").exists() and not (tmp_path / "out").exists()
+
+
+def test_an_export_keeps_the_bases_tokenizer_files_and_names_all_ends(
+    run: Path, tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a folder of transformers 4 has them: a class of its own, the template in tokenizer_config.json."""
+    base = Path(shutil.copytree(tiny_model_folder, tmp_path / "base"))
+    (base / "chat_template.jinja").unlink()
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": "{{ messages[0]['content'] }}"}
+    (base / "tokenizer_config.json").write_text(json.dumps(settings, indent=4))
+    ending = json.loads((base / "generation_config.json").read_text()) | {"eos_token_id": 7}
+    (base / "generation_config.json").write_text(json.dumps(ending))
+    template = tmp_path / "chat.jinja"
+    template.write_text((tiny_model_folder / "chat_template.jinja").read_text())
+    path = run / "train" / "manifest.json"
+    about = {"base": str(base), "base_fingerprint": fingerprint(str(base)), "template": str(template)}
+    path.write_text(json.dumps(json.loads(path.read_text()) | about))
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"model": {"name": str(base)}, "output_dir": str(run)}))
+    assert run_command(monkeypatch, "export", tmp_path / "run.yaml", "--to", tmp_path / "out") == 0
+    out = tmp_path / "out"
+    assert (out / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+    assert json.loads((out / "tokenizer_config.json").read_text()) == settings | {"chat_template": template.read_text()}
+    assert AutoTokenizer.from_pretrained(out).chat_template == template.read_text()
+    end = AutoTokenizer.from_pretrained(base).eos_token_id
+    assert json.loads((out / "generation_config.json").read_text()) == ending | {"eos_token_id": sorted({7, end})}
+
+
+def test_an_export_that_changes_no_template_changes_no_tokenizer_file(
+    run: Path, tmp_path: Path, tiny_model_folder: Path
+) -> None:
+    export(run, tmp_path / "out", console=QUIET)
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
+        assert (tmp_path / "out" / name).read_text() == (tiny_model_folder / name).read_text(), name
