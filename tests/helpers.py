@@ -57,7 +57,7 @@ def interrupt_after(patch: pytest.MonkeyPatch, step: int, signum: int = signal.S
     """Have the signal come while that optimizer step's loss is computed."""
     from cofitune.training import loop
 
-    count, real = [0], loop.rank_micro_batches
+    count, real = [0], loop._take_step
 
     def counting(*arguments: Any) -> Any:
         count[0] += 1
@@ -65,7 +65,7 @@ def interrupt_after(patch: pytest.MonkeyPatch, step: int, signum: int = signal.S
             os.kill(os.getpid(), signum)
         return real(*arguments)
 
-    patch.setattr(loop, "rank_micro_batches", counting)
+    patch.setattr(loop, "_take_step", counting)
 
 
 def train_interrupted(patch: pytest.MonkeyPatch, config: dict[str, Any], *arguments: str, after: int = 4) -> Path:
