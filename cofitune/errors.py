@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -38,6 +40,38 @@ class RegionError(UserError):
 
 class ArtifactError(UserError):
     """A file of ours (delta, importance, store) that is missing, damaged, or belongs to another model or config."""
+
+
+class WriteError(UserError):
+    """A file cannot be written: the disk is full, the place read-only, or its folder was deleted.
+
+    Attributes:
+        reason: which of them, in words.
+    """
+
+    def __init__(self, path: object, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"{path}: cannot be written: {reason}")
+
+
+REFUSED = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG,
+    errno.EMFILE, errno.ENFILE, errno.ESTALE,
+}  # fmt: skip
+
+
+def refused_by_machine(error: OSError) -> UserError | None:
+    """A full disk, a read-only place or a folder that is gone as a message; None for what may be our bug."""
+    place = f"{error.filename}: " if error.filename else ""
+    if error.errno in REFUSED:
+        return UserError(f"{place}{error.strerror}")
+    if error.errno == errno.ENOENT and error.filename and not Path(str(error.filename)).parent.exists():
+        return UserError(f"{place}its folder is gone; was it deleted while the command ran?")
+    return None
+
+
+class RepairWarning(UserWarning):
+    """A file of a cache was damaged, and what it held is made anew. Said in one line."""
 
 
 class Stopped(Exception):

@@ -7,33 +7,66 @@ import fcntl
 import hashlib
 import json
 import os
-import tempfile
+import re
+import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from cofitune.errors import ArtifactError, UserError
+from cofitune.errors import ArtifactError, UserError, WriteError
+
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.cofitune\.tmp")
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place in one step.
 
-    A process that dies on the way leaves the old file, or none, but never half a file.
+    A process that dies on the way leaves the old file, or none, but never half a file. The file's mode is the umask's.
+
+    Raises:
+        WriteError: the disk is full, or the place cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.cofitune.tmp")
     try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp gives 0600, which would lock colleagues out of a shared folder
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("xb") as held:
+            _lock(held)  # tells `remove_leftovers` that its writer lives
+            write(temporary)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
         temporary.replace(path)
+        fsync_folder(path.parent)
+    except OSError as error:
+        raise WriteError(path, error.strerror or str(error)) from error
     finally:
-        temporary.unlink(missing_ok=True)
-    fsync_folder(path.parent)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, below: bool = True) -> None:
+    """Remove the temporary files in a folder whose writers were killed; those of living ones stay.
+
+    Args:
+        below: also those in its subfolders.
+    """
+    for path in folder.glob("**/.*.cofitune.tmp" if below else ".*.cofitune.tmp"):
+        if not TEMPORARY.fullmatch(path.name):
+            continue
+        with suppress(OSError):
+            with path.open("rb") as file:
+                left = _lock(file)
+            if left:
+                path.unlink()
+
+
+def _lock(file: IO[Any]) -> bool:
+    """Lock an open file for as long as it is open; False where another process holds it, or none can."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def write_text(path: Path, text: str) -> None:
@@ -48,9 +81,15 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file atomically (`format: pt`, so that transformers reads it)."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    write_atomically(path, lambda temporary: save_file(dict(tensors), temporary, {"format": "pt", **(metadata or {})}))
+    try:
+        write_atomically(
+            path, lambda temporary: save_file(dict(tensors), temporary, {"format": "pt", **(metadata or {})})
+        )
+    except SafetensorError as error:  # the disk is full, in its words
+        raise WriteError(path, str(error)) from error
 
 
 def read_json(path: Path, what: str, shape: type = dict) -> Any:
@@ -129,25 +168,56 @@ def exclusive(folder: Path, what: str) -> Iterator[None]:
         UserError: another process holds it.
     """
     path = folder.parent / f".{folder.name}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        os.set_inheritable(file.fileno(), True)  # a child that outlives a killed process still holds the lock
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip()
-            raise UserError(
-                f"{folder}: another {what} is writing here{f' (process {holder})' if holder else ''}; "
-                "wait for it, or choose another output_dir"
-            ) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):  # a file system that knows no locks
-                raise
+    file, locked = _open_lock(path, folder, what)
+    with file:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
+        if locked:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)  # still held: who waits for it sees that the file is another one
+
+
+def check_unlocked(folder: Path, what: str) -> None:
+    """Find out early whether another process is writing a folder.
+
+    Raises:
+        UserError: one holds its lock.
+    """
+    path = folder.parent / f".{folder.name}.lock"
+    if path.is_file():
+        _open_lock(path, folder, what, fcntl.LOCK_SH)[0].close()  # shared: ranks look at the same time
+
+
+def _open_lock(path: Path, folder: Path, what: str, kind: int = fcntl.LOCK_EX) -> tuple[IO[str], bool]:
+    """The open lock file, and whether it is locked: some file systems know no locks."""
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+")
+        except OSError as error:
+            raise UserError(f"output_dir: {folder} cannot be written: {error.strerror}") from error
+        os.set_inheritable(file.fileno(), True)  # a child that outlives a killed process still holds the lock
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file, True
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip()
+            file.close()
+            raise UserError(
+                f"{folder}: another {what} is writing here{f' (process {holder})' if holder else ''}; "
+                "wait for it, or choose another output_dir"
+            ) from None
+        except FileNotFoundError:  # its holder has ended and taken it away since it was opened
+            pass
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):  # a file system that knows no locks
+                raise
+            return file, False
+        file.close()
 
 
 def gib(count: float) -> str:

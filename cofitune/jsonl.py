@@ -8,13 +8,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cofitune.errors import ArtifactError
+from cofitune.errors import ArtifactError, WriteError
 
 T = TypeVar("T")
 
 
 def append_line(path: Path, text: str) -> None:
-    """Add a line of JSON and wait until it is on the disk; half a line that a killed process left is cut off first."""
+    """Add a line of JSON and wait until it is on the disk; half a line that a killed process left is cut off first.
+
+    Raises:
+        WriteError: the disk is full, or the file's folder is gone.
+    """
+    try:
+        _append(path, text)
+    except FileNotFoundError as error:
+        raise WriteError(path, "its folder is gone; was it deleted while the command ran?") from error
+    except OSError as error:
+        raise WriteError(path, error.strerror or str(error)) from error
+
+
+def _append(path: Path, text: str) -> None:
     with path.open("ab+") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(0, end - 1))
@@ -38,13 +51,21 @@ def json_object(text: str) -> dict[str, Any]:
     return value
 
 
-def read_lines(path: Path, parse: Callable[[str], T], *, may_be_torn: bool, what: str = "line") -> list[T]:
+def read_lines(
+    path: Path,
+    parse: Callable[[str], T],
+    *,
+    may_be_torn: bool,
+    what: str = "line",
+    on_damaged: Callable[[str], None] | None = None,
+) -> list[T]:
     """Read a file line by line; nothing where there is no file.
 
     Args:
         parse: makes a value of a line's text; it raises ValueError, KeyError or TypeError for a damaged one.
         may_be_torn: a last line without its line break was cut off by a kill, and is left out.
         what: names a line in the message.
+        on_damaged: gets the message of a damaged line, which is left out; None: it is raised.
 
     Raises:
         ArtifactError: a line is damaged (file:line).
@@ -59,5 +80,8 @@ def read_lines(path: Path, parse: Callable[[str], T], *, may_be_torn: bool, what
         try:
             results.append(parse(line.decode()))
         except (ValueError, KeyError, TypeError) as error:
-            raise ArtifactError(f"{path}:{number}: this {what} is damaged: {error}") from None
+            message = f"{path}:{number}: this {what} is damaged: {error}"
+            if on_damaged is None:
+                raise ArtifactError(message) from None
+            on_damaged(message)
     return results

@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,17 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
     """Write one row a line; a string is written as it stands, so that a test may write a broken line."""
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), "utf-8")
     return path
+
+
+@contextmanager
+def at_most_bytes(count: int) -> Iterator[None]:
+    """Let no file of this process grow beyond so many bytes: writing fails in the middle, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (count, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

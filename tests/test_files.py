@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import stat
 from pathlib import Path
 
 import pytest
 import torch
 
-from cofitune.errors import ArtifactError
-from cofitune.files import read_json, read_tensors, sha256_file, write_atomically, write_json, write_tensors, write_text
+from cofitune.errors import ArtifactError, UserError, WriteError
+from cofitune.files import (
+    check_unlocked,
+    exclusive,
+    read_json,
+    read_tensors,
+    remove_leftovers,
+    sha256_file,
+    write_atomically,
+    write_json,
+    write_tensors,
+    write_text,
+)  # fmt: skip
+from cofitune.jsonl import append_line
+from tests.helpers import at_most_bytes
 
 
 def test_a_file_is_written_whole_with_its_folders(tmp_path: Path) -> None:
@@ -19,7 +33,56 @@ def test_a_file_is_written_whole_with_its_folders(tmp_path: Path) -> None:
     write_text(path, "grüße\n")
     assert path.read_bytes() == "grüße\n".encode()
     assert [p.name for p in path.parent.iterdir()] == ["x.txt"]
-    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_file_has_the_mode_that_the_umask_leaves(tmp_path: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask)
+    try:
+        write_text(tmp_path / "x.txt", "a")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "x.txt").stat().st_mode) == mode
+
+
+def test_a_full_disk_is_one_message_and_leaves_the_old_file(tmp_path: Path) -> None:
+    write_text(tmp_path / "x.txt", "old\n")
+    with at_most_bytes(1000):
+        for write in (
+            lambda: write_text(tmp_path / "x.txt", "new" * 1000),
+            lambda: write_tensors(tmp_path / "x.txt", {"a": torch.zeros(1000)}),
+            lambda: append_line(tmp_path / "x.txt", "new" * 1000),
+        ):
+            with pytest.raises(WriteError, match=r"x\.txt: cannot be written: .*[Ff]ile too large"):
+                write()
+    assert [p.name for p in tmp_path.iterdir()] == ["x.txt"] and (tmp_path / "x.txt").read_text().startswith("old\n")
+
+
+def test_a_line_for_a_folder_that_was_deleted_is_one_message(tmp_path: Path) -> None:
+    with pytest.raises(WriteError, match="its folder is gone"):
+        append_line(tmp_path / "run" / "metrics.jsonl", "{}")
+
+
+def test_leftovers_of_killed_writers_go_and_those_of_living_ones_stay(tmp_path: Path) -> None:
+    left, foreign = tmp_path / "a" / ".x.0123abcd.cofitune.tmp", tmp_path / ".notes.tmp"
+    left.parent.mkdir()
+    left.touch()
+    foreign.touch()
+
+    def write(temporary: Path) -> None:
+        temporary.write_text("mine")
+        remove_leftovers(tmp_path)
+
+    write_atomically(tmp_path / "x.txt", write)
+    assert (tmp_path / "x.txt").read_text() == "mine" and not left.exists() and foreign.exists()
+
+
+def test_a_lock_is_seen_before_it_is_taken_and_gone_afterwards(tmp_path: Path) -> None:
+    refused = pytest.raises(UserError, match=f"another training is writing here .process {os.getpid()}")
+    with exclusive(tmp_path / "train", "training"), refused:
+        check_unlocked(tmp_path / "train", "training")
+    check_unlocked(tmp_path / "train", "training")
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("old", [None, "old"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import warnings
 from collections import Counter
 from collections.abc import Container, Mapping
 from contextlib import suppress
@@ -14,8 +15,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from cofitune.errors import UserError
-from cofitune.files import cache_folder, sha256_file, write_json
+from cofitune.errors import RepairWarning, UserError, WriteError
+from cofitune.files import cache_folder, sha256_file, sha256_json, write_json
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.folder import first_line, read_object, refuse_adapter
 
@@ -151,17 +152,22 @@ def remembered_sha256(file: Path) -> str:
     The time of the inode's last change is among them: unlike the time of the last write, no program can set it back.
     """
     file = file.resolve()
-    memory = cache_folder() / "fingerprints.json"
+    memory = cache_folder() / "file_hashes.json"
     status = file.stat()
     key = f"{file}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
     known: dict[str, Any] = {}
     with suppress(OSError, ValueError, TypeError, RecursionError):  # no memory yet, or a damaged one: hash again
         known = dict(json.loads(memory.read_text(encoding="utf-8")))
-    if key not in known:
-        known[key] = sha256_file(file)
-        with suppress(OSError):  # a cache that cannot be written costs time, not correctness
-            write_json(memory, known)
-    return str(known[key])
+    entry = known.get(key)
+    if isinstance(entry, list) and len(entry) == 2 and entry[1] == sha256_json([key, entry[0]]):
+        return str(entry[0])
+    if entry is not None:
+        warnings.warn(f"hashed again: {memory} is damaged where it speaks of {file}", RepairWarning, stacklevel=1)
+    result = sha256_file(file)
+    known[key] = [result, sha256_json([key, result])]
+    with suppress(WriteError):  # a cache that cannot be written costs time, not correctness
+        write_json(memory, known)
+    return result
 
 
 def _hub_folder(name: str, revision: str | None, patterns: list[str], download: bool) -> Path:

@@ -17,7 +17,7 @@ from cofitune.config.eval import KEEP
 from cofitune.config.load import load_config
 from cofitune.data.template import ChatTemplate, set_template, without_day
 from cofitune.errors import ArtifactError, UserError
-from cofitune.files import read_json, write_json, write_tensors
+from cofitune.files import exclusive, read_json, write_json, write_tensors
 from cofitune.model.anatomy import is_missing_folder, read_model_config
 from cofitune.model.folder import read_generation_config
 from cofitune.model.load import DTYPES, load_tokenizer
@@ -27,7 +27,9 @@ from cofitune.recipes.exported_tokenizer import write_generation, write_tokenize
 from cofitune.recipes.folders import check_trusted
 from cofitune.reports.console import say
 from cofitune.training.delta import Delta, interpolate, read_delta
+from cofitune.training.finite import check_finite
 
+MARK = "cofitune_export.json"  # in an exported folder: the files that we wrote into it
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
 
 
@@ -87,7 +89,8 @@ def export(
         alpha=alpha,
         trust_remote_code=trust_remote_code,
     )
-    _write_folder(to, parts)
+    with exclusive(to, "export"):
+        _write_folder(to, parts)
     how = f" at alpha {alpha:g}" if alpha != 1 else ""
     say(console, f"wrote {to}: {name} with {len(delta.tensors)} trained tensors{how}, {parts.dtype_name}")
     return to
@@ -141,7 +144,9 @@ def _write_folder(to: Path, parts: ExportParts) -> None:
         write_tokenizer(building, parts.files[0].parent, tokenizer)
         write_generation(building, parts.files[0].parent, tokenizer, generation)
         _write_rest(parts.files[0].parent, building, parts.dtype_name, parts.alpha)
-        if to.exists():
+        written = sorted(path.relative_to(building).as_posix() for path in building.rglob("*") if path.is_file())
+        write_json(building / MARK, {"files": written})
+        if to.exists():  # empty, or an export of which all files are known
             shutil.rmtree(to)
         building.rename(to)
     finally:
@@ -168,6 +173,8 @@ def _write_weights(parts: ExportParts, folder: Path) -> None:
                 else:
                     tensor = interpolate(shard.get_tensor(key), delta.tensors[name], alpha)
                 tensors[key] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+                if name is not None:  # what the base's own tensors hold is the base's business
+                    check_finite(name, tensors[key])
         write_tensors(folder / file.name, tensors)
         weight_map.update(dict.fromkeys(tensors, file.name))
         size += sum(t.numel() * t.element_size() for t in tensors.values())
@@ -185,7 +192,7 @@ def _write_rest(source: Path, folder: Path, dtype: str, alpha: float) -> None:
     """The config with its true dtype and an alpha other than 1, and what else is small and not written yet."""
     for file in source.iterdir():
         is_weights = file.suffix in WEIGHTS or file.name.endswith(".index.json")
-        if file.is_file() and not is_weights and not (folder / file.name).exists():
+        if file.is_file() and not is_weights and file.name != MARK and not (folder / file.name).exists():
             shutil.copyfile(file, folder / file.name)
     config: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
     for key in ("torch_dtype", "cofitune_alpha"):  # of a base that was exported itself, another run's
@@ -208,6 +215,18 @@ def _check_target(to: Path, kept: list[Path], overwrite: bool) -> Path:
         raise UserError(f"--to {to}: is a file; name a folder")
     if target.is_dir() and any(target.iterdir()) and not overwrite:
         raise UserError(f"--to {to}: exists already and is not empty; choose another folder, or --overwrite it")
-    if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
-        raise UserError(f"--to {to}: is no model folder (it has no config.json), so it is not replaced")
+    if target.is_dir() and any(target.iterdir()):
+        _check_replaceable(target, to)
     return target
+
+
+def _check_replaceable(target: Path, to: Path) -> None:
+    """Raise a UserError where a folder is no export, or holds files that no export wrote."""
+    if not (target / MARK).is_file():
+        raise UserError(f"--to {to}: is no folder that an export wrote (it has no {MARK}), so it is not replaced")
+    listed = read_json(target / MARK, "list of an export's files").get("files")
+    known = {MARK, *(name for name in (listed if isinstance(listed, list) else ()) if isinstance(name, str))}
+    found = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir())
+    foreign = [name for name in found if name not in known]
+    if foreign:
+        raise UserError(f"--to {to}: holds {foreign[0]}, which no export wrote; move it away, or choose another folder")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ from cofitune.config.day import keep_day, today
 from cofitune.config.load import dump_config, load_resolved
 from cofitune.config.schema import FREE_SETTINGS, SECTIONS_READ, Config, EvalModel
 from cofitune.errors import UserError, differences
-from cofitune.files import gib, write_text
+from cofitune.files import gib, remove_leftovers, write_text
+from cofitune.recipes.own_files import foreign_files, is_own_config, remove_own
 
 PACKAGES = ("torch", "transformers", "deepspeed", "lm-eval")
 
@@ -32,6 +35,7 @@ def check_folder(config: Config, command: str, overwrite: bool, resumes: bool = 
     """
     folder = config.run / command
     made_by = folder / "config.yaml"
+    _check_own(config, command)
     if made_by.is_file() and not (overwrite or resumes):
         before, now = (_without_free(c.model_dump()) for c in (load_resolved(made_by), config))
         parts = SECTIONS_READ[command]
@@ -48,11 +52,16 @@ def check_folder(config: Config, command: str, overwrite: bool, resumes: bool = 
 
 
 def start_folder(config: Config, command: str, overwrite: bool, resumes: bool = False) -> Path:
-    """Make the command's folder (emptied under `overwrite`) and write the resolved config into it."""
+    """Make the command's folder (under `overwrite` without what is ours in it) and write the resolved config into it.
+
+    What killed processes left there is taken away.
+    """
     folder = check_folder(config, command, overwrite, resumes)
-    if overwrite and folder.exists():
-        shutil.rmtree(folder)
     try:
+        if overwrite:
+            remove_own(folder, command)
+        remove_leftovers(folder)
+        remove_leftovers(config.run, below=False)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:  # a read-only file system says no only when asked to write
         raise UserError(f"output_dir: {folder} cannot be made: {error.strerror}") from error
@@ -65,10 +74,56 @@ def start_folder(config: Config, command: str, overwrite: bool, resumes: bool = 
     return folder
 
 
+def _check_own(config: Config, command: str) -> None:
+    """Raise a UserError where a command's folder is not ours, or holds data that the command reads."""
+    folder = config.run / command
+    for made_by in (config.run / "config.yaml", folder / "config.yaml"):
+        if made_by.exists() and not (made_by.is_file() and is_own_config(made_by)):
+            raise UserError(f"output_dir: {made_by} is not ours and would be replaced; choose another output_dir")
+    for source in _sources(config, command):
+        if folder.resolve() in (Path(source).resolve(), *Path(source).resolve().parents):
+            raise UserError(
+                f"output_dir: {source} lies in {folder}, which this command writes; choose another output_dir, or move "
+                "the file"
+            )
+    foreign = foreign_files(folder, command) if not (folder / "config.yaml").is_file() else []
+    if foreign:
+        raise UserError(
+            f"output_dir: {folder} is no folder of ours: it holds {foreign[0].relative_to(folder)}; choose another "
+            "output_dir, or move the file"
+        )
+
+
+def _sources(config: Config, command: str) -> Iterator[str]:
+    """The paths that a command reads its model and data from, as the config names them."""
+    tasks = config.search.eval if command == "search" and config.search.eval else config.eval
+    data = [*config.data.train, *config.data.validation, *(config.data.replay.data if config.data.replay else ())]
+    read = {
+        "train": [*data, *config.importance.data],
+        "importance": config.importance.data,
+        "rehearsal": config.rehearsal.data,
+    }
+    yield config.model.name
+    for source in read.get(command, [*data, *config.importance.data]):
+        yield source.path
+    if command in ("eval", "search", "compare"):
+        versatility = [
+            task for name in type(tasks.versatility).model_fields for task in getattr(tasks.versatility, name)
+        ]
+        for task in (*tasks.speciality, *versatility, *tasks.drift):
+            yield from [task.path] if task.path else []
+
+
 def environment() -> list[str]:
     """What made a run: our version, the packages' versions and the state of the git checkout it was typed in."""
-    versions = [f"{name} {package_version(name)}" for name in PACKAGES]
-    return [f"cofitune {__version__}; {', '.join(versions)}", f"git: {_git_state()}"]
+    packages = [f"{name} {package_version(name)}" for name in PACKAGES]
+    return [f"cofitune {__version__}; {', '.join(packages)}", f"git: {_git_state()}"]
+
+
+def versions_of_packages() -> dict[str, str]:
+    """The versions of Python, of us and of the packages that compute, which all ranks must share."""
+    python = ".".join(map(str, sys.version_info[:2]))
+    return {"python": python, "cofitune": __version__, **{name: package_version(name) for name in PACKAGES}}
 
 
 def package_version(package: str) -> str:

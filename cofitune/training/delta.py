@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from cofitune.distributed import rank_or_zero
-from cofitune.errors import ArtifactError, UserError
+from cofitune.errors import ArtifactError, UserError, WriteError
 from cofitune.files import read_json, read_tensors, sha256_file, write_json, write_tensors
 from cofitune.zero import gathered
 
@@ -55,8 +54,8 @@ def write_delta(folder: Path, tensors: dict[str, Tensor], manifest: dict[str, An
     try:
         write_tensors(path, tensors)
         write_json(folder / "manifest.json", {"format": FORMAT, "delta_sha256": sha256_file(path), **manifest})
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be written: {error}; --resume trains from the newest checkpoint on") from error
+    except WriteError as error:
+        raise UserError(f"{error}; --resume trains from the newest checkpoint on") from error
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -7,20 +7,22 @@ file. The data's cursor and the schedule's are the step itself. Frozen weights a
 
 from __future__ import annotations
 
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from cofitune.distributed import run_on_rank_zero
-from cofitune.errors import ArtifactError, UserError
-from cofitune.files import fsync_folder, read_json, read_tensors, sha256_file, sha256_json, write_json, write_tensors
+from cofitune.errors import ArtifactError, UserError, WriteError
+from cofitune.files import read_json, read_tensors, sha256_file, sha256_json, write_json, write_tensors
+from cofitune.training.checkpoint_folders import checkpoint_folders, drop_old, empty, put_in_place
+from cofitune.training.finite import check_finite
 from cofitune.zero import MOMENTS, Flat, copy_masters_to_model, flats, go_to_step, init_adam_state, moments
 
 FORMAT = 1
@@ -48,11 +50,6 @@ class Checkpoint:
     identity: dict[str, Any]
     tensors: dict[str, str]
     sha256: dict[str, str]
-
-
-def checkpoint_folders(folder: Path) -> list[Path]:
-    """The folders of finished write-outs, the newest first; their contents may have suffered since."""
-    return sorted((p for p in folder.glob("step-*") if p.is_dir()), key=_step_of, reverse=True)
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -93,7 +90,7 @@ def save_state(folder: Path, engine: Any, step: int, identity: Mapping[str, Any]
     it is on the disk, so that a process that dies on the way leaves nothing that could be taken for a checkpoint.
 
     Raises:
-        UserError: the disk is full, or cannot be written; on every rank.
+        UserError: the disk is full, or cannot be written, or a value is not finite; on every rank.
     """
     states: list[dict[str, Tensor]] = [{} for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(states, _random_state())
@@ -103,11 +100,15 @@ def save_state(folder: Path, engine: Any, step: int, identity: Mapping[str, Any]
         temporary = folder / f".step-{step:06d}.tmp"
         try:
             _write(temporary, tensors, states, {"step": step, "world_size": len(states), "identity": dict(identity)})
-            _put_in_place(temporary, folder / f"step-{step:06d}")
-        except (OSError, SafetensorError) as error:
+            put_in_place(temporary, folder / f"step-{step:06d}")
+            drop_old(folder, step, save_total_limit)
+        except (OSError, UserError) as error:
             deque(tensors, maxlen=0)  # the other ranks gather what is left
-            raise UserError(f"{folder}: the checkpoint of step {step} cannot be written: {error}") from error
-        _drop_old(folder, step, save_total_limit)
+            with suppress(OSError):
+                empty(temporary)
+            what = "cannot be written" if isinstance(error, OSError | WriteError) else "is not written"
+            reason = error.reason if isinstance(error, WriteError) else error
+            raise UserError(f"{folder}: the checkpoint of step {step} {what}: {reason}") from error
 
     if torch.distributed.get_rank() != 0:
         deque(tensors, maxlen=0)  # takes part in the gathering
@@ -192,8 +193,8 @@ def _write(
     content: dict[str, Any],
 ) -> None:
     """Fill a folder: tensors in files of limited size, each written as soon as it is full; last the manifest."""
-    shutil.rmtree(folder, ignore_errors=True)  # what a killed process left
-    folder.mkdir(parents=True)
+    empty(folder)  # what a killed process left
+    folder.mkdir(parents=True, exist_ok=True)
     places: dict[str, str] = {}
     waiting: dict[str, Tensor] = {}
     files = 0
@@ -207,6 +208,8 @@ def _write(
         waiting = {}
 
     for name, parts in tensors:
+        for kind, tensor in parts.items():
+            check_finite(name if kind == MASTER else f"{name} ({kind})", tensor)
         waiting.update({f"{name}/{kind}": tensor for kind, tensor in parts.items()})
         if sum(t.nbytes for t in waiting.values()) >= FILE_BYTES:
             write_out()
@@ -218,24 +221,6 @@ def _write(
     hashes = {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
     manifest = {"format": FORMAT, **content, "tensors": places, "sha256": hashes}
     write_json(folder / "manifest.json", {**manifest, "manifest_sha256": sha256_json(manifest)})
-
-
-def _put_in_place(temporary: Path, target: Path) -> None:
-    if target.exists():  # a damaged one, which training has now reached again
-        shutil.rmtree(target)
-    temporary.replace(target)
-    fsync_folder(target.parent)
-
-
-def _drop_old(folder: Path, step: int, save_total_limit: int) -> None:
-    """Keep the newest `save_total_limit` up to `step`; later ones are damaged and were passed over."""
-    result = checkpoint_folders(folder)
-    keep = [path for path in result if _step_of(path) <= step][:save_total_limit]
-    for path in result:
-        if path not in keep:
-            path.rename(folder / f".{path.name}.tmp")  # half a folder must not be taken for a checkpoint
-    for path in folder.glob(".step-*.tmp"):  # and what killed processes left
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _check_files(checkpoint: Checkpoint) -> None:
@@ -276,8 +261,3 @@ def _set_random_state(state: dict[str, Tensor]) -> None:
     torch.set_rng_state(state["cpu"])
     if torch.cuda.is_available() and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"])
-
-
-def _step_of(folder: Path) -> int:
-    digits = folder.name.removeprefix("step-")
-    return int(digits) if digits.isdigit() else -1

@@ -29,7 +29,8 @@ import psutil  # type: ignore[import-untyped]
 import yaml
 
 from cofitune.files import write_text
-from cofitune.training.state import checkpoint_folders, newest_whole
+from cofitune.training.checkpoint_folders import checkpoint_folders
+from cofitune.training.state import newest_whole
 
 SAVE_STEPS = 3
 MOST_STEPS_A_LIFE = 25  # a killed process takes fewer

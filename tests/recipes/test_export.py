@@ -198,3 +198,28 @@ def test_an_export_that_changes_no_template_changes_no_tokenizer_file(
     export(run, tmp_path / "out", console=QUIET)
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
         assert (tmp_path / "out" / name).read_text() == (tiny_model_folder / name).read_text(), name
+
+
+def test_overwrite_replaces_an_export_and_nothing_else(run: Path, tmp_path: Path, tiny_model_folder: Path) -> None:
+    to, model = tmp_path / "whole", tmp_path / "model"
+    export(run, to, console=QUIET)
+    export(run, to, alpha=0.5, overwrite=True, console=QUIET)
+    assert json.loads((to / "config.json").read_text())["cofitune_alpha"] == 0.5
+    (to / "notes.md").write_text("mine")
+    with pytest.raises(UserError, match=r"holds notes.md, which no export wrote"):
+        export(run, to, overwrite=True, console=QUIET)
+    shutil.copytree(tiny_model_folder, model)
+    with pytest.raises(UserError, match=r"is no folder that an export wrote"):
+        export(run, model, overwrite=True, console=QUIET)
+    assert (to / "notes.md").read_text() == "mine" and (model / "model.safetensors").is_file()
+
+
+def test_a_trained_tensor_that_overflows_in_another_dtype_is_refused(run: Path, tmp_path: Path) -> None:
+    huge = torch.full((48, 32), torch.finfo(torch.float32).max)
+    manifest = json.loads((run / "train" / "manifest.json").read_text())
+    about = {key: value for key, value in manifest.items() if key not in ("format", "delta_sha256")}
+    write_delta(run / "train", {REPLACED: huge}, about)
+    export(run, tmp_path / "whole", console=QUIET)
+    with pytest.raises(UserError, match=f"{REPLACED} holds NaN or infinity"):
+        export(run, tmp_path / "cast", dtype="bfloat16", console=QUIET)
+    assert not (tmp_path / "cast").exists()

@@ -86,15 +86,64 @@ def test_commands_do_not_disturb_each_other(config: Config) -> None:
     assert check_folder(config, "importance", overwrite=False)
 
 
-def test_overwrite_empties_the_folder(config: Config) -> None:
+def test_overwrite_takes_away_what_is_ours_and_nothing_else(config: Config) -> None:
     folder = start_folder(config, "train", overwrite=False)
-    (folder / "old").touch()
+    own = [
+        "delta.safetensors",
+        "metrics.jsonl",
+        "checkpoints/step-000003/random.safetensors",
+        "adapter/adapter_config.json",
+    ]
+    theirs = [
+        "law.jsonl",
+        "notes/manifest.json",
+        "checkpoints/step-final/manifest.json",
+        "checkpoints/step-000003/why.md",
+    ]
+    for name in (*own, *theirs):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    (folder / "adapter" / "link").symlink_to(config.run)
     beside = start_folder(config, "importance", overwrite=False)
     other = change(config, "train", seed=1)
     assert start_folder(other, "train", overwrite=True) == folder
-    assert not (folder / "old").exists()
+    left = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    assert left == {*theirs, "config.yaml"} and (folder / "adapter" / "link").is_symlink()
     assert load_config(folder / "config.yaml") == other
     assert beside.is_dir(), "only the command's own folder"
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_folder_that_is_not_ours_is_refused(config: Config, overwrite: bool) -> None:
+    (config.run / "train").mkdir(parents=True)
+    (config.run / "train" / "law.jsonl").touch()
+    with pytest.raises(UserError, match=r"run/train is no folder of ours: it holds law.jsonl"):
+        check_folder(config, "train", overwrite)
+
+
+@pytest.mark.parametrize("place", ["config.yaml", "train/config.yaml"])
+def test_a_config_of_the_users_is_not_replaced(config: Config, place: str) -> None:
+    (config.run / "train").mkdir(parents=True)
+    (config.run / place).write_text("model: {name: m}\n")
+    with pytest.raises(UserError, match=f"{place} is not ours and would be replaced"):
+        check_folder(config, "train", overwrite=True)
+
+
+def test_data_inside_the_folder_that_is_written_are_refused(config: Config, tmp_path: Path) -> None:
+    inside = tmp_path / "run" / "train" / "a.jsonl"
+    data = config.data.model_copy(update={"train": (config.data.train[0].model_copy(update={"path": str(inside)}),)})
+    with pytest.raises(UserError, match=r"a.jsonl lies in .*run/train, which this command writes"):
+        check_folder(config.model_copy(update={"data": data}), "train", overwrite=True)
+
+
+def test_what_a_killed_process_left_is_taken_away(config: Config) -> None:
+    folder = start_folder(config, "train", overwrite=False)
+    left = folder / "checkpoints" / ".manifest.json.0123abcd.cofitune.tmp"
+    left.parent.mkdir()
+    left.touch()
+    (config.run / ".config.yaml.0123abcd.cofitune.tmp").touch()
+    start_folder(config, "train", overwrite=False)
+    assert not left.exists() and {p.name for p in config.run.iterdir()} == {"config.yaml", "day.txt", "train"}
 
 
 def test_a_place_that_is_no_folder_is_refused(config: Config, tmp_path: Path) -> None:

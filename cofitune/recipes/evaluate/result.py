@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +11,7 @@ from cofitune.evaluation.samples import save_result
 from cofitune.evaluation.statistics.comparison import Compared, build_scores, changed_items
 from cofitune.files import write_json, write_text
 from cofitune.recipes.evaluate.plan import EvalPlan, Results
+from cofitune.recipes.own_files import remove_samples
 from cofitune.reports.console import say
 from cofitune.reports.evaluation.scores import FORMAT, Scores
 from cofitune.reports.evaluation.table import example_lines, scores_table, sentences
@@ -54,8 +54,7 @@ def score_changes(scores: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def write_result(plan: EvalPlan, results: Results, scores: dict[str, Any], changed: Changed) -> None:
     """Answers, lost and gained items, then the scores: an interruption leaves no old scores beside new answers."""
     (plan.folder / "scores.json").unlink(missing_ok=True)
-    for part in ("samples", "changed"):
-        shutil.rmtree(plan.folder / part, ignore_errors=True)
+    remove_samples(plan.folder)
     for name, found in results.items():
         for title, result in found.items():
             save_result(result, plan.folder / "samples" / name / f"{title}.jsonl")

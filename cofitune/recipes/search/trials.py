@@ -19,6 +19,7 @@ from cofitune.search.item_scores import Difference, KeptAnswers, difference
 from cofitune.search.level import Job
 from cofitune.search.store import Store
 from cofitune.search.trial import BASE, Trial, TrialError
+from cofitune.training.checkpoint_folders import remove_checkpoints
 
 WITH_INTERVALS = ("speciality", "versatility", "unified")
 
@@ -78,7 +79,7 @@ class Trials:
         The store must know of it already: one that it calls paused goes on from what lies here.
         """
         folder = self._folder(trial)
-        shutil.rmtree(folder / "train" / "checkpoints", ignore_errors=True)
+        remove_checkpoints(folder / "train" / "checkpoints")
         for file in folder.rglob("*.safetensors"):
             file.unlink(missing_ok=True)
 

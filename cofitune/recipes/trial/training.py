@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -20,6 +19,7 @@ from cofitune.recipes.trial.loss_items import LossItems
 from cofitune.recipes.trial.prefix_cache import has_room
 from cofitune.reports.console import say
 from cofitune.search.measured import Curve
+from cofitune.training.checkpoint_folders import remove_checkpoints
 from cofitune.training.delta import collect
 from cofitune.training.engine import release
 from cofitune.training.out_of_memory import explaining_out_of_memory
@@ -98,7 +98,7 @@ def train_trial(
         release(engine)
         free_engine(engine)
     if not pauses:
-        run_on_rank_zero(lambda: shutil.rmtree(folder / "checkpoints", ignore_errors=True))
+        run_on_rank_zero(lambda: remove_checkpoints(folder / "checkpoints"))
     return trained
 
 
@@ -107,7 +107,7 @@ def _reached(plan: TrainPlan, stop_step: int | None, console: Console) -> Checkp
     newest = newest_readable(plan.folder)
     if newest is not None and newest.step <= (stop_step or plan.steps.num_steps):
         return find_checkpoint(plan, console)
-    shutil.rmtree(plan.folder / "checkpoints", ignore_errors=True)
+    remove_checkpoints(plan.folder / "checkpoints")
     return None
 
 
