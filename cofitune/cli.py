@@ -12,6 +12,7 @@ from dataclasses import asdict
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, Literal
 
 import typer
@@ -25,14 +26,14 @@ from cofitune.config.eval import KEEP, as_alpha
 from cofitune.config.load import load_config
 from cofitune.config.renamed import RenamedKeyWarning
 from cofitune.config.schema import Config
-from cofitune.errors import Stopped, UserError
+from cofitune.errors import RepairWarning, Stopped, UserError, refused_by_machine
 from cofitune.executors import local
 from cofitune.executors.ray import executor
 from cofitune.launch import command, failures, launcher
 from cofitune.launch.hostfile import Place
 from cofitune.launch.parent import end_with_parent
 from cofitune.launch.slurm import adopt_task
-from cofitune.ranks import Rank, this_rank
+from cofitune.ranks import this_rank
 from cofitune.results import (
     CompareResult,
     EvalResult,
@@ -125,10 +126,9 @@ def importance(
     resolved = _load(config, overrides)
     _tell(ImportanceResult.read, resolved, dry_run)
     from cofitune.recipes.importance import recipe
-    from cofitune.recipes.importance.plan import plan_importance
 
     def check(ranks: int) -> object:
-        return plan_importance(resolved, overwrite, Rank(world_size=ranks))
+        return recipe.check(resolved, overwrite, ranks)
 
     if launcher.launch_ranks_if_needed(num_processes, hostfile, dry_run, check):
         return
@@ -240,7 +240,7 @@ def evaluate(
     requested, console = require or (), OUTPUT.console()
 
     def check(ranks: int) -> object:
-        return recipe.plan_evaluation(resolved, overwrite, requested, console=console)
+        return recipe.check(resolved, overwrite, requested, console)
 
     if launcher.launch_ranks_if_needed(num_processes, hostfile, dry_run, check):
         # rank 0 has said everything; all is known now, and only the verdict is read off here
@@ -433,7 +433,7 @@ def main() -> None:
     launcher.quiet_libraries()
     warnings.showwarning = partial(_show_warning, warnings.showwarning)
     end_with_parent()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that children are ended too
+    signal.signal(signal.SIGTERM, _end)
     OUTPUT.begin()
     code = 1  # a traceback's
     try:
@@ -443,6 +443,14 @@ def main() -> None:
             traceback.print_exc()
         OUTPUT.error(str(error))
         failures.say_mistake(error)
+        sys.exit(code := failures.USER_ERROR)
+    except OSError as error:
+        if (refused := refused_by_machine(error)) is None:
+            raise
+        if OUTPUT.verbose:
+            traceback.print_exc()
+        OUTPUT.error(str(refused))
+        failures.say_mistake(refused)
         sys.exit(code := failures.USER_ERROR)
     except Stopped as stopped:
         OUTPUT.error(str(stopped))
@@ -458,9 +466,18 @@ def main() -> None:
             sys.excepthook = failures.tell_parent  # only now: torch's process group has put one of its own there
 
 
+def _end(signum: int, _frame: FrameType | None) -> None:
+    """End by SIGTERM in good order, so that children are ended too; a second one must not interrupt that."""
+    signal.signal(signum, lambda *_: None)
+    sys.exit(128 + signum)
+
+
 def _show_warning(usual: Callable[..., None], message: Warning | str, category: type[Warning], *place: Any) -> None:
-    """Say in one line, once for all ranks, that a config names a key by its old name; other warnings as usual."""
-    if not issubclass(category, RenamedKeyWarning):
+    """Say in one line, once for all ranks, that a key has its old name or a cache was damaged; others as usual."""
+    if issubclass(category, RepairWarning):
+        if this_rank().rank == 0:
+            print(f"note: {message}", file=sys.stderr)
+    elif not issubclass(category, RenamedKeyWarning):
         usual(message, category, *place)
     elif this_rank().rank == 0 and not failures.launched_by_us():
         print(f"warning: {message}", file=sys.stderr)

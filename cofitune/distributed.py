@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import socket
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
-from cofitune.errors import UserError
+from cofitune.errors import UserError, differences
 from cofitune.ranks import Rank, this_rank
 
 T = TypeVar("T")
@@ -35,6 +37,35 @@ def run_on_rank_zero(work: Callable[[], T]) -> T:
         raise UserError(messages[1], everywhere=True)
     result: T = messages[0]
     return result
+
+
+def check_agreement(own: Mapping[str, Any], group: Any = None) -> None:
+    """Compare what the ranks are about to do. Collective, right after they met; nothing to do for one rank.
+
+    Node-local copies of a config, of data, of a model or of packages may differ: then the ranks would train something
+    that no config describes, or wait for each other for ever.
+
+    Args:
+        own: what this rank has found, as JSON values; sections may be nested.
+        group: the ranks' process group; None: the default one.
+
+    Raises:
+        UserError: a rank differs from rank 0; the message names it, its host, and the entries. Every rank raises it.
+    """
+    if not distributed.is_initialized() or distributed.get_world_size(group) == 1:
+        return
+    mine = (socket.gethostname(), json.loads(json.dumps(own)))
+    everyone: list[Any] = [None] * distributed.get_world_size(group)
+    distributed.all_gather_object(everyone, mine, group=group)
+    host, expected = everyone[0]
+    problems = []
+    for rank, (where, found) in enumerate(everyone):
+        changed = differences("", expected, found)
+        if changed:
+            shown = "; ".join(changed[:8]) + ("; …" if len(changed) > 8 else "")
+            problems.append(f"rank {rank} on {where} (here) differs from rank 0 on {host} (there): {shown}")
+    if problems:
+        raise UserError("the ranks disagree: " + "\n".join(problems), everywhere=distributed.get_rank(group) != 0)
 
 
 def all_reduce_max(value: int, device: torch.device) -> int:

@@ -169,10 +169,11 @@ class SoftMask(Section):
     )
     importance: Paths | None = Field(
         None,
+        min_length=1,
         description="folders with importance.safetensors, merged by the larger importance of each unit; null: the one "
         "in this config's output_dir",
     )
-    modules: Names | None = Field(None, description="modules to mask; null: all that are trained")
+    modules: Names | None = Field(None, min_length=1, description="modules to mask; null: all that are trained")
     control: Literal["none", "uniform", "shuffled"] = Field(
         "none",
         description="what the mask is held against; uniform: each module's mean factor on all its units; shuffled: the "

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 from torch import distributed
 
+from cofitune.errors import UserError
+
 LONGEST_WAIT = timedelta(hours=12)  # ranks meet after each task, and one may have the long batches
 T = TypeVar("T")
 
@@ -56,6 +58,27 @@ class BatchSharding:
         """Wait until every rank is here. `broadcast` is no barrier: rank 0 goes on before the others have its value."""
         if self.world_size > 1:
             distributed.barrier(group=self.group)
+
+    def run_on_rank_zero(self, work: Callable[[], T]) -> T:
+        """Do `work` on rank 0 and give its result to every rank.
+
+        Raises:
+            UserError: rank 0 met one; every rank raises it.
+        """
+        if self.world_size == 1:
+            return work()
+        result: list[Any] = [None, None]  # what came of it, or a mistake's words
+        mistake: UserError | None = None
+        if self.rank == 0:
+            try:
+                result[0] = work()
+            except UserError as error:
+                mistake, result[1] = error, str(error)
+        value, message = self.broadcast(result)
+        if message is not None:
+            raise mistake or UserError(message, everywhere=True)
+        done: T = value
+        return done
 
     def broadcast(self, value: T) -> T:
         """Rank 0's value, on every rank."""

@@ -30,7 +30,8 @@ class StopRequest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for signum, handler in self._before.items():
-            signal.signal(signum, handler)
+            ending = signum == signal.SIGTERM == self.signum  # a second SIGTERM must not interrupt what is left to do
+            signal.signal(signum, (lambda *_: None) if ending else handler)
 
     def _remember(self, signum: int, frame: FrameType | None) -> None:
         self.signum = self.signum or signum

@@ -22,10 +22,11 @@ from cofitune.evaluation.samples import TaskResult
 from cofitune.evaluation.score import versions
 from cofitune.evaluation.statistics.gate import Requirement, read_requirements
 from cofitune.evaluation.tasks import load_tasks
+from cofitune.files import sha256_json
 from cofitune.model.load import choose_dtype
 from cofitune.recipes.evaluate.models import find_models
 from cofitune.recipes.evaluate.targets import EvalTarget
-from cofitune.recipes.folders import check_folder
+from cofitune.recipes.folders import check_folder, versions_of_packages
 from cofitune.recipes.from_config import NOT_ASKED, eval_tasks
 from cofitune.rehearsal.items import check_base
 from cofitune.training.delta import read_manifest
@@ -71,6 +72,14 @@ class EvalPlan:
         task |= {"left_out": loaded.left_out, "asked_sha256": loaded.asked_sha256}
         task |= {"cut": loaded.cut, "cut_to": self.positions} if loaded.cut else {}
         return {"model": model.weights, "task": task, "settings": self.settings}
+
+    def agreed(self) -> dict[str, Any]:
+        """What all ranks must have found alike."""
+        asked = {
+            m.name: {t.task.title: f"{len(t.items)} items, {sha256_json(self.key(m, t))}" for t in self.tasks}
+            for m in self.models
+        }
+        return {"packages": versions_of_packages(), "settings": self.settings, "models": asked}
 
     def known(self) -> Results:
         """What was answered before."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -15,13 +15,14 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from cofitune.config.schema import Config
-from cofitune.distributed import device
+from cofitune.distributed import check_agreement, device
 from cofitune.errors import UserError
 from cofitune.evaluation.data_parallel import BatchSharding, join
 from cofitune.evaluation.items import LoadedTask
 from cofitune.evaluation.samples import TaskResult
 from cofitune.evaluation.score import ScoreRequest, score_model
 from cofitune.evaluation.statistics.gate import Verdict, judge
+from cofitune.files import check_unlocked, exclusive
 from cofitune.ranks import Rank
 from cofitune.recipes.alpha.recipe import choose_alphas, read_chosen
 from cofitune.recipes.evaluate.plan import EvalPlan, Results, plan_eval
@@ -40,6 +41,7 @@ from cofitune.reports.shape import shaped
 from cofitune.reports.text import number
 from cofitune.training.delta import delta_applied, read_delta
 
+WHAT = "evaluation"  # in messages
 Weights = Callable[[EvalTarget], AbstractContextManager[PreTrainedModel]]
 
 
@@ -133,6 +135,16 @@ def plan_evaluation(
     return replace(plan_eval(choose_alphas(config, console), overwrite, require), config=config)
 
 
+def check(config: Config, overwrite: bool, require: Sequence[str], console: Console) -> EvalPlan:
+    """The plan for ranks that will be started, unless another process evaluates here.
+
+    Raises:
+        UserError: one does; or as `plan_evaluation`.
+    """
+    check_unlocked(config.run / "eval", WHAT)
+    return plan_evaluation(config, overwrite, require, console=console)
+
+
 def run_evaluation(
     plan: EvalPlan,
     share: BatchSharding,
@@ -149,10 +161,21 @@ def run_evaluation(
     Raises:
         UserError: weights that cannot be loaded, or give no numbers.
     """
-    share.barrier()  # every rank has read its plan before rank 0 changes the folder
-    if share.rank == 0:
-        start_folder(plan.config, "eval", overwrite)
-        tell_left_out(plan, console)
+    with ExitStack() as lock:
+
+        def start() -> None:
+            lock.enter_context(exclusive(plan.folder, WHAT))
+            start_folder(plan.config, "eval", overwrite)
+            tell_left_out(plan, console)
+
+        share.barrier()  # every rank has read its plan before rank 0 changes the folder
+        check_agreement(plan.agreed(), share.group)
+        share.run_on_rank_zero(start)
+        return _evaluate(plan, share, console, weights)
+
+
+def _evaluate(plan: EvalPlan, share: BatchSharding, console: Console, weights: Weights | None) -> Evaluation:
+    """What `run_evaluation` does once the folder is its own."""
     results = share.broadcast(plan.known() if share.rank == 0 else {})
     if asked := sum(len(result) for result in results.values()):
         say(console, f"{asked} of {len(plan.models) * len(plan.tasks)} results as scored before")

@@ -32,7 +32,7 @@ from cofitune.model.anatomy import Anatomy
 from cofitune.model.load import choose_dtype, load_tokenizer
 from cofitune.model.weight_files import check_files, fingerprint, weight_files
 from cofitune.ranks import Rank
-from cofitune.recipes.folders import check_folder
+from cofitune.recipes.folders import check_folder, versions_of_packages
 from cofitune.recipes.from_config import base_anatomy, base_config, chat_template, data_sources
 from cofitune.training.out_of_memory import telling_out_of_memory
 
@@ -246,6 +246,18 @@ def identity_of(plan: ImportancePlan) -> str:
     """All that the sums depend on; as written: fused modules lie in the order in which their layout names them."""
     attention = plan.config.model.attn_implementation
     return json.dumps([make_manifest(plan), asdict(plan.anatomy.layout), attention])
+
+
+def agreed(plan: ImportancePlan) -> dict[str, Any]:
+    """What all ranks must have found alike before they begin: contents, since paths may be each machine's own."""
+    return {
+        **make_manifest(plan),
+        "base": None,
+        "data": {str(number): source.sha256 for number, source in enumerate(plan.sources)},
+        "packages": versions_of_packages(),
+        "attention": plan.config.model.attn_implementation,
+        "layout": asdict(plan.anatomy.layout),
+    }
 
 
 def check_finished(plan: ImportancePlan) -> None:

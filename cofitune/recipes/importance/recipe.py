@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -17,9 +16,9 @@ from torch import Tensor, distributed
 from transformers import PreTrainedModel
 
 from cofitune.config.schema import Config
-from cofitune.distributed import all_reduce_max, device_of
+from cofitune.distributed import all_reduce_max, check_agreement, device_of, run_on_rank_zero
 from cofitune.errors import install
-from cofitune.files import write_text
+from cofitune.files import check_unlocked, exclusive, write_text
 from cofitune.importance.estimate import Scores, estimate, no_sums
 from cofitune.importance.normalize import NORMALIZATIONS
 from cofitune.importance.partial import load_sums, save_sums, sums_path
@@ -29,7 +28,9 @@ from cofitune.ranks import Rank, is_launched, this_rank
 from cofitune.recipes.folders import start_folder
 from cofitune.recipes.from_config import load_base
 from cofitune.recipes.importance.plan import (
+    PARTIAL,
     ImportancePlan,
+    agreed,
     check_finished,
     explaining_out_of_memory,
     identity_of,
@@ -38,6 +39,7 @@ from cofitune.recipes.importance.plan import (
 )
 from cofitune.recipes.importance.plan_report import plan_facts, print_plan
 from cofitune.recipes.on_plan import OnPlan
+from cofitune.recipes.own_files import remove_own, remove_partial
 from cofitune.reports.console import say
 from cofitune.reports.figure import EXTRA, can_draw, write_picture
 from cofitune.reports.importance.plot import importance_picture
@@ -48,6 +50,7 @@ from cofitune.training.frozen import share_frozen
 from cofitune.training.memory import gathered_at_once
 
 # ranks with whole models meet once, at the end: the slowest may be far behind on an uneven machine
+WHAT = "estimation of importance"  # in messages
 LONGEST_WAIT = timedelta(hours=2)
 
 
@@ -95,32 +98,47 @@ def importance(
         say(console, message)
         return plan.folder
     print_account(console, plan.account)
-    with _process_group(rank, plan.sharding.sharded), explaining_out_of_memory(plan):
-        scores = _estimate(plan, rank, console)
-    normalize = NORMALIZATIONS[config.importance.normalized_by]
-    vectors = {kind: normalize(values) for kind, values in scores.values.items()}
-    if rank.rank == 0:
-        if overwrite or plan.interrupted:
-            _take_away_finished(plan)
-        start_folder(config, "importance", overwrite=False, resumes=True)  # whose it is was checked before
-        console.print(importance_report(vectors))
-        write_text(plan.folder / "spread.csv", spread_csv(vectors))
-        _draw(plan, vectors, console)
-        # last: its manifest calls the folder finished
-        write_importance(plan.folder, vectors, scores.values, make_manifest(plan))
-        shutil.rmtree(plan.partial, ignore_errors=True)
-        say(console, f"\n{scores.tokens:,} tokens of {len(plan.examples):,} items → {plan.folder}")
+    with ExitStack() as lock:
+        with _process_group(rank, plan.sharding.sharded), explaining_out_of_memory(plan):
+            check_agreement(agreed(plan))
+
+            def take_lock() -> None:
+                lock.enter_context(exclusive(plan.folder, WHAT))
+
+            if distributed.is_initialized():
+                run_on_rank_zero(take_lock)
+            else:
+                take_lock()
+            scores = _estimate(plan, rank, console)
+        if rank.rank == 0:
+            _write(plan, scores, overwrite, console)
     return plan.folder
 
 
-def _take_away_finished(plan: ImportancePlan) -> None:
-    """Take away what an earlier estimation left, its manifest first; the sums stay until the new vectors are there."""
-    (plan.folder / "manifest.json").unlink(missing_ok=True)
-    for path in plan.folder.iterdir() if plan.folder.is_dir() else ():
-        if path.is_dir() and path != plan.partial:
-            shutil.rmtree(path)
-        elif path.is_file():
-            path.unlink()
+def check(config: Config, overwrite: bool, ranks: int) -> ImportancePlan:
+    """The plan for so many ranks that will be started, unless another process estimates here.
+
+    Raises:
+        UserError: one does; or as `plan_importance`.
+    """
+    check_unlocked(config.run / "importance", WHAT)
+    return plan_importance(config, overwrite, Rank(world_size=ranks))
+
+
+def _write(plan: ImportancePlan, scores: Scores, overwrite: bool, console: Console) -> None:
+    """Normalise the scores, show the vectors and write them."""
+    normalize = NORMALIZATIONS[plan.config.importance.normalized_by]
+    vectors = {kind: normalize(values) for kind, values in scores.values.items()}
+    if overwrite or plan.interrupted:  # the sums stay until the new vectors are there
+        remove_own(plan.folder, "importance", keep=PARTIAL)
+    start_folder(plan.config, "importance", overwrite=False, resumes=True)  # whose it is was checked before
+    console.print(importance_report(vectors))
+    write_text(plan.folder / "spread.csv", spread_csv(vectors))
+    _draw(plan, vectors, console)
+    # last: its manifest calls the folder finished
+    write_importance(plan.folder, vectors, scores.values, make_manifest(plan))
+    remove_partial(plan.folder)
+    say(console, f"\n{scores.tokens:,} tokens of {len(plan.examples):,} items → {plan.folder}")
 
 
 def _estimate(plan: ImportancePlan, rank: Rank, console: Console) -> Scores:

@@ -14,11 +14,12 @@ from torch import Tensor
 from cofitune.config.schema import Config
 from cofitune.data.read import ItemCounts
 from cofitune.data.top_k import TopK
+from cofitune.distributed import check_agreement
 from cofitune.errors import UserError
 from cofitune.evaluation.data_parallel import BatchSharding, join
 from cofitune.files import exclusive, sha256_json
 from cofitune.ranks import Rank, is_launched, this_rank
-from cofitune.recipes.folders import check_disk_space, start_folder
+from cofitune.recipes.folders import check_disk_space, start_folder, versions_of_packages
 from cofitune.recipes.on_plan import OnPlan
 from cofitune.recipes.rehearse.plan import RehearsePlan, plan_rehearse
 from cofitune.recipes.rehearse.plan_report import plan_facts, print_plan, print_result
@@ -78,11 +79,15 @@ def rehearse(
     check_disk_space(plan.folder, plan.most_bytes)
     world = join(*start_distributed())
     plan = replace(plan, batch_size=world.broadcast(plan.batch_size))  # devices may differ, and batches must not
+    # paths may be each machine's own
+    check_agreement({**plan.made_of(), "base": None, "packages": versions_of_packages()}, world.group)
     with ExitStack() as lock:
-        if world.rank == 0:
+
+        def start() -> None:
             lock.enter_context(exclusive(plan.folder, "rehearsal"))
             _start(plan, overwrite)
-        world.barrier()  # rank 0 has made the folder ready
+
+        world.run_on_rank_zero(start)
         _rehearse(plan, world, console)
     return plan.folder
 

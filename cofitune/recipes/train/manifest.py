@@ -45,9 +45,9 @@ def make_manifest(
         "chat_template": chat_template(plan.config.data).as_dict(plan.data.tokenizer),
         **_trained(plan),
         "items": [asdict(account) for account in plan.data.accounts],
-        "steps": len(records),
-        "first_loss": records[0].loss,
-        "last_loss": records[-1].loss,
+        "steps": watch.done,
+        "first_loss": records[0].loss if records else None,
+        "last_loss": records[-1].loss if records else None,
         "validation": {
             "data": [source.identity() for source in plan.data.validation_sources],
             "items": len(plan.data.validation),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any
 
 import torch
 
-from cofitune.errors import ArtifactError
+from cofitune.errors import RepairWarning
 from cofitune.files import write_text
-from cofitune.jsonl import append_line, json_object, read_lines
+from cofitune.jsonl import append_line, json_object
 from cofitune.recipes.train.plan import TrainPlan
 from cofitune.reports.training.progress import TrainProgress
 from cofitune.softmask.retained import RetainedUpdate
@@ -42,6 +43,7 @@ class Watch:
         records: the steps so far, on rank 0 also those before a resume.
         validations: the losses on data.validation so far, likewise.
         drifts: the drift so far, likewise.
+        done: steps that were taken; of some of them the records may be lost.
     """
 
     def __init__(
@@ -58,9 +60,11 @@ class Watch:
         self.records: list[StepRecord] = []
         self.validations: list[ValidationRecord] = []
         self.drifts: list[DriftRecord] = []
+        self.done = 0
 
     def read(self, done: int) -> None:
         """Take over what was written before step `done`, and cut off what came after it."""
+        self.done = done
         self.records, self.validations, self.drifts = truncate_metrics(self._file, done)
 
     def begin(self, progress: TrainProgress, done: int) -> None:
@@ -83,6 +87,7 @@ class Watch:
         """
         record = self._with_kept_share(record)
         self.records.append(record)
+        self.done = record.step
         self._progress.advance(
             record.loss, record.learning_rate, record.tokens_per_second, record.mfu, record.rehearsal_loss
         )
@@ -141,20 +146,44 @@ class Watch:
 def truncate_metrics(path: Path, step: int) -> tuple[list[StepRecord], list[ValidationRecord], list[DriftRecord]]:
     """Cut metrics.jsonl after `step`, so that every step occurs once, and return what stays.
 
-    Raises:
-        ArtifactError: it lacks steps up to `step`.
+    The weights do not depend on it: lines that are damaged or gone are left out, and a RepairWarning says which steps.
     """
-    lines = read_lines(path, json_object, may_be_torn=True) if step else []
-    kept = [entry for entry in lines if entry["step"] <= step]
-    records = [StepRecord(**entry) for entry in kept if "loss" in entry]
-    if [r.step for r in records] != list(range(1, step + 1)):
-        raise ArtifactError(f"{path} does not hold the steps 1 to {step}, after which the checkpoint was written")
-    if records:
-        write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
+    kept, records = list[str](), dict[int, StepRecord]()
+    validations, drifts = list[ValidationRecord](), list[DriftRecord]()
+    for line in path.read_bytes().splitlines() if step and path.is_file() else ():
+        try:
+            entry = json_object(line.decode())
+            if not 0 <= entry["step"] <= step:
+                continue
+            if "loss" in entry:
+                records[entry["step"]] = StepRecord(**entry)
+            elif "validation_loss" in entry:
+                validations.append(ValidationRecord(**entry))
+            elif "drift" in entry:
+                drifts.append(DriftRecord(**entry))
+            kept.append(json.dumps(entry) + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    missing = [number for number in range(1, step + 1) if number not in records]
+    if missing:
+        warnings.warn(f"{path}: the figures of {_steps(missing)} are damaged or gone", RepairWarning, stacklevel=1)
+    if kept:
+        write_text(path, "".join(kept))
     else:
         path.unlink(missing_ok=True)
-    validations = [ValidationRecord(**entry) for entry in kept if "validation_loss" in entry]
-    return records, validations, [DriftRecord(**entry) for entry in kept if "drift" in entry]
+    return [records[number] for number in sorted(records)], validations, drifts
+
+
+def _steps(numbers: list[int]) -> str:
+    """`step 3`, or `steps 1-4, 7` in at most a few words."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1][1:] = [number]
+        else:
+            ranges.append([number])
+    shown = ", ".join("-".join(map(str, part)) for part in ranges[:5]) + (", …" if len(ranges) > 5 else "")
+    return f"step{'s' if len(numbers) > 1 else ''} {shown}"
 
 
 def append_metrics(path: Path, record: StepRecord | ValidationRecord | DriftRecord) -> None:

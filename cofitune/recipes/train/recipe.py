@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
@@ -12,9 +11,9 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from cofitune.config.schema import Config
-from cofitune.distributed import run_on_rank_zero
+from cofitune.distributed import check_agreement, run_on_rank_zero
 from cofitune.errors import UserError
-from cofitune.files import exclusive
+from cofitune.files import check_unlocked, exclusive
 from cofitune.ranks import is_launched, this_rank
 from cofitune.recipes.folders import check_disk_space, check_folder
 from cofitune.recipes.from_config import load_base
@@ -25,6 +24,7 @@ from cofitune.recipes.train.metrics import DriftReached
 from cofitune.recipes.train.plan import TrainPlan, plan_train
 from cofitune.recipes.train.plan_report import plan_facts, print_plan
 from cofitune.recipes.train.resume import (
+    agreed,
     check_finished,
     check_resume,
     find_checkpoint,
@@ -34,8 +34,10 @@ from cofitune.recipes.train.resume import (
 from cofitune.recipes.train.steps import PreparedModel, TrainRun, prepare_model, start_run, take_steps
 from cofitune.reports.console import say
 from cofitune.softmask.retained import kept_sentence
+from cofitune.training.checkpoint_folders import checkpoint_folders, remove_checkpoints
 from cofitune.training.delta import collect, write_delta
 from cofitune.training.engine import release, sharded_loading, start_distributed
+from cofitune.training.finite import check_all_finite
 from cofitune.training.hashing import hash_parameters
 from cofitune.training.out_of_memory import explaining_out_of_memory
 from cofitune.training.peft import base_names, merged_weights, write_adapter
@@ -82,9 +84,10 @@ def train(
 
     with explaining_out_of_memory(plan.footprint):
         start_distributed()
-        prepared = prepare_model(_load_base(plan), plan)
+        check_agreement(agreed(plan))
         with ExitStack() as lock:
             run_on_rank_zero(lambda: lock.enter_context(exclusive(plan.folder, "training")))
+            prepared = prepare_model(_load_base(plan), plan)
             _train(prepared, console, overwrite=overwrite, resume=resume)
         release(prepared.engine)
     return plan.folder
@@ -102,10 +105,18 @@ def check(
         raise UserError("--resume continues a training and --overwrite starts it again: give one of them")
     finished = (config.run / "train" / "manifest.json").is_file()
     reached = None if finished or overwrite else newest_readable(config.run / "train")
+    if not dry_run:
+        check_unlocked(config.run / "train", "training")
     folder = check_folder(config, "train", overwrite, resumes=resume and reached is not None)
     if reached is not None and not (resume or dry_run):
         raise UserError(
             f"{folder} holds a checkpoint of step {reached.step}; --resume continues from it, --overwrite starts again"
+        )
+    damaged = [] if reached or finished or overwrite else checkpoint_folders(folder / "checkpoints")
+    if damaged and not (resume or dry_run):
+        raise UserError(
+            f"{folder} holds checkpoints ({', '.join(path.name for path in damaged)}) and none of them can be read: "
+            "each one's manifest is damaged; --resume, too, would begin anew, and --overwrite takes them away"
         )
     plan = plan_train(config, ranks, dry_run)
     if finished and not overwrite:
@@ -143,11 +154,12 @@ def _train(prepared: PreparedModel, console: Console, *, overwrite: bool, resume
         reached = error
         _go_back(run, error, console)
     is_writer = torch.distributed.get_rank() == 0
-    if is_writer and (share := run.watch.records[-1].kept_share):
+    if is_writer and run.watch.records and (share := run.watch.records[-1].kept_share):
         say(console, kept_sentence(share, plan.config.softmask.apply_to))
     _prove_frozen(before, _hash_frozen(run), console)
     # every rank gathers; rank 0 has the tensors then
     tensors = merged_weights(run.model, plan.adapter) if plan.adapter else collect(run.model, plan.trained)
+    run_on_rank_zero(lambda: check_all_finite(tensors))
     if plan.adapter:
         write_adapter(plan.folder / "adapter", run.model, plan.adapter, plan.config.model.name)
     if is_writer:
@@ -156,7 +168,7 @@ def _train(prepared: PreparedModel, console: Console, *, overwrite: bool, resume
         write_summary(plan.config.run)
         say(console, f"wrote {plan.folder}/delta.safetensors: {len(tensors)} tensors")
         if not plan.config.train.keep_checkpoints:
-            shutil.rmtree(plan.folder / "checkpoints", ignore_errors=True)
+            remove_checkpoints(plan.folder / "checkpoints")
 
 
 def _go_back(run: TrainRun, reached: DriftReached, console: Console) -> None:

@@ -12,15 +12,12 @@ from cofitune.config.schema import FREE_SETTINGS
 from cofitune.data.encoded import tokenizer_sha256
 from cofitune.errors import ArtifactError, UserError, differences
 from cofitune.files import read_json
+from cofitune.recipes.folders import versions_of_packages
 from cofitune.recipes.from_config import comparable_data
 from cofitune.recipes.train.plan import TrainPlan
 from cofitune.reports.console import say
-from cofitune.training.state import (
-    Checkpoint,
-    checkpoint_folders,
-    newest_whole,
-    read_checkpoint,
-)
+from cofitune.training.checkpoint_folders import checkpoint_folders
+from cofitune.training.state import Checkpoint, newest_whole, read_checkpoint
 
 # they say how a step's items are shared out and what is computed anew, not what the step computes
 SHARING = {"per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "prefix_cache"}
@@ -67,6 +64,20 @@ def identity(plan: TrainPlan) -> dict[str, Any]:
             "items_a_step": plan.steps.per_step,
         },
         "rehearsal": plan.rehearsal.trained_on() if plan.rehearsal and plan.rehearsal.loss else None,
+    }
+
+
+def agreed(plan: TrainPlan) -> dict[str, Any]:
+    """What all ranks must have found alike before they train: contents, since paths may be each machine's own."""
+    train = plan.config.train.model_dump(mode="json", exclude={"rehearsal", "drift_data"})
+    found = identity(plan)
+    return {
+        "packages": versions_of_packages(),
+        "items": len(plan.examples),
+        "steps": plan.steps.num_steps,
+        **found,
+        "train": {**found["train"], **train},
+        "deepspeed": plan.config.deepspeed.model_dump(mode="json"),
     }
 
 

@@ -23,7 +23,7 @@ from cofitune.config.schema import Config, Train
 from cofitune.errors import ArtifactError, DataError, UserError
 from cofitune.evaluation import lengths
 from cofitune.evaluation import score as harness
-from cofitune.files import sha256_file
+from cofitune.files import exclusive, sha256_file
 from cofitune.model.weight_files import fingerprint
 from cofitune.recipes.evaluate import recipe
 from cofitune.recipes.evaluate.plan import plan_eval
@@ -149,6 +149,24 @@ def test_without_training_the_base_alone_is_scored_and_that_is_said(place: Place
     assert {"line", "prompt", "reference", "answer", "score"} <= set(
         json.loads((folder / "samples/base/law.jsonl").read_text().splitlines()[0])
     )
+
+
+def test_a_second_evaluation_is_refused_before_it_loads_weights(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    forbid_loading(monkeypatch)
+    refused = pytest.raises(UserError, match="another evaluation is writing here")
+    with exclusive(place.folder / "run/eval", recipe.WHAT), refused:
+        place.evaluate()
+
+
+def test_files_of_others_among_the_samples_stay(place: Place) -> None:
+    place.evaluate()
+    folder = place.folder / "run/eval"
+    theirs = [folder / name for name in ("samples/base/mine.jsonl", "samples/notes.md", "changed/base/mine.txt")]
+    for path in theirs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    place.evaluate(overwrite=True)
+    assert all(path.exists() for path in theirs)
 
 
 def test_every_model_is_scored_on_its_own_weights(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ import cofitune
 from cofitune.config.load import load_config
 from cofitune.config.schema import Config
 from cofitune.errors import ArtifactError, UserError
-from cofitune.files import read_tensors, sha256_file
+from cofitune.files import exclusive, read_tensors, sha256_file
 from cofitune.importance import estimate
 from cofitune.importance.normalize import zscore_tanh
 from cofitune.importance.partial import load_sums, save_sums
@@ -440,3 +440,11 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def test_a_second_estimation_is_refused_before_it_loads_the_model(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forbid_weights(monkeypatch)
+    config = read(made)
+    refused = pytest.raises(UserError, match="another estimation of importance is writing here")
+    with exclusive(config.run / "importance", recipe.WHAT), refused:
+        importance(config, console=quiet())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from cofitune.errors import ArtifactError
+from cofitune.errors import RepairWarning
 from cofitune.recipes.train.metrics import append_metrics, truncate_metrics
 from cofitune.reports.text import clock
 from cofitune.reports.training import progress
@@ -81,14 +82,20 @@ def test_time_left_reads_as_a_clock(seconds: float, message: str) -> None:
     assert clock(seconds) == message
 
 
-def test_metrics_damaged_before_the_last_line_are_refused(tmp_path: Path) -> None:
-    """A torn last line is what a kill leaves; a damaged one before it is not."""
+def test_damaged_figures_are_left_out_and_named(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    step = StepRecord(1, 0.5, 2.0, 1e-4, 1.0, 10, 20, 0.5, 40.0, 0.1, None, 0, 2**20)
-    append_metrics(path, step)
-    whole = path.read_bytes()
-    path.write_bytes(whole + whole[:-9])
-    assert truncate_metrics(path, 1)[0] == [step] and path.read_bytes() == whole
-    path.write_bytes(b'{"step": \n' + whole)
-    with pytest.raises(ArtifactError, match=r"metrics\.jsonl:1: this line is damaged"):
-        truncate_metrics(path, 1)
+    steps = [StepRecord(n, 0.5, 2.0, 1e-4, 1.0, 10, 20, 0.5, 40.0, 0.1, None, 0, 2**20) for n in range(1, 7)]
+    for step in steps:
+        append_metrics(path, step)
+    lines = path.read_text().splitlines(keepends=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert truncate_metrics(path, 5)[0] == steps[:5] and path.read_text() == "".join(lines[:5])
+    damaged = [lines[0], lines[1].replace("loss", "lozz"), "[]\n", lines[3], "\xff{\n", lines[5][:-9]]
+    path.write_text("".join(damaged), encoding="latin-1")
+    with pytest.warns(RepairWarning, match=r"metrics.jsonl: the figures of steps 2-3, 5 are damaged or gone"):
+        assert truncate_metrics(path, 5)[0] == [steps[0], steps[3]]
+    assert path.read_text() == lines[0] + lines[3]
+    path.unlink()
+    with pytest.warns(RepairWarning, match="the figures of step 1 are"):
+        assert truncate_metrics(path, 1) == ([], [], [])

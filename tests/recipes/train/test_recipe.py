@@ -368,7 +368,7 @@ def test_an_export_never_replaces_what_it_reads(
         (str(tmp_path), "would replace"),
         (config["model"]["name"], "would replace"),
         (str(tmp_path / "file"), "is a file"),
-        (str(tmp_path / "notes"), "is no model folder"),
+        (str(tmp_path / "notes"), "is no folder that an export wrote"),
     ):
         assert run_command(monkeypatch, "export", config["output_dir"], "--to", target, "--overwrite") == 2, target
         assert message in capsys.readouterr().err, target

@@ -17,9 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer
 
+from cofitune.config.load import load_config
 from cofitune.importance_file import unit_counts, write_importance
 from cofitune.model.anatomy import read_anatomy
 from cofitune.model.weight_files import fingerprint
+from cofitune.recipes.folders import start_folder
 from cofitune.training import loop
 from cofitune.training.state import read_checkpoint
 from tests.helpers import (
@@ -159,6 +161,10 @@ def tear_the_manifest(folder: Path) -> None:
     path.write_text(path.read_text()[:-20])
 
 
+def make_a_list_of_the_manifest(folder: Path) -> None:
+    (folder / "manifest.json").write_text("[]")
+
+
 def change_the_manifest(folder: Path) -> None:
     path = folder / "manifest.json"
     path.write_text(path.read_text().replace('"step": 4', '"step": 1'))
@@ -172,6 +178,7 @@ def change_the_manifest(folder: Path) -> None:
         (lose_a_file, "random.safetensors: this file of the checkpoint is missing"),
         (lose_the_manifest, "manifest.json: no checkpoint's manifest here"),
         (tear_the_manifest, "manifest.json: this checkpoint's manifest is damaged"),
+        (make_a_list_of_the_manifest, "manifest.json: this checkpoint's manifest is damaged: it must hold an object"),
         (change_the_manifest, "manifest.json: this checkpoint's manifest is damaged"),
     ],
 )
@@ -335,6 +342,56 @@ def test_a_training_that_diverges_names_the_last_good_checkpoint(
     assert sorted(p.name for p in checkpoints.iterdir()) == ["step-000002", "step-000003"]
 
 
+@pytest.mark.parametrize(
+    ("steps", "where"), [(1, "error: model."), (2, "the checkpoint of step 1 is not written: model.")]
+)
+def test_weights_that_are_no_numbers_are_never_written(
+    steps: int,
+    where: str,
+    config: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The rate is infinite in the weights' type: the one step's loss and gradient are still finite."""
+    config["train"] |= {"max_steps": steps, "save_steps": 1, "learning_rate": 1e39, "warmup_ratio": 0}
+    assert run_train(monkeypatch, config) == 2
+    message = capsys.readouterr().err
+    assert where in message and "holds NaN or infinity: training diverged" in message
+    folder = Path(config["output_dir"]) / "train"
+    assert {p.name for p in folder.rglob("*") if p.is_file()} == {"config.yaml", "metrics.jsonl"}
+
+
+def test_checkpoints_that_are_all_damaged_are_not_passed_over_unasked(
+    config: dict[str, Any],
+    shared_runs: SharedRuns,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checkpoints = shared_runs.interrupted(monkeypatch, config)
+    for folder in checkpoints.iterdir():
+        tear_the_manifest(folder)
+    assert run_train(monkeypatch, config) == 2
+    assert (
+        "holds checkpoints (step-000004, step-000003, step-000002) and none of them can be read"
+        in capsys.readouterr().err
+    )
+
+
+def test_damaged_figures_do_not_keep_a_sound_checkpoint_from_being_used(
+    config: dict[str, Any],
+    shared_runs: SharedRuns,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole, checkpoints = shared_runs.whole(monkeypatch, config), shared_runs.interrupted(monkeypatch, config)
+    metrics = checkpoints.parent / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"step": 2', '"step": two'))
+    assert run_train(monkeypatch, config, "--resume") == 0
+    assert "metrics.jsonl: the figures of step 2 are damaged or gone" in capsys.readouterr().err
+    assert same_tensors(read_delta(config["output_dir"]), read_delta(whole))
+    assert read_manifest(config["output_dir"])["steps"] == read_manifest(whole)["steps"]
+
+
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_gradient_that_is_not_finite_is_never_saved(
     stage: int, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -435,10 +492,10 @@ def wait_for(holds: Callable[[], bool], process: subprocess.Popen[str], seconds:
 
 
 def test_an_unwritable_checkpoint_ends_all_ranks_with_one_message(config: dict[str, Any]) -> None:
-    folder = Path(config["output_dir"]) / "train"
-    folder.mkdir(parents=True)
+    path = write_config(config)
+    folder = start_folder(load_config(path), "train", overwrite=False)
     (folder / "checkpoints").write_text("a file stands in the way")
-    command = [sys.executable, "-m", "cofitune", "train", str(write_config(config)), "--num-processes", "2"]
+    command = [sys.executable, "-m", "cofitune", "train", str(path), "--num-processes", "2", "--resume"]
     done = subprocess.run(command, env=outside_ranks(), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 2, done.stderr
     assert f"error: {folder / 'checkpoints'}: the checkpoint of step 1 cannot be written" in done.stderr
