@@ -61,12 +61,9 @@ def read_importance(folder: Path, anatomy: Anatomy, base_fingerprint: str) -> Im
     """
     manifest = read_json(folder / "manifest.json", "importance manifest")
     path = folder / "importance.safetensors"
-    vectors = read_tensors(path, "importance file")
-    result = sha256_file(path)
     if manifest.get("format") != FORMAT:
         raise ArtifactError(f"{folder}: importance format {manifest.get('format')} is not {FORMAT}, which we read")
-    if manifest.get("sha256") != result:
-        raise ArtifactError(f"{path}: its bytes are not those that the manifest names; compute the importance again")
+    vectors = read_vectors(folder, manifest)
     if manifest.get("base_fingerprint") != base_fingerprint:
         raise ArtifactError(
             f"{folder}: this importance was computed on another model ({manifest.get('base')}, fingerprint "
@@ -76,7 +73,20 @@ def read_importance(folder: Path, anatomy: Anatomy, base_fingerprint: str) -> Im
         if kind not in vectors:
             raise ArtifactError(f"{path}: holds no '{kind}'")
         _check_vector(path, kind, vectors[kind], (anatomy.num_layers, units))
-    return ImportanceFile(vectors, manifest, result)
+    return ImportanceFile(vectors, manifest, manifest["sha256"])
+
+
+def read_vectors(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The vectors of a folder, compared with what its manifest says of their file.
+
+    Raises:
+        ArtifactError: the file is missing or damaged.
+    """
+    path = folder / "importance.safetensors"
+    vectors = read_tensors(path, "importance file")
+    if manifest.get("sha256") != sha256_file(path):
+        raise ArtifactError(f"{path}: its bytes are not those that the manifest names; compute the importance again")
+    return vectors
 
 
 def merge_importance(sets: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

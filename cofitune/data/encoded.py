@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -21,12 +20,13 @@ from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
 from cofitune.data.chat import IGNORED, Example, encode_rows
+from cofitune.data.encoded_cache import ITEMS, new_entry, read_entry, write_account
 from cofitune.data.read import ItemCounts, Row
 from cofitune.data.sources import OpenSource, Source, open_source
-from cofitune.errors import DataError, UserError
-from cofitune.files import cache_folder, read_json, sha256_json, write_json
+from cofitune.errors import ArtifactError, DataError, RepairWarning, UserError, WriteError
+from cofitune.files import cache_folder, sha256_json
 
-VERSION = 3  # raised whenever the same item becomes other tokens or labels
+VERSION = 4  # raised whenever the same item becomes other tokens or labels
 SCHEMA = pa.schema(
     [
         ("input_ids", pa.list_(pa.int32())),
@@ -140,21 +140,32 @@ def _encode_source(
     on_rows: OnRows | None,
 ) -> Encoded:
     folder = cache_folder() / "items" / _key(opened, tokenizer, encoding, limit)
-    if not folder.is_dir():
+    if (known := _sound(folder)) is None:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{folder}.lock"):
-                if not folder.is_dir():
+                if (known := _sound(folder)) is None:
                     _make(folder, opened, tokenizer, encoding, limit, on_rows)
-        except OSError as error:
+                    known = read_entry(folder)
+        except (OSError, WriteError) as error:
+            reason = error.reason if isinstance(error, WriteError) else error.strerror or error
             raise UserError(
-                f"the cache {folder.parent} cannot be written ({error.strerror or error}); name another folder in the "
-                "variable COFITUNE_CACHE"
+                f"the cache {folder.parent} cannot be written ({reason}); name another folder in the variable "
+                "COFITUNE_CACHE"
             ) from error
-    account = ItemCounts(**read_json(folder / "account.json", "cache of tokenized items"))
-    with pa.memory_map(str(folder / "items.arrow")) as file:
-        examples = Examples(pa.ipc.open_stream(file).read_all())
-    return Encoded(opened, examples, account)
+    table, account = known
+    return Encoded(opened, Examples(table), account)
+
+
+def _sound(folder: Path) -> tuple[pa.Table, ItemCounts] | None:
+    """An entry of the cache; None where there is none, or it is damaged, which is said."""
+    if not folder.is_dir():
+        return None
+    try:
+        return read_entry(folder)
+    except ArtifactError as error:
+        warnings.warn(f"tokenized items in the cache are damaged and made anew: {error}", RepairWarning, stacklevel=1)
+        return None
 
 
 def _key(opened: OpenSource, tokenizer: PreTrainedTokenizerBase, encoding: Encoding, limit: int | None) -> str:
@@ -184,9 +195,8 @@ def _make(
 ) -> None:
     """Tokenize into a folder of another name, and put it in place when it is whole."""
     account = ItemCounts()
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        with (temporary / "items.arrow").open("wb") as file:
+    with new_entry(folder) as temporary:
+        with (temporary / ITEMS).open("wb") as file:
             with pa.ipc.new_stream(file, SCHEMA) as writer:
                 for batch, part in _batches(islice(opened.rows(), limit), opened, tokenizer, encoding):
                     writer.write_batch(batch)
@@ -197,11 +207,7 @@ def _make(
             os.fsync(file.fileno())
         if account.kept == 0:
             raise DataError(f"{opened.source.path}: not one usable item is left; the first: {account.first_dropped[0]}")
-        write_json(temporary / "account.json", asdict(account))
-        temporary.chmod(0o755)  # mkdtemp gives 0700, which would lock colleagues out of a shared cache
-        temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        write_account(temporary, account)
 
 
 Batch = tuple[pa.RecordBatch, ItemCounts]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cofitune.errors import ArtifactError
+from cofitune.errors import ArtifactError, RepairWarning
 from cofitune.evaluation.items import LoadedTask
 from cofitune.evaluation.samples import TaskResult, load_result, save_result
 from cofitune.files import read_json, write_json
@@ -29,13 +30,16 @@ class AnswerCache:
     folder: Path
 
     def get(self, key: Mapping[str, Any], loaded: LoadedTask) -> TaskResult | None:
-        """The result under this key; None where there is none, or where its files were changed since."""
+        """The result under this key; None where there is none, or where its files are damaged, which is said."""
         place = self._place(key)
+        if not (place / "answers.json").is_file():
+            return None
         try:
             if read_json(place / "key.json", "key") != _plain(key):
-                return None
+                raise ArtifactError(f"{place}: its key is not the one that it lies under")
             result = load_result(place / "answers.jsonl")
-        except ArtifactError:  # missing or damaged: it is scored again
+        except ArtifactError as error:
+            warnings.warn(f"'{loaded.task.title}' is asked again: {error}", RepairWarning, stacklevel=1)
             return None
         if result is None:
             return None

@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from cofitune.checked import read_checked_json, write_checked_json
 from cofitune.errors import ArtifactError
 from cofitune.evaluation.metrics import Metric
-from cofitune.files import read_json, sha256_file, write_json, write_text
+from cofitune.files import sha256_file, write_text
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def save_result(result: TaskResult, path: Path) -> None:
     path.with_suffix(".json").unlink(missing_ok=True)
     write_text(path, "".join(lines))
     figures = {k: v for k, v in asdict(result).items() if k != "samples"}
-    write_json(path.with_suffix(".json"), figures | {"samples_sha256": sha256_file(path)})
+    write_checked_json(path.with_suffix(".json"), figures | {"samples_sha256": sha256_file(path)})
 
 
 def load_result(path: Path) -> TaskResult | None:
@@ -89,7 +90,7 @@ def load_result(path: Path) -> TaskResult | None:
     """
     if not path.with_suffix(".json").is_file():
         return None
-    figures = read_json(path.with_suffix(".json"), "task result")
+    figures = read_checked_json(path.with_suffix(".json"), "task result")
     try:
         content = path.read_bytes()
     except FileNotFoundError:

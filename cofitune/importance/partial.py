@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from cofitune.files import write_tensors
+from cofitune.checked import read_checked_tensors, write_checked_tensors
+from cofitune.errors import ArtifactError, RepairWarning
 from cofitune.importance.estimate import Sums
 
 COUNTS = "counts"
@@ -20,7 +21,7 @@ def save_sums(path: Path, sums: Sums, identity: str) -> None:
         identity: names everything that the sums depend on.
     """
     counts = torch.tensor([sums.tokens, sums.samples, sums.micro_batches])
-    write_tensors(path, {**sums.values, COUNTS: counts}, {"identity": identity})
+    write_checked_tensors(path, {**sums.values, COUNTS: counts}, {"identity": identity})
 
 
 def sums_path(folder: Path, rank: int | str, world_size: int, sharded: bool) -> Path:
@@ -35,13 +36,15 @@ def has_sums(folder: Path, world_size: int, sharded: bool, identity: str) -> boo
 
 
 def load_sums(path: Path, identity: str) -> Sums | None:
-    """Read the sums again; None where there are none, or where they are damaged or of another identity."""
+    """Read the sums again; None where there are none of this identity, or where they are damaged, which is said."""
+    if not path.is_file():
+        return None
     try:
-        with safe_open(path, framework="pt") as file:
-            if file.metadata().get("identity") != identity:
-                return None
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- not a dict
-    except (OSError, SafetensorError):
+        tensors, metadata = read_checked_tensors(path, "file of an interrupted run's sums")
+    except ArtifactError as error:
+        warnings.warn(f"begun anew: {error}", RepairWarning, stacklevel=1)
+        return None
+    if metadata.get("identity") != identity:
         return None
     tokens, samples, micro_batches = tensors.pop(COUNTS).tolist()
     return Sums(tensors, tokens, samples, micro_batches)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
+import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cofitune.checked import read_checked_tensors, write_checked_tensors
 from cofitune.data.top_k import TopK
-from cofitune.errors import ArtifactError
-from cofitune.files import read_json, read_tensors, write_json, write_tensors
+from cofitune.errors import ArtifactError, RepairWarning
+from cofitune.files import TEMPORARY, read_json, write_json
 from cofitune.rehearsal.generate import Answer
 
 IDENTITY = "identity.json"
+OWN = re.compile(r"identity\.json|[a-z]+-\d{6}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,25 @@ class Partial:
             write_json(self._folder / IDENTITY, identity)
 
     def remove(self) -> None:
-        """Take it away."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        """Take away what we wrote into it, and the folder where nothing else lies in it."""
+        if not self._folder.is_dir():
+            return
+        for path in self._folder.iterdir():
+            if OWN.fullmatch(path.name) or TEMPORARY.fullmatch(path.name):
+                path.unlink()
+        if not any(self._folder.iterdir()):
+            self._folder.rmdir()
 
     def has(self, stage: str, number: int) -> bool:
-        """Whether a batch was answered."""
-        return self._path(stage, number).is_file()
+        """Whether a batch was answered; of one whose file is damaged that is said, and it is answered again."""
+        if not self._path(stage, number).is_file():
+            return False
+        try:
+            self.get(stage, number)
+        except ArtifactError as error:
+            warnings.warn(f"answered again: {error}", RepairWarning, stacklevel=1)
+            return False
+        return True
 
     def put(self, stage: str, number: int, batch: AnsweredBatch) -> None:
         """Keep a batch; its file appears whole or not at all."""
@@ -71,7 +87,7 @@ class Partial:
             "rest": batch.top_k.rest,
             "token_log_probs": batch.token_log_probs,
         }
-        write_tensors(self._path(stage, number), tensors)
+        write_checked_tensors(self._path(stage, number), tensors, {})
 
     def get(self, stage: str, number: int) -> AnsweredBatch:
         """Read a batch.
@@ -79,7 +95,7 @@ class Partial:
         Raises:
             ArtifactError: its file is damaged.
         """
-        result = read_tensors(self._path(stage, number), "batch of answers")
+        result, _ = read_checked_tensors(self._path(stage, number), "batch of answers")
         answers, start = [], 0
         for length, ended in zip(result["lengths"].tolist(), result["ended"].tolist(), strict=True):
             answers.append(Answer(tuple(result["ids"][start : start + length].tolist()), bool(ended)))

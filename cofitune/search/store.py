@@ -7,17 +7,20 @@ out while one is writing.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cofitune.errors import ArtifactError, differences
+from cofitune.checked import with_checksum
+from cofitune.errors import ArtifactError, RepairWarning, differences
 from cofitune.files import read_json, write_json, write_text
 from cofitune.jsonl import append_line, read_lines
 from cofitune.model.region import Region
 from cofitune.search.trial import Trial, trial_from_json, trial_id
 
 VERSION = 3
+LINE = "line of the search store"  # in messages
 
 
 class Store:
@@ -71,7 +74,8 @@ class Store:
 
     def append(self, trial: Trial) -> None:
         """Write one line and wait until it is on the disk; half a line left by a killed process is cut off first."""
-        append_line(self.path, trial.to_json())
+        line = with_checksum(json.loads(trial.to_json()))
+        append_line(self.path, json.dumps(line, ensure_ascii=False, allow_nan=False))
         self._note(trial)
 
     def _note(self, trial: Trial) -> None:
@@ -86,15 +90,17 @@ class Store:
             self._failures[trial.id] = self.failures(trial.id) + 1
 
 
-def open_store(folder: Path, identity: Mapping[str, Any]) -> Store:
-    """Open the store of a folder, or begin one.
+def open_store(folder: Path, identity: Mapping[str, Any], *, repair: bool = False) -> Store:
+    """Open the store of a folder, or begin one. Lines that are damaged are left out, and it is said: they come again.
 
     Args:
         folder: holds `trials.jsonl` and `store.json`.
         identity: what the scores depend on, as JSON values.
+        repair: take damaged lines out of the file, too; for who holds the lock.
 
     Raises:
-        ArtifactError: the store was made with another identity (the message names what differs), or is damaged.
+        ArtifactError: the store was made with another identity (the message names what differs), its store.json is
+            damaged, or one of the two files is gone.
     """
     path, card = folder / "trials.jsonl", folder / "store.json"
     identity = json.loads(json.dumps(identity))  # as it reads back: a tuple is a list there
@@ -109,12 +115,24 @@ def open_store(folder: Path, identity: Mapping[str, Any]) -> Store:
                 f"{folder} holds trials of another config ({shown}): their scores cannot be compared with new ones; "
                 "choose another output_dir, or --overwrite it"
             )
-    elif path.exists():
+        if not path.is_file():
+            raise ArtifactError(f"{path}: is gone, and with it all trials of {card.name}; --overwrite starts over")
+    elif path.exists() and path.stat().st_size:
         raise ArtifactError(f"{folder}: trials.jsonl has no store.json that says whose it is; --overwrite starts over")
     else:
-        write_json(card, {"version": VERSION, "identity": identity})
         write_text(path, "")
-    return Store(path, identity, read_trials(path))
+        write_json(card, {"version": VERSION, "identity": identity})
+    damaged: list[str] = []
+    lines = read_lines(path, _parsed, may_be_torn=True, what=LINE, on_damaged=damaged.append)
+    for message in damaged:
+        warnings.warn(f"{message}; that trial is run again", RepairWarning, stacklevel=1)
+    if damaged and repair:
+        write_text(path, "".join(f"{text}\n" for text, _ in lines))
+    return Store(path, identity, [trial for _, trial in lines])
+
+
+def _parsed(text: str) -> tuple[str, Trial]:
+    return text, trial_from_json(text)
 
 
 def read_trials(path: Path) -> list[Trial]:
@@ -123,4 +141,4 @@ def read_trials(path: Path) -> list[Trial]:
     Raises:
         ArtifactError: another line is damaged (file:line).
     """
-    return read_lines(path, trial_from_json, may_be_torn=True, what="line of the search store")
+    return read_lines(path, trial_from_json, may_be_torn=True, what=LINE)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from cofitune.checked import without_checksum
 from cofitune.errors import RegionError
 from cofitune.model.region import Region, region_from_dict
 from cofitune.search.measured import Curve, curve_from_json
@@ -110,7 +111,7 @@ class Trial:
 
 
 def trial_from_json(line: str) -> Trial:
-    """Read what `Trial.to_json` wrote.
+    """Read what `Trial.to_json` wrote, and compare it with its checksum where it has one.
 
     Raises:
         ValueError: it is not a trial's line.
@@ -118,6 +119,7 @@ def trial_from_json(line: str) -> Trial:
     value = json.loads(line)
     if not isinstance(value, dict):
         raise ValueError(f"a trial is a JSON object, not {type(value).__name__}")
+    value = without_checksum(value)
     try:
         region = value["region"]
         if region is not None:

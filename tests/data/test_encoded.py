@@ -17,7 +17,7 @@ from cofitune.data.chat import Example, encode
 from cofitune.data.encoded import Encoding, Examples, encode_sources
 from cofitune.data.read import make_item
 from cofitune.data.sources import Source, open_source
-from cofitune.errors import DataError, UserError
+from cofitune.errors import DataError, RepairWarning, UserError
 
 WORDS = ["the", "court", "held", "that", "the", "contract", "was", "void"]
 
@@ -121,6 +121,29 @@ def test_a_bad_item_leaves_nothing_behind(tmp_path: Path, tiny_tokenizer: Any, c
     again = encode_sources([Source(str(path))], tiny_tokenizer, Encoding(64, on_bad_item="drop"))[0]
     assert one.account == again.account
     assert again.account.reasons == {"not valid JSON": 1} and again.account.read == 301
+
+
+@pytest.mark.parametrize("name", ["items.arrow", "account.json"])
+@pytest.mark.parametrize("damage", ["a bit", "torn", "gone"])
+def test_a_damaged_entry_is_made_anew_and_said(
+    tmp_path: Path, tiny_tokenizer: Any, cache: Path, name: str, damage: str
+) -> None:
+    path = write(tmp_path / "a.jsonl", 20)
+    (whole,) = encode_sources([Source(str(path))], tiny_tokenizer, Encoding(64))
+    expected = whole.examples[:]
+    (entry,) = (p for p in cache.iterdir() if p.is_dir())
+    content = bytearray((entry / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "gone":
+        (entry / name).unlink()
+    else:
+        (entry / name).write_bytes(content[: len(content) // 2] if damage == "torn" else content)
+    left = entry.with_name(f".{entry.name}.0123abcd.cofitune.tmp")
+    left.mkdir()
+    with pytest.warns(RepairWarning, match="tokenized items in the cache are damaged and made anew"):
+        (again,) = encode_sources([Source(str(path))], tiny_tokenizer, Encoding(64))
+    assert again.examples[:] == expected and again.account == whole.account
+    assert [p for p in cache.iterdir() if p.is_dir()] == [entry]
 
 
 @pytest.mark.processes

@@ -35,7 +35,7 @@ def test_an_interruption_between_the_files_leaves_no_result(tmp_path: Path, monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(samples_module, "write_json", interrupt)
+        patch.setattr(samples_module, "write_checked_json", interrupt)
         with pytest.raises(KeyboardInterrupt):
             save_result(replace(RESULT, samples=SAMPLES[:1]), path)
     assert path.exists()
@@ -53,3 +53,24 @@ def test_samples_that_were_edited_are_refused(tmp_path: Path) -> None:
     beside.write_text(json.dumps(json.loads(beside.read_text()) | {"unknown": 1}))
     with pytest.raises(ArtifactError, match="damaged"):
         load_result(path)
+
+
+@pytest.mark.parametrize(("old", "new"), [('"chance": 0.25', '"chance": 0.75'), ('"unit": "share"', '"unit": "nats"')])
+def test_figures_that_were_changed_are_refused(tmp_path: Path, old: str, new: str) -> None:
+    path = tmp_path / "t.jsonl"
+    save_result(RESULT, path)
+    beside = path.with_suffix(".json")
+    text = beside.read_text()
+    assert old in text
+    beside.write_text(text.replace(old, new))
+    with pytest.raises(ArtifactError, match="its checksum differs"):
+        load_result(path)
+
+
+def test_figures_of_an_older_version_have_no_checksum_and_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    save_result(RESULT, path)
+    figures = json.loads(path.with_suffix(".json").read_text())
+    del figures["checksum"]
+    path.with_suffix(".json").write_text(json.dumps(figures))
+    assert load_result(path) == RESULT

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cofitune.errors import ArtifactError, UserError
+from cofitune.errors import ArtifactError, RepairWarning, UserError
 from cofitune.files import exclusive
 from cofitune.model.region import Region
 from cofitune.search.store import open_store, read_trials
@@ -66,12 +66,37 @@ def test_a_store_torn_in_its_very_first_line_is_an_empty_one(tmp_path: Path) -> 
     assert read_trials(tmp_path / "trials.jsonl") == [FIRST]
 
 
-def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
+def test_a_damaged_line_is_named_left_out_and_taken_away(tmp_path: Path) -> None:
     store = open_store(tmp_path, IDENTITY)
     store.append(FIRST)
     path = tmp_path / "trials.jsonl"
-    path.write_bytes(path.read_bytes() + b"rubbish\n" + FIRST.to_json().encode() + b"\n")
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"rubbish\n" + SECOND.to_json().encode() + b"\n")
     with pytest.raises(ArtifactError, match=r"trials\.jsonl:2: .*damaged"):
+        read_trials(path)
+    for repair in (False, True):
+        with pytest.warns(RepairWarning, match=r"trials\.jsonl:2: .*damaged.*; that trial is run again"):
+            assert open_store(tmp_path, IDENTITY, repair=repair).lines() == [FIRST, SECOND]
+    assert path.read_bytes() == whole + SECOND.to_json().encode() + b"\n"
+
+
+def test_one_changed_digit_is_found(tmp_path: Path) -> None:
+    """It could make another trial the winner."""
+    for trial in (FIRST, SECOND):
+        open_store(tmp_path, IDENTITY).append(trial)
+    path = tmp_path / "trials.jsonl"
+    text = path.read_text()
+    digits = [place for place, character in enumerate(text.partition("\n")[0]) if character.isdigit()]
+    for place in digits[::7]:
+        path.write_text(text[:place] + str((int(text[place]) + 1) % 10) + text[place + 1 :])
+        with pytest.raises(ArtifactError, match=r"trials\.jsonl:1: "):
+            read_trials(path)
+
+
+def test_trials_that_are_gone_beside_their_card_are_not_begun_anew_silently(tmp_path: Path) -> None:
+    open_store(tmp_path, IDENTITY).append(FIRST)
+    (tmp_path / "trials.jsonl").unlink()
+    with pytest.raises(ArtifactError, match=r"trials\.jsonl: is gone, .*--overwrite starts over"):
         open_store(tmp_path, IDENTITY)
 
 

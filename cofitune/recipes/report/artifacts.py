@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cofitune.errors import ArtifactError
-from cofitune.files import read_json, read_tensors
+from cofitune.files import read_json
+from cofitune.importance_file import read_vectors
 from cofitune.jsonl import json_object, read_lines
 from cofitune.reports.compare.content import Comparison
 from cofitune.reports.evaluation.scores import Scores
@@ -55,7 +56,7 @@ def read_artifacts(path: Path, name: str) -> Artifacts:
     scores = Scores.read(scores_file) if scores_file.is_file() else None
     vectors = None
     if importance := _json(path / "importance" / "manifest.json", "importance manifest"):
-        vectors = read_tensors(path / "importance" / "importance.safetensors", "importance file")
+        vectors = read_vectors(path / "importance", importance)
     texts = {command: path / command / "config.yaml" for command in COMMANDS}
     return Artifacts(
         path=path,

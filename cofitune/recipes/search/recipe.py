@@ -86,7 +86,7 @@ def search(
         return plan.folder
     with exclusive(plan.folder, "search"):
         start_folder(config, "search", overwrite)
-        store = open_store(plan.folder, plan.identity)
+        store = open_store(plan.folder, plan.identity, repair=True)
         proxy = make_proxy(plan, start_proxy)
         trials = Trials(plan, store, execute)
         with _watched(watcher, console, plan.at_most, at_once) as watching:

@@ -1,0 +1,88 @@
+"""Contents that carry their own checksum, so that one flipped bit in a file of ours is found when it is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cofitune.errors import ArtifactError
+from cofitune.files import read_json, sha256_json, write_json, write_tensors
+
+KEY = "checksum"
+
+
+def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content as JSON gives it back, and beside it the sha256 of all of it."""
+    plain = json.loads(json.dumps(content))
+    return {**plain, KEY: sha256_json(plain)}
+
+
+def without_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content, compared with its checksum; what an older version wrote has none.
+
+    Raises:
+        ValueError: it is not what was written.
+    """
+    plain = dict(content)
+    expected = plain.pop(KEY, None)
+    if expected is not None and expected != sha256_json(plain):
+        raise ValueError("it is not what was written (its checksum differs)")
+    return plain
+
+
+def write_checked_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON with its checksum, atomically."""
+    write_json(path, with_checksum(content))
+
+
+def read_checked_json(path: Path, what: str) -> dict[str, Any]:
+    """Read what `write_checked_json`, or an older version, wrote.
+
+    Raises:
+        ArtifactError: it is missing or damaged; `what` names it in the message.
+    """
+    try:
+        return without_checksum(read_json(path, what))
+    except ValueError as error:
+        raise ArtifactError(f"{path}: this {what} is damaged: {error}") from None
+
+
+def write_checked_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file whose metadata hold the sha256 of its tensors and of the other metadata."""
+    write_tensors(path, tensors, {**metadata, KEY: _sha256(tensors, metadata)})
+
+
+def read_checked_tensors(path: Path, what: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Read what `write_checked_tensors` wrote: the tensors, and the metadata.
+
+    Raises:
+        ArtifactError: it is missing, or not what was written; `what` names it in the message.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- not a dict
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: no {what} here") from None
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{path}: this {what} is damaged: {error}") from None
+    metadata.pop("format", None)
+    if metadata.pop(KEY, None) != _sha256(tensors, metadata):
+        raise ArtifactError(f"{path}: this {what} is damaged: its bytes are not those that were written")
+    return tensors, metadata
+
+
+def _sha256(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
+    import torch
+
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
