@@ -176,6 +176,8 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
         DataError: the file is missing or no UTF-8 text.
     """
     number = 0
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DataError(f"{path}: is neither a file nor a folder; data are read more than once")
     try:
         with open_text(path) as file:
             for number, line in enumerate(file, start=1):

@@ -145,6 +145,8 @@ def _folder_files(folder: Path, split: str) -> tuple[Path, ...]:
         raise DataError(f"{folder}: this folder holds no data files ({', '.join(IN_FOLDERS)})")
     if split not in results:
         raise DataError(f"{folder}: no file of split '{split}' here (by their names, there are: {', '.join(results)})")
+    if strange := [file for file in results[split] if not file.is_file()]:
+        raise DataError(f"{strange[0]}: is no file; data are read more than once")
     return results[split]
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
+from cofitune.data.guarded import guarded
 from cofitune.errors import UserError
 
 NAMED = ("auto", "chat", "plain")  # what a template may be called besides a file's path
@@ -136,9 +137,14 @@ def render(
     add_generation_prompt: bool = False,
     tools: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """The text that the model sees for these messages."""
-    return str(
-        tokenizer.apply_chat_template(
+    """The text that the model sees for these messages.
+
+    Raises:
+        TemplateError: the template raises.
+        UserError: it does not come to an end.
+    """
+    return guarded(
+        lambda: tokenizer.apply_chat_template(
             [dict(message) for message in messages],
             tools=[dict(tool) for tool in tools] or None,
             tokenize=False,
@@ -163,6 +169,8 @@ def _text(tokenizer: PreTrainedTokenizerBase, given: ChatTemplate) -> tuple[str,
 
 
 def _read(path: Path) -> str:
+    if path.exists() and not path.is_file():
+        raise UserError(f"data.template: {path} is no file; it is {', '.join(NAMED)} or a file with a Jinja template")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -14,6 +14,7 @@ from cofitune.files import sha256_file
 from cofitune.rehearsal.items import read_rehearsal
 
 CATEGORIES = ("speciality", "gen_kn", "gen_rs", "instruct", "drift")
+MOST_BYTES = 200  # of a name: file systems allow 255, and suffixes come behind it
 _TITLE = re.compile(r"^\w[\w .+-]*$")  # it also names a file
 
 
@@ -40,13 +41,16 @@ def load_tasks(tasks: Iterable[EvalTask]) -> tuple[LoadedTask, ...]:
 
 def is_title(name: str) -> bool:
     """Whether a name can stand in tables and name a file."""
-    return bool(_TITLE.match(name))
+    return bool(_TITLE.fullmatch(name)) and len(name.encode()) <= MOST_BYTES
 
 
 def _check_task(task: EvalTask) -> None:
     where = f"eval.{task.category}: task '{task.title}'"
     if not is_title(task.title):
-        raise UserError(f"{where}: a name is made of letters, digits, spaces and . _ + - (it also names a file)")
+        raise UserError(
+            f"{where}: a name is made of letters, digits, spaces and . _ + - (it also names a file), and has at most "
+            f"{MOST_BYTES} bytes"
+        )
     if task.pattern is None:
         return
     try:

@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from cofitune.data.batches import collate
 from cofitune.data.chat import IGNORED, Example
+from cofitune.data.template import render
 from cofitune.data.top_k import TopK
+from cofitune.errors import UserError
 from cofitune.model.decode import generate_rows
 from cofitune.training.loss import supervised_logits, top_k_of
 
@@ -245,7 +248,15 @@ def opening_of_user_turn(tokenizer: Any) -> str:
     """What the chat template writes before a user's text: a model that continues from there writes a prompt itself.
 
     After Magpie (arXiv 2406.08464), and the start-token samples of CFS (arXiv 2505.13811).
+
+    Raises:
+        UserError: the template refuses such a turn, or does not write its text.
     """
     mark = "0f6a3c1e"  # stands in for the user's text; no template writes it
-    whole = str(tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False))
-    return whole[: whole.index(mark)]
+    try:
+        opening, found, _ = render(tokenizer, [{"role": "user", "content": mark}]).partition(mark)
+    except TemplateError as error:
+        raise UserError(f"rehearsal: the chat template refuses a user's turn: {error}") from error
+    if not found:
+        raise UserError("rehearsal: the chat template does not write the user's text, so no prompt can be continued")
+    return opening

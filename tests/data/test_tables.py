@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cofitune.data.formats import BadItemError
-from cofitune.data.read import Item, make_item, read_jsonl
+from cofitune.data.read import Item, lines, make_item, read_jsonl
 from cofitune.data.sources import Source, open_source
 from cofitune.errors import DataError
 
@@ -148,3 +148,7 @@ def test_a_pipe_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "d.jsonl")
     with pytest.raises(DataError, match="is neither a file nor a folder"):
         open_source(Source(str(tmp_path / "d.jsonl")))
+    with pytest.raises(DataError, match="is neither a file nor a folder"):
+        next(lines(tmp_path / "d.jsonl"))
+    with pytest.raises(DataError, match="is no file|holds no data files"):
+        open_source(Source(str(tmp_path)))

@@ -145,6 +145,8 @@ def test_an_empty_and_a_missing_file_are_named(tmp_path: Path) -> None:
     ("changes", "output"),
     [
         ({"title": "a/b"}, "also names a file"),
+        ({"title": "a\n"}, "also names a file"),
+        ({"title": "ä" * 101}, "at most 200 bytes"),
         ({"metric": "regex", "pattern": "("}, "no regular expression"),
         ({"metric": "regex", "pattern": "#### .*"}, "has no group"),
     ],

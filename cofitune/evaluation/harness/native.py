@@ -6,8 +6,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from cofitune.data.guarded import guarded
+from cofitune.errors import UserError
 from cofitune.evaluation.harness.quiet import quiet_harness
 from cofitune.evaluation.harness.tasks import FEWSHOT_SEED
 from cofitune.evaluation.items import LoadedTask
@@ -25,14 +28,19 @@ def build_requests(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase) -> It
     """What the model will be asked: an item's number, the context, and the continuation or the tokens it may have."""
 
     def template(history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return str(
-            tokenizer.apply_chat_template(
-                history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
+        try:
+            return guarded(
+                lambda: tokenizer.apply_chat_template(
+                    history,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=not add_generation_prompt,
+                )
             )
-        )
+        except TemplateError as error:
+            raise UserError(
+                f"task '{loaded.task.title}': the model's chat template refuses a prompt: {error}"
+            ) from error
 
     in_template, before = loaded.task.apply_chat_template, 0
     with quiet_harness():
