@@ -17,7 +17,7 @@ def test_a_full_or_read_only_disk_is_a_message(number: int) -> None:
     assert str(refused) == f"/runs/x: {os.strerror(number)}"
 
 
-def test_a_folder_that_was_deleted_is_a_message_and_a_file_that_lacks_is_not(tmp_path: Path) -> None:
+def test_a_deleted_folder_is_a_message_and_a_missing_file_is_not(tmp_path: Path) -> None:
     for path, told in ((tmp_path / "run" / "x", True), (tmp_path / "x", False)):
         with pytest.raises(FileNotFoundError) as caught:
             path.open()

@@ -26,6 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import fuzz_files
 import fuzz_inputs as inputs
 
 from cofitune.config.load import dump_config, load_config
@@ -69,6 +70,7 @@ class Fuzz:
             "data": self.data,
             "questions": self.questions,
             "models": self.models,
+            "files": self.files,
         }
         self._tokenizer: Any = None
 
@@ -154,6 +156,10 @@ class Fuzz:
         set_template(tokenizer, "auto")
         read_generation_config(name, None, config)
         load_model(name, torch.float32)
+
+    def files(self, folder: Path, rng: random.Random) -> None:
+        """A file that we wrote, with one bit flipped: it is found, or what is read is what was written."""
+        fuzz_files.check(self.folder / "files", folder, rng)
 
     def warm_up(self, targets: list[str]) -> None:
         """Import what the targets need, and make the good folder: that takes longer than an input may."""

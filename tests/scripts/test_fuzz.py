@@ -23,7 +23,7 @@ def fuzz(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     import fuzz
 
     yield fuzz
-    for name in ("fuzz", "fuzz_inputs"):
+    for name in ("fuzz", "fuzz_files", "fuzz_inputs"):
         sys.modules.pop(name, None)
 
 
@@ -33,6 +33,16 @@ def test_spoilt_inputs_are_taken_or_refused_with_a_message(fuzz: Any, tmp_path: 
     wrong = [outcome for outcome in outcomes if outcome.result in ("traceback", "hang")]
     assert not wrong, wrong[0].about
     assert {outcome.result for outcome in outcomes} == {"taken", "refused"}
+
+
+def test_a_flipped_bit_in_our_own_files_is_found_or_harmless(fuzz: Any, tmp_path: Path) -> None:
+    import fuzz_files
+
+    outcomes = fuzz.run(fuzz.Fuzz(1, tmp_path), 200, tmp_path / "log.jsonl", ["files"])
+    wrong = [outcome for outcome in outcomes if outcome.result not in ("taken", "refused")]
+    assert not wrong, wrong[0].about
+    assert {path.name for path in (tmp_path / "files").iterdir()} == set(fuzz_files.KINDS)
+    assert sum(outcome.result == "refused" for outcome in outcomes) > 150
 
 
 def test_an_input_follows_from_its_seed_and_number(fuzz: Any) -> None:

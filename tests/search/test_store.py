@@ -93,7 +93,7 @@ def test_one_changed_digit_is_found(tmp_path: Path) -> None:
             read_trials(path)
 
 
-def test_trials_that_are_gone_beside_their_card_are_not_begun_anew_silently(tmp_path: Path) -> None:
+def test_trials_that_are_gone_beside_their_card_are_told(tmp_path: Path) -> None:
     open_store(tmp_path, IDENTITY).append(FIRST)
     (tmp_path / "trials.jsonl").unlink()
     with pytest.raises(ArtifactError, match=r"trials\.jsonl: is gone, .*--overwrite starts over"):

@@ -1,0 +1,39 @@
+"""Broken commands in short: `scripts/bench/faults` breaks every command, a hundred times."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.processes
+
+BENCH = Path(__file__).parents[2] / "scripts" / "bench"
+
+
+@pytest.fixture
+def faults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """The script as a module."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    monkeypatch.setenv("COFITUNE_CACHE", str(tmp_path / "cache"))
+    import faults
+
+    yield faults
+    for name in ("faults", "kill"):
+        sys.modules.pop(name, None)
+
+
+def test_a_command_that_was_broken_ends_as_if_nothing_had_happened(faults: Any, tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    made = faults.run(faults.Faults(tmp_path, 5, ["importance"]), 1, log)
+    assert [(fault.kind, fault.problem) for fault in made] == [("kill", "")]
+    assert faults.run(faults.Faults(tmp_path / "never", 5, ["importance"]), 1, log) == made, "the log is kept"
+
+
+def test_what_a_fault_leaves_behind_is_seen(faults: Any, tmp_path: Path) -> None:
+    names = (".x.0123abcd.cofitune.tmp", ".train.lock", ".step-000002.tmp", ".whole.building")
+    assert all(faults.is_left(tmp_path / name) for name in names)
+    assert not any(faults.is_left(tmp_path / name) for name in ("config.yaml", "delta.safetensors", "step-000002"))
