@@ -79,6 +79,13 @@ class Search(Section):
         description="loss: regions are compared where all that made this part of the best one's gain in speciality "
         "loss have arrived; the others rank behind them",
     )
+    tolerance: float = Field(
+        0.1,
+        ge=0,
+        allow_inf_nan=False,
+        description="loss: drifts that are at most this part above the least count as equal to it, and of equals the "
+        "region with the fewest trained weights wins",
+    )
     repeat: int = Field(
         1, gt=0, description="seeds that the leading regions are trained with, to see how far a seed moves the result"
     )

@@ -5,7 +5,8 @@ therefore measured a few times along its training, and all are compared where th
 
 - The best trial's gain is how far the lowest speciality loss of all lies below the base's. Trials that made at least
   `reach` of it are compared; the common loss is the highest of their lowest losses, which all of them come down to.
-- They rank by their drift there (lower is better), by interpolation between the measurements.
+- They rank by their drift there (lower is better), by interpolation between the measurements. Those within `tolerance`
+  of the least count as equal to it, since another seed moves a drift by more: of them the fewest weights come first.
 - Trials that made less rank behind them, by the lowest loss they came to. Where no trial gained, all rank so.
 
 The common loss depends on which trials stand beside each other: those of a level for what is expanded, all finished
@@ -32,10 +33,12 @@ class EqualLoss:
     Attributes:
         base: the measured base, which gains are counted from.
         reach: part of the best trial's gain that a trial must make to be compared, 0 to 1.
+        tolerance: part of the least drift by which another may be above it and count as equal.
     """
 
     base: Trial
     reach: float = 0.5
+    tolerance: float = 0.0
     score = "drift"
     floor = None
 
@@ -56,16 +59,23 @@ class EqualLoss:
     def order(self, trials: Sequence[Trial]) -> list[Trial]:
         """These trials, the best first; of equals the one with fewer trained weights, then the lower first layer."""
         common = self.common_loss(trials)
+        drifts = [drift for trial in trials if (drift := self.drift_of(trial, common)) is not None]
+        equal = self.equal_up_to(drifts)
 
         def rank(trial: Trial) -> tuple[Any, ...]:
             drift = self.drift_of(trial, common)
             loss = lowest_loss(trial.curve) if trial.curve else math.inf
             region = trial.region
             place = (region.layers, region.modules) if region else ((), ())
-            behind = (0, drift) if drift is not None else (1, loss)
+            behind = (1, loss) if drift is None else (0, drift if drift > equal else -math.inf)
             return (*behind, trial.num_trained, *place)
 
         return sorted(trials, key=rank)
+
+    def equal_up_to(self, drifts: Sequence[float]) -> float:
+        """The highest drift that counts as equal to the least of these, in nats a token."""
+        least = min(drifts, default=-math.inf)
+        return least * (1 + self.tolerance) if least > 0 else least
 
     def ranks(self, trials: Sequence[Trial]) -> list[float]:
         """A figure for each, high is good, of which only the order means something."""

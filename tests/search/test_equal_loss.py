@@ -41,6 +41,16 @@ def test_drift_alone_does_not_win() -> None:
     assert names(EqualLoss(BASE, reach=0.4).order([quick, SMALL])) == ["small", "quick"]
 
 
+def test_within_the_tolerance_the_fewest_weights_come_first() -> None:
+    least = trial("least", (2.0, 0.100), (1.0, 0.200), weights=30)
+    close = trial("close", (2.0, 0.105), (1.0, 0.209), weights=20, layer=1)
+    clear = trial("clear", (2.0, 0.150), (1.0, 0.230), weights=10, layer=2)
+    assert names(EqualLoss(BASE).order([clear, close, least])) == ["least", "close", "clear"]
+    assert names(EqualLoss(BASE, tolerance=0.1).order([clear, close, least])) == ["close", "least", "clear"]
+    assert names(EqualLoss(BASE, tolerance=0.2).order([least, close, clear])) == ["clear", "close", "least"]
+    assert EqualLoss(BASE, tolerance=0.1).equal_up_to([-0.2, 0.1]) == -0.2, "below 0 nothing is near"
+
+
 def test_who_does_not_come_so_far_ranks_behind_by_its_loss() -> None:
     less = trial("less", (2.95, 0.0), (2.9, 0.0))
     assert names(EqualLoss(BASE).order([less, HARDLY, LARGE])) == ["large", "hardly", "less"]

@@ -164,7 +164,7 @@ def _rules(plan: SearchPlan, base: Trial, trials: Trials, proxy: Proxy | None, a
     return SearchSettings(
         steps=requested.train_steps,
         beam=requested.beam,
-        objective=EqualLoss(base, requested.reach)
+        objective=EqualLoss(base, requested.reach, requested.tolerance)
         if by_loss
         else Objective(requested.objective, requested.floor, base),
         rungs=SuccessiveHalving(halving.steps, halving.keep, requested.early_stop) if halving else None,

@@ -174,8 +174,14 @@ def _row(trial: Trial, decision: Decision, store: Store, objective: Ranking, tri
         return row
     if isinstance(objective, EqualLoss):
         judged = decision.reliability
-        tied = judged is not None and trial.id in judged.ties(result.winner.id)
-        return replace(row, unified=objective.drift_of(trial, decision.common), tied=tied)
+        drift, best = (objective.drift_of(one, decision.common) for one in (trial, result.winner))
+        if judged is not None:
+            tied = trial.id in judged.ties(result.winner.id)
+        else:
+            finished = [one for one in result.trials if one.done and one.region is not None]
+            drifts = [d for one in finished if (d := objective.drift_of(one, decision.common)) is not None]
+            tied = drift is not None and best is not None and drift <= objective.equal_up_to(drifts)
+        return replace(row, unified=drift, tied=tied and trial.id != result.winner.id)
     missed = objective.shortfall(trial)
     row = replace(row, missed=missed)
     if trial.id == result.winner.id:

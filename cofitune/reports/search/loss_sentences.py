@@ -31,8 +31,11 @@ def loss_winner_sentence(
             f"base's ({number(base.speciality)}) in this many steps, so drift could not decide."
         )
     reached = [row for row in finished if row.unified is not None]
+    least = min((row.unified for row in reached if row.unified is not None), default=None)
+    tied = least is not None and won.unified is not None and won.unified > least
+    what = "the fewest weights of those that tie for the least drift" if tied else "the least drift"
     text = (
-        f"Winner: {region_text(won.region)}, with the least drift at equal speciality loss of the {len(reached)} of "
+        f"Winner: {region_text(won.region)}, with {what} at equal speciality loss of the {len(reached)} of "
         f"{many(len(finished), 'finished trial')} that reach it ({number(won.unified)} nats a token at a loss of "
         f"{number(common)}; the base's is {number(base.speciality)}, lower is better); its whole training ends at "
         f"{LOSSES.brief(won, None)}"

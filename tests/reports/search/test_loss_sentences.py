@@ -55,6 +55,9 @@ def test_the_winner_says_at_which_loss_and_who_does_not_reach_it() -> None:
     )
     assert "0.062 nats a token at a loss of 2.000; the base's is 3.500, lower is better" in text
     assert text.endswith("runner-up: 0-15 × all (0.200).")
+    tied = replace(BEST, unified=0.21, tied=False)
+    text = loss_winner_sentence(BASE, [HALF, LATE, tied], "best", "half", 2.0)
+    assert "with the fewest weights of those that tie for the least drift at equal speciality loss" in text
     assert "does not reach that loss" in loss_winner_sentence(BASE, ROWS, "best", "late", 2.0)
     assert "there is no runner-up" in loss_winner_sentence(BASE, [BEST], "best", None, 2.0)
 
