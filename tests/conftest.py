@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests import forker
 from tests.helpers import WORDS, SharedRuns, freeze_imports, write_jsonl
 
 TABLES = pytest.StashKey[dict[str, list[str]]]()
@@ -134,6 +135,19 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COFITUNE_CACHE", str(tmp_path_factory.getbasetemp() / "cofitune-cache"))
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _forked_processes() -> None:
+    """Fork the Python processes that tests start from one that has imported everything."""
+    forker.install()
+
+
+@pytest.fixture(autouse=True)
+def _started_from_nothing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start real interpreters for a test with the marker `interpreter`."""
+    if request.node.get_closest_marker("interpreter"):
+        monkeypatch.setattr(forker, "ENABLED", [False])
 
 
 @pytest.fixture(autouse=True)

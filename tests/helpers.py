@@ -15,8 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 import yaml
+
+from tests import forker
 
 REPOSITORY = Path(__file__).parents[1]
 WORDS = ["court", "contract", "void", "seller", "buyer", "tenant", "lease", "landlord", "capital", "France", "Paris"]
@@ -146,6 +149,12 @@ def same_tensors(one: dict[str, Any], other: dict[str, Any]) -> bool:
 def outside_ranks() -> dict[str, str]:
     """The environment of a process that is no rank: a training in this process has made one of it."""
     return {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+
+
+def children_of(pid: int) -> list[psutil.Process]:
+    """All processes below this one, the eldest first, but for those that only fork others (tests/forker.py)."""
+    below = [process for process in psutil.Process(pid).children(recursive=True) if process.name() != forker.NAME]
+    return sorted(below, key=lambda process: process.create_time())
 
 
 def freeze_imports() -> None:

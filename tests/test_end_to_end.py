@@ -1,4 +1,8 @@
-"""The four commands and the export on the real small model, a handful of steps each, typed as a user types them."""
+"""The four commands and the export on the real small model, a handful of steps each, typed as a user types them.
+
+Those of one process are real interpreters, which import what they need by themselves (tests/forker.py); the ranks of
+such a training are those of tests/scripts/test_kill.py.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,8 @@ import torch
 import yaml
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests import forker
 
 REPOSITORY = Path(__file__).parent.parent
 SMALL_MODEL = REPOSITORY / ".cache" / "SmolLM2-135M-Instruct"
@@ -60,11 +66,14 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def cofitune(*words: object) -> str:
+def cofitune(*words: object, forked: bool = False) -> str:
     """Type a command; it must succeed. Gives what it said."""
     clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
     command = [sys.executable, "-m", "cofitune", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=clean)
+    with pytest.MonkeyPatch.context() as patch:
+        if not forked:
+            patch.setattr(forker, "ENABLED", [False])
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=clean)
     if done.returncode:
         pytest.fail(f"{' '.join(command)} exited with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     return done.stdout
@@ -74,17 +83,17 @@ def test_the_main_job_end_to_end(work: Path) -> None:
     config, run = work / "config.yaml", work / "run"
 
     assert "held out" in cofitune("rehearse", config)
-    assert "region.yaml" in cofitune("search", config)
+    assert "region.yaml" in cofitune("search", config, forked=True)
     region = yaml.safe_load((run / "search" / "region.yaml").read_text())
     trials = (run / "search" / "trials.jsonl").read_text()
     assert len(trials.splitlines()) == 4, "the base, two quarters, and the better one's projections"
     cofitune("search", config)
     assert (run / "search" / "trials.jsonl").read_text() == trials, "a second call repeats no trial"
 
-    cofitune("importance", config, "--num-processes", 2)
+    cofitune("importance", config, "--num-processes", 2, forked=True)
     assert (run / "importance" / "importance.safetensors").is_file()
 
-    output = cofitune("train", config, "--num-processes", 2)
+    output = cofitune("train", config, "--num-processes", 2, forked=True)
     assert (
         str(run / "search" / "region.yaml") in output and str(run / "importance" / "importance.safetensors") in output
     )

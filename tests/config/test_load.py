@@ -284,6 +284,7 @@ def test_every_field_says_what_it_is() -> None:
 
 
 @pytest.mark.processes
+@pytest.mark.interpreter
 @pytest.mark.parametrize("module", ["cofitune.config.load", "cofitune.config.schema", "cofitune.cli"])
 def test_the_config_and_the_cli_import_no_torch(module: str) -> None:
     if module == "cofitune.cli" and importlib.util.find_spec(module) is None:

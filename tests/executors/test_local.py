@@ -25,7 +25,7 @@ from cofitune.files import exclusive
 from cofitune.launch.hostfile import Host
 from cofitune.launch.launcher import Ranks
 from cofitune.recipes.trial.executor import TrialRequest, TrialResult
-from tests.helpers import read_jsonl, write_jsonl
+from tests.helpers import children_of, read_jsonl, write_jsonl
 
 pytestmark = pytest.mark.processes
 
@@ -91,6 +91,7 @@ def run_all(ranks: Ranks, requests: list[TrialRequest]) -> list[TrialResult]:
         return list(execute(requests))
 
 
+@pytest.mark.interpreter  # whose start takes the time that is compared
 def test_no_trial_depends_on_earlier_ones_in_its_worker_or_a_failed_one(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -245,7 +246,7 @@ def test_a_search_that_is_ended_leaves_no_worker_behind(
     asked = request(settings, tmp_path / "trial", "1-2", max_steps=100_000)
     search = subprocess.Popen([sys.executable, "-c", SEARCH, str(asked.folder), str(ranks)])
     wait_for((asked.folder / "train" / "metrics.jsonl").is_file, 90)
-    workers = psutil.Process(search.pid).children(recursive=True)
+    workers = children_of(search.pid)
     assert len(workers) >= ranks
     search.send_signal(signum)
     assert search.wait(timeout=30) == (143 if signum == signal.SIGTERM else -signal.SIGKILL)
@@ -254,6 +255,7 @@ def test_a_search_that_is_ended_leaves_no_worker_behind(
         pass
 
 
+@pytest.mark.interpreter  # whose command line says what it is
 def test_a_worker_that_is_killed_is_told_of(settings: dict[str, Any], tmp_path: Path) -> None:
     long = request(settings, tmp_path / "long", "1-2", max_steps=100_000)
 

@@ -170,6 +170,7 @@ def test_hosts_and_a_number_of_ranks_are_not_asked_for_together(tmp_path: Path) 
 
 
 @pytest.mark.processes
+@pytest.mark.interpreter
 def test_help_and_a_mistake_in_the_config_need_no_torch(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("model: {nam: x}\n")
     code = (

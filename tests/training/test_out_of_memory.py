@@ -115,6 +115,7 @@ cli.main()
 
 
 @pytest.mark.processes
+@pytest.mark.interpreter  # its memory is limited to what it has after its imports
 def test_a_training_that_runs_out_of_memory_says_what_to_change(tmp_path: Path, tiny_model_folder: Path) -> None:
     items = [{"instruction": "Say void. " * 40, "output": "void " * 40} for _ in range(256)]
     write_jsonl(tmp_path / "items.jsonl", items)

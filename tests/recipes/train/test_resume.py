@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -26,6 +25,7 @@ from cofitune.training import loop
 from cofitune.training.state import read_checkpoint
 from tests.helpers import (
     SharedRuns,
+    children_of,
     interrupt_after,
     outside_ranks,
     read_delta,
@@ -440,7 +440,7 @@ def test_a_second_interrupt_ends_it_at_once(config: dict[str, Any]) -> None:
 
 def test_a_signal_to_one_rank_stops_all_and_a_second_hurries_none(config: dict[str, Any]) -> None:
     process, folder = start(config, ranks=2)
-    one = psutil.Process(process.pid).children()[1]
+    one = children_of(process.pid)[1]
     for _ in range(2):  # SLURM signals every process, and the launcher hands it on
         one.send_signal(signal.SIGTERM)
     output = process.communicate(timeout=60)[1]

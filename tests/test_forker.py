@@ -1,0 +1,71 @@
+"""A forked process is what the same command is as an interpreter of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+
+from tests import forker
+
+pytestmark = pytest.mark.processes
+
+TELL = """
+import json, os, sys, cofitune
+about = {"argv": sys.argv, "folder": os.getcwd(), "parent": os.getppid(), "own session": os.getsid(0) == os.getpid()}
+about |= {"name": os.environ.get("NAME"), "input": sys.stdin.read(), "main": __name__, "unread": "GONE" in os.environ}
+about |= {"open": os.path.realpath("/proc/self/fd/" + sys.argv[1]).endswith("/lock")}
+print(json.dumps(about))
+print("to stderr", file=sys.stderr)
+sys.exit(3)
+"""
+
+
+def tell(folder: Path, descriptor: int, **options: Any) -> tuple[dict[str, Any], str, int]:
+    environment = {name: value for name, value in os.environ.items() if name != "GONE"} | {"NAME": "Wert ü"}
+    done = subprocess.run(
+        [sys.executable, "-c", TELL, str(descriptor)],
+        cwd=folder, env=environment, input="line\n", capture_output=True, text=True, check=False, **options,
+    )  # fmt: skip
+    return json.loads(done.stdout), done.stderr, done.returncode
+
+
+@pytest.mark.parametrize("inherits", [True, False])
+def test_it_has_what_an_interpreter_has(inherits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GONE", "1")
+    with (tmp_path / "lock").open("w") as file:
+        os.set_inheritable(file.fileno(), True)
+        options = {"close_fds": not inherits, "start_new_session": inherits}
+        forked = tell(tmp_path, file.fileno(), **options)
+        monkeypatch.setattr(forker, "ENABLED", [False])
+        assert forked == tell(tmp_path, file.fileno(), **options)
+    about, stderr, code = forked
+    assert (stderr, code) == ("to stderr\n", 3)
+    assert about["parent"] == os.getpid() and about["own session"] == about["open"] == inherits
+
+
+def test_signals_end_it_and_what_it_starts_is_forked_too() -> None:
+    inner = "import cofitune, time\nprint('up', flush=True)\ntime.sleep(60)"
+    outer = f"import cofitune, subprocess, sys\nsubprocess.run([sys.executable, '-c', {inner!r}])"
+    process = subprocess.Popen([sys.executable, "-c", outer], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout is not None and process.stdout.readline() == "up\n"
+    below = psutil.Process(process.pid).children()
+    assert [child.name() == forker.NAME for child in below].count(True) == 1 and len(below) == 2
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=30) == -signal.SIGTERM
+    assert process.stdout.read() == "", "nobody is left who has it open"
+    process.stdout.close()
+    psutil.wait_procs(below, timeout=30)
+    assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in below)
+
+
+@pytest.mark.parametrize("arguments", [["-c", "print(1)"], ["-I", "-m", "cofitune"], ["script.py"]])
+def test_other_commands_are_left_alone(arguments: list[str]) -> None:
+    assert forker._understood({"args": [sys.executable, *arguments], "env": None, "cwd": None}) is None
