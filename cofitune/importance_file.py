@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from cofitune.errors import ArtifactError
 from cofitune.files import read_json, read_tensors, sha256_file, write_json, write_tensors
-from cofitune.model.anatomy import Anatomy
+
+if TYPE_CHECKING:  # it imports transformers, which who draws importance does not need
+    from cofitune.model.anatomy import Anatomy
 
 FORMAT = 1
 ATTENTION_HEADS = "attention_heads"

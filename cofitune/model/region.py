@@ -8,13 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from cofitune.errors import RegionError, did_you_mean
-from cofitune.model.anatomy import Anatomy
 from cofitune.model.layouts import MODULES, expand_modules
+
+if TYPE_CHECKING:  # it imports transformers, which who reads trials and draws them does not need
+    from cofitune.model.anatomy import Anatomy
 
 # The authors' names, as shares of the depth: the first layer is ⌈L·a⌉, the last ⌈L·b⌉ − 1.
 NAMED_RANGES = {
