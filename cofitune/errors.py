@@ -6,7 +6,6 @@ import difflib
 import errno
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 
 class UserError(Exception):
@@ -93,7 +92,7 @@ def install(extra: str) -> str:
     return f"pip install -e '.[{extra}]' in the checkout, or the wheel with [{extra}]"
 
 
-def differences(place: str, before: Any, now: Any) -> list[str]:
+def differences(place: str, before: object, now: object) -> list[str]:
     """The leaves in which two nested settings differ, each as `dotted.name is … there and … here`."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         keys = dict.fromkeys([*now, *before])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -79,7 +78,7 @@ def answer_tokens(tokenizer: PreTrainedTokenizerBase, messages: Messages, answer
     Raises:
         BadItemError: as in training: the template refuses or drops a part, or a text holds a control token.
     """
-    whole: list[Mapping[str, Any]] = [*messages, {"role": "assistant", "content": answer}]
+    whole: list[Mapping[str, object]] = [*messages, {"role": "assistant", "content": answer}]
     check_contents(tokenizer, whole, where)
     try:
         ids, found = encode_response(tokenizer, find_response(tokenizer, whole, where), where)
@@ -102,7 +101,7 @@ def _opening(tokenizer: PreTrainedTokenizerBase, roles: tuple[str, ...]) -> Prom
     return result
 
 
-def _find_opening(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]) -> Prompt:
+def _find_opening(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, object]]) -> Prompt:
     ids: list[int] | None = None
     text = ""
     for probe in PROBES:

@@ -148,7 +148,9 @@ def encode_item(item: Item, tokenizer: PreTrainedTokenizerBase, train_on: str = 
     return EncodedItem(tuple(examples), all(one.ends_with_token for one in responses), reasons)
 
 
-def _response(item: Item, tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], index: int) -> Response:
+def _response(
+    item: Item, tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, object]], index: int
+) -> Response:
     result = find_response(tokenizer, messages[: index + 1], item.where, item.tools)
     check_rendered(replace(item, turns=item.turns[: index + 1], extras=item.extras[: index + 1]), result.text)
     return result

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedTokenizerBase
@@ -25,7 +24,7 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     return {**added, **named}
 
 
-def check_contents(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], where: str) -> None:
+def check_contents(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, object]], where: str) -> None:
     """Refuse texts that would become control tokens: an end of turn in the middle of a response, for one.
 
     Raises:
@@ -54,7 +53,7 @@ def _pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
     return known[1]
 
 
-def _texts(message: Mapping[str, Any]) -> Iterable[str]:
+def _texts(message: Mapping[str, object]) -> Iterable[str]:
     for key, value in message.items():
         if key != "role" and value:
             yield value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

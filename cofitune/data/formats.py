@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,7 @@ class Conversation:
     unread: tuple[str, ...] = ()
 
 
-def turns_of(item: dict[str, Any], form: str) -> Conversation:
+def turns_of(item: Mapping[str, object], form: str) -> Conversation:
     """Read one item.
 
     Args:
@@ -57,7 +58,7 @@ def turns_of(item: dict[str, Any], form: str) -> Conversation:
     return _whole(item, form, _learned(turns, context), context, unread)
 
 
-def prompt_turns_of(item: dict[str, Any], form: str) -> Conversation:
+def prompt_turns_of(item: Mapping[str, object], form: str) -> Conversation:
     """Read one item as a prompt alone: its turns up to a user's, the last response left out where there is one.
 
     Args:
@@ -102,9 +103,9 @@ def user_text(instruction: str, given: str = "") -> str:
     return "\n".join(part for part in (instruction.strip(), given.strip()) if part)
 
 
-def _begin(item: dict[str, Any], form: str) -> tuple[dict[str, Any], str, list[str]]:
+def _begin(given: Mapping[str, object], form: str) -> tuple[dict[str, object], str, list[str]]:
     """The item without its gaps, its form, and its keys that the form does not read."""
-    item = {key: value for key, value in item.items() if value is not None}
+    item = {key: value for key, value in given.items() if value is not None}
     if "chosen" in item and "rejected" in item:
         raise BadItemError(
             "preference data",
@@ -120,7 +121,7 @@ def _begin(item: dict[str, Any], form: str) -> tuple[dict[str, Any], str, list[s
     return item, form, [key for key in item if key not in read]
 
 
-def _guess(item: dict[str, Any]) -> str:
+def _guess(item: Mapping[str, object]) -> str:
     for key, form in (
         ("messages", "messages"),
         ("conversations", "sharegpt"),
@@ -146,7 +147,7 @@ def _list_of(form: str) -> tuple[str, str, str]:
     return ("conversations", "from", "value") if form == "sharegpt" else ("messages", "role", "content")
 
 
-def _alpaca(item: dict[str, Any]) -> list[Turn]:
+def _alpaca(item: Mapping[str, object]) -> list[Turn]:
     _require(item, "instruction", "output")
     prompt = user_text(_string(item, "instruction"), _string(item, "input"))
     output = _string(item, "output")
@@ -157,7 +158,7 @@ def _alpaca(item: dict[str, Any]) -> list[Turn]:
     return [Turn("user", prompt), Turn("assistant", output)]
 
 
-def _string(item: dict[str, Any], key: str) -> str:
+def _string(item: Mapping[str, object], key: str) -> str:
     value = item.get(key, "")
     if not isinstance(value, str):
         raise BadItemError(
@@ -166,7 +167,7 @@ def _string(item: dict[str, Any], key: str) -> str:
     return value
 
 
-def _history(item: dict[str, Any]) -> list[Turn]:
+def _history(item: Mapping[str, object]) -> list[Turn]:
     """Earlier turns of an alpaca item: pairs of what the user said and what was answered, learned like the last one."""
     history = item.get("history") or []
     if not isinstance(history, list) or not all(
@@ -177,7 +178,7 @@ def _history(item: dict[str, Any]) -> list[Turn]:
     return [Turn(role, text) for pair in history for role, text in zip(("user", "assistant"), pair, strict=True)]
 
 
-def _prompt_completion(item: dict[str, Any], unread: list[str]) -> tuple[list[Turn], int]:
+def _prompt_completion(item: Mapping[str, object], unread: list[str]) -> tuple[list[Turn], int]:
     _require(item, "prompt", "completion")
     prompt, completion = item["prompt"], item["completion"]
     if isinstance(prompt, str) and isinstance(completion, str):
@@ -192,7 +193,7 @@ def _prompt_completion(item: dict[str, Any], unread: list[str]) -> tuple[list[Tu
     return given + _listed(item, "completion", "role", "content", unread), len(given)
 
 
-def _require(item: dict[str, Any], *keys: str) -> None:
+def _require(item: Mapping[str, object], *keys: str) -> None:
     for key in keys:
         if key not in item:
             raise BadItemError(
@@ -200,7 +201,7 @@ def _require(item: dict[str, Any], *keys: str) -> None:
             )
 
 
-def _listed(item: dict[str, Any], key: str, role_key: str, content_key: str, unread: list[str]) -> list[Turn]:
+def _listed(item: Mapping[str, object], key: str, role_key: str, content_key: str, unread: list[str]) -> list[Turn]:
     given = item.get(key)
     if not isinstance(given, list) or not given:
         raise BadItemError("wrong type", f"'{key}' must be a list of turns with a {role_key} and a {content_key}")
@@ -236,7 +237,7 @@ def _check_first(turns: list[Turn]) -> None:
         )
 
 
-def _whole(item: dict[str, Any], form: str, turns: list[Turn], context: int, unread: list[str]) -> Conversation:
+def _whole(item: Mapping[str, object], form: str, turns: list[Turn], context: int, unread: list[str]) -> Conversation:
     """Put the item's own system text in front, and check that every text can be encoded."""
     system = item.get("system", "")
     if not isinstance(system, str):

@@ -16,7 +16,7 @@ from cofitune.errors import DataError
 
 FIRST_SHOWN = 5
 COUNTED = ("read", "kept", "truncated", "tokens", "supervised", "further_examples", "without_end", "reasoning")
-Row = Any  # an item of JSON as text, a row of a table, or a BadRow
+Row = object  # an item of JSON as text, a row of a table, or a BadRow
 READ_ERRORS = (OSError, EOFError, zlib.error)  # the last two: a .gz file that was cut or damaged
 
 
@@ -140,7 +140,7 @@ class ItemCounts:
         self.first_dropped = [*self.first_dropped, *other.first_dropped][:FIRST_SHOWN]
 
 
-def read_jsonl(path: str | Path, on_bad_item: str = "error") -> Iterator[tuple[int, dict[str, Any]]]:
+def read_jsonl(path: str | Path, on_bad_item: str = "error") -> Iterator[tuple[int, dict[str, object]]]:
     """Yield (line number from 1, object) of each non-empty line.
 
     Args:
@@ -157,7 +157,7 @@ def read_jsonl(path: str | Path, on_bad_item: str = "error") -> Iterator[tuple[i
                 raise DataError(f"{path}:{number}: {error}") from None
 
 
-def read_object(line: str) -> dict[str, Any]:
+def read_object(line: str) -> dict[str, object]:
     """The JSON object that a line holds, with texts that can be encoded.
 
     Raises:
@@ -236,7 +236,7 @@ def bad_item(error: BadItemError, on_bad_item: str, account: ItemCounts) -> None
     account.drop(error.reason, str(error))
 
 
-def parse(line: str) -> Any:
+def parse(line: str) -> object:
     """The value of one line of JSON.
 
     Raises:
@@ -253,7 +253,7 @@ def parse(line: str) -> Any:
         raise BadItemError("not valid JSON", f"this line is not valid JSON: {deep}") from None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """An object of JSON; Python's reader would keep the last of two equal keys without a word."""
     value = dict(pairs)
     if len(value) < len(pairs):
@@ -263,13 +263,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _fields(row: Row) -> dict[str, Any]:
+def _fields(row: Row) -> dict[str, object]:
     if isinstance(row, BadRow):
         raise BadItemError(row.reason, row.message)
     return _object(parse(row) if isinstance(row, str) else row)
 
 
-def _object(value: Any) -> dict[str, Any]:
+def _object(value: object) -> dict[str, object]:
     if not isinstance(value, dict):
         raise BadItemError("not a JSON object", f"an item is a JSON object, not {type(value).__name__}")
     return value

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 from cofitune.data.formats import BadItemError
 from cofitune.data.read import Item
@@ -50,7 +49,7 @@ def _escaped(part: str) -> tuple[str, ...]:
     return json.dumps(part)[1:-1], json.dumps(part, ensure_ascii=False)[1:-1]
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: object) -> Iterator[str]:
     """All texts of the arguments of a call, keys included."""
     if isinstance(value, str):
         yield value

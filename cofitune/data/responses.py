@@ -51,7 +51,7 @@ class Response:
 
 
 def find_response(
-    tokenizer: PreTrainedTokenizerBase, messages: Messages, where: str, tools: Sequence[Mapping[str, Any]] = ()
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, where: str, tools: Sequence[Mapping[str, object]] = ()
 ) -> Response:
     """Render a conversation that ends with a response, and find the response in it.
 
@@ -126,7 +126,7 @@ def _find_content(
     whole: str,
     prompt: str,
     where: str,
-    tools: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, object]],
 ) -> tuple[int, int]:
     """Where the last message's text begins and ends in `whole`."""
     given = str(messages[-1]["content"])

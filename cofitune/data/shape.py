@@ -16,7 +16,7 @@ from cofitune.data.template import render
 MARK = "q7f3a9zk{}x"  # stands in for a text; no template writes it, and none trims it
 Messages = Sequence[Mapping[str, Any]]
 
-_KNOWN: WeakKeyDictionary[PreTrainedTokenizerBase, dict[Any, Any]] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[PreTrainedTokenizerBase, dict[object, Any]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Around:
     tail: str
 
 
-def remembered(tokenizer: PreTrainedTokenizerBase, key: Any) -> tuple[dict[Any, Any], Any]:
+def remembered(tokenizer: PreTrainedTokenizerBase, key: object) -> tuple[dict[object, Any], object]:
     """A store of what is known of the tokenizer under its present template, and the full key in it."""
     store = _KNOWN.setdefault(tokenizer, {})
     return store, (tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token, key)
@@ -43,7 +43,7 @@ def mark(index: int) -> str:
     return MARK.format(index)
 
 
-def marked(messages: Messages) -> list[dict[str, Any]]:
+def marked(messages: Messages) -> list[dict[str, object]]:
     """The messages, each text a mark."""
     return [{**message, "content": mark(index)} for index, message in enumerate(messages)]
 
@@ -82,7 +82,7 @@ def dropped_turns(tokenizer: PreTrainedTokenizerBase, messages: Messages, tools:
     return result
 
 
-def _pattern(messages: Messages) -> tuple[Any, ...]:
+def _pattern(messages: Messages) -> tuple[object, ...]:
     return tuple((m["role"], bool(m["content"]), *sorted(m)) for m in messages)
 
 

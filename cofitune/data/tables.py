@@ -140,7 +140,7 @@ def _parquet(file: Path) -> Iterator[tuple[str, Row]]:
         raise DataError(f"{file}: cannot be read: {' '.join(str(error).split())}") from None
 
 
-def without_gaps(value: Any) -> Any:
+def without_gaps(value: object) -> object:
     """A table's value without the keys whose value is null: in a column of objects each has every key of all."""
     if isinstance(value, dict):
         return {key: without_gaps(part) for key, part in value.items() if part is not None}

@@ -58,7 +58,7 @@ class ChatTemplate:
     """
 
     name: str = "auto"
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    kwargs: Mapping[str, object] = field(default_factory=dict)
     system: str = "keep"
     day: str | None = None
     text: str | None = None
@@ -133,9 +133,9 @@ def without_day(tokenizer: PreTrainedTokenizerBase) -> None:
 
 def render(
     tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Mapping[str, Any]],
+    messages: Sequence[Mapping[str, object]],
     add_generation_prompt: bool = False,
-    tools: Sequence[Mapping[str, Any]] = (),
+    tools: Sequence[Mapping[str, object]] = (),
 ) -> str:
     """The text that the model sees for these messages.
 
@@ -206,7 +206,7 @@ def _settings(given: ChatTemplate, text: str) -> str:
     return BEGIN + "".join(f"{line}\n" for line in lines) + END if lines else ""
 
 
-def _literal(value: Any) -> str:
+def _literal(value: object) -> str:
     """A JSON value as Jinja writes it."""
     if value is None or isinstance(value, bool):
         return str(value).lower()

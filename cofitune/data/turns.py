@@ -58,7 +58,7 @@ class Turn:
 
 
 def read_turn(
-    index: int, given: Any, role_key: str, content_key: str, roles: Mapping[str, str]
+    index: int, given: object, role_key: str, content_key: str, roles: Mapping[str, str]
 ) -> tuple[Turn, list[str]]:
     """Read one turn.
 
@@ -108,7 +108,7 @@ def read_tools(given: Any) -> tuple[dict[str, Any], ...]:
     return tuple(tools)
 
 
-def check_text(value: Any, what: str) -> None:
+def check_text(value: object, what: str) -> None:
     """Refuse half of a character that UTF-16 writes as two (a lone surrogate): no tokenizer takes it.
 
     Args:
@@ -134,7 +134,7 @@ def _bad_turn(index: int, role_key: str, content_key: str, roles: Mapping[str, s
     )
 
 
-def _text(index: int, content: Any, content_key: str) -> str | None:
+def _text(index: int, content: object, content_key: str) -> str | None:
     """The content as one text; None where it is neither a text nor a list of text parts."""
     if isinstance(content, str):
         return content
@@ -149,7 +149,7 @@ def _text(index: int, content: Any, content_key: str) -> str | None:
     return "".join(part["text"] for part in content)
 
 
-def _learns(index: int, turn: dict[str, Any]) -> bool:
+def _learns(index: int, turn: dict[str, object]) -> bool:
     """Take `weight`, `train` and `loss` out of a response's keys."""
     said = {key: turn.pop(key) for key in LEARN_KEYS if key in turn}
     switches = {key: _switch(value) for key, value in said.items()}
@@ -165,11 +165,11 @@ def _learns(index: int, turn: dict[str, Any]) -> bool:
     return all(switches.values())
 
 
-def _switch(value: Any) -> bool | None:
+def _switch(value: object) -> bool | None:
     return bool(value) if isinstance(value, bool | int | float) and value in (0, 1) else None
 
 
-def _reasoning(index: int, key: str, value: Any) -> str:
+def _reasoning(index: int, key: str, value: object) -> str:
     text = _text(index, value, key)
     if text is None:
         raise BadItemError("bad turn", f"turn {index}: {key} must be a string")

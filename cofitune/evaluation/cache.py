@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from cofitune.errors import ArtifactError, RepairWarning
 from cofitune.evaluation.items import LoadedTask
@@ -29,7 +28,7 @@ class AnswerCache:
 
     folder: Path
 
-    def get(self, key: Mapping[str, Any], loaded: LoadedTask) -> TaskResult | None:
+    def get(self, key: Mapping[str, object], loaded: LoadedTask) -> TaskResult | None:
         """The result under this key; None where there is none, or where its files are damaged, which is said."""
         place = self._place(key)
         if not (place / "answers.json").is_file():
@@ -46,17 +45,17 @@ class AnswerCache:
         # a title and a category are the reader's, not the answers'
         return replace(result, title=loaded.task.title, category=loaded.task.category)
 
-    def put(self, key: Mapping[str, Any], result: TaskResult) -> None:
+    def put(self, key: Mapping[str, object], result: TaskResult) -> None:
         """Keep a result; its figures are written last and mark it as whole."""
         place = self._place(key)
         write_json(place / "key.json", _plain(key))
         save_result(result, place / "answers.jsonl")
 
-    def _place(self, key: Mapping[str, Any]) -> Path:
+    def _place(self, key: Mapping[str, object]) -> Path:
         text = json.dumps(key, sort_keys=True, ensure_ascii=False)
         return self.folder / hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
 
 
-def _plain(key: Mapping[str, Any]) -> Any:
+def _plain(key: Mapping[str, object]) -> object:
     """The key as JSON gives it back: tuples are lists there."""
     return json.loads(json.dumps(key))

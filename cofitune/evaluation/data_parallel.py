@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from torch import distributed
+from torch.distributed import ProcessGroup
 
 from cofitune.errors import UserError
 
@@ -29,7 +30,7 @@ class BatchSharding:
 
     rank: int = 0
     world_size: int = 1
-    group: Any = None
+    group: ProcessGroup | None = None
     on_progress: Callable[[int, int], None] | None = None
 
     def run(self, batches: Sequence[Sequence[int]], answer: Callable[[Sequence[int]], Sequence[T]]) -> list[T]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 from cofitune.errors import UserError, did_you_mean, install
@@ -68,7 +70,7 @@ def punkt_is_there() -> bool:
 
 
 @contextmanager
-def _ifeval() -> Iterator[Any]:
+def _ifeval() -> Iterator[ModuleType]:
     """The harness's verifiers, seeded; Python's own random state is given back afterwards."""
     utils = import_verifiers()
     state = random.getstate()
@@ -79,7 +81,7 @@ def _ifeval() -> Iterator[Any]:
         random.setstate(state)
 
 
-def import_verifiers() -> Any:
+def import_verifiers() -> ModuleType:
     """Import the verifiers without their attempt to download `punkt_tab` at import: we ask for it by name instead."""
     require_harness()
     import langdetect
@@ -89,7 +91,7 @@ def import_verifiers() -> Any:
     nltk.download = lambda *_, **__: False
     try:
         with _silent_stdout():
-            from lm_eval.tasks.ifeval import utils
+            utils = import_module("lm_eval.tasks.ifeval.utils")
     finally:
         nltk.download = download
     langdetect.DetectorFactory.seed = 0

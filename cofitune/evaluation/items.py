@@ -124,7 +124,7 @@ def read_items(task: EvalTask) -> tuple[tuple[EvalItem, ...], tuple[int, ...]]:
     return tuple(items), tuple(sorted(unusable))
 
 
-def _multiple_choice(line: int, fields: dict[str, Any], task: EvalTask) -> EvalItem:
+def _multiple_choice(line: int, fields: dict[str, object], task: EvalTask) -> EvalItem:
     choices = fields.get("choices")
     if not isinstance(choices, list) or len(choices) < 2 or not all(_is_text(c) for c in choices):
         raise _BadItemError("'choices' must be a list of two or more strings that are not empty")
@@ -134,14 +134,14 @@ def _multiple_choice(line: int, fields: dict[str, Any], task: EvalTask) -> EvalI
     return EvalItem(line, _question(fields), tuple(choices), answer)
 
 
-def _generate(line: int, fields: dict[str, Any], task: EvalTask) -> EvalItem:
+def _generate(line: int, fields: dict[str, object], task: EvalTask) -> EvalItem:
     references = _answers(fields, task.answer_field, ("answers", "answer", "output"))
     if why := unreachable(task.metric, references, task.tokenize):
         raise _BadItemError(f"{why}, so no answer could be right")
     return EvalItem(line, _asked(fields), references=references)
 
 
-def _loss(line: int, fields: dict[str, Any], task: EvalTask) -> EvalItem:
+def _loss(line: int, fields: dict[str, object], task: EvalTask) -> EvalItem:
     choices, answer = fields.get("choices"), fields.get("answer")
     if task.answer_field is None and isinstance(choices, list) and isinstance(answer, int):
         item = _multiple_choice(line, fields, task)
@@ -151,7 +151,7 @@ def _loss(line: int, fields: dict[str, Any], task: EvalTask) -> EvalItem:
     )
 
 
-def _asked(fields: dict[str, Any]) -> str:
+def _asked(fields: dict[str, object]) -> str:
     """The user's turn: instruction and input as training joins them, or the question below its context."""
     if "instruction" not in fields:
         return _question(fields)
@@ -196,7 +196,7 @@ def _ifeval(line: int, fields: dict[str, Any], task: EvalTask) -> EvalItem:
     return EvalItem(line, fields["prompt"], checks=checks)
 
 
-_READERS: dict[str, Callable[[int, dict[str, Any], EvalTask], EvalItem]] = {
+_READERS: dict[str, Callable[[int, dict[str, object], EvalTask], EvalItem]] = {
     "multiple_choice": _multiple_choice,
     "generate": _generate,
     "loss": _loss,
@@ -208,7 +208,7 @@ def _some(lines: list[int]) -> str:
     return ", ".join(map(str, lines[:5])) + (f" and {len(lines) - 5} more" if len(lines) > 5 else "")
 
 
-def _question(fields: dict[str, Any]) -> str:
+def _question(fields: dict[str, object]) -> str:
     """The question, below its context where it has one."""
     question, context = fields.get("question"), _or_empty(fields, "context")
     if not _is_text(question) or not isinstance(context, str):
@@ -218,16 +218,16 @@ def _question(fields: dict[str, Any]) -> str:
     return user_text(context, str(question))
 
 
-def _or_empty(fields: dict[str, Any], key: str) -> Any:
+def _or_empty(fields: dict[str, object], key: str) -> object:
     """A value that may be absent or null; 0 and false are values."""
     return "" if fields.get(key) is None else fields[key]
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def _keys(fields: dict[str, Any]) -> str:
+def _keys(fields: dict[str, object]) -> str:
     return ", ".join(sorted(fields))
 
 

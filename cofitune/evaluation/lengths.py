@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -16,7 +15,7 @@ from cofitune.evaluation.asked import ask_item
 from cofitune.evaluation.items import EvalItem, EvalTask, LoadedTask
 
 
-def max_positions(config: Any) -> int | None:
+def max_positions(config: object) -> int | None:
     """Tokens that a model can attend to, by its configuration; None where it does not say."""
     positions = getattr(config, "max_position_embeddings", None)
     return int(positions) if positions else None

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from functools import cache
+from importlib import import_module
+from types import ModuleType
 from typing import Any, Literal
 
 # as the harness's gsm8k finds numbers (its filter `flexible-extract`)
@@ -136,11 +138,9 @@ def unreachable(metric: str, references: Sequence[str], tokenize: str = "default
     return f"nothing of {references[0]!r} is left that {metric} could compare{hint}"
 
 
-def _squad() -> Any:
+def _squad() -> ModuleType:
     """MLQA's official script, which is SQuAD's for English and knows Chinese; the harness carries it."""
-    from lm_eval.tasks.mlqa import utils
-
-    return utils
+    return import_module("lm_eval.tasks.mlqa.utils")
 
 
 @cache

@@ -31,13 +31,13 @@ class Sample:
 
     line: int
     prompt: str
-    reference: Any
+    reference: object
     answer: str | None
     log_likelihoods: tuple[float, ...] | None
     pick: int | None
     score: float
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """The fields that say something, as JSON takes them."""
         return {k: v for k, v in vars(self).items() if v is not None}
 

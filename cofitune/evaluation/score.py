@@ -127,7 +127,7 @@ def versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in names} | {"own_code": own.hexdigest()}
 
 
-def _score_task(judge: Any, loaded: LoadedTask, asked: Sequence[Asked]) -> TaskResult:
+def _score_task(judge: object, loaded: LoadedTask, asked: Sequence[Asked]) -> TaskResult:
     """Score one task; `asked` are its items as the model sees them."""
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.evaluator import evaluate
@@ -155,14 +155,14 @@ def _score_task(judge: Any, loaded: LoadedTask, asked: Sequence[Asked]) -> TaskR
     )
 
 
-def _task_config(loaded: LoadedTask, asked: Sequence[Asked]) -> dict[str, Any]:
+def _task_config(loaded: LoadedTask, asked: Sequence[Asked]) -> dict[str, object]:
     """The task as the harness describes tasks; its rows are indices into our items, so no dataset cache is involved."""
     from datasets import Dataset
 
     task, items = loaded.task, loaded.items
     rows = Dataset.from_list([{"index": i} for i in range(len(items))])
 
-    config: dict[str, Any] = {
+    config: dict[str, object] = {
         "task": "task",
         "custom_dataset": lambda **_: {"test": rows},
         "test_split": "test",

@@ -268,7 +268,7 @@ class _Line:
         self._at_work = request is not None
         return request
 
-    def answer(self, answer: Any) -> None:
+    def answer(self, answer: object) -> None:
         """Say that the last request is carried out."""
         self._at_work = False
         with suppress(OSError):  # the search is gone, and `next` will say so

@@ -6,7 +6,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from rich.console import Console
@@ -194,7 +194,7 @@ def _write_rest(source: Path, folder: Path, dtype: str, alpha: float) -> None:
         is_weights = file.suffix in WEIGHTS or file.name.endswith(".index.json")
         if file.is_file() and not is_weights and file.name != MARK and not (folder / file.name).exists():
             shutil.copyfile(file, folder / file.name)
-    config: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config: dict[str, object] = json.loads((source / "config.json").read_text(encoding="utf-8"))
     for key in ("torch_dtype", "cofitune_alpha"):  # of a base that was exported itself, another run's
         config.pop(key, None)
     note = {"cofitune_alpha": alpha} if alpha != 1 else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -36,7 +35,7 @@ def chat_template(data: schema.Data) -> ChatTemplate:
     return ChatTemplate(data.template, data.chat_template_kwargs, data.system, data.date or today())
 
 
-def comparable_data(data: schema.Data, exclude: Iterable[str]) -> dict[str, Any]:
+def comparable_data(data: schema.Data, exclude: Iterable[str]) -> dict[str, object]:
     """The section `data` as identities hold it: without what may differ, and without defaults that are newer."""
     result = data.model_dump(mode="json", exclude={*exclude, *schema.FREE_SETTINGS["data"]})
     newer = {"chat_template_kwargs": {}, "system": "keep"}

@@ -171,7 +171,7 @@ def write_rehearsal(
     items: Sequence[RehearsalItem],
     top_k: TopK,
     token_log_probs: Tensor,
-    manifest: dict[str, Any],
+    manifest: dict[str, object],
 ) -> None:
     """Write a rehearsal folder; its manifest comes last and marks it as whole.
 

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,14 +40,14 @@ class Partial:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def is_of(self, identity: dict[str, Any]) -> bool:
+    def is_of(self, identity: dict[str, object]) -> bool:
         """Whether what is there was made by the same."""
         try:
             return bool(read_json(self._folder / IDENTITY, "identity") == identity)
         except ArtifactError:
             return False
 
-    def start(self, identity: dict[str, Any]) -> None:
+    def start(self, identity: dict[str, object]) -> None:
         """Keep what is there of the same identity; otherwise begin with an empty folder."""
         if not self.is_of(identity):
             self.remove()

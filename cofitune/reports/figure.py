@@ -32,7 +32,7 @@ WIDE, NARROW = 7.2, 3.5  # inches; the text of both is 8 points high, so that a 
 DOTS_AN_INCH = 160
 _COLOUR = re.compile(r"(fill|stroke): (#[0-9a-f]{6})")
 
-Paint = Callable[[Any, bool], None]  # (an empty matplotlib Figure, whether it is the narrow one)
+Paint = Callable[[object, bool], None]  # (an empty matplotlib Figure, whether it is the narrow one)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def legend(figure: Any, columns: int) -> None:
     )  # fmt: skip
 
 
-def _figure(paint: Paint, width: float, height: float, narrow: bool) -> Any:
+def _figure(paint: Paint, width: float, height: float, narrow: bool) -> object:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=DOTS_AN_INCH, layout="constrained")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -15,7 +15,7 @@ from cofitune.files import read_json
 T = TypeVar("T")
 
 
-def shaped(kind: type[T], content: Mapping[str, Any]) -> T:
+def shaped(kind: type[T], content: Mapping[str, object]) -> T:
     """Make a dataclass of JSON's values; keys that it does not have are left aside.
 
     Raises:
@@ -30,7 +30,7 @@ def shaped(kind: type[T], content: Mapping[str, Any]) -> T:
         raise ValueError(f"{place} is missing" if lacks else f"{place}: {first['msg']}") from None
 
 
-def read_shaped(path: Path, what: str, form: int, shape: Callable[[dict[str, Any]], T]) -> T:
+def read_shaped(path: Path, what: str, form: int, shape: Callable[[dict[str, object]], T]) -> T:
     """Read a file that says its format, and give what `shape` makes of its content.
 
     Raises:

@@ -18,9 +18,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from cofitune.search.measured import drift_at, lowest_loss
+from cofitune.search.measured import CurvePoint, drift_at, lowest_loss
 from cofitune.search.trial import Trial
 
 UNIT = "nats a token"
@@ -62,7 +61,7 @@ class EqualLoss:
         drifts = [drift for trial in trials if (drift := self.drift_of(trial, common)) is not None]
         equal = self.equal_up_to(drifts)
 
-        def rank(trial: Trial) -> tuple[Any, ...]:
+        def rank(trial: Trial) -> tuple[object, ...]:
             drift = self.drift_of(trial, common)
             loss = lowest_loss(trial.curve) if trial.curve else math.inf
             region = trial.region
@@ -86,5 +85,5 @@ class EqualLoss:
         """There is no floor to miss."""
         return 0.0
 
-    def _curve(self, trial: Trial) -> Any:
+    def _curve(self, trial: Trial) -> Sequence[CurvePoint]:
         return (*self.base.curve[:1], *trial.curve)

@@ -51,7 +51,7 @@ def lowest_loss(curve: Sequence[CurvePoint]) -> float:
     return min(point.loss for point in curve)
 
 
-def curve_to_json(curve: Curve) -> list[dict[str, Any]]:
+def curve_to_json(curve: Curve) -> list[dict[str, object]]:
     """A curve as JSON takes it."""
     return [vars(point) for point in curve]
 

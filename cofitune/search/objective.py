@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from cofitune.search.trial import Trial
 
@@ -59,7 +59,7 @@ class Objective:
         """A figure for each, high is good, of which only the order means something."""
         return [self.value(trial) for trial in trials]
 
-    def rank(self, trial: Trial) -> tuple[Any, ...]:
+    def rank(self, trial: Trial) -> tuple[object, ...]:
         """Sorting key of trials with scores, best first.
 
         Those that miss the floor come last, the nearest to it first of them. Then the higher deciding score; of equals

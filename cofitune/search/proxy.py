@@ -22,7 +22,7 @@ is partly noise, and that harm can have a direction. So its rank correlation wit
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -142,7 +142,7 @@ def rank_correlation(guesses: Sequence[float], scores: Sequence[float]) -> float
 
 
 @contextmanager
-def _watched(model: nn.Module, anatomy: Anatomy, norm: Norm, sums: Mapping[str, Tensor]) -> Any:
+def _watched(model: nn.Module, anatomy: Anatomy, norm: Norm, sums: Mapping[str, Tensor]) -> Iterator[None]:
     """Inside, every gradient of a module adds its norm to `sums` and is gone."""
     owners: dict[str, list[tuple[int, str]]] = {}  # a fused tensor is several modules'
     for layer in range(anatomy.num_layers):

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from cofitune.checked import without_checksum
 from cofitune.errors import RegionError
@@ -131,7 +131,7 @@ def trial_from_json(line: str) -> Trial:
         raise ValueError(f"not a trial: {error}") from None
 
 
-def trial_id(region: Region | None, identity: Mapping[str, Any]) -> str:
+def trial_id(region: Region | None, identity: Mapping[str, object]) -> str:
     """Name a trial by what its scores depend on, so that the same trial has the same id in every process.
 
     Args:
@@ -144,7 +144,7 @@ def trial_id(region: Region | None, identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:ID_LENGTH]
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     """JSON has no NaN: what is not finite is written as null."""
     if isinstance(value, dict):
         return {key: _finite(v) for key, v in value.items()}

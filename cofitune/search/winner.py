@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -36,7 +35,7 @@ def write_winner(folder: Path, winner: Trial, reason: str, model: str) -> Path:
     if winner.region is None:
         raise ArtifactError(f"{folder}: the base is no region that could be trained")
     scores = {"speciality": winner.speciality, "versatility": winner.versatility, "unified": winner.unified}
-    figures: dict[str, Any] = {"scores": {**scores, "categories": winner.categories}}
+    figures: dict[str, object] = {"scores": {**scores, "categories": winner.categories}}
     if winner.curve:  # nats a token, lower is better; margins in nats, higher is better
         losses = {"speciality_loss": winner.loss, "drift": winner.drift, "unit": "nats a token"}
         figures = {"losses": {**losses, "margins": winner.margins}}
@@ -76,7 +75,7 @@ def read_winner(folder: Path, model: str | None = None) -> tuple[str, tuple[str,
     return layers, modules
 
 
-def _region_of(content: Any, path: Path) -> tuple[str, tuple[str, ...]]:
+def _region_of(content: object, path: Path) -> tuple[str, tuple[str, ...]]:
     layers = content.get("layers") if isinstance(content, dict) else None
     modules = content.get("modules") if isinstance(content, dict) else None
     if isinstance(layers, int) and not isinstance(layers, bool):

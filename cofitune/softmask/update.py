@@ -7,7 +7,6 @@ precision. Each shard is a stretch of a weight laid out row by row, so its first
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,7 +57,7 @@ class UpdateMask:
         for handle in self._handles:
             handle.remove()
 
-    def _remember(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def _remember(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         self._old = [
             (flat, shard, factor, _piece(flat, shard).clone())
             for group in optimizer.param_groups
@@ -66,7 +65,7 @@ class UpdateMask:
             for shard, factor in self._masked.get(id(flat), [])
         ]
 
-    def _hold_back(self, *_: Any) -> None:
+    def _hold_back(self, *_: object) -> None:
         for flat, shard, factor, old in self._old:
             new = _piece(flat, shard)
             if self._kept is not None and self._kept.watching:

@@ -73,7 +73,7 @@ def test_a_parquet_file_is_streamed(tmp_path: Path) -> None:
     table = pa.Table.from_pylist([{"prompt": "a", "completion": str(n)} for n in range(5000)])
     pq.write_table(table, tmp_path / "d.parquet", row_group_size=1000)
     rows = open_source(Source(str(tmp_path / "d.parquet"))).rows()
-    assert next(rows)[1]["completion"] == "0"
+    assert next(rows)[1] == {"prompt": "a", "completion": "0"}
     assert sum(1 for _ in rows) == 4999
 
 

@@ -48,10 +48,10 @@ class ChatTemplateLMBase(HFLM):
         )
         self._share = share
 
-    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[object], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         return list(super().loglikelihood(requests, disable_tqdm=disable_tqdm))
 
-    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
+    def loglikelihood_rolling(self, requests: list[object], disable_tqdm: bool = True) -> list[float]:
         return list(super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm))
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
@@ -227,7 +227,7 @@ class ChatTemplateLM(ChatTemplateLMBase):
         ended = torch.isin(new, self._tensor(ends)).cumsum(-1) > 0
         return torch.cat([context, new.masked_fill(ended, self.tokenizer.eos_token_id)], dim=-1)
 
-    def _tensor(self, values: Any) -> Tensor:
+    def _tensor(self, values: object) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)
 
 
@@ -246,7 +246,7 @@ class RowStops(StoppingCriteria):
         # a token is a byte at least, so a string that is complete with the newest token lies within this many
         self.tail = max(len(s.encode("utf-8")) for s in strings) + 4
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: object, **kwargs: object) -> Tensor:
         new = input_ids[:, self.prompt_length :]
         texts = self._behind_reasoning(new) if self.think_end is not None else self._decode(new[:, -self.tail :])
         done = [any(s in text for s in self.strings) for text in texts]
@@ -268,7 +268,7 @@ class RowStops(StoppingCriteria):
         end = str(self.think_end)
         return [text.rpartition(end)[2] if end in text else "" for text in self._decode(new)]
 
-    def _decode(self, rows: Any) -> list[str]:
+    def _decode(self, rows: object) -> list[str]:
         return list(self.tokenizer.batch_decode(rows, skip_special_tokens=True))
 
 

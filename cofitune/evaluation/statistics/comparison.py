@@ -135,11 +135,11 @@ def changed_items(
 
 def _compare(
     bootstrap: Bootstrap, names: list[str], pair: tuple[str, str], limits: Mapping[str, Mapping[str, float]]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """One model's changes against another, with the mark of those that another training seed alone could make."""
     model, against = (names.index(name) for name in pair)
 
-    def told(change: Estimate, noise: float | None) -> dict[str, Any]:
+    def told(change: Estimate, noise: float | None) -> dict[str, object]:
         return asdict(change) | {"within_noise": None if noise is None else abs(change.value) < noise}
 
     summary = {name: bootstrap.change(name, model, against) for name in SUMMARIES}
@@ -158,7 +158,7 @@ def _compare(
     }
 
 
-def _ratios(bootstrap: Bootstrap, names: list[str], compared: Compared, model: str, against: str) -> dict[str, Any]:
+def _ratios(bootstrap: Bootstrap, names: list[str], compared: Compared, model: str, against: str) -> dict[str, object]:
     """What is kept of the base's versatility; beside full fine-tuning, how much of its gain and of its loss.
 
     `vers_recovery` is 100 where nothing of what full fine-tuning forgot was forgotten, and 0 where all of it was;
@@ -174,7 +174,7 @@ def _ratios(bootstrap: Bootstrap, names: list[str], compared: Compared, model: s
     return {"vers_recovery": _ratio(recovery), "spec_gain_kept": _ratio(gain)}
 
 
-def _ratio(ratio: Ratio) -> dict[str, Any]:
+def _ratio(ratio: Ratio) -> dict[str, object]:
     """A ratio in percent with its interval; null with a reason where it is undefined."""
     if ratio.estimate is None:
         return {"value": None, "low": None, "high": None, "reason": ratio.reason}
@@ -208,7 +208,7 @@ def _task_figures(bootstrap: Bootstrap, model: int) -> dict[str, float | None]:
     return {title: score.score for title, score in bootstrap.task_scores(model).items()}
 
 
-def _model(bootstrap: Bootstrap, model: int, results: Mapping[str, TaskResult]) -> dict[str, Any]:
+def _model(bootstrap: Bootstrap, model: int, results: Mapping[str, TaskResult]) -> dict[str, object]:
     summary = bootstrap.summary(model)
     return {
         "tasks": {
@@ -222,5 +222,5 @@ def _model(bootstrap: Bootstrap, model: int, results: Mapping[str, TaskResult]) 
     }
 
 
-def _answer(sample: Sample) -> dict[str, Any]:
+def _answer(sample: Sample) -> dict[str, object]:
     return {k: v for k, v in sample.as_dict().items() if k in ("answer", "log_likelihoods", "pick", "score")}

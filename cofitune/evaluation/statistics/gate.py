@@ -54,7 +54,7 @@ class Verdict:
         """Whether the requirement is met."""
         return self.requirement.met_by(self.change)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """As JSON takes it."""
         return {"require": self.requirement.text, "met": self.met, **self.change}
 

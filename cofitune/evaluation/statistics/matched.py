@@ -94,7 +94,7 @@ def match_methods(
     }
 
 
-def _matched(curves: Mapping[str, _Curve], reference: str) -> list[dict[str, Any]]:
+def _matched(curves: Mapping[str, _Curve], reference: str) -> list[dict[str, object]]:
     """Every level at which these methods are held against one of them; none where that one has no finished run."""
     anchors = _anchors(curves, reference) if curves[reference].has_points else []
     return [_level(curves, reference, *anchor, levels=len(anchors)) for anchor in anchors]
@@ -120,7 +120,7 @@ def _curve(bootstrap: Bootstrap, points: Sequence[Point], weights: Array) -> _Cu
 
 def _points(
     bootstrap: Bootstrap, method: str, points: Sequence[Point], curve: _Curve, weights: Array
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     own = {curve.ids[index] for index in frontier(curve.scores["speciality"][0], curve.scores["versatility"][0])}
     beaten = dominated_by(curve.scores["speciality"][0], curve.scores["versatility"][0])
     entries = []
@@ -235,7 +235,7 @@ def _inside(value: Array, drawn: Array, levels: int = 1) -> dict[str, Any]:
     """
     inside = np.isfinite(drawn)
     share = float(inside.mean())
-    message: dict[str, Any] = {
+    message: dict[str, object] = {
         "value": float(value[0]),
         "low": None,
         "high": None,

@@ -130,7 +130,7 @@ def check_versions(ray: Any, nodes: Sequence[Mapping[str, Any]], joining: bool =
     return alike
 
 
-def pinned_to(node: str, soft: bool = False) -> dict[str, Any]:
+def pinned_to(node: str, soft: bool = False) -> dict[str, object]:
     """The option that binds a task to a node; `soft`: to another one where that one is gone."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -148,7 +148,7 @@ def _own_sigterm() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def _name(node: Mapping[str, Any]) -> str:
+def _name(node: Mapping[str, object]) -> str:
     return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
 
 

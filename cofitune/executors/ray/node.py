@@ -223,7 +223,7 @@ def _keep_open_files() -> None:
                 os.set_inheritable(number, False)
 
 
-def _paths_in(value: Any) -> Iterator[str]:
+def _paths_in(value: object) -> Iterator[str]:
     """The strings of a section's settings that may be paths."""
     if isinstance(value, dict):
         for key, inner in value.items():

@@ -37,7 +37,7 @@ class Measure(Protocol):
     def gain(self, base: float, figure: float) -> float:
         """How far a figure is better than the base's."""
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> dict[str, object]:
         """What alpha.json tells of it: its name, and the data by path and contents."""
 
     def settings(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class TaskMeasure:
         """Points more than the base's."""
         return figure - base
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> dict[str, object]:
         """The tasks."""
         tasks = [
             {
@@ -121,7 +121,7 @@ class LossMeasure:
         """Nats a token less than the base's."""
         return base - figure
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> dict[str, object]:
         """The data."""
         name = "loss on data.validation, nats a supervised token"
         return {"name": name, "items": len(self.examples), "data": [source.identity() for source in self.sources]}

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -252,7 +251,7 @@ def _kept(plan: AlphaPlan, points: Points) -> dict[float, float]:
     return {alpha: gain / whole for alpha, gain in gains.items()}
 
 
-def _content(plan: AlphaPlan, points: Points, alpha: float | None, keep: float) -> dict[str, Any]:
+def _content(plan: AlphaPlan, points: Points, alpha: float | None, keep: float) -> dict[str, object]:
     """What alpha.json says; `alpha` is None as long as it is not decided."""
     gains = _gains(plan, points)
     whole = gains.get(1.0)
@@ -269,7 +268,7 @@ def _content(plan: AlphaPlan, points: Points, alpha: float | None, keep: float) 
     return {"format": FORMAT, "alpha": alpha, "keep": keep, "points": messages, **plan.about()}
 
 
-def _read(plan: AlphaPlan) -> Any:
+def _read(plan: AlphaPlan) -> object:
     """alpha.json as it is; None where there is none, or a damaged one, which is written anew."""
     try:
         return read_json(plan.file, "choice of alpha")

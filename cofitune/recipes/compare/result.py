@@ -19,7 +19,7 @@ from cofitune.recipes.folders import environment
 from cofitune.reports.compare.content import FORMAT
 
 
-def build_comparison(plan: ComparePlan, lines: Mapping[str, RunLine]) -> dict[str, Any]:
+def build_comparison(plan: ComparePlan, lines: Mapping[str, RunLine]) -> dict[str, object]:
     """The content of compare.json, and beside it the evaluation of all of its models."""
     done = finished_runs(plan, lines)
     evaluation = plan.eval_config(done)
@@ -84,7 +84,7 @@ def _masked_and_controls(plan: ComparePlan) -> tuple[list[str], list[str]]:
     return masked, [m for m, mask in masks.items() if mask.control != "none"]
 
 
-def _about_method(plan: ComparePlan, method: str) -> dict[str, Any]:
+def _about_method(plan: ComparePlan, method: str) -> dict[str, object]:
     """What a method trains, by its first run."""
     run, training = next((r, t) for r, t in zip(plan.runs, plan.trainings, strict=True) if r.method == method)
     sections = ("region", "adapter", "softmask")

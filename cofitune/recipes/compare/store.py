@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from statistics import mean
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from cofitune.jsonl import json_object, read_lines
 from cofitune.recipes.compare.plan import ComparePlan
@@ -26,7 +26,7 @@ class RunLine(TypedDict):
     method: str
     learning_rate: float
     seed: int
-    identity: Any
+    identity: object
     status: str
     reason: str | None
     seconds: dict[str, float]

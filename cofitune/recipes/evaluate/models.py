@@ -178,7 +178,7 @@ def _read_source(name: str, revision: str | None, trust: bool, data: schema.Data
     template = set_template(tokenizer, chat_template(data))
     generation = read_generation_config(name, revision, model_config)
     ends = generation.eos_token_id
-    asked = {
+    asked: dict[str, object] = {
         "template": template,
         "template_sha256": _sha256(str(tokenizer.chat_template)),
         "tokenizer_sha256": _sha256(_tokenizer_text(tokenizer)),

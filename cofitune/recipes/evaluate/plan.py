@@ -61,7 +61,7 @@ class EvalPlan:
         return AnswerCache(self.folder / "cache")
 
     @property
-    def about_tasks(self) -> dict[str, dict[str, Any]]:
+    def about_tasks(self) -> dict[str, dict[str, object]]:
         """What each task's score depends on, by title, as scores.json tells it."""
         return {t.task.title: _about(t) for t in self.tasks}
 
@@ -160,7 +160,7 @@ def _check_reasoning(models: Sequence[EvalTarget], tasks: Sequence[LoadedTask]) 
             )
 
 
-def _about(loaded: LoadedTask) -> dict[str, Any]:
+def _about(loaded: LoadedTask) -> dict[str, object]:
     """What a task's score depends on, as scores.json tells it."""
     fields = asdict(loaded.task) | {"stop": list(loaded.task.stop)} | asdict(loaded.metric)
     fields |= {"metric": fields.pop("name"), "unusable": list(loaded.unusable)}

@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -269,5 +268,5 @@ def _score(
         score_model(weights, request, on_start=begin, on_result=keep)
 
 
-def _status(console: Console, text: str) -> AbstractContextManager[Any]:
+def _status(console: Console, text: str) -> AbstractContextManager[object]:
     return console.status(text) if console.is_terminal else nullcontext()

@@ -16,7 +16,7 @@ from cofitune.reports.console import say
 from cofitune.reports.evaluation.scores import FORMAT, Scores
 from cofitune.reports.evaluation.table import example_lines, scores_table, sentences
 
-Changed = dict[str, dict[str, list[dict[str, Any]]]]  # by model: lost and gained items
+Changed = dict[str, dict[str, list[dict[str, object]]]]  # by model: lost and gained items
 
 
 def make_scores(plan: EvalPlan, results: Results) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def score_changes(scores: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {c["model"]: {**c["tasks"], **{n: v for n, v in c["summary"].items() if v is not None}} for c in own}
 
 
-def write_result(plan: EvalPlan, results: Results, scores: dict[str, Any], changed: Changed) -> None:
+def write_result(plan: EvalPlan, results: Results, scores: dict[str, object], changed: Changed) -> None:
     """Answers, lost and gained items, then the scores: an interruption leaves no old scores beside new answers."""
     (plan.folder / "scores.json").unlink(missing_ok=True)
     remove_samples(plan.folder)
@@ -72,7 +72,7 @@ def find_changed(plan: EvalPlan, results: Results, scores: dict[str, Any]) -> Ch
     return {c["model"]: changed_items(results, c, choices) for c in own}
 
 
-def print_result(plan: EvalPlan, scores: dict[str, Any], changed: Changed, console: Console) -> None:
+def print_result(plan: EvalPlan, scores: dict[str, object], changed: Changed, console: Console) -> None:
     """Show the table, what stands out in it, and where everything lies."""
     told = Scores.of(scores)
     lines = list(sentences(told))

@@ -36,7 +36,7 @@ class Source:
     revision: str | None
     fingerprint: str
     tokenizer: PreTrainedTokenizerBase
-    asked: dict[str, Any]
+    asked: dict[str, object]
     dtype: torch.dtype | None
     positions: int | None
 
@@ -132,5 +132,5 @@ def check_dtypes(models: Sequence[EvalTarget], dtype: torch.dtype) -> None:
             )
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return str(value)[:12] if isinstance(value, str) else str(value)

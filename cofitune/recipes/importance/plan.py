@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -218,7 +217,7 @@ def device_memory(rank: Rank) -> int:
     return usable_memory() // here
 
 
-def make_manifest(plan: ImportancePlan) -> dict[str, Any]:
+def make_manifest(plan: ImportancePlan) -> dict[str, object]:
     """What the vectors will say of themselves."""
     config, requested = plan.config, plan.config.importance
     return {
@@ -248,7 +247,7 @@ def identity_of(plan: ImportancePlan) -> str:
     return json.dumps([make_manifest(plan), asdict(plan.anatomy.layout), attention])
 
 
-def agreed(plan: ImportancePlan) -> dict[str, Any]:
+def agreed(plan: ImportancePlan) -> dict[str, object]:
     """What all ranks must have found alike before they begin: contents, since paths may be each machine's own."""
     return {
         **make_manifest(plan),

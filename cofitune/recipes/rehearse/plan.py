@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -84,7 +83,7 @@ class RehearsePlan:
         """Bytes that the stored probabilities may take."""
         return self.most_tokens * (self.config.rehearsal.top_k * BYTES_A_PROBABILITY + BYTES_A_TOKEN)
 
-    def made_of(self) -> dict[str, Any]:
+    def made_of(self) -> dict[str, object]:
         """All that the answers depend on, as JSON values."""
         requested, model = self.config.rehearsal, self.config.model
         free = {"data", "max_items", "batch_size", "engine", "held_out", "unfinished", "max_repetition"}

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from cofitune.errors import ArtifactError
 from cofitune.files import read_json
 from cofitune.importance_file import read_vectors
@@ -39,7 +41,7 @@ class Artifacts:
     compared: Comparison | None = None
     changed: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
     tree: dict[str, Any] | None = None
-    vectors: dict[str, Any] | None = None
+    vectors: dict[str, Tensor] | None = None
     importance: dict[str, Any] | None = None
     manifest: dict[str, Any] | None = None
     metrics: list[dict[str, Any]] = field(default_factory=list)

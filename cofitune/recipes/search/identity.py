@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cofitune.config import schema
 from cofitune.config.schema import Config
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from cofitune.recipes.search.plan import SearchPlan
 
 
-def search_identity(plan: SearchPlan, loaded: Sequence[LoadedTask], training: TrainPlan, ranks: int) -> dict[str, Any]:
+def search_identity(
+    plan: SearchPlan, loaded: Sequence[LoadedTask], training: TrainPlan, ranks: int
+) -> dict[str, object]:
     """All of it, as JSON values.
 
     Args:
@@ -59,7 +61,7 @@ def search_identity(plan: SearchPlan, loaded: Sequence[LoadedTask], training: Tr
     }
 
 
-def _losses(plan: SearchPlan, training: TrainPlan) -> dict[str, Any]:
+def _losses(plan: SearchPlan, training: TrainPlan) -> dict[str, object]:
     """What is measured without tasks, and when."""
     held_out = training.rehearsal.held_out if training.rehearsal else None
     answers = hashlib.sha256(json.dumps([e.input_ids for e in held_out.examples] if held_out else []).encode())
@@ -77,7 +79,7 @@ def _dtype(config: Config) -> str:
     return str(choose_dtype(config.model.dtype)).removeprefix("torch.")
 
 
-def _task(loaded: LoadedTask, by_loss: bool) -> dict[str, Any]:
+def _task(loaded: LoadedTask, by_loss: bool) -> dict[str, object]:
     """A task; losses do not depend on how an answer would be generated or graded."""
     left_out = {"path", "on_bad_item"}
     left_out |= {"metric", "pattern", "max_new_tokens", "stop", "tokenize"} if by_loss else set()

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -76,7 +75,7 @@ def make_proxy(plan: SearchPlan, start_proxy: StartProxy) -> Proxy | None:
     return Proxy(statistics_from_json(known, str(path)), plan, weight)
 
 
-def known_statistics(plan: SearchPlan) -> dict[str, Any] | None:
+def known_statistics(plan: SearchPlan) -> dict[str, object] | None:
     """What `proxy.json` holds, if it is of this model and data; None: there is nothing yet.
 
     Raises:
@@ -109,7 +108,7 @@ def take_statistics(config: Config, path: Path) -> None:
     write_json(path, asdict(Statistics(gain, harm)))
 
 
-def _read(config: Config, sources: list[Source], tokenizer: Any, train_on: str, max_items: int | None) -> Examples:
+def _read(config: Config, sources: list[Source], tokenizer: object, train_on: str, max_items: int | None) -> Examples:
     encoding = Encoding(config.data.max_length, train_on, config.data.on_bad_item)
     return Examples.chain(one.examples for one in encode_sources(sources, tokenizer, encoding, max_items))
 
@@ -122,7 +121,7 @@ def _micro_batches(examples: Examples, size: int, pad_token_id: int) -> Iterator
         yield collate([examples[i] for i in order[start : start + size]], pad_token_id)
 
 
-def _identity(plan: SearchPlan) -> dict[str, Any]:
+def _identity(plan: SearchPlan) -> dict[str, object]:
     """All that the statistics depend on, by content."""
     importance = plan.config.importance
     general = [open_source(source) for source in data_sources(importance.data)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from typing import Any
 
 from cofitune.recipes.search.plan import SearchPlan
 from cofitune.recipes.search.proxy import Proxy
@@ -41,7 +40,7 @@ class Result:
     base: Row
     rows: tuple[Row, ...]
     sentences: tuple[str, ...]
-    tree: dict[str, Any]
+    tree: dict[str, object]
 
 
 def row_of(trial: Trial, store: Store) -> Row:
@@ -142,14 +141,14 @@ def _seeds_sentence(rows: tuple[Row, ...], decision: Decision, unit: str) -> str
     )
 
 
-def _about_losses(plan: SearchPlan, decision: Decision) -> dict[str, Any]:
+def _about_losses(plan: SearchPlan, decision: Decision) -> dict[str, object]:
     """What tree.json tells besides of a search by losses."""
     if plan.measure.kind == "score":
         return {}
     return {"measure": "loss", "unit": UNIT, "lower_is_better": True, "common_loss": decision.common}
 
 
-def _about_seeds(decision: Decision) -> dict[str, Any]:
+def _about_seeds(decision: Decision) -> dict[str, object]:
     """What tree.json tells besides of a search with several seeds."""
     judged = decision.reliability
     if judged is None:
@@ -194,9 +193,9 @@ def _row(trial: Trial, decision: Decision, store: Store, objective: Ranking, tri
     return replace(row, behind=(behind.value, behind.low, behind.high), tied=tied)
 
 
-def _of_trial(trial: Trial, row: Row, guess: float | None) -> dict[str, Any]:
+def _of_trial(trial: Trial, row: Row, guess: float | None) -> dict[str, object]:
     """A trial in tree.json: its line in the store, all of its seconds, and what it is beside the winner."""
-    content: dict[str, Any] = json.loads(trial.to_json()) | {"seconds": round(row.seconds, 1)}
+    content: dict[str, object] = json.loads(trial.to_json()) | {"seconds": round(row.seconds, 1)}
     if trial.curve:
         content |= {"speciality_loss": trial.loss, "drift": trial.drift, "drift_at_common_loss": row.unified}
         content |= {"tied": row.tied}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cofitune.config import schema
 from cofitune.config.schema import Config
@@ -26,7 +26,7 @@ def trial_config(plan: SearchPlan, region: Region | None, folder: Path, seed: in
     """
     config, measure = plan.config, plan.measure
     by_loss = measure.kind == "loss"
-    update: dict[str, Any] = {
+    update: dict[str, object] = {
         "max_steps": config.search.train_steps,
         "learning_rate": base_rate(config) if region is None else trial_rate(plan, region),
         "save_steps": None,
@@ -42,7 +42,7 @@ def trial_config(plan: SearchPlan, region: Region | None, folder: Path, seed: in
     validation = config.data.validation if by_loss and measure.validation else ()
     # the base trains nothing, but a config that came with `region: search` must not look for a winner there
     chosen = region or Region.span(0, 0, MODULES)
-    changes: dict[str, Any] = {
+    changes: dict[str, object] = {
         "softmask": schema.SoftMask(apply_to="none"),
         "adapter": None,
         "train": config.train.model_copy(update=update),

@@ -127,7 +127,7 @@ class Trials:
             **ended,
         )
 
-    def _figures(self, result: TrialResult, steps: int) -> dict[str, Any]:
+    def _figures(self, result: TrialResult, steps: int) -> dict[str, object]:
         """What a request that ended well was measured at.
 
         Raises:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
 
 from torch import Tensor
 
@@ -24,7 +23,7 @@ def make_manifest(
     tensors: dict[str, Tensor],
     watch: Watch,
     exceeded: DriftRecord | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What a training says of itself, beside its delta.
 
     Args:
@@ -69,7 +68,7 @@ def make_manifest(
     }
 
 
-def _trained(plan: TrainPlan) -> dict[str, Any]:
+def _trained(plan: TrainPlan) -> dict[str, object]:
     """What trained, and under which mask."""
     region, softmask = plan.config.region, plan.config.softmask
     return {

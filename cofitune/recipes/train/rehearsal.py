@@ -59,12 +59,12 @@ class Rehearsed:
         """Its part in the steps, where its examples begin at index `first`; None where it has none."""
         return RehearsalMix(first, len(self.examples), self.share) if self.loss else None
 
-    def trained_on(self) -> dict[str, Any]:
+    def trained_on(self) -> dict[str, object]:
         """What a training must not change on its way; where drift is measured trains nothing."""
         trained = self.loss and {"share": self.share, "loss": self.loss.kind, "weight": self.loss.weight}
         return {"sha256": self.sha256, "items": self.items, **(trained or {})}
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """What a manifest keeps of it."""
         held_out = (
             {"held_out": len(self.held_out.examples), "held_out_tokens": self.held_out.tokens} if self.held_out else {}

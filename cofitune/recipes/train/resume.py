@@ -37,7 +37,7 @@ def identity(plan: TrainPlan) -> dict[str, Any]:
         str(i): {"format": s.source.format, "weight": s.source.weight, "sha256": s.sha256}
         for i, s in enumerate(plan.data.sources)
     }
-    softmask: dict[str, Any] = {"apply_to": config.softmask.apply_to if plan.masked else "none"}
+    softmask: dict[str, object] = {"apply_to": config.softmask.apply_to if plan.masked else "none"}
     if plan.masked:
         softmask |= {
             "modules": list(plan.masked),

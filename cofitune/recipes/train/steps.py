@@ -186,7 +186,7 @@ def _start_meter(plan: TrainPlan, console: Console) -> Meter | None:
 class Saver:
     """Writes a checkpoint every `save_steps`, at an epoch's end, and when the ranks stop."""
 
-    def __init__(self, plan: TrainPlan, engine: Any, start_step: int) -> None:
+    def __init__(self, plan: TrainPlan, engine: object, start_step: int) -> None:
         self._train, self._num_steps, self._engine = plan.config.train, plan.steps.num_steps, engine
         self._folder, self._identity = plan.folder / "checkpoints", identity(plan)
         self._last = start_step  # the step of the newest checkpoint; 0 without one

@@ -35,7 +35,7 @@ class TrialRequest:
     train: bool = True
     stop_step: int | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The request as JSON takes it."""
         return {
             "id": self.id,
@@ -77,7 +77,7 @@ class TrialResult:
     curve: Curve = ()
     margins: dict[str, float] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The result as JSON takes it, without its request, which the other side has."""
         return {
             "error": self.error,

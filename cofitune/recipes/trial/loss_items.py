@@ -126,7 +126,7 @@ def mean_margin(choices: Choices, log_probs: Sequence[float]) -> float:
 
 
 def _log_probs(
-    model: Any, device: torch.device, examples: Sequence[Example], items: LossItems, rank: int, world_size: int
+    model: object, device: torch.device, examples: Sequence[Example], items: LossItems, rank: int, world_size: int
 ) -> Tensor:
     """Each example's log-probability of its labelled tokens, float64 [N]; 0 where another rank has it."""
     sums = torch.zeros(len(examples), dtype=torch.float64, device=device)

@@ -104,7 +104,7 @@ def _chosen(value: Any, choices: Sequence[str]) -> Any:
     return choices[value] if is_index else value
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if value is None:  # an instruction to follow has no one right answer
         return ""
     if isinstance(value, list | tuple):

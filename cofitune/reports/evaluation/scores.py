@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from cofitune.reports.shape import read_shaped, shaped
 
@@ -52,7 +51,7 @@ class Task:
     unit: str
     higher_is_better: bool = True
     sha256: str = ""
-    left_out: list[Any] = field(default_factory=list)
+    left_out: list[object] = field(default_factory=list)
 
     @property
     def counted(self) -> bool:
@@ -149,7 +148,7 @@ class Scores:
     gate: list[GateVerdict] = field(default_factory=list)
 
     @classmethod
-    def of(cls, content: Mapping[str, Any]) -> Scores:
+    def of(cls, content: Mapping[str, object]) -> Scores:
         """Take the content of scores.json.
 
         Raises:

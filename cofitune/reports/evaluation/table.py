@@ -99,7 +99,7 @@ def verdict_line(verdict: GateVerdict) -> str:
     return f"{met} {verdict.require}: the change is {change}"
 
 
-def _shortened(value: Any) -> str:
+def _shortened(value: object) -> str:
     text = " ".join(str(value).split())
     return repr(text if len(text) <= 40 else text[:39] + "…")
 
