@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import PurePath
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
@@ -38,7 +38,7 @@ Alpha = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0)]
 
 
-def _by_name(value: Any) -> Any:
+def _by_name(value: object) -> object:
     """`[full, my/lora.yaml]` stands for `{full: full, lora: my/lora.yaml}`."""
     given = [value] if isinstance(value, str) else value
     if not isinstance(given, list | tuple) or not all(isinstance(name, str) for name in given):
@@ -63,8 +63,8 @@ OWN_SECTIONS = (
 
 class Compare(Section):
     methods: Annotated[
-        dict[str, str | dict[str, Any]],
-        BeforeValidator(_by_name, json_schema_input_type=tuple[str, ...] | dict[str, str | dict[str, Any]] | str),
+        dict[str, str | dict[str, object]],
+        BeforeValidator(_by_name, json_schema_input_type=tuple[str, ...] | dict[str, str | dict[str, object]] | str),
     ] = Field(
         default_factory=dict,
         description="a list of names (`cofitune list methods`) or YAML files; or name → one of these, or the sections "
@@ -94,7 +94,7 @@ class Compare(Section):
 
     @field_validator("methods")
     @classmethod
-    def _names_and_sections(cls, methods: dict[str, Any]) -> dict[str, Any]:
+    def _names_and_sections(cls, methods: dict[str, object]) -> dict[str, object]:
         for name, given in methods.items():
             if not _NAME.fullmatch(name):
                 raise ValueError(f"'{name}' cannot name a method (letters, digits and _ + -: it also names a folder)")

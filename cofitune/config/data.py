@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import re
 from pathlib import PurePath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
@@ -22,7 +22,7 @@ TAKEN = (
 )  # fmt: skip
 
 
-def _as_day(value: Any) -> Any:
+def _as_day(value: object) -> object:
     """YAML reads 2026-11-28 as a date."""
     return value.isoformat() if isinstance(value, datetime.date) else value
 
@@ -49,7 +49,7 @@ class Data(Section):
         description="chat: the tokenizer's chat template; plain: our own; auto: chat where there is one; or a file "
         "with a Jinja template (.jinja)",
     )
-    chat_template_kwargs: dict[str, Any] = Field(
+    chat_template_kwargs: dict[str, object] = Field(
         default_factory=dict,
         description="values that the chat template reads by name, in training, evaluation and rehearsal alike, such as "
         "enable_thinking: false",
@@ -88,7 +88,7 @@ class Data(Section):
 
     @field_validator("chat_template_kwargs")
     @classmethod
-    def _names_that_a_template_can_read(cls, given: dict[str, Any]) -> dict[str, Any]:
+    def _names_that_a_template_can_read(cls, given: dict[str, object]) -> dict[str, object]:
         for name, value in given.items():
             if not re.fullmatch(r"[A-Za-z]\w*", name):
                 raise ValueError(f"'{name}' cannot be a name in a template (letters, digits and _)")
@@ -108,7 +108,7 @@ class Data(Section):
         return day
 
 
-def _check_plain(name: str, value: Any) -> None:
+def _check_plain(name: str, value: object) -> None:
     if isinstance(value, dict):
         for key, part in value.items():
             _check_plain(f"{name}.{key}", part)

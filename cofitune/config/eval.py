@@ -117,7 +117,7 @@ class Task(Section):
 Tasks = Annotated[tuple[Task, ...], BeforeValidator(as_list, json_schema_input_type=Task | tuple[Task, ...])]
 
 
-def _as_drift(value: Any) -> Any:
+def _as_drift(value: object) -> object:
     """A path alone stands for `{path: …, kind: drift}`."""
     if isinstance(value, str):
         return {"path": value, "kind": "drift"}
@@ -203,7 +203,7 @@ class EvalModel(Section):
 _AT_ALPHA = re.compile(r"(.+)@(0|1|[01]?\.\d+|auto)")
 
 
-def as_model(value: Any) -> Any:
+def as_model(value: object) -> Any:
     """`NAME=PATH` stands for `{name: NAME, path: PATH}`, a path alone for `{path: …}`; `PATH@0.7` gives the alpha."""
     if not isinstance(value, str):
         return value

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from cofitune.config.hints import RENAMES, UNSUPPORTED
 
 # program → keys of which it has the first, and one of the others
@@ -28,7 +26,7 @@ MARKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 SHOWN = 12
 
 
-def recognise(data: dict[str, Any], path: str, paths: dict[str, list[str]]) -> str | None:
+def recognise(data: dict[str, object], path: str, paths: dict[str, list[str]]) -> str | None:
     """What to say of another program's config; None for what is none.
 
     Args:
@@ -56,7 +54,7 @@ def recognise(data: dict[str, Any], path: str, paths: dict[str, list[str]]) -> s
     )
 
 
-def _any(data: dict[str, Any], keys: tuple[str, ...]) -> bool:
+def _any(data: dict[str, object], keys: tuple[str, ...]) -> bool:
     return any(key in data for key in keys)
 
 

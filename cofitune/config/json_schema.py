@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from cofitune.config.compare import OWN_SECTIONS
 from cofitune.config.schema import Config
@@ -16,7 +16,7 @@ ABOUT = {
 }
 
 
-def json_schema(of: Of = "config") -> dict[str, Any]:
+def json_schema(of: Of = "config") -> dict[str, object]:
     """What a YAML file may hold, shorthands such as a path in place of a list of sources among it.
 
     Args:
@@ -29,14 +29,19 @@ def json_schema(of: Of = "config") -> dict[str, Any]:
         "suite": ("eval",),
     }[of]
     properties = {key: whole["properties"][key] for key in kept}
-    result: dict[str, Any] = {"$schema": DIALECT, "title": f"cofitune {of}", "description": ABOUT[of], "type": "object"}
+    result: dict[str, object] = {
+        "$schema": DIALECT,
+        "title": f"cofitune {of}",
+        "description": ABOUT[of],
+        "type": "object",
+    }
     result |= {"properties": properties, "additionalProperties": False}
     if of != "method":
         result["required"] = [key for key in whole["required"] if key in kept] if of == "config" else ["eval"]
     return result | {"$defs": _used(properties, whole["$defs"])}
 
 
-def _used(schema: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+def _used(schema: object, definitions: dict[str, object]) -> dict[str, object]:
     """The definitions that a schema refers to, also through one another, in order of their names."""
     found: set[str] = set()
     waiting = _references(schema)
@@ -48,7 +53,7 @@ def _used(schema: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     return {name: definitions[name] for name in sorted(found)}
 
 
-def _references(schema: Any) -> list[str]:
+def _references(schema: object) -> list[str]:
     if isinstance(schema, dict):
         own = [schema["$ref"].rsplit("/", 1)[-1]] if isinstance(schema.get("$ref"), str) else []
         return own + [name for part in schema.values() for name in _references(part)]

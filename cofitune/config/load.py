@@ -38,7 +38,7 @@ class LoadedConfig:
     """
 
     config: Config
-    data: dict[str, Any]
+    data: dict[str, object]
     sources: dict[Place, str]
 
 
@@ -111,7 +111,7 @@ def load_resolved(path: Path) -> Config:
         return load_config(path)
 
 
-def overlay(config: Config, raw: str | dict[str, Any], where: str, changes: dict[str, Any]) -> Config:
+def overlay(config: Config, raw: str | Mapping[str, object], where: str, changes: Mapping[str, object]) -> Config:
     """Lay some sections over a config, key by key; `region` and `adapter`, which say what trains, each as a whole.
 
     Args:
@@ -132,18 +132,18 @@ def overlay(config: Config, raw: str | dict[str, Any], where: str, changes: dict
     own = [key for key in raw if key in OWN_SECTIONS]
     if own:
         raise ConfigError([f"{path}: {', '.join(own)}: is the comparison's own, the same for all methods"])
-    raw = deepcopy(raw)  # which a config that is frozen may hold
-    problems = rename_keys(raw, sources, {}, str(path))
+    sections = deepcopy(dict(raw))  # which a config that is frozen may hold
+    problems = rename_keys(sections, sources, {}, str(path))
     if problems:
         raise ConfigError(problems)
-    data = _laid_over(_laid_over(config.model_dump(mode="json"), raw), changes)
+    data = _laid_over(_laid_over(config.model_dump(mode="json"), sections), changes)
     result, problems = _validated(data, sources, str(path))
     if result is None:
         raise ConfigError(problems)
     return result
 
 
-def _validated(data: dict[str, Any], sources: dict[Place, str], elsewhere: str) -> tuple[Config | None, list[str]]:
+def _validated(data: dict[str, object], sources: dict[Place, str], elsewhere: str) -> tuple[Config | None, list[str]]:
     """The config, or what is wrong with it."""
     try:
         config = Config.model_validate(data)
@@ -153,7 +153,7 @@ def _validated(data: dict[str, Any], sources: dict[Place, str], elsewhere: str) 
     return (None if unusable else config), tell_unusable(unusable, sources, elsewhere)
 
 
-def _laid_over(below: dict[str, Any], above: dict[str, Any], top: bool = True) -> dict[str, Any]:
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any], top: bool = True) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
         both = isinstance(value, dict) and isinstance(below.get(key), dict) and not (top and key in WHOLE)

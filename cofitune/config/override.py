@@ -11,7 +11,7 @@ from cofitune.errors import ConfigError
 SHOWN = 80  # characters of an override that messages repeat
 
 
-def parse_value(text: str) -> Any:
+def parse_value(text: str) -> object:
     """Read one scalar or flow collection as YAML 1.2 would.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -13,7 +13,7 @@ from cofitune.errors import did_you_mean
 MODULE_NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def _joined(value: Any) -> Any:
+def _joined(value: object) -> object:
     """`[0-3, 8]` stands for `0-3,8`."""
     return ",".join(str(as_text(part)) for part in value) if isinstance(value, list | tuple) else as_text(value)
 
@@ -38,7 +38,7 @@ class Region(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _the_papers_by_default(cls, value: Any) -> Any:
+    def _the_papers_by_default(cls, value: object) -> object:
         if not isinstance(value, dict) or value.get("match") is not None:
             return value
         given = {k: part for k, part in value.items() if part is not None or k not in cls.model_fields}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import Any
 
 from cofitune.config.suite import Place
 
@@ -19,7 +18,7 @@ class RenamedKeyWarning(UserWarning):
 
 
 def rename_keys(
-    data: dict[str, Any], sources: dict[Place, str], overridden: dict[Place, str], elsewhere: str
+    data: dict[str, object], sources: dict[Place, str], overridden: dict[Place, str], elsewhere: str
 ) -> list[str]:
     """Give old keys their new names, in place, and warn of each.
 
@@ -54,7 +53,7 @@ def rename_keys(
     return problems
 
 
-def _old_keys(data: dict[str, Any]) -> Iterator[tuple[Place, dict[str, Any], str, str]]:
+def _old_keys(data: dict[str, object]) -> Iterator[tuple[Place, dict[str, object], str, str]]:
     for (name, old), new in RENAMED.items():
         section = data.get(name)
         if isinstance(section, dict) and old in section:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -58,7 +58,7 @@ FREE_SETTINGS: dict[str, frozenset[str]] = {
 }
 
 
-def _by_short_name(value: Any) -> Any:
+def _by_short_name(value: object) -> object:
     """`bf16` and `fp32` stand for torch's names; half precision is refused with its reason."""
     if isinstance(value, str) and value in HALF:
         raise ValueError(
@@ -210,7 +210,7 @@ class Config(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _an_adapter_has_no_region(cls, value: Any) -> Any:
+    def _an_adapter_has_no_region(cls, value: object) -> object:
         if isinstance(value, dict) and value.get("adapter") is not None and "region" not in value:
             return {**value, "region": None}
         return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
@@ -35,22 +35,22 @@ def expand(path: str) -> str:
     return os.path.expanduser(_VARIABLE.sub(value_of, path))  # noqa: PTH111
 
 
-def as_path(value: Any) -> Any:
+def as_path(value: object) -> object:
     """A path, expanded; anything else is left to the schema to refuse."""
     return expand(value) if isinstance(value, str) else value
 
 
-def as_list(value: Any) -> Any:
+def as_list(value: object) -> object:
     """`x` stands for `[x]`, so that one file needs no list."""
     return value if value is None or isinstance(value, list | tuple) else [value]
 
 
-def as_source(value: Any) -> Any:
+def as_source(value: object) -> object:
     """A path alone stands for `{path: …}`."""
     return {"path": value} if isinstance(value, str) else value
 
 
-def as_text(value: Any) -> Any:
+def as_text(value: object) -> object:
     """`layers: 3` is read by YAML as a number and means the text `3`."""
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 

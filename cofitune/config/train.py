@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -13,7 +13,7 @@ Curves = Literal["tensorboard", "wandb"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-def _none_or_list(value: Any) -> Any:
+def _none_or_list(value: object) -> object:
     """`none` stands for `[]`, and `x` for `[x]`."""
     return () if value in (None, "none") else as_list(value)
 
@@ -168,11 +168,11 @@ class DeepSpeed(Section):
     zero_stage: Literal[1, 2, 3] = Field(3, description="ZeRO stage")
     offload_optimizer: Literal["none", "cpu"] = Field("none", description="where optimizer states live")
     offload_param: Literal["none", "cpu"] = Field("none", description="where parameter shards live (stage 3)")
-    raw: dict[str, Any] = Field(default_factory=dict, description="DeepSpeed keys, merged in last")
+    raw: dict[str, object] = Field(default_factory=dict, description="DeepSpeed keys, merged in last")
 
     @field_validator("zero_stage", mode="before")
     @classmethod
-    def _stage_0_steps_at_start_up(cls, stage: Any) -> Any:
+    def _stage_0_steps_at_start_up(cls, stage: object) -> object:
         if stage == 0:
             raise ValueError("in bfloat16 0 takes a real optimizer step at start-up; use 1, on one rank it is the same")
         return stage
@@ -185,7 +185,7 @@ class DeepSpeed(Section):
 
     @field_validator("raw")
     @classmethod
-    def _raw_keys_are_deepspeeds(cls, raw: dict[str, Any]) -> dict[str, Any]:
+    def _raw_keys_are_deepspeeds(cls, raw: dict[str, object]) -> dict[str, object]:
         zero = raw.get("zero_optimization", {})
         if not isinstance(zero, dict):
             raise ValueError(f"zero_optimization must be a mapping of DeepSpeed's keys, not {zero!r}")

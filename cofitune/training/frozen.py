@@ -12,7 +12,7 @@ from cofitune.training.engine import loading_under
 from cofitune.zero import skip_cpu_communication_op
 
 
-def frozen_config(dtype: torch.dtype, at_once: int) -> dict[str, Any]:
+def frozen_config(dtype: torch.dtype, at_once: int) -> dict[str, object]:
     """What DeepSpeed is told of a model that it shards and nobody trains.
 
     Args:

@@ -10,7 +10,6 @@ An Adam step moves a weight by the rate at most, about, so that under λ it come
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 
@@ -35,7 +34,7 @@ class DecoupledL2SP:
         self._handle.remove()
 
     @torch.no_grad()
-    def _pull(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def _pull(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         for group in optimizer.param_groups:
             for flat in group["params"]:
                 if (base := self._base.get(id(flat))) is not None:

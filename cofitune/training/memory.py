@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.region import Region
@@ -125,6 +124,6 @@ def gathered_at_once(anatomy: Anatomy, layer: int = 0) -> int:
     return 2 * numel + anatomy.vocab_size * anatomy.hidden_size
 
 
-def _elements(value: Any) -> int:
+def _elements(value: object) -> int:
     """A size of `deepspeed.raw`, which DeepSpeed has not checked yet; it will refuse what is no number."""
     return int(value) if isinstance(value, int | float) else ELEMENTS_AT_ONCE

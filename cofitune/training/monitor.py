@@ -10,7 +10,6 @@ import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from cofitune.errors import UserError, install
 
@@ -51,7 +50,7 @@ class Monitor:
         os.environ.setdefault("WANDB_NAME", run)
         os.environ.setdefault("WANDB_DIR", str(folder))
         project = os.environ.get("WANDB_PROJECT", "cofitune")
-        config: dict[str, Any] = {
+        config: dict[str, object] = {
             "tensorboard": {
                 "enabled": "tensorboard" in names, "output_path": str(folder), "job_name": "tensorboard",
             },

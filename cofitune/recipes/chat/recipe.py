@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from rich.console import Console
 from transformers import PreTrainedModel
@@ -178,11 +178,11 @@ class _Conversation:
         return ids, min(room, self._options.max_new_tokens)
 
 
-def _speaking(plan: ChatPlan, speaker: Speaker, weights: PreTrainedModel) -> AbstractContextManager[Any]:
+def _speaking(plan: ChatPlan, speaker: Speaker, weights: PreTrainedModel) -> AbstractContextManager[object]:
     if plan.delta is None or speaker.alpha == 0:
         return nullcontext()
     return delta_applied(weights, plan.delta, speaker.alpha)
 
 
-def _status(console: Console, text: str) -> AbstractContextManager[Any]:
+def _status(console: Console, text: str) -> AbstractContextManager[object]:
     return console.status(text) if console.is_terminal else nullcontext()

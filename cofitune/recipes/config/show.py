@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import yaml
 
@@ -28,9 +27,9 @@ def show_config(loaded: LoadedConfig, given_only: bool = False) -> str:
     return "".join(f"{text:<{width}}  # {_one_line(origin)}\n" if origin else f"{text}\n" for text, origin in lines)
 
 
-def origin_of(place: Place, value: Any, loaded: LoadedConfig) -> str:
+def origin_of(place: Place, value: object, loaded: LoadedConfig) -> str:
     """Where a value of the resolved config was written: file:line, an override, or default."""
-    here: Any = loaded.data
+    here: object = loaded.data
     for part in place:
         if isinstance(here, dict) and part not in here:
             return DEFAULT
@@ -43,7 +42,7 @@ def origin_of(place: Place, value: Any, loaded: LoadedConfig) -> str:
     return source_of(place, loaded.sources) or DEFAULT
 
 
-def _mapping(values: dict[str, Any], place: Place, depth: int, loaded: LoadedConfig, given_only: bool) -> list[Line]:
+def _mapping(values: dict[str, object], place: Place, depth: int, loaded: LoadedConfig, given_only: bool) -> list[Line]:
     pad, result = "  " * depth, list[Line]()
     for key, value in values.items():
         here, name = (*place, key), _flow(key)
@@ -63,7 +62,7 @@ def _mapping(values: dict[str, Any], place: Place, depth: int, loaded: LoadedCon
     return result
 
 
-def _flow(value: Any) -> str:
+def _flow(value: object) -> str:
     text = yaml.dump(value, Dumper=Dumper, default_flow_style=True, allow_unicode=True, width=math.inf, sort_keys=False)
     return text.removesuffix("\n").removesuffix("\n...")
 
