@@ -14,9 +14,13 @@ from dataclasses import dataclass
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cofitune.files import write_atomically, write_text
+
+if TYPE_CHECKING:  # an extra
+    from matplotlib.artist import Artist
+    from matplotlib.figure import Figure
 
 EXTRA = "plots"
 
@@ -32,7 +36,7 @@ WIDE, NARROW = 7.2, 3.5  # inches; the text of both is 8 points high, so that a 
 DOTS_AN_INCH = 160
 _COLOUR = re.compile(r"(fill|stroke): (#[0-9a-f]{6})")
 
-Paint = Callable[[object, bool], None]  # (an empty matplotlib Figure, whether it is the narrow one)
+Paint = Callable[["Figure", bool], None]  # (an empty matplotlib Figure, whether it is the narrow one)
 
 
 @dataclass(frozen=True)
@@ -108,9 +112,9 @@ def series(index: int) -> tuple[str, str]:
     return SERIES[index % len(SERIES)], MARKERS[index % len(MARKERS)]
 
 
-def legend(figure: Any, columns: int) -> None:
+def legend(figure: Figure, columns: int) -> None:
     """One legend above all panels, each label once."""
-    handles: dict[str, Any] = {}
+    handles: dict[str, Artist] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
@@ -120,7 +124,7 @@ def legend(figure: Any, columns: int) -> None:
     )  # fmt: skip
 
 
-def _figure(paint: Paint, width: float, height: float, narrow: bool) -> object:
+def _figure(paint: Paint, width: float, height: float, narrow: bool) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=DOTS_AN_INCH, layout="constrained")
@@ -128,7 +132,7 @@ def _figure(paint: Paint, width: float, height: float, narrow: bool) -> object:
     return figure
 
 
-def _save(figure: Any, kind: str) -> bytes:
+def _save(figure: Figure, kind: str) -> bytes:
     buffer = io.BytesIO()
     # a file may be shown on anything: it gets the page's light paper
     figure.savefig(

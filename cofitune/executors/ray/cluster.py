@@ -9,7 +9,9 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from cofitune.errors import UserError, install
@@ -20,7 +22,7 @@ SECONDS_TO_CONNECT = 10
 SECONDS_TO_ANSWER = 120  # for a node's first word: a fresh worker imports this package
 
 
-def join_cluster(address: str) -> Any:
+def join_cluster(address: str) -> ModuleType:
     """Join the cluster at `address` and return the package `ray`, which is not imported before.
 
     Raises:
@@ -52,16 +54,15 @@ def nodes_that_hold(nodes: Sequence[Mapping[str, Any]], gpus: int, cpus: int) ->
     )
 
 
-def _import_ray() -> Any:
+def _import_ray() -> ModuleType:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        import ray
+        return import_module("ray")
     except ModuleNotFoundError:
         raise UserError(f"search.executor: ray is not installed: {install(EXTRA)}") from None
-    return ray
 
 
-def _join(ray: Any, address: str) -> None:
+def _join(ray: ModuleType, address: str) -> None:
     try:
         _knock(ray, address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -74,7 +75,7 @@ def _join(ray: Any, address: str) -> None:
         raise UserError(f"search.ray.address: {address}: {' '.join(str(error).split())}") from None
 
 
-def _knock(ray: Any, address: str) -> None:
+def _knock(ray: ModuleType, address: str) -> None:
     """See whether anybody answers where Ray will call: it would call for ever.
 
     Raises:
@@ -94,7 +95,7 @@ def _knock(ray: Any, address: str) -> None:
         raise ConnectionError(f"{host}:{port}: {error.strerror or error}") from None
 
 
-def check_versions(ray: Any, nodes: Sequence[Mapping[str, Any]], joining: bool = False) -> set[str]:
+def check_versions(ray: ModuleType, nodes: Sequence[Mapping[str, Any]], joining: bool = False) -> set[str]:
     """Ask every node what it would run a trial with: another version's scores cannot be compared.
 
     Args:

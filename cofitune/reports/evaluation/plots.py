@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from cofitune.reports.evaluation.scores import CATEGORIES, Change, Comparison, Scores
 from cofitune.reports.figure import GRID, INK, MUTED, PAPER, Picture, draw, legend, series, shortened
+
+if TYPE_CHECKING:  # an extra
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 POINTS = "change against the base (points)"
 ROW, MODEL = 0.17, 0.07  # inches a row takes, and each model more in it
@@ -46,7 +50,7 @@ def frontier_picture(name: str, points: Sequence[Point], speciality_weight: floa
     """
     base = points[0]
 
-    def paint(figure: Any, narrow: bool) -> None:
+    def paint(figure: Figure, narrow: bool) -> None:
         axes = figure.subplots()
         axes.set_xlabel("speciality (score, 0 is guessing, 100 all right)")
         axes.set_ylabel("versatility (score, same scale)")
@@ -85,7 +89,7 @@ def deltas_picture(name: str, scores: Scores) -> Picture:
     losses = [title for title, task in scores.tasks.items() if task.unit == "nats"]
     left_out = [title for title, task in scores.tasks.items() if task.unit not in ("share", "nats")]
 
-    def paint(figure: Any, narrow: bool) -> None:
+    def paint(figure: Figure, narrow: bool) -> None:
         panels = [(rows, POINTS)]
         if losses:
             panels.append(([(t, t) for t in losses], "change of the loss (nats; less is better)"))
@@ -120,7 +124,7 @@ def _rows(scores: Scores) -> list[tuple[str, str | None]]:
 
 
 def _dots(
-    axes: Any, rows: Sequence[tuple[str, str | None]], models: Sequence[tuple[str, Comparison]], most: int
+    axes: Axes, rows: Sequence[tuple[str, str | None]], models: Sequence[tuple[str, Comparison]], most: int
 ) -> None:
     axes.axvline(0, color=MUTED, linewidth=0.9)
     spread = min(0.28, 0.66 / max(1, len(models)))
@@ -156,12 +160,13 @@ def _dots(
     axes.grid(visible=True, axis="y", color=GRID)
 
 
-def _cross(axes: Any, point: Point, colour: str) -> None:
-    line = {"color": colour, "linewidth": 1.0, "alpha": 0.75, "zorder": 2}
-    if point.speciality_interval is not None:
-        axes.plot(point.speciality_interval, [point.versatility] * 2, **line)
-    if point.versatility_interval is not None:
-        axes.plot([point.speciality] * 2, point.versatility_interval, **line)
+def _cross(axes: Axes, point: Point, colour: str) -> None:
+    for x, y in (
+        (point.speciality_interval, [point.versatility] * 2),
+        ([point.speciality] * 2, point.versatility_interval),
+    ):
+        if x is not None and y is not None:
+            axes.plot(x, y, color=colour, linewidth=1.0, alpha=0.75, zorder=2)
 
 
 def _at(change: Change | None, value: float) -> tuple[float, float] | None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from cofitune.reports.figure import GRID, INK, MUTED, PAPER, SERIES, Picture, draw, legend, shortened
 from cofitune.reports.search.rows import Entry, TrialRow, nested, trial_rows
 from cofitune.reports.text import number
+
+if TYPE_CHECKING:  # an extra
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Place = tuple[float, float]  # speciality, versatility
 Changes = Mapping[str, float | None]  # name of a score → its change against the base's
@@ -35,7 +39,7 @@ def search_picture(name: str, tree: Entry) -> Picture:
     has_bars = any(row.intervals for row in rows)
     above = (ROW_WITH_BARS if has_bars else ROW) * len(rows) + 0.95
 
-    def paint(figure: Any, narrow: bool) -> None:
+    def paint(figure: Figure, narrow: bool) -> None:
         parts = figure.subplot_mosaic(
             [["tree", "dots"], ["plane", "plane"]],
             height_ratios=(above, BELOW),
@@ -92,7 +96,7 @@ def _loss_changes(trial: Entry, base: Entry) -> Changes:
 
 
 def _paint_changes(
-    axes: Any,
+    axes: Axes,
     rows: Sequence[TrialRow],
     changes: Sequence[Changes],
     looks: Mapping[str, tuple[str, str]],
@@ -123,7 +127,7 @@ def _paint_changes(
     axes.set_ylim(len(rows) - 0.4, -0.6)
 
 
-def _paint_tree(axes: Any, rows: Sequence[TrialRow], changes: Sequence[Changes]) -> None:
+def _paint_tree(axes: Axes, rows: Sequence[TrialRow], changes: Sequence[Changes]) -> None:
     step = 0.06
     last_at: dict[int, int] = {0: -1}  # depth → the row that last stood there
     for y, (row, change) in enumerate(zip(rows, changes, strict=True)):
@@ -148,7 +152,7 @@ def _paint_tree(axes: Any, rows: Sequence[TrialRow], changes: Sequence[Changes])
         axes.spines[side].set_visible(False)
 
 
-def _paint_plane(axes: Any, entries: Sequence[Entry], tree: Entry) -> None:
+def _paint_plane(axes: Axes, entries: Sequence[Entry], tree: Entry) -> None:
     """Speciality against versatility of what ran to its end; the others' scores are of fewer steps."""
     base = tree["base"]
     shown = [(e, place) for e in entries if e["status"] == "done" and (place := _place(e))]
@@ -179,7 +183,7 @@ def _paint_plane(axes: Any, entries: Sequence[Entry], tree: Entry) -> None:
     axes.margins(0.1)
 
 
-def _paint_ways(axes: Any, entries: Sequence[Entry], tree: Entry) -> None:
+def _paint_ways(axes: Axes, entries: Sequence[Entry], tree: Entry) -> None:
     """Drift against speciality loss along each training, from the base on; learning goes to the right."""
     start = tree["base"]["curve"][0]
     for entry in sorted(entries, key=lambda e: e["id"] == tree.get("winner")):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cofitune.reports.figure import MUTED, PAPER, SERIES, Picture, draw
+
+if TYPE_CHECKING:  # an extra
+    from matplotlib.figure import Figure
 
 Entry = Mapping[str, Any]
 SMOOTH_FROM = 40  # steps from which on a running mean is drawn, too
@@ -27,7 +30,7 @@ def losses_picture(
     rehearsed = [(line["step"], line["rehearsal_loss"]) for line in steps if line.get("rehearsal_loss") is not None]
     moved = [(d["step"], d["drift"]) for d in drifts if d["drift"] is not None]
 
-    def paint(figure: Any, narrow: bool) -> None:
+    def paint(figure: Figure, narrow: bool) -> None:
         above, *middle, below = figure.subplots(
             3 if moved else 2, 1, sharex=True, height_ratios=(3, 1.3, 1) if moved else (3, 1)
         )
