@@ -1,7 +1,7 @@
 """The importance file: per layer and unit kind one vector in [0, 1], beside a manifest that says whose it is.
 
 A folder holds `importance.safetensors` (normalised, what the soft mask reads), `scores.safetensors` (before
-normalisation, to merge or normalise anew) and `manifest.json`. Each safetensors file has one tensor a unit kind, of
+normalisation, to merge or normalise again) and `manifest.json`. Each safetensors file has one tensor a unit kind, of
 shape [L, units], fp32.
 """
 

@@ -103,7 +103,7 @@ def restore_backward_counters(model: nn.Module, output: Tensor) -> None:
     """Where several forward passes come before a backward pass, let ZeRO-3 see the end of each one's backward.
 
     In each module it counts the inputs whose gradients are still to come, and shards the module's weights again when it
-    has counted down to 0. Every forward pass begins that count anew, so that of two passes the first one's backward
+    has counted down to 0. Every forward pass begins that count again, so that of two passes the first one's backward
     would count on below 0 and leave the whole model gathered. Nothing is done to a model that is not sharded.
 
     Args:

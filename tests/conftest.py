@@ -255,7 +255,7 @@ def eight_items(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shared_runs(tmp_path_factory: pytest.TempPathFactory) -> SharedRuns:
-    """Trainings that several tests compare with, or go on from."""
+    """Trainings that several tests compare with, or continue from."""
     return SharedRuns(tmp_path_factory.mktemp("shared-runs"))
 
 

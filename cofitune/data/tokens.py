@@ -54,7 +54,7 @@ def encode_response(tokenizer: PreTrainedTokenizerBase, response: Response, wher
     """The tokens of a conversation up to a response: those of the prompt are the ones that a generation starts from.
 
     Where a token lies astride the prompt and the response, both are tokenized apart, as they are when the model is
-    asked: it reads the prompt's tokens and goes on from there.
+    asked: it reads the prompt's tokens and continues from there.
 
     Raises:
         BadItemError: the two cannot be tokenized apart.

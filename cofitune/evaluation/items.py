@@ -65,7 +65,7 @@ class EvalItem:
 
     Attributes:
         line: its line in the file, from 1.
-        prompt: the text of the user's turn, or the text to go on in.
+        prompt: the text of the user's turn, or the text to continue in.
         choices: of a multiple-choice item, else empty.
         answer: index of the right choice, from 0.
         references: accepted answers of a generate item, the one text of a loss item, else empty.

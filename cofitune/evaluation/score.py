@@ -236,7 +236,7 @@ def _sample(loaded: LoadedTask, item: EvalItem, results: dict[str, Any]) -> Samp
 
 @contextmanager
 def _as_it_was(model: PreTrainedModel) -> Iterator[None]:
-    """Give each module its mode back: the harness calls `eval()`, and a trainer that goes on would lose its dropout."""
+    """Give each module its mode back: the harness calls `eval()`, and a training after it would lose its dropout."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield

@@ -49,7 +49,7 @@ PR_SET_PDEATHSIG = 1  # of Linux' prctl
 def local_executor(ranks: Ranks) -> Iterator[TrialExecutor]:
     """Give what runs requests one after the other on these ranks; the worker ends with the context.
 
-    It starts with the first request, and anew after one that failed.
+    It starts with the first request, and again after one that failed.
     """
     requests = _LocalExecutor(ranks)
     try:

@@ -65,7 +65,7 @@ class Scores:
 
 @dataclass
 class Sums:
-    """What one rank has added up so far; an interrupted estimation goes on from here.
+    """What one rank has added up so far; an interrupted estimation continues from here.
 
     Attributes:
         values: unit kind → [L, units], fp64: the order of additions, which differs between numbers of ranks, stays
@@ -104,7 +104,7 @@ def estimate(
         model: the model on this rank's device, whole or sharded by ZeRO-3; it is left as it was found.
         micro_batches: this rank's (index in the whole data, batch with `input_ids`, `attention_mask` and, for
             `fisher`, `labels`, each [B, T]) that are not in `sums` yet.
-        sums: where to go on from, added to in place; None: from nothing.
+        sums: where to continue from, added to in place; None: from nothing.
         on_batch: called after each micro-batch with its number of real tokens.
         anatomy: the model's; None: it is in the table of layouts.
         idle: how many micro-batches another rank has more than this one. Where the weights are sharded all ranks must

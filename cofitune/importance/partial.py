@@ -1,4 +1,4 @@
-"""The ranks' sums on disk, so that an interrupted estimation goes on where it was and ends with the same vectors."""
+"""The ranks' sums on disk, so that an interrupted estimation continues where it was and ends with the same vectors."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def read_hostfile(path: Path) -> list[Host]:
 def run_hosts(hosts: Sequence[Host], arguments: Sequence[str]) -> int:
     """Start `cofitune <arguments>` on every host's ranks, in this folder, and wait.
 
-    The first host that fails ends the others. A signal to this process goes on to all of them. ssh keeps a line to each
+    The first host that fails ends the others. A signal to this process goes to all of them. ssh keeps a line to each
     host open: where it breaks, or this process dies, the ranks over there end too.
 
     Returns:

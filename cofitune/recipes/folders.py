@@ -26,7 +26,7 @@ def check_folder(config: Config, command: str, overwrite: bool, resumes: bool = 
     """Return the command's folder; nothing is written yet.
 
     Args:
-        resumes: the folder holds a checkpoint to go on from, which knows better than the folder's config what may
+        resumes: the folder holds a checkpoint to continue from, which knows better than the folder's config what may
             differ.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What the ranks have answered so far: a file a batch, so that an interrupted rehearsal goes on with the next one."""
+"""What the ranks have answered so far: a file a batch, so that an interrupted rehearsal continues with the next one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Successive halving: all candidates of a level are trained a few steps, and only the best of them go on.
+"""Successive halving: all candidates of a level are trained a few steps, and only the best of them continue.
 
 After Jamieson and Talwalkar (arXiv 1502.07943), with the learning rate schedule of the whole trial, so that what goes
 on ends with the bits that it would have had without the pause. A trial is compared at a step with the others at the
@@ -25,11 +25,11 @@ def share_of(share: float, count: int) -> int:
 
 @dataclass(frozen=True)
 class SuccessiveHalving:
-    """When candidates are compared, and how many go on.
+    """When candidates are compared, and how many continue.
 
     Attributes:
         steps: optimizer steps, ascending, all below a trial's last.
-        keep: share of the candidates at a step that goes on.
+        keep: share of the candidates at a step that continues.
         early_stop: whether what is worse than the best beyond chance goes, too.
     """
 
@@ -42,13 +42,13 @@ class SuccessiveHalving:
         return min(count, max(beam, share_of(self.keep, count)))
 
     def spare_all(self, count: int, beam: int) -> bool:
-        """Whether all of so many candidates would go on, so that scoring them on the way is for nothing."""
+        """Whether all of so many candidates would continue, so that scoring them on the way is for nothing."""
         return count <= beam or (not self.early_stop and self.most_after(count, beam) == count)
 
     def prune(
         self, scored: Sequence[Trial], step: int, *, beam: int, objective: Ranking, compare: Compare
     ) -> dict[str, str]:
-        """Which candidates stop at this step, by id, and why. At least `beam` go on.
+        """Which candidates stop at this step, by id, and why. At least `beam` continue.
 
         Args:
             scored: the level's candidates as they were scored at this step.

@@ -52,7 +52,7 @@ class Store:
         return self._scored.get((trial, step))
 
     def resume_step(self, trial: str, stop_step: int) -> int:
-        """The step that a trial is paused at and may be taken on from to a later one; 0 where it must begin anew."""
+        """The step that a trial is paused at and may be taken on from to a later one; 0 where it must begin again."""
         latest = self.get(trial)
         return latest.steps if latest is not None and latest.status == "paused" and latest.steps < stop_step else 0
 

@@ -19,7 +19,7 @@ ID_LENGTH = 12
 
 
 class TrialError(Exception):
-    """Why one trial failed. The search records it, tries the trial once more, and goes on."""
+    """Why one trial failed. The search records it, tries the trial once more, and continues."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Trial:
     Attributes:
         id: hash of the region and of everything else that the scores depend on, or `base`.
         region: what was trained; None for the base.
-        status: done, with the scores of the last step; paused, with those of an earlier one, from which it may go on;
+        status: done, with the scores of the last step; paused, with those of an earlier one, to continue from;
             stopped, likewise, and the search left it there; or failed, with a reason.
         level: 1 for the first level of the search, 0 for the base.
         parent: id of the trial whose region this one lies in; None at the first level.

@@ -71,7 +71,7 @@ class Grid:
 
 
 def main() -> None:
-    """Run what is missing, as far as the time goes, and write the report anew."""
+    """Run what is missing, as far as the time goes, and write the report again."""
     arguments = parse()
     began = time.monotonic()
 
@@ -158,7 +158,7 @@ def task(data: Path, name: str, limit: int, **settings: Any) -> dict[str, Any]:
 
 
 def run_search(arguments: argparse.Namespace, name: str, levels: Sequence[Any], **search: Any) -> None:
-    """Type `cofitune search`; a second time it goes on, or only prints."""
+    """Type `cofitune search`; a second time it continues, or only prints."""
     path = write_config(arguments, name, levels, SEEDS[0], **search)
     cofitune("search", path)
 

@@ -114,7 +114,7 @@ def is_same_study(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def write_report(store: Path, report: Path) -> None:
-    """Make the report anew from the store's runs of its latest settings; what is unfinished is called so."""
+    """Make the report again from the store's runs of its latest settings; what is unfinished is called so."""
     lines = [json.loads(line) for line in store.read_text(encoding="utf-8").splitlines()]
     study = lines[-1]["study"]
     same = [line for line in lines if is_same_study(line["study"], study)]

@@ -3,7 +3,7 @@
     scripts/bench/softmask --data FOLDER [--further] [--device cuda] [--hours 1] [--report]
 
 Every finished run is one line in `--store` (appended; a run whose line is there is not made again), and the report is
-made anew from the store after each. A plain PyTorch loop with the product's data code, factors and masks: one process,
+made again from the store after each. A plain PyTorch loop with the product's data code, factors and masks: one process,
 the base loaded once and put back between runs, so that SGD can be compared too. The layers below the region never
 change, so their output is computed once for every batch.
 """

@@ -40,7 +40,7 @@ def complaints(of: Of, data: Any) -> list[str]:
 
 @pytest.mark.parametrize("of", get_args(Of))
 def test_the_shipped_schema_is_what_the_code_says(of: Of) -> None:
-    """Write it anew by `cofitune config schema --of … > configs/schemas/….json`."""
+    """Write it again by `cofitune config schema --of … > configs/schemas/….json`."""
     text = (shipped_folder() / "schemas" / f"{of}.json").read_text(encoding="utf-8")
     assert json.loads(text) == json_schema(of)
 

@@ -1,4 +1,4 @@
-"""Published chat templates, their behaviour written anew in templates/, and what is to be learned under each."""
+"""Published chat templates, their behaviour written again in templates/, and what is to be learned under each."""
 
 from __future__ import annotations
 

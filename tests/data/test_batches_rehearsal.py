@@ -90,7 +90,7 @@ def test_every_pass_over_the_rehearsal_takes_each_item_once_in_a_new_order() -> 
 
 
 def test_the_rehearsal_goes_on_where_the_tasks_epoch_ends() -> None:
-    """A step of eight takes two, the short one of five at an epoch's end takes one; nothing begins anew there."""
+    """A step of eight takes two, the short one of five at an epoch's end takes one; nothing begins again there."""
     plan = plan_of()
     counts = [sum(i >= TASK for i in step) for step in step_indices(plan, 5)]
     assert counts == [2, 1] * 3

@@ -291,7 +291,7 @@ def test_a_template_without_end_of_turn_supervises_the_response_to_its_end(tiny_
 
 @pytest.mark.parametrize("answer", ["0123", "Paris", "two", " a"])
 def test_no_token_lies_astride_the_prompt_and_the_response(tiny_tokenizer: Any, answer: str) -> None:
-    """The model reads the prompt's own tokens and goes on from there, in training as in evaluation."""
+    """The model reads the prompt's own tokens and continues from there, in training as in evaluation."""
     tiny_tokenizer.chat_template = BARE.replace("SPACE", " ")
     one = item("q", answer)
     example = encode(one, tiny_tokenizer)

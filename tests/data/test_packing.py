@@ -129,7 +129,7 @@ def test_packs_stay_apart_under_activation_checkpointing() -> None:
 
 
 def test_what_is_compared_would_show_a_leak() -> None:
-    """Without positions that begin anew, the same pack has another loss: the test above can fail."""
+    """Without positions that begin again, the same pack has another loss: the test above can fail."""
     model = tiny("llama").eval()
     examples = some_examples(1)
     expected, _ = loss_and_gradients(model, [collate([e], 0) for e in examples])

@@ -73,7 +73,7 @@ def request(
 
 
 def left(folder: Path) -> dict[str, Any]:
-    """All that a trial's scores hang on: its weights by their hash, the losses of its steps, its answers."""
+    """All that a trial's scores depend on: its weights by their hash, the losses of its steps, its answers."""
     scores = json.loads((folder / "eval" / "scores.json").read_text())
     metrics = read_jsonl(folder / "train" / "metrics.jsonl")
     files = sorted((folder / "eval" / "samples").rglob("*.jsonl"))

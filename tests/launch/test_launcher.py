@@ -44,7 +44,7 @@ def test_a_proxy_that_does_not_end_in_time_is_killed(tmp_path: Path, monkeypatch
     did: list[str] = []
 
     class Deaf:
-        """A process that goes on when it is told to end; the search is interrupted as it waits for it."""
+        """A process that continues when it is told to end; the search is interrupted as it waits for it."""
 
         def __init__(self, *_: object, **__: object) -> None:
             did.append("start")

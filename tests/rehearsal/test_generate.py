@@ -41,7 +41,7 @@ def model() -> Any:
 
 
 def slow_greedy(model: Any, prompt: list[int], most: int, ends: set[int]) -> Answer:
-    """The likeliest token each time, all of the text read anew for each."""
+    """The likeliest token each time, all of the text read again for each."""
     ids: list[int] = []
     for _ in range(most):
         with torch.no_grad():

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.processes
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two ranks run every case, in one start, and go on with what this process saved; it, with what they saved."""
+    """Two ranks run every case, in one start, and continue with what this process saved; it, with what they saved."""
     folder = tmp_path_factory.mktemp("state")
     sharded_cases.tiny_model().save_pretrained(folder / "model")
     start_distributed()
@@ -29,7 +29,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _state(folder: Path) -> dict[str, torch.Tensor]:
-    """Everything of a checkpoint that training goes on from."""
+    """Everything of a checkpoint that training continues from."""
     return {key: t for file in sorted(folder.glob("*.safetensors")) for key, t in load_file(file).items()}
 
 

@@ -177,7 +177,7 @@ class ChatTemplateLM(ChatTemplateLMBase):
         return [results[n] for n in range(len(rows))]
 
     def _continue(self, cache: Any, mask: Tensor, rows: list[int], continuations: list[list[int]]) -> Tensor:
-        """Logits [N, K-1, V] after each of their tokens but the last; row n goes on from context `rows[n]`.
+        """Logits [N, K-1, V] after each of their tokens but the last; row n continues from context `rows[n]`.
 
         The cache is left as it was, where its layers allow that.
         """

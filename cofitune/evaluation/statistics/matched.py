@@ -62,7 +62,7 @@ def match_methods(
     The speciality is matched at the points of the reference's frontier, and at the highest that every method with a
     finished run reaches.
     In every draw the items are resampled (and, where there are several, the seeds), the same for all methods; the level
-    is the anchoring point's own speciality in that draw, and all frontiers are taken anew.
+    is the anchoring point's own speciality in that draw, and all frontiers are taken again.
 
     Args:
         bootstrap: its first model is the base.

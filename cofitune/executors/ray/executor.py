@@ -1,8 +1,8 @@
 """Trials on a Ray cluster: each request is a task that asks for its GPUs; the store and all folders stay the driver's.
 
-A trial of which Ray has lost the worker or the node runs again, elsewhere if it must. One that has paused goes on where
+A trial of which Ray has lost the worker or the node runs again, elsewhere if it must. A paused one continues where
 its state lies, on the same node: 12 bytes a trained weight are too many to carry along. Where that node is lost, the
-trial begins anew on another, to the same bits, since a training's result does not depend on its pauses.
+trial begins again on another, to the same bits, since a training's result does not depend on its pauses.
 
 Nodes come and go while a search runs: one that joins is asked for its versions before its first trial counts, and where
 none is left that could hold a trial, the search waits for one, but not for ever.

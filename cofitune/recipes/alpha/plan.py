@@ -77,7 +77,7 @@ class AlphaPlan:
 
     @property
     def identity(self) -> str:
-        """A hash over all that a measurement depends on, by content: points of another one are measured anew."""
+        """A hash over all that a measurement depends on, by content: points of another one are measured again."""
         drift = self.drift and [self.drift.loaded.sha256, self.drift.batch_size]
         own = {"format": FORMAT, "base": self.base_fingerprint, "delta": self.delta_sha256, "drift": drift}
         return sha256_json(own | {"measure": self.measure.settings(), "settings": self.settings})

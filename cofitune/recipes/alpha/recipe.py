@@ -269,7 +269,7 @@ def _content(plan: AlphaPlan, points: Points, alpha: float | None, keep: float) 
 
 
 def _read(plan: AlphaPlan) -> object:
-    """alpha.json as it is; None where there is none, or a damaged one, which is written anew."""
+    """alpha.json as it is; None where there is none, or a damaged one, which is written again."""
     try:
         return read_json(plan.file, "choice of alpha")
     except ArtifactError:

@@ -127,7 +127,7 @@ def _at_alpha(plan: ChatPlan, text: str) -> ChatPlan:
 
 
 class _Conversation:
-    """Every speaker's own turns: each goes on from what it said itself."""
+    """Every speaker's own turns: each continues from what it said itself."""
 
     def __init__(self, plan: ChatPlan, options: ChatOptions, first: str | None = None) -> None:
         """`first`: a prompt that will be asked; it is checked at once.

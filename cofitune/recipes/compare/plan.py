@@ -181,7 +181,7 @@ def _check(run: Run, overwrite: bool, dry_run: bool, ranks: int) -> TrainPlan:
         if run.is_trained and not overwrite:
             _check_alike(run, plan)
     except UserError as error:
-        # --overwrite would train the whole comparison anew, for the sake of one run
+        # --overwrite would train the whole comparison again, for the sake of one run
         alone = f"; to train this run alone again, delete {run.folder}" if "--overwrite" in str(error) else ""
         raise UserError(f"compare.methods.{run.method}: {error}{alone}") from error
     return plan

@@ -49,7 +49,7 @@ def compare(
     """Train and score what the section `compare` names, into `<output_dir>/compare`.
 
     Every run is a run like any other, in a folder of its own; one that has finished is not trained again, one that was
-    interrupted goes on, and one that failed is tried again by the next call. The base is scored once.
+    interrupted continues, and one that failed is tried again by the next call. The base is scored once.
 
     Args:
         run_command: runs `cofitune train` and `cofitune eval`.

@@ -70,12 +70,12 @@ def evaluate(
     """Score the base, the run and every further model on the same items and compare them, in `<output_dir>/eval`.
 
     Answers are kept by all that they depend on: a second call loads no weights, and a new model, task or delta is all
-    that is scored. An interrupted call goes on with the next unfinished task.
+    that is scored. An interrupted call continues with the next unfinished task.
 
     Args:
         config: reads its sections model, data (the template) and eval; the run is `<output_dir>/train`.
         require: requirements on the changes against the base, such as `versatility>=-1.0` (evaluation/gate.py).
-        overwrite: score everything anew, and replace a folder of another config.
+        overwrite: score everything again, and replace a folder of another config.
         dry_run: print the plan and write nothing.
         console: where to talk; default: the terminal.
         on_plan: is told of a dry run's plan.

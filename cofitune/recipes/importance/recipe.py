@@ -71,7 +71,7 @@ def importance(
 
     Args:
         config: reads its sections model, data and importance.
-        overwrite: make a finished folder, or one of another config, anew. What was interrupted on the way goes on,
+        overwrite: make a finished folder, or one of another config, again. What was interrupted on the way continues,
             with or without it.
         dry_run: print the plan and write nothing.
         console: where to talk; default: the terminal.

@@ -51,7 +51,7 @@ def rehearse(
 
     Args:
         config: reads its sections model, data (the template) and rehearsal.
-        overwrite: make a finished folder, or one of another config, anew. What was interrupted on the way goes on.
+        overwrite: make a finished folder, or one of another config, again. What was interrupted on the way continues.
         dry_run: print the plan and its cost, and write nothing.
         console: where to talk; default: the terminal.
         ranks: ranks that a dry run plans for; a run counts its own.

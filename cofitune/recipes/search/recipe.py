@@ -52,7 +52,7 @@ def search(
 ) -> Path:
     """Search for the region to train and write it into `<output_dir>/search/region.yaml`.
 
-    Every finished trial is kept: a call that was killed goes on where it was, and one that was finished only prints.
+    Every finished trial is kept: a call that was killed continues where it was, and one that was finished only prints.
 
     Args:
         config: reads its sections model, data, train, deepspeed, eval and search; for a proxy, importance.
@@ -61,7 +61,7 @@ def search(
         measure: takes the time of a few steps and items, for a dry run.
         at_once: how many trials `execute` runs at a time; None: nobody knows. It decides how closely a budget in
             hours is watched.
-        overwrite: forget all trials and begin anew.
+        overwrite: forget all trials and begin again.
         dry_run: print the levels and what they cost, and write nothing.
         console: where to talk; default: the terminal.
         on_plan: is told of a dry run's plan.

@@ -1,4 +1,4 @@
-"""Further seeds of a search's leading regions (`search.repeat`): they are trained, and the winner is taken anew."""
+"""Further seeds of a search's leading regions (`search.repeat`): they are trained, and the winner is taken again."""
 
 from __future__ import annotations
 

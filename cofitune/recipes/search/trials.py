@@ -76,7 +76,7 @@ class Trials:
     def drop_weights(self, trial: str) -> None:
         """Free the disk of a trial that goes no further: its scores are what the search is for.
 
-        The store must know of it already: one that it calls paused goes on from what lies here.
+        The store must know of it already: one that it calls paused continues from what lies here.
         """
         folder = self._folder(trial)
         remove_checkpoints(folder / "train" / "checkpoints")

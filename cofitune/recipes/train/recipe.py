@@ -59,7 +59,7 @@ def train(
     Runs on every rank; rank 0 alone talks and writes.
 
     Args:
-        resume: go on from the newest whole checkpoint; without one, from the beginning.
+        resume: continue from the newest whole checkpoint; without one, from the beginning.
         ranks: ranks that a dry run plans for; a run counts its own.
         on_plan: is told of a dry run's plan.
 

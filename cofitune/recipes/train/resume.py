@@ -131,7 +131,7 @@ def _with_new_names(written: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_checkpoint(plan: TrainPlan, console: Console) -> Checkpoint | None:
-    """The newest whole checkpoint, to go on from; says which it is, and which are damaged.
+    """The newest whole checkpoint, to continue from; says which it is, and which are damaged.
 
     Raises:
         UserError: it is another training's.

@@ -97,7 +97,7 @@ def prepare_model(model: PreTrainedModel, plan: TrainPlan) -> PreparedModel:
 def start_run(
     prepared: PreparedModel, checkpoint: Checkpoint | None, held_out: HeldOut | None, overwrite: bool = False
 ) -> TrainRun:
-    """Go on from a checkpoint, if there is one, and make the folder ready. Every rank must call.
+    """Continue from a checkpoint, if there is one, and make the folder ready. Every rank must call.
 
     Args:
         checkpoint: on rank 0, which alone reads; None: the training begins.

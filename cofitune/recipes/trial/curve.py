@@ -25,7 +25,7 @@ from cofitune.training.validation import ValidationRecord, validate
 class CurveRecorder:
     """Measures a trial after some of its steps. Every rank has one, and takes its share of the items.
 
-    What it measures goes into metrics.jsonl, as a training's validation does: a part that goes on finds it there.
+    What it measures goes into metrics.jsonl, as a training's validation does: a part that continues finds it there.
 
     Attributes:
         seconds: what measuring took in this part.

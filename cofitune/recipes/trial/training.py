@@ -64,7 +64,7 @@ def train_trial(
 
     Args:
         stop_step: the step after which it pauses; None, or the last one: it ends.
-        saves: whether it leaves its state at a pause, so that a later call goes on to the same bits.
+        saves: whether it leaves its state at a pause, so that a later call continues to the same bits.
         shared: what is kept of the frozen prefix, for other trials too.
         items: what losses are measured on while it trains; None: it is scored afterwards.
 

@@ -76,7 +76,7 @@ class SearchLive:
     def on_start(self, rows: Sequence[Row]) -> None:
         """These are ordered, in this order; they have no scores yet."""
         for row in rows:
-            self._rows.setdefault(row.id, row)  # one that goes on keeps what is known of it
+            self._rows.setdefault(row.id, row)  # one that continues keeps what is known of it
             self._began[row.id] = None
             self._ended.pop(row.id, None)  # it failed, and is tried once more
         self._let_begin()

@@ -280,7 +280,7 @@ output_dir: {tmp_path}
 
 
 def left(folder: Path) -> dict[str, Any]:
-    """What a trial's scores hang on: the hash of its weights, its losses, its answers, its scores."""
+    """What a trial's scores depend on: the hash of its weights, its losses, its answers, its scores."""
     run = json.loads((folder / "eval/scores.json").read_text())["models"]["run"]
     scores = {"unified": run["unified"], **run["categories"], **{t: s["raw"] for t, s in run["tasks"].items()}}
     lines = (folder / "train/metrics.jsonl").read_text().splitlines()

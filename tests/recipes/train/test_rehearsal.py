@@ -41,7 +41,7 @@ Change = Callable[[int, RehearsalItem], RehearsalItem]
 def rewritten(
     result: Rehearsal, folder: Path, change: Change = lambda _, item: item, top_k: int | None = None, **more: Any
 ) -> Path:
-    """Write a rehearsal anew with other items, or without stored probabilities, or with other words in its manifest."""
+    """Copy a rehearsal with other items, or without stored probabilities, or with other words in its manifest."""
     folder.mkdir()
     stored = TopK.chain([result.probabilities_of(i) for i in range(len(result.items))])
     if top_k is not None:
