@@ -11,7 +11,12 @@ NONE = "–"
 
 
 def number(value: float | None, digits: int = 1) -> str:
-    """`12.3` or `−0.4`: with a true minus sign, which what rounds to nothing has not; a dash where there is none."""
+    """`12.3` or `−0.4`: with a true minus sign, which what rounds to nothing has not; a dash where there is none.
+
+    Example:
+        >>> number(-0.44), number(-0.04), number(None)
+        ('−0.4', '0.0', '–')
+    """
     if value is None:
         return NONE
     text = f"{abs(value):.{digits}f}"
@@ -39,16 +44,6 @@ def region_text(region: Region | None) -> str:
 def weights_text(count: int) -> str:
     """A number of weights in few columns."""
     return f"{count / 1e6:.1f} M" if count >= 100_000 else f"{count:,}"
-
-
-def number_text(value: float | None) -> str:
-    """A score with one decimal, or a dash."""
-    return "-" if value is None else f"{value:.1f}"
-
-
-def change_text(now: float | None, before: float | None) -> str:
-    """A change with its sign, or a dash."""
-    return "-" if now is None or before is None else f"{now - before:+.1f}"
 
 
 def _cut(text: str, room: int) -> str:

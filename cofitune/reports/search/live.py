@@ -23,7 +23,7 @@ from cofitune.reports.search.tree import (
     tree_heading,
     tree_line,
 )
-from cofitune.reports.text import clock, number_text, region_text
+from cofitune.reports.text import clock, region_text
 
 REFRESHES_A_SECOND = 2
 OTHER_LINES = 4  # of the terminal's, besides the trials': account, heading, base, and a spare one
@@ -133,7 +133,7 @@ class SearchLive:
         text = f"{ended} of at most {max(self._at_most, ended)} trials"
         best = self._rows.get(self._best or "")
         if best is not None:
-            brief = number_text(best.unified) if best.scale is SCORES else best.scale.brief(best, None)
+            brief = SCORES.number(best.unified) if best.scale is SCORES else best.scale.brief(best, None)
             text += f"; best so far {region_text(best.region)} ({brief})"
         left = self.seconds_left()
         return text if left is None else f"{text}; at most {clock(left)} left"

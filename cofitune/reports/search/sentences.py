@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cofitune.model.region import Region
+from cofitune.reports.search.scale import SCORES
 from cofitune.reports.search.tree import Row
-from cofitune.reports.text import change_text, many, number_text, region_text, weights_text
+from cofitune.reports.text import many, region_text, weights_text
 
 TRAINED_ONCE = (
     "Each region was trained once: these intervals are over items, and another seed may move a score by more."
@@ -44,11 +45,11 @@ def winner_sentence(
     """Who won and why, in one sentence, and who came second."""
     by_id = {row.id: row for row in rows}
     won = by_id[winner]
-    gains = f"speciality {change_text(won.speciality, base.speciality)}, versatility " + change_text(
+    gains = f"speciality {SCORES.change(won.speciality, base.speciality)}, versatility " + SCORES.change(
         won.versatility, base.versatility
     )
     text = (
-        f"Winner: {region_text(won.region)}, with {_why(won, rows, aim)} ({number_text(aim.value(won))}; against the "
+        f"Winner: {region_text(won.region)}, with {_why(won, rows, aim)} ({SCORES.number(aim.value(won))}; against the "
         f"base: {gains})"
     )
     second = by_id.get(runner_up or "")
@@ -56,11 +57,11 @@ def winner_sentence(
         text += "; there is no runner-up."
     else:
         equal = (aim.value(second), second.missed) == (aim.value(won), won.missed)
-        lead = f", tied, but it trains {_more(won, second)}" if equal else f" ({number_text(aim.value(second))})"
+        lead = f", tied, but it trains {_more(won, second)}" if equal else f" ({SCORES.number(aim.value(second))})"
         text += f"; runner-up: {region_text(second.region)}{lead}."
     before, after = aim.value(base), aim.value(won)
     if before is not None and after is not None and after <= before:
-        text += f" No region beats the untouched base ({aim.score} {number_text(before)}) in this many steps."
+        text += f" No region beats the untouched base ({aim.score} {SCORES.number(before)}) in this many steps."
     return text
 
 
