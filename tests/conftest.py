@@ -21,6 +21,7 @@ LONG = (
     "recipes/train/test_rehearsal.py",
     "recipes/train/test_drift.py",
     "test_end_to_end.py",
+    "scripts/test_kill.py",
     "executors/test_local.py",
     "recipes/train/test_recipe.py",
     "training/test_sharded.py",
