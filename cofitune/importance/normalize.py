@@ -28,6 +28,11 @@ def zscore_tanh(scores: Tensor) -> Tensor:
 
     Raises:
         UserError: a score is NaN or infinite.
+
+    Example:
+        >>> zscore_tanh(torch.tensor([[-1.0, 1.0], [2.0, 2.0]]))
+        tensor([[0.7616, 0.7616],
+                [0.0000, 0.0000]])
     """
     _check_finite(scores)
     values = scores.double()
@@ -54,6 +59,10 @@ def rank(scores: Tensor) -> Tensor:
 
     Raises:
         UserError: a score is NaN or infinite.
+
+    Example:
+        >>> rank(torch.tensor([[0.5, 9.0, 0.1]])).tolist()
+        [[0.5, 1.0, 0.0]]
     """
     _check_finite(scores)
     below = torch.searchsorted(scores.sort(dim=-1).values, scores.contiguous(), side="left")

@@ -32,7 +32,7 @@ def repetition(ids: Sequence[int], n: int = NGRAM) -> float:
     """The share of a sequence's n-grams that stood in it before, from 0 (all differ) to almost 1; 0 of fewer than n.
 
     Example:
-        >>> repetition([1, 2, 3, 4, 1, 2, 3, 4])
+        >>> round(repetition([1, 2, 3, 4, 1, 2, 3, 4]), 3)
         0.2
     """
     grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]

@@ -19,7 +19,12 @@ Compare = Callable[[Trial, Trial], Difference | None]  # of the deciding score, 
 
 
 def share_of(share: float, count: int) -> int:
-    """A share of a number of candidates, rounded up."""
+    """A share of a number of candidates, rounded up.
+
+    Example:
+        >>> share_of(0.25, 9)
+        3
+    """
     return math.ceil(share * count - 1e-9)  # 0.1 · 30 is a little more than 3 in binary
 
 

@@ -90,6 +90,11 @@ def children(parent: Region, level: Level, num_layers: int, available: tuple[str
 
     Raises:
         RegionError: the level names an unknown module or range, or layers or modules that the model does not have.
+
+    Example:
+        >>> halves = Level(layers=("bottom-plus", "top-plus"))
+        >>> [region.layers_text for region in children(whole_model(12), halves, 12)]
+        ['0-5', '6-11']
     """
     offered = [Region(layer_set(text, num_layers), parent.modules) for text in level.layers]
     offered += [Region(parent.layers, expand_modules(modules, available)) for modules in level.modules]

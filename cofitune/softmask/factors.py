@@ -30,7 +30,13 @@ UNIT_OF_MODULE = {
 
 @dataclass(frozen=True)
 class Factor:
-    """What multiplies a weight's update: `values` along one of its axes, or along its only one; in [0, 1], fp32."""
+    """What multiplies a weight's update: `values` along one of its axes, or along its only one; in [0, 1], fp32.
+
+    Example:
+        >>> rows = Factor(torch.tensor([1.0, 0.0]), axis=0)
+        >>> (torch.ones(2, 3) * rows.shaped(torch.ones(2, 3))).tolist()
+        [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
+    """
 
     values: Tensor
     axis: int

@@ -18,7 +18,12 @@ Array = NDArray[np.float64]
 
 
 def frontier(speciality: Array, versatility: Array) -> list[int]:
-    """Indices of the points [P] that none dominates, by ascending speciality; of equal ones the first."""
+    """Indices of the points [P] that none dominates, by ascending speciality; of equal ones the first.
+
+    Example:
+        >>> frontier(np.array([10.0, 30.0, 20.0]), np.array([50.0, 40.0, 30.0]))
+        [0, 1]
+    """
     order, kept = _ordered(speciality[None], versatility[None])
     return [int(index) for index in order[0][kept[0]]][::-1]
 
