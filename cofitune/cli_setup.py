@@ -1,9 +1,10 @@
-"""The commands around a run: config, list, env. Options and help; nothing else. They need no GPU and no weights."""
+"""The commands around a run: init, config, list, env. Options and help; nothing else. They load no weights."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -60,6 +61,36 @@ def schema(
     print(json.dumps(json_schema(of), indent=1, ensure_ascii=False))
 
 
+def init(
+    model: Annotated[str | None, typer.Option(help="Folder or hub name of the model to start from.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Training items: a file, a folder, or a data set on the hub.")
+    ] = None,
+    general: Annotated[
+        str | None, typer.Option(help="General prompts to rehearse. Default: the model writes its own.")
+    ] = None,
+    test: Annotated[
+        str | None, typer.Option(help="Test items of the task. Default: a file beside the data that is named so.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Names the config and the run. Default: by the data's file.")
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option(metavar="7b|13b|small|slurm", help="Begin with this (`cofitune list templates`).")
+    ] = None,
+    to: Annotated[Path | None, typer.Option(metavar="FILE", help="The config to write. Default: NAME.yaml.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Look at the model, the data and this machine, and write a config to begin with.
+
+    On a terminal it asks for what is missing.
+    """
+    from cofitune.recipes.init import recipe
+
+    options = recipe.InitOptions(model, data, general, test, task, template, to)
+    recipe.init(options, overwrite=overwrite, ask=_question(), console=Console())
+
+
 def list_(
     what: Annotated[str, typer.Argument(metavar="models|methods|suites|tasks|templates", help="Which names to list.")],
     word: Annotated[
@@ -80,6 +111,13 @@ def env() -> None:
     from cofitune.recipes.environment import describe
 
     _print_rows(describe())
+
+
+def _question() -> Callable[[str], str] | None:
+    """What asks on a terminal; None where there is none."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return None
+    return lambda text: str(typer.prompt(text, default="", show_default=False))
 
 
 def _print_rows(rows: list[tuple[str, str]]) -> None:

@@ -1,0 +1,157 @@
+"""`cofitune init`: look at the model, the data and the machine, and write a config to begin with."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from cofitune.config.load import load_config
+from cofitune.config.shipped import TEMPLATES
+from cofitune.errors import UserError, did_you_mean
+from cofitune.files import write_text
+from cofitune.recipes.init.look import (
+    Machine,
+    check_items,
+    check_prompts,
+    find_test,
+    kind_of_test,
+    look_at_data,
+    look_at_model,
+)  # fmt: skip
+from cofitune.recipes.init.write import Wanted, config_text, script_text, template_text
+from cofitune.reports.console import say
+from cofitune.reports.text import many
+
+Ask = Callable[[str], str]
+_UNFIT = re.compile(r"[^\w.-]+")
+
+
+@dataclass(frozen=True)
+class InitOptions:
+    """What was typed; None: it was not.
+
+    Attributes:
+        model: folder or hub name.
+        data: file of training items.
+        general: file of general prompts.
+        test: file of the task's test items.
+        task: names the run and the config.
+        template: 7b | 13b | small | slurm.
+        to: the config's file.
+    """
+
+    model: str | None = None
+    data: str | None = None
+    general: str | None = None
+    test: str | None = None
+    task: str | None = None
+    template: str | None = None
+    to: Path | None = None
+
+
+def init(options: InitOptions, *, overwrite: bool, ask: Ask | None, console: Console) -> Path:
+    """Write a config, and beside it a batch script where the template is slurm's. Returns the config's path.
+
+    Args:
+        overwrite: replace the files.
+        ask: asks a question on the terminal; None: there is none.
+
+    Raises:
+        UserError: something is missing and cannot be asked; the model or a file cannot be used; a file is there.
+    """
+    template = options.template
+    if template is not None and template not in TEMPLATES:
+        raise UserError(
+            f"--template {template}: no such template{did_you_mean(template, TEMPLATES)} ({', '.join(TEMPLATES)})"
+        )
+    whole_node = template in ("7b", "13b", "slurm")
+    options = _complete(options, ask, needs_model=not whole_node)
+    data = options.data or ""
+    task = _UNFIT.sub("-", options.task) if options.task else name_of(data)
+    file = options.to or Path(f"{task}.yaml")
+    files = [file, file.with_suffix(".sbatch")] if template == "slurm" else [file]
+    for path in files:
+        if path.exists() and not overwrite:
+            raise UserError(f"{path}: is there already; choose another name with --to, or replace it with --overwrite")
+    wanted = Wanted(task, data, options.general, _find_test(options, data))
+    if options.general:
+        say(console, f"general  {many(check_prompts(options.general), 'prompt')} in {options.general}")
+    if whole_node:
+        say(console, f"data     {many(check_items(data), 'item')} in {data}")
+        text = template_text("13b" if template == "13b" else "7b", wanted, options.model, file)
+    else:
+        text = _look(options.model or "", wanted, file, console)
+    _check(text)
+    written = {file: text} | ({files[1]: script_text(wanted, file)} if len(files) > 1 else {})
+    for path, content in written.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, content)
+        say(console, "written  ", (str(path), "bold"))
+    name = shlex.quote(str(file))
+    say(console, f"\nnext:  cofitune config validate {name}")
+    for command in ("train --dry-run", "rehearse", "train", "eval"):
+        word, _, option = command.partition(" ")
+        say(console, f"       cofitune {word} {name} {option}".rstrip())
+    return file
+
+
+def name_of(data: str) -> str:
+    """A run's name by its training data: law/train.jsonl is law, ledger_train.jsonl ledger."""
+    path = Path(data)
+    stem = path.name.split(".")[0]
+    short = re.sub(r"[_-]?train$", "", stem)
+    return _UNFIT.sub("-", short or path.absolute().parent.name or "run") or "run"
+
+
+def _complete(options: InitOptions, ask: Ask | None, needs_model: bool) -> InitOptions:
+    """Ask for what is missing, where there is a terminal."""
+    missing = [] if options.model or not needs_model else ["model"]
+    missing += [] if options.data else ["data"]
+    if not missing:
+        return options
+    if ask is None:
+        named = " and ".join(f"--{name}" for name in missing)
+        raise UserError(
+            f"init: {named} {'is' if len(missing) == 1 else 'are'} missing, and there is no terminal to ask on; for "
+            "example cofitune init --model HuggingFaceTB/SmolLM2-135M-Instruct --data train.jsonl"
+        )
+    questions = {
+        "model": "Model to start from (a folder or a hub name)",
+        "data": "Training items (JSONL: instruction and output, or messages)",
+    }
+    model = options.model or (ask(questions["model"]).strip() if "model" in missing else None)
+    data = options.data or ask(questions["data"]).strip()
+    general = options.general or ask("General prompts (a file; empty: the model writes its own)").strip()
+    answered = replace(options, model=model, data=data, general=general or None)
+    return answered if data and (model or not needs_model) else _complete(answered, None, needs_model)
+
+
+def _find_test(options: InitOptions, data: str) -> tuple[str, str, int] | None:
+    path = options.test or find_test(data)
+    return (path, *kind_of_test(path)) if path else None
+
+
+def _look(name: str, wanted: Wanted, file: Path, console: Console) -> str:
+    model = look_at_model(name)
+    say(console, f"model    {model.num_layers} layers, {model.num_parameters:,} weights in {name}")
+    data = look_at_data(wanted.data, model)
+    say(console, f"data     {many(data.items, 'item')} in {wanted.data}, {data.longest} tokens at most")
+    if wanted.test:
+        say(console, f"test     {many(wanted.test[2], 'item')} of kind {wanted.test[1]} in {wanted.test[0]}")
+    machine = Machine.here()
+    say(console, f"machine  {machine}")
+    return config_text(wanted, model, data, machine, file)
+
+
+def _check(text: str) -> None:
+    """Load what is about to be written, so that nothing is written that does not load."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(text, encoding="utf-8")
+        load_config(path)

@@ -1,0 +1,114 @@
+"""`cofitune init`: it looks, asks for what is missing, and writes a config that a dry run takes; never over a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from cofitune.config.load import load_config
+from cofitune.errors import UserError
+from cofitune.recipes.init.recipe import InitOptions, init, name_of
+from tests.helpers import run_command, write_jsonl
+
+ITEM = {"instruction": "Is the contract void?", "output": "Yes, it is void."}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder with a model, own data, a test beside it, and general prompts."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").symlink_to(tiny_model_folder)
+    write_jsonl(tmp_path / "law_train.jsonl", [ITEM] * 40)
+    write_jsonl(tmp_path / "law_test.jsonl", [ITEM] * 3)
+    write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"Name {n} rivers."} for n in range(2, 9)])
+    return tmp_path
+
+
+def quiet(**options: Any) -> Path:
+    return init(InitOptions(**options), overwrite=False, ask=None, console=Console(quiet=True))
+
+
+@pytest.mark.parametrize("general", [["--general", "prompts.jsonl"], []])
+def test_what_is_written_passes_a_dry_run(
+    folder: Path, general: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(monkeypatch, "init", "--model", "model", "--data", "law_train.jsonl", *general) == 0
+    said = capsys.readouterr().out
+    assert "40 items" in said and "3 items of kind generate in law_test.jsonl" in said and "law.yaml" in said
+    assert run_command(monkeypatch, "config", "validate", "law.yaml") == 0
+    assert run_command(monkeypatch, "train", "law.yaml", "--dry-run") == 0
+    assert run_command(monkeypatch, "rehearse", "law.yaml", "--dry-run") == 0
+    assert not (folder / "runs").exists()
+    config = load_config("law.yaml")
+    assert config.output_dir == "runs/law" and config.data.max_length == 128
+    assert bool(config.rehearsal.self_prompted) != bool(general)
+
+
+def test_a_file_that_is_there_is_never_replaced_unasked(folder: Path) -> None:
+    quiet(model="model", data="law_train.jsonl")
+    (folder / "law.yaml").write_text("mine")
+    with pytest.raises(UserError, match=r"law\.yaml: is there already; choose another name with --to"):
+        quiet(model="model", data="law_train.jsonl")
+    assert (folder / "law.yaml").read_text() == "mine"
+    options = InitOptions(model="model", data="law_train.jsonl", task="my task")
+    assert init(options, overwrite=True, ask=None, console=Console(quiet=True)).name == "my-task.yaml"
+
+
+def test_what_is_missing_is_asked_on_a_terminal(folder: Path) -> None:
+    answers = iter(["model", "law_train.jsonl", "prompts.jsonl"])
+    asked: list[str] = []
+
+    def ask(question: str) -> str:
+        asked.append(question)
+        return next(answers)
+
+    path = init(InitOptions(), overwrite=False, ask=ask, console=Console(quiet=True))
+    assert len(asked) == 3 and load_config(path).rehearsal.data[0].path == "prompts.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "--model and --data are missing, and there is no terminal"),
+        ({"model": "model", "data": "none.jsonl"}, "none.jsonl: no such data file"),
+        ({"model": "modell", "data": "law_train.jsonl"}, "modell"),
+        ({"model": "model", "data": "prompts.jsonl"}, "--data prompts.jsonl:1: "),
+        ({"model": "model", "data": "law_train.jsonl", "general": "none.jsonl"}, "none.jsonl: no such data file"),
+        ({"model": "model", "data": "law_train.jsonl", "test": "prompts.jsonl"}, "fit no kind of task"),
+        ({"template": "70b", "data": "law_train.jsonl"}, "no such template; did you mean '7b'?"),
+    ],
+)
+def test_a_mistake_is_one_message_and_nothing_is_written(folder: Path, options: dict[str, Any], message: str) -> None:
+    before = sorted(folder.iterdir())
+    with pytest.raises(UserError) as error:
+        quiet(**options)
+    assert message in str(error.value) and sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("template", ["7b", "13b", "small", "slurm"])
+def test_a_template_goes_by_its_name_and_holds_the_users_files(folder: Path, template: str) -> None:
+    path = quiet(template=template, data="law_train.jsonl", general="prompts.jsonl", model="model")
+    config = load_config(path)
+    assert config.data.train[0].path == "law_train.jsonl" and config.rehearsal.data[0].path == "prompts.jsonl"
+    assert config.model.name == "model" and "example" not in path.read_text()
+    assert config.train.learning_rate == (2e-4 if template == "small" else 4e-5)
+    script = path.with_suffix(".sbatch")
+    assert script.exists() == (template == "slurm")
+    if script.exists():
+        assert "set -- law.yaml" in script.read_text() and "llama" not in script.read_text()
+
+
+def test_a_template_without_a_model_names_its_own(folder: Path) -> None:
+    config = load_config(quiet(template="13b", data="law_train.jsonl"))
+    assert config.model.name == "meta-llama/Llama-2-13b-chat-hf" and config.rehearsal.self_prompted
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [("data/law/train.jsonl", "law"), ("ledger_train.jsonl", "ledger"), ("a b.jsonl.gz", "a-b"), ("org/name", "name")],
+)
+def test_a_run_is_named_by_its_data(data: str, name: str) -> None:
+    assert name_of(data) == name
