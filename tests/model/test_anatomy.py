@@ -113,7 +113,7 @@ def test_a_group_lies_in_the_layers_that_have_it() -> None:
         check_present(resolve_region("0", ["q_proj"], 3, MODULES), anatomy)
 
 
-def test_a_model_of_no_known_layout_trains_by_name_and_is_told_what_needs_more() -> None:
+def test_a_model_of_no_known_layout_trains_by_name() -> None:
     anatomy = read_anatomy(BertConfig(**{**SIZES, "is_decoder": True}))
     assert anatomy.modules == () and len(anatomy.linear) == 3 * 6
     assert match_region(r"bert\.encoder\.layer\.2\..*", anatomy).first == 0, "who knows what feeds what"
