@@ -17,7 +17,7 @@ from cofitune.config.eval import KEEP
 from cofitune.config.load import load_config
 from cofitune.data.template import ChatTemplate, set_template, without_day
 from cofitune.errors import ArtifactError, UserError
-from cofitune.files import exclusive, read_json, write_json, write_tensors
+from cofitune.files import exclusive, read_json, write_json, write_tensors, write_text
 from cofitune.model.anatomy import is_missing_folder, read_model_config
 from cofitune.model.folder import read_generation_config
 from cofitune.model.load import DTYPES, load_tokenizer
@@ -25,6 +25,8 @@ from cofitune.model.weight_files import fingerprint, parameter_name, weight_file
 from cofitune.recipes.alpha.recipe import check_keep, choose_alpha
 from cofitune.recipes.exported_tokenizer import write_generation, write_tokenizer
 from cofitune.recipes.folders import check_trusted
+from cofitune.recipes.model_card import FILE as CARD
+from cofitune.recipes.model_card import model_card
 from cofitune.reports.console import say
 from cofitune.training.delta import Delta, interpolate, read_delta
 from cofitune.training.finite import check_finite
@@ -88,6 +90,7 @@ def export(
         dtype=DTYPES[dtype or manifest["dtype"]],
         alpha=alpha,
         trust_remote_code=trust_remote_code,
+        run=folder.parent,
     )
     with exclusive(to, "export"):
         _write_folder(to, parts)
@@ -114,6 +117,7 @@ class ExportParts:
         dtype: what every floating-point tensor is written in.
         alpha: how much of the training stays.
         trust_remote_code: whether the base's tokenizer may run code of its folder.
+        run: the config's output_dir, whose scores the model card tells.
     """
 
     files: list[Path]
@@ -122,6 +126,7 @@ class ExportParts:
     dtype: torch.dtype
     alpha: float
     trust_remote_code: bool
+    run: Path
 
     @property
     def dtype_name(self) -> str:
@@ -140,10 +145,13 @@ def _write_folder(to: Path, parts: ExportParts) -> None:
         tokenizer = load_tokenizer(*parts.place, parts.trust_remote_code)
         set_template(tokenizer, ChatTemplate.from_manifest(manifest))
         without_day(tokenizer)
+        base = parts.files[0].parent
         generation = read_generation_config(*parts.place, read_model_config(*parts.place, parts.trust_remote_code))
-        write_tokenizer(building, parts.files[0].parent, tokenizer)
-        write_generation(building, parts.files[0].parent, tokenizer, generation)
-        _write_rest(parts.files[0].parent, building, parts.dtype_name, parts.alpha)
+        write_tokenizer(building, base, tokenizer)
+        write_generation(building, base, tokenizer, generation)
+        card = model_card(manifest, base, parts.run, parts.alpha, parts.dtype_name, to.name)
+        write_text(building / CARD, card)  # before the rest: the base's own card is another model's
+        _write_rest(base, building, parts.dtype_name, parts.alpha)
         written = sorted(path.relative_to(building).as_posix() for path in building.rglob("*") if path.is_file())
         write_json(building / MARK, {"files": written})
         if to.exists():  # empty, or an export of which all files are known
