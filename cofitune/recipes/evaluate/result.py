@@ -14,7 +14,8 @@ from cofitune.recipes.evaluate.plan import EvalPlan, Results
 from cofitune.recipes.own_files import remove_samples
 from cofitune.reports.console import say
 from cofitune.reports.evaluation.scores import FORMAT, Scores
-from cofitune.reports.evaluation.table import example_lines, scores_table, sentences
+from cofitune.reports.evaluation.table import example_lines, sentences
+from cofitune.reports.evaluation.turned import scores_tables
 
 Changed = dict[str, dict[str, list[dict[str, object]]]]  # by model: lost and gained items
 
@@ -83,6 +84,7 @@ def print_result(plan: EvalPlan, scores: dict[str, object], changed: Changed, co
     if len(plan.models) == 1:
         lines.append(f"only the base was scored: {plan.folder.parent / 'train'} holds no finished training yet")
     lines.append(f"→ {plan.folder}/scores.json, samples/, changed/ (the items lost and gained)")
-    console.print(scores_table(told))
+    for table in scores_tables(told, console.width):
+        console.print(table)
     for line in lines:
         say(console, line)

@@ -82,6 +82,8 @@ class Model:
     tasks: dict[str, TaskScore] = field(default_factory=dict)
     path: str = "not known"
     fingerprint: str | None = None
+    delta_sha256: str | None = None
+    alpha: float | None = None  # None: all of the training, or a whole model
 
     def score(self, name: str) -> float | None:
         """A category or summary by its name."""

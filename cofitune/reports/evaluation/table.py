@@ -154,7 +154,7 @@ def _cells(cells: Sequence[Cell]) -> list[Text]:
     """The cells of a row after `items`: beside one model its change, below each of several its own."""
     base, *others = cells
     if len(others) > 1:
-        return [Text(base.figure), *(_stacked(cell) for cell in others)]
+        return [Text(base.figure), *(stacked(cell) for cell in others)]
     figures = [Text(cell.figure + _share(cell)) for cell in cells]
     return [*figures, *(part for cell in others for part in (_coloured(cell), Text(cell.interval)))]
 
@@ -166,7 +166,8 @@ def _share(cell: Cell) -> str:
     return "" if cell.unit or cell.figure == NONE else " " * len(" (0.000)")
 
 
-def _stacked(cell: Cell) -> Text:
+def stacked(cell: Cell) -> Text:
+    """A figure with its change behind it and the interval below."""
     if not cell.interval:
         return Text(cell.figure)
     return Text.assemble(cell.figure, " ", _coloured(cell), "\n", cell.interval)
