@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from cofitune.config.section import PathText, Section, as_list
 from cofitune.errors import did_you_mean
 
-Curves = Literal["tensorboard", "wandb"]
+Curves = Literal["tensorboard", "wandb", "mlflow"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -96,7 +96,9 @@ class Train(Section):
     report_to: Annotated[
         tuple[Curves, ...],
         BeforeValidator(_none_or_list, json_schema_input_type=Literal["none"] | Curves | tuple[Curves, ...] | None),
-    ] = Field((), description="where curves are drawn besides metrics.jsonl: none, tensorboard, wandb, or a list")
+    ] = Field(
+        (), description="where curves are drawn besides metrics.jsonl: none, tensorboard, wandb, mlflow, or a list"
+    )
     stop_grace_seconds: int = Field(
         300, gt=0, description="seconds that ranks get after SIGTERM or SIGINT to finish the step and save"
     )

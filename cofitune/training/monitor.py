@@ -1,4 +1,4 @@
-"""Curves elsewhere than in metrics.jsonl: TensorBoard and Weights & Biases, through DeepSpeed's own writers.
+"""Curves elsewhere than in metrics.jsonl: TensorBoard and W&B through DeepSpeed's own writers, and MLflow.
 
 The writers are DeepSpeed's, the figures ours: its engine would draw the loss as it is scaled for the backward pass, so
 it is not told of them.
@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cofitune.distributed import rank_or_zero
 from cofitune.errors import UserError, install
 
 
@@ -40,9 +41,10 @@ class Monitor:
         """Open what is named.
 
         Args:
-            names: of `tensorboard` and `wandb`.
+            names: of `tensorboard`, `wandb` and `mlflow`.
             folder: TensorBoard's files go into its subfolder `tensorboard`, W&B's into `wandb`.
-            run: the run's name at W&B, whose project is WANDB_PROJECT, or `cofitune`.
+            run: the run's name at W&B, whose project is WANDB_PROJECT, or `cofitune`; likewise at MLflow, by
+                MLFLOW_EXPERIMENT_NAME, on the server that MLFLOW_TRACKING_URI names.
         """
         from deepspeed.monitor.config import get_monitor_config
         from deepspeed.monitor.monitor import MonitorMaster
@@ -56,9 +58,24 @@ class Monitor:
             },
             "wandb": {"enabled": "wandb" in names, "project": project},
         }  # fmt: skip
-        self._writers = MonitorMaster(get_monitor_config(config)) if names else None
+        self._writers = MonitorMaster(get_monitor_config(config)) if {"tensorboard", "wandb"} & {*names} else None
+        self._mlflow = _start_mlflow(run) if "mlflow" in names and rank_or_zero() == 0 else None
 
     def write(self, step: int, figures: Mapping[str, float | None]) -> None:
         """Draw each figure at this step, under its name; what is None is left out."""
+        known = {name: value for name, value in figures.items() if value is not None}
         if self._writers:
-            self._writers.write_events([(name, value, step) for name, value in figures.items() if value is not None])
+            self._writers.write_events([(name, value, step) for name, value in known.items()])
+        if self._mlflow:
+            self._mlflow.log_metrics(known, step=step)
+
+
+def _start_mlflow(run: str) -> Any:
+    """The package, with a run of this name begun; it ends with the process, or where a next one begins."""
+    import mlflow
+
+    if mlflow.active_run():  # of an earlier training in this process
+        mlflow.end_run()
+    mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", "cofitune"))
+    mlflow.start_run(run_name=run)
+    return mlflow

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -77,3 +79,23 @@ def test_wandb_without_a_login_is_refused_at_once(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(UserError, match="wandb: no login; type `wandb login` once"):
         check_usable(["wandb"])
+
+
+def test_mlflow_gets_every_figure_at_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package may not be here: a stub with its few calls stands in, and records them."""
+    calls: list[tuple[Any, ...]] = []
+    stub = SimpleNamespace(
+        active_run=lambda: calls and calls[-1][0] != "end",
+        end_run=lambda: calls.append(("end",)),
+        set_experiment=lambda name: calls.append(("experiment", name)),
+        start_run=lambda run_name: calls.append(("run", run_name)),
+        log_metrics=lambda figures, step: calls.append((step, figures)),
+    )
+    monkeypatch.setitem(sys.modules, "mlflow", stub)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    start_distributed()
+    Monitor(["mlflow"], tmp_path, "law").write(1, {"loss": 2.5, "mfu": None})
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "courts")
+    Monitor(["mlflow"], tmp_path, "tax")
+    first = [("experiment", "cofitune"), ("run", "law"), (1, {"loss": 2.5})]
+    assert calls == [*first, ("end",), ("experiment", "courts"), ("run", "tax")]
