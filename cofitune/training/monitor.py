@@ -10,6 +10,7 @@ import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cofitune.distributed import rank_or_zero
 from cofitune.errors import UserError, install
