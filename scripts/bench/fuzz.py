@@ -170,6 +170,8 @@ class Fuzz:
                 path = self.folder / f"{kind}.jsonl"
                 write_text(path, json.dumps(good) + "\n")
                 read_items(EvalTask("t", "gen_kn", str(path), kind, METRICS[kind]))
+        if "files" in targets:
+            fuzz_files.prepare(self.folder / "files")
         if {"data", "models"} & set(targets):
             import pyarrow.parquet  # noqa: F401
 

@@ -39,11 +39,18 @@ def flip(path: Path, rng: random.Random) -> int:
     return bit
 
 
+def prepare(good: Path) -> None:
+    """Write and read a folder of each kind; what that imports takes longer than an input may."""
+    for name, kind in KINDS.items():
+        kind.write(good / name)
+        kind.read(good / name)
+
+
 def check(good: Path, folder: Path, rng: random.Random) -> None:
     """Flip a bit in a copy of one kind of file, and read it.
 
     Args:
-        good: holds, or will hold, a folder of each kind.
+        good: holds a folder of each kind (`prepare`).
 
     Raises:
         ArtifactError: the reader has found it.
@@ -51,8 +58,6 @@ def check(good: Path, folder: Path, rng: random.Random) -> None:
     """
     name = rng.choice(sorted(KINDS))
     kind = KINDS[name]
-    if not (good / name).is_dir():
-        kind.write(good / name)
     shutil.copytree(good / name, folder / name)
     expected = _text(kind.read(folder / name))
     path = rng.choice(sorted(p for p in (folder / name).rglob(kind.files) if p.is_file()))
