@@ -28,7 +28,7 @@ EVAL = (
     rf"config\.yaml|scores\.json|samples/{ANY}/{ANY}\.jsonl?|changed/{ANY}/(lost|gained)\.jsonl|"
     r"cache/[0-9a-f]{20}/(key\.json|answers\.jsonl?)"
 )
-RUN = rf"config\.yaml|day\.txt|(train/({TRAIN}))|(eval/({EVAL}))"
+RUN = rf"config\.yaml|day\.txt|summary\.json|(train/({TRAIN}))|(eval/({EVAL}))"
 SEARCH = (
     r"config\.yaml|trials\.jsonl|store\.json|tree\.json|region\.yaml|search\.(png|svg)|\.?proxy\.(json|yaml|log)|"
     rf"items/{ANY}\.json|trials/{ANY}/({RUN}|trial\.(yaml|log))"
