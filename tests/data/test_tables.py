@@ -78,7 +78,10 @@ def test_files_in_gzip_are_read_alone_and_in_folders(tmp_path: Path, name: str) 
         assert isinstance(item, Item) and item.turns[1][1] == "Hi!"
 
 
-@pytest.mark.parametrize("content", [b"no gzip at all", gzip.compress(json.dumps(GOOD).encode() * 50)[:40]])
+CUT_GZIP = gzip.compress(json.dumps(GOOD).encode() * 50)[:40]
+
+
+@pytest.mark.parametrize("content", [b"no gzip at all", CUT_GZIP], ids=["other", "cut"])
 def test_a_damaged_gzip_file_is_one_message(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "d.jsonl.gz"
     path.write_bytes(content)
