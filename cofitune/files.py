@@ -168,15 +168,20 @@ def exclusive(folder: Path, what: str) -> Iterator[None]:
         UserError: another process holds it.
     """
     path = folder.parent / f".{folder.name}.lock"
+    made = [parent for parent in path.parents if not parent.exists()]  # the deepest first
     file, locked = _open_lock(path, folder, what)
     with file:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        yield
-        if locked:
+        try:
+            yield
+        finally:
             with suppress(OSError):
-                path.unlink(missing_ok=True)  # still held: who waits for it sees that the file is another one
+                if locked:
+                    path.unlink(missing_ok=True)  # still held: who waits for it sees that the file is another one
+                for parent in made:  # a mistake found before anything was written leaves no empty folder
+                    parent.rmdir()
 
 
 def check_unlocked(folder: Path, what: str) -> None:

@@ -85,6 +85,19 @@ def test_a_lock_is_seen_before_it_is_taken_and_gone_afterwards(tmp_path: Path) -
     assert not any(tmp_path.iterdir())
 
 
+def test_a_lock_leaves_no_empty_folder_after_a_mistake(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "run" / "train"
+    with pytest.raises(ValueError, match="found late"), exclusive(folder, "training"):
+        raise ValueError("found late")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "kept").mkdir()
+    with exclusive(tmp_path / "kept" / "train", "training"):
+        pass
+    with exclusive(folder, "training"):
+        folder.mkdir()
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a", "kept", "run", "train"], "what was there, or is used"
+
+
 @pytest.mark.parametrize("old", [None, "old"])
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_writer_that_raises_leaves_the_old_file_and_no_temporary(
