@@ -169,19 +169,25 @@ def exclusive(folder: Path, what: str) -> Iterator[None]:
     """
     path = folder.parent / f".{folder.name}.lock"
     made = [parent for parent in path.parents if not parent.exists()]  # the deepest first
-    file, locked = _open_lock(path, folder, what)
-    with file:
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        try:
+    try:
+        with _open_lock(path, folder, what) as file:
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
             yield
-        finally:
-            with suppress(OSError):
-                if locked:
-                    path.unlink(missing_ok=True)  # still held: who waits for it sees that the file is another one
-                for parent in made:  # a mistake found before anything was written leaves no empty folder
-                    parent.rmdir()
+    finally:
+        _remove_lock(path)
+        with suppress(OSError):
+            for parent in made:  # a mistake found before anything was written leaves no empty folder
+                parent.rmdir()
+
+
+def _remove_lock(path: Path) -> None:
+    """Take a lock file away, unless a child that outlives us still holds it."""
+    with suppress(OSError), path.open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            path.unlink()  # locked meanwhile: who waits for it sees that the file is another one
 
 
 def check_unlocked(folder: Path, what: str) -> None:
@@ -192,11 +198,11 @@ def check_unlocked(folder: Path, what: str) -> None:
     """
     path = folder.parent / f".{folder.name}.lock"
     if path.is_file():
-        _open_lock(path, folder, what, fcntl.LOCK_SH)[0].close()  # shared: ranks look at the same time
+        _open_lock(path, folder, what, fcntl.LOCK_SH).close()  # shared: ranks look at the same time
 
 
-def _open_lock(path: Path, folder: Path, what: str, kind: int = fcntl.LOCK_EX) -> tuple[IO[str], bool]:
-    """The open lock file, and whether it is locked: some file systems know no locks."""
+def _open_lock(path: Path, folder: Path, what: str, kind: int = fcntl.LOCK_EX) -> IO[str]:
+    """The open lock file, locked where the file system knows locks."""
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -207,7 +213,7 @@ def _open_lock(path: Path, folder: Path, what: str, kind: int = fcntl.LOCK_EX) -
         try:
             fcntl.flock(file, kind | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file, True
+                return file
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip()
@@ -221,7 +227,7 @@ def _open_lock(path: Path, folder: Path, what: str, kind: int = fcntl.LOCK_EX) -
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):  # a file system that knows no locks
                 raise
-            return file, False
+            return file
         file.close()
 
 

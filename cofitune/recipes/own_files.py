@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from cofitune.files import TEMPORARY
@@ -63,14 +63,14 @@ def foreign_files(folder: Path, command: str) -> list[Path]:
     return [path for path in _files(folder) if not _is_own(folder, path, command)]
 
 
-def remove_own(folder: Path, command: str, keep: str | None = None) -> None:
+def remove_own(folder: Path, command: str, keep: Container[str] = ()) -> None:
     """Take away what a command has written into its folder, and folders that are empty then; all else stays.
 
     Args:
-        keep: a subfolder that stays, too.
+        keep: names in the folder that stay, too.
     """
     own = [path for path in _files(folder) if _is_own(folder, path, command)]
-    own = [path for path in own if path.relative_to(folder).parts[0] != keep]
+    own = [path for path in own if path.relative_to(folder).parts[0] not in keep]
     own.sort(key=lambda path: path.name not in ("manifest.json", "scores.json"))  # what calls the rest whole goes first
     _remove(own, folder)
 

@@ -130,7 +130,7 @@ def _write(plan: ImportancePlan, scores: Scores, overwrite: bool, console: Conso
     normalize = NORMALIZATIONS[plan.config.importance.normalized_by]
     vectors = {kind: normalize(values) for kind, values in scores.values.items()}
     if overwrite or plan.interrupted:  # the sums stay until the new vectors are there
-        remove_own(plan.folder, "importance", keep=PARTIAL)
+        remove_own(plan.folder, "importance", keep=(PARTIAL, "config.yaml"))
     start_folder(plan.config, "importance", overwrite=False, resumes=True)  # whose it is was checked before
     console.print(importance_report(vectors))
     write_text(plan.folder / "spread.csv", spread_csv(vectors))

@@ -161,6 +161,8 @@ def truncate_metrics(path: Path, step: int) -> tuple[list[StepRecord], list[Vali
                 validations.append(ValidationRecord(**entry))
             elif "drift" in entry:
                 drifts.append(DriftRecord(**entry))
+            else:  # no record of ours: a damaged name, say
+                continue
             kept.append(json.dumps(entry) + "\n")
         except (ValueError, KeyError, TypeError):
             continue

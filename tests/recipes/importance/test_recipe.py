@@ -299,7 +299,7 @@ def test_overwrite_begins_anew_and_a_crash_while_writing_loses_no_sums(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = importance(read(made), console=quiet())
-    (folder / "old.png").touch()
+    (folder / "mine.png").touch()
     begin_and_kill(made, ["importance.seed=2"], "overwrite")
     settings = read(made, "importance.seed=3", "importance.save_steps=1")
 
@@ -311,7 +311,8 @@ def test_overwrite_begins_anew_and_a_crash_while_writing_loses_no_sums(
         patch.setattr(recipe, "_draw", refuse)
         importance(settings, overwrite=True, console=console)
     assert "continuing after" not in console.export_text()
-    assert not (folder / "manifest.json").exists() and not (folder / "old.png").exists()
+    assert not (folder / "manifest.json").exists() and not (folder / "importance.safetensors").exists()
+    assert (folder / "mine.png").exists(), "only what we wrote is ever removed"
     importance(settings, console=console)
     assert "continuing after 3 micro-batches" in console.export_text()
     assert json.loads((folder / "manifest.json").read_text())["seed"] == 3

@@ -240,10 +240,10 @@ def test_a_dry_run_tells_the_cost_and_writes_nothing(place: Place, monkeypatch: 
 
 def test_overwrite_makes_a_finished_folder_anew(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.run()
-    (place.folder / "run/rehearsal/old.txt").touch()
+    (place.folder / "run/rehearsal/mine.txt").touch()
     asked = kill_after(monkeypatch, 99)
     place.rehearse(place.config(temperature=1.0), overwrite=True)
-    assert asked == list(range(6)) and not (place.folder / "run/rehearsal/old.txt").exists()
+    assert asked == list(range(6)) and (place.folder / "run/rehearsal/mine.txt").exists()
 
 
 def test_an_overwrite_that_was_killed_goes_on_without_a_finished_folder(

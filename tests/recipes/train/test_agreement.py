@@ -16,6 +16,7 @@ from tests.helpers import REPOSITORY, outside_ranks, write_jsonl
 pytestmark = pytest.mark.processes
 
 
+@pytest.mark.interpreter  # whose PYTHONPATH has packages of its own
 def test_another_copy_of_data_config_or_packages_is_named(tmp_path: Path, tiny_model_folder: Path) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))
