@@ -44,6 +44,7 @@ def content(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -
     }
 
 
+@pytest.mark.interpreter
 def test_importing_it_loads_no_torch_and_gives_all_names() -> None:
     code = (
         "import sys, cofitune; cofitune.load_config; import cofitune.search, cofitune.importance; "

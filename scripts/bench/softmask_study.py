@@ -226,7 +226,11 @@ class FromLayer:
         self.module, self.first = model, first
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: Tensor | int = 0, use_cache: bool = False
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        logits_to_keep: Tensor | int = 0,
+        use_cache: bool = False,
     ) -> Any:
         """The model's own output."""
         with _layers(self.module, self.first):

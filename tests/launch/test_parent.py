@@ -38,7 +38,7 @@ def test_ranks_of_a_killed_launcher_save_their_state_and_end(tmp_path: Path, tin
         metrics = tmp_path / "run" / "train" / "metrics.jsonl"
         wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0, 120)
         ranks = children_of(process.pid)
-        assert len(ranks) == 2
+        assert len(ranks) >= 2  # and what they have started for a moment
         process.kill()
         process.wait()
         wait_for(lambda: not any(is_alive(rank) for rank in ranks), 60)
