@@ -9,7 +9,8 @@ from cofitune.reports.search.tree import Row
 from cofitune.reports.text import many, region_text
 
 ONE_SEED = (
-    "Each region was trained with one seed, so how many others tie with it is not known: search.repeat: 2 finds out."
+    "Each region was trained with one seed: what ties lies within search.tolerance of the least drift; how far another "
+    "seed moves it search.repeat: 2 finds out."
 )
 
 

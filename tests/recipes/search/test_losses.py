@@ -150,7 +150,7 @@ def test_the_region_that_drifts_least_at_equal_loss_wins(settings: dict[str, Any
     assert "speciality" not in {k for k, v in won.items() if v is not None}, "there are no scores"
     assert "loss ↓" in shown and "nats a token, lower is better" in shown and "unified" not in shown
     assert "with the least drift at equal speciality loss of the" in shown
-    assert "gen_kn +0.400 (-0.100)" in shown and "how many others tie with it is not known" in shown
+    assert "gen_kn +0.400 (-0.100)" in shown and "search.repeat: 2 finds out" in shown
 
 
 def test_the_winners_file_has_losses_and_their_unit(settings: dict[str, Any]) -> None:
