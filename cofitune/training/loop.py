@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -128,15 +129,9 @@ def fit(
     Raises:
         UserError: the loss or the gradient is no longer finite; `on_step` is not told of such a step.
     """
-    schedule, rank = settings.schedule, torch.distributed.get_rank()
+    schedule = settings.schedule
+    read = partial(_read, examples, settings, torch.distributed.get_rank())
     engine.train()
-
-    def read(work: _Work) -> list[Batch]:
-        """This rank's micro-batches of a step."""
-        batches = rank_micro_batches(
-            examples, work.indices, schedule, rank, settings.pad_token_id, lengths=settings.lengths
-        )
-        return [pinned(batch) for batch in batches]
 
     started = time.perf_counter()
     for work, batches in one_ahead(_work(settings), read):
@@ -175,6 +170,14 @@ class _Work:
     step: int
     indices: list[int]
     examples_seen: int
+
+
+def _read(examples: Sequence[Example], settings: FitSettings, rank: int, work: _Work) -> list[Batch]:
+    """A rank's micro-batches of a step."""
+    batches = rank_micro_batches(
+        examples, work.indices, settings.schedule, rank, settings.pad_token_id, lengths=settings.lengths
+    )
+    return [pinned(batch) for batch in batches]
 
 
 def _work(settings: FitSettings) -> Iterator[_Work]:
