@@ -7,6 +7,7 @@ shape [L, units], fp32.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ ATTENTION_HEADS = "attention_heads"
 FFN_NEURONS = "ffn_neurons"
 FFN_OUTPUTS = "ffn_outputs"
 UNIT_KINDS = (ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS)
+ENOUGH = 0.5  # below it more than half of what tells the units apart is noise
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,21 @@ class ImportanceFile:
     vectors: dict[str, Tensor]
     manifest: dict[str, Any]
     sha256: str
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Of one unit kind.
+
+    Attributes:
+        by_layer: rank correlation of the two halves in each layer; NaN where a half has all units alike.
+        split_half: their mean over the layers that have one; None where none has.
+        whole: that of the whole data, estimated from `split_half`.
+    """
+
+    by_layer: tuple[float, ...]
+    split_half: float | None
+    whole: float | None
 
 
 def unit_counts(anatomy: Anatomy) -> dict[str, int]:
@@ -107,3 +124,30 @@ def _check_vector(path: Path, kind: str, vector: Tensor, shape: tuple[int, int])
         raise ArtifactError(f"{path}: '{kind}' holds NaN or infinity")
     if vector.min() < 0 or vector.max() > 1:
         raise ArtifactError(f"{path}: '{kind}' holds values outside [0, 1]")
+
+
+def reliability_entry(reliable: Mapping[str, Reliability]) -> dict[str, object]:
+    """What an importance's manifest says of it: three decimals; nothing where two halves could not be compared."""
+    if not reliable:
+        return {}
+
+    def figures(one: Reliability) -> dict[str, object]:
+        by_layer = [None if math.isnan(r) else round(r, 3) for r in one.by_layer]
+        return {"whole": _rounded(one.whole), "split_half": _rounded(one.split_half), "by_layer": by_layer}
+
+    return {"reliability": {kind: figures(one) for kind, one in reliable.items()}}
+
+
+def read_reliability(manifest: Mapping[str, object]) -> dict[str, Reliability]:
+    """What a manifest says of it; empty for an importance of an earlier version, and for what is not understood."""
+    kept = manifest.get("reliability")
+    found = {}
+    for kind, one in kept.items() if isinstance(kept, dict) else ():
+        if isinstance(one, dict) and isinstance(one.get("by_layer"), list):
+            by_layer = tuple(math.nan if r is None else float(r) for r in one["by_layer"])
+            found[kind] = Reliability(by_layer, one.get("split_half"), one.get("whole"))
+    return found
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)

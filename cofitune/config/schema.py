@@ -100,7 +100,13 @@ class Importance(Section):
         description="kl_dropout: the paper's, KL between two dropout passes; fisher: squared gradients of the "
         "responses' log-likelihood",
     )
-    passes: Literal[2] = Field(2, description="kl_dropout: dropout passes over each micro-batch whose KL is taken")
+    passes: int = Field(
+        2,
+        ge=2,
+        multiple_of=2,
+        description="kl_dropout: dropout passes over each micro-batch; the KL of each pair is taken, and the gradients "
+        "of several pairs are averaged",
+    )
     dropout: float = Field(
         0.003, gt=0, lt=1, description="kl_dropout: probability, on attention weights and FFN outputs"
     )
@@ -151,6 +157,11 @@ class Importance(Section):
             raise ValueError(
                 f"reduce: {self.reduced_by} does not fit estimator: {self.estimator} (kl_dropout: signed or absolute; "
                 "fisher: squared)"
+            )
+        if self.estimator == "fisher" and self.passes != 2:
+            raise ValueError(
+                f"passes: {self.passes} does not fit estimator: fisher, which drops nothing and needs one pass; leave "
+                "it out"
             )
         if self.normalized_by == "zscore_tanh" and self.reduced_by != "signed":
             raise ValueError(

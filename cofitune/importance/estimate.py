@@ -7,7 +7,9 @@ Two estimators share the gates, the sums and the file: `kl_dropout`, the paper's
 - `absolute`: 1/N Σ |∂L_n/∂g|. DAS's formula (Ke et al., arXiv 2302.03241).
 - `squared`: 1/N Σ (∂L_n/∂g)². With `fisher`, the empirical Fisher information.
 
-L_n is summed over the tokens of sample n, N counts the samples.
+L_n is summed over the tokens of sample n, N counts the samples. With several pairs of dropout passes ∂L_n/∂g is
+their mean. Even and odd micro-batches are summed apart, so that `cofitune.importance.reliability` can say how far two
+halves of the data, under other dropout masks, agree.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from cofitune.training.memory import gathered_at_once
 
 KL_DROPOUT, FISHER = "kl_dropout", "fisher"
 PASSES_OF = {KL_DROPOUT: PASSES, FISHER: 1}  # forward passes of a micro-batch that one backward runs through
+HALVES = 2  # even and odd micro-batches
 REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {  # [L, B, units] → [L, units], fp64
     "signed": lambda gradient: gradient.sum(dim=1, dtype=torch.float64),
     "absolute": lambda gradient: gradient.abs().sum(dim=1, dtype=torch.float64),
@@ -46,21 +49,35 @@ class EstimatorSettings:
         seed: seed of the dropout masks.
         estimator: kl_dropout | fisher.
         reduce: signed | absolute | squared.
+        pairs: pairs of dropout passes over each micro-batch, whose gradients are averaged; 1 under `fisher`.
     """
 
     dropout: float
     seed: int
     estimator: str = KL_DROPOUT
     reduce: str = "signed"
+    pairs: int = 1
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What the data says: `values` maps each unit kind to [L, units] in fp64 on the CPU; real `tokens`; `samples`."""
+    """What the data says, in fp64 on the CPU.
 
-    values: dict[str, Tensor]
+    Attributes:
+        halves: unit kind → [2, L, units], of the even and of the odd micro-batches, divided by all tokens or samples.
+        tokens, samples: how many real ones there were.
+        micro_batches: over all ranks.
+    """
+
+    halves: dict[str, Tensor]
     tokens: int
     samples: int
+    micro_batches: int
+
+    @property
+    def values(self) -> dict[str, Tensor]:
+        """Unit kind → [L, units], of all the data."""
+        return {kind: half.sum(dim=0) for kind, half in self.halves.items()}
 
 
 @dataclass
@@ -68,8 +85,8 @@ class Sums:
     """What one rank has added up so far; an interrupted estimation continues from here.
 
     Attributes:
-        values: unit kind → [L, units], fp64: the order of additions, which differs between numbers of ranks, stays
-            below fp32's rounding.
+        values: unit kind → [2, L, units], fp64, of even and odd micro-batches: the order of additions, which differs
+            between numbers of ranks, stays below fp32's rounding.
         tokens, samples, micro_batches: how many are in the sums.
     """
 
@@ -82,7 +99,7 @@ class Sums:
 def no_sums(anatomy: Anatomy) -> Sums:
     """The sums before the first micro-batch, on the CPU."""
     counts = unit_counts(anatomy)
-    return Sums({kind: torch.zeros(anatomy.num_layers, n, dtype=torch.float64) for kind, n in counts.items()})
+    return Sums({kind: torch.zeros(HALVES, anatomy.num_layers, n, dtype=torch.float64) for kind, n in counts.items()})
 
 
 def estimate(
@@ -116,12 +133,11 @@ def estimate(
     anatomy = anatomy or anatomy_of(model)
     sums = sums or no_sums(anatomy)
     reduction = REDUCTIONS[settings.reduce]
-    seed, estimator = settings.seed, settings.estimator
-    with virtual_gates(model, settings.dropout if estimator == KL_DROPOUT else 0.0, anatomy) as gates:
+    with virtual_gates(model, settings.dropout if settings.estimator == KL_DROPOUT else 0.0, anatomy) as gates:
         for index, batch in micro_batches:
             # one backward pass gives a gradient a sample at every unit's gate: [L, B, units] a kind of unit
-            for kind, gradient in gate_gradients(model, gates, batch, index, seed, estimator).items():
-                sums.values[kind] += reduction(gradient).to(sums.values[kind].device)
+            for kind, gradient in mean_gradients(model, gates, batch, index, settings).items():
+                sums.values[kind][index % HALVES] += reduction(gradient).to(sums.values[kind].device)
             here = int(batch["attention_mask"].sum())
             sums.tokens += here
             sums.samples += len(batch["input_ids"])
@@ -129,8 +145,20 @@ def estimate(
             if on_batch is not None:
                 on_batch(here)
         for _ in range(idle):
-            gate_gradients(model, gates, _two_tokens(), 0, seed, estimator)
+            mean_gradients(model, gates, _two_tokens(), 0, settings)
     return _over_ranks(sums, model.device, per_token=settings.reduce == "signed")
+
+
+def mean_gradients(
+    model: PreTrainedModel, gates: VirtualGates, batch: Mapping[str, Tensor], index: int, settings: EstimatorSettings
+) -> dict[str, Tensor]:
+    """As `gate_gradients`, the mean over the settings' pairs of dropout passes."""
+    seed, estimator, pairs = settings.seed, settings.estimator, settings.pairs
+    means = gate_gradients(model, gates, batch, index, seed, estimator)
+    for pair in range(1, pairs):
+        for kind, gradient in gate_gradients(model, gates, batch, index, seed, estimator, pair).items():
+            means[kind] += gradient
+    return means if pairs == 1 else {kind: total / pairs for kind, total in means.items()}
 
 
 def gate_gradients(
@@ -140,6 +168,7 @@ def gate_gradients(
     index: int,
     seed: int,
     estimator: str = KL_DROPOUT,
+    pair: int = 0,
 ) -> dict[str, Tensor]:
     """Per-sample gate gradients of one micro-batch: each unit kind → [L, B, units], fp32.
 
@@ -147,12 +176,13 @@ def gate_gradients(
         model: a model inside `virtual_gates`.
         gates: what that context gave.
         batch: `input_ids`, `attention_mask` and, for `fisher`, `labels`, each [B, T], on any device.
-        index: the micro-batch's index in the whole data; with the seed it decides the dropout masks.
+        index: the micro-batch's index in the whole data; with seed and pair it decides the dropout masks.
         seed: seed of the dropout masks.
+        pair: which pair of dropout passes, counted from 0.
     """
     batch = {name: value.to(model.device) for name, value in batch.items()}
     leaves = gates.renew(len(batch["input_ids"]))
-    loss = kl_loss(model, batch, index, seed) if estimator == KL_DROPOUT else response_loss(model, batch)
+    loss = kl_loss(model, batch, index, seed, pair) if estimator == KL_DROPOUT else response_loss(model, batch)
     # grad(), not backward(): gradients are returned, so that none can pile up in a gate or a weight
     present = [gate for kind, layers in leaves.items() for i, gate in enumerate(layers) if gates.has(kind, i)]
     rows = iter(torch.autograd.grad(loss, present))
@@ -205,19 +235,20 @@ def _over_ranks(sums: Sums, device: torch.device, per_token: bool) -> Scores:
         device: where the ranks talk.
     """
     values = {kind: value.to(device) for kind, value in sums.values.items()}
-    counts = torch.tensor([sums.tokens, sums.samples], dtype=torch.int64, device=device)
+    counts = torch.tensor([sums.tokens, sums.samples, sums.micro_batches], dtype=torch.int64, device=device)
     if distributed.is_available() and distributed.is_initialized():
         for value in (*values.values(), counts):
             distributed.all_reduce(value)
-    tokens, samples = counts.tolist()
+    tokens, samples, micro_batches = counts.tolist()
     if tokens == 0:
         raise UserError("importance: the data holds not one token")
     for kind, value in values.items():
         if not torch.isfinite(value).all():
-            layer = int((~torch.isfinite(value)).any(dim=1).nonzero()[0])
+            layer = int((~torch.isfinite(value)).any(dim=-1).any(dim=0).nonzero()[0])
             raise UserError(
                 f"importance: the scores of '{kind}' in layer {layer} overflowed (NaN or infinity); try model.dtype: "
                 "float32, and check that the model's weights are sound"
             )
     divisor = tokens if per_token else samples
-    return Scores({kind: (value / divisor).cpu() for kind, value in values.items()}, tokens, samples)
+    halves = {kind: (value / divisor).cpu() for kind, value in values.items()}
+    return Scores(halves, tokens, samples, micro_batches)

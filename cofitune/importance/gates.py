@@ -116,7 +116,7 @@ def seeded_dropout(seed: int, micro_batch: int, pass_index: int, device: torch.d
     Args:
         seed: the config's seed.
         micro_batch: index of the micro-batch in the whole data, whatever rank computes it.
-        pass_index: 0 or 1.
+        pass_index: 0 or 1, of a second pair 2 or 3, and so on.
         device: where the model is; its generator is seeded beside the CPU's.
     """
     words = hashlib.sha256(f"{seed}:{micro_batch}:{pass_index}".encode()).digest()  # neighbours share no stream

@@ -7,7 +7,7 @@ tensor and one backward runs through both, so a gate collects its gradient from 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,22 +24,24 @@ PASSES = 2
 Places = tuple[Tensor, ...]  # rows and columns of the real tokens, [N] each
 
 
-def kl_loss(model: PreTrainedModel, batch: Mapping[str, Tensor], index: int, seed: int) -> Tensor:
+def kl_loss(model: PreTrainedModel, batch: Mapping[str, Tensor], index: int, seed: int, pair: int = 0) -> Tensor:
     """The divergence of a micro-batch's two passes, a scalar in nats, summed over its real tokens.
 
     Args:
         model: a model inside `virtual_gates`, its gates renewed.
         batch: `input_ids` and `attention_mask`, each [B, T], on the model's device.
-        index: the micro-batch's index in the whole data; with the seed it decides the dropout masks.
+        index: the micro-batch's index in the whole data; with seed and pair it decides the dropout masks.
         seed: seed of the dropout masks.
+        pair: which pair of passes over the micro-batch, counted from 0.
     """
+    one, two = PASSES * pair, PASSES * pair + 1
     ids, mask = batch["input_ids"], batch["attention_mask"]
     head = chunked_head(model)
     places = mask.nonzero(as_tuple=True)  # N real tokens
     if head is not None and not any(p.requires_grad for p in head.parameters()):
-        return _kl_at_head(model, head, batch, places, index, seed)
+        return _kl_at_head(model, head, batch, places, [(seed, index, one), (seed, index, two)])
     logits = []
-    for pass_index in range(PASSES):
+    for pass_index in (one, two):
         with seeded_dropout(seed, index, pass_index, ids.device):
             logits.append(model(input_ids=ids, attention_mask=mask, use_cache=False).logits)
         restore_backward_counters(model, logits[-1])
@@ -47,9 +49,13 @@ def kl_loss(model: PreTrainedModel, batch: Mapping[str, Tensor], index: int, see
 
 
 def _kl_at_head(
-    model: PreTrainedModel, head: nn.Linear, batch: Mapping[str, Tensor], places: Places, index: int, seed: int
+    model: PreTrainedModel,
+    head: nn.Linear,
+    batch: Mapping[str, Tensor],
+    places: Places,
+    draws: Sequence[tuple[int, int, int]],
 ) -> Tensor:
-    """As `kl_loss`, of real tokens alone, and with no logits kept.
+    """As `kl_loss`, of real tokens alone, and with no logits kept; `draws` name the dropout masks of the two passes.
 
     The first pass leaves the hidden states that enter the head, which then sees one of them, without its graph. The
     head of the second pass takes both passes' and gives the divergence: ZeRO-3 has its weight there at that time.
@@ -61,7 +67,7 @@ def _kl_at_head(
         hidden.append(args[0][places])  # [N, H]
         return (hidden[0][:1].detach(),)
 
-    with seeded_dropout(seed, index, 0, ids.device):
+    with seeded_dropout(*draws[0], ids.device):
         handle = head.register_forward_pre_hook(leave, prepend=True)  # before ZeRO-3's, which watch what enters
         try:
             model(input_ids=ids, attention_mask=mask, use_cache=False)
@@ -74,7 +80,7 @@ def _kl_at_head(
         loss: Tensor = _KLOfHidden.apply(hidden[0], second[places], head.weight, head.bias, scaling)  # type: ignore[no-untyped-call]
         return loss
 
-    with head_replaced(head, divergence) as result, seeded_dropout(seed, index, 1, ids.device):
+    with head_replaced(head, divergence) as result, seeded_dropout(*draws[1], ids.device):
         model(input_ids=ids, attention_mask=mask, use_cache=False)
     return result[0]
 

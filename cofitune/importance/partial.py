@@ -12,6 +12,7 @@ from cofitune.errors import ArtifactError, RepairWarning
 from cofitune.importance.estimate import Sums
 
 COUNTS = "counts"
+SUMS_FORMAT = 2  # 2: two halves; what an earlier version left is not gone on from
 
 
 def save_sums(path: Path, sums: Sums, identity: str) -> None:

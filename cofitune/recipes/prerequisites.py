@@ -20,11 +20,13 @@ class Prerequisites:
         dry_run: whether something missing is noted instead of raised.
         used: artifacts that the run stands on: what → its path and sha256.
         missing: what the run will need and is not there yet, in words.
+        notes: what is to be said before the run, such as an artifact that is poor.
     """
 
     dry_run: bool = False
     used: dict[str, dict[str, str]] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def use(self, name: str, path: Path) -> None:
         """Note a file that the run stands on."""

@@ -61,6 +61,7 @@ def test_each_estimator_has_reductions_and_each_of_them_normalisations(
         ("importance.normalize=softmax", "importance.normalize", "'zscore_tanh' or 'rank'"),
         ("importance.estimator=taylor", "importance.estimator", "'kl_dropout' or 'fisher'"),
         ("importance.passes=3", "importance.passes", "2"),
+        ("importance={data: g.jsonl, estimator: fisher, passes: 4}", "importance", "does not fit estimator: fisher"),
         ("importance.dropout=0", "importance.dropout", "must be above 0"),
         ("importance.dropout=1", "importance.dropout", "must be below 1"),
         ("importance.sharding=zero2", "importance.sharding", "'auto', 'none' or 'zero3'"),

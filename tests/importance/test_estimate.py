@@ -173,6 +173,27 @@ def test_scores_equal_brute_force_with_the_same_random_masks(kernel: str) -> Non
     assert_close(scores.values, {k: v / tokens for k, v in expected.items()}, 1e-5)
 
 
+def test_draws_are_averaged_and_even_and_odd_micro_batches_kept_apart() -> None:
+    model, draws = tiny_llama(), 3
+    expected = {kind: torch.zeros(2, L, n).double() for kind, n in zip(UNIT_KINDS, (A, F, H), strict=True)}
+    for index, batch in enumerate(BATCHES):
+        for pair in range(draws):
+
+            def run_pass(number: int, run: Callable[[Drop], Tensor], index: int = index, pair: int = pair) -> Tensor:
+                with seeded_dropout(SEED, index, 2 * pair + number, CPU):
+                    return run(lambda x: nn.functional.dropout(x, P, True))
+
+            for kind, value in reference(model, batch, run_pass).items():
+                expected[kind][index % 2] += value.double() / draws
+    scores = estimate(model, enumerate(BATCHES), EstimatorSettings(dropout=P, seed=SEED, pairs=draws))
+    tokens = 5 + 7 + 6 + 3 + 9
+    assert (scores.tokens, scores.micro_batches) == (tokens, 3)
+    for half in (0, 1):
+        found = {kind: scores.halves[kind][half] for kind in UNIT_KINDS}
+        assert_close(found, {kind: value[half] / tokens for kind, value in expected.items()}, 1e-5)
+    assert_close(scores.values, {kind: value.sum(0) / tokens for kind, value in expected.items()}, 1e-5)
+
+
 def test_scores_equal_brute_force_with_given_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     """No random number at all: both implementations are handed the same masks, call by call."""
     model, batch, masks = tiny_llama(), BATCHES[0], FixedDropout()

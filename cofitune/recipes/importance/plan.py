@@ -25,7 +25,8 @@ from cofitune.errors import ArtifactError, UserError
 from cofitune.files import gib
 from cofitune.host_memory import usable_memory
 from cofitune.importance.estimate import KL_DROPOUT, PASSES_OF, EstimatorSettings, memory_estimate
-from cofitune.importance.partial import has_sums
+from cofitune.importance.kl import PASSES
+from cofitune.importance.partial import SUMS_FORMAT, has_sums
 from cofitune.importance_file import read_importance, unit_counts
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.load import choose_dtype, load_tokenizer
@@ -55,7 +56,7 @@ class ImportancePlan:
     Attributes:
         config: what it was resolved from.
         folder: `<output_dir>/importance`.
-        passes: forward passes of a micro-batch that one backward runs through.
+        passes: forward passes over a micro-batch, of all its pairs together.
         memory: bytes that a rank will hold at its fullest, by what holds them.
         interrupted: whether there are sums of an estimation of the same identity.
     """
@@ -83,7 +84,9 @@ class ImportancePlan:
     def settings(self) -> EstimatorSettings:
         """How importance is estimated."""
         requested = self.config.importance
-        return EstimatorSettings(requested.dropout, requested.seed, requested.estimator, requested.reduced_by)
+        return EstimatorSettings(
+            requested.dropout, requested.seed, requested.estimator, requested.reduced_by, requested.passes // PASSES
+        )
 
     @property
     def tokens(self) -> int:
@@ -150,7 +153,7 @@ def plan_importance(config: Config, overwrite: bool = False, rank: Rank = ALONE)
         pad_token_id=tokenizer.pad_token_id,
         template=template,
         batch_size=requested.per_device_batch_size,
-        passes=PASSES_OF[requested.estimator],
+        passes=PASSES_OF[requested.estimator] * (requested.passes // PASSES),
         memory=needed(shared_by=rank.world_size) if sharding.sharded else whole,
         sharding=sharding,
     )
@@ -244,7 +247,7 @@ def make_manifest(plan: ImportancePlan) -> dict[str, object]:
 def identity_of(plan: ImportancePlan) -> str:
     """All that the sums depend on; as written: fused modules lie in the order in which their layout names them."""
     attention = plan.config.model.attn_implementation
-    return json.dumps([make_manifest(plan), asdict(plan.anatomy.layout), attention])
+    return json.dumps([make_manifest(plan), asdict(plan.anatomy.layout), attention, SUMS_FORMAT])
 
 
 def agreed(plan: ImportancePlan) -> dict[str, object]:

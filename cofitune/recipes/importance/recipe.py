@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
@@ -22,7 +22,8 @@ from cofitune.files import check_unlocked, exclusive, write_text
 from cofitune.importance.estimate import Scores, estimate, no_sums
 from cofitune.importance.normalize import NORMALIZATIONS
 from cofitune.importance.partial import load_sums, save_sums, sums_path
-from cofitune.importance_file import write_importance
+from cofitune.importance.reliability import reliability
+from cofitune.importance_file import Reliability, reliability_entry, write_importance
 from cofitune.model.load import choose_dtype
 from cofitune.ranks import Rank, is_launched, this_rank
 from cofitune.recipes.folders import start_folder
@@ -43,7 +44,7 @@ from cofitune.recipes.own_files import remove_own, remove_partial
 from cofitune.reports.console import say
 from cofitune.reports.figure import EXTRA, can_draw, write_picture
 from cofitune.reports.importance.plot import importance_picture
-from cofitune.reports.importance.table import importance_report, spread_csv
+from cofitune.reports.importance.table import importance_report, reliability_text, spread_csv
 from cofitune.reports.training.plan import print_account
 from cofitune.training.engine import meeting, release, start_distributed
 from cofitune.training.frozen import share_frozen
@@ -129,14 +130,16 @@ def _write(plan: ImportancePlan, scores: Scores, overwrite: bool, console: Conso
     """Normalise the scores, show the vectors and write them."""
     normalize = NORMALIZATIONS[plan.config.importance.normalized_by]
     vectors = {kind: normalize(values) for kind, values in scores.values.items()}
+    reliable = reliability(scores.halves, normalize, scores.micro_batches)
     if overwrite or plan.interrupted:  # the sums stay until the new vectors are there
         remove_own(plan.folder, "importance", keep=(PARTIAL, "config.yaml"))
     start_folder(plan.config, "importance", overwrite=False, resumes=True)  # whose it is was checked before
     console.print(importance_report(vectors))
-    write_text(plan.folder / "spread.csv", spread_csv(vectors))
-    _draw(plan, vectors, console)
+    say(console, reliability_text(reliable))
+    write_text(plan.folder / "spread.csv", spread_csv(vectors, reliable))
+    _draw(plan, vectors, reliable, console)
     # last: its manifest calls the folder finished
-    write_importance(plan.folder, vectors, scores.values, make_manifest(plan))
+    write_importance(plan.folder, vectors, scores.values, make_manifest(plan) | reliability_entry(reliable))
     remove_partial(plan.folder)
     say(console, f"\n{scores.tokens:,} tokens of {len(plan.examples):,} items → {plan.folder}")
 
@@ -200,14 +203,16 @@ def _model(
         release(engine)
 
 
-def _draw(plan: ImportancePlan, vectors: dict[str, Tensor], console: Console) -> None:
+def _draw(
+    plan: ImportancePlan, vectors: dict[str, Tensor], reliable: Mapping[str, Reliability], console: Console
+) -> None:
     if not can_draw():
         say(console, f"no picture: matplotlib is not installed ({install(EXTRA)})")
         return
     requested, model = plan.config.importance, plan.config.model.name
     how = f"{requested.estimator}, {requested.reduced_by}, {requested.normalized_by}"
     message = f"{Path(model).name}: {how}, {len(plan.examples):,} items"
-    picture, _ = write_picture(plan.folder, importance_picture("importance", vectors, message))
+    picture, _ = write_picture(plan.folder, importance_picture("importance", vectors, message, reliable))
     say(console, f"picture: {picture} (and .svg)")
 
 

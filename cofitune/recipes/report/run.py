@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from cofitune.importance_file import read_reliability
 from cofitune.recipes.report.artifacts import Artifacts, Entry
 from cofitune.recipes.report.training import described_trained, described_training
 from cofitune.reports.compare.page import comparison
@@ -17,7 +18,7 @@ from cofitune.reports.evaluation.table import notes, verdict_line
 from cofitune.reports.figure import Picture
 from cofitune.reports.html import Changed, Evaluation, Run, Search, Settings
 from cofitune.reports.importance.plot import importance_picture
-from cofitune.reports.importance.table import summary
+from cofitune.reports.importance.table import reliability_text, summary
 from cofitune.reports.search.plot import search_picture
 from cofitune.reports.search.rows import trial_rows
 from cofitune.reports.text import many
@@ -48,7 +49,8 @@ def describe(run: Artifacts, key: str, draws: bool) -> Run:
         if run.tree and run.tree["trials"]:
             pictures["search"] = search_picture("search", run.tree)
         if run.vectors:
-            pictures["importance"] = importance_picture("importance", run.vectors)
+            reliable = read_reliability(run.importance or {})
+            pictures["importance"] = importance_picture("importance", run.vectors, reliable=reliable)
         if steps:
             pictures["losses"] = losses_picture("losses", steps, validations, drifts)
     return Run(
@@ -89,7 +91,10 @@ def _importance(run: Artifacts) -> str:
         return ""
     made = run.importance
     how = ", ".join(str(made[name]) for name in ("estimator", "reduce", "normalize") if made.get(name))
-    return f"Estimated over {made['items']:,} items, {made['tokens']:,} tokens ({how}). {summary(run.vectors)}"
+    reliable = f" {reliability_text(read_reliability(made))}" if "reliability" in made else ""
+    return (
+        f"Estimated over {made['items']:,} items, {made['tokens']:,} tokens ({how}). {summary(run.vectors)}{reliable}"
+    )
 
 
 def _facts(run: Artifacts) -> list[tuple[str, str]]:

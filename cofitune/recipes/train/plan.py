@@ -42,6 +42,7 @@ class TrainPlan:
         base_fingerprint: None where a dry run has nothing to know it by.
         rehearsal: the base's own answers, to train on beside the items, and to measure drift on; None without any.
         missing: what a dry run could not find but the run will need.
+        notes: what is to be said before the run.
         region: what trains; under an adapter the modules that carry it, of all layers, which merging will change.
         adapter_begins: hash of what an OSF adapter begins with, known once it is in the model.
     """
@@ -60,6 +61,7 @@ class TrainPlan:
     prefix: PrefixPlan | None
     base_fingerprint: str | None
     missing: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     adapter: AdapterPlan | None = None
     adapter_begins: str | None = None
     rehearsal: Rehearsed | None = None
@@ -168,6 +170,7 @@ def plan_train(
         prefix=None,
         base_fingerprint=base,
         missing=tuple(needs.missing),
+        notes=tuple(needs.notes),
         adapter=adapter,
         rehearsal=rehearsal,
     )

@@ -42,6 +42,8 @@ def print_plan(plan: TrainPlan, console: Console) -> None:
         f"config.yaml{', adapter/' if plan.adapter else ''})",
     )
     _print_disk(plan, console)
+    for text in plan.notes:
+        say(console, text)
     for text in plan.missing:
         say(console, ("still missing:", "yellow"), f" {text}")
 

@@ -11,13 +11,14 @@ from torch import Tensor
 from cofitune.config import schema
 from cofitune.data.batches import Plan
 from cofitune.errors import ArtifactError, UserError
-from cofitune.importance_file import merge_importance, read_importance
+from cofitune.importance_file import merge_importance, read_importance, read_reliability
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.layouts import expand_modules
 from cofitune.model.load import choose_dtype
 from cofitune.model.region import Region, check_present, linear_region, match_region, resolve_region
 from cofitune.recipes.from_config import base_config
 from cofitune.recipes.prerequisites import Prerequisites
+from cofitune.reports.importance.table import MENDS, unreliable
 from cofitune.search.winner import FILE_NAME, read_winner
 from cofitune.softmask.factors import Factor, build_factors, check_masked, shuffle_units
 from cofitune.training.engine import EngineSettings
@@ -117,7 +118,15 @@ def find_importance(
             )
             needs.lack(ArtifactError(message))
         elif base is not None:
-            sets.append(read_importance(folder, anatomy, base).vectors)
+            read = read_importance(folder, anatomy, base)
+            sets.append(read.vectors)
+            noise = unreliable(read_reliability(read.manifest))
+            if noise:
+                figures = ", ".join(f"{kind.replace('_', ' ')} {r:.2f}" for kind, r in noise.items())
+                needs.notes.append(
+                    f"warning: the importance in {folder} is mostly noise (reliability: {figures}; 1 is best), and so "
+                    f"is the soft mask made of it: {MENDS}"
+                )
             name = "importance" if len(folders) == 1 else f"importance {number}"
             needs.use(name, folder / "importance.safetensors")
     return merge_importance(sets) if len(sets) == len(folders) else {}

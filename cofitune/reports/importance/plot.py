@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cofitune.importance_file import ATTENTION_HEADS
+from cofitune.importance_file import ATTENTION_HEADS, Reliability
 from cofitune.reports.figure import SERIES, Picture, draw
 from cofitune.reports.importance.table import TITLES
 
@@ -15,15 +16,20 @@ COLOURS = "cividis"  # alike to readers with and without colour blindness, and i
 COLUMNS = 100  # a wide layer is shown in percent of its units
 
 
-def importance_picture(name: str, vectors: dict[str, Tensor], title: str = "") -> Picture:
+def importance_picture(
+    name: str, vectors: dict[str, Tensor], title: str = "", reliable: Mapping[str, Reliability] | None = None
+) -> Picture:
     """A panel a unit kind: heads as they stand, of which there are few; other units sorted within each layer.
 
-    Beside them each layer's mean over the unit kinds.
+    Beside them each layer's mean over the unit kinds and, where it is known, the rank correlation of two halves of the
+    data.
 
     Args:
         vectors: each unit kind → [L, units] in [0, 1].
         title: stands above, for a picture that stands alone.
+        reliable: how far each unit kind's importance repeats itself.
     """
+    halves = {kind: one.by_layer for kind, one in (reliable or {}).items() if kind in vectors}
     by_layer = torch.stack([vector.float().mean(dim=-1) for vector in vectors.values()]).mean(dim=0).tolist()
 
     def paint(figure: Any, narrow: bool) -> None:
@@ -52,6 +58,11 @@ def importance_picture(name: str, vectors: dict[str, Tensor], title: str = "") -
         last.set_ylim(-0.5, len(by_layer) - 0.5)
         last.set_title("layer's mean", loc="left")
         last.set_xlabel("importance")
+        for number, (kind, correlations) in enumerate(halves.items()):
+            last.plot(correlations, range(len(correlations)), color=SERIES[number], label=f"halves, {TITLES[kind]}")
+        if halves:
+            last.set_title("layer's mean; rank correlation of two halves", loc="left", fontsize=6)
+            last.legend(fontsize=5, loc="lower right")
         last.yaxis.get_major_locator().set_params(integer=True)
         if title:
             figure.suptitle(title, fontsize=8)

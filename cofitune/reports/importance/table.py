@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+from collections.abc import Mapping
 
 import torch
 from rich.console import Group, RenderableType
@@ -11,10 +13,11 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from cofitune.importance_file import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS
+from cofitune.importance_file import ATTENTION_HEADS, ENOUGH, FFN_NEURONS, FFN_OUTPUTS, Reliability
 
 TITLES = {ATTENTION_HEADS: "heads", FFN_NEURONS: "neurons", FFN_OUTPUTS: "outputs"}
 HIGH, LOW = 0.9, 0.1
+MENDS = "more items (importance.data, max_items), more draws (importance.passes) or importance.estimator: fisher"
 
 
 def importance_report(vectors: dict[str, Tensor]) -> RenderableType:
@@ -63,18 +66,46 @@ def summary(vectors: dict[str, Tensor]) -> str:
     return text
 
 
-def spread_csv(vectors: dict[str, Tensor]) -> str:
-    """A line a layer and unit kind: how its units' importance is spread, in [0, 1], and its most important unit."""
+def reliability_text(reliable: Mapping[str, Reliability]) -> str:
+    """One sentence: how far the importance repeats itself, and what helps where that is not far enough."""
+    if not reliable:
+        return "Reliability: not known; it takes at least two micro-batches."
+    figures = ", ".join(
+        f"{TITLES[kind]} {'–' if one.whole is None else f'{one.whole:.2f}'}"
+        f"{'' if one.split_half is None else f' (halves {one.split_half:.2f})'}"
+        for kind, one in reliable.items()
+    )
+    text = f"Reliability (1 is best): {figures}; how far as much other data would rank a layer's units alike."
+    if unreliable(reliable):
+        text += f" Below {ENOUGH} it is mostly noise: {MENDS}."
+    return text
+
+
+def unreliable(reliable: Mapping[str, Reliability]) -> dict[str, float]:
+    """The unit kinds whose importance is mostly noise, with their reliability."""
+    return {kind: one.whole for kind, one in reliable.items() if one.whole is not None and one.whole < ENOUGH}
+
+
+def spread_csv(vectors: dict[str, Tensor], reliable: Mapping[str, Reliability] | None = None) -> str:
+    """A line a layer and unit kind: how its units' importance is spread, in [0, 1], and its most important unit.
+
+    The last column is the rank correlation of the data's two halves in this layer, empty where it is not known.
+    """
+    reliable = reliable or {}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     quantiles = {"p10": 0.1, "p50": 0.5, "p90": 0.9}
-    writer.writerow(["layer", "kind", "units", "mean", "std", *quantiles, "above_0.9", "below_0.1", "top_unit"])
+    writer.writerow(
+        ["layer", "kind", "units", "mean", "std", *quantiles, "above_0.9", "below_0.1", "top_unit", "split_half"]
+    )
     for kind, vector in vectors.items():
         for layer, row in enumerate(vector.double()):
             cut = torch.quantile(row, torch.tensor(list(quantiles.values()), dtype=row.dtype)).tolist()
             shares = [float((row > HIGH).double().mean()), float((row < LOW).double().mean())]
             figures = [float(row.mean()), float(row.std(correction=0)), *cut, *shares]
-            writer.writerow([layer, kind, len(row), *(f"{f:.4f}" for f in figures), int(row.argmax())])
+            half = reliable[kind].by_layer[layer] if kind in reliable else math.nan
+            known = "" if math.isnan(half) else f"{half:.4f}"
+            writer.writerow([layer, kind, len(row), *(f"{f:.4f}" for f in figures), int(row.argmax()), known])
     return text.getvalue()
 
 

@@ -95,6 +95,9 @@ def test_it_writes_vectors_scores_and_a_manifest(made: Path, tiny_model_folder: 
         torch.testing.assert_close(result.vectors[kind], zscore_tanh(scores[kind]), rtol=1e-4, atol=1e-5)
         assert bool((scores[kind] != 0).all())
     tokens = sum(len(e.input_ids) for e in plan_importance(read(made), overwrite=True).examples)
+    reliable = result.manifest.pop("reliability")
+    assert list(reliable) == list(UNIT_KINDS)
+    assert all(len(one["by_layer"]) == 4 and 0 <= one["whole"] <= 1 for one in reliable.values())
     assert result.manifest == {
         "format": 1,
         "sha256": sha256_file(folder / "importance.safetensors"),
@@ -118,7 +121,7 @@ def test_it_writes_vectors_scores_and_a_manifest(made: Path, tiny_model_folder: 
         "cofitune": cofitune.__version__,
     }
     text = console.export_text()
-    assert "As a soft mask" in text
+    assert "As a soft mask" in text and "Reliability (1 is best): heads 0." in text
     assert "3/3" in text
 
 
@@ -320,7 +323,7 @@ def test_overwrite_begins_anew_and_a_crash_while_writing_loses_no_sums(
 
 def test_the_sums_of_another_run_are_not_gone_on_from(made: Path, tmp_path: Path) -> None:
     path = tmp_path / "sums.safetensors"
-    sums = estimate.Sums({"ffn_neurons": torch.rand(2, 3, dtype=torch.float64)}, 30, 4, 2)
+    sums = estimate.Sums({"ffn_neurons": torch.rand(2, 2, 3, dtype=torch.float64)}, 30, 4, 2)
     save_sums(path, sums, "this run")
     result = load_sums(path, "this run")
     assert result is not None and torch.equal(result.values["ffn_neurons"], sums.values["ffn_neurons"])

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from cofitune.data.chat import PLAIN_TEMPLATE
-from cofitune.importance_file import UNIT_KINDS, unit_counts, write_importance
+from cofitune.importance_file import UNIT_KINDS, Reliability, reliability_entry, unit_counts, write_importance
 from cofitune.model.anatomy import read_anatomy
 from cofitune.model.weight_files import fingerprint
 from cofitune.training import loop
@@ -51,14 +51,39 @@ def config(tmp_path: Path, tiny_model_folder: Path, data: Path) -> dict[str, Any
     }  # fmt: skip
 
 
-def write_some_importance(run_folder: Path, model_folder: Path, base_fingerprint: str | None = None) -> None:
+def write_some_importance(
+    run_folder: Path, model_folder: Path, base_fingerprint: str | None = None, reliability: float | None = None
+) -> None:
     """An importance file whose first unit of each kind must not move."""
     anatomy = read_anatomy(AutoConfig.from_pretrained(model_folder))
     vectors = {kind: torch.full((anatomy.num_layers, unit_counts(anatomy)[kind]), 0.5) for kind in UNIT_KINDS}
     for values in vectors.values():
         values[:, 0] = 1.0
-    manifest = {"base": "tiny", "base_fingerprint": base_fingerprint or fingerprint(str(model_folder))}
+    manifest: dict[str, object] = {
+        "base": "tiny",
+        "base_fingerprint": base_fingerprint or fingerprint(str(model_folder)),
+    }
+    if reliability is not None:
+        by_kind = {kind: Reliability((0.1,), 0.1, reliability) for kind in vectors}
+        manifest |= reliability_entry(by_kind)
     write_importance(run_folder / "importance", vectors, vectors, manifest)
+
+
+@pytest.mark.parametrize(("reliability", "is_warned"), [(0.31, True), (0.9, False), (None, False)])
+def test_a_mask_that_is_mostly_noise_is_told_before_it_trains(
+    config: dict[str, Any],
+    tiny_model_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    reliability: float | None,
+    is_warned: bool,
+) -> None:
+    write_some_importance(Path(config["output_dir"]), tiny_model_folder, reliability=reliability)
+    config["softmask"] = {"apply_to": "update"}
+    assert run_train(monkeypatch, config, "--dry-run") == 0
+    output = " ".join(capsys.readouterr().out.split())
+    assert ("is mostly noise (reliability: attention heads 0.31" in output) == is_warned
+    assert ("estimator: fisher" in output) == is_warned
 
 
 def test_a_run_trains_its_region_and_nothing_else(

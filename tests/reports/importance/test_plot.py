@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cofitune.importance_file import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS
+from cofitune.importance_file import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS, Reliability
 from cofitune.reports.figure import write_picture
 from cofitune.reports.importance.plot import importance_picture
 from cofitune.reports.importance.table import spread_csv
@@ -34,6 +34,16 @@ def test_the_picture_is_a_png_and_an_svg_with_units_on_their_axes(tmp_path: Path
     assert svg.stat().st_size < 400_000
     again = write_picture(tmp_path / "b", importance_picture("importance", make_vectors(), "a model"))
     assert [p.read_bytes() for p in again] == [png.read_bytes(), svg.read_bytes()]
+
+
+def test_the_reliability_of_each_layer_is_drawn_and_listed(tmp_path: Path) -> None:
+    vectors = make_vectors()
+    by_layer = tuple(0.5 + layer / 100 for layer in range(29))
+    reliable = {kind: Reliability((*by_layer, float("nan")), 0.64, 0.78) for kind in vectors}
+    _, svg = write_picture(tmp_path / "a", importance_picture("importance", vectors, "", reliable))
+    assert "halves, neurons" in svg.read_text() and "rank correlation" in svg.read_text()
+    rows = list(csv.DictReader(io.StringIO(spread_csv(vectors, reliable))))
+    assert [row["split_half"] for row in rows[:30]] == [*(f"{r:.4f}" for r in by_layer), ""]
 
 
 def test_the_spread_is_the_numbers_of_each_layer() -> None:

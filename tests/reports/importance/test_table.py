@@ -6,8 +6,8 @@ import torch
 from rich.console import Console, RenderableType
 from torch import Tensor
 
-from cofitune.importance_file import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS
-from cofitune.reports.importance.table import importance_report, importance_table, summary
+from cofitune.importance_file import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS, Reliability
+from cofitune.reports.importance.table import importance_report, importance_table, reliability_text, summary
 
 
 def render(thing: RenderableType, width: int = 80) -> str:
@@ -59,3 +59,12 @@ def test_nothing_is_said_of_silent_layers_where_there_are_none() -> None:
     vectors = {FFN_NEURONS: torch.tensor([[0.2, 0.4], [1.0, 0.92]])}
     assert "equal" not in summary(vectors)
     assert "update: 37% for the neurons;" in summary(vectors)
+
+
+def test_what_is_mostly_noise_is_said_with_what_helps() -> None:
+    good, poor = Reliability((0.8,), 0.8, 0.889), Reliability((0.2,), 0.2, 0.333)
+    text = reliability_text({ATTENTION_HEADS: good, FFN_NEURONS: poor, FFN_OUTPUTS: Reliability((), None, None)})
+    assert "heads 0.89 (halves 0.80), neurons 0.33 (halves 0.20), outputs –" in text
+    assert "Below 0.5 it is mostly noise" in text and "importance.passes" in text
+    assert "noise" not in reliability_text({ATTENTION_HEADS: good})
+    assert "two micro-batches" in reliability_text({})
