@@ -87,6 +87,11 @@ def device() -> torch.device:
     return torch.device("cuda", this_rank().device(count)) if count else torch.device("cpu")
 
 
+def device_name() -> str:
+    """The kind of device that computes, on whose kernels the last digits depend: a GPU's name, or cpu."""
+    return torch.cuda.get_device_name(device()) if torch.cuda.is_available() else "cpu"
+
+
 def device_of(rank: Rank) -> torch.device:
     """The rank's own GPU, or the CPU."""
     if not torch.cuda.is_available():

@@ -17,7 +17,7 @@ from cofitune.config.load import load_resolved
 from cofitune.config.schema import Config, Versatility
 from cofitune.data.chat import ChatTemplate, set_template
 from cofitune.data.encoded import Encoding, Examples, encode_sources, tokenizer_sha256
-from cofitune.distributed import device
+from cofitune.distributed import device_name
 from cofitune.errors import ArtifactError, UserError
 from cofitune.evaluation.items import EvalTask
 from cofitune.evaluation.metrics import METRICS
@@ -134,7 +134,8 @@ def plan_alpha(run: Path, base: Place | None = None, *, trust_remote_code: bool 
     settings = {
         "dtype": manifest["dtype"],
         "attn_implementation": model.attn_implementation,
-        "device": device().type,
+        "device": device_name(),
+        "trust_remote_code": trust_remote_code,
         "template": template,
         "tokenizer_sha256": tokens,
         "versions": {"cofitune": __version__, "torch": torch.__version__, "transformers": transformers.__version__},

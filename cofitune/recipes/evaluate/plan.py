@@ -13,7 +13,7 @@ import transformers
 from cofitune import __version__
 from cofitune.config.schema import Config, EvalModel
 from cofitune.data.encoded import tokenizer_sha256
-from cofitune.distributed import device
+from cofitune.distributed import device_name
 from cofitune.errors import UserError
 from cofitune.evaluation.cache import AnswerCache
 from cofitune.evaluation.items import LoadedTask
@@ -26,7 +26,7 @@ from cofitune.files import sha256_json
 from cofitune.model.load import choose_dtype
 from cofitune.recipes.evaluate.models import find_models
 from cofitune.recipes.evaluate.targets import EvalTarget
-from cofitune.recipes.folders import check_folder, versions_of_packages
+from cofitune.recipes.folders import check_folder, package_version, versions_of_packages
 from cofitune.recipes.from_config import NOT_ASKED, eval_tasks
 from cofitune.rehearsal.items import check_base
 from cofitune.training.delta import read_manifest
@@ -122,13 +122,16 @@ def plan_eval(
         "dtype": str(choose_dtype(config.model.dtype)).removeprefix("torch."),
         "attn_implementation": config.model.attn_implementation,
         "batch_size": config.eval.batch_size,
-        "device": device().type,
+        "device": device_name(),
+        "trust_remote_code": config.model.trust_remote_code,
         **base.asked,
         "versions": {
             "cofitune": __version__,
             **grading,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
+            "tokenizers": package_version("tokenizers"),
+            **({"flash-attn": package_version("flash-attn")} if config.model.has_flash_attention else {}),
         },
     }
     compared = [m.name for m in models[1:]]

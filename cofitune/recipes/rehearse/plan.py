@@ -14,6 +14,7 @@ from cofitune.config.schema import Config
 from cofitune.data.encoded import tokenizer_sha256
 from cofitune.data.read import ItemCounts
 from cofitune.data.sources import OpenSource, open_source
+from cofitune.distributed import device_name
 from cofitune.errors import ArtifactError, ConfigError, UserError
 from cofitune.files import read_json, sha256_json
 from cofitune.model.load import choose_dtype
@@ -95,7 +96,7 @@ class RehearsePlan:
             "template": self.base.template,
             "dtype": str(choose_dtype(model.dtype)).removeprefix("torch."),
             "attn_implementation": model.attn_implementation,
-            "device": "cuda" if torch.cuda.is_available() else "cpu",
+            "device": device_name(),
             "prompts_sha256": sha256_json([[list(p.messages), list(p.ids)] for p in self.prompts]),
             **requested.model_dump(mode="json", exclude=free),
             "engine": self.engine,

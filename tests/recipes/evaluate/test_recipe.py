@@ -20,6 +20,7 @@ from transformers import AutoTokenizer
 from cofitune import cli
 from cofitune.config.load import dump_config
 from cofitune.config.schema import Config, Train
+from cofitune.distributed import device_name
 from cofitune.errors import ArtifactError, DataError, UserError
 from cofitune.evaluation import lengths
 from cofitune.evaluation import score as harness
@@ -249,6 +250,21 @@ def test_a_new_task_or_model_is_all_that_is_scored(place: Place, monkeypatch: py
     renamed = {"gen_rs": general["gen_kn"] | {"name": "reasoning"}}  # a name and a category are the reader's
     place.evaluate(config=place.config(versatility=renamed))
     assert scored == [] and place.scores()["models"]["run"]["categories"]["gen_kn"] is None
+
+
+def test_answers_are_kept_under_the_device_and_the_code_that_gave_them(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_eval(place.config())
+    key = plan.key(plan.models[0], plan.tasks[0])
+    assert key["settings"]["device"] == device_name() and key["settings"]["versions"]["tokenizers"]
+    config = place.config()
+    trusting = config.model_copy(update={"model": config.model.model_copy(update={"trust_remote_code": True})})
+    other = plan_eval(trusting)
+    assert other.key(other.models[0], other.tasks[0]) != key
+    monkeypatch.setattr("cofitune.recipes.evaluate.plan.device_name", lambda: "NVIDIA H100")
+    other = plan_eval(config)
+    assert other.key(other.models[0], other.tasks[0]) != key
 
 
 def test_no_model_is_served_anothers_answers(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
