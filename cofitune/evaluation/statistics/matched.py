@@ -8,7 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from cofitune.evaluation.statistics.frontier import Array, at_level, dominated_by, frontier, place, seed_weights
+from cofitune.evaluation.statistics.frontier import (
+    Array,
+    at_level,
+    at_level_of_fewer,
+    dominated_by,
+    frontier,
+    place,
+    seed_weights,
+)
 from cofitune.evaluation.statistics.paired import CONFIDENCE, DRAWS, SEED, Bootstrap, estimate
 from cofitune.evaluation.statistics.scores import SUMMARIES
 
@@ -43,6 +51,11 @@ class _Curve:
     def has_points(self) -> bool:
         """Whether any run of the method has finished: the base alone is no point of it."""
         return len(self.ids) > 1
+
+    @property
+    def num_points(self) -> int:
+        """Points without the base."""
+        return len(self.ids) - 1
 
     def of(self, point: str) -> tuple[Array, Array]:
         """One point's speciality, [1] and [D]."""
@@ -206,6 +219,8 @@ def _level(
                 if against or name == reference
                 else _inside(own[score] - yardstick[score], draws[score] - theirs[score], levels)
             )
+            if to_reference is not None and curve.num_points != curves[reference].num_points:
+                to_reference |= _equally_many(curve, curves[reference], score, level, drawn, levels)
             results = {"": value, f"_against_{BASE}": to_base, "_against_reference": to_reference}
             if score.startswith(TASK):
                 row["tasks"][score.removeprefix(TASK)] = {(k or "_score")[1:]: v for k, v in results.items()}
@@ -213,6 +228,20 @@ def _level(
                 row |= {f"{score}{k}": v for k, v in results.items()}
         rows[name] = row
     return {"speciality": float(level[0]), "method": method, "point": point, "why": why, "rows": rows}
+
+
+def _equally_many(
+    curve: _Curve, reference: _Curve, score: str, level: Array, drawn: Array, levels: int
+) -> dict[str, Any]:
+    """The difference where both frontiers have as many points as the poorer one, so that both are equally lucky."""
+    size = min(curve.num_points, reference.num_points)
+    sides = []
+    for one in (curve, reference):
+        for scores, at in ((one.scores, level), (one.drawn, drawn)):
+            needed = {name: scores[name] for name in {"speciality", "versatility", score}}
+            sides.append(at_level_of_fewer(needed, at, size, SEED)[score])
+    own, draws, yardstick, theirs = sides
+    return {"with_equal_points": {"points": size} | _inside(own - yardstick, draws - theirs, levels)}
 
 
 def _outside(name: str, curve: _Curve, level: float) -> str | None:

@@ -21,6 +21,7 @@ class Difference:
     Attributes:
         draws_inside: the share of the draws that the interval rests on.
         low_corrected, high_corrected: the interval that holds on all levels at once; none where there is one level.
+        with_equal_points: the same where both frontiers have as many points as the poorer one; none where they have.
     """
 
     value: float
@@ -29,10 +30,15 @@ class Difference:
     draws_inside: float
     low_corrected: float | None = None
     high_corrected: float | None = None
+    with_equal_points: Difference | None = None
 
     @property
     def is_shown(self) -> bool:
-        """Whether there is an interval, and it leaves 0 out, corrected for the number of levels."""
+        """Whether 0 is left out, corrected for the number of levels, and with equally many points of both methods."""
+        return self._leaves_out_zero and (self.with_equal_points is None or self.with_equal_points._leaves_out_zero)
+
+    @property
+    def _leaves_out_zero(self) -> bool:
         low = self.low if self.low_corrected is None else self.low_corrected
         high = self.high if self.high_corrected is None else self.high_corrected
         return low is not None and high is not None and not low <= 0 <= high

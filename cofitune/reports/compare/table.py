@@ -79,7 +79,10 @@ def sentences(content: Comparison) -> Iterator[str]:
     counts = {method: len(content.of_method(method)) for method in content.methods}
     if len({count for count in counts.values() if count}) > 1:
         told_counts = ", ".join(f"{method} {count}" for method, count in counts.items())
-        yield f"points by method: {told_counts}; the best of many points is luckier than the best of few"
+        yield (
+            f"points by method: {told_counts}; the best of many is luckier than the best of few, so that two methods "
+            "count as told apart only where they also are with equally many points of each"
+        )
     if len(content.seeds) == 1:
         yield "one seed: the intervals are over items alone, and say nothing of another training"
     elif len(content.seeds) == 2:

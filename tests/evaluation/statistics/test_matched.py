@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from cofitune.evaluation.metrics import Metric
 from cofitune.evaluation.statistics.matched import Point, match_methods
 from cofitune.evaluation.statistics.paired import Bootstrap, TaskItems
+from cofitune.reports.compare.content import Comparison, Row
 
 SHARE = Metric("acc", "share", True, True)
 ITEMS = 200
@@ -87,6 +89,31 @@ def test_several_levels_at_once_have_a_wider_interval_each() -> None:
         assert row["high_corrected"] / row["high"] == pytest.approx(2.394 / 1.960, rel=0.1)
     alone = matched(models[:2] + models[4:5], {"full": [Point("f", 1, 1, (1,))], "twin": [Point("t", 1, 1, (2,))]})
     assert "low_corrected" not in alone["matched"][0]["rows"]["twin"]["versatility_against_reference"]
+
+
+def test_unequal_numbers_of_points_are_compared_with_equally_many_too() -> None:
+    models = [(0.0, 0.6, 0.6), (0.4, 0.3, 0.3), (0.8, 0.1, 0.1), (0.2, 0.6, 0.6), (0.5, 0.5, 0.5), (0.8, 0.4, 0.4)]
+    points = {
+        "full": [Point("f1", 1, 1, (1,)), Point("f2", 2, 1, (2,))],
+        "mask": [Point("m1", 1, 1, (3,)), Point("m2", 2, 1, (4,)), Point("m3", 3, 1, (5,))],
+    }
+    result = matched(models, points)
+    row = result["matched"][0]["rows"]["mask"]["versatility_against_reference"]
+    fewer = row["with_equal_points"]
+    # at 40 m1 and m2 lie at 60 - 10 * 2/3; with two of the three points m1, m3 at 53.3 and m2, m3 at 52 (from the base)
+    assert row["value"] == pytest.approx(53.333 - 30, abs=0.01)
+    assert fewer["points"] == 2 and fewer["value"] == pytest.approx((53.333 + 52) / 2 - 30, abs=0.7)
+    assert fewer["low"] > 0
+    (told,) = [row.differences["versatility"] for row in [_comparison_row(result)]]
+    assert told is not None and told.is_shown
+    assert not replace(told, with_equal_points=replace(told, low=-1.0, low_corrected=-2.0)).is_shown
+    equal = matched(models[:5], points | {"mask": points["mask"][:2]})
+    assert "with_equal_points" not in equal["matched"][0]["rows"]["mask"]["versatility_against_reference"]
+
+
+def _comparison_row(result: dict[str, Any]) -> Row:
+    content = {"reference": "full", "partial": None, "seeds": [1], "methods": {}, "runs": [], **result}
+    return Comparison.of(content).matched[0].rows["mask"]
 
 
 def test_a_mask_is_held_against_its_controls() -> None:
