@@ -24,7 +24,8 @@ from cofitune.reports import figure
 from cofitune.reports.console import say
 from cofitune.reports.search.live import Lines, SearchLive, Watcher
 from cofitune.reports.search.plot import search_picture
-from cofitune.reports.search.tree import PlanRow, Row, plan_report, search_report
+from cofitune.reports.search.row import Row
+from cofitune.reports.search.tree import PlanRow, plan_report, search_report
 from cofitune.search import tree
 from cofitune.search.budget import Budget
 from cofitune.search.equal_loss import EqualLoss

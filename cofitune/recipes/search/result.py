@@ -15,7 +15,7 @@ from cofitune.reports.search.loss_sentences import (
     margin_sentence,
     reliability_sentence,
 )
-from cofitune.reports.search.scale import LOSSES
+from cofitune.reports.search.row import LOSSES, Row
 from cofitune.reports.search.sentences import (
     Aim,
     proxy_sentence,
@@ -25,7 +25,6 @@ from cofitune.reports.search.sentences import (
     untried_sentence,
     winner_sentence,
 )
-from cofitune.reports.search.tree import Row
 from cofitune.search.equal_loss import UNIT, EqualLoss
 from cofitune.search.objective import Ranking
 from cofitune.search.proxy import rank_correlation

@@ -13,11 +13,10 @@ from rich.text import Text
 from rich.tree import Tree
 
 from cofitune.reports.console import say
-from cofitune.reports.search.scale import SCORES
+from cofitune.reports.search.row import SCORES, Row
 from cofitune.reports.search.tree import (
     LABEL,
     WIDTH,
-    Row,
     path_to,
     progress_line,
     tree_heading,

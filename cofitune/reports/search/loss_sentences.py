@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cofitune.reports.search.scale import LOSSES
-from cofitune.reports.search.tree import Row
+from cofitune.reports.search.row import LOSSES, Row
 from cofitune.reports.text import many, region_text
 
 ONE_SEED = (

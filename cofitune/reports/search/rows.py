@@ -8,7 +8,7 @@ from typing import Any
 
 from cofitune.errors import RegionError
 from cofitune.model.region import region_from_dict
-from cofitune.reports.search.scale import LOSSES
+from cofitune.reports.search.row import LOSSES
 from cofitune.reports.text import region_text
 
 Entry = Mapping[str, Any]

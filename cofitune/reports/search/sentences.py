@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cofitune.model.region import Region
-from cofitune.reports.search.scale import SCORES
-from cofitune.reports.search.tree import Row
+from cofitune.reports.search.row import SCORES, Row
 from cofitune.reports.text import many, region_text, weights_text
 
 TRAINED_ONCE = (

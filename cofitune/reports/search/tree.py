@@ -7,14 +7,14 @@ columns where the terminal, or a file, claims fewer: print it with `crop=False`,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
 from rich.tree import Tree
 
 from cofitune.model.region import Region
-from cofitune.reports.search.scale import SCORES, Scale
+from cofitune.reports.search.row import SCORES, Row, Scale
 from cofitune.reports.text import _cut, many, region_text, weights_text
 
 WIDTH = 100
@@ -24,59 +24,6 @@ WON, ON_PATH = "★ ", "» "
 TIED = "≈ "
 LEGEND = f"{WON}winner   {ON_PATH}on the way to it   {TIED}ties with it   "
 MARKS = {"won": WON, "best": WON, "way": ON_PATH}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One trial as the tree shows it: the base has no region, a failed trial has a reason and no scores.
-
-    Attributes:
-        num_trained: trained weights.
-        speciality, versatility, unified: scores, 0-100; under `LOSSES` the speciality loss and the drift after the last
-            step, and the drift at the loss at which all are compared (None where a trial does not come so far).
-        seconds: wall time of training and evaluation, all parts and attempts together.
-        reason: why it failed or was stopped.
-        status: done, paused, stopped or failed; only what is done is compared with the others.
-        steps: optimizer steps that the scores are of.
-        behind: the deciding score minus the winner's, with the ends of its 95 % interval (paired on the same items);
-            None where it is not known.
-        tied: whether the trial cannot be told apart from the winner.
-        missed: points by which it misses the floor.
-        intervals: of the three scores' changes against the base, the ends of the 95 % intervals, where known.
-        scale: what the three figures are.
-        seed: of a training that repeats an earlier one's region; else None.
-        margins: under `LOSSES`, of gen_kn and gen_rs where they have choices, in nats; higher is better.
-    """
-
-    id: str
-    parent: str | None
-    region: Region | None
-    level: int
-    num_trained: int
-    speciality: float | None
-    versatility: float | None
-    unified: float | None
-    seconds: float
-    reason: str | None = None
-    status: str = "done"
-    steps: int = 0
-    behind: tuple[float, float, float] | None = None
-    tied: bool = False
-    missed: float = 0.0
-    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    scale: Scale = SCORES
-    margins: Mapping[str, float] = field(default_factory=dict)
-    seed: int | None = None
-
-    @property
-    def name(self) -> str:
-        """The region, and the seed of a repeated training."""
-        return region_text(self.region) + ("" if self.seed is None else f" (seed {self.seed})")
-
-    @property
-    def finished(self) -> bool:
-        """Whether it was trained to the end and scored."""
-        return self.status == "done" and self.reason is None
 
 
 @dataclass(frozen=True)
@@ -106,7 +53,7 @@ def search_report(base: Row, rows: Sequence[Row], winner: str, sentences: Sequen
         base: the untouched model.
         rows: the trials in the order they were tried, parents before their children.
         winner: id of the winning trial.
-        sentences: the winner with its reason, and what else there is to know (search_words.py).
+        sentences: the winner with its reason, and what else there is to know (sentences.py).
     """
     return Group(search_tree(base, rows, winner), Text(LEGEND + base.scale.legend, style="dim"), *map(Text, sentences))
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from cofitune.model.region import Region
 from cofitune.reports.search.live import SearchLive
-from cofitune.reports.search.tree import Row
+from cofitune.reports.search.row import Row
 
 FFN, MHA = ("gate_proj", "up_proj", "down_proj"), ("q_proj", "k_proj", "v_proj", "o_proj")
 BASE = Row("base", None, None, 0, 0, 0.0, 58.6, 29.3, 20)

@@ -10,8 +10,8 @@ from rich.console import Console
 from cofitune.model.layouts import GROUPS
 from cofitune.model.region import Region
 from cofitune.reports.search.loss_sentences import loss_winner_sentence, margin_sentence, reliability_sentence
-from cofitune.reports.search.scale import LOSSES
-from cofitune.reports.search.tree import Row, progress_line, search_report
+from cofitune.reports.search.row import LOSSES, Row
+from cofitune.reports.search.tree import progress_line, search_report
 
 BASE = Row("base", None, None, 0, 0, 3.5, 0.0, None, 60, scale=LOSSES, margins={"gen_kn": 1.0})
 HALF = Row("half", None, Region.span(0, 15, GROUPS["all"]), 1, 3_000_000_000, 1.0, 0.5, 0.2, 1200, scale=LOSSES)

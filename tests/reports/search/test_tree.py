@@ -9,6 +9,7 @@ from rich.console import Console, RenderableType
 
 from cofitune.model.layouts import GROUPS
 from cofitune.model.region import Region
+from cofitune.reports.search.row import Row
 from cofitune.reports.search.sentences import (
     TRAINED_ONCE,
     Aim,
@@ -18,7 +19,7 @@ from cofitune.reports.search.sentences import (
     untried_sentence,
     winner_sentence,
 )
-from cofitune.reports.search.tree import PlanRow, Row, plan_report, progress_line, search_report
+from cofitune.reports.search.tree import PlanRow, plan_report, progress_line, search_report
 from cofitune.reports.text import region_text
 
 BASE = Row("base", None, None, 0, 0, 10.0, 50.0, 30.0, 60)
