@@ -178,6 +178,12 @@ class SoftMask(Section):
     strength: float = Field(
         1.0, gt=0, le=1, description="s in the factor 1 − s·I: 1 stops the most important units, less lets them move"
     )
+    threshold: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="a hard mask: units of at least this importance have the factor 1 − s, all others 1; null: soft",
+    )
     importance: Paths | None = Field(
         None,
         min_length=1,
@@ -197,6 +203,8 @@ class SoftMask(Section):
             raise ValueError(
                 f"control: {self.control} stands in for a mask; say with apply_to on what, or control: none"
             )
+        if self.threshold is not None and self.apply_to == "none":
+            raise ValueError("threshold: makes the mask a hard one, and apply_to: none asks for no mask; leave it out")
         return self
 
 

@@ -94,6 +94,19 @@ def build_factors(
     return factors
 
 
+def harden(importance: Mapping[str, Tensor], threshold: float) -> dict[str, Tensor]:
+    """A hard mask: 1 for units of at least this importance, 0 for all others.
+
+    Args:
+        importance: unit kind → [L, units] in [0, 1].
+
+    Example:
+        >>> harden({"ffn_neurons": torch.tensor([[0.2, 0.9]])}, 0.9)["ffn_neurons"].tolist()
+        [[0.0, 1.0]]
+    """
+    return {kind: (vectors >= threshold).to(vectors.dtype) for kind, vectors in importance.items()}
+
+
 def shuffle_units(importance: Mapping[str, Tensor], anatomy: Anatomy, seed: int) -> dict[str, Tensor]:
     """The same importances on other units, layer by layer: as a control, a mask that knows how much and not where.
 

@@ -68,6 +68,8 @@ def test_each_estimator_has_reductions_and_each_of_them_normalisations(
         ("softmask.strength=0", "softmask.strength", "must be above 0"),
         ("softmask.strength=-0.5", "softmask.strength", "must be above 0"),
         ("softmask.strength=1.01", "softmask.strength", "must be at most 1"),
+        ("softmask.threshold=0", "softmask.threshold", "must be above 0"),
+        ("softmask={apply_to: none, threshold: 0.9}", "softmask", "asks for no mask"),
         ("softmask.apply_to=weights", "softmask.apply_to", "'update', 'gradient' or 'none'"),
     ],
 )

@@ -11,7 +11,7 @@ from cofitune.importance_file import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS, 
 from cofitune.model.anatomy import anatomy_of
 from cofitune.model.layouts import LAYOUTS, MODULES
 from cofitune.model.region import resolve_region
-from cofitune.softmask.factors import UNIT_OF_MODULE, build_factors, shuffle_units
+from cofitune.softmask.factors import UNIT_OF_MODULE, build_factors, harden, shuffle_units
 
 PATHS = LAYOUTS["plain"].modules
 CONFIG = LlamaConfig(
@@ -66,6 +66,20 @@ def test_every_element_gets_the_factor_of_its_own_unit(model: LlamaForCausalLM, 
                 kind, units = _owner(module, row, column)
                 expected = 1 - max(importance[kind][layer, u].item() for u in units)
                 assert spread[row, column].item() == pytest.approx(expected, abs=1e-7)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_hard_mask_holds_the_important_units_and_no_other(model: LlamaForCausalLM, module: str) -> None:
+    importance, threshold = _importance(), 0.6
+    region = resolve_region("1", [module], 3)
+    factors = build_factors(harden(importance, threshold), region, (module,), anatomy_of(model), 0.75)
+    weight = model.get_parameter(f"model.layers.1.{PATHS[module]}.weight")
+    spread = factors[f"model.layers.1.{PATHS[module]}.weight"].shaped(weight).expand_as(weight)
+    for row in range(weight.shape[0]):
+        for column in range(weight.shape[1]):
+            kind, units = _owner(module, row, column)
+            held = any(importance[kind][1, unit].item() >= threshold for unit in units)
+            assert spread[row, column].item() == (0.25 if held else 1.0)
 
 
 def test_a_bias_is_masked_with_its_row_and_o_projs_bias_is_free(model: LlamaForCausalLM) -> None:

@@ -85,5 +85,6 @@ def _trained(plan: TrainPlan) -> dict[str, object]:
             "control": softmask.control if plan.masked else "none",
             "modules": list(plan.masked),
             "strength": softmask.strength,
+            "threshold": softmask.threshold,
         },
     }

@@ -20,7 +20,7 @@ from cofitune.recipes.from_config import base_config
 from cofitune.recipes.prerequisites import Prerequisites
 from cofitune.reports.importance.table import MENDS, unreliable
 from cofitune.search.winner import FILE_NAME, read_winner
-from cofitune.softmask.factors import Factor, build_factors, check_masked, shuffle_units
+from cofitune.softmask.factors import Factor, build_factors, check_masked, harden, shuffle_units
 from cofitune.training.engine import EngineSettings
 from cofitune.training.peft import AdapterPlan, plan_adapter
 from cofitune.training.prefix_cache import SHARED_MEMORY, PrefixPlan, changing_prefix
@@ -141,6 +141,8 @@ def make_factors(
     seed: int,
 ) -> dict[str, Factor]:
     """The soft mask, or the control that stands in for it; `seed`: of the shuffled control."""
+    if softmask.threshold is not None:
+        importance = harden(importance, softmask.threshold)
     if softmask.control == "shuffled":
         importance = shuffle_units(importance, anatomy, seed)
     uniform = softmask.control == "uniform"

@@ -42,6 +42,7 @@ def identity(plan: TrainPlan) -> dict[str, Any]:
         softmask |= {
             "modules": list(plan.masked),
             "strength": config.softmask.strength,
+            **({"threshold": config.softmask.threshold} if config.softmask.threshold is not None else {}),
             **({"control": config.softmask.control} if config.softmask.control != "none" else {}),
             "importance_sha256": sorted(
                 used["sha256"] for name, used in plan.used.items() if name.startswith("importance")

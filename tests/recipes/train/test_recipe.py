@@ -17,10 +17,13 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
+from cofitune.config.schema import Config
 from cofitune.data.chat import PLAIN_TEMPLATE
 from cofitune.importance_file import UNIT_KINDS, Reliability, reliability_entry, unit_counts, write_importance
 from cofitune.model.anatomy import read_anatomy
 from cofitune.model.weight_files import fingerprint
+from cofitune.recipes.train.plan import plan_train
+from cofitune.recipes.train.resume import identity
 from cofitune.training import loop
 from cofitune.training.hashing import hash_tensor
 from tests.helpers import WORDS, outside_ranks, read_jsonl, run_command, run_train, write_jsonl
@@ -67,6 +70,19 @@ def write_some_importance(
         by_kind = {kind: Reliability((0.1,), 0.1, reliability) for kind in vectors}
         manifest |= reliability_entry(by_kind)
     write_importance(run_folder / "importance", vectors, vectors, manifest)
+
+
+def test_a_hard_mask_holds_its_units_and_is_part_of_whose_training_it_is(
+    config: dict[str, Any], tiny_model_folder: Path
+) -> None:
+    write_some_importance(Path(config["output_dir"]), tiny_model_folder)
+    config["softmask"] = {"apply_to": "update", "threshold": 0.9}
+    plan = plan_train(Config.model_validate(config), 1)
+    for factor in plan.factors.values():
+        assert set(factor.values.unique().tolist()) == {0.0, 1.0} and factor.values[0] == 0
+    soft = {**config, "softmask": {"apply_to": "update"}}
+    before = identity(plan_train(Config.model_validate(soft), 1))["softmask"]
+    assert identity(plan)["softmask"] == before | {"threshold": 0.9}
 
 
 @pytest.mark.parametrize(("reliability", "is_warned"), [(0.31, True), (0.9, False), (None, False)])
