@@ -26,7 +26,7 @@ from cofitune.config.eval import KEEP, as_alpha
 from cofitune.config.load import load_config
 from cofitune.config.renamed import RenamedKeyWarning
 from cofitune.config.schema import Config
-from cofitune.errors import RepairWarning, Stopped, UserError, refused_by_machine
+from cofitune.errors import ConfigError, RepairWarning, Stopped, UserError, refused_by_machine
 from cofitune.executors import local
 from cofitune.executors.ray import executor
 from cofitune.launch import command, failures, launcher
@@ -442,7 +442,7 @@ def main() -> None:
     except UserError as error:
         if OUTPUT.verbose:
             traceback.print_exc()
-        OUTPUT.error(str(error))
+        OUTPUT.error(str(error), error.problems if isinstance(error, ConfigError) else ())
         failures.say_mistake(error)
         sys.exit(code := failures.USER_ERROR)
     except OSError as error:

@@ -6,7 +6,7 @@ from typing import Any
 
 from typer.core import TyperGroup
 
-from cofitune.cli_output import shared_parameters
+from cofitune.cli_output import OUTPUT, shared_parameters
 from cofitune.config.explain import KEY_PLACES
 from cofitune.config.hints import option_hint
 from cofitune.errors import UserError
@@ -48,6 +48,8 @@ class Commands(TyperGroup):
                 if isinstance(name, str) and type(error).__name__ == "NoSuchOption"
                 else None
             )
+            if show := getattr(error, "format_message", None):  # the parser's own error, which it shows by itself
+                OUTPUT.refuse(show(), ctx.invoked_subcommand or "")
             if hint:
                 raise UserError(f"{name}: {hint}") from None
             raise

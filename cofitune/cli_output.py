@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,11 +58,17 @@ class Output:
         """Keep a dry run's plan, likewise."""
         self._result = {"dry_run": True, "plan": content}
 
-    def error(self, message: str) -> None:
-        """Keep a user error, likewise, and write it into the log."""
-        self._result = {"error": message}
+    def error(self, message: str, problems: Sequence[str] = ()) -> None:
+        """Keep a user error, likewise, each of several mistakes by itself, and write it into the log."""
+        self._result = {"error": message} | ({"problems": list(problems)} if problems else {})
         if self._log is not None and this_rank().rank == 0:
             _append(self._log, f"error: {message}")
+
+    def refuse(self, message: str, command: str) -> None:
+        """Keep what the parser of the command line says, which ends before it has read every option."""
+        if "--json" in sys.argv[1:]:
+            self.take_stdout(self._command or command)
+        self.error(message)
 
     def close(self, exit_code: int) -> None:
         """Print the object, and give stdout back. Ranks that this program started leave it to their parent."""

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cofitune.cli_group import Commands
+from cofitune.cli_output import OUTPUT
 from cofitune.config.json_schema import Of, json_schema
 from cofitune.config.load import read_config
 
@@ -34,9 +35,10 @@ def show(
 ) -> None:
     """Print the resolved config as YAML, each value with its file and line, its override, or `default`."""
     loaded = read_config(config, overrides)
-    from cofitune.recipes.config.show import show_config
+    from cofitune.recipes.config.show import origins, show_config
 
-    print(show_config(loaded, given), end="")
+    OUTPUT.console().out(show_config(loaded, given), end="", highlight=False)
+    OUTPUT.on_done(lambda: {"config": loaded.config.model_dump(mode="json"), "origins": origins(loaded)})
 
 
 @config_app.command()
@@ -48,7 +50,8 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     loaded = read_config(config, overrides)
     from cofitune.recipes.config.validate import validate as recipe
 
-    recipe(loaded, Console())
+    found = recipe(loaded, OUTPUT.console())
+    OUTPUT.on_done(lambda: {"valid": True, "ok": found.good, "missing": found.missing})
 
 
 @config_app.command()
@@ -58,7 +61,9 @@ def schema(
     ),
 ) -> None:
     """Print the JSON Schema of a config: name it in a YAML's first line, and an editor completes and checks keys."""
-    print(json.dumps(json_schema(of), indent=1, ensure_ascii=False))
+    content = json_schema(of)
+    OUTPUT.console().out(json.dumps(content, indent=1, ensure_ascii=False), highlight=False)
+    OUTPUT.on_done(lambda: {"of": of, "schema": content})
 
 
 def init(
@@ -88,7 +93,8 @@ def init(
     from cofitune.recipes.init import recipe
 
     options = recipe.InitOptions(model, data, general, test, task, template, to)
-    recipe.init(options, overwrite=overwrite, ask=_question(), console=Console())
+    files = recipe.init(options, overwrite=overwrite, ask=_question(), console=OUTPUT.console())
+    OUTPUT.on_done(lambda: {"config": str(files[0]), "files": [str(file) for file in files]})
 
 
 def list_(
@@ -101,16 +107,20 @@ def list_(
     from cofitune.recipes import listing
 
     asked = listing.as_what(what)
-    _print_rows(listing.list_names(asked, word))
+    rows = listing.list_names(asked, word)
+    _print_rows(rows)
     if word is None:
-        print(f"\n{listing.USED[asked]}")
+        OUTPUT.console().out(f"\n{listing.USED[asked]}", highlight=False)
+    OUTPUT.on_done(lambda: {"list": asked, "names": [{"name": name, "about": about} for name, about in rows]})
 
 
 def env() -> None:
     """Print versions, devices and paths for a bug report; no keys and no tokens."""
     from cofitune.recipes.environment import describe
 
-    _print_rows(describe())
+    rows = describe()
+    _print_rows(rows)
+    OUTPUT.on_done(lambda: {"environment": dict(rows)})
 
 
 def _question() -> Callable[[str], str] | None:
@@ -122,13 +132,14 @@ def _question() -> Callable[[str], str] | None:
 
 def _print_rows(rows: list[tuple[str, str]]) -> None:
     """Two columns; on a terminal the second is broken to its width, elsewhere a row is a line."""
-    if not sys.stdout.isatty():
+    console = OUTPUT.console()
+    if not console.is_terminal:
         width = max(len(name) for name, _ in rows)
-        print("\n".join(f"{name:<{width}}  {about}" for name, about in rows))
+        console.out("\n".join(f"{name:<{width}}  {about}" for name, about in rows), highlight=False)
         return
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    Console(highlight=False, markup=False).print(table)
+        table.add_row(*map(Text, row))
+    console.print(table, highlight=False)

@@ -58,6 +58,45 @@ def test_json_is_the_plan_then_the_result_then_the_error(
     assert "already trained" in capfd.readouterr().out, "stdout is given back, and json was that command's alone"
 
 
+def test_json_of_the_commands_around_a_run_is_one_object(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path, written = write_config(config), tmp_path / "new.yaml"
+
+    def typed(*words: object) -> dict[str, Any]:
+        code = run_command(monkeypatch, *words, "--json")
+        result: dict[str, Any] = json.loads(capfd.readouterr().out)
+        assert result["exit_code"] == code
+        return result
+
+    shown = typed("config", "show", path, "train.seed=7")
+    assert shown["command"] == "config show" and shown["config"]["train"]["seed"] == 7
+    origins = shown["origins"]
+    assert origins["train.seed"] == "override 'train.seed=7'" and origins["data.max_length"] == "default"
+    checked = typed("config", "validate", path)
+    assert checked["valid"] and any("4 layers" in line for line in checked["ok"])
+    wrong = typed("config", "validate", path, "region.layers=99", "data.train=none.jsonl")
+    assert wrong["exit_code"] == 2 and len(wrong["problems"]) == 2
+    assert typed("config", "schema", "--of", "suite")["schema"]["title"] == "cofitune suite"
+    assert "full" in [one["name"] for one in typed("list", "methods")["names"]]
+    assert {"python", "torch", "cache"} <= set(typed("env")["environment"])
+    made = typed("init", "--model", config["model"]["name"], "--data", config["data"]["train"], "--to", written)
+    assert made["files"] == [made["config"]] == [str(written)] and written.is_file()
+
+
+def test_json_tells_what_the_command_lines_parser_refuses(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for words, message in (
+        (("train",), "Missing argument 'CONFIG.yaml'"),
+        (("train", "c.yaml", "--nonsense"), "No such option"),
+        (("train", "c.yaml", "--train.learning_rate", "1e-4"), "train.learning_rate=1e-4"),
+    ):
+        assert run_command(monkeypatch, *words, "--json") == 2
+        result = json.loads(capfd.readouterr().out)
+        assert result["command"] == "train" and message in result["error"]
+
+
 def test_quiet_says_nothing_but_errors(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,6 +23,8 @@ MARKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("dataset_name", "learning_rate", "per_device_train_batch_size", "output_dir", "num_train_epochs"),
     ),
 }
+SWIFT = ("train_type", "tuner_type", "sft_type", "torch_dtype", "lora_rank")  # of which ms-swift has one beside `model`
+HERE = {"adapter": "adapter: {kind: lora}", "model": "model.name", "checkpointer": "model.name, a Hugging Face folder"}
 SHOWN = 12
 
 
@@ -34,9 +36,7 @@ def recognise(data: dict[str, object], path: str, paths: dict[str, list[str]]) -
         path: the file's name, for the message.
         paths: the schema's keys → their dotted places.
     """
-    if "model" in data and "model_name_or_path" not in data and "base_model" not in data:
-        return None
-    program = next((name for name, (first, others) in MARKS.items() if _any(data, first) and _any(data, others)), None)
+    program = _program(data)
     if program is None:
         return None
     if program == "DeepSpeed":
@@ -54,6 +54,16 @@ def recognise(data: dict[str, object], path: str, paths: dict[str, list[str]]) -
     )
 
 
+def _program(data: dict[str, object]) -> str | None:
+    if any(isinstance(section, dict) and "_component_" in section for section in data.values()):
+        return "torchtune"
+    if isinstance(data.get("model"), str) and _any(data, SWIFT):
+        return "ms-swift"
+    if "model" in data and "model_name_or_path" not in data and "base_model" not in data:
+        return None
+    return next((name for name, (first, others) in MARKS.items() if _any(data, first) and _any(data, others)), None)
+
+
 def _any(data: dict[str, object], keys: tuple[str, ...]) -> bool:
     return any(key in data for key in keys)
 
@@ -61,8 +71,8 @@ def _any(data: dict[str, object], keys: tuple[str, ...]) -> bool:
 def _meant(key: str, paths: dict[str, list[str]]) -> str | None:
     if key in UNSUPPORTED:
         return f"not supported: {UNSUPPORTED[key]}"
-    if key == "adapter":
-        return "adapter: {kind: lora}"
+    if key in HERE:
+        return HERE[key]
     if key in RENAMES:
         return RENAMES[key]
     found = paths.get(key, [])

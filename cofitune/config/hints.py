@@ -64,6 +64,8 @@ RENAMES = {  # a key of other programs → ours
     "lora_target": "adapter.target_modules",
     "lora_target_modules": "adapter.target_modules",
     "finetuning_type": "region (part of the model), region: {match: '.*'} (all of it) or adapter: {kind: lora}",
+    "train_type": "region (part of the model), region: {match: '.*'} (all of it) or adapter: {kind: lora}",
+    "tuner_type": "region (part of the model), region: {match: '.*'} (all of it) or adapter: {kind: lora}",
     "stage": "deepspeed.zero_stage, where ZeRO is meant; all training here is supervised",
     "zero_optimization": "deepspeed.raw.zero_optimization",
     "offload": "deepspeed.offload_optimizer and deepspeed.offload_param",

@@ -63,6 +63,16 @@ FILES = [  # whole files
         "base_model: m\ndatasets: [{path: d}]\nsequence_len: 512\nmicro_batch_size: 2\noptimizer: adamw\n",
         "this is a config of Axolotl",
     ),
+    (
+        "model: {_component_: torchtune.models.llama2.llama2_7b}\ndataset: {_component_: d}\nbatch_size: 2\n",
+        "this is a config of torchtune; here settings stand in sections, and are called:\n    model → model.name\n"
+        "    dataset → data.train\n    batch_size → train.per_device_train_batch_size",
+    ),
+    (
+        "model: Qwen/Qwen2.5-7B-Instruct\ntrain_type: lora\ndataset: [d]\ntorch_dtype: bfloat16\n",
+        "this is a config of ms-swift; here settings stand in sections, and are called:\n    model → model.name\n"
+        "    train_type → region (part of the model)",
+    ),
     ("model_name_or_path: m\ndataset_name: d\nlearning_rate: 1\n", "this is a config of TRL or transformers"),
     (
         '{"train_batch_size": 8, "zero_optimization": {"stage": 3}}',

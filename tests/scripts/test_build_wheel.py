@@ -12,14 +12,13 @@ from pathlib import Path
 import pytest
 
 from cofitune import __version__
-from tests.helpers import REPOSITORY, write_jsonl
+from tests.helpers import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 
 import build_wheel
 
 pytestmark = pytest.mark.processes
-ITEMS = [{"instruction": f"Is contract {n} void?", "output": "Yes, it is void."} for n in range(8)]
 
 
 @pytest.fixture(scope="module")
@@ -40,29 +39,69 @@ def test_the_wheel_and_the_sdist_hold_everything(built: tuple[Path, Path, Path])
     assert {"tests/conftest.py", "scripts/test", "docs/conf.py", "constraints.txt", ".ci/run", *configs} <= inside
 
 
-def test_the_wheel_works_in_an_empty_folder(
-    built: tuple[Path, Path, Path], tmp_path: Path, tiny_model_folder: Path
-) -> None:
-    write_jsonl(tmp_path / "law_train.jsonl", ITEMS)
-    commands = (
-        f"init --model {tiny_model_folder} --data law_train.jsonl",
-        "config validate law.yaml",
-        "train law.yaml train.rehearsal=null train.max_steps=2",
+def test_the_first_hour_needs_the_wheel_alone(tmp_path: Path, tiny_model_folder: Path) -> None:
+    """From `init` to the exported model's answer, each command typed in a folder with data alone."""
+    script, transcript = REPOSITORY / "scripts" / "bench" / "first_hour.py", tmp_path / "said.txt"
+    sizes = ["--items", "8", "--tests", "2", "--prompts", "12", "--work", str(tmp_path / "work")]
+    # a model of random weights repeats itself
+    spoken = "rehearsal.max_repetition=1 rehearsal.temperature=1.0 rehearsal.max_new_tokens=8"
+    done = subprocess.run(
+        [
+            sys.executable,
+            script,
+            "--borrow",
+            "--model",
+            tiny_model_folder,
+            *sizes,
+            "--overrides",
+            spoken,
+            "--out",
+            transcript,
+        ],
+        env=build_wheel.clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
     )
-    for words in commands:
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    said = transcript.read_text(encoding="utf-8")
+    typed = [line.split()[1:3] for line in said.splitlines() if line.startswith("$ ")]
+    words = [["cofitune", word] for word in ("init", "config", "rehearse", "train", "eval", "chat", "export")]
+    assert typed == [*words, ["cat", "answer.py"], ["python", "answer.py"]]
+    assert str(tmp_path) not in said, "no path of this machine"
+    place = tmp_path / "work" / "place"
+    assert (place / "runs/ledger/train/delta.safetensors").is_file() and (place / "models/ledger/README.md").is_file()
+    schema = (place / "ledger.yaml").read_text(encoding="utf-8").splitlines()[0].partition("$schema=")[2]
+    assert Path(schema).is_file() and "site-packages" in schema
+
+
+def test_the_tests_of_the_sdist_run_where_it_is_unpacked(built: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    [unpacked] = built[1].parents[1].joinpath("unpacked").iterdir()
+    some = ["tests/test_jsonl.py", "tests/docs/test_project_files.py", "tests/config/test_shipped.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        f"--basetemp={tmp_path}/t",
+    ]
+    where = "import cofitune, sys; sys.exit(not cofitune.__file__.startswith(sys.argv[1]))"
+    for words in ([sys.executable, "-c", where, str(unpacked)], [*command, *some]):
         done = subprocess.run(
-            [built[2], *words.split()],
-            cwd=tmp_path,
+            words,
+            cwd=unpacked,
             env=build_wheel.clean_environment(),
             capture_output=True,
             text=True,
             check=False,
             timeout=300,
         )
-        assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
-    assert (tmp_path / "runs/law/train/delta.safetensors").is_file()
-    schema = (tmp_path / "law.yaml").read_text(encoding="utf-8").splitlines()[0].partition("$schema=")[2]
-    assert Path(schema).is_file() and "site-packages" in schema
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
 
 def test_the_version_stands_in_one_place() -> None:

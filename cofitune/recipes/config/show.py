@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import yaml
 
@@ -25,6 +26,11 @@ def show_config(loaded: LoadedConfig, given_only: bool = False) -> str:
     lines = _mapping(loaded.config.model_dump(mode="json"), (), 0, loaded, given_only)
     width = min(WIDEST, max((len(text) for text, origin in lines if origin), default=0))
     return "".join(f"{text:<{width}}  # {_one_line(origin)}\n" if origin else f"{text}\n" for text, origin in lines)
+
+
+def origins(loaded: LoadedConfig) -> dict[str, str]:
+    """Where each value comes from, by its dotted place: file and line, override, or default."""
+    return dict(_leaves(loaded.config.model_dump(mode="json"), (), loaded))
 
 
 def origin_of(place: Place, value: object, loaded: LoadedConfig) -> str:
@@ -60,6 +66,18 @@ def _mapping(values: dict[str, object], place: Place, depth: int, loaded: Loaded
             continue
         result += [(f"{pad}{name}:", None), *below] if below else []
     return result
+
+
+def _leaves(value: object, place: Place, loaded: LoadedConfig) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        below = [(key, entry) for key, entry in value.items()]
+    elif isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
+        below = list(enumerate(value))
+    else:
+        yield ".".join(map(str, place)), origin_of(place, value, loaded)
+        return
+    for key, entry in below:
+        yield from _leaves(entry, (*place, key), loaded)
 
 
 def _flow(value: object) -> str:

@@ -49,8 +49,8 @@ class Findings:
             self.wrong.append(str(error))
 
 
-def validate(loaded: LoadedConfig, console: Console) -> None:
-    """Check the model's config.json, the region, the data files and the tasks, and say what was found.
+def validate(loaded: LoadedConfig, console: Console) -> Findings:
+    """Check the model's config.json, the region, the data files and the tasks; say and return what was found.
 
     Raises:
         ConfigError: all that is wrong, together.
@@ -73,6 +73,7 @@ def validate(loaded: LoadedConfig, console: Console) -> None:
         console,
         "valid; a dry run (`cofitune train CONFIG --dry-run`) also reads every item, and plans memory and steps",
     )
+    return found
 
 
 def _check_model(config: Config, found: Findings) -> str:

@@ -26,6 +26,7 @@ from cofitune.model.region import resolve_region
 from cofitune.recipes.from_config import base_anatomy, base_config
 
 MEASURED = 500  # items, from the top, whose tokens are counted
+PROMPT_TOKENS = 64  # room for a general prompt before its answer
 LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192)
 TESTS = ("test", "dev", "val", "validation")
 KINDS = ("multiple_choice", "ifeval", "generate", "loss")  # the likeliest that fits the items goes first
@@ -165,9 +166,14 @@ def kind_of_test(path: str) -> tuple[str, int]:
     raise UserError(f"--test {path}: its items fit no kind of task (`cofitune list tasks`): {first}")
 
 
-def max_length(data: DataFacts, model: ModelFacts) -> int:
-    """Tokens an item may have: the smallest usual length that 99 of 100 items fit into."""
-    wanted = next((length for length in LENGTHS if length >= data.tokens), LENGTHS[-1])
+def max_length(data: DataFacts, model: ModelFacts, rehearsed: int) -> int:
+    """Tokens an item may have: the smallest usual length that 99 of 100 items fit into, and a rehearsed answer, too.
+
+    Args:
+        rehearsed: tokens of the longest answer.
+    """
+    needed = max(data.tokens, PROMPT_TOKENS + rehearsed)
+    wanted = next((length for length in LENGTHS if length >= needed), LENGTHS[-1])
     return min(wanted, model.positions or wanted)
 
 

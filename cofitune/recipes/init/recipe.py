@@ -55,8 +55,8 @@ class InitOptions:
     to: Path | None = None
 
 
-def init(options: InitOptions, *, overwrite: bool, ask: Ask | None, console: Console) -> Path:
-    """Write a config, and beside it a batch script where the template is slurm's. Returns the config's path.
+def init(options: InitOptions, *, overwrite: bool, ask: Ask | None, console: Console) -> list[Path]:
+    """Write a config, and beside it a batch script where the template is slurm's. Returns the files, the config first.
 
     Args:
         overwrite: replace the files.
@@ -98,7 +98,7 @@ def init(options: InitOptions, *, overwrite: bool, ask: Ask | None, console: Con
     for command in ("train --dry-run", "rehearse", "train", "eval"):
         word, _, option = command.partition(" ")
         say(console, f"       cofitune {word} {name} {option}".rstrip())
-    return file
+    return files
 
 
 def name_of(data: str) -> str:

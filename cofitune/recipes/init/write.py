@@ -76,6 +76,7 @@ def config_text(wanted: Wanted, model: ModelFacts, data: DataFacts, machine: Mac
     share = f"{100 * model.trained / model.num_parameters:.1f} %"
     answer = next((n for n in (16, 32, 64, 128, 256, 512) if n >= data.answer), 512)
     rehearsed = 96 if not machine.gpus else 256
+    length = max_length(data, model, rehearsed)
     small = ", as a model this small needs for so few steps; 4e-5 is the paper's for 7B" if model.is_small else ""
     prompts = (
         f"  data: [{_text(wanted.general)}]\n  max_items: 500\n"
@@ -93,7 +94,7 @@ model:
 
 data:
   train: [{_text(wanted.data)}] # {data.items:,} items
-  max_length: {max_length(data, model)} # tokens; 99 of 100 items have at most {data.tokens}, the longest {data.longest}
+  max_length: {length} # tokens; 99 of 100 items have at most {data.tokens}, and a rehearsed answer needs room
 
 region: # what trains: {share} of the weights; `search` takes what `cofitune search` finds
   layers: 25%-50%

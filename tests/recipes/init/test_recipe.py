@@ -28,7 +28,7 @@ def folder(tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 def quiet(**options: Any) -> Path:
-    return init(InitOptions(**options), overwrite=False, ask=None, console=Console(quiet=True))
+    return init(InitOptions(**options), overwrite=False, ask=None, console=Console(quiet=True))[0]
 
 
 @pytest.mark.parametrize("general", [["--general", "prompts.jsonl"], []])
@@ -43,7 +43,7 @@ def test_what_is_written_passes_a_dry_run(
     assert run_command(monkeypatch, "rehearse", "law.yaml", "--dry-run") == 0
     assert not (folder / "runs").exists()
     config = load_config("law.yaml")
-    assert config.output_dir == "runs/law" and config.data.max_length == 128
+    assert config.output_dir == "runs/law" and config.data.max_length == 256, "a rehearsed answer of 96 tokens has room"
     assert bool(config.rehearsal.self_prompted) != bool(general)
 
 
@@ -54,7 +54,7 @@ def test_a_file_that_is_there_is_never_replaced_unasked(folder: Path) -> None:
         quiet(model="model", data="law_train.jsonl")
     assert (folder / "law.yaml").read_text() == "mine"
     options = InitOptions(model="model", data="law_train.jsonl", task="my task")
-    assert init(options, overwrite=True, ask=None, console=Console(quiet=True)).name == "my-task.yaml"
+    assert init(options, overwrite=True, ask=None, console=Console(quiet=True))[0].name == "my-task.yaml"
 
 
 def test_what_is_missing_is_asked_on_a_terminal(folder: Path) -> None:
@@ -65,7 +65,7 @@ def test_what_is_missing_is_asked_on_a_terminal(folder: Path) -> None:
         asked.append(question)
         return next(answers)
 
-    path = init(InitOptions(), overwrite=False, ask=ask, console=Console(quiet=True))
+    [path] = init(InitOptions(), overwrite=False, ask=ask, console=Console(quiet=True))
     assert len(asked) == 3 and load_config(path).rehearsal.data[0].path == "prompts.jsonl"
 
 
