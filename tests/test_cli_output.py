@@ -90,7 +90,7 @@ def test_json_tells_what_the_command_lines_parser_refuses(
     for words, message in (
         (("train",), "Missing argument 'CONFIG.yaml'"),
         (("train", "c.yaml", "--nonsense"), "No such option"),
-        (("train", "c.yaml", "--train.learning_rate", "1e-4"), "train.learning_rate=1e-4"),
+        (("train", "c.yaml", "--train.learning_rate", "1e-4"), "train.learning_rate=VALUE"),
     ):
         assert run_command(monkeypatch, *words, "--json") == 2
         result = json.loads(capfd.readouterr().out)

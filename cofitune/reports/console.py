@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.text import Text
 
 Part = str | tuple[str, str]  # text, or text and its style
+STOPPED = "stopped  at any moment: the same command continues"  # a line of the plan of what takes long
 
 
 def say(console: Console, *parts: Part, style: str = "") -> None:

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import build_wheel
 import demo_data
+from sides import typed
 
 REPOSITORY = build_wheel.REPOSITORY
 RESULT = REPOSITORY / "scripts" / "bench" / "results" / "first_hour.txt"
@@ -61,6 +62,10 @@ def main() -> None:
         write_data(place, arguments)
         (place / model.name).symlink_to(model)
         typist = Typist(place, environment)
+        typist.say(
+            f"# {typed('scripts/bench/first_hour', sys.argv[1:], {arguments.work: 'WORK', arguments.out: 'OUT'})}"
+        )
+        typist.say(f"# on {len(os.sched_getaffinity(0))} cores; load average {os.getloadavg()[0]:.0f} when it began\n")
         for command in commands(model.name, arguments.overrides):
             typist.type(command)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -140,20 +145,21 @@ class Typist:
         Raises:
             SystemExit: it failed.
         """
-        self._say(f"$ {command}")
+        self.say(f"$ {command}")
         began = time.monotonic()
         process = subprocess.Popen(
             command, shell=True, cwd=self._folder, env=self._environment, text=True, errors="replace",
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         for line in process.stdout or ():
-            self._say(line.rstrip())
+            self.say(line.rstrip())
         if process.wait():
             raise SystemExit(f"{command}: exit code {process.returncode}")
         seconds = time.monotonic() - began
-        self._say(f"({seconds:.0f} s)\n" if command.startswith("cofitune") else "")
+        self.say(f"({seconds:.0f} s)\n" if command.startswith("cofitune") else "")
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """Show a line, and keep it."""
         for path, shown in self._machine.items():
             line = line.replace(path, shown)
         line = re.sub(r"\x1b\[[0-9;]*m", "", line)

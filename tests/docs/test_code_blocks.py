@@ -19,7 +19,7 @@ from cofitune.config.load import load_config
 from cofitune.config.schema import Config
 from tests.docs.documents import DOCS, INLINE, LINK, ROOT, Block, anchors, blocks, commands, documents, split
 
-LANGUAGES = {"yaml", "bash", "text", "json", "jsonl", "python", "bibtex", "{toctree}", "{include}"}
+LANGUAGES = {"yaml", "bash", "text", "json", "jsonl", "python", "bibtex", "{toctree}", "{include}", "{literalinclude}"}
 # what a fragment leaves out
 BASE: dict[str, Any] = {
     "model": {"name": "base"}, "output_dir": "runs/x",

@@ -39,6 +39,7 @@ def test_the_wheel_and_the_sdist_hold_everything(built: tuple[Path, Path, Path])
     assert {"tests/conftest.py", "scripts/test", "docs/conf.py", "constraints.txt", ".ci/run", *configs} <= inside
 
 
+@pytest.mark.interpreter
 def test_the_first_hour_needs_the_wheel_alone(tmp_path: Path, tiny_model_folder: Path) -> None:
     """From `init` to the exported model's answer, each command typed in a folder with data alone."""
     script, transcript = REPOSITORY / "scripts" / "bench" / "first_hour.py", tmp_path / "said.txt"
@@ -62,7 +63,7 @@ def test_the_first_hour_needs_the_wheel_alone(tmp_path: Path, tiny_model_folder:
         capture_output=True,
         text=True,
         check=False,
-        timeout=600,
+        timeout=1200,
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     said = transcript.read_text(encoding="utf-8")
@@ -76,6 +77,7 @@ def test_the_first_hour_needs_the_wheel_alone(tmp_path: Path, tiny_model_folder:
     assert Path(schema).is_file() and "site-packages" in schema
 
 
+@pytest.mark.interpreter
 def test_the_tests_of_the_sdist_run_where_it_is_unpacked(built: tuple[Path, Path, Path], tmp_path: Path) -> None:
     [unpacked] = built[1].parents[1].joinpath("unpacked").iterdir()
     some = ["tests/test_jsonl.py", "tests/docs/test_project_files.py", "tests/config/test_shipped.py"]

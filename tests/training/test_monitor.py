@@ -99,3 +99,30 @@ def test_mlflow_gets_every_figure_at_its_step(tmp_path: Path, monkeypatch: pytes
     Monitor(["mlflow"], tmp_path, "tax")
     first = [("experiment", "cofitune"), ("run", "law"), (1, {"loss": 2.5})]
     assert calls == [*first, ("end",), ("experiment", "courts"), ("run", "tax")]
+
+
+MLFLOW = """
+import sys
+from pathlib import Path
+import mlflow
+from cofitune.training.engine import start_distributed
+from cofitune.training.monitor import Monitor
+start_distributed()
+drawn = Monitor(["mlflow"], Path(sys.argv[1]), "law")
+drawn.write(1, {"loss": 2.5, "mfu": None})
+drawn.write(2, {"loss": 2.25})
+[run] = mlflow.search_runs(experiment_names=["cofitune"], output_format="list")
+history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "loss")
+print(run.info.run_name, [(one.step, one.value) for one in history])
+"""
+
+
+def test_mlflow_itself_keeps_them_in_a_folder(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")  # the extra `mlflow`, which `dev` has not
+    kept = {k: v for k, v in os.environ.items() if k not in VARIABLES and not k.startswith("MLFLOW_")}
+    done = subprocess.run(
+        [sys.executable, "-c", MLFLOW, str(tmp_path)], cwd=tmp_path, check=True,
+        env=kept | {"MLFLOW_TRACKING_URI": f"file://{tmp_path}/mlruns", "MLFLOW_ALLOW_FILE_STORE": "true"},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "law [(1, 2.5), (2, 2.25)]"

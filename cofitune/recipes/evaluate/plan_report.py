@@ -8,7 +8,7 @@ from rich.table import Table
 
 from cofitune.recipes.evaluate.plan import EvalPlan, Results
 from cofitune.recipes.on_plan import PlanFacts
-from cofitune.reports.console import say
+from cofitune.reports.console import STOPPED, say
 
 
 def print_plan(plan: EvalPlan, known: Results, console: Console) -> None:
@@ -37,7 +37,8 @@ def print_plan(plan: EvalPlan, known: Results, console: Console) -> None:
         console,
         f"asked    {plan.positions or 'unlimited'} positions, {settings['dtype']} on {settings['device']}, batches of "
         f"{settings['batch_size']}, template {settings['template']}\n"
-        f"writes   {plan.folder}/: scores.json, samples/<model>/<task>.jsonl, changed/<model>/, cache/, config.yaml",
+        f"writes   {plan.folder}/: scores.json, samples/<model>/<task>.jsonl, changed/<model>/, cache/, config.yaml\n"
+        f"{STOPPED}",
     )
 
 

@@ -9,7 +9,7 @@ from cofitune.importance_file import unit_counts
 from cofitune.ranks import Rank
 from cofitune.recipes.importance.plan import ImportancePlan
 from cofitune.recipes.on_plan import PlanFacts
-from cofitune.reports.console import say
+from cofitune.reports.console import STOPPED, say
 from cofitune.reports.figure import can_draw
 from cofitune.reports.training.plan import print_account
 
@@ -37,6 +37,7 @@ def print_plan(plan: ImportancePlan, rank: Rank, console: Console) -> None:
     pictures = ("importance.png", "importance.svg") if can_draw() else ()
     files = ("importance.safetensors", "scores.safetensors", "spread.csv", *pictures, "manifest.json", "config.yaml")
     say(console, f"writes   {plan.folder}/: {', '.join(files)}")
+    say(console, STOPPED)
     if plan.interrupted:
         say(console, "continues from the sums of an interrupted computation")
 

@@ -13,7 +13,7 @@ from cofitune.recipes.folders import free_bytes
 from cofitune.recipes.on_plan import PlanFacts
 from cofitune.recipes.rehearse.plan import RehearsePlan
 from cofitune.rehearsal.items import RehearsalItem
-from cofitune.reports.console import say
+from cofitune.reports.console import STOPPED, say
 
 
 def print_plan(plan: RehearsePlan, ranks: int, dry_run: bool, console: Console) -> None:
@@ -33,6 +33,7 @@ def print_plan(plan: RehearsePlan, ranks: int, dry_run: bool, console: Console) 
         f"disk     at most {gib(plan.most_bytes)} ({requested.top_k} probabilities a token); "
         f"{gib(free_bytes(plan.folder))} are free there",
         f"writes   {plan.folder}/: items.jsonl, top_k.safetensors, manifest.json, config.yaml",
+        STOPPED,
     ]
     for line in lines:
         say(console, line)
