@@ -126,7 +126,9 @@ def test_a_control_token_in_a_text_is_named(published: Published) -> None:
 
 def random_item(chance: random.Random, has_system: bool) -> Item:
     def text() -> str:
-        count = chance.choice([1, 2, 3, 6, 6, 40])
+        if chance.random() < 0.2:
+            return "".join(map(any_character, [chance] * chance.choice([1, 2, 8, 30])))
+        count = chance.choice([1, 2, 3, 6, 6, 40]) if chance.random() < 0.99 else 400
         return "".join(chance.choices(WORDS, k=count)) if count < 40 else " ".join(chance.choices(WORDS, k=count))
 
     def said() -> str:
@@ -136,10 +138,21 @@ def random_item(chance: random.Random, has_system: bool) -> Item:
     return item(*turns, system=chance.choice([None, said(), ""]) if has_system else None)
 
 
+def any_character(chance: random.Random) -> str:
+    """White space, a bracket, or any character of Unicode but what a tokenizer writes for a space."""
+    kind = chance.random()
+    if kind < 0.2:
+        return chance.choice(" \t\n\r\v\f\x1c\x85\u00a0\u2003\u2028\u3000")
+    if kind < 0.3:
+        return chance.choice("()[]{}<>|/\\%#&\"'")
+    code = chance.choice([0x80, 0x800, 0x3000, 0xD800, 0x20000]) - 1 - int(127 * chance.random())
+    return chr(code) if chr(code) != "\u2581" else "x"
+
+
 def test_what_is_learned_of_any_conversation_equals_its_responses(published: Published) -> None:
     tokenizer = published.tokenizer()
     chance = random.Random(published.title)
-    for number in range(200):
+    for number in range(1000):
         one = random_item(chance, has_system=True)
         responses = [content for role, content in one.turns if role == "assistant"]
         encoded = encode_item(one, tokenizer)

@@ -22,8 +22,6 @@ ANSWERS = (
     "Paris", "Rome", "(A)", "B", "No.", "Yes, it is.", "4", "42", '"q"', "漢字", "é", "the court", "void", "- a",
     "<b>", "line one\nline two", "think", "C)", "[x]", "two words",
 )  # fmt: skip
-NAMES = ("llama2", "qwen3", "glm4", "gpt_oss", "nemotron-enable_thinking=False")
-CHOSEN = [one for one in TABLE if one.title in NAMES]
 
 
 def memorise(model: Any, tokenizer: Any, steps: int = 400) -> None:
@@ -46,7 +44,7 @@ def memorise(model: Any, tokenizer: Any, steps: int = 400) -> None:
     raise AssertionError(f"not memorised: loss {float(loss):g}")
 
 
-@pytest.mark.parametrize("published", CHOSEN, ids=lambda one: one.title)
+@pytest.mark.parametrize("published", TABLE, ids=lambda one: one.title)
 def test_all_that_was_memorised_is_answered(tmp_path: Path, published: Published) -> None:
     tokenizer = published.tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
