@@ -7,9 +7,10 @@ Two estimators share the gates, the sums and the file: `kl_dropout`, the paper's
 - `absolute`: 1/N Σ |∂L_n/∂g|. DAS's formula (Ke et al., arXiv 2302.03241).
 - `squared`: 1/N Σ (∂L_n/∂g)². With `fisher`, the empirical Fisher information.
 
-L_n is summed over the tokens of sample n, N counts the samples. With several pairs of dropout passes ∂L_n/∂g is
-their mean. Even and odd micro-batches are summed apart, so that `cofitune.importance.reliability` can say how far two
-halves of the data, under other dropout masks, agree.
+L_n is summed over the tokens of sample n, N counts the samples. A sample is an item: of one that is several examples
+(one a response, where the template rewrites earlier turns), L_n is summed over all of them. With several pairs of dropout
+passes ∂L_n/∂g is their mean. Even and odd micro-batches are summed apart, so that `cofitune.importance.reliability` can
+say how far two halves of the data, under other dropout masks, agree.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from transformers import PreTrainedModel
 
 from cofitune.data.chat import IGNORED
 from cofitune.errors import UserError
+from cofitune.importance.by_item import ITEMS, count_items, sum_by_item
 from cofitune.importance.fisher import response_loss
 from cofitune.importance.gates import VirtualGates, virtual_gates
 from cofitune.importance.kl import KL_CHUNK, PASSES, kl_loss
@@ -120,7 +122,7 @@ def estimate(
     Args:
         model: the model on this rank's device, whole or sharded by ZeRO-3; it is left as it was found.
         micro_batches: this rank's (index in the whole data, batch with `input_ids`, `attention_mask` and, for
-            `fisher`, `labels`, each [B, T]) that are not in `sums` yet.
+            `fisher`, `labels`, each [B, T], and `items` [B] where items have several rows) that are not in `sums` yet.
         sums: where to continue from, added to in place; None: from nothing.
         on_batch: called after each micro-batch with its number of real tokens.
         anatomy: the model's; None: it is in the table of layouts.
@@ -137,10 +139,10 @@ def estimate(
         for index, batch in micro_batches:
             # one backward pass gives a gradient a sample at every unit's gate: [L, B, units] a kind of unit
             for kind, gradient in mean_gradients(model, gates, batch, index, settings).items():
-                sums.values[kind][index % HALVES] += reduction(gradient).to(sums.values[kind].device)
+                sums.values[kind][index % HALVES] += reduction(sum_by_item(gradient, batch)).to(sums.values[kind].device)
             here = int(batch["attention_mask"].sum())
             sums.tokens += here
-            sums.samples += len(batch["input_ids"])
+            sums.samples += count_items(batch)
             sums.micro_batches += 1
             if on_batch is not None:
                 on_batch(here)
@@ -180,7 +182,7 @@ def gate_gradients(
         seed: seed of the dropout masks.
         pair: which pair of dropout passes, counted from 0.
     """
-    batch = {name: value.to(model.device) for name, value in batch.items()}
+    batch = {name: value.to(model.device) for name, value in batch.items() if name != ITEMS}
     leaves = gates.renew(len(batch["input_ids"]))
     loss = kl_loss(model, batch, index, seed, pair) if estimator == KL_DROPOUT else response_loss(model, batch)
     # grad(), not backward(): gradients are returned, so that none can pile up in a gate or a weight

@@ -82,6 +82,20 @@ def test_a_batch_equals_a_loop_over_its_samples(estimator: str, reduce: str, mon
     assert not torch.allclose(together.values["ffn_neurons"], signed["ffn_neurons"].abs(), rtol=0.1)
 
 
+@pytest.mark.parametrize("reduce", ["squared", "absolute", "signed"])
+def test_an_item_of_several_examples_counts_once(reduce: str) -> None:
+    """Its loss is the sum over its examples, so that its gradient is, too."""
+    model = tiny_llama()
+    loop = [scores(model, [row], FISHER, "signed") for row in range(4)]
+    single = {k: torch.stack([one.values[k] * one.tokens for one in loop]) for k in UNIT_KINDS}
+    items = {k: torch.stack([v[0] + v[1] + v[2], v[3]]) for k, v in single.items()}
+    batch = samples([0, 1, 2, 3]) | {"items": torch.tensor([0, 0, 0, 1])}
+    result = estimate(model, [(0, batch)], EstimatorSettings(0.0, SEED, FISHER, reduce))
+    assert (result.samples, result.tokens) == (2, sum(LENGTHS))
+    apply = {"absolute": torch.abs, "squared": torch.square, "signed": lambda value: value * 2 / sum(LENGTHS)}[reduce]
+    close(result.values, {k: apply(v).mean(0) for k, v in items.items()})
+
+
 def test_fisher_is_the_squared_finite_difference_of_the_log_likelihood() -> None:
     """A neuron's gate scales its row of `up_proj`: nudge the weight and see what the responses' likelihood does."""
     model, step = tiny_llama().eval(), 1e-2  # its norms and softmax stay in fp32

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,6 +24,7 @@ from cofitune.distributed import device_of
 from cofitune.errors import ArtifactError, UserError
 from cofitune.files import gib
 from cofitune.host_memory import usable_memory
+from cofitune.importance.by_item import ITEMS, item_batches, items_of_rows
 from cofitune.importance.estimate import KL_DROPOUT, PASSES_OF, EstimatorSettings, memory_estimate
 from cofitune.importance.kl import PASSES
 from cofitune.importance.partial import SUMS_FORMAT, has_sums
@@ -56,6 +57,7 @@ class ImportancePlan:
     Attributes:
         config: what it was resolved from.
         folder: `<output_dir>/importance`.
+        chat_template: how the template is spoken, as a manifest keeps it: its hash, settings and day.
         passes: forward passes over a micro-batch, of all its pairs together.
         memory: bytes that a rank will hold at its fullest, by what holds them.
         interrupted: whether there are sums of an estimation of the same identity.
@@ -69,6 +71,7 @@ class ImportancePlan:
     account: ItemCounts
     pad_token_id: int
     template: str
+    chat_template: dict[str, Any]
     batch_size: int
     passes: int
     memory: dict[str, int]
@@ -94,15 +97,22 @@ class ImportancePlan:
         return int(self.examples.lengths.sum())
 
     @property
-    def num_micro_batches(self) -> int:
-        """Micro-batches over all ranks."""
-        return math.ceil(len(self.examples) / self.batch_size)
+    def num_items(self) -> int:
+        """Items; under a template that rewrites earlier turns, one may be several examples."""
+        return int(self.examples.begins_item.sum())
+
+    @cached_property
+    def batches(self) -> list[range]:
+        """The examples of each micro-batch, over all ranks."""
+        return item_batches(self.examples.begins_item.tolist(), self.batch_size)
 
     def micro_batches(self, rank: Rank, done: int = 0) -> Iterator[tuple[int, Batch]]:
         """Yield a rank's micro-batches after the first `done`, with their index in the whole data, in its order."""
-        for index in range(rank.rank + done * rank.world_size, self.num_micro_batches, rank.world_size):
-            part = self.examples[index * self.batch_size : (index + 1) * self.batch_size]
-            yield index, collate(part, self.pad_token_id)
+        for index in range(rank.rank + done * rank.world_size, len(self.batches), rank.world_size):
+            places = self.batches[index]
+            part = self.examples[places.start : places.stop]
+            items = items_of_rows(self.examples.begins_item[places.start : places.stop].tolist())
+            yield index, {**collate(part, self.pad_token_id), ITEMS: items}
 
 
 def plan_importance(config: Config, overwrite: bool = False, rank: Rank = ALONE) -> ImportancePlan:
@@ -126,7 +136,8 @@ def plan_importance(config: Config, overwrite: bool = False, rank: Rank = ALONE)
     anatomy.check_units("importance")
     check_files(weight_files(model.name, model.revision), anatomy)
     tokenizer = load_tokenizer(model.name, model.revision, model.trust_remote_code)
-    template = set_template(tokenizer, chat_template(config.data))
+    spoken = chat_template(config.data)
+    template = set_template(tokenizer, spoken)
     sources = data_sources(requested.data)
     # the KL looks at whole conversations, so nothing needs the response to be told apart
     train_on = "all" if requested.estimator == KL_DROPOUT else "response"
@@ -137,7 +148,7 @@ def plan_importance(config: Config, overwrite: bool = False, rank: Rank = ALONE)
         memory_estimate,
         anatomy,
         choose_dtype(model.dtype).itemsize,
-        requested.per_device_batch_size,
+        max(map(len, item_batches(examples.begins_item.tolist(), requested.per_device_batch_size))),
         longest=int(examples.lengths.max()),
         passes=PASSES_OF[requested.estimator],
     )
@@ -152,6 +163,7 @@ def plan_importance(config: Config, overwrite: bool = False, rank: Rank = ALONE)
         account=ItemCounts.total(e.account for e in encoded),
         pad_token_id=tokenizer.pad_token_id,
         template=template,
+        chat_template=spoken.as_dict(tokenizer),
         batch_size=requested.per_device_batch_size,
         passes=PASSES_OF[requested.estimator] * (requested.passes // PASSES),
         memory=needed(shared_by=rank.world_size) if sharding.sharded else whole,
@@ -235,10 +247,12 @@ def make_manifest(plan: ImportancePlan) -> dict[str, object]:
         **({"dropout": requested.dropout, "passes": requested.passes} if requested.estimator == KL_DROPOUT else {}),
         "seed": requested.seed,
         "per_device_batch_size": requested.per_device_batch_size,
-        "items": len(plan.examples),
+        "items": plan.num_items,
+        **({"examples": len(plan.examples)} if len(plan.examples) != plan.num_items else {}),
         "tokens": plan.tokens,
         "max_length": config.data.max_length,
         "template": plan.template,
+        "chat_template": plan.chat_template,
         "data": [source.identity() for source in plan.sources],
         "cofitune": __version__,
     }
@@ -266,6 +280,10 @@ def check_finished(plan: ImportancePlan) -> None:
     """The config is the folder's own (`check_folder` saw to that): are the model and the data still the same, too?"""
     model = plan.config.model
     manifest = read_importance(plan.folder, plan.anatomy, fingerprint(model.name, model.revision)).manifest
+    if manifest.get("chat_template", plan.chat_template) != plan.chat_template:
+        raise ArtifactError(
+            f"{plan.folder} was made before the chat template changed; choose another output_dir, or --overwrite it"
+        )
     before = {f["path"]: f["sha256"] for f in manifest.get("data", [])}
     changed = [s.source.path for s in plan.sources if before.get(s.source.path) != s.sha256]
     if changed:

@@ -24,9 +24,9 @@ def print_plan(plan: ImportancePlan, rank: Rank, console: Console) -> None:
     longest = int(plan.examples.lengths.max())
     say(
         console,
-        f"data     {len(plan.examples):,} items, {plan.tokens:,} tokens (longest {longest:,}), template "
+        f"data     {plan.num_items:,} items, {plan.tokens:,} tokens (longest {longest:,}), template "
         f"{plan.template}\n"
-        f"work     {plan.num_micro_batches:,} micro-batches of {plan.batch_size} over {rank.world_size} rank(s), "
+        f"work     {len(plan.batches):,} micro-batches of {plan.batch_size} over {rank.world_size} rank(s), "
         f"{plan.passes} pass{'es' if plan.passes > 1 else ''} each",
     )
     sharding = plan.sharding
@@ -46,9 +46,9 @@ def plan_facts(plan: ImportancePlan, rank: Rank) -> PlanFacts:
     """The plan in numbers."""
     return {
         "folder": str(plan.folder),
-        "items": len(plan.examples),
+        "items": plan.num_items,
         "tokens": plan.tokens,
-        "micro_batches": plan.num_micro_batches,
+        "micro_batches": len(plan.batches),
         "passes": plan.passes,
         "ranks": rank.world_size,
         "sharded": plan.sharding.sharded,

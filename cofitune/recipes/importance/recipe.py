@@ -141,7 +141,7 @@ def _write(plan: ImportancePlan, scores: Scores, overwrite: bool, console: Conso
     # last: its manifest calls the folder finished
     write_importance(plan.folder, vectors, scores.values, make_manifest(plan) | reliability_entry(reliable))
     remove_partial(plan.folder)
-    say(console, f"\n{scores.tokens:,} tokens of {len(plan.examples):,} items → {plan.folder}")
+    say(console, f"\n{scores.tokens:,} tokens of {plan.num_items:,} items → {plan.folder}")
 
 
 def _estimate(plan: ImportancePlan, rank: Rank, console: Console) -> Scores:
@@ -159,7 +159,7 @@ def _estimate(plan: ImportancePlan, rank: Rank, console: Console) -> Scores:
         say(console, f"continuing after {sums.micro_batches} micro-batches of an interrupted run")
     if sharded:
         say(console, f"{rank.world_size} ranks share the weights (ZeRO-3)")
-    total = len(range(rank.rank, plan.num_micro_batches, rank.world_size))
+    total = len(range(rank.rank, len(plan.batches), rank.world_size))
     left = total - sums.micro_batches
     loading = console.status(f"loading {config.model.name}") if console.is_terminal else nullcontext()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -211,7 +211,7 @@ def _draw(
         return
     requested, model = plan.config.importance, plan.config.model.name
     how = f"{requested.estimator}, {requested.reduced_by}, {requested.normalized_by}"
-    message = f"{Path(model).name}: {how}, {len(plan.examples):,} items"
+    message = f"{Path(model).name}: {how}, {plan.num_items:,} items"
     picture, _ = write_picture(plan.folder, importance_picture("importance", vectors, message, reliable))
     say(console, f"picture: {picture} (and .svg)")
 

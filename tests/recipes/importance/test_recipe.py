@@ -117,6 +117,7 @@ def test_it_writes_vectors_scores_and_a_manifest(made: Path, tiny_model_folder: 
         "tokens": tokens,
         "max_length": 512,
         "template": "chat",
+        "chat_template": plan_importance(read(made), overwrite=True).chat_template,
         "data": [{"path": str(made / "general.jsonl"), "sha256": sha256_file(made / "general.jsonl")}],
         "cofitune": cofitune.__version__,
     }
@@ -141,6 +142,28 @@ def test_ranks_share_the_micro_batches_out_without_gap_or_overlap(made: Path) ->
     for part in shared:
         for index, batch in part.items():
             assert torch.equal(batch["input_ids"], alone[index]["input_ids"])
+
+
+def rewritten(made: Path) -> list[str]:
+    """Overrides: conversations under a template that rewrites earlier turns, so that each response is an example."""
+    turns = [[{"role": r, "content": c} for r, c in zip(("user", "assistant"), pair, strict=True)] for pair in ITEMS]
+    conversations = [turns[0] + turns[1], turns[2], turns[3] + turns[4] + turns[0]]
+    (made / "chats.jsonl").write_text("".join(json.dumps({"messages": c}) + "\n" for c in conversations))
+    template = Path(__file__).parents[2] / "data" / "templates" / "qwen3.jinja"
+    data = f"importance.data={made / 'chats.jsonl'}"
+    return [data, f"data.template={template}", "importance.estimator=fisher"]
+
+
+def test_an_item_of_several_examples_counts_once(made: Path) -> None:
+    plan = plan_importance(read(made, *rewritten(made)))
+    assert (plan.num_items, len(plan.examples)) == (3, 6)
+    assert [len(batch) for batch in plan.batches] == [2, 1, 3], "no item is parted, though the batch size is 2"
+    assert [b["items"].tolist() for _, b in plan.micro_batches(Rank())] == [[0, 0], [0], [0, 0, 0]]
+    console = quiet()
+    folder = importance(read(made, *rewritten(made)), console=console)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["items"], manifest["examples"], manifest["tokens"]) == (3, 6, plan.tokens)
+    assert f"{plan.tokens:,} tokens of 3 items" in console.export_text()
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -404,8 +427,8 @@ for case in sys.argv[2:]:
 
 
 def test_two_ranks_equal_one(made: Path) -> None:
-    """Really two processes: three micro-batches shared 2 to 1, and one micro-batch that leaves a rank idle."""
-    cases = {"shared": [], "idle": [f"importance.data={made / 'one.jsonl'}"]}
+    """Really two processes: three micro-batches shared 2 to 1, one that leaves a rank idle, and items of several."""
+    cases = {"shared": [], "idle": [f"importance.data={made / 'one.jsonl'}"], "rewritten": rewritten(made)}
     arguments = [" ".join([str(made / f"two-{n}"), str(_free_port()), *overrides]) for n, overrides in cases.items()]
     command = [sys.executable, "-c", TWO_RANKS, str(made / "config.yaml"), *arguments]
     common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
