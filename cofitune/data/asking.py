@@ -89,6 +89,11 @@ def answer_tokens(tokenizer: PreTrainedTokenizerBase, messages: Messages, answer
     return GivenAnswer(tuple(ids[: found.content]), tuple(ids[found.content : found.content_end]))
 
 
+def fixed_opening(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the template opens every response to a user's turn with behind the generation prompt; often nothing."""
+    return _opening(tokenizer, ("user",)).text
+
+
 def _opening(tokenizer: PreTrainedTokenizerBase, roles: tuple[str, ...]) -> Prompt:
     """What every response begins with behind the generation prompt: only tokens that no answer changes."""
     store, key = remembered(tokenizer, ("opening", roles))

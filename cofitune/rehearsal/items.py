@@ -213,12 +213,15 @@ def read_rehearsal(folder: Path) -> Rehearsal:
     return Rehearsal(folder, manifest, items, starts, token_log_probs)
 
 
-def check_base(rehearsal: Rehearsal, base: str, base_fingerprint: str, tokenizer_sha256: str) -> None:
+def check_base(
+    rehearsal: Rehearsal, base: str, base_fingerprint: str, tokenizer_sha256: str, day: str | None = None
+) -> None:
     """Refuse the answers of another base, or to prompts in another template.
 
     Args:
         base: the base's name, for the message.
         tokenizer_sha256: of the tokenizer with its template set.
+        day: what its template writes as the date, where it writes one.
 
     Raises:
         ArtifactError: it names what differs.
@@ -231,6 +234,11 @@ def check_base(rehearsal: Rehearsal, base: str, base_fingerprint: str, tokenizer
             "run `cofitune rehearse` with this config"
         )
     if made["tokenizer_sha256"] != tokenizer_sha256:
+        if day and made.get("day", day) != day:
+            raise ArtifactError(
+                f"{rehearsal.folder}: was made under the date {made['day']}, which the chat template writes, and here "
+                f"it is {day}; set data.date: {made['day']} (or run `cofitune rehearse` with this config)"
+            )
         raise ArtifactError(
             f"{rehearsal.folder}: was made under another chat template or tokenizer (template: {made['template']}, "
             f"hash {made['tokenizer_sha256'][:12]}; here {tokenizer_sha256[:12]}); run `cofitune rehearse` with this "
@@ -241,6 +249,30 @@ def check_base(rehearsal: Rehearsal, base: str, base_fingerprint: str, tokenizer
 def _item(value: dict[str, Any]) -> RehearsalItem:
     lists = {name: tuple(value[name]) for name in ("messages", "prompt_ids", "answer_ids")}
     return RehearsalItem(**{**value, **lists})
+
+
+def check_opening(rehearsal: Rehearsal, opening: str, thinks: bool) -> None:
+    """Refuse answers that were made at once where models are asked to think first, and the other way round.
+
+    Args:
+        opening: what the template opens every response with.
+        thinks: whether models are left to think, without it.
+
+    Raises:
+        ArtifactError: the answers are of the other mode.
+    """
+    made = rehearsal.manifest.get("opening", opening)  # older ones were all made behind it
+    if made == ("" if thinks else opening):
+        return
+    what = (
+        f"answers behind {made!r}, without thinking, and eval.think_end_token lets models think"
+        if thinks
+        else f"answers with thinking, and without eval.think_end_token models answer at once, behind {opening!r}"
+    )
+    raise ArtifactError(
+        f"{rehearsal.folder}: holds {what}; run `cofitune rehearse CONFIG --overwrite` with this config, so that what "
+        "is rehearsed is what is asked"
+    )
 
 
 def no_tokens(top_k: int) -> TopK:

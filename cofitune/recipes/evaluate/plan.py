@@ -27,7 +27,7 @@ from cofitune.model.load import choose_dtype
 from cofitune.recipes.evaluate.models import find_models
 from cofitune.recipes.evaluate.targets import EvalTarget
 from cofitune.recipes.folders import check_folder, package_version, versions_of_packages
-from cofitune.recipes.from_config import NOT_ASKED, eval_tasks
+from cofitune.recipes.from_config import NOT_ASKED, chat_template, eval_tasks
 from cofitune.rehearsal.items import check_base
 from cofitune.training.delta import read_manifest
 
@@ -116,7 +116,8 @@ def plan_eval(
     positions = min(known, default=None)
     for loaded in tasks:
         if loaded.rehearsal is not None:
-            check_base(loaded.rehearsal, base.name, base.fingerprint, tokenizer_sha256(base.tokenizer))
+            made_by = base.name, base.fingerprint, tokenizer_sha256(base.tokenizer)
+            check_base(loaded.rehearsal, *made_by, chat_template(config.data).day)
     tasks = fit_lengths(tasks, base.tokenizer, positions)
     settings = {
         "dtype": str(choose_dtype(config.model.dtype)).removeprefix("torch."),
@@ -168,5 +169,6 @@ def _about(loaded: LoadedTask) -> dict[str, object]:
     fields = asdict(loaded.task) | {"stop": list(loaded.task.stop)} | asdict(loaded.metric)
     fields |= {"metric": fields.pop("name"), "unusable": list(loaded.unusable)}
     fields |= {"left_out": list(loaded.left_out), "cut": list(loaded.cut), "too_long": list(loaded.too_long)}
+    fields |= {"unread": dict(loaded.unread)} if loaded.unread else {}
     del fields["title"]
     return fields | {"items": len(loaded.items), "chance": loaded.chance, "sha256": loaded.sha256}

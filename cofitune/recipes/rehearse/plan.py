@@ -11,15 +11,17 @@ import transformers
 
 from cofitune import __version__
 from cofitune.config.schema import Config
+from cofitune.data.asking import fixed_opening
 from cofitune.data.encoded import tokenizer_sha256
 from cofitune.data.read import ItemCounts
 from cofitune.data.sources import OpenSource, open_source
+from cofitune.data.template import is_dated
 from cofitune.distributed import device_name
 from cofitune.errors import ArtifactError, ConfigError, UserError
 from cofitune.files import read_json, sha256_json
 from cofitune.model.load import choose_dtype
 from cofitune.recipes.folders import check_folder, package_version
-from cofitune.recipes.from_config import data_sources
+from cofitune.recipes.from_config import chat_template, data_sources
 from cofitune.recipes.prerequisites import Prerequisites
 from cofitune.recipes.rehearse.base import Base, choose_batch_size, opening_ids, read_base
 from cofitune.recipes.rehearse.prompts import Prompt, PromptReader, read_tests
@@ -65,6 +67,11 @@ class RehearsePlan:
         return Sampling(requested.max_new_tokens, requested.temperature, requested.top_p, requested.seed)
 
     @property
+    def opened(self) -> bool:
+        """Whether answers begin with what the template opens every response with, as an evaluation asks for them."""
+        return self.config.eval.think_end_token is None
+
+    @property
     def partial(self) -> Partial:
         """What was answered so far."""
         return Partial(self.folder / "partial")
@@ -83,6 +90,16 @@ class RehearsePlan:
     def most_bytes(self) -> int:
         """Bytes that the stored probabilities may take."""
         return self.most_tokens * (self.config.rehearsal.top_k * BYTES_A_PROBABILITY + BYTES_A_TOKEN)
+
+    def asked_in(self) -> dict[str, object]:
+        """How the prompts were asked, for those who read the answers: what they are told apart by is in `made_of`."""
+        tokenizer, data = self.base.tokenizer, self.config.data
+        if tokenizer is None:
+            raise RuntimeError("a dry run asks nothing")
+        return {
+            "opening": fixed_opening(tokenizer) if self.opened else "",
+            **({"day": chat_template(data).day} if is_dated(tokenizer) else {}),
+        }
 
     def made_of(self) -> dict[str, object]:
         """All that the answers depend on, as JSON values."""
@@ -144,6 +161,7 @@ def plan_rehearse(config: Config, overwrite: bool = False, dry_run: bool = False
         room=requested.max_new_tokens,
         on_bad_item=config.data.on_bad_item,
         tests=tests,
+        opened=config.eval.think_end_token is None,
     )
     prompts = tuple(reader.prompts(opened, requested.max_items))
     longest = max((len(p.ids) for p in prompts), default=0)

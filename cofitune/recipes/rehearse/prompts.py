@@ -48,6 +48,7 @@ class PromptReader:
         room: tokens that an answer may have.
         on_bad_item: error | drop.
         tests: the items of all tasks, which no prompt may be.
+        opened: whether answers begin with what the template opens every response with; else the base may think first.
     """
 
     def __init__(
@@ -58,9 +59,10 @@ class PromptReader:
         room: int,
         on_bad_item: str,
         tests: TestItems,
+        opened: bool = True,
     ) -> None:
         self._tokenizer, self._positions, self._room = tokenizer, positions, room
-        self._on_bad_item, self._tests = on_bad_item, tests
+        self._on_bad_item, self._tests, self._opened = on_bad_item, tests, opened
         self.account, self.examples = ItemCounts(), dict[str, list[str]]()
 
     def prompts(self, opened: Sequence[OpenSource], max_items: int | None) -> Iterator[Prompt]:
@@ -93,7 +95,7 @@ class PromptReader:
         """The prompt's tokens; without a tokenizer its text stands in for them."""
         if self._tokenizer is None:
             return tuple(sha256_json(messages).encode())
-        return encode_prompt(self._tokenizer, messages, where, self._room, self._positions)
+        return encode_prompt(self._tokenizer, messages, where, self._room, self._positions, self._opened)
 
 
 def text_of(messages: Sequence[dict[str, str]]) -> str:
@@ -137,18 +139,24 @@ def keep_example(examples: dict[str, list[str]], reason: str, message: str, most
 
 
 def encode_prompt(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], where: str, room: int, positions: int | None
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[dict[str, str]],
+    where: str,
+    room: int,
+    positions: int | None,
+    opened: bool = True,
 ) -> tuple[int, ...]:
     """A prompt's tokens in the template, up to where the answer begins.
 
     Args:
         room: tokens that the answer may have.
         positions: those of the model; None: unlimited.
+        opened: as `make_prompt_tokens` takes it.
 
     Raises:
         BadItemError: the template refuses it or drops a part of it, or it leaves too little room for the answer.
     """
-    ids = make_prompt_tokens(tokenizer, messages, where).ids
+    ids = make_prompt_tokens(tokenizer, messages, where, opened).ids
     if positions is not None and len(ids) + room > positions:
         raise BadItemError(
             "prompt too long",

@@ -111,18 +111,22 @@ def _rehearse(plan: RehearsePlan, world: BatchSharding, console: Console) -> Non
     order, answered = writer.answer(prompts)
     if world.rank == 0:
         items, top_k, log_probs = _choose(plan, prompts, order, answered, account, examples)
-        manifest = plan.made_of() | {
-            "settings": plan.config.rehearsal.model_dump(mode="json"),
-            "items": len(items),
-            "held_out": sum(item.held_out for item in items),
-            "unfinished": sum(not item.ended for item in items),
-            "tokens": len(log_probs),
-            "account": asdict(account),
-            "examples": examples,
-            "not_compared": list(plan.unread),
-            "data": [source.identity() for source in plan.sources],
-            "top_k": top_k.indices.shape[1],
-        }
+        manifest = (
+            plan.made_of()
+            | plan.asked_in()
+            | {
+                "settings": plan.config.rehearsal.model_dump(mode="json"),
+                "items": len(items),
+                "held_out": sum(item.held_out for item in items),
+                "unfinished": sum(not item.ended for item in items),
+                "tokens": len(log_probs),
+                "account": asdict(account),
+                "examples": examples,
+                "not_compared": list(plan.unread),
+                "data": [source.identity() for source in plan.sources],
+                "top_k": top_k.indices.shape[1],
+            }
+        )
         write_rehearsal(plan.folder, items, top_k, log_probs, manifest)
         plan.partial.remove()
         print_result(plan.folder, items, account, examples, console)

@@ -151,9 +151,8 @@ class Writer:
             return None
         messages = [{"role": "user", "content": text}]
         try:
-            ids = encode_prompt(
-                plan.base.tokenizer, messages, WRITTEN, plan.sampling.max_new_tokens, plan.base.positions
-            )
+            room, positions = plan.sampling.max_new_tokens, plan.base.positions
+            ids = encode_prompt(plan.base.tokenizer, messages, WRITTEN, room, positions, plan.opened)
         except BadItemError as error:
             note(account, examples, error.reason, str(error))
             return None

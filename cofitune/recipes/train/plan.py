@@ -150,7 +150,8 @@ def plan_train(
     importance = resolve.find_importance(folders, anatomy, needs, base) if masked else {}
     factors = resolve.make_factors(softmask, importance, region, masked, anatomy, train.seed) if importance else {}
     data = known_data or read_train_data(model, config.data, config.importance.data, needs)
-    rehearsal = read_rehearsed(train, config.data, data, BaseIdentity(model.name, base), config.run, needs)
+    made_by = BaseIdentity(model.name, base, thinks=config.eval.think_end_token is not None)
+    rehearsal = read_rehearsed(train, config.data, data, made_by, config.run, needs)
     if rehearsal:
         needs.use("rehearsal", rehearsal.manifest)
     flat = config.data.packing and model.has_flash_attention

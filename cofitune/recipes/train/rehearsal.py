@@ -11,15 +11,17 @@ import numpy as np
 
 from cofitune.config import schema
 from cofitune.config.train import TrainRehearsal
+from cofitune.data.asking import fixed_opening
 from cofitune.data.batches import RehearsalMix
 from cofitune.data.chat import Example
 from cofitune.data.encoded import tokenizer_sha256
 from cofitune.data.packing import Packs, pack_lengths
 from cofitune.data.read import ItemCounts
 from cofitune.errors import ArtifactError, UserError
+from cofitune.recipes.from_config import chat_template
 from cofitune.recipes.prerequisites import Prerequisites
 from cofitune.recipes.train.data import TrainData
-from cofitune.rehearsal.items import FOLDER, Rehearsal, RehearsalExamples, check_base, read_rehearsal
+from cofitune.rehearsal.items import FOLDER, Rehearsal, RehearsalExamples, check_base, check_opening, read_rehearsal
 from cofitune.training.drift import HeldOut
 from cofitune.training.loop import RehearsalLoss
 
@@ -89,10 +91,16 @@ class Joined(Sequence[Example]):
 
 @dataclass(frozen=True)
 class BaseIdentity:
-    """The base that a rehearsal must be of; no fingerprint where a dry run has no weights."""
+    """The base that a rehearsal must be of, and how it must have been asked.
+
+    Attributes:
+        fingerprint: None where a dry run has no weights.
+        thinks: whether an evaluation lets it think before it answers (`eval.think_end_token`).
+    """
 
     name: str
     fingerprint: str | None
+    thinks: bool = False
 
 
 def rehearsal_folder(train: schema.Train, run: Path) -> Path:
@@ -131,8 +139,10 @@ def read_rehearsed(
     rehearsal = read_rehearsal(folder)
     if base.fingerprint is None or data.tokenizer is None:  # a dry run without weights has nothing to compare it with
         return None
-    made_by = base.name, base.fingerprint, tokenizer_sha256(data.tokenizer)
+    made_by = base.name, base.fingerprint, tokenizer_sha256(data.tokenizer), chat_template(settings).day
     check_base(rehearsal, *made_by)
+    if requested is not None:
+        check_opening(rehearsal, fixed_opening(data.tokenizer), base.thinks)
     measured = rehearsal
     if requested is not None and train.drift_data is not None:
         measured = read_rehearsal(Path(train.drift_data))

@@ -26,8 +26,9 @@ from cofitune.recipes import prerequisites
 from cofitune.recipes.rehearse import base, recipe
 from cofitune.recipes.rehearse import plan as planning
 from cofitune.recipes.rehearse import writer as writer_module
+from cofitune.recipes.train.plan import plan_train
 from cofitune.rehearsal.generate import Answer, Sampling, TransformersGenerator
-from cofitune.rehearsal.items import Rehearsal, read_rehearsal
+from cofitune.rehearsal.items import Rehearsal, RehearsalExamples, read_rehearsal
 
 pytestmark = pytest.mark.processes
 writer: Any = writer_module  # whose imports are replaced
@@ -417,6 +418,54 @@ def test_a_system_turn_and_earlier_answers_are_part_of_the_prompt(place: Place) 
     text = AutoTokenizer.from_pretrained(place.model).decode(item.prompt_ids)
     assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>") and text.endswith("<|im_start|>assistant\n")
     assert "Hi.<|im_end|>" in text
+
+
+TEMPLATES = Path(__file__).parents[2] / "data" / "templates"
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "opening"),
+    [
+        ("qwen3", "<|im_start|>assistant\n", "<think>\n\n</think>\n\n"),  # opens a response, and is silent of it
+        ("qwen35", "<|im_start|>assistant\n<think>\n", "\n</think>\n\n"),  # begins a thought when it asks
+        ("qwen25", "<|im_start|>assistant\n", ""),
+    ],
+)
+def test_the_base_is_asked_as_an_evaluation_asks(place: Place, name: str, asked: str, opening: str) -> None:
+    """At once, behind what opens every response; or left to think. Training learns what the base wrote from there."""
+    tokenizer = AutoTokenizer.from_pretrained(place.model)
+    sections = {
+        "data": {
+            "train": place.write("t", [{"instruction": "Hi", "output": "Yes."}]),
+            "template": str(TEMPLATES / name),
+        },
+        "train": {"rehearsal": {"share": 0.5}},
+    }
+    sections["data"]["template"] += ".jinja"
+    thinks: dict[str, Any] = {"eval": {"think_end_token": "</think>"}}
+    configs = {"once": place.config("once", sections), "thinks": place.config("thinks", {**sections, **thinks})}
+    for run, config in configs.items():
+        rehearsal = read_rehearsal(place.rehearse(config))
+        given = opening if run == "once" else ""
+        assert rehearsal.manifest["opening"] == given
+        for item in rehearsal.items:
+            assert tokenizer.decode(item.prompt_ids).endswith(f"<|im_end|>\n{asked}{given}")
+        examples = RehearsalExamples(rehearsal, False, 512, with_top_k=False)
+        kept = [item for item in rehearsal.items if not item.held_out]
+        for example, item in zip(examples, kept, strict=True):
+            assert example.input_ids == [*item.prompt_ids, *item.answer_ids]
+            assert [i for i in example.labels if i != -100] == list(item.answer_ids)
+        assert plan_train(config, 1).rehearsal is not None
+    other = {"once": configs["thinks"], "thinks": configs["once"]}
+    for run, config in other.items():
+        elsewhere = {"rehearsal": {"share": 0.5, "path": str(place.folder / run / "rehearsal")}}
+        mixed = Config.model_validate(config.model_dump() | {"train": elsewhere, "output_dir": str(place.folder / "x")})
+        if not opening:
+            assert plan_train(mixed, 1).rehearsal is not None, "both ways are one"
+            continue
+        message = "without thinking, and eval.think_end_token" if run == "once" else "with thinking, and without eval"
+        with pytest.raises(ArtifactError, match=message):
+            plan_train(mixed, 1)
 
 
 def test_without_any_prompts_one_message_says_what_to_set(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
