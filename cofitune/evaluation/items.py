@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cofitune.data.formats import BadItemError, user_text
 from cofitune.data.read import lines, read_object
@@ -14,6 +15,9 @@ from cofitune.errors import DataError, UserError
 from cofitune.evaluation.ifeval import NO_PUNKT, ifeval_problem, needs_punkt, punkt_is_there
 from cofitune.evaluation.metrics import Metric, unreachable
 from cofitune.rehearsal.items import Rehearsal
+
+IFEVAL_KEYS = ("key", "prompt", "instruction_id_list", "kwargs")
+ANSWERS, LOSS_ANSWERS = ("answers", "answer", "output"), ("output", "answer", "answers")  # the first one counts
 
 
 @dataclass(frozen=True)
@@ -93,8 +97,21 @@ class _BadItemError(Exception):
     """Why an item cannot be asked."""
 
 
-def read_items(task: EvalTask) -> tuple[tuple[EvalItem, ...], tuple[int, ...]]:
-    """Read a task's file: its items, and the lines that `on_bad_item: drop` leaves out.
+class ReadItems(NamedTuple):
+    """What a task's file holds.
+
+    Attributes:
+        unusable: the lines that `on_bad_item: drop` leaves out.
+        unread: keys of the items that nothing reads, each with the number of items, in the order of the file.
+    """
+
+    items: tuple[EvalItem, ...]
+    unusable: tuple[int, ...]
+    unread: tuple[tuple[str, int], ...]
+
+
+def read_items(task: EvalTask) -> ReadItems:
+    """Read a task's file.
 
     Raises:
         UserError: NLTK's table is missing.
@@ -103,9 +120,12 @@ def read_items(task: EvalTask) -> tuple[tuple[EvalItem, ...], tuple[int, ...]]:
     read = _READERS[task.kind]
     items: list[EvalItem] = []
     unusable: list[int] = []
+    unread: Counter[str] = Counter()
     for line, text in islice(lines(Path(task.path)), task.limit):
         try:
-            items.append(read(line, read_object(text), task))
+            fields = read_object(text)
+            items.append(read(line, fields, task))
+            unread.update(unread_keys(fields, task))
         except (_BadItemError, BadItemError) as error:
             if task.on_bad_item == "drop":
                 unusable.append(line)
@@ -121,7 +141,20 @@ def read_items(task: EvalTask) -> tuple[tuple[EvalItem, ...], tuple[int, ...]]:
     if not items:
         usable = f"usable items ({len(unusable)} cannot be asked or judged)" if unusable else "items"
         raise DataError(f"{task.path}: holds no {usable} (task '{task.title}')")
-    return tuple(items), tuple(sorted(unusable))
+    return ReadItems(tuple(items), tuple(sorted(unusable)), tuple(unread.items()))
+
+
+def unread_keys(fields: dict[str, object], task: EvalTask) -> list[str]:
+    """Keys of an item that its task does not read; one whose value is null counts as absent."""
+    if task.kind == "ifeval":
+        read = IFEVAL_KEYS
+    elif task.kind == "multiple_choice" or (task.kind == "loss" and _is_choice(fields, task)):
+        read = ("question", "context", "choices", "answer")
+    else:
+        known = LOSS_ANSWERS if task.kind == "loss" else ANSWERS
+        asked = ("instruction", "input") if "instruction" in fields else ("question", "context")
+        read = (*asked, *(key for key in [_answer_key(fields, task.answer_field, known)] if key))
+    return [key for key, value in fields.items() if value is not None and key not in read]
 
 
 def _multiple_choice(line: int, fields: dict[str, object], task: EvalTask) -> EvalItem:
@@ -135,20 +168,23 @@ def _multiple_choice(line: int, fields: dict[str, object], task: EvalTask) -> Ev
 
 
 def _generate(line: int, fields: dict[str, object], task: EvalTask) -> EvalItem:
-    references = _answers(fields, task.answer_field, ("answers", "answer", "output"))
+    references = _answers(fields, task.answer_field, ANSWERS)
     if why := unreachable(task.metric, references, task.tokenize):
         raise _BadItemError(f"{why}, so no answer could be right")
     return EvalItem(line, _asked(fields), references=references)
 
 
 def _loss(line: int, fields: dict[str, object], task: EvalTask) -> EvalItem:
-    choices, answer = fields.get("choices"), fields.get("answer")
-    if task.answer_field is None and isinstance(choices, list) and isinstance(answer, int):
+    if _is_choice(fields, task):
         item = _multiple_choice(line, fields, task)
         return EvalItem(line, item.prompt, references=(item.choices[item.answer],))
-    return EvalItem(
-        line, _asked(fields), references=_answers(fields, task.answer_field, ("output", "answer", "answers"))[:1]
-    )
+    return EvalItem(line, _asked(fields), references=_answers(fields, task.answer_field, LOSS_ANSWERS)[:1])
+
+
+def _is_choice(fields: dict[str, object], task: EvalTask) -> bool:
+    """Whether the one text of a loss item is the right one of its choices."""
+    choices, answer = fields.get("choices"), fields.get("answer")
+    return task.answer_field is None and isinstance(choices, list) and isinstance(answer, int)
 
 
 def _asked(fields: dict[str, object]) -> str:
@@ -165,7 +201,7 @@ def _asked(fields: dict[str, object]) -> str:
 
 def _answers(fields: dict[str, Any], requested: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
     """What is right: the string, or the list of strings, under `requested` or the first of the known keys."""
-    key = next((k for k in ((requested,) if requested else known) if fields.get(k) is not None), None)
+    key = _answer_key(fields, requested, known)
     if key is None:
         names = f"'{requested}'" if requested else ", ".join(map(repr, known[:-1])) + f" or '{known[-1]}'"
         raise _BadItemError(f"there is no {names} to compare with (keys: {_keys(fields)})")
@@ -177,8 +213,12 @@ def _answers(fields: dict[str, Any], requested: str | None, known: tuple[str, ..
     return tuple(answers)
 
 
+def _answer_key(fields: dict[str, Any], requested: str | None, known: tuple[str, ...]) -> str | None:
+    return next((k for k in ((requested,) if requested else known) if fields.get(k) is not None), None)
+
+
 def _ifeval(line: int, fields: dict[str, Any], task: EvalTask) -> EvalItem:
-    missing = [k for k in ("key", "prompt", "instruction_id_list", "kwargs") if k not in fields]
+    missing = [k for k in IFEVAL_KEYS if k not in fields]
     if missing:
         raise _BadItemError(f"there is no {', '.join(map(repr, missing))} (keys: {_keys(fields)})")
     if not _is_text(fields["prompt"]):
@@ -190,7 +230,7 @@ def _ifeval(line: int, fields: dict[str, Any], task: EvalTask) -> EvalItem:
         raise _BadItemError("'instruction_id_list' and 'kwargs' must be lists of one length, one entry an instruction")
     if not all(isinstance(a, dict) for a in arguments):
         raise _BadItemError("each entry of 'kwargs' must be an object")
-    checks = {k: fields[k] for k in ("key", "prompt", "instruction_id_list", "kwargs")}
+    checks = {k: fields[k] for k in IFEVAL_KEYS}
     if problem := ifeval_problem(checks):
         raise _BadItemError(problem)
     return EvalItem(line, fields["prompt"], checks=checks)
@@ -239,6 +279,7 @@ class LoadedTask:
         sha256: hash of its file, or of a harness task's settings and items.
         metric: what its figure means.
         unusable: lines of the items that cannot be asked or judged, and were left out as `on_bad_item` says.
+        unread: keys of the items that nothing reads, each with the number of items.
         left_out: lines of the items that do not fit into the model, as `fit_lengths` found.
         cut: lines of a harness task's items whose prompts the harness cuts from the left to make them fit, likewise.
         too_long: lines of the items whose right answer is longer than an answer may be, likewise; they stay in.
@@ -253,6 +294,7 @@ class LoadedTask:
     sha256: str
     metric: Metric
     unusable: tuple[int, ...] = ()
+    unread: tuple[tuple[str, int], ...] = ()
     left_out: tuple[int, ...] = ()
     cut: tuple[int, ...] = ()
     too_long: tuple[int, ...] = ()
@@ -260,6 +302,12 @@ class LoadedTask:
     asked_sha256: str = ""
     harness: tuple[Any, ...] = field(default=(), compare=False, repr=False)
     rehearsal: Rehearsal | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def about_unread(self) -> str:
+        """Says which keys of the items nothing reads."""
+        keys = ", ".join(f"{key} ({count:,})" for key, count in self.unread)
+        return f"{self.task.title}: keys that nothing reads, with the number of items: {keys}"
 
     @property
     def chance(self) -> float:

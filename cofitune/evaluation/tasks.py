@@ -89,8 +89,10 @@ def _load(task: EvalTask) -> LoadedTask:
     if task.kind == "drift":
         return load_drift(task)
     if task.kind != "harness":
-        items, unusable = read_items(task)
-        return LoadedTask(task, items, sha256_file(Path(task.path)), METRICS[task.metric], unusable)
+        read = read_items(task)
+        return LoadedTask(
+            task, read.items, sha256_file(Path(task.path)), METRICS[task.metric], read.unusable, read.unread
+        )
     from cofitune.evaluation.harness.tasks import load_harness
 
     result = load_harness(task)

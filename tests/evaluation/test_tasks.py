@@ -188,3 +188,27 @@ def test_bad_items_are_dropped_and_counted_where_that_is_asked(tmp_path: Path) -
     assert ([item.line for item in loaded.items], loaded.unusable) == ([2], (1, 3, 4)), "a line that is no JSON, too"
     with pytest.raises(DataError, match=r"holds no usable items \(1 cannot be asked or judged\)"):
         load_tasks([make_task(tmp_path, [{}], on_bad_item="drop")])
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "changes", "unread"),
+    [
+        ("multiple_choice", [CHOICE | {"id": 7, "context": "A fact."}, CHOICE | {"note": None}], {}, (("id", 1),)),
+        ("multiple_choice", [CHOICE | {"system": "Be kind."}] * 3, {}, (("system", 3),)),
+        (
+            "generate",
+            [{"question": "a", "answer": "b", "output": "c", "input": "d"}],
+            {},
+            (("output", 1), ("input", 1)),
+        ),
+        ("generate", [{"instruction": "a", "input": "", "output": "b"}, {"question": "a", "answers": ["b"]}], {}, ()),
+        ("generate", [{"instruction": "a", "gold": "b", "output": "c"}], {"answer_field": "gold"}, (("output", 1),)),
+        ("loss", [CHOICE, {"instruction": "a", "output": "b", "history": []}], {}, (("history", 1),)),
+        ("ifeval", [COMMA | {"source": "x"}], {}, (("source", 1),)),
+    ],
+)
+def test_keys_that_nothing_reads_are_counted(
+    tmp_path: Path, kind: str, rows: list[Any], changes: dict[str, Any], unread: tuple[tuple[str, int], ...]
+) -> None:
+    (loaded,) = load_tasks([make_task(tmp_path, rows, kind, **changes)])
+    assert loaded.unread == unread

@@ -43,7 +43,7 @@ def print_plan(plan: EvalPlan, known: Results, console: Console) -> None:
 
 
 def tell_left_out(plan: EvalPlan, console: Console) -> None:
-    """Say which items are asked of no model, and which prompts the harness cuts."""
+    """Say which items are asked of no model, which prompts the harness cuts, and which keys nothing reads."""
     for loaded in plan.tasks:
         of = f"of {len(loaded.items) + len(loaded.left_out) + len(loaded.unusable)} items"
         for lines, what in (
@@ -56,6 +56,8 @@ def tell_left_out(plan: EvalPlan, console: Console) -> None:
                 shown = ", ".join(map(str, lines[:5])) + (", …" if len(lines) > 5 else "")
                 text = f"{loaded.task.title}: {len(lines)} {of} {what} (lines {shown})"
                 say(console, text)
+        if loaded.unread:
+            say(console, loaded.about_unread)
 
 
 def plan_facts(plan: EvalPlan, known: Results) -> PlanFacts:

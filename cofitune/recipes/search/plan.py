@@ -5,6 +5,7 @@ Every mistake of the user is found here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ def plan_search(config: Config, overwrite: bool = False, dry_run: bool = False, 
         made,
         identity=search_identity(made, loaded, training, ranks),
         prefix_bytes=layer_bytes(training) if keeps else 0,
-        notes=_notes(made, training),
+        notes=_notes(made, training, loaded),
         missing=training.missing,
     )
     if made.has_store and not overwrite and training.base_fingerprint:
@@ -159,7 +160,7 @@ def _load_tasks(measure: Measure) -> tuple[LoadedTask, ...]:
     return load_tasks(eval_tasks(measure.tasks))
 
 
-def _notes(made: SearchPlan, training: TrainPlan) -> tuple[str, ...]:
+def _notes(made: SearchPlan, training: TrainPlan, loaded: Sequence[LoadedTask]) -> tuple[str, ...]:
     """What is to be said of the items that trials are measured on.
 
     Raises:
@@ -170,6 +171,7 @@ def _notes(made: SearchPlan, training: TrainPlan) -> tuple[str, ...]:
         notes.append(
             "search.eval is not given: regions are chosen on eval's own items, which flatters a later `eval` on them"
         )
+    notes += [one.about_unread for one in loaded if one.unread]
     if measure.kind == "loss" and training.data.tokenizer is not None:
         items = read_loss_items(measure.tasks, training.config.data.max_length, training.data)
         if not items.development:
