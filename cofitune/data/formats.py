@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cofitune.data.turns import ROLES, SHAREGPT_ROLES, BadItemError, Turn, check_text, read_tools, read_turn
+from cofitune.data.turns import ROLES, SHAREGPT_ROLES, BadItemError, Turn, check_text, json_of, read_tools, read_turn
 
 __all__ = ["BadItemError", "Conversation", "prompt_turns_of", "turns_of", "user_text"]
 
@@ -203,12 +203,24 @@ def _require(item: Mapping[str, object], *keys: str) -> None:
 
 def _listed(item: Mapping[str, object], key: str, role_key: str, content_key: str, unread: list[str]) -> list[Turn]:
     given = item.get(key)
+    if isinstance(given, str):  # a column of a table holds texts
+        given = json_of(given)
     if not isinstance(given, list) or not given:
         raise BadItemError("wrong type", f"'{key}' must be a list of turns with a {role_key} and a {content_key}")
-    roles = SHAREGPT_ROLES if role_key == "from" else ROLES
+    own_key, content_key = _keys_of_turns(given, role_key, content_key)
+    roles, role_key = SHAREGPT_ROLES if "from" in (role_key, own_key) else ROLES, own_key
     read = [read_turn(index, turn, role_key, content_key, roles) for index, turn in enumerate(given)]
     unread += dict.fromkeys(f"{key}[].{name}" for _, names in read for name in names)
     return [turn for turn, _ in read]
+
+
+def _keys_of_turns(given: list[object], role_key: str, content_key: str) -> tuple[str, str]:
+    """Under which keys the turns hold role and text: some data write `conversations` with role and content."""
+    turns = [turn for turn in given if isinstance(turn, dict)]
+    for keys in (("from", "value"), ("role", "content")):
+        if turns and all(keys[0] in turn and role_key not in turn for turn in turns):
+            return keys
+    return role_key, content_key
 
 
 def _learned(turns: list[Turn], context: int) -> list[Turn]:

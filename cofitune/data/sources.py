@@ -13,7 +13,7 @@ from cofitune.data.tables import json_rows, table_rows, without_gaps
 from cofitune.errors import DataError
 from cofitune.files import sha256_file, sha256_json
 
-TABLES = (".parquet", ".csv")  # anything else is JSON
+TABLES = (".parquet", ".csv", ".tsv")  # anything else is JSON
 IN_FOLDERS = (".jsonl", ".ndjson", ".json", *TABLES)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

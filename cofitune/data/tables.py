@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def json_rows(file: Path) -> Iterator[tuple[str, Row]]:
 
 
 def table_rows(file: Path) -> Iterator[tuple[str, Row]]:
-    """Rows of a CSV or parquet file. In CSV every value is text, also a number or the word NA.
+    """Rows of a CSV, TSV or parquet file. In CSV every value is text, also a number or the word NA.
 
     Raises:
         DataError: the file cannot be read.
@@ -80,7 +81,8 @@ def _csv(file: Path) -> Iterator[tuple[str, Row]]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # Python's own limit is 128 KiB a field
     try:
         with open_text(file, newline="") as opened:
-            reader = csv.reader(opened, strict=True)
+            first = opened.readline()
+            reader = csv.reader(chain([first], opened), strict=True, delimiter=_delimiter(first))
             columns = _header(file, next(reader, []))
             number = 0
             while (fields := _next_row(reader)) is not None:
@@ -92,9 +94,14 @@ def _csv(file: Path) -> Iterator[tuple[str, Row]]:
         raise DataError(f"{file}: cannot be read: {error}") from None
 
 
+def _delimiter(header: str) -> str:
+    """What parts the fields: a comma, or, where the header has none, a semicolon or a tab."""
+    return "," if "," in header else next((character for character in ";\t" if character in header), ",")
+
+
 def _header(file: Path, columns: list[str]) -> list[str]:
     """The columns' names. One without a name, such as a data frame's index, gets one by which it is told as unread."""
-    names = [name if name.strip() else f"column {place} (no name)" for place, name in enumerate(columns, start=1)]
+    names = [name.strip() or f"column {place} (no name)" for place, name in enumerate(columns, start=1)]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise DataError(f"{file}: cannot be read: two columns are called '{twice}'; which one is meant?")

@@ -75,14 +75,14 @@ def read_turn(
     turn = {k: v for k, v in given.items() if v is not None} if isinstance(given, dict) else {}
     role = turn.pop(role_key, None)
     if not isinstance(role, str) or role not in roles:
-        raise _bad_turn(index, role_key, content_key, roles)
+        raise _bad_turn(index, role_key, content_key, roles, f"{role_key} is {role!r:.60}")
     extra = _calls(index, turn) if roles[role] == "assistant" else {}
     content = turn.pop(content_key, "" if extra else None)
     if role == "function_call":
         content, extra = "", {"tool_calls": _tool_calls(index, [content])}
     text = _text(index, content, content_key)
     if text is None:
-        raise _bad_turn(index, role_key, content_key, roles)
+        raise _bad_turn(index, role_key, content_key, roles, f"{content_key} is {content!r:.60}")
     learn = True
     if roles[role] == "assistant":
         learn = _learns(index, turn)
@@ -93,7 +93,8 @@ def read_turn(
         for key in LEARN_KEYS:
             if _switch(turn.get(key)) is False:
                 turn.pop(key)
-    return Turn(roles[role], text, extra, learn), [key for key in turn if turn[key] not in ("", [], {})]
+    unread = [key for key in turn if turn[key] not in ("", [], {})]
+    return Turn(roles[role], text, extra, learn), unread + _unread_of_parts(content, content_key)
 
 
 def read_tools(given: Any) -> tuple[dict[str, Any], ...]:
@@ -102,7 +103,7 @@ def read_tools(given: Any) -> tuple[dict[str, Any], ...]:
     Raises:
         BadItemError: it is neither.
     """
-    tools = _json_of(given) if isinstance(given, str) and given.strip() else given or []
+    tools = json_of(given) if isinstance(given, str) and given.strip() else given or []
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise BadItemError("bad tools", "'tools' must be a list of tool descriptions (objects of JSON)")
     return tuple(tools)
@@ -127,11 +128,26 @@ def check_text(value: object, what: str) -> None:
         ) from None
 
 
-def _bad_turn(index: int, role_key: str, content_key: str, roles: Mapping[str, str]) -> BadItemError:
+def json_of(text: str) -> Any:
+    """A value that stands in a text; None where the text is no JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _bad_turn(index: int, role_key: str, content_key: str, roles: Mapping[str, str], given: str) -> BadItemError:
     return BadItemError(
         "bad turn",
-        f"turn {index} needs a {role_key} ({', '.join(roles)}) and a {content_key} that is a string",
+        f"turn {index} needs a {role_key} ({', '.join(roles)}) and a {content_key} that is a string; its {given}",
     )
+
+
+def _unread_of_parts(content: object, content_key: str) -> list[str]:
+    """Keys of text parts that nothing reads."""
+    parts = content if isinstance(content, list) else []
+    keys = (key for part in parts for key, value in part.items() if value is not None)
+    return list(dict.fromkeys(f"{content_key}[].{key}" for key in keys if key not in ("type", "text")))
 
 
 def _text(index: int, content: object, content_key: str) -> str | None:
@@ -178,7 +194,10 @@ def _reasoning(index: int, key: str, value: object) -> str:
 
 def _calls(index: int, turn: dict[str, Any]) -> dict[str, Any]:
     calls, one = turn.pop("tool_calls", None), turn.pop("function_call", None)
-    calls = _json_of(calls) if isinstance(calls, str) and calls.strip() else calls
+    if isinstance(calls, str) and calls.strip():
+        calls = json_of(calls)
+        if calls is None:
+            raise BadItemError("bad tool call", f"turn {index}: tool_calls is a text that is no JSON")
     given = calls or ([one] if one else [])
     return {"tool_calls": _tool_calls(index, given)} if given else {}
 
@@ -187,22 +206,14 @@ def _tool_calls(index: int, calls: Any) -> list[dict[str, Any]]:
     """Calls as templates take them: the arguments as an object, which some data hold as a text of JSON."""
     results = []
     for given in calls if isinstance(calls, list) else [calls]:
-        call = _json_of(given) if isinstance(given, str) else given
+        call = json_of(given) if isinstance(given, str) else given
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise BadItemError("bad tool call", f"turn {index}: a tool call needs a function with a name and arguments")
         arguments = function.get("arguments", {})
-        arguments = _json_of(arguments) if isinstance(arguments, str) and arguments.strip() else arguments or {}
+        arguments = json_of(arguments) if isinstance(arguments, str) and arguments.strip() else arguments or {}
         if not isinstance(arguments, dict):
             raise BadItemError("bad tool call", f"turn {index}: the arguments of a tool call must be an object of JSON")
         about = {k: v for k, v in call.items() if k == "id" and v is not None}
         results.append({**about, "type": "function", "function": {"name": function["name"], "arguments": arguments}})
     return results
-
-
-def _json_of(text: str) -> Any:
-    """A value that stands in a text; None where the text is no JSON."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None

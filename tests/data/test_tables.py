@@ -155,3 +155,30 @@ def test_a_pipe_is_refused(tmp_path: Path) -> None:
         next(lines(tmp_path / "d.jsonl"))
     with pytest.raises(DataError, match="is no file|holds no data files"):
         open_source(Source(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("semicolon.csv", b"instruction;output\nSay hi.;Hi, you!\n"),
+        ("bom.csv", b"\xef\xbb\xbfinstruction;output\r\nSay hi.;Hi, you!\r\n"),
+        ("tab.csv", b"instruction\toutput\nSay hi.\tHi, you!\n"),
+        ("tab.tsv", b"instruction\toutput\nSay hi.\tHi, you!\n"),
+        ("zipped.tsv.gz", gzip.compress(b"instruction\toutput\nSay hi.\tHi, you!\n")),
+        ("space.csv", b'instruction, output\nSay hi.,"Hi, you!"\n'),
+        ("quoted.csv", b'"instruction","output"\n"Say hi.","Hi, you!"\n'),
+    ],
+)
+def test_a_header_without_a_comma_says_what_parts_the_fields(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    (item,) = items_of(tmp_path / name)
+    assert isinstance(item, Item) and item.turns == (("user", "Say hi."), ("assistant", "Hi, you!"))
+    assert not item.unread
+
+
+def test_a_column_of_texts_may_hold_the_turns(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "Say hi."}, {"role": "assistant", "content": "Hi!"}]
+    pq.write_table(pa.table({"messages": [json.dumps(turns), "[", '"a"']}), tmp_path / "d.parquet")
+    one, *bad = items_of(tmp_path / "d.parquet")
+    assert isinstance(one, Item) and one.turns == (("user", "Say hi."), ("assistant", "Hi!"))
+    assert all(isinstance(text, str) and "'messages' must be a list of turns" in text for text in bad)

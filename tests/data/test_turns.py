@@ -180,3 +180,39 @@ def test_a_prompt_with_tools_is_not_rehearsed() -> None:
 def test_an_error_of_json_names_the_column(line: str, column: int) -> None:
     with pytest.raises(BadItemError, match=rf"at column {column}$"):
         parse(line)
+
+
+@pytest.mark.parametrize("key", ["messages", "conversations"])
+@pytest.mark.parametrize(
+    ("role", "content", "names"), [("role", "content", ("user", "assistant")), ("from", "value", ("human", "gpt"))]
+)
+def test_turns_are_read_under_the_keys_that_they_have(
+    key: str, role: str, content: str, names: tuple[str, str]
+) -> None:
+    user, assistant = names
+    turns = [{role: user, content: "Who won?"}, {role: assistant, content: "The buyer."}]
+    item = read({key: turns})
+    assert item.turns == (("user", "Who won?"), ("assistant", "The buyer.")) and item.unread == ()
+
+
+@pytest.mark.parametrize(
+    ("turn", "message"),
+    [
+        ({"role": "narrator", "content": "x"}, r"turn 1 needs a role .*; its role is 'narrator'"),
+        ({"role": "assistant", "content": 4}, r"turn 1 needs .* a content that is a string; its content is 4"),
+        (
+            {"role": "assistant", "content": "x", "tool_calls": "find_case(1999)"},
+            "tool_calls is a text that is no JSON",
+        ),
+        ({"role": "assistant", "content": "x", "tool_calls": "3"}, "a tool call needs a function with a name"),
+    ],
+)
+def test_what_a_turn_says_wrongly_is_shown(turn: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadItemError, match=message):
+        read({"messages": [ASK, turn]})
+
+
+def test_keys_of_text_parts_that_nothing_reads_are_told() -> None:
+    part = {"type": "text", "text": "Who won?", "cache_control": {"type": "ephemeral"}, "image_url": None}
+    item = read({"messages": [{"role": "user", "content": [part, {"type": "text", "text": " Say."}]}, ANSWER]})
+    assert item.turns[0] == ("user", "Who won? Say.") and item.unread == ("messages[].content[].cache_control",)
