@@ -134,6 +134,8 @@ def _explain(error: yaml.YAMLError, text: str, name: str) -> str:
         problem = f"a config has no tags, such as {found[1].replace(_TAG, '!!')}; leave it out, or quote the text"
     elif "{{" in line:
         problem += "; {{ … }} is a placeholder that nothing fills in here: write the value, or put the text in quotes"
+    elif "${" in line and "expected ',' or '}'" in problem:
+        problem += "; within {…} a text with ${…} stands in quotes"
     return f"{where}: not valid YAML: {problem}"
 
 

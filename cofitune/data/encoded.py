@@ -26,7 +26,7 @@ from cofitune.data.sources import OpenSource, Source, open_source
 from cofitune.errors import ArtifactError, DataError, RepairWarning, UserError, WriteError
 from cofitune.files import cache_folder, sha256_json
 
-VERSION = 4  # raised whenever the same item becomes other tokens or labels
+VERSION = 5  # raised whenever the same item becomes other tokens or labels
 SCHEMA = pa.schema(
     [
         ("input_ids", pa.list_(pa.int32())),

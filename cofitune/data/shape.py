@@ -86,6 +86,21 @@ def _pattern(messages: Messages) -> tuple[object, ...]:
     return tuple((m["role"], bool(m["content"]), *sorted(m)) for m in messages)
 
 
+def always_opens(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the template writes the same with a generation prompt and without: behind a response it may open a turn.
+
+    The first Llama-3-Instruct's template did so.
+    """
+    store, key = remembered(tokenizer, "always opens")
+    if key not in store:
+        messages = marked([{"role": "user"}])
+        try:
+            store[key] = render(tokenizer, messages) == render(tokenizer, messages, add_generation_prompt=True)
+        except TemplateError:
+            store[key] = False
+    return bool(store[key])
+
+
 def end_before_next_turn(tokenizer: PreTrainedTokenizerBase) -> str:
     """What a response without a control token behind it ends with, once the user's next turn begins; or nothing.
 

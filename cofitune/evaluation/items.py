@@ -146,6 +146,7 @@ def read_items(task: EvalTask) -> ReadItems:
 
 def unread_keys(fields: dict[str, object], task: EvalTask) -> list[str]:
     """Keys of an item that its task does not read; one whose value is null counts as absent."""
+    read: tuple[str, ...]
     if task.kind == "ifeval":
         read = IFEVAL_KEYS
     elif task.kind == "multiple_choice" or (task.kind == "loss" and _is_choice(fields, task)):

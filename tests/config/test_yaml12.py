@@ -70,6 +70,7 @@ def test_numbers_are_read_as_yaml_1_2_has_them(text: str, value: Any) -> None:
         ("train: {null: x}\n", "3: a key of train must be a text, not 'null'"),
         ("train: {seed: {{ seed }}}\n", "3: {{ … }} is a placeholder that nothing fills in here"),
         ("train: {{ a }}/x\n", "3: not valid YAML: .*{{ … }} is a placeholder"),
+        ("data: {train: ${HOME}/x}\n", "3: not valid YAML: .*a text with .* stands in quotes"),
         ("train: " + "[" * 100 + "]" * 100 + "\n", r"3: train.0.0… is nested more than 50 deep"),
         ("train: " + "[" * 20_000, "nested too deeply"),
         ("train: {seed: \0}\n", "not valid YAML: unacceptable character"),

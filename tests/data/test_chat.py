@@ -315,3 +315,15 @@ def test_an_item_that_an_assistant_opens_is_labelled_or_refused_by_place(tiny_to
 def test_a_response_that_starts_with_white_space_keeps_all_its_tokens(tiny_tokenizer: Any) -> None:
     one = item("q", "\n\n  a")
     assert supervised(encode(one, tiny_tokenizer), tiny_tokenizer) == ["\n\n  a<|im_end|>"]
+
+
+@pytest.mark.parametrize("contents", [("q", "a"), ("q", "a", "q", "b")])
+def test_a_template_that_always_opens_the_next_turn_teaches_no_model_to(tiny_tokenizer: Any, contents: Any) -> None:
+    """The first Llama-3-Instruct's template wrote the generation prompt whether it was asked to or not."""
+    tiny_tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{{ '<|im_start|>assistant\n' }}"
+    )
+    encoded = encode_item(item(*contents), tiny_tokenizer)
+    learned = [text for example in encoded.examples for text in supervised(example, tiny_tokenizer)]
+    assert learned == [f"{text}<|im_end|>" for text in contents[1::2]] and encoded.ends_with_token

@@ -434,14 +434,11 @@ TEMPLATES = Path(__file__).parents[2] / "data" / "templates"
 def test_the_base_is_asked_as_an_evaluation_asks(place: Place, name: str, asked: str, opening: str) -> None:
     """At once, behind what opens every response; or left to think. Training learns what the base wrote from there."""
     tokenizer = AutoTokenizer.from_pretrained(place.model)
-    sections = {
-        "data": {
-            "train": place.write("t", [{"instruction": "Hi", "output": "Yes."}]),
-            "template": str(TEMPLATES / name),
-        },
+    task = place.write("t", [{"instruction": "Hi", "output": "Yes."}])
+    sections: dict[str, Any] = {
+        "data": {"train": task, "template": str(TEMPLATES / f"{name}.jinja")},
         "train": {"rehearsal": {"share": 0.5}},
     }
-    sections["data"]["template"] += ".jinja"
     thinks: dict[str, Any] = {"eval": {"think_end_token": "</think>"}}
     configs = {"once": place.config("once", sections), "thinks": place.config("thinks", {**sections, **thinks})}
     for run, config in configs.items():
