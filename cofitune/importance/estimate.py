@@ -8,9 +8,9 @@ Two estimators share the gates, the sums and the file: `kl_dropout`, the paper's
 - `squared`: 1/N Σ (∂L_n/∂g)². With `fisher`, the empirical Fisher information.
 
 L_n is summed over the tokens of sample n, N counts the samples. A sample is an item: of one that is several examples
-(one a response, where the template rewrites earlier turns), L_n is summed over all of them. With several pairs of dropout
-passes ∂L_n/∂g is their mean. Even and odd micro-batches are summed apart, so that `cofitune.importance.reliability` can
-say how far two halves of the data, under other dropout masks, agree.
+(one a response, where the template rewrites earlier turns), L_n is summed over all of them. With several pairs of
+dropout passes ∂L_n/∂g is their mean. Even and odd micro-batches are summed apart, so that
+`cofitune.importance.reliability` can say how far two halves of the data, under other dropout masks, agree.
 """
 
 from __future__ import annotations
@@ -139,7 +139,9 @@ def estimate(
         for index, batch in micro_batches:
             # one backward pass gives a gradient a sample at every unit's gate: [L, B, units] a kind of unit
             for kind, gradient in mean_gradients(model, gates, batch, index, settings).items():
-                sums.values[kind][index % HALVES] += reduction(sum_by_item(gradient, batch)).to(sums.values[kind].device)
+                sums.values[kind][index % HALVES] += reduction(sum_by_item(gradient, batch)).to(
+                    sums.values[kind].device
+                )
             here = int(batch["attention_mask"].sum())
             sums.tokens += here
             sums.samples += count_items(batch)

@@ -101,8 +101,8 @@ def measure(given: argparse.Namespace, estimators: list[Estimator]) -> Iterator[
         for one in estimators:
             for kind, gradient in gradients(one).items():
                 sums[one.name][kind][index % HALVES] += REDUCTIONS[one.reduce](gradient)
-        print(f"micro-batch {index + 1} of {plan.num_micro_batches}", file=sys.stderr, flush=True)
-        if index and (index + 1 in at or index + 1 == plan.num_micro_batches):
+        print(f"micro-batch {index + 1} of {len(plan.batches)}", file=sys.stderr, flush=True)
+        if index and (index + 1 in at or index + 1 == len(plan.batches)):
             for one in estimators:
                 found = reliability(sums[one.name], NORMALIZATIONS[one.normalize], index + 1)
                 kinds = {kind: {"whole": r.whole, "split_half": r.split_half} for kind, r in found.items()}
