@@ -18,6 +18,7 @@ from tests.helpers import run_command
 def test_every_name_has_a_few_words(what: What) -> None:
     names = list_names(what)
     assert names and all(name and len(about) > 5 for name, about in names)
+    assert all(about.count("(") == about.count(")") for _, about in names), "none is cut inside brackets"
 
 
 def test_methods_layouts_and_kinds_are_all_there() -> None:
