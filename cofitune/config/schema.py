@@ -96,9 +96,9 @@ class Model(Section):
 class Importance(Section):
     data: Sources = Field((), description="general data: what the model should keep being able to do")
     estimator: Literal["kl_dropout", "fisher"] = Field(
-        "kl_dropout",
-        description="kl_dropout: the paper's, KL between two dropout passes; fisher: squared gradients of the "
-        "responses' log-likelihood",
+        "fisher",
+        description="fisher: squared gradients of the responses' log-likelihood; kl_dropout: the paper's, KL between "
+        "two dropout passes, which takes several times the items to be as reliable",
     )
     passes: int = Field(
         2,
@@ -158,11 +158,13 @@ class Importance(Section):
                 f"reduce: {self.reduced_by} does not fit estimator: {self.estimator} (kl_dropout: signed or absolute; "
                 "fisher: squared)"
             )
-        if self.estimator == "fisher" and self.passes != 2:
-            raise ValueError(
-                f"passes: {self.passes} does not fit estimator: fisher, which drops nothing and needs one pass; leave "
-                "it out"
-            )
+        if self.estimator == "fisher":
+            for name in ("passes", "dropout"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(
+                        f"{name}: {getattr(self, name)} is for estimator: kl_dropout; fisher, the default, drops "
+                        "nothing and takes one pass. Say estimator: kl_dropout, or leave it out"
+                    )
         if self.normalized_by == "zscore_tanh" and self.reduced_by != "signed":
             raise ValueError(
                 f"normalize: zscore_tanh does not fit reduce: {self.reduced_by}, whose scores are never negative: the "

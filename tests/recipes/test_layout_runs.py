@@ -56,7 +56,7 @@ def write_run(folder: Path, family: str, tokenizer: Any, **sections: Any) -> Pat
     config: dict[str, Any] = {
         "model": {"name": str(folder / "model"), "dtype": "float32"},
         "data": {"train": str(folder / "data.jsonl"), "max_length": 64},
-        "importance": {"data": str(folder / "data.jsonl"), "dropout": 0.1},
+        "importance": {"data": str(folder / "data.jsonl"), "estimator": "kl_dropout", "dropout": 0.1},
         "train": {"learning_rate": 1e-2, "max_steps": 2, "per_device_train_batch_size": 2},
         "output_dir": str(folder / "run"),
     }

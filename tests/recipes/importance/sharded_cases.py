@@ -17,7 +17,7 @@ from tests.helpers import freeze_imports
 CASES: dict[str, tuple[str, ...]] = {
     "signed": (),
     "absolute": ("importance.reduce=absolute",),
-    "fisher": ("importance.estimator=fisher",),
+    "fisher": ("importance.estimator=fisher", "importance.dropout=0.003"),
     "idle": ("importance.max_items=1",),  # one micro-batch for two ranks
     "gpt2": ("model.name={folder}/gpt2",),  # Conv1D, positions that are learnt, a head tied to the embedding
 }

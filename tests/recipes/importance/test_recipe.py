@@ -51,6 +51,7 @@ def made(tiny_model_folder: Path, tmp_path: Path) -> Path:
         "importance": {
             "data": [{"path": str(tmp_path / "general.jsonl")}],
             "per_device_batch_size": 2,
+            "estimator": "kl_dropout",
             "dropout": 0.1,
         },
         "output_dir": str(tmp_path / "run"),
@@ -251,11 +252,11 @@ def begin_and_kill(made: Path, overrides: list[str], how: str = "") -> None:
     assert killed.returncode == -9, killed.stderr
 
 
-@pytest.mark.parametrize("estimator", ["kl_dropout", "fisher"])
+@pytest.mark.parametrize(("estimator", "dropout"), [("kl_dropout", 0.1), ("fisher", 0.003)])
 def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
-    made: Path, monkeypatch: pytest.MonkeyPatch, estimator: str
+    made: Path, monkeypatch: pytest.MonkeyPatch, estimator: str, dropout: float
 ) -> None:
-    overrides = ["importance.save_steps=1", f"importance.estimator={estimator}"]
+    overrides = ["importance.save_steps=1", f"importance.estimator={estimator}", f"importance.dropout={dropout}"]
     whole = importance(read(made, *overrides, f"output_dir={made / 'whole'}"), console=quiet())
     begin_and_kill(made, overrides)
     folder = made / "run" / "importance"

@@ -33,7 +33,12 @@ def write_config(folder: Path, model: Path) -> Path:
     write_jsonl(folder / "general.jsonl", items)
     config = {
         "model": {"name": str(model), "dtype": "float32"},
-        "importance": {"data": str(folder / "general.jsonl"), "per_device_batch_size": 2, "dropout": 0.1},
+        "importance": {
+            "data": str(folder / "general.jsonl"),
+            "per_device_batch_size": 2,
+            "estimator": "kl_dropout",
+            "dropout": 0.1,
+        },
         "output_dir": str(folder / "run"),
     }
     path = folder / "config.yaml"
