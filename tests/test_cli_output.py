@@ -43,7 +43,7 @@ def test_json_is_the_plan_then_the_result_then_the_error(
     out, err = capfd.readouterr()
     plan = json.loads(out)
     assert plan["command"] == "train" and plan["dry_run"] and plan["plan"]["steps"] == 2
-    assert "trainable parameters" in err and not (tmp_path / "run").exists()
+    assert "trainable parameters" in err and "--resume continues" in err and not (tmp_path / "run").exists()
     log = tmp_path / "logs/train.log"
     assert run_command(monkeypatch, "train", path, "--json", "--log-file", log) == 0
     result = json.loads(capfd.readouterr().out)
