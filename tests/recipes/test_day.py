@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def config(tmp_path: Path, tiny_model_folder: Path, eight_items: Path) -> dict[s
         "model": {"name": str(tiny_model_folder), "dtype": "float32"},
         "data": {"train": str(eight_items), "max_length": 128, "template": str(tmp_path / "dated.jinja")},
         "rehearsal": {"data": str(prompts), "max_new_tokens": 5, "max_repetition": 1.0, "held_out": 0.3, "top_k": 0},
+        "importance": {"data": str(prompts.with_name("general.jsonl"))},
         "train": {
             "max_steps": 5, "per_device_train_batch_size": 4, "save_steps": 2, "rehearsal": {"share": 0.5},
             "learning_rate": 1e-2,
@@ -52,6 +54,7 @@ def test_a_run_of_two_days_is_one_run(
     tmp_path: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
+    general = write_jsonl(tmp_path / "general.jsonl", [{"instruction": "Say hello.", "output": "Hello."}])
     monkeypatch.setenv(VARIABLE, FIRST)
     assert run_command(monkeypatch, "rehearse", write_config(config)) == 0
     train_interrupted(monkeypatch, config, after=3)
@@ -64,6 +67,10 @@ def test_a_run_of_two_days_is_one_run(
     assert run_command(monkeypatch, "eval", write_config(config)) == 0
     prompts = [row["prompt"] for file in (run / "eval" / "samples").rglob("*.jsonl") for row in read_jsonl(file)]
     assert len(prompts) == 2 and all("Today is 07 Jan 2026" in prompt for prompt in prompts), "base and run"
+    monkeypatch.setenv(VARIABLE, SECOND)
+    assert run_command(monkeypatch, "importance", write_config(config)) == 0
+    about = json.loads((run / "importance" / "manifest.json").read_text())
+    assert about["chat_template"]["day"] == FIRST and general.is_file()
     monkeypatch.setenv(VARIABLE, SECOND)
     capsys.readouterr()
     assert run_command(monkeypatch, "rehearse", write_config(config)) == 0
