@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from rich.console import Console
@@ -33,6 +32,7 @@ from cofitune.results import (
     SearchResult,
     TrainResult,
 )
+from cofitune.temporary import temporary_folder
 
 AnyConfig = Config | Mapping[str, Any] | str | Path
 Overrides = Mapping[str, Any] | Sequence[str]
@@ -193,7 +193,7 @@ def search(
             with executor.ray_executor(demand, requested.address, say=call.console.out) as on_ray:
                 run(execute=on_ray, measure=on_ray.measure, at_once=None, ranks=demand.ranks)
         else:
-            with local.local_executor(call.ranks) as execute:
+            with local.local_executor(call.ranks, resolved.run / "search") as execute:
                 measure = partial(local.measure_trial, ranks=call.ranks)
                 run(execute=execute, measure=measure, ranks=call.ranks.count)
     return SearchResult.read(resolved.run)
@@ -323,8 +323,8 @@ class _Call:
         if self.ranks.count == 1 and not self.ranks.hosts:
             return False
         # every host must see the config
-        with TemporaryDirectory(prefix=".cofitune-", dir=Path.cwd() if self.ranks.hosts else None) as folder:
-            path = Path(folder) / "config.yaml"
+        with temporary_folder(".cofitune-", Path.cwd() if self.ranks.hosts else None) as folder:
+            path = folder / "config.yaml"
             path.write_text(dump_config(self._config), encoding="utf-8")
             given = [flag for flag, is_given in flags.items() if is_given]
             arguments = [name, str(path), *given, *words, *self.ranks.options]

@@ -9,15 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cofitune.errors import ArtifactError
-from cofitune.files import read_json, sha256_json, write_json, write_tensors
-
-KEY = "checksum"
-
-
-def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content as JSON gives it back, and beside it the sha256 of all of it."""
-    plain = json.loads(json.dumps(content))
-    return {**plain, KEY: sha256_json(plain)}
+from cofitune.files import CHECKSUM, sha256_json, write_tensors
 
 
 def without_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,32 +19,15 @@ def without_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: it is not what was written.
     """
     plain = dict(content)
-    expected = plain.pop(KEY, None)
+    expected = plain.pop(CHECKSUM, None)
     if expected is not None and expected != sha256_json(plain):
         raise ValueError("it is not what was written (its checksum differs)")
     return plain
 
 
-def write_checked_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON with its checksum, atomically."""
-    write_json(path, with_checksum(content))
-
-
-def read_checked_json(path: Path, what: str) -> dict[str, Any]:
-    """Read what `write_checked_json`, or an older version, wrote.
-
-    Raises:
-        ArtifactError: it is missing or damaged; `what` names it in the message.
-    """
-    try:
-        return without_checksum(read_json(path, what))
-    except ValueError as error:
-        raise ArtifactError(f"{path}: this {what} is damaged: {error}") from None
-
-
 def write_checked_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file whose metadata hold the sha256 of its tensors and of the other metadata."""
-    write_tensors(path, tensors, {**metadata, KEY: _sha256(tensors, metadata)})
+    write_tensors(path, tensors, {**metadata, CHECKSUM: _sha256(tensors, metadata)})
 
 
 def read_checked_tensors(path: Path, what: str) -> tuple[dict[str, Any], dict[str, str]]:
@@ -72,7 +47,7 @@ def read_checked_tensors(path: Path, what: str) -> tuple[dict[str, Any], dict[st
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{path}: this {what} is damaged: {error}") from None
     metadata.pop("format", None)
-    if metadata.pop(KEY, None) != _sha256(tensors, metadata):
+    if metadata.pop(CHECKSUM, None) != _sha256(tensors, metadata):
         raise ArtifactError(f"{path}: this {what} is damaged: its bytes are not those that were written")
     return tensors, metadata
 

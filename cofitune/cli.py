@@ -109,7 +109,7 @@ def search(
         return
     ranks = launcher.choose_ranks(num_processes, hostfile)
     measure = partial(local.measure_trial, ranks=ranks)
-    with local.local_executor(ranks) as execute:
+    with local.local_executor(ranks, resolved.run / "search") as execute:
         run(execute=execute, measure=measure, ranks=ranks.count)
 
 
@@ -462,6 +462,9 @@ def main() -> None:
         code = end.code if isinstance(end.code, int) else 1 if end.code else 0
         raise
     finally:
+        signal.signal(
+            signal.SIGTERM, signal.SIG_DFL
+        )  # what is left to do on exit must not be interrupted by a traceback
         OUTPUT.close(code)
         if failures.launched_by_us():
             sys.excepthook = failures.tell_parent  # only now: torch's process group has put one of its own there

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -13,16 +14,38 @@ from torch import Tensor, distributed
 from cofitune.errors import UserError, differences
 from cofitune.ranks import Rank, this_rank
 
+LONGEST_WAIT = timedelta(hours=12)  # for what one rank does alone: a full 13B checkpoint is 156 GB
 T = TypeVar("T")
+_waiting: list[Any] = [None, None]  # the default group, and that of its ranks in which they wait for long
+
+
+def waiting_group() -> Any:
+    """The group in which ranks wait for what one does alone, through the CPU, for up to `LONGEST_WAIT`.
+
+    A step's collectives have a short timeout (`train.ddp_timeout`), so that a rank that is lost is noticed. Collective
+    where it is asked for first.
+    """
+    whole = distributed.group.WORLD
+    if _waiting[0] is not whole:
+        _waiting[:] = [whole, distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)]
+    return _waiting[1]
+
+
+def wait_for_all() -> None:
+    """Wait until every rank is here, for up to `LONGEST_WAIT`. Collective."""
+    if distributed.get_world_size() > 1:
+        distributed.barrier(group=waiting_group())
 
 
 def run_on_rank_zero(work: Callable[[], T]) -> T:
-    """Do `work` on rank 0 and give its result, which must pickle, to every rank. Collective.
+    """Do `work` on rank 0 and give its result, which must pickle, to every rank, however long it takes. Collective.
 
     Raises:
         UserError: rank 0 met one; every rank raises it.
     """
-    rank = distributed.get_rank()
+    if distributed.get_world_size() == 1:
+        return work()
+    rank, group = distributed.get_rank(), waiting_group()
     messages: list[Any] = [None, None]  # the result, or a mistake's words
     mistake: UserError | None = None
     if rank == 0:
@@ -30,7 +53,7 @@ def run_on_rank_zero(work: Callable[[], T]) -> T:
             messages[0] = work()
         except UserError as error:
             mistake, messages[1] = error, str(error)
-    distributed.broadcast_object_list(messages, 0)
+    distributed.broadcast_object_list(messages, 0, group=group)
     if mistake is not None:
         raise mistake
     if messages[1] is not None:

@@ -7,16 +7,18 @@ import fcntl
 import hashlib
 import json
 import os
-import re
-import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from cofitune.errors import ArtifactError, UserError, WriteError
+from cofitune.temporary import beside, hold
 
-TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.cofitune\.tmp")
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHECKSUM = "checksum"  # of JSON that we wrote, in it
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -27,11 +29,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         WriteError: the disk is full, or the place cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.cofitune.tmp")
+    temporary = beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as held:
-            _lock(held)  # tells `remove_leftovers` that its writer lives
+            hold(held)  # tells `remove_leftovers` that its writer lives
             write(temporary)
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -44,31 +46,6 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: Path, below: bool = True) -> None:
-    """Remove the temporary files in a folder whose writers were killed; those of living ones stay.
-
-    Args:
-        below: also those in its subfolders.
-    """
-    for path in folder.glob("**/.*.cofitune.tmp" if below else ".*.cofitune.tmp"):
-        if not TEMPORARY.fullmatch(path.name):
-            continue
-        with suppress(OSError):
-            with path.open("rb") as file:
-                left = _lock(file)
-            if left:
-                path.unlink()
-
-
-def _lock(file: IO[Any]) -> bool:
-    """Lock an open file for as long as it is open; False where another process holds it, or none can."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     write_atomically(path, lambda temporary: _write_utf8(temporary, text))
@@ -79,31 +56,39 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, object], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file atomically (`format: pt`, so that transformers reads it)."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
+    """Write a safetensors file atomically (`format: pt`, so that transformers reads it).
 
-    try:
-        write_atomically(
-            path, lambda temporary: save_file(dict(tensors), temporary, {"format": "pt", **(metadata or {})})
-        )
-    except SafetensorError as error:  # the disk is full, in its words
-        raise WriteError(path, str(error)) from error
+    Returns:
+        The sha256 of its bytes, taken while they are written: reading them again would double the time.
+    """
+    from cofitune.tensor_bytes import safetensors_parts
+
+    digest = hashlib.sha256()
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            for part in safetensors_parts(tensors, {"format": "pt", **(metadata or {})}):
+                file.write(part)
+                digest.update(part)
+
+    write_atomically(path, write)
+    return digest.hexdigest()
 
 
-def read_json(path: Path, what: str, shape: type = dict) -> Any:
-    """Read a JSON file.
+def read_json(path: Path, what: str, shape: type = dict, *, ours: bool = True) -> Any:
+    """Read a JSON file; one that we wrote may carry its checksum (cofitune/checked.py), which is compared and left out.
 
     Args:
         what: names it in messages.
         shape: what it must hold; by default an object.
+        ours: whether we wrote it, or a version of us that knew no checksums.
 
     Raises:
-        ArtifactError: it is missing, does not parse, or holds something else.
+        ArtifactError: it is missing, does not parse, holds something else, or is not what was written.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(f"{path}: no {what} here") from None
     except OSError as error:
@@ -114,6 +99,9 @@ def read_json(path: Path, what: str, shape: type = dict) -> Any:
     if not isinstance(value, shape):
         kind = "an object" if shape is dict else f"a {shape.__name__}"
         raise ArtifactError(f"{path}: this {what} is damaged: it must hold {kind}, not {value!r:.40}")
+    expected = value.pop(CHECKSUM, None) if ours and isinstance(value, dict) else None
+    if expected is not None and expected != sha256_json(value):
+        raise ArtifactError(f"{path}: this {what} is damaged: it is not what was written (its checksum differs)")
     return value
 
 
@@ -155,6 +143,17 @@ def sha256_json(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content as JSON gives it back, and beside it the sha256 of all of it."""
+    plain = json.loads(json.dumps({key: value for key, value in content.items() if key != CHECKSUM}))
+    return {**plain, CHECKSUM: sha256_json(plain)}
+
+
+def write_checked_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON with its checksum, which `read_json` compares, atomically."""
+    write_json(path, with_checksum(content))
+
+
 @contextmanager
 def exclusive(folder: Path, what: str) -> Iterator[None]:
     """Hold the folder's lock: two processes must not write one folder. The system frees it when the process ends.
@@ -176,18 +175,39 @@ def exclusive(folder: Path, what: str) -> Iterator[None]:
             file.flush()
             yield
     finally:
-        _remove_lock(path)
+        remove_free_lock(folder)
         with suppress(OSError):
             for parent in made:  # a mistake found before anything was written leaves no empty folder
                 parent.rmdir()
 
 
-def _remove_lock(path: Path) -> None:
-    """Take a lock file away, unless a child that outlives us still holds it."""
+def remove_free_lock(folder: Path) -> None:
+    """Take a folder's lock file away, unless somebody holds it: a child may outlive us."""
+    path = folder.parent / f".{folder.name}.lock"
     with suppress(OSError), path.open("r+") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        if _is_at(file, path):
             path.unlink()  # locked meanwhile: who waits for it sees that the file is another one
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Wait until no other process is in here with the same path, whose file goes with the last one.
+
+    Where the file system knows no locks, nobody waits.
+    """
+    file = path.open("a+")
+    with suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_EX)
+        while not _is_at(file, path):  # its holder has taken it away while we waited
+            file.close()
+            file = path.open("a+")
+            fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
 
 
 def check_unlocked(folder: Path, what: str) -> None:
@@ -212,7 +232,7 @@ def _open_lock(path: Path, folder: Path, what: str, kind: int = fcntl.LOCK_EX) -
         os.set_inheritable(file.fileno(), True)  # a child that outlives a killed process still holds the lock
         try:
             fcntl.flock(file, kind | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            if _is_at(file, path):
                 return file
         except BlockingIOError:
             file.seek(0)
@@ -222,13 +242,19 @@ def _open_lock(path: Path, folder: Path, what: str, kind: int = fcntl.LOCK_EX) -
                 f"{folder}: another {what} is writing here{f' (process {holder})' if holder else ''}; "
                 "wait for it, or choose another output_dir"
             ) from None
-        except FileNotFoundError:  # its holder has ended and taken it away since it was opened
-            pass
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):  # a file system that knows no locks
                 raise
             return file
-        file.close()
+        file.close()  # its holder has ended and taken it away since it was opened
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Whether an open file is still the one at this path."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def gib(count: float) -> str:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cofitune.errors import ArtifactError
-from cofitune.files import read_json, read_tensors, sha256_file, write_json, write_tensors
+from cofitune.files import read_json, read_tensors, sha256_file, write_checked_json, write_tensors
 
 if TYPE_CHECKING:  # it imports transformers, which who draws importance does not need
     from cofitune.model.anatomy import Anatomy
@@ -67,8 +67,8 @@ def write_importance(
     """Write the three files; the manifest last, because a folder without it counts as unfinished."""
     write_tensors(folder / "scores.safetensors", {k: v.float().contiguous() for k, v in scores.items()})
     path = folder / "importance.safetensors"
-    write_tensors(path, {k: v.float().contiguous() for k, v in vectors.items()})
-    write_json(folder / "manifest.json", {"format": FORMAT, "sha256": sha256_file(path), **manifest})
+    sha256 = write_tensors(path, {k: v.float().contiguous() for k, v in vectors.items()})
+    write_checked_json(folder / "manifest.json", {"format": FORMAT, "sha256": sha256, **manifest})
 
 
 def read_importance(folder: Path, anatomy: Anatomy, base_fingerprint: str) -> ImportanceFile:

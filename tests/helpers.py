@@ -136,7 +136,9 @@ def read_metrics(run: Path | str) -> list[dict[str, Any]]:
 
 def read_manifest(run: Path | str) -> dict[str, Any]:
     """A training's manifest.json."""
-    return dict(json.loads((Path(run) / "train" / "manifest.json").read_text()))
+    from cofitune.files import read_json
+
+    return dict(read_json(Path(run) / "train" / "manifest.json", "manifest"))
 
 
 def same_tensors(one: dict[str, Any], other: dict[str, Any]) -> bool:

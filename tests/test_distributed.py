@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import run_ranks
+from tests.training import sharded_cases
+
 pytestmark = pytest.mark.processes
 
 RANK = """
@@ -45,3 +48,9 @@ def test_a_result_and_a_mistake_of_rank_0_are_all_ranks(tmp_path: Path) -> None:
         "rank 0: the disk is full, everywhere: False",
         "rank 1: the disk is full, everywhere: True",
     ]
+
+
+def test_what_rank_0_does_alone_may_outlast_a_steps_timeout(tmp_path: Path) -> None:
+    sharded_cases.tiny_model().save_pretrained(tmp_path / "model")
+    run_ranks("training.waiting_cases", tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()], "written whole, and read again"

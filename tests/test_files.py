@@ -6,6 +6,9 @@ import hashlib
 import json
 import os
 import stat
+import subprocess
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -15,9 +18,10 @@ from cofitune.errors import ArtifactError, UserError, WriteError
 from cofitune.files import (
     check_unlocked,
     exclusive,
+    one_at_a_time,
     read_json,
     read_tensors,
-    remove_leftovers,
+    remove_free_lock,
     sha256_file,
     write_atomically,
     write_json,
@@ -63,20 +67,6 @@ def test_a_line_for_a_folder_that_was_deleted_is_one_message(tmp_path: Path) -> 
         append_line(tmp_path / "run" / "metrics.jsonl", "{}")
 
 
-def test_leftovers_of_killed_writers_go_and_those_of_living_ones_stay(tmp_path: Path) -> None:
-    left, foreign = tmp_path / "a" / ".x.0123abcd.cofitune.tmp", tmp_path / ".notes.tmp"
-    left.parent.mkdir()
-    left.touch()
-    foreign.touch()
-
-    def write(temporary: Path) -> None:
-        temporary.write_text("mine")
-        remove_leftovers(tmp_path)
-
-    write_atomically(tmp_path / "x.txt", write)
-    assert (tmp_path / "x.txt").read_text() == "mine" and not left.exists() and foreign.exists()
-
-
 def test_a_lock_is_seen_before_it_is_taken_and_gone_afterwards(tmp_path: Path) -> None:
     refused = pytest.raises(UserError, match=f"another training is writing here .process {os.getpid()}")
     with exclusive(tmp_path / "train", "training"), refused:
@@ -96,6 +86,39 @@ def test_a_lock_leaves_no_empty_folder_after_a_mistake(tmp_path: Path) -> None:
     with exclusive(folder, "training"):
         folder.mkdir()
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["a", "kept", "run", "train"], "what was there, or is used"
+
+
+def test_a_lock_goes_with_the_last_child_that_holds_it(tmp_path: Path) -> None:
+    folder = tmp_path / "search"
+    with exclusive(folder, "search"):
+        child = subprocess.Popen(["sleep", "600"], close_fds=False)
+    try:
+        remove_free_lock(folder)
+        with pytest.raises(UserError, match="another search is writing here"):
+            check_unlocked(folder, "search")
+    finally:
+        child.kill()
+        child.wait()
+    remove_free_lock(folder)
+    assert not list(tmp_path.iterdir())
+
+
+def test_who_waits_for_a_lock_gets_it_and_the_last_takes_its_file_away(tmp_path: Path) -> None:
+    path, inside, most = tmp_path / "x.lock", [0], [0]
+
+    def work() -> None:
+        with one_at_a_time(path):
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+            time.sleep(0.02)
+            inside[0] -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] and not path.exists()
 
 
 @pytest.mark.parametrize("old", [None, "old"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from cofitune.errors import ArtifactError
-from cofitune.files import sha256_file, write_json, write_tensors
+from cofitune.files import read_json, sha256_file, write_json, write_tensors
 from cofitune.importance_file import (
     ATTENTION_HEADS,
     FFN_NEURONS,
@@ -54,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
 def rewrite(folder: Path, vectors: dict[str, Tensor]) -> None:
     """Write other vectors and a manifest that names their bytes, as a faulty writer would."""
     write_tensors(folder / "importance.safetensors", vectors)
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = read_json(folder / "manifest.json", "manifest")
     manifest["sha256"] = sha256_file(folder / "importance.safetensors")
     write_json(folder / "manifest.json", manifest)
 
@@ -76,7 +75,7 @@ def test_the_manifest_is_written_last(tmp_path: Path, monkeypatch: pytest.Monkey
     def fail(*_: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("cofitune.importance_file.write_json", fail)
+    monkeypatch.setattr("cofitune.importance_file.write_checked_json", fail)
     with pytest.raises(OSError, match="disk full"):
         write_importance(tmp_path, make_vectors(), make_vectors(), {})
     assert not (tmp_path / "manifest.json").exists()
@@ -126,7 +125,7 @@ def _flip_a_byte(folder: Path) -> None:
 
 
 def _change_the_format(folder: Path) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = read_json(folder / "manifest.json", "manifest")
     write_json(folder / "manifest.json", {**manifest, "format": 99})
 
 

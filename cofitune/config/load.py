@@ -149,6 +149,8 @@ def _validated(data: dict[str, object], sources: dict[Place, str], elsewhere: st
         config = Config.model_validate(data)
     except ValidationError as error:
         return None, explain(error, data, sources, elsewhere)
+    except UnicodeEncodeError:  # pydantic lets no half characters in, and says so in its own way
+        return None, tell_unusable(list(unusable_values(data)), sources, elsewhere)
     unusable = list(unusable_values(data)) or list(unusable_values(config.model_dump()))
     return (None if unusable else config), tell_unusable(unusable, sources, elsewhere)
 

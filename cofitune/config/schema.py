@@ -49,6 +49,7 @@ FREE_SETTINGS: dict[str, frozenset[str]] = {
             "save_steps",
             "save_total_limit",
             "keep_checkpoints",
+            "ddp_timeout",
             "stop_grace_seconds",
             "validation_steps",
             "drift_data",

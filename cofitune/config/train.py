@@ -99,6 +99,12 @@ class Train(Section):
     ] = Field(
         (), description="where curves are drawn besides metrics.jsonl: none, tensorboard, wandb, mlflow, or a list"
     )
+    ddp_timeout: int = Field(
+        1800,
+        gt=0,
+        description="seconds that ranks wait for one another within a step before training ends with an error; what "
+        "rank 0 does alone, such as writing a checkpoint, may take longer",
+    )
     stop_grace_seconds: int = Field(
         300, gt=0, description="seconds that ranks get after SIGTERM or SIGINT to finish the step and save"
     )

@@ -87,14 +87,15 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Place, str]]:
             text, a tag, a loop of aliases.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(LARGEST + 1)  # a device may have no end
     except FileNotFoundError:
         near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else ""
         raise ConfigError([f"{path}: no such config file{near}"]) from None
     except (OSError, ValueError) as error:
         raise ConfigError([f"{path}: cannot be read: {error}"]) from None
     if len(text) > LARGEST:
-        raise ConfigError([f"{path}: has {len(text):,} characters; is this a config?"])
+        raise ConfigError([f"{path}: has more than {LARGEST:,} characters; is this a config?"])
     data, lines = parse(text, str(path))
     if not isinstance(data, dict):
         raise ConfigError([f"{path}: a config is a mapping of sections (model, data, output_dir, …)"])

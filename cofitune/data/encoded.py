@@ -16,7 +16,6 @@ from typing import overload
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
 from cofitune.data.chat import IGNORED, Example, encode_rows
@@ -24,7 +23,8 @@ from cofitune.data.encoded_cache import ITEMS, new_entry, read_entry, write_acco
 from cofitune.data.read import ItemCounts, Row
 from cofitune.data.sources import OpenSource, Source, open_source
 from cofitune.errors import ArtifactError, DataError, RepairWarning, UserError, WriteError
-from cofitune.files import cache_folder, sha256_json
+from cofitune.files import cache_folder, one_at_a_time, sha256_json
+from cofitune.orphan import end_with_parent
 
 VERSION = 5  # raised whenever the same item becomes other tokens or labels
 SCHEMA = pa.schema(
@@ -143,7 +143,7 @@ def _encode_source(
     if (known := _sound(folder)) is None:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{folder}.lock"):
+            with one_at_a_time(folder.with_name(f"{folder.name}.lock")):
                 if (known := _sound(folder)) is None:
                     _make(folder, opened, tokenizer, encoding, limit, on_rows)
                     known = read_entry(folder)
@@ -261,6 +261,7 @@ _setting: tuple[str, PreTrainedTokenizerBase, Encoding] | None = None
 
 
 def _start_worker(form: str, tokenizer: PreTrainedTokenizerBase, encoding: Encoding) -> None:
+    end_with_parent()
     global _setting  # noqa: PLW0603 -- what a forked worker inherits
     _setting = (form, tokenizer, encoding)
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, TypeVar
 
 from torch import distributed
 from torch.distributed import ProcessGroup
 
+from cofitune.distributed import LONGEST_WAIT, waiting_group
 from cofitune.errors import UserError
 
-LONGEST_WAIT = timedelta(hours=12)  # ranks meet after each task, and one may have the long batches
 T = TypeVar("T")
 
 
@@ -96,7 +95,7 @@ def join(rank: int, world_size: int) -> BatchSharding:
         return BatchSharding()
     if not distributed.is_initialized():
         distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
-    return BatchSharding(rank, world_size, distributed.new_group(backend="gloo", timeout=LONGEST_WAIT))
+    return BatchSharding(rank, world_size, waiting_group())
 
 
 def in_batches(items: Sequence[T], size: int) -> list[Sequence[T]]:

@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from cofitune.checked import read_checked_json, write_checked_json
 from cofitune.errors import ArtifactError
 from cofitune.evaluation.metrics import Metric
-from cofitune.files import sha256_file, write_text
+from cofitune.files import read_json, sha256_file, write_checked_json, write_text
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def load_result(path: Path) -> TaskResult | None:
     """
     if not path.with_suffix(".json").is_file():
         return None
-    figures = read_checked_json(path.with_suffix(".json"), "task result")
+    figures = read_json(path.with_suffix(".json"), "task result")
     try:
         content = path.read_bytes()
     except FileNotFoundError:

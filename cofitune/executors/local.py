@@ -7,7 +7,6 @@ trial leaves lies in its folder. A worker whose trial failed ends too, so that n
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 import os
@@ -24,16 +23,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
+from tempfile import TemporaryFile
 from typing import Any
 
 from cofitune.config.load import dump_config
 from cofitune.config.schema import Config
 from cofitune.errors import UserError
-from cofitune.files import write_text
+from cofitune.files import remove_free_lock, write_text
 from cofitune.launch.launcher import Ranks
+from cofitune.orphan import end_with_parent
 from cofitune.ranks import VARIABLES, is_launched, this_rank
 from cofitune.recipes.trial.executor import Measured, TrialExecutor, TrialRequest, TrialResult
+from cofitune.temporary import temporary_folder
 
 LINE = "COFITUNE_WORKER"  # where the search is to be reached, `host:port:password`, as its worker's rank 0 finds it
 SECONDS_TO_END = 20  # for a worker that is told to, before it is killed
@@ -42,20 +43,24 @@ SECONDS_TO_SAY_WHY = 5  # for its launcher, once the ranks have ended
 SECONDS_OF_HOSTS_TO_SAY_WHY = 60  # where there is one on each of several machines
 SECONDS_TO_SAY_WHO = 5  # for who calls, before the call is taken for a stranger's
 SECONDS_BETWEEN_LOOKS = 0.2
-PR_SET_PDEATHSIG = 1  # of Linux' prctl
 
 
 @contextmanager
-def local_executor(ranks: Ranks) -> Iterator[TrialExecutor]:
+def local_executor(ranks: Ranks, writes: Path | None = None) -> Iterator[TrialExecutor]:
     """Give what runs requests one after the other on these ranks; the worker ends with the context.
 
     It starts with the first request, and again after one that failed.
+
+    Args:
+        writes: the folder whose lock the worker holds, too: its lock file goes with the worker.
     """
     requests = _LocalExecutor(ranks)
     try:
         yield requests.run
     finally:
         requests.close()
+        if writes is not None:
+            remove_free_lock(writes)
 
 
 def measure_trial(config: Config, ranks: Ranks) -> Measured:
@@ -71,9 +76,8 @@ def measure_trial(config: Config, ranks: Ranks) -> Measured:
     """
     started = time.perf_counter()
     shared = _nearest_folder(Path(config.output_dir)) if ranks.hosts else None
-    with TemporaryDirectory(prefix="cofitune-measure-", dir=shared) as name:
-        folder = Path(name)
-        config = config.model_copy(update={"output_dir": name})
+    with temporary_folder("cofitune-measure-", shared) as folder:
+        config = config.model_copy(update={"output_dir": str(folder)})
         worker = _Worker(ranks)
         try:
             worker.wait_until_ready()
@@ -89,7 +93,8 @@ def measure_trial(config: Config, ranks: Ranks) -> Measured:
 
 def serve() -> None:
     """What every rank of a worker does: carry out the search's requests until it hangs up."""
-    _end_with_parent()
+    if is_launched():  # a rank of ours, whose launcher may end without having ended it
+        end_with_parent()
     from rich.console import Console
 
     from cofitune.recipes.trial.runner import TrialRunner
@@ -298,9 +303,3 @@ def _speak_into(log: Path) -> None:
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-
-
-def _end_with_parent() -> None:
-    """As a rank of ours, ask the system for this process' end where its launcher ends without having ended it."""
-    if is_launched() and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))

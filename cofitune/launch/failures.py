@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -58,9 +59,10 @@ def tell_parent(kind: type[BaseException], error: BaseException, trace: Tracebac
         f"error: {error}" if isinstance(error, UserError) else "".join(traceback.format_exception(kind, error, trace))
     )
     about = {"py_callstack": text.rstrip(), "timestamp": str(int(time.time()))}
-    Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(
-        json.dumps({"message": {"message": f"{kind.__name__}: {error}", "extraInfo": about}}), encoding="utf-8"
-    )
+    with suppress(OSError):  # a killed parent's folder may be gone, and the disk full
+        Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(
+            json.dumps({"message": {"message": f"{kind.__name__}: {error}", "extraInfo": about}}), encoding="utf-8"
+        )
 
 
 def say_mistake(error: UserError) -> None:

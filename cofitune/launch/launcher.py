@@ -11,13 +11,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from cofitune.errors import UserError
 from cofitune.launch.failures import PARENT, tell_failures
 from cofitune.launch.hostfile import Host, Place, follow_parent_signals, read_hostfile, run_hosts
 from cofitune.launch.parent import PARENT_PID
 from cofitune.ranks import is_launched, this_rank
+from cofitune.temporary import temporary_folder
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def run_ranks(num_processes: int, arguments: Sequence[str], place: Place | None 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
     os.environ[PARENT] = socket.gethostname() if place else ""
     os.environ[PARENT_PID] = str(os.getpid())
-    with TemporaryDirectory(prefix="cofitune-ranks-") as folder:
+    with temporary_folder("cofitune-ranks-") as folder:
         config = LaunchConfig(
             min_nodes=place.num_hosts if place else 1,
             max_nodes=place.num_hosts if place else 1,
@@ -102,7 +102,7 @@ def run_ranks(num_processes: int, arguments: Sequence[str], place: Place | None 
             rdzv_endpoint=place.endpoint if place else "localhost:0",  # 0: a free port
             rdzv_configs={"rank": place.number} if place else {},
             max_restarts=0,
-            logs_specs=DefaultLogsSpecs(log_dir=folder),
+            logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
         )
         try:
             elastic_launch(config, sys.executable)("-m", "cofitune", *arguments)

@@ -33,7 +33,7 @@ def read_object(path: Path, what: str) -> dict[str, Any]:
         UserError: it is missing, does not parse, or holds something else.
     """
     try:
-        value: dict[str, Any] = read_json(path, what)
+        value: dict[str, Any] = read_json(path, what, ours=False)
     except ArtifactError as error:
         raise UserError(str(error)) from None
     return value

@@ -17,7 +17,7 @@ from cofitune.config.eval import KEEP
 from cofitune.config.load import load_config
 from cofitune.data.template import ChatTemplate, set_template, without_day
 from cofitune.errors import ArtifactError, UserError
-from cofitune.files import exclusive, read_json, write_json, write_tensors, write_text
+from cofitune.files import exclusive, read_json, write_checked_json, write_json, write_tensors, write_text
 from cofitune.model.anatomy import is_missing_folder, read_model_config
 from cofitune.model.folder import read_generation_config
 from cofitune.model.load import DTYPES, load_tokenizer
@@ -153,7 +153,7 @@ def _write_folder(to: Path, parts: ExportParts) -> None:
         write_text(building / CARD, card)  # before the rest: the base's own card is another model's
         _write_rest(base, building, parts.dtype_name, parts.alpha)
         written = sorted(path.relative_to(building).as_posix() for path in building.rglob("*") if path.is_file())
-        write_json(building / MARK, {"files": written})
+        write_checked_json(building / MARK, {"files": written})
         if to.exists():  # empty, or an export of which all files are known
             shutil.rmtree(to)
         building.rename(to)

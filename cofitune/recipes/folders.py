@@ -16,8 +16,9 @@ from cofitune.config.day import keep_day, today
 from cofitune.config.load import dump_config, load_resolved
 from cofitune.config.schema import FREE_SETTINGS, SECTIONS_READ, Config, EvalModel
 from cofitune.errors import UserError, differences
-from cofitune.files import gib, remove_leftovers, write_text
+from cofitune.files import gib, write_text
 from cofitune.recipes.own_files import foreign_files, is_own_config, remove_own
+from cofitune.temporary import remove_leftovers
 
 PACKAGES = ("torch", "transformers", "deepspeed", "lm-eval")
 
@@ -80,8 +81,10 @@ def _check_own(config: Config, command: str) -> None:
     for made_by in (config.run / "config.yaml", folder / "config.yaml"):
         if made_by.exists() and not (made_by.is_file() and is_own_config(made_by)):
             raise UserError(f"output_dir: {made_by} is not ours and would be replaced; choose another output_dir")
+    place = Path(os.path.realpath(folder))  # which a loop of links does not stop
     for source in _sources(config, command):
-        if folder.resolve() in (Path(source).resolve(), *Path(source).resolve().parents):
+        read = Path(os.path.realpath(source))
+        if place in (read, *read.parents):
             raise UserError(
                 f"output_dir: {source} lies in {folder}, which this command writes; choose another output_dir, or move "
                 "the file"

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Container, Iterator
 from pathlib import Path
 
-from cofitune.files import TEMPORARY
+from cofitune.temporary import TEMPORARY
 
 ANY = r"[^/]+"
 CHECKPOINT = r"checkpoints/\.?step-\d{6,}(\.old)?(\.tmp)?/((state-\d{5}|random)\.safetensors|manifest\.json)"

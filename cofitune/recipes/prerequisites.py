@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from cofitune.config import schema
-from cofitune.errors import UserError
+from cofitune.errors import ArtifactError, UserError
 from cofitune.files import sha256_file
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.weight_files import check_files, fingerprint, weight_files
+from cofitune.ranks import this_rank
+
+SECONDS_OF_STALENESS = 70  # for which a network file system may not show a machine what another one has written
+T = TypeVar("T")
+
+
+def look_again(look: Callable[[], T]) -> T:
+    """Look for an artifact; on other machines than rank 0's, again and again while their file system may be stale.
+
+    Rank 0 says at once what is missing or damaged, and its launcher ends the others.
+
+    Raises:
+        ArtifactError: `look` does, on rank 0 or for too long.
+    """
+    end = time.monotonic() + SECONDS_OF_STALENESS
+    while True:
+        try:
+            return look()
+        except ArtifactError:
+            if this_rank().rank == 0 or time.monotonic() > end:
+                raise
+            time.sleep(SECONDS_OF_STALENESS / 70)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cofitune.errors import ArtifactError
-from cofitune.files import read_json, write_json
+from cofitune.files import read_json, write_checked_json
 
 FORMAT = 1
 FILE = "summary.json"
@@ -44,7 +44,7 @@ def write_summary(run: Path) -> Path:
         ArtifactError: an artifact of the run is damaged.
     """
     path = run / FILE
-    write_json(path, summarise_run(run))
+    write_checked_json(path, summarise_run(run))
     return path
 
 

@@ -23,7 +23,7 @@ from cofitune.data.formats import BadItemError
 from cofitune.data.read import ItemCounts, bad_item
 from cofitune.data.top_k import TopK
 from cofitune.errors import ArtifactError
-from cofitune.files import read_json, sha256_file, write_json, write_tensors, write_text
+from cofitune.files import read_json, sha256_file, write_checked_json, write_tensors, write_text
 from cofitune.model.weight_files import remembered_sha256
 
 FOLDER = "rehearsal"  # below output_dir
@@ -183,7 +183,7 @@ def write_rehearsal(
     tensors = {"indices": top_k.indices, "log_probs": top_k.log_probs, "rest": top_k.rest}
     write_tensors(folder / TOP_K, {**tensors, "token_log_probs": token_log_probs})
     hashes = {"items_sha256": sha256_file(folder / ITEMS), "top_k_sha256": sha256_file(folder / TOP_K)}
-    write_json(folder / MANIFEST, {"format": FORMAT, **manifest, **hashes})
+    write_checked_json(folder / MANIFEST, {"format": FORMAT, **manifest, **hashes})
 
 
 def read_rehearsal(folder: Path) -> Rehearsal:

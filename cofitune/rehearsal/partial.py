@@ -14,8 +14,9 @@ from torch import Tensor
 from cofitune.checked import read_checked_tensors, write_checked_tensors
 from cofitune.data.top_k import TopK
 from cofitune.errors import ArtifactError, RepairWarning
-from cofitune.files import TEMPORARY, read_json, write_json
+from cofitune.files import read_json, write_json
 from cofitune.rehearsal.generate import Answer
+from cofitune.temporary import TEMPORARY
 
 IDENTITY = "identity.json"
 OWN = re.compile(r"identity\.json|[a-z]+-\d{6}\.safetensors")

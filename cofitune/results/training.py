@@ -151,7 +151,7 @@ class ExportResult:
         Raises:
             UserError: it holds no model.
         """
-        config = read_json(Path(folder) / "config.json", "exported model")
+        config = read_json(Path(folder) / "config.json", "exported model", ours=False)
         return cls(Path(folder), float(config.get("cofitune_alpha", 1.0)))
 
     def to_dict(self) -> dict[str, Any]:

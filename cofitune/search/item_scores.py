@@ -19,7 +19,7 @@ from cofitune.evaluation.metrics import Metric
 from cofitune.evaluation.samples import TaskResult, load_result
 from cofitune.evaluation.statistics.comparison import content
 from cofitune.evaluation.statistics.paired import Bootstrap, Estimate, TaskItems
-from cofitune.files import read_json, write_json
+from cofitune.files import read_json, write_checked_json
 
 Difference = Estimate
 
@@ -60,7 +60,7 @@ class KeptAnswers:
         answers = {result.title: _item_scores(result) for result in found if result is not None}
         if answers:
             path = self._path(trial, steps)
-            write_json(path, {title: asdict(scores) for title, scores in answers.items()})
+            write_checked_json(path, {title: asdict(scores) for title, scores in answers.items()})
             self._read[path] = answers
 
     def get(self, trial: str, steps: int) -> Answers | None:

@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cofitune.checked import with_checksum
 from cofitune.errors import ArtifactError, RepairWarning, differences
-from cofitune.files import read_json, write_json, write_text
+from cofitune.files import read_json, with_checksum, write_checked_json, write_text
 from cofitune.jsonl import append_line, read_lines
 from cofitune.model.region import Region
 from cofitune.search.trial import Trial, trial_from_json, trial_id
@@ -121,7 +120,7 @@ def open_store(folder: Path, identity: Mapping[str, Any], *, repair: bool = Fals
         raise ArtifactError(f"{folder}: trials.jsonl has no store.json that says whose it is; --overwrite starts over")
     else:
         write_text(path, "")
-        write_json(card, {"version": VERSION, "identity": identity})
+        write_checked_json(card, {"version": VERSION, "identity": identity})
     damaged: list[str] = []
     lines = read_lines(path, _parsed, may_be_torn=True, what=LINE, on_damaged=damaged.append)
     for message in damaged:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cofitune.distributed import rank_or_zero
 from cofitune.errors import ArtifactError, UserError, WriteError
-from cofitune.files import read_json, read_tensors, sha256_file, write_json, write_tensors
+from cofitune.files import read_json, read_tensors, sha256_file, write_checked_json, write_tensors
 from cofitune.zero import gathered
 
 FORMAT = 1
@@ -52,8 +52,8 @@ def write_delta(folder: Path, tensors: dict[str, Tensor], manifest: dict[str, An
     """
     path = folder / "delta.safetensors"
     try:
-        write_tensors(path, tensors)
-        write_json(folder / "manifest.json", {"format": FORMAT, "delta_sha256": sha256_file(path), **manifest})
+        sha256 = write_tensors(path, tensors)
+        write_checked_json(folder / "manifest.json", {"format": FORMAT, "delta_sha256": sha256, **manifest})
     except WriteError as error:
         raise UserError(f"{error}; --resume trains from the newest checkpoint on") from error
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ SHARDED_LOADING_FROM = 8 * 2**30  # bytes of weights
 # old values. DeepSpeed's own 5e8 and 1e9 would cost more memory than a 7B model's activations
 ELEMENTS_AT_ONCE = 10**8
 SECONDS_TO_REST = 0.2  # for gloo's threads, which need microseconds of a free core
+STEP_TIMEOUT = 1800  # seconds, as transformers' ddp_timeout
 ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
 
 
@@ -131,8 +133,12 @@ def start_engine(model: nn.Module, settings: EngineSettings) -> Any:
     return engine
 
 
-def start_distributed() -> tuple[int, int]:
-    """Join the other ranks (or be the only one), quietly. Returns (rank, world size)."""
+def start_distributed(timeout: int = STEP_TIMEOUT) -> tuple[int, int]:
+    """Join the other ranks (or be the only one), quietly. Returns (rank, world size).
+
+    Args:
+        timeout: seconds that ranks wait for one another in a collective. DeepSpeed's own would be ten minutes.
+    """
     import deepspeed
 
     if torch.distributed.is_initialized():  # DeepSpeed keeps its groups for the life of the process
@@ -148,7 +154,8 @@ def start_distributed() -> tuple[int, int]:
     else:
         skip_cpu_communication_op()
     with meeting():
-        deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=timedelta(seconds=timeout))
     atexit.register(_leave)
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 

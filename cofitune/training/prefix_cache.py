@@ -10,9 +10,8 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -26,6 +25,7 @@ from cofitune.distributed import run_on_rank_zero
 from cofitune.errors import UserError
 from cofitune.files import gib
 from cofitune.host_memory import free_memory
+from cofitune.temporary import beside, hold, remove_leftovers
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -233,25 +233,27 @@ def _shared_bytes(plan: PrefixPlan) -> Tensor:
         raise UserError(
             f"train.prefix_cache: the ranks are on {len(set(hosts))} machines, which share no memory; set it to none"
         )
-    name = run_on_rank_zero(lambda: _reserve(plan))
-    whole = torch.from_file(name, shared=True, size=plan.num_bytes, dtype=torch.uint8)
-    torch.distributed.barrier()
-    if torch.distributed.get_rank() == 0:
-        Path(name).unlink()
+    with ExitStack() as held:
+        name = run_on_rank_zero(lambda: _reserve(plan, held))
+        whole = torch.from_file(name, shared=True, size=plan.num_bytes, dtype=torch.uint8)
+        torch.distributed.barrier()
+        if torch.distributed.get_rank() == 0:
+            Path(name).unlink()
     return whole
 
 
-def _reserve(plan: PrefixPlan) -> str:
-    """Make the file, and return its name."""
+def _reserve(plan: PrefixPlan, held: ExitStack) -> str:
+    """Make the file, and return its name; it is held until the others have it, for a killed one's would be removed."""
+    remove_leftovers(plan.folder, below=False)
+    path = beside(plan.folder / "prefix")
     try:
-        descriptor, name = tempfile.mkstemp(prefix="prefix-", dir=plan.folder)
+        file = held.enter_context(path.open("xb"))
+        hold(file)
         try:
-            os.posix_fallocate(descriptor, 0, plan.num_bytes)
+            os.posix_fallocate(file.fileno(), 0, plan.num_bytes)
         except OSError:
-            Path(name).unlink()
+            path.unlink()
             raise
-        finally:
-            os.close(descriptor)
     except OSError as error:
         raise UserError(f"train.prefix_cache: no room for {gib(plan.num_bytes)} in {plan.folder}: {error}") from error
-    return name
+    return str(path)

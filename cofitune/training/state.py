@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from cofitune.distributed import run_on_rank_zero
+from cofitune.distributed import run_on_rank_zero, wait_for_all
 from cofitune.errors import ArtifactError, UserError, WriteError
 from cofitune.files import read_json, read_tensors, sha256_file, sha256_json, write_json, write_tensors
 from cofitune.training.checkpoint_folders import checkpoint_folders, drop_old, empty, put_in_place
@@ -174,6 +174,7 @@ def _gathered_tensors(engine: Any, step: int, keep: bool) -> Iterator[tuple[str,
     for name, parameter in _trained(engine):
         shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
         tensors = {}
+        wait_for_all()  # rank 0 may have written a file since, which lasts as long as the disk likes
         for kind in (MASTER, *MOMENTS):
             # summed as integers, every element has one owner's bits: a float sum would turn -0 into 0
             bits = torch.zeros(shape, dtype=torch.int32, device=engine.device).view(-1)
@@ -196,15 +197,14 @@ def _write(
     empty(folder)  # what a killed process left
     folder.mkdir(parents=True, exist_ok=True)
     places: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     waiting: dict[str, Tensor] = {}
-    files = 0
 
     def write_out() -> None:
-        nonlocal files, waiting
-        files += 1
-        path = folder / f"state-{files:05d}.safetensors"
-        write_tensors(path, waiting)
-        places.update({key.rpartition("/")[0]: path.name for key in waiting})
+        nonlocal waiting
+        name = f"state-{len(hashes) + 1:05d}.safetensors"
+        hashes[name] = write_tensors(folder / name, waiting)
+        places.update({key.rpartition("/")[0]: name for key in waiting})
         waiting = {}
 
     for name, parts in tensors:
@@ -215,10 +215,9 @@ def _write(
             write_out()
     if waiting:
         write_out()
-    write_tensors(
+    hashes[RANDOM] = write_tensors(
         folder / RANDOM, {f"{rank}/{kind}": t for rank, part in enumerate(states) for kind, t in part.items()}
     )
-    hashes = {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
     manifest = {"format": FORMAT, **content, "tensors": places, "sha256": hashes}
     write_json(folder / "manifest.json", {**manifest, "manifest_sha256": sha256_json(manifest)})
 

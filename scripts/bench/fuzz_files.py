@@ -157,13 +157,34 @@ def _write_delta(folder: Path) -> None:
 
     from cofitune.training.delta import write_delta
 
-    write_delta(folder, {"w": torch.rand(3, 4)}, {"base_fingerprint": "f", "base": "b"})
+    write_delta(folder, {"w": torch.rand(3, 4)}, {"base_fingerprint": "f", "base": "b", "steps": 7, "losses": [1.5]})
 
 
 def _read_delta(folder: Path) -> Any:
     from cofitune.training.delta import read_delta
 
-    return read_delta(folder, "f").tensors
+    delta = read_delta(folder, "f")
+    return [delta.tensors, *_known(delta.manifest, ("base", "steps", "losses"))]
+
+
+def _known(content: dict[str, Any], keys: tuple[str, ...]) -> list[Any]:
+    """The entries that somebody reads: a flip in the name of the checksum itself adds one that nobody does."""
+    return [content.get(key) for key in keys]
+
+
+def _write_json(folder: Path) -> None:
+    from cofitune.files import write_checked_json
+
+    folder.mkdir(parents=True)
+    for name in ("alpha.json", "proxy.json", "scores.json", "tree.json"):
+        write_checked_json(folder / name, {"format": 1, "alpha": 0.7, "points": [{"score": 12.5}], "text": "ä"})
+
+
+def _read_json(folder: Path) -> Any:
+    from cofitune.files import read_json
+
+    contents = [read_json(path, "artifact") for path in sorted(folder.iterdir())]
+    return [_known(content, ("format", "alpha", "points", "text")) for content in contents]
 
 
 def _write_importance(folder: Path) -> None:
@@ -171,14 +192,15 @@ def _write_importance(folder: Path) -> None:
 
     from cofitune.importance_file import write_importance
 
-    write_importance(folder, {"a": torch.rand(2, 3)}, {"a": torch.rand(2, 3)}, {"base_fingerprint": "f"})
+    write_importance(folder, {"a": torch.rand(2, 3)}, {"a": torch.rand(2, 3)}, {"base_fingerprint": "f", "samples": 8})
 
 
 def _read_importance(folder: Path) -> Any:
     from cofitune.files import read_json
     from cofitune.importance_file import read_vectors
 
-    return read_vectors(folder, read_json(folder / "manifest.json", "importance manifest"))
+    manifest = read_json(folder / "manifest.json", "importance manifest")
+    return [read_vectors(folder, manifest), *_known(manifest, ("base_fingerprint", "samples"))]
 
 
 def _write_batch(folder: Path) -> None:
@@ -231,6 +253,7 @@ KINDS = {
     "checkpoint": Kind(_write_checkpoint, _read_checkpoint),
     "delta": Kind(_write_delta, _read_delta),
     "importance": Kind(_write_importance, _read_importance, "[im]*"),
+    "json": Kind(_write_json, _read_json),
     "batch": Kind(_write_batch, _read_batch),
     "tokens": Kind(_write_tokens, _read_tokens),
 }

@@ -149,3 +149,15 @@ def test_short_names_of_precision_are_read(tmp_path: Path) -> None:
     path = write(tmp_path, BASE)
     assert load_config(path, ["model.dtype=bf16"]).model.dtype == "bfloat16"
     assert load_config(path, ["model.dtype=fp32"]).model.dtype == "float32"
+
+
+def test_half_a_character_is_one_message(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text('model: {name: m}\ndata: {train: [a.jsonl], template: "\\uD800"}\noutput_dir: run\n')
+    with pytest.raises(ConfigError, match=r"c\.yaml:2: data\.template: holds a character that no text can hold"):
+        load_config(path)
+
+
+def test_a_device_without_an_end_is_no_config() -> None:
+    with pytest.raises(ConfigError, match="/dev/zero: has more than .* is this a config"):
+        load_config("/dev/zero")

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cofitune.config.eval import as_model
 from cofitune.config.schema import Config
 from cofitune.errors import UserError
-from cofitune.files import sha256_file
+from cofitune.files import read_json, sha256_file
 from cofitune.model.weight_files import fingerprint
 from cofitune.recipes.evaluate import recipe
 from cofitune.recipes.evaluate.plan import plan_eval
@@ -157,7 +157,7 @@ def test_a_run_cannot_have_code_of_its_base_run(
     settings["auto_map"] = {"AutoTokenizer": [None, "evil.Evil"]}
     (base / "tokenizer_config.json").write_text(json.dumps(settings))
     path = run / "train" / "manifest.json"
-    manifest = json.loads(path.read_text())
+    manifest = read_json(path, "manifest")
     about = {"base": str(base), "base_fingerprint": fingerprint(str(base)), "trust_remote_code": True}
     path.write_text(json.dumps(manifest | about))
     assert run_command(monkeypatch, "export", run, "--to", tmp_path / "out", "--alpha", alpha) == 2
@@ -181,7 +181,7 @@ def test_an_export_keeps_the_bases_tokenizer_files_and_names_all_ends(
     template.write_text((tiny_model_folder / "chat_template.jinja").read_text())
     path = run / "train" / "manifest.json"
     about = {"base": str(base), "base_fingerprint": fingerprint(str(base)), "template": str(template)}
-    path.write_text(json.dumps(json.loads(path.read_text()) | about))
+    path.write_text(json.dumps(read_json(path, "manifest") | about))
     (tmp_path / "run.yaml").write_text(yaml.safe_dump({"model": {"name": str(base)}, "output_dir": str(run)}))
     assert run_command(monkeypatch, "export", tmp_path / "run.yaml", "--to", tmp_path / "out") == 0
     out = tmp_path / "out"

@@ -12,6 +12,7 @@ import torch
 from cofitune.data.chat import IGNORED
 from cofitune.data.top_k import TopK
 from cofitune.errors import ArtifactError, DataError
+from cofitune.files import read_json
 from cofitune.rehearsal.generate import Answer
 from cofitune.rehearsal.items import (
     ITEMS,
@@ -97,7 +98,7 @@ def test_changed_and_missing_files_are_refused_by_name(folder: Path, name: str) 
 
 
 def test_without_its_manifest_or_of_another_format_a_folder_is_refused(folder: Path, tmp_path: Path) -> None:
-    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest = read_json(folder / MANIFEST, "manifest")
     (folder / MANIFEST).write_text(json.dumps(manifest | {"format": 99}))
     with pytest.raises(ArtifactError, match="not of format 1"):
         read_rehearsal(folder)

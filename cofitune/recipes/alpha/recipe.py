@@ -22,7 +22,7 @@ from cofitune.config.eval import KEEP
 from cofitune.config.schema import Config, EvalModel
 from cofitune.distributed import device
 from cofitune.errors import ArtifactError, UserError
-from cofitune.files import exclusive, read_json, write_json
+from cofitune.files import exclusive, read_json, write_checked_json
 from cofitune.model.weight_files import fingerprint
 from cofitune.recipes.alpha.plan import FORMAT, AlphaPlan, Place, plan_alpha
 from cofitune.recipes.folders import no_run, train_folder
@@ -88,7 +88,7 @@ def choose_alpha(
     content = _content(plan, points, alpha, keep)
     if _read(plan) != content:
         _check_writable(plan.folder)
-        write_json(plan.file, content)
+        write_checked_json(plan.file, content)
     console.print(alpha_table(content))
     for line in (alpha_sentence(content), f"→ {plan.file}"):
         say(console, line)
@@ -208,7 +208,7 @@ def _measure_until_decided(plan: AlphaPlan, points: Points, keep: float, console
             status = console.status(f"alpha {alpha:g} on development items") if console.is_terminal else nullcontext()
             with status:
                 points[alpha] = _measure(plan, model, delta, alpha)
-            write_json(plan.file, _content(plan, points, None, keep))
+            write_checked_json(plan.file, _content(plan, points, None, keep))
             alpha, decided = next_alpha(_kept(plan, points), keep)
     return alpha
 

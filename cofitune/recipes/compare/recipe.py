@@ -13,7 +13,7 @@ from rich.console import Console
 from cofitune.config.load import dump_config
 from cofitune.config.schema import Config
 from cofitune.errors import UserError, install
-from cofitune.files import exclusive, read_json, write_json, write_text
+from cofitune.files import exclusive, read_json, write_checked_json, write_text
 from cofitune.jsonl import append_line
 from cofitune.recipes.compare.plan import FOLDER, ComparePlan, Run, model_name, plan_compare, resolve_search
 from cofitune.recipes.compare.plan_report import about, plan_facts, print_plan, time_left
@@ -81,7 +81,7 @@ def compare(
                 + next(f"{line['run']}: {line['reason']}" for line in lines.values())
             )
         content = build_comparison(plan, lines)
-        write_json(plan.folder / "compare.json", content)
+        write_checked_json(plan.folder / "compare.json", content)
     compared = Comparison.of(content)
     for table in comparison_tables(compared):
         console.print(table)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from cofitune.evaluation.samples import save_result
 from cofitune.evaluation.statistics.comparison import Compared, build_scores, changed_items
-from cofitune.files import write_json, write_text
+from cofitune.files import write_checked_json, write_text
 from cofitune.recipes.evaluate.plan import EvalPlan, Results
 from cofitune.recipes.own_files import remove_samples
 from cofitune.reports.console import say
@@ -63,7 +63,7 @@ def write_result(plan: EvalPlan, results: Results, scores: dict[str, object], ch
         for what, items in parts.items():
             text = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
             write_text(plan.folder / "changed" / name / f"{what}.jsonl", text)
-    write_json(plan.folder / "scores.json", scores)
+    write_checked_json(plan.folder / "scores.json", scores)
 
 
 def find_changed(plan: EvalPlan, results: Results, scores: dict[str, Any]) -> Changed:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor, distributed
 from transformers import PreTrainedModel
 
 from cofitune.config.schema import Config
-from cofitune.distributed import all_reduce_max, check_agreement, device_of, run_on_rank_zero
+from cofitune.distributed import LONGEST_WAIT, all_reduce_max, check_agreement, device_of, run_on_rank_zero
 from cofitune.errors import install
 from cofitune.files import check_unlocked, exclusive, write_text
 from cofitune.importance.estimate import Scores, estimate, no_sums
@@ -52,7 +51,6 @@ from cofitune.training.memory import gathered_at_once
 
 # ranks with whole models meet once, at the end: the slowest may be far behind on an uneven machine
 WHAT = "estimation of importance"  # in messages
-LONGEST_WAIT = timedelta(hours=2)
 
 
 def importance(

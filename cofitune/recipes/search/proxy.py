@@ -16,7 +16,7 @@ from cofitune.data.encoded import Encoding, Examples, encode_sources
 from cofitune.data.sources import Source, open_source
 from cofitune.distributed import device
 from cofitune.errors import ArtifactError
-from cofitune.files import read_json, write_json
+from cofitune.files import read_json, write_checked_json
 from cofitune.model.load import load_tokenizer
 from cofitune.model.region import Region
 from cofitune.recipes.from_config import base_anatomy, base_config, chat_template, data_sources, load_base
@@ -67,7 +67,7 @@ def make_proxy(plan: SearchPlan, start_proxy: StartProxy) -> Proxy | None:
             "seconds": seconds,
             **read_json(fresh, "file of gradient statistics"),
         }
-        write_json(path, known)
+        write_checked_json(path, known)
         fresh.unlink()
     # losses and the two other objectives name no weight: a region must do both there
     weighs = plan.measure.kind == "score" and plan.config.search.objective == "unified"
@@ -105,7 +105,7 @@ def take_statistics(config: Config, path: Path) -> None:
     pad = tokenizer.pad_token_id
     gain = gradient_norms(model, anatomy, _micro_batches(speciality, MICRO_BATCH, pad), first_norm)
     harm = gradient_norms(model, anatomy, _micro_batches(general, 1, pad), squared_norm)
-    write_json(path, asdict(Statistics(gain, harm)))
+    write_checked_json(path, asdict(Statistics(gain, harm)))
 
 
 def _read(config: Config, sources: list[Source], tokenizer: object, train_on: str, max_items: int | None) -> Examples:

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from cofitune.config.schema import Config
-from cofitune.files import exclusive, write_json
+from cofitune.files import exclusive, write_checked_json
 from cofitune.recipes.folders import start_folder
 from cofitune.recipes.on_plan import OnPlan, PlanFacts
 from cofitune.recipes.search.cost import Measure, cost_lines
@@ -107,7 +107,7 @@ def search(
 
 def _write(plan: SearchPlan, winner: Trial, result: Result) -> Path:
     """Write tree.json, the winner's region.yaml, whose path is given, and the plot."""
-    write_json(plan.folder / "tree.json", result.tree)
+    write_checked_json(plan.folder / "tree.json", result.tree)
     path = write_winner(plan.folder, winner, " ".join(result.sentences), plan.identity["model"]["fingerprint"])
     if figure.can_draw():
         figure.write_picture(plan.folder, search_picture("search", result.tree))

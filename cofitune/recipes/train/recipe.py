@@ -83,7 +83,7 @@ def train(
         return plan.folder
 
     with explaining_out_of_memory(plan.footprint):
-        start_distributed()
+        start_distributed(config.train.ddp_timeout)
         check_agreement(agreed(plan))
         with ExitStack() as lock:
             run_on_rank_zero(lambda: lock.enter_context(exclusive(plan.folder, "training")))
@@ -153,8 +153,7 @@ def _train(prepared: PreparedModel, console: Console, *, overwrite: bool, resume
     except DriftReached as error:
         reached = error
         _go_back(run, error, console)
-    is_writer = torch.distributed.get_rank() == 0
-    if is_writer and run.watch.records and (share := run.watch.records[-1].kept_share):
+    if torch.distributed.get_rank() == 0 and run.watch.records and (share := run.watch.records[-1].kept_share):
         say(console, kept_sentence(share, plan.config.softmask.apply_to))
     _prove_frozen(before, _hash_frozen(run), console)
     # every rank gathers; rank 0 has the tensors then
@@ -162,13 +161,16 @@ def _train(prepared: PreparedModel, console: Console, *, overwrite: bool, resume
     run_on_rank_zero(lambda: check_all_finite(tensors))
     if plan.adapter:
         write_adapter(plan.folder / "adapter", run.model, plan.adapter, plan.config.model.name)
-    if is_writer:
+
+    def write() -> None:
         manifest = make_manifest(plan, before, tensors, run.watch, reached.record if reached else None)
         write_delta(plan.folder, tensors, manifest)
         write_summary(plan.config.run)
         say(console, f"wrote {plan.folder}/delta.safetensors: {len(tensors)} tensors")
         if not plan.config.train.keep_checkpoints:
             remove_checkpoints(plan.folder / "checkpoints")
+
+    run_on_rank_zero(write)  # for which all wait, however long the disk takes
 
 
 def _go_back(run: TrainRun, reached: DriftReached, console: Console) -> None:

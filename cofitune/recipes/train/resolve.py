@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,13 +12,13 @@ from torch import Tensor
 from cofitune.config import schema
 from cofitune.data.batches import Plan
 from cofitune.errors import ArtifactError, UserError
-from cofitune.importance_file import merge_importance, read_importance, read_reliability
+from cofitune.importance_file import ImportanceFile, merge_importance, read_importance, read_reliability
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.layouts import expand_modules
 from cofitune.model.load import choose_dtype
 from cofitune.model.region import Region, check_present, linear_region, match_region, resolve_region
 from cofitune.recipes.from_config import base_config
-from cofitune.recipes.prerequisites import Prerequisites
+from cofitune.recipes.prerequisites import Prerequisites, look_again
 from cofitune.reports.importance.table import MENDS, unreliable
 from cofitune.search.winner import FILE_NAME, read_winner
 from cofitune.softmask.factors import Factor, build_factors, check_masked, harden, shuffle_units
@@ -111,14 +112,14 @@ def find_importance(
     """
     sets = []
     for number, folder in enumerate(folders, start=1):
-        if not (folder / "manifest.json").is_file():
-            message = (
-                f"softmask: no importance in {folder}; run `cofitune importance` with this config first, name its "
-                "folder in softmask.importance, or set softmask.apply_to: none"
-            )
-            needs.lack(ArtifactError(message))
-        elif base is not None:
-            read = read_importance(folder, anatomy, base)
+        try:
+            read = look_again(partial(_importance_in, folder, anatomy, base))
+        except ArtifactError as error:
+            if (folder / "manifest.json").is_file():  # there, and not what is needed
+                raise
+            needs.lack(error)
+            continue
+        if read is not None:
             sets.append(read.vectors)
             noise = unreliable(read_reliability(read.manifest))
             if noise:
@@ -130,6 +131,15 @@ def find_importance(
             name = "importance" if len(folders) == 1 else f"importance {number}"
             needs.use(name, folder / "importance.safetensors")
     return merge_importance(sets) if len(sets) == len(folders) else {}
+
+
+def _importance_in(folder: Path, anatomy: Anatomy, base: str | None) -> ImportanceFile | None:
+    if not (folder / "manifest.json").is_file():
+        raise ArtifactError(
+            f"softmask: no importance in {folder}; run `cofitune importance` with this config first, name its "
+            "folder in softmask.importance, or set softmask.apply_to: none"
+        )
+    return read_importance(folder, anatomy, base) if base is not None else None
 
 
 def make_factors(

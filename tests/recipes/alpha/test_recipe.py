@@ -21,7 +21,7 @@ from cofitune.config.schema import Config, EvalModel
 from cofitune.data.chat import render, set_template
 from cofitune.data.encoded import tokenizer_sha256
 from cofitune.errors import ArtifactError, ConfigError, UserError
-from cofitune.files import write_json
+from cofitune.files import read_json, write_json
 from cofitune.model.load import load_tokenizer
 from cofitune.model.weight_files import fingerprint
 from cofitune.recipes.alpha import recipe as alpha_recipe
@@ -337,7 +337,7 @@ def test_a_run_without_gain_has_no_alpha(make_run: Callable[..., Path], monkeypa
 def test_a_rehearsal_of_another_base_gives_no_drift(make_run: Callable[..., Path], tiny_model_folder: Path) -> None:
     run = make_run()
     make_rehearsal(run / "rehearsal", tiny_model_folder)
-    manifest = json.loads((run / "rehearsal/manifest.json").read_text())
+    manifest = read_json(run / "rehearsal/manifest.json", "manifest")
     write_json(run / "rehearsal/manifest.json", manifest | {"base_fingerprint": "f" * 64})
     choose_alpha(run, console=QUIET)
     assert "answers of another base" in told(run)["drift"]["unknown"]
@@ -348,7 +348,7 @@ def test_the_rehearsal_that_the_training_used_is_taken(
 ) -> None:
     run = make_run()
     make_rehearsal(tmp_path / "elsewhere", tiny_model_folder)
-    manifest = json.loads((run / "train/manifest.json").read_text())
+    manifest = read_json(run / "train/manifest.json", "manifest")
     used = {"rehearsal": {"path": str(tmp_path / "elsewhere/manifest.json"), "sha256": "x"}}
     write_json(run / "train/manifest.json", manifest | {"used": used})
     choose_alpha(run, console=QUIET)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig
 
-from cofitune.files import sha256_file, write_json, write_tensors
+from cofitune.files import read_json, sha256_file, write_json, write_tensors
 from cofitune.importance_file import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS, unit_counts, write_importance
 from cofitune.model.anatomy import read_anatomy
 from cofitune.model.weight_files import fingerprint
@@ -116,7 +116,7 @@ def _rewrite(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
     vectors = load_file(path)
     change(vectors)
     write_tensors(path, {kind: values.contiguous() for kind, values in vectors.items()})
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = read_json(folder / "manifest.json", "manifest")
     write_json(folder / "manifest.json", {**manifest, "sha256": sha256_file(path)})
 
 
@@ -125,7 +125,7 @@ def _set(vectors: dict[str, Tensor], value: float) -> None:
 
 
 def _manifest(folder: Path, **changed: Any) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = read_json(folder / "manifest.json", "manifest")
     write_json(folder / "manifest.json", {**manifest, **changed})
 
 

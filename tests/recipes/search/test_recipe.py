@@ -25,6 +25,7 @@ from cofitune.config.search import Halving
 from cofitune.errors import ConfigError, UserError
 from cofitune.evaluation.metrics import Metric
 from cofitune.evaluation.samples import Sample, TaskResult, save_result
+from cofitune.files import read_json
 from cofitune.model.layouts import MODULES
 from cofitune.model.load import choose_dtype
 from cofitune.model.region import resolve_region
@@ -496,7 +497,7 @@ def test_the_floor_decides_among_the_regions_that_keep_it(config: Config) -> Non
         def leave(self, request: TrialRequest) -> None:
             super().leave(request)
             path = request.folder / "eval" / "scores.json"
-            content = json.loads(path.read_text())
+            content = read_json(path, "scores")
             for scores in content["models"].values():
                 region = request.config.region
                 assert region is not None and region != "search"
