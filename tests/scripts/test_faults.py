@@ -22,15 +22,15 @@ def faults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     import faults
 
     yield faults
-    for name in ("faults", "kill"):
+    for name in ("faults", "fault_commands", "fault_kinds", "kill"):
         sys.modules.pop(name, None)
 
 
 def test_a_command_that_was_broken_ends_as_if_nothing_had_happened(faults: Any, tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
-    made = faults.run(faults.Faults(tmp_path, 5, ["importance"]), 1, log)
+    made = faults.run(faults.Faults(tmp_path, 5, ["importance"]), range(1), log)
     assert [(fault.kind, fault.problem) for fault in made] == [("kill", "")]
-    assert faults.run(faults.Faults(tmp_path / "never", 5, ["importance"]), 1, log) == made, "the log is kept"
+    assert faults.run(faults.Faults(tmp_path / "never", 5, ["importance"]), range(1), log) == made, "the log is kept"
 
 
 def test_what_a_fault_leaves_behind_is_seen(faults: Any, tmp_path: Path) -> None:
