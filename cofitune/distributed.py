@@ -97,10 +97,23 @@ def all_reduce_max(value: int, device: torch.device) -> int:
     Args:
         device: where the ranks talk.
     """
+    return _all_reduce(value, device, distributed.ReduceOp.MAX)
+
+
+def all_reduce_min(value: int, device: torch.device) -> int:
+    """The smallest of the ranks' numbers. Collective where there are several ranks.
+
+    Args:
+        device: where the ranks talk.
+    """
+    return _all_reduce(value, device, distributed.ReduceOp.MIN)
+
+
+def _all_reduce(value: int, device: torch.device, how: distributed.ReduceOp.RedOpType) -> int:
     if not distributed.is_initialized():
         return value
     result = torch.tensor(value, device=device)
-    distributed.all_reduce(result, distributed.ReduceOp.MAX)
+    distributed.all_reduce(result, how)
     return int(result)
 
 

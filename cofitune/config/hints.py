@@ -57,6 +57,7 @@ RENAMES = {  # a key of other programs → ours
     "chat_template": "data.template",
     "train_on_inputs": "data.train_on: all",
     "sample_packing": "data.packing",
+    "optim": "train.optimizer, adamw or adamw_8bit",
     "lora_r": "adapter.r",
     "lora_rank": "adapter.r",
     "lora_alpha": "adapter.alpha",
@@ -79,8 +80,6 @@ RENAMES = {  # a key of other programs → ours
 }
 QUANTISED = "quantised weights are not trained; deepspeed.zero_stage: 3 with offload_param: cpu saves memory"
 UNSUPPORTED = {  # a key of other programs → what is there instead
-    "optim": "the optimizer is AdamW; train.adam_betas, adam_epsilon and weight_decay set it",
-    "optimizer": "the optimizer is AdamW; train.adam_betas, adam_epsilon and weight_decay set it",
     "load_in_4bit": QUANTISED,
     "load_in_8bit": QUANTISED,
     "quantization_bit": QUANTISED,

@@ -54,8 +54,10 @@ FREE_SETTINGS: dict[str, frozenset[str]] = {
             "validation_steps",
             "drift_data",
             "report_to",
+            "gradient_checkpointing",  # computes the same again
         }
     ),
+    "deepspeed": frozenset({"zero_stage"}),  # shares the same over the ranks
 }
 
 
@@ -261,6 +263,15 @@ class Config(Section):
             raise ValueError(
                 f"train.prefix_cache: {self.train.prefix_cache} keeps what frozen layers give, and an adapter sits in "
                 "them; set it to none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _8_bit_moments_stay_on_the_device(self) -> Config:
+        if self.train.optimizer == "adamw_8bit" and self.deepspeed.offload_optimizer == "cpu":
+            raise ValueError(
+                "train.optimizer: adamw_8bit keeps its moments on the device, and deepspeed.offload_optimizer: cpu "
+                "would take them off; choose one of the two"
             )
         return self
 

@@ -45,7 +45,14 @@ class Train(Section):
     max_steps: int | None = Field(None, gt=0, description="optimizer steps; overrules num_train_epochs")
     per_device_train_batch_size: int = Field(16, gt=0, description="items a micro-batch on one device")
     gradient_accumulation_steps: int = Field(2, gt=0, description="micro-batches an optimizer step")
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        "adamw",
+        description="adamw: torch's fused one, 8 bytes of moments a trained weight; adamw_8bit: bitsandbytes', 2 bytes",
+    )
     weight_decay: float = Field(0.1, ge=0, description="decoupled weight decay of AdamW")
+    decay_all: bool = Field(
+        False, description="let biases and norms decay, too; Hugging Face's Trainer leaves them out, and so do we"
+    )
     l2_to_base: float = Field(
         0.0,
         ge=0,
@@ -65,7 +72,11 @@ class Train(Section):
         description="nats a token of drift from the base (or of KL divergence, where the rehearsal has probabilities), "
         "above which training ends at the last checkpoint below it; null: no limit",
     )
-    gradient_checkpointing: bool = Field(True, description="recompute activations from the lowest trained layer up")
+    gradient_checkpointing: Literal["auto"] | bool | Annotated[int, Field(ge=0)] = Field(
+        "auto",
+        description="layers, from the lowest trained one up, whose activations are computed again in the backward "
+        "pass; auto: the fewest that fit the device; true: all; false: none",
+    )
     prefix_cache: Literal["none", "memory", "disk"] = Field(
         "none",
         description="keep what enters the lowest trained layer (tokens × hidden size × bytes of the dtype), and skip "
@@ -137,14 +148,13 @@ class Train(Section):
 
 # what DeepSpeed reads besides the keys that other sections of ours own; it ignores unknown keys without a word
 RAW_KEYS = (
-    "activation_checkpointing", "aio", "comms_logger", "communication_data_type", "compile", "dump_state",
-    "flops_profiler", "gradient_predivide_factor", "memory_breakdown", "prescale_gradients",
-    "seq_parallel_communication_data_type", "steps_per_print", "wall_clock_breakdown", "zero_optimization",
+    "comms_logger", "communication_data_type", "dump_state", "flops_profiler", "gradient_predivide_factor",
+    "memory_breakdown", "prescale_gradients", "steps_per_print", "wall_clock_breakdown", "zero_optimization",
 )  # fmt: skip
 ZERO_KEYS = (  # of its section zero_optimization, offloading and retired names left out
     "allgather_bucket_size", "allgather_partitions", "allgather_sequential", "contiguous_gradients",
-    "gather_16bit_weights_on_model_save", "ignore_unused_parameters", "leaf_module", "load_from_fp32_weights",
-    "log_trace_cache_warnings", "max_live_parameters", "max_reuse_distance", "memory_efficient_linear",
+    "ignore_unused_parameters", "leaf_module", "log_trace_cache_warnings", "max_live_parameters", "max_reuse_distance",
+    "memory_efficient_linear",
     "model_persistence_threshold", "module_granularity_threshold", "overlap_comm", "param_persistence_threshold",
     "prefetch_bucket_size", "reduce_bucket_size", "reduce_scatter", "round_robin_gradients",
     "stage3_allgather_sequential", "stage3_max_live_parameters", "stage3_max_reuse_distance",
@@ -172,8 +182,21 @@ OWNED_KEYS = {
 }
 
 
+NO_EFFECT = {  # keys that DeepSpeed takes and that would change nothing in a training of ours
+    "compile": "the engine compiles where its compile() is called, and the modules here are hooked into too often",
+    "activation_checkpointing": "layers are checkpointed by transformers: train.gradient_checkpointing",
+    "aio": "it is for offloading to NVMe, which is not offered",
+    "seq_parallel_communication_data_type": "sequences are not split over ranks",
+    "zero_optimization.gather_16bit_weights_on_model_save": "DeepSpeed saves nothing here: the delta has whole tensors",
+    "zero_optimization.load_from_fp32_weights": "DeepSpeed loads nothing here: checkpoints are fp32",
+}
+
+
 class DeepSpeed(Section):
-    zero_stage: Literal[1, 2, 3] = Field(3, description="ZeRO stage")
+    zero_stage: Literal["auto", 1, 2, 3] = Field(
+        "auto",
+        description="ZeRO stage; auto: 2, where each device can hold all weights beside its part of the rest, else 3",
+    )
     offload_optimizer: Literal["none", "cpu"] = Field("none", description="where optimizer states live")
     offload_param: Literal["none", "cpu"] = Field("none", description="where parameter shards live (stage 3)")
     raw: dict[str, object] = Field(default_factory=dict, description="DeepSpeed keys, merged in last")
@@ -186,8 +209,8 @@ class DeepSpeed(Section):
         return stage
 
     @model_validator(mode="after")
-    def _offload_needs_stage_3(self) -> DeepSpeed:
-        if self.offload_param == "cpu" and self.zero_stage != 3:
+    def _offloaded_weights_need_stage_3(self) -> DeepSpeed:
+        if self.offload_param == "cpu" and self.zero_stage not in ("auto", 3):
             raise ValueError("offload_param: cpu needs zero_stage: 3 (lower stages keep whole parameters)")
         return self
 
@@ -201,6 +224,8 @@ class DeepSpeed(Section):
         for section, key, known in given:
             if section + key in OWNED_KEYS:
                 raise ValueError(f"'{section}{key}' is set by {OWNED_KEYS[section + key]}")
+            if section + key in NO_EFFECT:
+                raise ValueError(f"'{section}{key}' would have no effect: {NO_EFFECT[section + key]}; leave it out")
             if key not in known:
                 near = did_you_mean(key, known)
                 raise ValueError(f"DeepSpeed knows no key '{section}{key}'{near} (accepted: {', '.join(known)})")

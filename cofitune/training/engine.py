@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from torch import nn
-from torch.utils.cpp_extension import CUDA_HOME
 from transformers import get_scheduler
 
+from cofitune.distributed import world_size_or_one
 from cofitune.errors import UserError
 from cofitune.ranks import is_launched, this_rank
+from cofitune.training.optimizer import adamw_8bit, decay_groups
 from cofitune.zero import reset_zero_globals, skip_cpu_communication_op
 
 SHARDED_LOADING_FROM = 8 * 2**30  # bytes of weights
@@ -39,6 +40,8 @@ class EngineSettings:
         num_steps: optimizer steps of the schedule.
         rehearsal_micro_batches: micro-batches of a step on a rank beside the `accumulation` of the task.
         dtype: the training precision; bfloat16 keeps fp32 master weights and accumulates gradients in fp32.
+        optimizer: adamw | adamw_8bit.
+        decay_all: whether biases and norms decay, too.
     """
 
     zero_stage: int
@@ -57,6 +60,8 @@ class EngineSettings:
     warmup_ratio: float
     num_steps: int
     rehearsal_micro_batches: int = 0
+    optimizer: str = "adamw"
+    decay_all: bool = False
 
     @property
     def warmup_steps(self) -> int:
@@ -76,6 +81,8 @@ def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
         "reduce_bucket_size": ELEMENTS_AT_ONCE,
         "sub_group_size": ELEMENTS_AT_ONCE,  # read by stage 3 alone
     }
+    if on_gpu and world_size_or_one() > 1:  # gradients are reduced while the backward pass goes on
+        zero["overlap_comm"] = True
     if settings.offload_optimizer == "cpu":
         zero["offload_optimizer"] = offload
     if settings.offload_param == "cpu":
@@ -91,10 +98,10 @@ def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
                 "betas": list(settings.adam_betas),
                 "eps": settings.adam_epsilon,
                 "weight_decay": settings.weight_decay,
-                # DeepSpeed compiles its own Adam: two minutes for nothing on a CPU; on a GPU it needs nvcc. Torch's
-                # fused one needs no compiler, no temporary copies of the states, and a sixth of the time (measured
-                # on a CPU, 12 million weights: 15 ms instead of 87)
-                **({} if on_gpu and CUDA_HOME is not None else {"torch_adam": True, "fused": True}),
+                # DeepSpeed would compile its own Adam, for which a GPU needs nvcc. Torch's fused one needs no compiler
+                # and no temporary copies of the states
+                "torch_adam": True,
+                "fused": True,
             },
         },
         "bf16": {"enabled": settings.dtype == torch.bfloat16},
@@ -113,18 +120,25 @@ def start_engine(model: nn.Module, settings: EngineSettings) -> Any:
     The learning-rate schedule is transformers', stepped by the engine after every optimizer step.
 
     Raises:
-        UserError: DeepSpeed refuses a value of `raw`.
+        UserError: DeepSpeed refuses a value of `raw`, or the optimizer's package does not load.
     """
     import deepspeed
 
     def schedule(optimizer: torch.optim.Optimizer) -> Any:
         return get_scheduler(settings.lr_scheduler_type, optimizer, settings.warmup_steps, settings.num_steps)
 
+    config = deepspeed_config(settings)
+    groups = decay_groups(model, settings.weight_decay, settings.decay_all)
+    own: torch.optim.Optimizer | None = None
+    if settings.optimizer == "adamw_8bit":
+        own = adamw_8bit(groups, settings.learning_rate, settings.adam_betas, settings.adam_epsilon)
+        del config["optimizer"]
     try:
         engine, *_ = deepspeed.initialize(
             model=model,
-            model_parameters=[p for p in model.parameters() if p.requires_grad],
-            config=deepspeed_config(settings),
+            model_parameters=groups,
+            optimizer=own,
+            config=config,
             lr_scheduler=schedule,
         )
     except ValidationError as error:  # DeepSpeed's own check of its config
@@ -180,8 +194,8 @@ def meeting() -> Iterator[None]:
         raise UserError(f"rank 0 is not to be found at MASTER_ADDR {address}, MASTER_PORT {port}: {output}") from error
 
 
-def checkpoint_layers(model: Any, layers: str, first_trained: int) -> None:
-    """Recompute activations in the backward pass, only from the lowest trained layer up.
+def checkpoint_layers(model: Any, layers: str, first_trained: int, count: int | None = None) -> None:
+    """Recompute the activations of some layers in the backward pass, from the lowest trained one up.
 
     Layers below it take no part in the backward pass, so that checkpointing them would gain nothing. Non-reentrant
     checkpointing needs no gradient at its inputs; asking for one would run the backward pass through frozen layers.
@@ -189,12 +203,15 @@ def checkpoint_layers(model: Any, layers: str, first_trained: int) -> None:
     Args:
         layers: path of the model's list of decoder layers.
         first_trained: the lowest layer that the backward pass runs through.
+        count: how many layers; None: all.
     """
+    if count == 0:
+        return
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if getattr(model, "_require_grads_hooks", None) or getattr(model, "_require_grads_hook", None):
         model.disable_input_require_grads()
     for index, layer in enumerate(model.get_submodule(layers)):
-        layer.gradient_checkpointing = index >= first_trained
+        layer.gradient_checkpointing = index >= first_trained and (count is None or index < first_trained + count)
 
 
 def _merge(base: dict[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:

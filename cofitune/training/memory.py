@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.region import Region
+from cofitune.training.activations import Activations
 from cofitune.training.engine import ELEMENTS_AT_ONCE, EngineSettings, deepspeed_config
 
-MASTER_AND_MOMENTS = 12  # bytes a trained weight: fp32 master, exp_avg, exp_avg_sq
-MASTER = 4
-MOMENTS = 8  # fp32 training has no separate master
+MASTER = 4  # bytes a trained weight, in fp32; fp32 training has no separate one
+MOMENTS = {"adamw": 8, "adamw_8bit": 2}  # bytes a trained weight: exp_avg and exp_avg_sq
 ACCUMULATED_GRADIENT = 4  # fp32, also under bf16
 
 
@@ -45,9 +45,10 @@ class Footprint:
 
     Attributes:
         max_length: tokens of the longest item.
-        checkpointing: whether activations are computed again in the backward pass.
+        checkpointed: layers, from the lowest trained one up, whose activations are computed again.
         adapter: weights of an adapter, which train instead of the region that carries it; None without one.
         base_kept: whether a copy of the trained weights as the base has them is kept, for the pull towards it.
+        masked: whether attention gets a mask.
     """
 
     anatomy: Anatomy
@@ -55,9 +56,23 @@ class Footprint:
     settings: EngineSettings
     world_size: int
     max_length: int
-    checkpointing: bool
+    checkpointed: int
     adapter: int | None = None
     base_kept: bool = False
+    masked: bool = False
+
+    @property
+    def activations(self) -> Activations:
+        """Those of its longest micro-batch."""
+        settings = self.settings
+        tokens = settings.micro_batch * self.max_length
+        adapted = self.adapter is not None
+        return Activations(self.anatomy, self.region, settings.dtype.itemsize, tokens, adapted, self.masked)
+
+    @property
+    def depth(self) -> int:
+        """Layers that the backward pass runs through: the most that can be checkpointed."""
+        return self.activations.depth
 
     @property
     def memory(self) -> Memory:
@@ -80,7 +95,8 @@ def estimate_memory(run: Footprint) -> Memory:
     if stage == 3:
         weights = whole // world_size + gathered_at_once(anatomy, run.region.first) * width
     all_gradients = trained * ACCUMULATED_GRADIENT
-    all_states = trained * ((MASTER_AND_MOMENTS if width == 2 else MOMENTS) + (MASTER if run.base_kept else 0))
+    masters = (MASTER if width == 2 else 0) + (MASTER if run.base_kept else 0)
+    all_states = trained * (MOMENTS[settings.optimizer] + masters)
     gradients, optimizer = all_gradients // (world_size if stage >= 2 else 1), all_states // world_size
     zero = deepspeed_config(settings)["zero_optimization"]
     at_once = min(trained // world_size, _elements(zero["sub_group_size"]) if stage == 3 else trained)
@@ -95,26 +111,10 @@ def estimate_memory(run: Footprint) -> Memory:
         gradients=gradients,
         optimizer=optimizer,
         buffers=buffers,
-        activations=_activations(run),
+        activations=run.activations.peak(run.checkpointed),
         host_loading=whole,
         host_offloaded=offloaded,
     )
-
-
-def _activations(run: Footprint) -> int:
-    """Bytes of the activations, from the lowest trained layer up, and of the logits.
-
-    One layer input each when checkpointing, else what a layer keeps for its backward pass (as Korthikanti et al., arXiv
-    2205.05198, count it, without attention scores: fused kernels never write them).
-    """
-    anatomy, width = run.anatomy, run.settings.dtype.itemsize
-    tokens = run.settings.micro_batch * run.max_length
-    one_layer = tokens * (18 * anatomy.hidden_size + 6 * anatomy.intermediate_size) * width // 2
-    depth = anatomy.num_layers - run.region.first
-    inputs = depth * tokens * anatomy.hidden_size * width
-    kept = inputs + one_layer if run.checkpointing else depth * one_layer
-    logits = tokens * anatomy.vocab_size * 8  # fp32, and their gradient; less where only responses are scored
-    return kept + logits
 
 
 def gathered_at_once(anatomy: Anatomy, layer: int = 0) -> int:

@@ -14,7 +14,10 @@ from cofitune.training.memory import Footprint
 
 WORTH_SAYING = 0.02  # of a rank's memory
 # what the CPU's allocator and the drivers say in a plain RuntimeError
-WORDS = ("can't allocate memory", "not enough memory", "out of memory", "CUDNN_STATUS_ALLOC_FAILED")
+WORDS = (
+    "can't allocate memory", "not enough memory", "out of memory", "CUDNN_STATUS_ALLOC_FAILED",
+    "can't start new thread",  # whose stack finds no place
+)  # fmt: skip
 GPU_WORDS = ("CUDA", "CUDNN", "HIP")
 
 
@@ -41,8 +44,8 @@ def ways_out(run: Footprint, on_gpu: bool) -> list[str]:
     )
     way(
         "train.gradient_checkpointing: true (the same training, slower)",
-        not run.checkpointing,
-        then=replace(run, checkpointing=True),
+        run.checkpointed < run.depth,
+        then=replace(run, checkpointed=run.depth),
     )
     way("deepspeed.zero_stage: 3 (the same training)", settings.zero_stage < 3 and run.world_size > 1, zero_stage=3)
     way(

@@ -1,8 +1,9 @@
 """The training state: checkpoints that any number of ranks can go on from, in safetensors and JSON.
 
 A checkpoint is a folder `step-000200` with the fp32 weights, exp_avg and exp_avg_sq of each trained parameter, whole;
-the random numbers' state of each rank; and `manifest.json`: the step, whose training it is, and the sha256 of every
-file. The data's cursor and the schedule's are the step itself. Frozen weights are the base's and never saved.
+the random numbers' state of each rank, with 8-bit moments their scales, too; and `manifest.json`: the step, whose
+training it is, and the sha256 of every file. The data's cursor and the schedule's are the step itself. Frozen weights
+are the base's and never saved.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from cofitune.errors import ArtifactError, UserError, WriteError
 from cofitune.files import read_json, read_tensors, sha256_file, sha256_json, write_json, write_tensors
 from cofitune.training.checkpoint_folders import checkpoint_folders, drop_old, empty, put_in_place
 from cofitune.training.finite import check_finite
-from cofitune.zero import MOMENTS, Flat, copy_masters_to_model, flats, go_to_step, init_adam_state, moments
+from cofitune.training.moments import MomentWriter, begin_moments, block_scales, read_moment
+from cofitune.zero import MOMENTS, Flat, copy_masters_to_model, flats, go_to_step, moments
 
 FORMAT = 1
 MASTER = "master"
@@ -93,7 +95,7 @@ def save_state(folder: Path, engine: Any, step: int, identity: Mapping[str, Any]
         UserError: the disk is full, or cannot be written, or a value is not finite; on every rank.
     """
     states: list[dict[str, Tensor]] = [{} for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(states, _random_state())
+    torch.distributed.all_gather_object(states, {**_random_state(), **block_scales(engine)})
     tensors = _gathered_tensors(engine, step, keep=torch.distributed.get_rank() == 0)
 
     def write() -> None:
@@ -130,8 +132,8 @@ def load_state(engine: Any, checkpoint: Checkpoint | None) -> int:
     if result is None:
         return 0
     step, states = result
-    init_adam_state(engine, step)
-    local = _local_shards(engine)
+    begin_moments(engine, step)
+    writer, local = MomentWriter(engine), _local_shards(engine)
     for name, parameter in _trained(engine):
         shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
         for kind in (MASTER, *MOMENTS):
@@ -141,10 +143,17 @@ def load_state(engine: Any, checkpoint: Checkpoint | None) -> int:
             torch.distributed.broadcast(whole, 0)
             for flat, shard in local.get(name, []):
                 piece = whole[shard.start : shard.start + shard.numel]
-                _tensor_of(engine, flat, kind)[shard.offset : shard.offset + shard.numel].copy_(piece)
+                place = slice(shard.offset, shard.offset + shard.numel)
+                if kind == MASTER:
+                    flat.tensor.data[place].copy_(piece)
+                else:
+                    writer.write(flat, kind, place, piece)
+    same_ranks = len(states) == torch.distributed.get_world_size()
+    own = states[torch.distributed.get_rank() % len(states)]
+    writer.finish(own if same_ranks else {})
     copy_masters_to_model(engine)
     go_to_step(engine, step)
-    _set_random_state(states[torch.distributed.get_rank() % len(states)])
+    _set_random_state(own)
     return step
 
 
@@ -158,11 +167,6 @@ def _local_shards(engine: Any) -> dict[str, list[tuple[Flat, Any]]]:
         for shard in flat.shards:
             results.setdefault(shard.name, []).append((flat, shard))
     return results
-
-
-def _tensor_of(engine: Any, flat: Flat, kind: str) -> Tensor:
-    tensor: Tensor = flat.tensor.data if kind == MASTER else moments(engine, flat)[kind]
-    return tensor
 
 
 def _gathered_tensors(engine: Any, step: int, keep: bool) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -179,7 +183,8 @@ def _gathered_tensors(engine: Any, step: int, keep: bool) -> Iterator[tuple[str,
             # summed as integers, every element has one owner's bits: a float sum would turn -0 into 0
             bits = torch.zeros(shape, dtype=torch.int32, device=engine.device).view(-1)
             for flat, shard in local.get(name, []):
-                piece = _tensor_of(engine, flat, kind)[shard.offset : shard.offset + shard.numel]
+                place = slice(shard.offset, shard.offset + shard.numel)
+                piece = flat.tensor.data[place] if kind == MASTER else read_moment(engine, flat, kind, place)
                 bits[shard.start : shard.start + shard.numel] = piece.view(torch.int32).to(bits.device)
             torch.distributed.all_reduce(bits)
             if keep:
@@ -249,6 +254,7 @@ def _random_state() -> dict[str, Tensor]:
 
 
 def _read_random(checkpoint: Checkpoint) -> list[dict[str, Tensor]]:
+    """Each rank's random numbers, and what `block_scales` gave."""
     states: list[dict[str, Tensor]] = [{} for _ in range(checkpoint.world_size)]
     for key, tensor in read_tensors(checkpoint.folder / RANDOM, "random numbers' state").items():
         rank, kind = key.split("/")

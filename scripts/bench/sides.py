@@ -190,8 +190,7 @@ def ours(job: Job, turns: Turns) -> None:
     names = set(plan.region.parameter_names(plan.anatomy))
     freeze_outside(model, names)
     turns.loaded(model)
-    if config.train.gradient_checkpointing:
-        checkpoint_layers(model, plan.anatomy.layout.layers, plan.region.first)
+    checkpoint_layers(model, plan.anatomy.layout.layers, plan.region.first, plan.checkpointed)
     engine = start_engine(model, plan.settings)
     masked: Callable[[], float] = lambda: 0.0  # noqa: E731
     if config.softmask.apply_to == "update":
@@ -260,7 +259,7 @@ def trainer(job: Job, turns: Turns) -> None:
         warmup_steps=settings.warmup_steps,
         use_cpu=not torch.cuda.is_available(),
         bf16=str(settings.dtype) == "torch.bfloat16",
-        gradient_checkpointing=train.gradient_checkpointing,
+        gradient_checkpointing=train.gradient_checkpointing is True,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         optim="adamw_torch_fused",  # the Trainer's default
         remove_unused_columns=False,

@@ -177,11 +177,24 @@ def test_a_union_reports_the_branch_that_was_meant(write: Any) -> None:
     assert "did you mean 'paper'?" in problem
 
 
+@pytest.mark.parametrize("value", ["auto", True, False, 0, 1, 12])
+def test_layers_to_checkpoint_are_a_number_all_none_or_chosen(value: object, write: Any) -> None:
+    text = str(value).lower() if isinstance(value, bool) else value
+    found = load_config(write(SMALLEST + f"train: {{gradient_checkpointing: {text}}}\n")).train.gradient_checkpointing
+    assert found == value and type(found) is type(value)
+
+
 def test_pairs_that_do_not_fit(write: Any) -> None:
     (problem,) = problems(write(SMALLEST + "deepspeed: {zero_stage: 2, offload_param: cpu}\n"))
     assert "offload_param: cpu needs zero_stage: 3" in problem
     (problem,) = problems(write(SMALLEST), "deepspeed.raw.wall_clock_brakdown=true")
     assert "deepspeed.raw" in problem and "did you mean 'wall_clock_breakdown'?" in problem
+    (problem,) = problems(write(SMALLEST), "deepspeed.raw.compile.deepcompile=true")
+    assert "'compile' would have no effect: " in problem and "leave it out" in problem
+    (problem,) = problems(write(SMALLEST), "deepspeed.raw.zero_optimization.load_from_fp32_weights=true")
+    assert "'zero_optimization.load_from_fp32_weights' would have no effect: " in problem
+    (problem,) = problems(write(SMALLEST), "train.optimizer=adamw_8bit", "deepspeed.offload_optimizer=cpu")
+    assert "adamw_8bit keeps its moments on the device" in problem
     (problem,) = problems(write(SMALLEST), "deepspeed.raw.zero_optimization.stage=2")
     assert "is set by deepspeed.zero_stage" in problem
     task = "{path: t.jsonl, kind: generate, metric: acc}"

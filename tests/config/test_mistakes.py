@@ -22,7 +22,7 @@ IN_THE_FILE = [  # what the third line says → the message
     ("train: {epochs: 3}", AT + "train.epochs: unknown key; here it is train.num_train_epochs"),
     ("train: {batch_size: 4}", AT + "train.batch_size: unknown key; here it is train.per_device_train_batch_size"),
     ("train: {warmup_steps: 10}", AT + "train.warmup_steps: unknown key; here it is train.warmup_ratio, a share"),
-    ("train: {optim: adamw_8bit}", AT + "train.optim: unknown key; not supported: the optimizer is AdamW"),
+    ("train: {optim: adamw_8bit}", AT + "train.optim: unknown key; here it is train.optimizer, adamw or adamw_8bit"),
     ("train: {bf16: true}", AT + "train.bf16: unknown key; here it is model.dtype: bfloat16"),
     ("train: {fp16: true}", AT + "train.fp16: unknown key; not supported: train in bfloat16"),
     ("train: {logging_steps: 5}", AT + "train.logging_steps: unknown key; not supported: every step is a line of"),

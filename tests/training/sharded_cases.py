@@ -43,6 +43,7 @@ class Case:
     max_grad_norm: float = 1.0
     accumulation: int = ACCUMULATION
     prefix_cache: bool = False
+    optimizer: str = "adamw"
 
     def row(self) -> str:
         """The case as the first columns of a table."""
@@ -162,6 +163,7 @@ def settings_of(case: Case) -> EngineSettings:
         lr_scheduler_type="cosine",
         warmup_ratio=0.2,
         num_steps=STEPS,
+        optimizer=case.optimizer,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +19,14 @@ SAVED, STEPS = 3, 7  # of a case: saved after step 3, trained for 7
 LONG_SAVED, LONG_STEPS = 5, 20  # of the change of ranks
 IDENTITY = {"train": {"learning_rate": 5e-3}}
 
+EIGHT_BIT = (
+    Case("8bit", "update", modules=ALL, optimizer="adamw_8bit"),
+    Case("8bit_bias_sub_groups", modules=ALL, bias=True, raw_sub_group=5000, optimizer="adamw_8bit"),
+    Case("8bit_stage_2_bf16", "update", zero_stage=2, modules=ALL, bf16=True, optimizer="adamw_8bit"),
+    Case("8bit_stage_1", zero_stage=1, modules=ALL, optimizer="adamw_8bit"),
+)
 CASES = (
+    *(EIGHT_BIT if importlib.util.find_spec("bitsandbytes") else ()),
     Case("plain"),
     Case("update", "update", modules=ALL),
     Case("gradient", "gradient", modules=ALL, checkpointing=True),

@@ -39,6 +39,17 @@ def test_offload_goes_to_the_cpu() -> None:
     assert zero["offload_optimizer"]["device"] == zero["offload_param"]["device"] == "cpu"
 
 
+def test_the_optimizer_is_torchs_where_a_gpu_comes_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A runtime container sets CUDA_HOME and has no nvcc, by which DeepSpeed would build its own."""
+    from torch.utils import cpp_extension
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", "/usr/local/cuda")
+    for offload in ("none", "cpu"):
+        params = deepspeed_config(replace(SETTINGS, offload_optimizer=offload))["optimizer"]["params"]
+        assert params["torch_adam"] is params["fused"] is True
+
+
 @pytest.mark.parametrize(("ratio", "steps", "expected"), [(0.03, 101, 3), (0.03, 14, 0), (0, 10, 0), (0.5, 3, 1)])
 def test_the_warm_up_is_rounded_down_so_that_every_step_trains(ratio: float, steps: int, expected: int) -> None:
     assert replace(SETTINGS, warmup_ratio=ratio, num_steps=steps).warmup_steps == expected

@@ -28,7 +28,7 @@ SETTINGS = EngineSettings(
     accumulation=2, learning_rate=4e-5, weight_decay=0.1, adam_betas=(0.9, 0.95), adam_epsilon=1e-8, max_grad_norm=1.0,
     lr_scheduler_type="cosine", warmup_ratio=0.03, num_steps=10,
 )  # fmt: skip
-RUN = Footprint(LLAMA_7B, resolve_region("25%-50%", ("up_proj", "down_proj"), 32), SETTINGS, 2, 512, False)
+RUN = Footprint(LLAMA_7B, resolve_region("25%-50%", ("up_proj", "down_proj"), 32), SETTINGS, 2, 512, 0)
 
 
 def names(run: Footprint, on_gpu: bool = True) -> list[str]:
@@ -50,7 +50,7 @@ def test_only_what_this_run_has_not_yet_is_proposed() -> None:
     frugal = replace(SETTINGS, micro_batch=1, offload_optimizer="cpu", offload_param="cpu")
     assert "train.per_device_train_batch_size" not in names(replace(RUN, settings=frugal))
     assert "deepspeed.offload_optimizer" not in names(replace(RUN, settings=frugal))
-    assert "train.gradient_checkpointing" not in names(replace(RUN, checkpointing=True))
+    assert "train.gradient_checkpointing" not in names(replace(RUN, checkpointed=RUN.depth))
     assert "deepspeed.zero_stage" in names(replace(RUN, settings=replace(SETTINGS, zero_stage=2)))
     one_rank = replace(RUN, settings=replace(SETTINGS, zero_stage=2), world_size=1)
     assert "deepspeed.zero_stage" not in names(one_rank), "one rank has nothing to shard over"

@@ -60,7 +60,10 @@ def _reference(case, roll: int = 0) -> tuple[dict[str, Tensor], dict[str, Tensor
         n: f.shaped(trained[n]).expand_as(trained[n]).roll(roll, f.axis)
         for n, f in cases.factors_of(case, anatomy).items()
     }
-    optimizer = torch.optim.AdamW(trained.values(), lr=5e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.3)
+    biases = [p for n, p in trained.items() if n.endswith(".bias")]
+    matrices = [p for n, p in trained.items() if not n.endswith(".bias")]
+    groups = [{"params": matrices, "weight_decay": 0.3}, {"params": biases, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=5e-3, betas=(0.9, 0.95), eps=1e-8)
     examples = cases.tiny_examples()
     losses = []
     for step, indices in enumerate(step_indices(cases.plan_of(case), cases.SEED)):

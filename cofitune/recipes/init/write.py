@@ -41,9 +41,7 @@ class Settings:
     accumulation: int
     learning_rate: str
     epochs: int
-    zero_stage: int
     offload: bool
-    checkpointing: bool
 
 
 def choose_settings(model: ModelFacts, data: DataFacts, machine: Machine) -> Settings:
@@ -55,16 +53,13 @@ def choose_settings(model: ModelFacts, data: DataFacts, machine: Machine) -> Set
     micro = max(1, min(most, items // ranks))
     needed = 2 * model.num_parameters + 16 * model.trained  # bytes: bf16 weights, and what AdamW keeps of the trained
     room = 0.7 * machine.gpu_bytes  # the rest is for activations
-    whole = not machine.gpus or needed <= room
     offload = bool(machine.gpus) and needed > room * ranks
     return Settings(
         micro,
         max(1, items // (micro * ranks)),
         "2e-4" if model.is_small else "4e-5",
         epochs,
-        2 if whole else 3,
         offload,
-        checkpointing=bool(machine.gpus) and not model.is_small,
     )
 
 
@@ -83,7 +78,7 @@ def config_text(wanted: Wanted, model: ModelFacts, data: DataFacts, machine: Mac
         if wanted.general
         else f"  self_prompted: {SELF_PROMPTED} # the model writes prompts itself; better: data: [FILE]\n"
     )
-    offload = "  offload_optimizer: cpu\n  offload_param: cpu\n" if s.offload else ""
+    offload = "\ndeepspeed:\n  offload_optimizer: cpu\n  offload_param: cpu\n" if s.offload else ""
     where = f"{ranks} rank{'s' if ranks > 1 else ''}"
     return f"""{schema_line()}
 # cofitune train {file} -- written by `cofitune init` for {machine}. In this order:
@@ -109,10 +104,6 @@ train:
   num_train_epochs: {s.epochs}
   per_device_train_batch_size: {s.micro_batch}
   gradient_accumulation_steps: {s.accumulation} # {items} items a step on {where}
-  gradient_checkpointing: {str(s.checkpointing).lower()}
-
-deepspeed:
-  zero_stage: {s.zero_stage} # 2: each device holds all weights; 3: they share them
 {offload}
 {_evaluation(wanted, answer, data)}
 output_dir: {_text(run)}

@@ -61,6 +61,7 @@ def make_manifest(
         "tokens": sum(r.tokens for r in records),
         "seconds": round(sum(r.seconds for r in records), 3),
         "ranks": plan.steps.world_size,
+        **plan.resolved,
         "seed": config.train.seed,
         "made_with": {"cofitune": __version__, "environment": environment()},
         "trained_sha256": {name: hash_tensor(t) for name, t in tensors.items()},

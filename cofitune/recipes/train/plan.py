@@ -20,8 +20,10 @@ from cofitune.recipes.train.data import TrainData, read_train_data
 from cofitune.recipes.train.rehearsal import BaseIdentity, Joined, Rehearsed, read_rehearsed
 from cofitune.softmask.factors import Factor, freeze_factors, join
 from cofitune.training.engine import EngineSettings
+from cofitune.training.fit_device import choose_checkpointed, choose_stage, device_bytes
 from cofitune.training.memory import Footprint
 from cofitune.training.monitor import check_usable
+from cofitune.training.optimizer import check_optimizer
 from cofitune.training.peft import AdapterPlan
 from cofitune.training.prefix_cache import PrefixPlan
 from cofitune.training.state import BYTES_A_WEIGHT
@@ -45,6 +47,7 @@ class TrainPlan:
         notes: what is to be said before the run.
         region: what trains; under an adapter the modules that carry it, of all layers, which merging will change.
         adapter_begins: hash of what an OSF adapter begins with, known once it is in the model.
+        checkpointed: layers, from the lowest trained one up, whose activations are computed again.
     """
 
     config: Config
@@ -65,6 +68,7 @@ class TrainPlan:
     adapter: AdapterPlan | None = None
     adapter_begins: str | None = None
     rehearsal: Rehearsed | None = None
+    checkpointed: int = 0
 
     @property
     def examples(self) -> Sequence[Example]:
@@ -91,16 +95,39 @@ class TrainPlan:
     @property
     def footprint(self) -> Footprint:
         """What the run's memory depends on."""
+        config = self.config
         return Footprint(
             anatomy=self.anatomy,
             region=self.region,
             settings=self.settings,
             world_size=self.steps.world_size,
-            max_length=self.config.data.max_length,
-            checkpointing=self.config.train.gradient_checkpointing,
+            max_length=max(self.lengths, default=self.config.data.max_length),
+            checkpointed=self.checkpointed,
             adapter=self.adapter.num_parameters if self.adapter else None,
             base_kept=self.config.train.l2_to_base > 0,
+            masked=config.model.trust_remote_code or (config.data.packing and not config.model.has_flash_attention),
         )
+
+    @property
+    def resolved(self) -> dict[str, int]:
+        """What `auto` has come to, as plan and manifest say it."""
+        return {"zero_stage": self.settings.zero_stage, "checkpointed_layers": self.checkpointed}
+
+    def fitted(self, room: int) -> TrainPlan:
+        """The same run with what `auto` leaves open chosen for a device.
+
+        Args:
+            room: bytes that the smallest device has.
+        """
+        config, depth = self.config, self.footprint.depth
+        requested = config.train.gradient_checkpointing
+        plan = replace(self, checkpointed=resolve.checkpointed_layers(requested, depth))
+        if config.deepspeed.zero_stage == "auto":
+            stage = choose_stage(plan.footprint, room)
+            plan = replace(plan, settings=replace(plan.settings, zero_stage=stage))
+        if requested == "auto":
+            plan = replace(plan, checkpointed=choose_checkpointed(plan.footprint, room))
+        return plan
 
     @property
     def num_trained(self) -> int:
@@ -134,6 +161,7 @@ def plan_train(
     """
     train, model, softmask = config.train, config.model, config.softmask
     check_usable(train.report_to)
+    check_optimizer(train.optimizer)
     needs = Prerequisites(dry_run)
     anatomy = base_anatomy(model, base_config(model, config.data.max_length))
     base = needs.check_base(model, anatomy)
@@ -175,6 +203,7 @@ def plan_train(
         adapter=adapter,
         rehearsal=rehearsal,
     )
+    plan = plan.fitted(device_bytes())
     if steps.num_epochs == 1:  # one pass over the data would reuse nothing
         return plan
     prefix = resolve.plan_prefix(train.prefix_cache, model, anatomy, region.first, plan.lengths, plan.folder)

@@ -33,6 +33,7 @@ def print_plan(plan: TrainPlan, console: Console) -> None:
         say(console, f"pull towards the base: λ = {config.train.l2_to_base:g}, decoupled")
     _print_steps(plan, console)
     _print_rehearsal(plan, console)
+    say(console, fitted_sentence(plan))
     print_stage_hint(config.deepspeed, world_size, torch.cuda.is_available(), console)
     _print_prefix(plan, console)
     print_memory(console, plan.footprint.memory, world_size)
@@ -103,6 +104,16 @@ def _print_rehearsal(plan: TrainPlan, console: Console) -> None:
         say(console, line)
 
 
+def fitted_sentence(plan: TrainPlan) -> str:
+    """The ZeRO stage and the checkpointed layers, and which of them were chosen for the device."""
+    train, deepspeed = plan.config.train, plan.config.deepspeed
+    stage = f"ZeRO-{plan.settings.zero_stage}{' (auto)' if deepspeed.zero_stage == 'auto' else ''}"
+    depth, first = plan.footprint.depth, plan.region.first
+    layers = "none" if not plan.checkpointed else f"layers {first}-{first + plan.checkpointed - 1}"
+    chosen = " (auto)" if train.gradient_checkpointing == "auto" else ""
+    return f"{stage}; activations computed again: {layers} of the {depth} that the backward pass runs through{chosen}"
+
+
 def print_stage_hint(deepspeed: DeepSpeed, world_size: int, on_gpu: bool, console: Console) -> None:
     """Say where another ZeRO stage would train the same in less time."""
     if on_gpu and world_size == 1 and deepspeed.zero_stage == 3 and deepspeed.offload_param == "none":
@@ -161,7 +172,7 @@ def plan_facts(plan: TrainPlan) -> PlanFacts:
         "items_a_step": plan.steps.per_step,
         "ranks": plan.steps.world_size,
         "learning_rate": config.train.learning_rate,
-        "zero_stage": plan.settings.zero_stage,
+        **plan.resolved,
         "dtype": str(plan.settings.dtype).removeprefix("torch."),
         "items": len(plan.data.examples),
         "rehearsal_items": plan.rehearsal.items if plan.rehearsal else 0,

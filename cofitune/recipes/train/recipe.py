@@ -11,7 +11,7 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from cofitune.config.schema import Config
-from cofitune.distributed import check_agreement, run_on_rank_zero
+from cofitune.distributed import check_agreement, device, run_on_rank_zero
 from cofitune.errors import UserError
 from cofitune.files import check_unlocked, exclusive
 from cofitune.ranks import is_launched, this_rank
@@ -22,7 +22,7 @@ from cofitune.recipes.summary import write_summary
 from cofitune.recipes.train.manifest import make_manifest
 from cofitune.recipes.train.metrics import DriftReached
 from cofitune.recipes.train.plan import TrainPlan, plan_train
-from cofitune.recipes.train.plan_report import plan_facts, print_plan
+from cofitune.recipes.train.plan_report import fitted_sentence, plan_facts, print_plan
 from cofitune.recipes.train.resume import (
     agreed,
     check_finished,
@@ -38,6 +38,7 @@ from cofitune.training.checkpoint_folders import checkpoint_folders, remove_chec
 from cofitune.training.delta import collect, write_delta
 from cofitune.training.engine import release, sharded_loading, start_distributed
 from cofitune.training.finite import check_all_finite
+from cofitune.training.fit_device import smallest_device_bytes
 from cofitune.training.hashing import hash_parameters
 from cofitune.training.out_of_memory import explaining_out_of_memory
 from cofitune.training.peft import base_names, merged_weights, write_adapter
@@ -84,6 +85,7 @@ def train(
 
     with explaining_out_of_memory(plan.footprint):
         start_distributed(config.train.ddp_timeout)
+        plan = fit_smallest(plan, console)
         check_agreement(agreed(plan))
         with ExitStack() as lock:
             run_on_rank_zero(lambda: lock.enter_context(exclusive(plan.folder, "training")))
@@ -128,6 +130,14 @@ def check(
             plan.prefix.check_space()
         check_disk_space(folder, required_disk_bytes(plan))
     return plan
+
+
+def fit_smallest(plan: TrainPlan, console: Console) -> TrainPlan:
+    """Choose what `auto` leaves open for the smallest device of all ranks. Collective: each rank knows its own."""
+    fitted = plan.fitted(smallest_device_bytes(device()))
+    if fitted.resolved != plan.resolved:
+        say(console, f"for the smallest device of all ranks: {fitted_sentence(fitted)}")
+    return fitted
 
 
 def _load_base(plan: TrainPlan) -> PreTrainedModel:

@@ -159,7 +159,19 @@ def make_factors(
     return build_factors(importance, region, masked, anatomy, softmask.strength, uniform=uniform)
 
 
-def check_zero_stage(stage: int, dtype: torch.dtype, apply_to: str, l2_to_base: float, holds_rows: bool) -> None:
+def checkpointed_layers(requested: bool | int | str, depth: int) -> int:
+    """How many layers compute their activations again, at most, by the config.
+
+    Args:
+        requested: `train.gradient_checkpointing`; auto may be any number.
+        depth: layers that the backward pass runs through.
+    """
+    if requested is True or requested == "auto":
+        return depth
+    return min(int(requested), depth)
+
+
+def check_zero_stage(stage: int | str, dtype: torch.dtype, apply_to: str, l2_to_base: float, holds_rows: bool) -> None:
     """Refuse what DeepSpeed's BF16_Optimizer cannot do.
 
     Args:
@@ -216,9 +228,9 @@ def plan_prefix(
 def engine_settings(
     train: schema.Train, deepspeed: schema.DeepSpeed, dtype: torch.dtype, steps: Plan
 ) -> EngineSettings:
-    """What DeepSpeed must know."""
+    """What DeepSpeed must know; a stage that is still to be chosen is 3."""
     return EngineSettings(
-        zero_stage=deepspeed.zero_stage,
+        zero_stage=3 if deepspeed.zero_stage == "auto" else deepspeed.zero_stage,
         offload_optimizer=deepspeed.offload_optimizer,
         offload_param=deepspeed.offload_param,
         raw=deepspeed.raw,
@@ -234,4 +246,6 @@ def engine_settings(
         warmup_ratio=train.warmup_ratio,
         num_steps=steps.num_steps,
         rehearsal_micro_batches=steps.rehearsal_micro_batches,
+        optimizer=train.optimizer,
+        decay_all=train.decay_all,
     )

@@ -17,6 +17,7 @@ from cofitune.recipes.from_config import comparable_data
 from cofitune.recipes.train.plan import TrainPlan
 from cofitune.reports.console import say
 from cofitune.training.checkpoint_folders import checkpoint_folders
+from cofitune.training.optimizer import may_be_undecayed
 from cofitune.training.state import Checkpoint, newest_whole, read_checkpoint
 
 # they say how a step's items are shared out and what is computed anew, not what the step computes
@@ -62,10 +63,20 @@ def identity(plan: TrainPlan) -> dict[str, Any]:
         "data": {**data, "template": plan.data.template, "train": sources},
         "train": {
             **config.train.model_dump(mode="json", exclude={"rehearsal", *SHARING, *FREE_SETTINGS["train"]}),
+            "decay_all": _all_decays(plan),
             "items_a_step": plan.steps.per_step,
         },
         "rehearsal": plan.rehearsal.trained_on() if plan.rehearsal and plan.rehearsal.loss else None,
     }
+
+
+def _all_decays(plan: TrainPlan) -> bool:
+    """Whether no trained weight is left out of weight decay, by the config or because it has no bias or norm.
+
+    So earlier versions trained whatever the region; where it has none of these, their checkpoints continue.
+    """
+    train = plan.config.train
+    return train.decay_all or not train.weight_decay or not may_be_undecayed(plan.trained, plan.anatomy.shapes)
 
 
 def agreed(plan: TrainPlan) -> dict[str, Any]:
@@ -79,6 +90,7 @@ def agreed(plan: TrainPlan) -> dict[str, Any]:
         **found,
         "train": {**found["train"], **train},
         "deepspeed": plan.config.deepspeed.model_dump(mode="json"),
+        "resolved": plan.resolved,
     }
 
 
@@ -98,7 +110,7 @@ def check_resume(plan: TrainPlan, result: Checkpoint) -> None:
     Raises:
         UserError: it is another training's; the message names each entry that differs, and both values.
     """
-    before, now = _with_new_names(result.identity), identity(plan)
+    before, now = _in_todays_words(result.identity), identity(plan)
     items, train, world_size = before["train"]["items_a_step"], plan.config.train, plan.steps.world_size
     if items != plan.steps.per_step:
         on_all = train.per_device_train_batch_size * world_size
@@ -122,13 +134,13 @@ def check_resume(plan: TrainPlan, result: Checkpoint) -> None:
         )
 
 
-def _with_new_names(written: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint's identity with an old version's key by its new name (config/renamed.py)."""
-    adapter = dict(written.get("adapter") or {})
-    if "kept" not in adapter:
-        return written
-    adapter["effective_rank"] = adapter.pop("kept")
-    return {**written, "adapter": adapter}
+def _in_todays_words(written: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's identity with old keys by their new names (config/renamed.py), and newer ones as it was then."""
+    adapter = written.get("adapter")
+    if adapter and "kept" in adapter:
+        adapter = {key if key != "kept" else "effective_rank": value for key, value in adapter.items()}
+    train = {"optimizer": "adamw", "decay_all": True, **written["train"]}
+    return {**written, "adapter": adapter, "train": train}
 
 
 def find_checkpoint(plan: TrainPlan, console: Console) -> Checkpoint | None:

@@ -79,8 +79,7 @@ def prepare_model(model: PreTrainedModel, plan: TrainPlan) -> PreparedModel:
         plan = replace(plan, adapter_begins=insert_adapter(model, plan.adapter, config.train.seed))
     else:
         freeze_outside(model, set(plan.trained))
-    if config.train.gradient_checkpointing:
-        checkpoint_layers(model, plan.anatomy.layout.layers, plan.region.first)
+    checkpoint_layers(model, plan.anatomy.layout.layers, plan.region.first, plan.checkpointed)
     apply_to = config.softmask.apply_to
     retained = RetainedUpdate(plan.factors) if plan.factors else None
     # the gradient is masked as it arrives at each parameter, before DeepSpeed reduces and clips it

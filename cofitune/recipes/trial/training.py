@@ -9,7 +9,7 @@ from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cofitune.distributed import run_on_rank_zero
+from cofitune.distributed import device, run_on_rank_zero
 from cofitune.recipes.folders import check_folder
 from cofitune.recipes.train.plan import TrainPlan
 from cofitune.recipes.train.resume import find_checkpoint, identity, newest_readable
@@ -22,6 +22,7 @@ from cofitune.search.measured import Curve
 from cofitune.training.checkpoint_folders import remove_checkpoints
 from cofitune.training.delta import collect
 from cofitune.training.engine import release
+from cofitune.training.fit_device import smallest_device_bytes
 from cofitune.training.out_of_memory import explaining_out_of_memory
 from cofitune.training.prefix_cache import Prefix
 from cofitune.training.shared_prefix_cache import SharedPrefix
@@ -76,6 +77,7 @@ def train_trial(
     torch.manual_seed(plan.config.train.seed)
     if items:  # measured by the recorder alone, at the search's own steps
         plan = replace(plan, data=replace(plan.data, validation=()))
+    plan = plan.fitted(smallest_device_bytes(device()))
     with explaining_out_of_memory(plan.footprint):
         prepared = prepare_model(model, plan)
         plan, engine = prepared.plan, prepared.engine

@@ -14,11 +14,12 @@ from cofitune.recipes.train.plan_report import print_stage_hint
 @pytest.mark.parametrize(
     ("ranks", "on_gpu", "deepspeed", "is_told"),
     [
-        (1, True, {}, True),
+        (1, True, {"zero_stage": 3}, True),
+        (1, True, {}, False),  # auto
         (1, True, {"zero_stage": 2}, False),
-        (1, True, {"offload_param": "cpu"}, False),  # which only stage 3 can
-        (2, True, {}, False),
-        (1, False, {}, False),
+        (1, True, {"zero_stage": 3, "offload_param": "cpu"}, False),  # which only stage 3 can
+        (2, True, {"zero_stage": 3}, False),
+        (1, False, {"zero_stage": 3}, False),
     ],
 )
 def test_one_gpu_is_told_of_the_faster_stage(

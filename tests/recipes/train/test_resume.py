@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer
 
 from cofitune.config.load import load_config
+from cofitune.files import read_json, sha256_json, write_json
 from cofitune.importance_file import unit_counts, write_importance
 from cofitune.model.anatomy import read_anatomy
 from cofitune.model.weight_files import fingerprint
@@ -246,6 +247,30 @@ def test_another_trainings_checkpoint_is_refused_by_the_entry_that_differs(
     assert run_train(monkeypatch, config, "--resume", override) == 2
     output = capsys.readouterr().err
     assert message in output and output.count("\n") == 1, "one message"
+
+
+def _as_written_before(checkpoints: Path, *settings: str) -> None:
+    """Take settings that an earlier version did not know out of the newest checkpoint's identity."""
+    path = max(checkpoints.glob("step-*")) / "manifest.json"
+    manifest = read_json(path, "manifest")
+    del manifest["manifest_sha256"]
+    for name in settings:
+        del manifest["identity"]["train"][name]
+    write_json(path, {**manifest, "manifest_sha256": sha256_json(manifest)})
+
+
+def test_an_earlier_versions_checkpoint_continues_where_all_it_trains_decays(
+    config: dict[str, Any], shared_runs: SharedRuns, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = shared_runs.whole(monkeypatch, config)
+    _as_written_before(shared_runs.interrupted(monkeypatch, config), "optimizer", "decay_all")
+    assert run_train(monkeypatch, config, "--resume") == 0
+    assert same_tensors(read_delta(config["output_dir"]), read_delta(whole))
+    config |= {"region": {"match": ".*"}, "output_dir": config["output_dir"] + "-norms"}
+    _as_written_before(train_interrupted(monkeypatch, config, after=2), "optimizer", "decay_all")
+    capsys.readouterr()
+    assert run_train(monkeypatch, config, "--resume") == 2
+    assert "train.decay_all is True there and False here" in capsys.readouterr().err
 
 
 def test_changed_data_base_and_mask_are_refused_by_their_contents(

@@ -1,0 +1,129 @@
+"""What a step keeps on a device for its backward pass, and what it takes beside that for a moment: bytes from counts.
+
+The formulas follow transformers' decoder layers operation by operation (norm, attention by a fused kernel, gated or
+plain FFN): autograd keeps an operand where the other one needs a gradient, and nothing where none does, so that frozen
+modules keep less than trained ones. Tests count the bytes that are really kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cofitune.model.anatomy import Anatomy
+from cofitune.model.region import Region
+from cofitune.training.head_loss import KNOWN_HEADS, LOGITS_AT_ONCE
+
+WRITTEN_OUT = {"codegen", "gpt2", "gpt_neo", "gptj", "phi"}  # whose GELU is written in operations of its own
+FP32 = 4  # norms and softmax work in it, whatever the training's precision
+
+
+@dataclass(frozen=True)
+class Activations:
+    """A micro-batch's activations on one device.
+
+    Attributes:
+        width: bytes of a number in the training's precision.
+        tokens: positions of the longest micro-batch, padding included.
+        adapter: whether an adapter trains beside the region's modules.
+        masked: whether attention gets a mask, for which grouped keys and values are repeated.
+    """
+
+    anatomy: Anatomy
+    region: Region
+    width: int
+    tokens: int
+    adapter: bool = False
+    masked: bool = False
+
+    @property
+    def depth(self) -> int:
+        """Layers that the backward pass runs through."""
+        return self.anatomy.num_layers - self.region.first
+
+    def kept(self, checkpointed: int) -> int:
+        """Bytes kept from the forward pass to the backward pass.
+
+        Args:
+            checkpointed: layers from the lowest trained one up that keep their input alone.
+        """
+        first = self.region.first
+        layers = range(first + checkpointed, self.anatomy.num_layers)
+        inputs = checkpointed * self.anatomy.hidden_size * self.width
+        last_norm = (self.anatomy.hidden_size + 1) * FP32
+        to_hidden = self.anatomy.hidden_size * self.width  # the head's gradient, at tokens that carry the loss
+        per_token = inputs + sum(map(self.of_layer, layers)) + last_norm + to_hidden
+        return self.tokens * per_token
+
+    def passing(self, checkpointed: int) -> int:
+        """Bytes that are there for a moment: a layer that is computed again, its gradients, a chunk of the logits."""
+        anatomy, first = self.anatomy, self.region.first
+        again = max((self.of_layer(layer) for layer in range(first, first + checkpointed)), default=0)
+        gradients = (3 * anatomy.intermediate_size + 4 * anatomy.hidden_size) * self.width
+        return max(self.tokens * (again + gradients), self._logits())
+
+    def peak(self, checkpointed: int) -> int:
+        """Bytes at the fullest moment."""
+        return self.kept(checkpointed) + self.passing(checkpointed)
+
+    def of_layer(self, layer: int) -> int:
+        """Bytes a token that a layer keeps when all of it is kept."""
+        anatomy, width = self.anatomy, self.width
+        hidden, neurons = anatomy.hidden_size, anatomy.intermediate_size
+        queries, keys = anatomy.num_heads * anatomy.head_dim, anatomy.num_key_value_heads * anatomy.head_dim
+        trained = {
+            part  # a tensor that trains in part has its gradient whole
+            for module in anatomy.modules
+            if self.region.trains(layer, module, anatomy)
+            for part in anatomy.layout.parts(module)
+        }
+        below = layer > self.region.first or bool(self.region.matched) or self.adapter
+        attention = below or bool(trained & {"q_proj", "k_proj", "v_proj"})
+        after_attention = attention or "o_proj" in trained
+        gate, up = after_attention or "gate_proj" in trained, after_attention or "up_proj" in trained
+        norms, norm_width = self._norms(layer)
+        total = (hidden + 1) * norm_width * (norms if below else norms // 2 if after_attention else 0)
+        if attention:
+            values = queries + 2 * keys if len(anatomy.layout.parts("v_proj")) > 1 else keys  # a view keeps all of it
+            grouped = 2 * queries if self.masked else keys + values
+            total += (2 * queries + grouped) * width + FP32 * anatomy.num_heads
+            if self._norms_heads(layer):
+                total += (queries + keys + anatomy.num_heads + anatomy.num_key_value_heads) * FP32
+        elif "o_proj" in trained:
+            total += queries * width
+        if trained & {"q_proj", "k_proj", "v_proj"}:
+            total += hidden * width
+        if trained & {"gate_proj", "up_proj"}:
+            total += hidden * width
+        total += self._between(gate, up) * neurons * width
+        if "down_proj" in trained:
+            total += neurons * width
+        return total
+
+    def _between(self, gate: bool, up: bool) -> int:
+        """How many times its width an FFN keeps between its projections."""
+        if "gate_proj" not in self.anatomy.modules:
+            return (4 if self.anatomy.model_type in WRITTEN_OUT else 1) * up
+        return 2 * gate + up  # the gate and, beside SiLU's result, the other factor
+
+    def _norms(self, layer: int) -> tuple[int, int]:
+        """Norms of a layer that are as wide as the hidden size, and bytes of a number that they keep.
+
+        An RMSNorm is written in fp32; a LayerNorm, which has biases, is one operation in the training's precision.
+        """
+        path, wide = f"{self.anatomy.layout.layers}.{layer}.", (self.anatomy.hidden_size,)
+        vectors = [n for n, s in self.anatomy.shapes.items() if n.startswith(path) and s == wide]
+        weights = [n for n in vectors if n.endswith(".weight")]
+        biased = any(n.replace(".weight", ".bias") in vectors for n in weights)
+        return len(weights), self.width if biased else FP32
+
+    def _norms_heads(self, layer: int) -> bool:
+        """Whether queries and keys are normed head by head."""
+        shape = self.anatomy.shapes.get(f"{self.anatomy.layout.layers}.{layer}.self_attn.q_norm.weight")
+        return shape is not None and shape != (self.anatomy.hidden_size,)
+
+    def _logits(self) -> int:
+        """Logits in the training's precision, in fp32, their softmax and its gradient: a chunk of them, or all."""
+        logits = self.tokens * self.anatomy.vocab_size
+        if self.anatomy.model_type in KNOWN_HEADS:
+            logits = min(logits, LOGITS_AT_ONCE)
+        return logits * (2 * FP32 + 2 * self.width)
