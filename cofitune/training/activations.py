@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.region import Region
 from cofitune.training.head_loss import KNOWN_HEADS, LOGITS_AT_ONCE
+from cofitune.training.swiglu import MODEL_TYPES
 
 WRITTEN_OUT = {"codegen", "gpt2", "gpt_neo", "gptj", "phi"}  # whose GELU is written in operations of its own
 FP32 = 4  # norms and softmax work in it, whatever the training's precision
@@ -103,7 +104,9 @@ class Activations:
         """How many times its width an FFN keeps between its projections."""
         if "gate_proj" not in self.anatomy.modules:
             return (4 if self.anatomy.model_type in WRITTEN_OUT else 1) * up
-        return 2 * gate + up  # the gate and, beside SiLU's result, the other factor
+        if self.anatomy.model_type in MODEL_TYPES:
+            return gate + up
+        return 2 * gate + up  # the gate and, beside its activation, the other factor
 
     def _norms(self, layer: int) -> tuple[int, int]:
         """Norms of a layer that are as wide as the hidden size, and bytes of a number that they keep.

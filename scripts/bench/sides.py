@@ -37,12 +37,16 @@ class Job:
         config: a config of cofitune's; all sides take model, data, batch and schedule from it.
         random_length: None: the model's own weights and the config's data; else random weights in the shape of the
             model's config.json, made on the device, and random items of so many tokens.
+        ragged: whether the random items' lengths are drawn from half of that to one and a half of it.
+        attention_mask: whether ours gives right-padded rows an attention mask, which they do not need.
     """
 
     name: str
     kind: str
     config: dict[str, Any]
     random_length: int | None = None
+    ragged: bool = False
+    attention_mask: bool = False
 
 
 class Side:
@@ -153,7 +157,7 @@ def prepare(job: Job) -> tuple[Any, Any, Any]:
     plan = plan_train(config, 1, dry_run=job.random_length is not None)
     if job.random_length is None:
         return config, plan, load_base(config.model)
-    examples = random_examples(plan.steps.num_examples, job.random_length, plan.anatomy.vocab_size)
+    examples = random_examples(plan.steps.num_examples, job.random_length, plan.anatomy.vocab_size, job.ragged)
     plan = replace(plan, data=replace(plan.data, examples=examples))
     described = AutoConfig.from_pretrained(config.model.name)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
@@ -162,14 +166,16 @@ def prepare(job: Job) -> tuple[Any, Any, Any]:
     return config, plan, model
 
 
-def random_examples(count: int, length: int, vocabulary: int) -> list[Any]:
+def random_examples(count: int, length: int, vocabulary: int, ragged: bool = False) -> list[Any]:
     """Items whose every token carries the loss."""
     import torch
 
     from cofitune.data.chat import Example
 
     generator = torch.Generator().manual_seed(0)
-    rows = [torch.randint(0, vocabulary, (length,), generator=generator).tolist() for _ in range(count)]
+    drawn = torch.randint(length // 2, length + length // 2 + 1, (count,), generator=generator).tolist()
+    lengths = drawn if ragged else [length] * count
+    rows = [torch.randint(0, vocabulary, (n,), generator=generator).tolist() for n in lengths]
     return [Example(row, list(row)) for row in rows]
 
 
@@ -183,6 +189,7 @@ def ours(job: Job, turns: Turns) -> None:
     from cofitune.training.engine import checkpoint_layers, start_distributed, start_engine
     from cofitune.training.loop import FitSettings, fit
     from cofitune.training.prefix_cache import PrefixCache
+    from cofitune.training.swiglu import keep_gate_and_up
     from cofitune.zero import inner_optimizer, shards
 
     start_distributed()
@@ -191,12 +198,15 @@ def ours(job: Job, turns: Turns) -> None:
     freeze_outside(model, names)
     turns.loaded(model)
     checkpoint_layers(model, plan.anatomy.layout.layers, plan.region.first, plan.checkpointed)
+    keep_gate_and_up(model, plan.anatomy.layout.layers, plan.region.first + plan.checkpointed)
     engine = start_engine(model, plan.settings)
     masked: Callable[[], float] = lambda: 0.0  # noqa: E731
     if config.softmask.apply_to == "update":
         masked = time_the_mask()
         mask_updates(inner_optimizer(engine), shards(engine), random_factors(plan))
     prefix = PrefixCache(engine.module, plan.prefix) if plan.prefix else None
+    if job.attention_mask:
+        give_masks()
     turns.ready(plan.region.num_parameters(plan.anatomy), model_flops(job, plan, lambda m: freeze_outside(m, names)))
     turns.begin()
 
@@ -280,6 +290,13 @@ def trainer(job: Job, turns: Turns) -> None:
     runner.train()
 
 
+def give_masks() -> None:
+    """From now on in this process, right-padded rows get an attention mask."""
+    from cofitune.training import loss
+
+    loss.works_without_mask = lambda model: False
+
+
 def add_lora(model: Any) -> Any:
     """A LoRA adapter of rank 8 on every linear module but the head, PEFT's own defaults otherwise."""
     from peft import LoraConfig, get_peft_model
@@ -292,7 +309,7 @@ def model_flops(job: Job, plan: Any, adapt: Callable[[Any], Any]) -> int | None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    if job.random_length is None:
+    if job.random_length is None or job.ragged:
         return None
     described = AutoConfig.from_pretrained(job.config["model"]["name"])
     with torch.device("meta"):
@@ -398,7 +415,10 @@ def profiled(result: dict[str, Any]) -> Iterator[None]:
     with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
         yield
     order = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
-    result["profile"] = profiler.key_averages().table(sort_by=order, row_limit=12, max_name_column_width=48)
+    events = profiler.key_averages()
+    busy = sum(e.self_device_time_total if on_gpu else e.self_cpu_time_total for e in events)
+    result["kernel_seconds"] = busy / 1e6
+    result["profile"] = events.table(sort_by=order, row_limit=12, max_name_column_width=48)
 
 
 def memory() -> int:

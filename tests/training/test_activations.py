@@ -20,6 +20,7 @@ from cofitune.training.engine import checkpoint_layers
 from cofitune.training.fit_device import SHARE, choose_checkpointed, choose_stage
 from cofitune.training.loss import summed_loss
 from cofitune.training.memory import Footprint
+from cofitune.training.swiglu import keep_gate_and_up
 from tests.helpers import run_ranks
 from tests.training.test_engine import SETTINGS
 
@@ -53,6 +54,7 @@ def _made(family: str, modules: tuple[str, ...], dtype: torch.dtype = torch.floa
     anatomy = anatomy_of(model)
     region = resolve_region("1-2", modules, LAYERS, anatomy.modules)
     freeze_outside(model, set(region.parameter_names(anatomy)))
+    keep_gate_and_up(model, anatomy.layout.layers, region.first)
     return model, Activations(anatomy, region, dtype.itemsize, ROWS * TOKENS)
 
 

@@ -31,6 +31,7 @@ from cofitune.training.peft import insert_adapter
 from cofitune.training.prefix_cache import Prefix, PrefixCache
 from cofitune.training.signals import StopRequest
 from cofitune.training.state import Checkpoint, load_state, save_state
+from cofitune.training.swiglu import keep_gate_and_up
 from cofitune.training.throughput import Meter, start_meter
 from cofitune.training.unused_parameters import check_unused_parameters
 from cofitune.zero import flats, inner_optimizer, shards
@@ -79,7 +80,9 @@ def prepare_model(model: PreTrainedModel, plan: TrainPlan) -> PreparedModel:
         plan = replace(plan, adapter_begins=insert_adapter(model, plan.adapter, config.train.seed))
     else:
         freeze_outside(model, set(plan.trained))
-    checkpoint_layers(model, plan.anatomy.layout.layers, plan.region.first, plan.checkpointed)
+    layers, first = plan.anatomy.layout.layers, plan.region.first
+    checkpoint_layers(model, layers, first, plan.checkpointed)
+    keep_gate_and_up(model, layers, first + plan.checkpointed)
     apply_to = config.softmask.apply_to
     retained = RetainedUpdate(plan.factors) if plan.factors else None
     # the gradient is masked as it arrives at each parameter, before DeepSpeed reduces and clips it

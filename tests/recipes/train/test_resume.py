@@ -259,7 +259,7 @@ def _as_written_before(checkpoints: Path, *settings: str) -> None:
     write_json(path, {**manifest, "manifest_sha256": sha256_json(manifest)})
 
 
-def test_an_earlier_versions_checkpoint_continues_where_all_it_trains_decays(
+def test_an_earlier_versions_checkpoint_continues_where_all_decays(
     config: dict[str, Any], shared_runs: SharedRuns, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = shared_runs.whole(monkeypatch, config)
