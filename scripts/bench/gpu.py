@@ -1,6 +1,7 @@
 """One GPU, random-weight LLaMA: what `scripts/bench/gpu` runs once the environment is there.
 
-bfloat16, sequences of 2048 tokens that all carry the loss, micro-batch 1, activation checkpointing, no offload. Ours
+bfloat16, tokens that all carry the loss, no offload; by default sequences of 2048, micro-batch 1, activation
+checkpointing. Ours
 trains up_proj and down_proj of 25-50 % of the layers, without a mask and with one in update mode; the other side is
 Hugging Face's Trainer with a LoRA adapter (r = 8) on every linear module. Each side has the card to itself. MFU: the
 operations of one step without recomputation, counted on the meta device, over the card's bfloat16 peak.
@@ -32,6 +33,8 @@ VOCABULARY = 32000
 PEAK_GIB = {"7b": 30.0, "13b": 55.0}  # the targets
 MASK_SHARE = 0.02
 PLAIN, MASKED, LORA = "region", "region, update mask", "LoRA r=8"
+ATTENTION_MASK = "region, attention mask"  # where rows are ragged: what it costs to give them one
+CHECKPOINTING = {"all": True, "auto": "auto", "none": False}
 
 
 def main() -> None:
@@ -62,6 +65,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--attention", nargs="+", default=["sdpa"], help="kernels, by transformers' names")
     parser.add_argument("--zero-stage", type=int, choices=(1, 2, 3), default=3)
     parser.add_argument("--length", type=int, default=2048, help="tokens of an item")
+    parser.add_argument("--ragged", action="store_true", help="items of a half to one and a half of it")
+    parser.add_argument("--micro-batch", type=int, default=1, help="items of a step")
+    parser.add_argument(
+        "--checkpointing", choices=CHECKPOINTING, default="all", help="layers computed again; auto is ours alone"
+    )
+    parser.add_argument("--no-checkpointing", dest="checkpointing", action="store_const", const="none")
     parser.add_argument("--warm", type=int, default=3, help="steps before the measured ones")
     parser.add_argument("--steps", type=int, default=20, help="measured steps")
     parser.add_argument("--profile", action="store_true", help="profile one more step of each side")
@@ -82,31 +91,32 @@ def jobs(work: Path, size: str, kernel: str, arguments: argparse.Namespace) -> l
     LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=4096, dtype="bfloat16", **SIZES[size]).save_pretrained(
         work / "model"
     )
-    count = arguments.warm + arguments.steps + 1
+    count = (arguments.warm + arguments.steps + 2) * arguments.micro_batch
+    longest = arguments.length + (arguments.length // 2 if arguments.ragged else 0)
     item = '{"instruction": "random tokens take its place", "output": "yes"}\n'
     (work / "train.jsonl").write_text(item * count, encoding="utf-8")
 
     def config(mask: str) -> dict[str, Any]:
         return {
             "model": {"name": str(work / "model"), "dtype": "bfloat16", "attn_implementation": kernel},
-            "data": {"train": str(work / "train.jsonl"), "max_length": arguments.length},
+            "data": {"train": str(work / "train.jsonl"), "max_length": longest},
             "region": {"layers": "25%-50%", "modules": ["up_proj", "down_proj"]},
             "softmask": {"apply_to": mask},
             "train": {
                 "num_train_epochs": 1,
-                "per_device_train_batch_size": 1,
+                "per_device_train_batch_size": arguments.micro_batch,
                 "gradient_accumulation_steps": 1,
-                "gradient_checkpointing": True,
+                "gradient_checkpointing": CHECKPOINTING[arguments.checkpointing],
             },
             "deepspeed": {"zero_stage": arguments.zero_stage},
             "output_dir": str(work / "run"),
         }
 
-    return [
-        Job(PLAIN, "ours", config("none"), arguments.length),
-        Job(MASKED, "ours", config("update"), arguments.length),
-        Job(LORA, "lora", config("none"), arguments.length),
-    ]
+    def job(name: str, kind: str, mask: str = "none", attention_mask: bool = False) -> Job:
+        return Job(name, kind, config(mask), arguments.length, arguments.ragged, attention_mask)
+
+    sides = [job(PLAIN, "ours"), job(MASKED, "ours", "update"), job(LORA, "lora")]
+    return [*sides, job(ATTENTION_MASK, "ours", attention_mask=True)] if arguments.ragged else sides
 
 
 def run(job: Job, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -114,21 +124,23 @@ def run(job: Job, arguments: argparse.Namespace) -> dict[str, Any]:
     side = Side(job)
     try:
         answers = [side.step() for _ in range(arguments.warm + arguments.steps)][arguments.warm :]
-        profile = side.step("profile")["profile"] if arguments.profile else None
+        profiled = side.step("profile")
     finally:
         side.stop()
     seconds = statistics.median(a["seconds"] for a in answers)
     peak_flops = arguments.peak_tflops and arguments.peak_tflops * 1e12
+    flops, tokens = side.told["model_flops"], statistics.mean(a["tokens"] for a in answers)
     return {
         "side": job.name,
         "trained": side.told["trained"],
         "seconds": seconds,
-        "tokens_per_second": answers[0]["tokens"] / seconds,
-        "mfu": side.told["model_flops"] / seconds / peak_flops if peak_flops else None,
+        "tokens_per_second": tokens / seconds,
+        "mfu": flops / seconds / peak_flops if peak_flops and flops else None,
+        "kernel_share": profiled["kernel_seconds"] / seconds,
         "peak_bytes": answers[-1]["peak_bytes"],
         "model_bytes": side.told["model_bytes"],
         "mask_share": statistics.median(a.get("mask_seconds", 0.0) / a["seconds"] for a in answers),
-        "profile": profile,
+        "profile": profiled["profile"] if arguments.profile else None,
     }
 
 
@@ -136,14 +148,15 @@ def report(results: dict[str, Any]) -> str:
     """The figures as Markdown."""
     lines = ["# One GPU, random weights", "", f"    {results['command']}", "", __doc__ or "", ""]
     lines += [f"Machine: {', '.join(f'{key} {value}' for key, value in results['machine'].items())}.", ""]
-    lines += ["| model | attention | side | trained weights | s a step | tokens/s | MFU | peak | mask's share |"]
-    lines += ["|" + "---|" * 9]
+    columns = ["model", "attention", "side", "trained weights", "s a step", "tokens/s", "MFU", "kernels' share"]
+    columns += ["peak", "mask's share"]
+    lines += [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for r in results["runs"]:
-        mfu = "unknown peak" if r["mfu"] is None else f"{100 * r['mfu']:.1f} %"
+        mfu = "unknown" if r["mfu"] is None else f"{100 * r['mfu']:.1f} %"
         lines.append(
             f"| {r['size']} | {r['attention']} | {r['side']} | {r['trained']:,} | {r['seconds']:.3f} | "
-            f"{r['tokens_per_second']:,.0f} | {mfu} | {r['peak_bytes'] / 2**30:.2f} GiB | "
-            f"{100 * r['mask_share']:.1f} % |"
+            f"{r['tokens_per_second']:,.0f} | {mfu} | {100 * r['kernel_share']:.0f} % | "
+            f"{r['peak_bytes'] / 2**30:.2f} GiB | {100 * r['mask_share']:.1f} % |"
         )
     lines += ["", "| target | at most | found | |", "|---|---|---|---|", *verdicts(results["runs"])]
     for r in results["runs"]:

@@ -56,6 +56,21 @@ def test_gpu_runs_at_a_tiny_size(tmp_path: Path) -> None:
     assert plain["trained"] == masked["trained"] == 2 * 64 * 96, "one of four layers"
     assert masked["mask_share"] > plain["mask_share"] == 0
     assert all(run["mfu"] > 0 and run["tokens_per_second"] > 0 for run in (plain, masked, lora))
+    assert all(run["kernel_share"] > 0 for run in (plain, masked, lora))
+
+
+def test_gpu_takes_ragged_micro_batches_without_checkpointing(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    sizes = ("--sizes", "tiny", "--length", 16, "--steps", 1, "--warm", 1)
+    result = _run("gpu", tmp_path, *sizes, "--micro-batch", 4, "--ragged", "--no-checkpointing")
+    assert [run["side"] for run in result["runs"]] == [
+        "region", "region, update mask", "LoRA r=8", "region, attention mask",
+    ]  # fmt: skip
+
+
+def test_host_counts_fewer_operations_than_before(tmp_path: Path) -> None:
+    result = _run("host", tmp_path, "--layers", 4, "--steps", 2)
+    assert 0 < result["ratios"]["operations"] < 0.9 and result["ratios"]["cpu_seconds"] > 0
 
 
 def test_importance_is_counted_and_timed_beside_a_full_step(tiny_model_folder: Path, tmp_path: Path) -> None:
