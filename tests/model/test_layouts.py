@@ -283,7 +283,7 @@ def random_ids(seed: int = 0) -> Tensor:
 SETTINGS = EngineSettings(
     zero_stage=3, offload_optimizer="none", offload_param="none", raw={}, dtype=torch.float32, micro_batch=4,
     accumulation=1, learning_rate=5e-3, weight_decay=0.3, adam_betas=(0.9, 0.95), adam_epsilon=1e-4, max_grad_norm=1.0,
-    lr_scheduler_type="constant", warmup_ratio=0.0, num_steps=2,
+    lr_scheduler_type="constant", warmup_ratio=0.0, decay_all=True, num_steps=2,
 )  # fmt: skip
 
 
