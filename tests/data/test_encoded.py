@@ -102,9 +102,7 @@ def test_it_is_made_once_and_anew_when_anything_changes(tmp_path: Path, tiny_tok
     assert made() == 8
     tiny_tokenizer.bos_token = "<|im_start|>"
     assert made() == 9
-    assert {p.name for p in cache.iterdir() if not p.is_dir()} == {
-        f"{p.name}.lock" for p in cache.iterdir() if p.is_dir()
-    }
+    assert all(p.is_dir() for p in cache.iterdir()), "no lock is left"
 
 
 def test_a_bad_item_leaves_nothing_behind(tmp_path: Path, tiny_tokenizer: Any, cache: Path) -> None:
