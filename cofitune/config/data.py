@@ -56,8 +56,8 @@ class Data(Section):
     )
     system: Literal["keep", "merge"] = Field(
         "keep",
-        description="system turns; keep: as the template writes them; merge: in front of the user's first turn, for "
-        "templates without a system role",
+        description="system turns; keep: as the template writes them; merge: in front of the user's turn "
+        "behind them, for templates without a system role",
     )
     date: Annotated[str | None, BeforeValidator(_as_day)] = Field(
         None, description="day (year-month-day) that a template with a date writes; null: the day the run began"

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from cofitune.data.control import check_contents
 from cofitune.data.formats import BadItemError
 from cofitune.data.responses import check_turns, find_response
-from cofitune.data.shape import Messages, marked, remembered
+from cofitune.data.shape import Messages, marked, remembered, system_advice
 from cofitune.data.template import render
 from cofitune.data.tokens import encode_response, token_ids
 
@@ -67,7 +67,8 @@ def make_prompt_tokens(
         opening = _opening(tokenizer, tuple(str(m["role"]) for m in messages)) if opened else Prompt("", ())
     except TemplateError as error:
         raise BadItemError(
-            "refused by the template", f"{where}: the model's chat template refuses this prompt: {error}"
+            "refused by the template",
+            f"{where}: the model's chat template refuses this prompt: {error}{system_advice(tokenizer, messages)}",
         ) from error
     return Prompt(text + opening.text, (*token_ids(tokenizer, text), *opening.ids))
 

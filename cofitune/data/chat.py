@@ -14,7 +14,7 @@ from cofitune.data.formats import BadItemError
 from cofitune.data.read import Item, ItemCounts, Row, bad_item, make_item
 from cofitune.data.rendered import check_rendered
 from cofitune.data.responses import CLOSES, Response, check_turns, find_response
-from cofitune.data.shape import end_before_next_turn, marked, split_at_response
+from cofitune.data.shape import end_before_next_turn, marked, split_at_response, system_advice
 from cofitune.data.template import PLAIN_TEMPLATE, ChatTemplate, render, set_template
 from cofitune.data.tokens import Bounds, bounds, encode_response, token_ids, tokenize
 from cofitune.data.top_k import TopK
@@ -141,7 +141,8 @@ def encode_item(item: Item, tokenizer: PreTrainedTokenizerBase, train_on: str = 
         responses = [_response(item, tokenizer, messages, index) for index in learned]
     except TemplateError as error:
         raise BadItemError(
-            "refused by the template", f"{item.where}: the model's chat template refuses this item: {error}"
+            "refused by the template",
+            f"{item.where}: the model's chat template refuses this item: {error}{system_advice(tokenizer, messages)}",
         ) from error
     examples = _together(tokenizer, responses) or [_alone(tokenizer, one, item.where) for one in responses]
     reasons = any(_reasons(messages[index]) for index in learned)

@@ -18,6 +18,7 @@ from cofitune.data.shape import (
     dropped_turns,
     end_before_next_turn,
     split_at_response,
+    system_advice,
 )
 from cofitune.data.template import render
 
@@ -92,7 +93,7 @@ def check_turns(
         role = messages[index]["role"]
         if role == "tool":  # check_rendered knows how templates write a tool's answer
             continue
-        advice = "; data.system: merge puts it in front of the user's first turn" if role == "system" else ""
+        advice = system_advice(tokenizer, messages) if role == "system" else ""
         raise BadItemError(
             f"{role} turn dropped by the template",
             f"{where}: the chat template drops the {role}'s turn {index}: {_short(messages[index]['content'])}{advice}",

@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from cofitune.data.control import control_tokens
-from cofitune.data.template import render
+from cofitune.data.template import merges_system, render
 
 MARK = "q7f3a9zk{}x"  # stands in for a text; no template writes it, and none trims it
 Messages = Sequence[Mapping[str, Any]]
@@ -80,6 +80,28 @@ def dropped_turns(tokenizer: PreTrainedTokenizerBase, messages: Messages, tools:
         store[key] = [index for index, m in enumerate(messages) if m["content"] and mark(index) not in text]
     result: list[int] = store[key]
     return result
+
+
+def system_advice(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
+    """What to do where the template drops or refuses a system turn; empty where the system turns are not the reason."""
+    roles = [str(message["role"]) for message in messages]
+    others = [message for message in messages if message["role"] != "system"]
+    if not 0 < len(others) < len(messages):
+        return ""
+    try:
+        render(tokenizer, others)
+    except TemplateError:
+        return ""
+    loose = next((i for i, role in enumerate(roles) if role == "system" and _behind(roles, i) != "user"), None)
+    if loose is not None:
+        return f"; data.system: merge needs a user's turn behind a system turn, and turn {loose} has none"
+    merged = merges_system(tokenizer)
+    return "" if merged else "; data.system: merge puts a system turn in front of the user's turn behind it"
+
+
+def _behind(roles: Sequence[str], index: int) -> str:
+    """The role of the first turn behind this one that is no system turn; empty where there is none."""
+    return next((role for role in roles[index:] if role != "system"), "")
 
 
 def _pattern(messages: Messages) -> tuple[object, ...]:

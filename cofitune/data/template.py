@@ -32,10 +32,16 @@ PLAIN_TEMPLATE = (  # every marker ends with a line break, so that no token stra
 )
 # transformers' Jinja drops the line break behind a statement, so that the template's own text begins on a fresh line
 BEGIN, END = "{#- settings by cofitune #}\n", "{#- end of settings #}\n"
-MERGE_SYSTEM = (
-    "{% if messages|length > 1 and messages[0]['role'] == 'system' and messages[1]['role'] == 'user' %}"
-    "{% set messages = [{'role': 'user', 'content': messages[0]['content'] + '\\n\\n' + messages[1]['content']}]"
-    " + messages[2:] %}{% endif %}"
+MERGE_SYSTEM = (  # one line: every run of system turns goes into the user's turn behind it; others stay where they are
+    "{% set merged = namespace(turns=[], held=[], text='') %}{% for turn in messages %}"
+    "{% if turn['role'] == 'system' %}{% set merged.held = merged.held + [turn] %}"
+    "{% elif turn['role'] == 'user' and merged.held %}{% set merged.text = '' %}"
+    "{% for one in merged.held %}{% if one['content'] %}"
+    "{% set merged.text = merged.text + one['content'] + '\\n\\n' %}{% endif %}{% endfor %}"
+    "{% set merged.turns = merged.turns + [{'role': 'user', 'content': merged.text + turn['content']}] %}"
+    "{% set merged.held = [] %}"
+    "{% else %}{% set merged.turns = merged.turns + merged.held + [turn] %}{% set merged.held = [] %}{% endif %}"
+    "{% endfor %}{% set messages = merged.turns + merged.held %}"
 )
 MONTHS = (
     "January", "February", "March", "April", "May", "June",
@@ -51,8 +57,8 @@ class ChatTemplate:
     Attributes:
         name: auto, chat, plain, or the path of a file with a Jinja template.
         kwargs: values that the template reads by name, such as `enable_thinking`.
-        system: keep: a system turn is the template's business; merge: it becomes the beginning of the user's first
-            turn.
+        system: keep: a system turn is the template's business; merge: it becomes the beginning of the user's turn
+            behind it, several of them in their order.
         day: what a template that writes the date writes, as year-month-day; None: each call's own day.
         text: the file's text, where it is known already; None: it is read.
     """
@@ -121,6 +127,11 @@ def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     lines = str(tokenizer.chat_template).splitlines(keepends=True)
     undated = "".join(line for line in lines if not line.startswith("{% macro strftime_now(format)"))
     return hashlib.sha256(undated.encode("utf-8")).hexdigest()
+
+
+def merges_system(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether system turns are merged into the user's turn behind them."""
+    return MERGE_SYSTEM in str(tokenizer.chat_template)
 
 
 def without_day(tokenizer: PreTrainedTokenizerBase) -> None:

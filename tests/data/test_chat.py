@@ -17,7 +17,9 @@ from cofitune.data.chat import (
     render,
     set_template,
 )
+from cofitune.data.formats import BadItemError
 from cofitune.data.read import Item, ItemCounts
+from cofitune.data.template import ChatTemplate
 from cofitune.errors import DataError, UserError
 
 WORDS = ["the court", "void.", "Paris", " two", "4", "ü", "漢字", "🙂", "a\n\nb", "notice;", "<b>", "0123"]
@@ -327,3 +329,47 @@ def test_a_template_that_always_opens_the_next_turn_teaches_no_model_to(tiny_tok
     encoded = encode_item(item(*contents), tiny_tokenizer)
     learned = [text for example in encoded.examples for text in supervised(example, tiny_tokenizer)]
     assert learned == [f"{text}<|im_end|>" for text in contents[1::2]] and encoded.ends_with_token
+
+
+WITHOUT_SYSTEM = (  # writes user and assistant, as Gemma's does; `loud` raises as it does, the other drops the turn
+    "{% for m in messages %}{% if m['role'] == 'system' %}LOUD{% else %}"
+    "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LOUD = "{{ raise_exception('System role not supported') }}"
+
+
+def roles(text: str) -> Item:
+    names = {"s": "system", "u": "user", "a": "assistant"}
+    return Item(tuple((names[role], f"{names[role]} {place}") for place, role in enumerate(text)), "f:1")
+
+
+@pytest.mark.parametrize("loud", ["", LOUD], ids=["drops", "raises"])
+@pytest.mark.parametrize("turns", ["sua", "ssua", "uasua", "suassua"])
+def test_merged_system_turns_are_all_seen(tiny_tokenizer: Any, loud: str, turns: str) -> None:
+    tiny_tokenizer.chat_template = WITHOUT_SYSTEM.replace("LOUD", loud)
+    with pytest.raises(BadItemError, match=r"^f:1: .*data\.system: merge puts a system turn in front of the user's"):
+        encode(roles(turns), tiny_tokenizer)
+    set_template(tiny_tokenizer, ChatTemplate(system="merge"))
+    text = tiny_tokenizer.decode(encode(roles(turns), tiny_tokenizer).input_ids)
+    places = [text.index(content) for _, content in roles(turns).turns]
+    assert places == sorted(places), "every text, in its order"
+
+
+@pytest.mark.parametrize("loud", ["", LOUD], ids=["drops", "raises"])
+@pytest.mark.parametrize(("turns", "place"), [("usa", 1), ("suasa", 3)])
+def test_a_system_turn_that_nothing_can_be_merged_into_is_named(
+    tiny_tokenizer: Any, loud: str, turns: str, place: int
+) -> None:
+    tiny_tokenizer.chat_template = WITHOUT_SYSTEM.replace("LOUD", loud)
+    set_template(tiny_tokenizer, ChatTemplate(system="merge"))
+    with pytest.raises(BadItemError, match=rf"needs a user's turn behind a system turn, and turn {place} has none"):
+        encode(roles(turns), tiny_tokenizer)
+
+
+def test_system_turns_are_not_blamed_for_other_refusals(tiny_tokenizer: Any) -> None:
+    tiny_tokenizer.chat_template = "{{ raise_exception('never') }}"
+    for system in ("keep", "merge"):
+        set_template(tiny_tokenizer, ChatTemplate(system=system))
+        with pytest.raises(BadItemError, match="refuses this item: never$"):
+            encode(roles("sua"), tiny_tokenizer)

@@ -92,6 +92,29 @@ def test_a_system_turn_is_merged_where_asked(tiny_tokenizer: Any) -> None:
     assert render(tiny_tokenizer, TURNS[1:], True) == "user: Hi\nassistant:"
 
 
+def said(text: str) -> list[dict[str, str]]:
+    """Turns out of letters and texts: "s:Be kind. u:Hi"."""
+    names = {"s": "system", "u": "user", "a": "assistant"}
+    return [{"role": names[turn[0]], "content": turn[2:]} for turn in text.split()]
+
+
+@pytest.mark.parametrize(
+    ("given", "merged"),
+    [
+        ("s:A s:B u:C a:D", ["user: A\n\nB\n\nC", "assistant: D"]),
+        ("u:A a:B s:C u:D a:E", ["user: A", "assistant: B", "user: C\n\nD", "assistant: E"]),
+        ("s:A u:B a:C s:D s:E u:F", ["user: A\n\nB", "assistant: C", "user: D\n\nE\n\nF"]),
+        ("s: u:A a:B", ["user: A", "assistant: B"]),
+        ("u:A s:B a:C", ["user: A", "system: B", "assistant: C"]),
+        ("u:A a:B s:C", ["user: A", "assistant: B", "system: C"]),
+    ],
+)
+def test_system_turns_go_into_the_users_turn_behind_them(tiny_tokenizer: Any, given: str, merged: list[str]) -> None:
+    tiny_tokenizer.chat_template = SWITCHED
+    set_template(tiny_tokenizer, ChatTemplate(system="merge"))
+    assert render(tiny_tokenizer, said(given)) == "\n".join(merged) + "\n"
+
+
 def test_a_date_is_the_given_day(tiny_tokenizer: Any) -> None:
     tiny_tokenizer.chat_template = DATED
     assert is_dated(tiny_tokenizer)
