@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cofitune.data.turns import ROLES, SHAREGPT_ROLES, BadItemError, Turn, check_text, json_of, read_tools, read_turn
+from cofitune.data.verdicts import is_wanted
 
 __all__ = ["BadItemError", "Conversation", "prompt_turns_of", "turns_of", "user_text"]
 
@@ -113,11 +114,8 @@ def _begin(given: Mapping[str, object], form: str) -> tuple[dict[str, object], s
             "'completion' beside its 'prompt', or as the last of 'messages'",
         )
     form = _guess(item) if form == "auto" else form
-    if item.get("label") is False or (form == "prompt_completion" and str(item.get("label")).lower() == "false"):
-        raise BadItemError(
-            "preference data", "'label' is false: a response that is not wanted; cofitune learns from wanted ones only"
-        )
-    read = (*READ[form], "label") if isinstance(item.get("label"), bool) else READ[form]
+    judged = is_wanted(given, form)
+    read = (*READ[form], "label") if judged else READ[form]
     return item, form, [key for key in item if key not in read]
 
 

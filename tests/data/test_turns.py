@@ -150,9 +150,26 @@ def test_what_cannot_be_learned_is_refused_with_its_reason(item: Any, reason: st
     assert refused.value.reason == reason and str(refused.value).startswith("d.jsonl:1: ")
 
 
-def test_a_label_that_is_no_verdict_is_told_as_unread() -> None:
-    assert read({"prompt": "a", "completion": "b", "label": 0}).unread == ("label",)
-    assert read({"prompt": "a", "completion": "b", "label": True}).unread == ()
+PAIR = {"prompt": "a", "completion": "b"}
+FORMS: list[dict[str, Any]] = [PAIR, {"instruction": "a", "output": "b"}, {"messages": [ASK, ANSWER]}]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=["prompt", "alpaca", "messages"])
+def test_a_label_is_a_verdict_or_unread(form: dict[str, Any]) -> None:
+    for unwanted in (False, 0, 0.0, "false", "False", " FALSE ", "0"):
+        with pytest.raises(BadItemError, match="'label' is .*: a response that is not wanted") as refused:
+            read({**form, "label": unwanted})
+        assert refused.value.reason == "preference data"
+    for wanted in (True, 1, 1.0, "true", "True", "1"):
+        assert read({**form, "label": wanted}).unread == ()
+    for of_a_class in ("spam", "neutral", 2, -1, 0.5, "", ["spam"], [], {"id": 0}):
+        assert read({**form, "label": of_a_class}).unread == ("label",)
+
+
+def test_a_null_label_beside_a_completion_is_no_verdict() -> None:
+    with pytest.raises(BadItemError, match="'label' is null: nobody says whether the response is wanted"):
+        read({**PAIR, "label": None})
+    assert read({"instruction": "a", "output": "b", "label": None}).unread == (), "a gap of a table"
 
 
 def test_keys_that_nothing_reads_are_counted_by_name() -> None:
