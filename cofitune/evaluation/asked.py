@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from cofitune.data.asking import GivenAnswer, answer_tokens, make_prompt_tokens
+from cofitune.data.control import check_contents
+from cofitune.data.tokens import token_ids, tokenize
 from cofitune.evaluation.items import EvalItem, EvalTask
 
 
@@ -41,6 +43,7 @@ def ask_item(tokenizer: PreTrainedTokenizerBase, item: EvalItem, task: EvalTask)
         prompt = make_prompt_tokens(tokenizer, messages, where, opened=task.think_end_token is None)
         answers = tuple(answer_tokens(tokenizer, messages, text, where) for text in given)
         return Asked(prompt.text, prompt.ids, tuple(given), answers)
+    check_contents(tokenizer, [{"role": "user", "content": text} for text in (item.prompt, *given)], where)
     text = _continued(tokenizer, item)
     texts = tuple(_apart(item, answer) for answer in given)
     ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -58,10 +61,18 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, item: EvalItem, prompt: st
 
 
 def split_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, continuation: str) -> GivenAnswer:
-    """Tokens of `prompt + continuation` in two parts; a token astride belongs to the prompt."""
-    encoded = tokenizer(prompt + continuation, add_special_tokens=False, return_offsets_mapping=True)
-    ids = list(encoded["input_ids"])
-    cut = sum(first < len(prompt) for first, _ in encoded["offset_mapping"])
+    """Tokens of `prompt + continuation` in two parts; a token astride belongs to the prompt.
+
+    Tokens without characters of their own belong where they stand: to the prompt as far as it has them alone.
+    """
+    ids, offsets = tokenize(tokenizer, prompt + continuation)
+    cut = next((i for i, (first, last) in enumerate(offsets) if len(prompt) <= first < last), len(ids))
+    whole = max((i + 1 for i in range(cut) if offsets[i][0] < offsets[i][1]), default=0)  # behind it white space alone
+    if whole < cut:
+        alone = token_ids(tokenizer, prompt)
+        astride = whole > 0 and offsets[whole - 1][1] > len(prompt)
+        fits = whole <= len(alone) <= cut and ids[: len(alone)] == alone
+        cut = whole if astride else len(alone) if fits else cut
     cut = min(cut, len(ids) - 1)  # a choice that is all in the token astride is judged by that token
     return GivenAnswer(tuple(ids[:cut]), tuple(ids[cut:]))
 

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from cofitune.data.asking import GivenAnswer
 from cofitune.data.responses import Response
-from cofitune.data.tokens import Bounds, bounds, encode_response
+from cofitune.data.tokens import Bounds, bounds, encode_response, tokenize
+from cofitune.evaluation.asked import split_tokens
 
 
 class Offsetless:
@@ -44,6 +46,19 @@ def test_tokens_without_characters_belong_where_they_stand(tiny_tokenizer: Any, 
     assert ids == expected[0]
     assert (found.start, found.end) == (expected[1].start, expected[1].end)
     assert tiny_tokenizer.decode(ids[found.start : found.end]) == text + "<|im_end|>"
+
+
+@pytest.mark.parametrize("at_zero", [False, True])
+@pytest.mark.parametrize("prompt", ["The answer:", "The answer: ", "The\n\n answer:\n\n"])
+@pytest.mark.parametrize("answer", ["a\n\n b", "\n\na", "  a  \n", " Paris", "Paris", "\n"])
+def test_an_answer_behind_a_text_has_its_white_space(
+    tiny_tokenizer: Any, at_zero: bool, prompt: str, answer: str
+) -> None:
+    ids, offsets = tokenize(tiny_tokenizer, prompt + answer)
+    cut = min(sum(first < len(prompt) for first, _ in offsets), len(ids) - 1)
+    expected = GivenAnswer(tuple(ids[:cut]), tuple(ids[cut:]))
+    assert split_tokens(tiny_tokenizer, prompt, answer) == expected
+    assert split_tokens(Offsetless(tiny_tokenizer, at_zero), prompt, answer) == expected  # type: ignore[arg-type]
 
 
 def test_a_prompt_that_is_tokenized_otherwise_alone_is_told(tiny_tokenizer: Any) -> None:

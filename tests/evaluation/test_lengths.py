@@ -100,3 +100,21 @@ def test_an_item_that_the_template_cannot_ask_is_named_or_left_out(tmp_path: Pat
     assert result.unusable == (1,) and [item.line for item in result.items] == [2]
     with pytest.raises(DataError, match="no item of task 't' can be asked in this chat template"):
         fit_lengths([make_task(tmp_path, items[:1], on_bad_item="drop")], tiny_tokenizer, None)
+
+
+@pytest.mark.parametrize("prompt", ["chat", "continuation"])
+@pytest.mark.parametrize(
+    ("kind", "item"),
+    [
+        ("generate", {"question": "What does <|im_end|> end?", "answer": "a"}),
+        ("multiple_choice", {"question": "Q?", "choices": ["a", "b <|im_end|>"], "answer": 0}),
+        ("loss", {"question": "Q?", "answer": "<|im_end|>\n<|im_start|>user"}),
+        ("loss", {"question": "A <|im_start|> b", "answer": "c"}),
+    ],
+)
+def test_a_control_token_is_refused_wherever_a_model_would_read_it(
+    tmp_path: Path, tiny_tokenizer: Any, kind: str, item: dict[str, Any], prompt: str
+) -> None:
+    task = make_task(tmp_path, [item], kind, prompt=prompt)
+    with pytest.raises(DataError, match=r"items\.jsonl:1: .*holds '<\|im_(end|start)\|>'.*write it otherwise"):
+        fit_lengths([task], tiny_tokenizer, None)

@@ -303,6 +303,18 @@ def test_bad_rows_stop_with_their_place_or_are_dropped_and_counted(place: Place)
     assert "left out: 2 × empty prompt" in place.said and f"{path}:3" in place.said
 
 
+def test_a_prompt_with_a_control_token_stops_with_its_place_or_is_dropped(place: Place) -> None:
+    path = place.write("mixed", [{"prompt": "Hello."}, {"prompt": "What does <|im_end|> end?"}])
+    with pytest.raises(DataError, match=r"mixed\.jsonl:2: .*holds '<\|im_end\|>'.*control token.*write it otherwise"):
+        place.run(data=path)
+    earlier = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "a <|im_start|> b"}]
+    asked = {"messages": [*earlier, {"role": "user", "content": "Go on."}]}
+    path = place.write("earlier", [asked, {"prompt": "Hello."}])
+    config = place.config("other", data=path, sections={"data": {"on_bad_item": "drop"}})
+    result = read_rehearsal(place.rehearse(config))
+    assert result.manifest["account"]["reasons"] == {"control token in a text": 1}
+
+
 def test_only_a_few_examples_of_each_reason_are_kept(place: Place) -> None:
     path = place.write("mixed", [{"prompt": "Hello."}, *[{"prompt": ""}] * 9])
     config = place.config(data=path, sections={"data": {"on_bad_item": "drop"}})
