@@ -71,6 +71,7 @@ def test_a_run_of_two_days_is_one_run(
     assert run_command(monkeypatch, "importance", write_config(config)) == 0
     about = json.loads((run / "importance" / "manifest.json").read_text())
     assert about["chat_template"]["day"] == FIRST and general.is_file()
+    _ask_on_another_day(tmp_path, config, monkeypatch, capsys)
     monkeypatch.setenv(VARIABLE, SECOND)
     capsys.readouterr()
     assert run_command(monkeypatch, "rehearse", write_config(config)) == 0
@@ -91,6 +92,27 @@ def test_a_run_of_two_days_is_one_run(
     assert run_train(monkeypatch, late) == 2
     message = " ".join(capsys.readouterr().err.split())
     assert f"made under the date {FIRST}" in message and f"here it is {SECOND}; set data.date: {FIRST}" in message
+
+
+def _ask_on_another_day(
+    folder: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Name the run of the first day in the `eval.models` of a new one: base and run are asked alike, and it is told."""
+    monkeypatch.setenv(VARIABLE, SECOND)
+    asked = config["eval"] | {"models": [{"path": config["output_dir"], "name": "earlier"}]}
+    other = config | {"eval": asked, "output_dir": str(folder / "other" / "run")}
+    (folder / "other").mkdir()
+    capsys.readouterr()
+    assert run_command(monkeypatch, "eval", write_config(other)) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"earlier: was trained under the date {FIRST}" in told and f"asked under {SECOND}; data.date={FIRST}" in told
+    samples = (folder / "other" / "run" / "eval" / "samples").rglob("*.jsonl")
+    prompts = [row["prompt"] for file in samples for row in read_jsonl(file)]
+    assert len(prompts) == 2 and all("Today is 01 Feb 2026" in prompt for prompt in prompts), "asked alike"
+    (folder / "alike").mkdir()
+    alike = other | {"data": config["data"] | {"date": FIRST}, "output_dir": str(folder / "alike" / "run")}
+    assert run_command(monkeypatch, "eval", write_config(alike), "--dry-run") == 0
+    assert "trained under the date" not in capsys.readouterr().out
 
 
 def test_another_day_does_not_continue_a_training(

@@ -15,7 +15,7 @@ from cofitune.config import schema
 from cofitune.config.load import load_resolved
 from cofitune.config.schema import EvalModel
 from cofitune.data.chat import set_template
-from cofitune.data.template import template_sha256
+from cofitune.data.template import is_dated, template_sha256
 from cofitune.errors import ArtifactError, ConfigError, UserError
 from cofitune.evaluation.lengths import max_positions
 from cofitune.model.anatomy import is_missing_folder, read_model_config
@@ -149,6 +149,7 @@ def _run(requested: EvalModel, train: Path, own: Source, source: GetSource, is_o
         training=training,
         alpha=alpha,
         keep=requested.keep,
+        day=about.get("day") if about and is_dated(base.tokenizer) else None,
     )
 
 

@@ -73,6 +73,16 @@ class EvalPlan:
         task |= {"cut": loaded.cut, "cut_to": self.positions} if loaded.cut else {}
         return {"model": model.weights, "task": task, "settings": self.settings}
 
+    @property
+    def asked_day(self) -> str | None:
+        """What a template that writes the date writes in all prompts, as year-month-day."""
+        return chat_template(self.config.data).day
+
+    @property
+    def of_other_days(self) -> list[EvalTarget]:
+        """Runs that were trained under another date than all are asked under, where the template writes one."""
+        return [model for model in self.models if model.day not in (None, self.asked_day)]
+
     def agreed(self) -> dict[str, Any]:
         """What all ranks must have found alike."""
         asked = {

@@ -43,7 +43,16 @@ def print_plan(plan: EvalPlan, known: Results, console: Console) -> None:
 
 
 def tell_left_out(plan: EvalPlan, console: Console) -> None:
-    """Say which items are asked of no model, which prompts the harness cuts, and which keys nothing reads."""
+    """Say which items are asked of no model, which prompts the harness cuts, and which keys nothing reads.
+
+    And which runs are asked under another date than they were trained under: all models are asked alike.
+    """
+    for model in plan.of_other_days:
+        say(
+            console,
+            f"{model.name}: was trained under the date {model.day}, which the chat template writes, and all models are "
+            f"asked under {plan.asked_day}; data.date={model.day} asks all under its day",
+        )
     for loaded in plan.tasks:
         of = f"of {len(loaded.items) + len(loaded.left_out) + len(loaded.unusable)} items"
         for lines, what in (
@@ -71,6 +80,7 @@ def plan_facts(plan: EvalPlan, known: Results) -> PlanFacts:
         "models": {
             m.name: {
                 "path": m.path,
+                **({"day": m.day} if m.day else {}),
                 "to_score": [t.task.title for t in plan.tasks if t.task.title not in known[m.name]],
             }
             for m in plan.models

@@ -60,6 +60,7 @@ class EvalTarget:
         training: what a run's training stood on, the seed left out: runs that share it differ by their seeds only.
         alpha: how much of a run's training stays; 0 is its base.
         keep: the share of the run's gain that its alpha was chosen to keep; None: the alpha was named.
+        day: what a run's template wrote as the date when it was trained; None where it writes none.
     """
 
     name: str
@@ -73,6 +74,7 @@ class EvalTarget:
     training: str | None = None
     alpha: float = 1.0
     keep: float | None = None
+    day: str | None = None
 
     @property
     def weights(self) -> dict[str, Any]:
