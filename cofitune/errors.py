@@ -37,6 +37,10 @@ class RegionError(UserError):
     """A region that matches nothing, or lies outside the model."""
 
 
+class UnusableModelError(UserError):
+    """A model whose files are there and cannot be used as they are."""
+
+
 class ArtifactError(UserError):
     """A file of ours (delta, importance, store) that is missing, damaged, or belongs to another model or config."""
 

@@ -15,6 +15,7 @@ LARGEST = 2**20  # bytes of a config; a real one has a few thousand
 MOST_ENTRIES = 50_000  # aliases counted as often as they are used: a few lines of them can stand for billions
 DEEPEST = 50
 _TAG = "tag:yaml.org,2002:"
+_COLLECTIONS = {yaml.MappingNode: "a mapping", yaml.SequenceNode: "a list"}
 _OWN = ("bool", "int", "float")
 _LEFT_OUT = ("timestamp", "value", "binary", "omap", "pairs", "set")  # of YAML 1.1; a date is a text here
 _BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
@@ -174,10 +175,10 @@ class _Notes:
             line = key.start_mark.line + 1
             if key.tag == f"{_TAG}merge":
                 merged += value.value if isinstance(value, yaml.SequenceNode) else [value]
-            elif isinstance(key, yaml.MappingNode):
+            elif isinstance(key, yaml.MappingNode) and _is_placeholder(node, key):
                 self._say(key, "{{ … }} is a placeholder that nothing fills in here: write the value")
             elif not isinstance(key, yaml.ScalarNode) or key.tag != f"{_TAG}str":
-                what = f"'{key.value}'" if isinstance(key, yaml.ScalarNode) else "a list"
+                what = f"'{key.value}'" if isinstance(key, yaml.ScalarNode) else _COLLECTIONS[type(key)]
                 self._say(key, f"a key of {_dotted(place)} must be a text, not {what}; put it in quotes")
             elif key.value in own:
                 name = _dotted((*place, key.value))
@@ -194,7 +195,14 @@ class _Notes:
         self.lines |= {(*place, name): line for name, line in own.items()}
 
     def _say(self, node: yaml.Node, text: str) -> None:
-        self.problems.append(f"{self._name}:{node.start_mark.line + 1}: {text}")
+        problem = f"{self._name}:{node.start_mark.line + 1}: {text}"
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+
+def _is_placeholder(node: yaml.MappingNode, key: yaml.MappingNode) -> bool:
+    """Whether `{{ … }}` was read as a mapping whose key is one."""
+    return bool(node.flow_style) and node.start_mark.index + 1 == key.start_mark.index
 
 
 def _unshared(value: Any) -> Any:

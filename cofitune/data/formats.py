@@ -6,7 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cofitune.data.turns import ROLES, SHAREGPT_ROLES, BadItemError, Turn, check_text, json_of, read_tools, read_turn
+from cofitune.data.turns import (
+    ROLES,
+    SHAREGPT_ROLES,
+    BadItemError,
+    Turn,
+    check_text,
+    json_of,
+    read_tools,
+    read_turn,
+    shown,
+)
 from cofitune.data.verdicts import is_wanted
 
 __all__ = ["BadItemError", "Conversation", "prompt_turns_of", "turns_of", "user_text"]
@@ -264,4 +274,4 @@ def _whole(item: Mapping[str, object], form: str, turns: list[Turn], context: in
             check_text(turn.extra, f"the {turn.role}'s turn {index}")
     if tools:
         check_text(tools, "'tools'")
-    return Conversation(tuple(turns), context, tools, tuple(unread))
+    return Conversation(tuple(turns), context, tools, tuple(map(shown, unread)))

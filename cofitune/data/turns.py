@@ -128,6 +128,11 @@ def check_text(value: object, what: str) -> None:
         ) from None
 
 
+def shown(name: str) -> str:
+    """A key's name as it can be written: half a character in it as its escape."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def json_of(text: str) -> Any:
     """A value that stands in a text; None where the text is no JSON."""
     try:

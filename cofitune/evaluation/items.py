@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from cofitune.data.formats import BadItemError, user_text
 from cofitune.data.read import lines, read_object
+from cofitune.data.turns import shown
 from cofitune.errors import DataError, UserError
 from cofitune.evaluation.ifeval import NO_PUNKT, ifeval_problem, needs_punkt, punkt_is_there
 from cofitune.evaluation.metrics import Metric, unreachable
@@ -155,7 +156,7 @@ def unread_keys(fields: dict[str, object], task: EvalTask) -> list[str]:
         known = LOSS_ANSWERS if task.kind == "loss" else ANSWERS
         asked = ("instruction", "input") if "instruction" in fields else ("question", "context")
         read = (*asked, *(key for key in [_answer_key(fields, task.answer_field, known)] if key))
-    return [key for key, value in fields.items() if value is not None and key not in read]
+    return [shown(key) for key, value in fields.items() if value is not None and key not in read]
 
 
 def _multiple_choice(line: int, fields: dict[str, object], task: EvalTask) -> EvalItem:

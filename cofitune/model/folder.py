@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from cofitune.errors import ArtifactError, UserError
+from cofitune.errors import ArtifactError, UnusableModelError, UserError
 from cofitune.files import read_json
 
 # what transformers raises for files that parse and make no sense; a UserError of ours is none of them
@@ -106,10 +106,11 @@ def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, config: Pretr
     an item never becomes one.
 
     Raises:
-        UserError: it has tokens without a row in the embedding, or neither an end-of-sequence nor a padding token.
+        UnusableModelError: it has tokens without a row in the embedding, or neither an end-of-sequence nor a padding
+            token.
     """
     if tokenizer.eos_token is None and tokenizer.pad_token is None:
-        raise UserError(
+        raise UnusableModelError(
             f"model.name: the tokenizer of {name} names neither an end-of-sequence nor a padding token, so that no "
             "answer could end; set eos_token in its tokenizer_config.json"
         )
@@ -122,7 +123,7 @@ def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, config: Pretr
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     needed = [t for t, number in beyond.items() if number not in special or number in ends or t in template]
     if needed:
-        raise UserError(
+        raise UnusableModelError(
             f"model.name: the tokenizer of {name} has {len(beyond)} token{'s' if len(beyond) > 1 else ''} more than "
             f"the embedding has rows ({rows}), such as {needed[0]!r}; take the model's own tokenizer, or enlarge the "
             "embedding (resize_token_embeddings) and save the model"

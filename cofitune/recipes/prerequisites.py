@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cofitune.config import schema
-from cofitune.errors import ArtifactError, UserError
+from cofitune.errors import ArtifactError, UnusableModelError, UserError
 from cofitune.files import sha256_file
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.weight_files import check_files, fingerprint, weight_files
@@ -61,9 +61,9 @@ class Prerequisites:
         """Note what is missing, where this is a dry run.
 
         Raises:
-            UserError: `error` itself, where it is none.
+            UserError: `error` itself, where it is none; or it names a model that is there and cannot be used.
         """
-        if not self.dry_run:
+        if not self.dry_run or isinstance(error, UnusableModelError):
             raise error
         self.missing.append(str(error))
 

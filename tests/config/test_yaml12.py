@@ -66,6 +66,8 @@ def test_numbers_are_read_as_yaml_1_2_has_them(text: str, value: Any) -> None:
         ("search: &a {eval: *a}\n", "3: search.eval contains itself through an alias"),
         ("search: &a [*a]\n", "3: search.0 contains itself through an alias"),
         ("? [a, b]\n: 1\n", "3: a key of the config must be a text, not a list"),
+        ("? {a: 1}\n: 1\n", "3: a key of the config must be a text, not a mapping"),
+        ("train: { {a: 1}: 1}\n", "3: a key of train must be a text, not a mapping"),
         ("1: x\n", "3: a key of the config must be a text, not '1'; put it in quotes"),
         ("train: {null: x}\n", "3: a key of train must be a text, not 'null'"),
         ("train: {seed: {{ seed }}}\n", "3: {{ … }} is a placeholder that nothing fills in here"),
@@ -85,6 +87,11 @@ def test_what_a_config_cannot_hold_has_its_line(tmp_path: Path, text: str, place
     assert any(re.search(place.replace("{{", r"\{\{").replace("}}", r"\}\}").replace("(", r"\("), p) for p in result), (
         result
     )
+
+
+def test_a_mistake_is_told_once(tmp_path: Path) -> None:
+    (problem,) = problems(tmp_path, "train: {<<: [1, 2]}\n")
+    assert "3: << in train takes in a mapping" in problem
 
 
 def test_an_empty_output_dir_is_refused(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_an_answer_behind_a_text_has_its_white_space(
     cut = min(sum(first < len(prompt) for first, _ in offsets), len(ids) - 1)
     expected = GivenAnswer(tuple(ids[:cut]), tuple(ids[cut:]))
     assert split_tokens(tiny_tokenizer, prompt, answer) == expected
-    assert split_tokens(Offsetless(tiny_tokenizer, at_zero), prompt, answer) == expected  # type: ignore[arg-type]
+    assert split_tokens(Offsetless(tiny_tokenizer, at_zero), prompt, answer) == expected
 
 
 def test_a_prompt_that_is_tokenized_otherwise_alone_is_told(tiny_tokenizer: Any) -> None:

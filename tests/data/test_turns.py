@@ -8,6 +8,7 @@ import pytest
 
 from cofitune.data.formats import BadItemError
 from cofitune.data.read import Item, ItemCounts, make_item, make_prompt, parse
+from cofitune.evaluation.items import EvalTask, unread_keys
 
 ASK, ANSWER = {"role": "user", "content": "Who won?"}, {"role": "assistant", "content": "The buyer."}
 TOOL = {"type": "function", "function": {"name": "find_case", "parameters": {"type": "object", "properties": {}}}}
@@ -170,6 +171,14 @@ def test_a_null_label_beside_a_completion_is_no_verdict() -> None:
     with pytest.raises(BadItemError, match="'label' is null: nobody says whether the response is wanted"):
         read({**PAIR, "label": None})
     assert read({"instruction": "a", "output": "b", "label": None}).unread == (), "a gap of a table"
+
+
+def test_a_broken_character_in_a_key_that_nothing_reads_can_be_told() -> None:
+    item = parse('{"prompt": "a", "completion": "b", "note\\ud83d": 1}')
+    assert read(item).unread == ("note\\ud83d",)
+    assert read({"messages": [ASK, {**ANSWER, "\ud83d": 1}]}).unread == ("messages[].\\ud83d",)
+    task = EvalTask("t", "gen_kn", "f.jsonl", "generate", "exact_match")
+    assert unread_keys({"question": "a", "answer": "b", "\ud83d": 1}, task) == ["\\ud83d"]
 
 
 def test_keys_that_nothing_reads_are_counted_by_name() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from rich.console import Console
+from transformers import AutoTokenizer
 
 from cofitune.config.schema import Config
 from cofitune.recipes.train.plan_report import print_stage_hint
+from tests.helpers import run_train
 
 
 @pytest.mark.parametrize(
@@ -29,3 +33,19 @@ def test_one_gpu_is_told_of_the_faster_stage(
     config = Config.model_validate({"model": {"name": "any"}, "output_dir": "any", "deepspeed": deepspeed})
     print_stage_hint(config.deepspeed, ranks, on_gpu, Console(file=output, width=200))
     assert ("deepspeed.zero_stage=2" in output.getvalue()) == is_told
+
+
+def test_a_dry_run_refuses_a_tokenizer_that_no_later_file_mends(
+    tmp_path: Path,
+    tiny_model_folder: Path,
+    eight_items: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = shutil.copytree(tiny_model_folder, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens(["<ledger>"])
+    tokenizer.save_pretrained(model)
+    config = {"model": {"name": str(model)}, "data": {"train": str(eight_items), "max_length": 64}}
+    assert run_train(monkeypatch, {**config, "output_dir": str(tmp_path / "run")}, "--dry-run") == 2
+    assert "1 token more than the embedding has rows" in " ".join(capsys.readouterr().err.split())
