@@ -26,7 +26,8 @@ FORMAT = 1
 ATTENTION_HEADS = "attention_heads"
 FFN_NEURONS = "ffn_neurons"
 FFN_OUTPUTS = "ffn_outputs"
-UNIT_KINDS = (ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS)
+EXPERTS = "experts"
+UNIT_KINDS = (ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS)  # of a model without experts
 ENOUGH = 0.5  # below it more than half of what tells the units apart is noise
 
 
@@ -55,10 +56,11 @@ class Reliability:
 
 
 def unit_counts(anatomy: Anatomy) -> dict[str, int]:
-    """Units a layer of each known kind: A attention heads, F FFN neurons, H FFN output channels."""
+    """Units a layer of each known kind: A attention heads, F FFN neurons, H FFN output channels, experts."""
     attention = {ATTENTION_HEADS: anatomy.num_heads} if "o_proj" in anatomy.modules else {}
     ffn = {FFN_NEURONS: anatomy.intermediate_size, FFN_OUTPUTS: anatomy.hidden_size}
-    return {**attention, **(ffn if "down_proj" in anatomy.modules else {})}
+    experts = {EXPERTS: anatomy.num_experts} if anatomy.experts else {}
+    return {**attention, **(ffn if "down_proj" in anatomy.modules else {}), **experts}
 
 
 def write_importance(
@@ -90,7 +92,7 @@ def read_importance(folder: Path, anatomy: Anatomy, base_fingerprint: str) -> Im
         )
     for kind, units in unit_counts(anatomy).items():
         if kind not in vectors:
-            raise ArtifactError(f"{path}: holds no '{kind}'")
+            raise ArtifactError(f"{path}: holds no '{kind}'; compute the importance again")
         _check_vector(path, kind, vectors[kind], (anatomy.num_layers, units))
     return ImportanceFile(vectors, manifest, manifest["sha256"])
 

@@ -134,6 +134,30 @@ def register_external_parameters(module: nn.Module, parameters: Iterable[nn.Para
         deepspeed.zero.register_external_parameter(module, parameter)
 
 
+def hold_until_gradients(model: nn.Module) -> None:
+    """Let ZeRO-3 keep trained tensors of three dimensions (experts) gathered until their gradients have been taken.
+
+    DeepSpeed releases a module's parameters when the gradients of its inputs are there. Where no input needs one, that
+    is at once, and torch then has no parameter to lay the gradient out by ("size of tensor a (0) must match"). So one
+    input of such a module gets a gradient; the backward pass still ends there.
+    """
+
+    def begin_here(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        tensors = [value for value in inputs if isinstance(value, Tensor)]
+        if not torch.is_grad_enabled() or any(tensor.requires_grad for tensor in tensors):
+            return None
+        first = next((i for i, v in enumerate(inputs) if isinstance(v, Tensor) and v.is_floating_point()), None)
+        if first is None:
+            return None
+        return (*inputs[:first], inputs[first].detach().requires_grad_(), *inputs[first + 1 :])
+
+    for name, module in model.named_modules():
+        if any(p.requires_grad and len(getattr(p, "ds_shape", p.shape)) > 2 for p in module.parameters(recurse=False)):
+            module.register_forward_pre_hook(begin_here)
+            # some families' experts DeepSpeed gathers and releases with the block around them ("leaf modules")
+            model.get_submodule(name.rpartition(".")[0]).register_forward_pre_hook(begin_here)
+
+
 def inner_optimizer(engine: Any) -> torch.optim.Optimizer:
     """The optimizer that steps on the fp32 shards, before they are copied to the model's precision."""
     inner: torch.optim.Optimizer = engine.basic_optimizer

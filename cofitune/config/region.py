@@ -28,7 +28,7 @@ class Region(Section):
     modules: Names | None = Field(
         None,
         min_length=1,
-        description="q_proj … down_proj, or the groups mha, ffn, all; default: up_proj and down_proj",
+        description="q_proj … down_proj, the groups mha, ffn, all, or experts; default: up_proj and down_proj",
     )
     match: str | None = Field(
         None,

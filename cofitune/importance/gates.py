@@ -1,9 +1,9 @@
 """Virtual gates on an unmodified model: each unit's output is multiplied by 1, and that 1 receives a gradient.
 
 CoFiTune, Figure 2 (arXiv 2404.10306): a module's output o becomes g ⊙ o with g = 1. The units are a layer's attention
-heads (gate on each head's output, the input of `o_proj`), FFN neurons (on the input of `down_proj`) and FFN output
-channels (on `down_proj`'s output). Dropout acts on the attention probabilities and, after the gate, on the FFN's
-output.
+heads (gate on each head's output, the input of `o_proj`), FFN neurons (on the input of `down_proj`), FFN output
+channels (on `down_proj`'s output) and, in a mixture, experts (on each one's output, by the weight that the router gives
+it). Dropout acts on the attention probabilities and, after the gate, on the output of the FFN or of the experts.
 
 The paper's neuron gate is on `up_proj`'s output. Where the FFN has a gate that is the same: (g ⊙ up) ⊙ act(gate) =
 g ⊙ (up ⊙ act(gate)). On the input of `down_proj` it is also right for fused weights, and where there is no gate.
@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from cofitune.errors import UserError
-from cofitune.importance_file import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS, unit_counts
+from cofitune.importance_file import ATTENTION_HEADS, EXPERTS, FFN_NEURONS, FFN_OUTPUTS, unit_counts
 from cofitune.model.anatomy import Anatomy, anatomy_of
 
 Gates = dict[str, tuple[Tensor, ...]]
@@ -45,7 +45,7 @@ class VirtualGates:
 
     def has(self, kind: str, layer: int) -> bool:
         """Whether a layer has units of a kind; where it has none, its gates are in no place and get no gradient."""
-        return self._anatomy.has(layer, "o_proj" if kind == ATTENTION_HEADS else "down_proj")
+        return self._anatomy.has(layer, {ATTENTION_HEADS: "o_proj", EXPERTS: EXPERTS}.get(kind, "down_proj"))
 
     def renew(self, batch_size: int) -> Gates:
         """Make the gates of a new micro-batch, all 1: nothing is left in them of the batch before."""
@@ -163,7 +163,7 @@ def _multiply_rows(output: Tensor, gate: Tensor) -> Tensor:
 def _hook_layer(
     layer: nn.Module, index: int, gates: VirtualGates, anatomy: Anatomy, dropout: float
 ) -> list[RemovableHandle]:
-    """Hook one decoder layer's three gated places."""
+    """Hook one decoder layer's gated places."""
 
     def gate_heads(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         heads = inputs[0].unflatten(-1, (anatomy.num_heads, -1))  # [B, T, A, D]
@@ -177,7 +177,19 @@ def _hook_layer(
         gated = _multiply_rows(output, gates.current[FFN_OUTPUTS][index])  # [B, T, H]
         return nn.functional.dropout(gated, p=dropout, training=True)
 
+    def gate_experts(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        tokens, chosen, weights = inputs  # [B·T, H], [B·T, k], [B·T, k]
+        gate = gates.current[EXPERTS][index]
+        sample = torch.arange(len(chosen), device=chosen.device) // (len(chosen) // len(gate))
+        return tokens, chosen, _multiply(weights, gate[sample[:, None], chosen])
+
+    def drop_outputs(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return nn.functional.dropout(output, p=dropout, training=True)
+
     handles = []
+    if gates.has(EXPERTS, index):
+        experts = layer.get_submodule(anatomy.experts)
+        handles += [experts.register_forward_pre_hook(gate_experts), experts.register_forward_hook(drop_outputs)]
     if gates.has(ATTENTION_HEADS, index):
         handles += [layer.get_submodule(anatomy.layout.modules["o_proj"]).register_forward_pre_hook(gate_heads)]
     if gates.has(FFN_NEURONS, index):

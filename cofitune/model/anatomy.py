@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from cofitune.errors import UserError
 from cofitune.model.describe import how_to_describe, linear_modules, what_is_there
 from cofitune.model.folder import ODD_FILE, first_line, read_object, refuse_adapter
-from cofitune.model.layouts import ATTENTION, FFN, MODULES, Layout
-from cofitune.model.recognise import choose_layout, names_in_files, true_shape
+from cofitune.model.kind import auto_class, check_causal, check_kind
+from cofitune.model.layouts import ATTENTION, EXPERTS, FFN, MODULES, Layout
+from cofitune.model.recognise import choose_layout, find_experts, names_in_files, true_shape
+
+EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k")
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,11 @@ class Anatomy:
         embedding, head: names in `shapes` of the input embedding's and the head's weight.
         prefix: how the names in `shapes` begin that some weight files write without it (GPT-2's `transformer.`).
         linear: names of the weights of all linear modules in the layers, those of no known unit included.
-        converted: names in `shapes` of what weight files hold in parts, or turned: one tensor of all experts, mostly.
+        converted: names in `shapes` of what weight files hold otherwise (one tensor of all experts in parts, mostly) →
+            the names, itself among them, that make up the same tensors there and can be written only together.
+        experts: path, below a layer, of the module that holds all experts of a layer; empty where there is none.
+        num_experts, experts_per_token: of a layer that has any; those that a token passes through.
+        can_recompute: whether it can recompute activations in the backward pass.
         unknown: of which modules the units are not known, and why; empty where all are known.
         proposal: how to describe those; empty where all are known.
     """
@@ -53,14 +60,19 @@ class Anatomy:
     head: str | None
     prefix: str
     linear: tuple[str, ...] = ()
-    converted: frozenset[str] = frozenset()
+    converted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    experts: str = ""
+    num_experts: int = 0
+    experts_per_token: int = 0
+    can_recompute: bool = True
     unknown: str = ""
     proposal: str = ""
 
     @property
     def modules(self) -> tuple[str, ...]:
         """The modules that a layer has, in its own order; where layers differ, those that any has."""
-        return tuple(module for module in MODULES if module in self.layout.modules)
+        linear = tuple(module for module in MODULES if module in self.layout.modules)
+        return (*linear, EXPERTS) if self.experts else linear
 
     @property
     def is_whole(self) -> bool:
@@ -69,6 +81,8 @@ class Anatomy:
 
     def has(self, layer: int, module: str) -> bool:
         """Whether a layer has a module."""
+        if module == EXPERTS:
+            return any(True for _ in self._of_experts(layer))
         path = self.layout.modules.get(module)
         return path is not None and f"{self.layout.layers}.{layer}.{path}.weight" in self.shapes
 
@@ -98,15 +112,29 @@ class Anatomy:
         return 1 if self.layout.transposed else 0
 
     def parameter_names(self, layer: int, module: str) -> Iterator[str]:
-        """Yield the names of the weight and, where there is one, the bias that hold a module, fused or alone."""
+        """Yield the names of the weight and, where there is one, the bias that hold a module, fused or alone.
+
+        Of experts these are all that the module with all of them has.
+        """
+        if module == EXPERTS:
+            yield from self._of_experts(layer)
+            return
         for kind in ("weight", "bias"):
             name = f"{self.layout.layers}.{layer}.{self.layout.modules[module]}.{kind}"
             if name in self.shapes:
                 yield name
 
+    def _of_experts(self, layer: int) -> Iterator[str]:
+        """The tensors that hold a layer's experts, [experts, …] each."""
+        start = f"{self.layout.layers}.{layer}.{self.experts}."
+        for name in self.shapes if self.experts else ():
+            if name.startswith(start) and "." not in name.removeprefix(start):
+                yield name
+
     def num_rows(self, module: str) -> int:
-        """A module's own outputs."""
+        """A module's own outputs; of experts, how many there are."""
         return {
+            EXPERTS: self.num_experts,
             "q_proj": self.num_heads * self.head_dim,
             "k_proj": self.num_key_value_heads * self.head_dim,
             "v_proj": self.num_key_value_heads * self.head_dim,
@@ -140,13 +168,25 @@ def read_anatomy(config: PretrainedConfig, trust_remote_code: bool = False, desc
     Raises:
         UserError: it is no causal language model, or its layout is not as described.
     """
+    check_kind(config)
+    model = build_empty(config, trust_remote_code)
+    check_causal(model)
+    return anatomy_of(model, described)
+
+
+def build_empty(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model of a config without weights, on the meta device.
+
+    Raises:
+        UserError: transformers cannot build it.
+    """
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            model: PreTrainedModel = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
     except ODD_FILE as error:
         reason = first_line(error)
         raise UserError(f"model.name: model type {config.model_type} cannot be built: {reason}") from error
-    return anatomy_of(model, described)
+    return model
 
 
 def anatomy_of(model: PreTrainedModel, described: Layout | None = None) -> Anatomy:
@@ -181,6 +221,7 @@ def _measure(model: PreTrainedModel, layout: Layout) -> Anatomy:
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
     layers = model.get_submodule(layout.layers) if layout.layers else nn.ModuleList()
     written, converted = names_in_files(model)
+    experts, num_experts = find_experts(layers) if isinstance(layers, nn.ModuleList) else ("", 0)
     width, hidden = true_shape(embedding)
     hidden = _number(config, "hidden_size") or hidden
     heads = layout.num_heads or _number(config, "num_attention_heads")
@@ -199,6 +240,10 @@ def _measure(model: PreTrainedModel, layout: Layout) -> Anatomy:
         tied={n: names[id(p)] for n, p in model.named_parameters(remove_duplicate=False) if n not in parameters},
         written=written,
         converted=converted,
+        experts=experts,
+        num_experts=num_experts,
+        experts_per_token=max([min(1, num_experts), *(_number(config, name) for name in EXPERTS_PER_TOKEN)]),
+        can_recompute=model.supports_gradient_checkpointing,
         embedding=names[id(embedding)],
         head=None if head is None else names.get(id(head.weight)),
         prefix=f"{model.base_model_prefix}.",

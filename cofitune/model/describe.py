@@ -29,11 +29,15 @@ def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """The list of decoder layers and its path: of the lists that lie in no other, one of as many layers as the config
     says, and with most weights. Where the model wraps a text model, that one's. The path is empty where there is none.
     """
-    depth = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
+    text = model.config.get_text_config(decoder=True)
+    depth = getattr(text, "num_hidden_layers", None)
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
     inside = next((name for name, module in model.named_modules() if module is decoder), "")
     lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
-    outer = [(n, m) for n, m in lists if not any(n.startswith(f"{other}.") for other, _ in lists)]
+    # what sees images or hears has a config of its own
+    others = [n for n, m in model.named_modules() if n and _has_other_config(m, model, text)]
+    ours = [(n, m) for n, m in lists if not any(n.startswith(f"{other}.") for other in others)] or lists
+    outer = [(n, m) for n, m in ours if not any(n.startswith(f"{other}.") for other, _ in ours)]
     of_decoder = [(n, m) for n, m in outer if not inside or n.startswith(f"{inside}.")] or outer
     weights = {name: sum(_numel(p) for p in layers.parameters()) for name, layers in of_decoder}
     return max(of_decoder, key=lambda item: (len(item[1]) == depth, weights[item[0]]), default=("", nn.ModuleList()))
@@ -120,6 +124,11 @@ def _find(module: str, paths: dict[str, tuple[int, int]], accepts: Callable[[str
 def _named(names: tuple[str, ...], paths: dict[str, tuple[int, int]], parent: str) -> str:
     """The path of the first of these names that lies in this parent, or nothing."""
     return next((p for name in names if (p := f"{parent}.{name}".removeprefix(".")) in paths), "")
+
+
+def _has_other_config(module: nn.Module, model: PreTrainedModel, text: object) -> bool:
+    """Whether a module is a model of its own, and not the text model."""
+    return isinstance(module, PreTrainedModel) and module.config not in (text, model.config)
 
 
 def _numel(parameter: nn.Parameter) -> int:

@@ -14,6 +14,7 @@ from cofitune.errors import RegionError, did_you_mean
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ATTENTION, FFN = MODULES[:4], MODULES[4:]
 GROUPS = {"mha": ATTENTION, "ffn": FFN, "all": MODULES}
+EXPERTS = "experts"  # a module that holds all experts of a layer; in no group, for it is most of a model's weights
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Layout:
 
     def parts(self, module: str) -> tuple[str, ...]:
         """The modules whose weights lie in one tensor with this one's, in their order there; itself among them."""
+        if module not in self.modules:
+            return (module,)
         return tuple(other for other, path in self.modules.items() if path == self.modules[module])
 
     def only(self, modules: Container[str]) -> Layout:
@@ -143,7 +146,7 @@ def expand_modules(names: Iterable[str], available: tuple[str, ...] = MODULES) -
     Raises:
         RegionError: a name is neither a module nor a group, or the model has no such module.
     """
-    known = [*MODULES, *GROUPS]
+    known = [*MODULES, EXPERTS, *GROUPS]
     requested: set[str] = set()
     for name in names:
         if name not in known:
@@ -151,7 +154,7 @@ def expand_modules(names: Iterable[str], available: tuple[str, ...] = MODULES) -
                 f"'{name}' names no module{did_you_mean(name, known)} (modules: {', '.join(available)}; "
                 f"groups: {', '.join(GROUPS)})"
             )
-        if name in MODULES and name not in available:
+        if name not in GROUPS and name not in available:
             raise RegionError(f"this model has no '{name}' (its modules: {', '.join(available)})")
         requested.update(GROUPS.get(name, (name,)))
     return tuple(m for m in available if m in requested)

@@ -7,10 +7,7 @@ from collections.abc import Iterable
 import torch
 from safetensors import SafetensorError
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoModelForCausalLM,
     AutoTokenizer,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -19,6 +16,7 @@ from transformers.utils import logging
 from cofitune.errors import UserError
 from cofitune.model.anatomy import read_model_config
 from cofitune.model.folder import check_tokenizer, first_line
+from cofitune.model.kind import auto_class
 from cofitune.model.weight_files import _lacking
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -45,8 +43,9 @@ def load_model(
             draw at random with no more than a warning). Pickles are never read.
     """
     logging.disable_progress_bar()  # each command has a bar of its own
+    built_by = auto_class(read_model_config(name, revision, trust_remote_code))
     try:
-        model, result = AutoModelForCausalLM.from_pretrained(
+        model, result = built_by.from_pretrained(
             name,
             dtype=dtype,
             attn_implementation=None if attn_implementation == "auto" else attn_implementation,
@@ -61,16 +60,6 @@ def load_model(
     if missing:
         raise _lacking(name, missing)
     return model
-
-
-def supports_packing(config: PretrainedConfig, trust_remote_code: bool = False) -> bool:
-    """Whether the model tells packed sequences apart by their positions.
-
-    All of transformers' models do that make their masks and call their attention through its common interface (its
-    own flag for that has a private name); a model's own code may do anything.
-    """
-    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-    return known and not trust_remote_code and MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_attention_backend
 
 
 def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

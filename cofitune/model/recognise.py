@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    rename_source_key,
+    revert_weight_conversion,
+)
 from transformers.pytorch_utils import Conv1D
 
 from cofitune.errors import UserError
@@ -105,9 +111,26 @@ def _what_lacks(layout: Layout, modules: dict[str, nn.Module]) -> str:
     return f"{' and '.join(names)} {'lie' if len(names) > 1 else 'lies'} otherwise than in any layout that is known"
 
 
-def names_in_files(model: PreTrainedModel) -> tuple[dict[str, str], frozenset[str]]:
-    """Names that transformers writes into weight files, where they are not the model's own → the model's own; and which
-    parameters no file holds as they are, but in parts, or turned.
+def find_experts(layers: nn.ModuleList) -> tuple[str, int]:
+    """The path, below a layer, of the module that holds all experts of a layer, and how many these are; none: ("", 0).
+
+    Its parameters are one for all experts, [experts, …] each, and it is called with the tokens [N, H], the experts of
+    each token and their weights [N, k]; so it is in all of transformers' families but Llama 4.
+    """
+    for layer in layers:
+        for path, module in layer.named_modules():
+            shapes = [true_shape(p) for p in module.parameters(recurse=False)]
+            if len(shapes) < 2 or {len(shape) for shape in shapes} - {2, 3} or max(map(len, shapes)) < 3:
+                continue
+            called_with = signature(module.forward).parameters.values()
+            if len({shape[0] for shape in shapes}) == 1 and len(called_with) == 3:
+                return path, shapes[0][0]
+    return "", 0
+
+
+def names_in_files(model: PreTrainedModel) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+    """Names that transformers writes into weight files, where they are not the model's own → the model's own; and those
+    parameters that no file holds as they are, but in parts, or turned, each with all that make up the same tensors.
 
     GPT-NeoX's head, for one, is `lm_head` in memory and `embed_out` in every file; Mixtral's experts are one tensor in
     memory and one an expert in the files.
@@ -116,14 +139,29 @@ def names_in_files(model: PreTrainedModel) -> tuple[dict[str, str], frozenset[st
     back = [change.reverse_transform() for change in reversed(mapping)]
     renamings = [change for change in back if isinstance(change, WeightRenaming)]
     converters = [change for change in back if isinstance(change, WeightConverter)]
-    written, converted = {}, set()
+    written: dict[str, str] = {}
+    converted: dict[str, str] = {}
     for name, _ in model.named_parameters():
         other, converter = rename_source_key(name, renamings, converters, reverse=True)
         if converter is not None:
-            converted.add(name)
+            converted[name] = other
         elif other != name:
             written[other] = name
-    return written, frozenset(converted)
+    together: dict[str, list[str]] = {}
+    for name, other in converted.items():
+        together.setdefault(other, []).append(name)
+    return written, {name: tuple(together[other]) for name, other in converted.items()}
+
+
+def as_in_files(model: PreTrainedModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters of a model as transformers writes them into weight files: the files' names and parts.
+
+    Args:
+        model: of their family and config; its own weights are not looked at.
+        tensors: by their names in the model; of those that are converted together, all.
+    """
+    result: dict[str, Tensor] = revert_weight_conversion(model, tensors)
+    return result
 
 
 def true_shape(parameter: Tensor) -> tuple[int, ...]:

@@ -154,12 +154,6 @@ def match_region(pattern: str, anatomy: Anatomy) -> Region:
             f"region.match: '{pattern}' matches no parameter's whole name{near} (names look like "
             f"{', '.join(list(anatomy.shapes)[:3])}, …)"
         )
-    converted = [name for name in names if name in anatomy.converted]
-    if converted:
-        raise RegionError(
-            f"region.match: {converted[0]} cannot train: no weight file holds it as it is (the files of "
-            f"{anatomy.model_type} hold its parts), so that it could not be exported; leave it out"
-        )
     in_layer = re.compile(re.escape(anatomy.layout.layers) + r"\.(\d+)\.")
     layers = tuple(sorted({int(result[1]) for name in names if (result := in_layer.match(name))}))
     touched = {m for layer in layers for m in anatomy.modules if set(anatomy.parameter_names(layer, m)) & set(names)}
@@ -177,19 +171,29 @@ def linear_region(anatomy: Anatomy) -> Region:
     Raises:
         RegionError: there are none.
     """
-    names = tuple(name for name in anatomy.linear if name not in anatomy.converted)
+    linear = set(anatomy.linear)
+    names = tuple(name for name in anatomy.linear if linear.issuperset(anatomy.converted.get(name, ())))
     if not names:
         raise RegionError(f"adapter.target_modules: model type {anatomy.model_type} has no list of layers with any")
     return Region(tuple(range(anatomy.num_layers)), (), names, 0)
 
 
 def check_present(region: Region, anatomy: Anatomy) -> None:
-    """Refuse a region in which the model has nothing: none of its layers has one of its modules.
+    """Refuse a region in which the model has nothing: none of its layers has one of its modules; and one that could not
+    be exported.
 
     Raises:
         RegionError: it is such a region.
     """
-    if not region.parameter_names(anatomy):
+    names = set(region.parameter_names(anatomy))
+    for name in sorted(names):
+        apart = [other for other in anatomy.converted.get(name, ()) if other not in names]
+        if apart:
+            raise RegionError(
+                f"region: {name} and {', '.join(apart)} are one tensor in the weight files of model type "
+                f"{anatomy.model_type}, so that one without the other could not be exported: train all of them, or none"
+            )
+    if not names:
         where = {
             m: Region(tuple(i for i in range(anatomy.num_layers) if anatomy.has(i, m)), ()) for m in region.modules
         }

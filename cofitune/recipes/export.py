@@ -18,9 +18,10 @@ from cofitune.config.load import load_config
 from cofitune.data.template import ChatTemplate, set_template, without_day
 from cofitune.errors import ArtifactError, UserError
 from cofitune.files import exclusive, read_json, write_checked_json, write_json, write_tensors, write_text
-from cofitune.model.anatomy import is_missing_folder, read_model_config
+from cofitune.model.anatomy import build_empty, is_missing_folder, read_model_config
 from cofitune.model.folder import read_generation_config
 from cofitune.model.load import DTYPES, load_tokenizer
+from cofitune.model.recognise import as_in_files
 from cofitune.model.weight_files import fingerprint, parameter_name, weight_files
 from cofitune.recipes.alpha.recipe import check_keep, choose_alpha
 from cofitune.recipes.exported_tokenizer import write_generation, write_tokenizer
@@ -163,8 +164,9 @@ def _write_folder(to: Path, parts: ExportParts) -> None:
 
 def _write_weights(parts: ExportParts, folder: Path) -> None:
     """The base's weight files one at a time, each trained tensor in its place."""
-    files, delta, dtype, alpha = parts.files, parts.delta, parts.dtype, parts.alpha
-    names = delta.manifest.get("names", {})
+    files, dtype, alpha = parts.files, parts.dtype, parts.alpha
+    names = parts.delta.manifest.get("names", {})
+    trained = _tensors_in_files(parts)
     placed: set[str] = set()
     weight_map: dict[str, str] = {}
     size = 0
@@ -172,21 +174,21 @@ def _write_weights(parts: ExportParts, folder: Path) -> None:
         tensors: dict[str, Tensor] = {}
         with safe_open(file, framework="pt") as shard:
             for key in shard.keys():  # noqa: SIM118 -- not a dict
-                name = parameter_name(key, delta.tensors, names.get("prefix", ""), names.get("aliases", {}))
+                name = parameter_name(key, trained, names.get("prefix", ""), names.get("aliases", {}))
                 placed.update([name] if name else [])
                 if name is None:
                     tensor = shard.get_tensor(key)
                 elif alpha == 1:
-                    tensor = delta.tensors[name]
+                    tensor = trained[name]
                 else:
-                    tensor = interpolate(shard.get_tensor(key), delta.tensors[name], alpha)
+                    tensor = interpolate(shard.get_tensor(key), trained[name], alpha)
                 tensors[key] = tensor.to(dtype) if tensor.is_floating_point() else tensor
                 if name is not None:  # what the base's own tensors hold is the base's business
                     check_finite(name, tensors[key])
         write_tensors(folder / file.name, tensors)
         weight_map.update(dict.fromkeys(tensors, file.name))
         size += sum(t.numel() * t.element_size() for t in tensors.values())
-    lost = sorted(delta.tensors.keys() - placed)
+    lost = sorted(trained.keys() - placed)
     if lost:
         raise ArtifactError(
             f"the base's weight files have no place for {', '.join(lost[:3])}: they name tensors otherwise"
@@ -194,6 +196,21 @@ def _write_weights(parts: ExportParts, folder: Path) -> None:
     if len(files) > 1:
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         write_json(folder / "model.safetensors.index.json", index)
+
+
+def _tensors_in_files(parts: ExportParts) -> dict[str, Tensor]:
+    """The trained tensors by their names in the model; those that weight files hold otherwise, as these hold them."""
+    tensors, names = parts.delta.tensors, parts.delta.manifest.get("names", {})
+    keys: set[str] = set()
+    for file in parts.files:
+        with safe_open(file, framework="pt") as shard:
+            keys.update(shard.keys())
+    as_they_are = {parameter_name(k, tensors, names.get("prefix", ""), names.get("aliases", {})) for k in keys}
+    otherwise = {name: tensor for name, tensor in tensors.items() if name not in as_they_are}
+    if not otherwise:
+        return tensors
+    model = build_empty(read_model_config(*parts.place, parts.trust_remote_code), parts.trust_remote_code)
+    return {n: t for n, t in tensors.items() if n not in otherwise} | as_in_files(model, otherwise)
 
 
 def _write_rest(source: Path, folder: Path, dtype: str, alpha: float) -> None:

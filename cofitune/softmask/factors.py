@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cofitune.errors import RegionError
-from cofitune.importance_file import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS
+from cofitune.importance_file import ATTENTION_HEADS, EXPERTS, FFN_NEURONS, FFN_OUTPUTS
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.region import Region
 
@@ -25,6 +25,7 @@ UNIT_OF_MODULE = {
     "gate_proj": FFN_NEURONS,
     "up_proj": FFN_NEURONS,
     "down_proj": FFN_OUTPUTS,
+    "experts": EXPERTS,
 }
 
 
@@ -47,7 +48,7 @@ class Factor:
 
     def shaped(self, tensor: Tensor) -> Tensor:
         """`values` so that it broadcasts over a whole weight or bias."""
-        return self.values if tensor.dim() == 1 else self.values[:, None] if self.axis == 0 else self.values[None, :]
+        return self.values if tensor.dim() == 1 else self.values.view(-1, *[1] * (tensor.dim() - 1 - self.axis))
 
 
 def build_factors(
@@ -62,9 +63,10 @@ def build_factors(
     """One factor for each masked parameter of the region, by the parameter's name.
 
     Rows of up, gate (FFN neurons), down (FFN output channels), q, k, v (heads); columns of `o_proj`, where a head is an
-    input block. With grouped queries a key/value head takes the maximum over the heads that it serves. A bias is masked
-    with its row; `o_proj`'s bias belongs to no head and is not masked. In a fused tensor each module's rows get their
-    own units' factors, and those of modules that are not masked get 1.
+    input block; experts by their place in the tensors that hold them all. With grouped queries a key/value head takes
+    the maximum over the heads that it serves. A bias is masked with its row; `o_proj`'s bias belongs to no head and is
+    not masked. In a fused tensor each module's rows get their own units' factors, and those of modules that are not
+    masked get 1.
 
     Args:
         importance: unit kind → [L, units] in [0, 1].
@@ -162,7 +164,7 @@ def check_masked(modules: tuple[str, ...], region: Region) -> None:
 
 def _uniform(value: float, name: str, module: str, anatomy: Anatomy) -> Factor:
     """One factor for all rows of the tensor that a module lies in."""
-    axis = 0 if len(anatomy.shapes[name]) == 1 else anatomy.row_axis
+    axis = 0 if len(anatomy.shapes[name]) == 1 or module == EXPERTS else anatomy.row_axis
     return Factor(torch.full((anatomy.num_rows_of_tensor(module),), value), axis)
 
 

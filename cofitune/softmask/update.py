@@ -6,6 +6,7 @@ precision. Each shard is a stretch of a weight laid out row by row, so its first
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -80,7 +81,7 @@ class UpdateMask:
 def hold_back(new: Tensor, old: Tensor, shard: Shard, factor: Factor) -> None:
     """In place: new ← old + f·(new − old), each element by its unit's f; `old` is lost. Both are [shard.numel]."""
     values = factor.values.to(new.device, new.dtype)
-    columns = shard.shape[1] if len(shard.shape) == 2 else 1
+    columns = math.prod(shard.shape[1:])
     for begin, end in _stretches(shard, columns):
         first = shard.start + begin
         row, column = divmod(first, columns)

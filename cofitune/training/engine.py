@@ -21,7 +21,7 @@ from cofitune.distributed import world_size_or_one
 from cofitune.errors import UserError
 from cofitune.ranks import is_launched, this_rank
 from cofitune.training.optimizer import adamw_8bit, decay_groups
-from cofitune.zero import reset_zero_globals, skip_cpu_communication_op
+from cofitune.zero import hold_until_gradients, reset_zero_globals, skip_cpu_communication_op
 
 SHARDED_LOADING_FROM = 8 * 2**30  # bytes of weights
 # elements of the gradient bucket, and of what one inner step takes with copies of its gradient and (in update mode) its
@@ -133,6 +133,8 @@ def start_engine(model: nn.Module, settings: EngineSettings) -> Any:
     if settings.optimizer == "adamw_8bit":
         own = adamw_8bit(groups, settings.learning_rate, settings.adam_betas, settings.adam_epsilon)
         del config["optimizer"]
+    if settings.zero_stage == 3:
+        hold_until_gradients(model)
     try:
         engine, *_ = deepspeed.initialize(
             model=model,

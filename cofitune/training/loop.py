@@ -232,6 +232,8 @@ def _take_step(engine: Any, parts: Sequence[_Part], prefix: Prefix | None, missi
                     if part.rehearsal is None
                     else rehearsal_loss(engine, inputs, part.rehearsal)
                 )
+            if not loss.requires_grad:
+                raise UserError("region: none of the trained tensors takes part in the loss; choose other ones")
             engine.backward(loss * part.weight)
             engine.step()
             total[number] += loss.detach().double()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from cofitune.model.anatomy import Anatomy
+from cofitune.model.layouts import EXPERTS
 from cofitune.model.region import Region
 
 ATTENTION = ("q_proj", "k_proj", "v_proj")
@@ -77,16 +78,20 @@ def training_cost(anatomy: Anatomy, region: Region, cached: bool = False) -> Cos
             "gate_proj": after_attention,
             "up_proj": after_attention,
             "down_proj": inside_ffn,
+            EXPERTS: after_attention,
         }
         for module in (module for module in anatomy.modules if anatomy.has(layer, module)):
             shape = anatomy.shapes[next(anatomy.parameter_names(layer, module))]
             weights = math.prod(shape) // anatomy.num_rows_of_tensor(module) * anatomy.num_rows(module)
+            if module == EXPERTS:  # a token passes through some of them
+                every = sum(math.prod(anatomy.shapes[name]) for name in anatomy.parameter_names(layer, module))
+                weights = every // anatomy.num_experts * anatomy.experts_per_token
             token += 2 * weights * (1 + (module in trained) + passes[module])
         scores = wants["q_proj"] or wants["k_proj"]
         pair += (
             anatomy.has(layer, "o_proj") * product * (2 + wants["q_proj"] + wants["k_proj"] + wants["v_proj"] + scores)
         )
-        below = inside_ffn or "down_proj" in trained
+        below = inside_ffn or "down_proj" in trained or EXPERTS in trained
     head = 2 * anatomy.vocab_size * anatomy.hidden_size
     return Cost(token, pair, 2 * head)
 

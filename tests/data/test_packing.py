@@ -15,7 +15,7 @@ from cofitune.data.batches import Plan, collate, count_supervised, rank_micro_ba
 from cofitune.data.chat import IGNORED, Example
 from cofitune.data.encoded import SCHEMA, Examples
 from cofitune.data.packing import Packs, join, pack_lengths
-from cofitune.model.load import supports_packing
+from cofitune.model.kind import supports_packing
 from cofitune.training.engine import checkpoint_layers
 from cofitune.training.loss import summed_loss
 

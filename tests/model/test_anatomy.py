@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForCausalLM,
     BertConfig,
     GemmaConfig,
+    HrmTextConfig,
     Lfm2Config,
     LlamaConfig,
     MistralConfig,
@@ -94,10 +95,17 @@ def test_reading_the_sizes_of_a_13b_builds_no_weights() -> None:
 
 def test_a_mixture_of_experts_has_heads_and_no_neurons_that_are_known() -> None:
     anatomy = read_anatomy(MixtralConfig(**SIZES, num_local_experts=2))
-    assert anatomy.modules == GROUPS["mha"] and "FFN" in anatomy.unknown
-    assert anatomy.converted == {n for n in anatomy.shapes if "experts." in n}
-    with pytest.raises(RegionError, match="experts.* cannot train: no weight file holds it as it is"):
-        match_region(".*", anatomy)
+    assert anatomy.modules == (*GROUPS["mha"], "experts") and "FFN" in anatomy.unknown
+    assert anatomy.converted == {name: (name,) for name in anatomy.shapes if "experts." in name}
+    assert match_region(".*experts.*", anatomy).modules == ("experts",)
+
+
+def test_what_is_one_tensor_in_the_files_trains_together_or_not_at_all() -> None:
+    anatomy = read_anatomy(HrmTextConfig(**{**SIZES, "num_layers_per_stack": 1, "head_dim": 8}))
+    name = r"model\.L_module\.layers\.0\.mlp\.(gate|up)_proj\.weight"
+    check_present(match_region(name, anatomy), anatomy)
+    with pytest.raises(RegionError, match="gate_proj.weight and .*up_proj.weight are one tensor in the weight files"):
+        check_present(match_region(name.replace("(gate|up)", "gate"), anatomy), anatomy)
 
 
 def test_a_group_lies_in_the_layers_that_have_it() -> None:

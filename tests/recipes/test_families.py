@@ -1,29 +1,28 @@
-"""Families of transformers, tiny: two steps, an export, and the same logits. Some by default, all where asked for."""
+"""Every causal language model of transformers, tiny: two steps, an export, the same logits; and the table of them."""
 
 from __future__ import annotations
 
-import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from tests.families import try_family
 
-ALL = {kind.model_type: kind for kind in MODEL_FOR_CAUSAL_LM_MAPPING}
-# heads and neurons that are known, of four layers; of models whose layers differ, or whose FFN are experts
-SOME = {"starcoder2": (4, 4), "lfm2": (2, 4), "olmoe": (4, 0)}
-ASKED = ALL if os.environ.get("COFITUNE_FAMILIES") == "all" else SOME
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+import models_table
 
-pytestmark = pytest.mark.processes
+FAMILIES, TABLE = models_table.FAMILIES, models_table.documented()
 
 
-@pytest.mark.parametrize("family", ASKED)
-def test_a_family_trains_and_exports(family: str, tmp_path: Path, tiny_tokenizer: Any, table_line: Any) -> None:
-    result = try_family(ALL[family], tmp_path, tiny_tokenizer)
-    known = f"attention in {result.attention}, FFN in {result.ffn} of {result.layers} layers"
-    table_line("families", f"{family}: {result.trained or 'refused'}; {known}. {result.reason}")
-    if family in SOME:
-        assert result.trained == "modules" and (result.attention, result.ffn) == SOME[family], result.reason
-    assert result.trained or result.reason
+def test_the_table_has_the_families_of_the_installed_transformers() -> None:
+    assert set(TABLE) == set(FAMILIES), "run scripts/models_table.py"
+    assert models_table.render(TABLE) in models_table.PAGE.read_text(encoding="utf-8"), "run scripts/models_table.py"
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_does_as_the_table_says(family: str, tmp_path: Path, tiny_tokenizer: Any) -> None:
+    result = try_family(FAMILIES[family], tmp_path, tiny_tokenizer)
+    assert (result.trained, result.known if result.trained else result.reason) == TABLE.get(family)

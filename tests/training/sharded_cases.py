@@ -6,15 +6,15 @@ import sys
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from cofitune.data.batches import Plan, plan_steps
 from cofitune.data.chat import IGNORED, Example
-from cofitune.importance_file import UNIT_KINDS, unit_counts
+from cofitune.importance_file import unit_counts
 from cofitune.model.anatomy import Anatomy, anatomy_of
 from cofitune.model.region import Region, freeze_outside, resolve_region
 from cofitune.softmask.factors import Factor, build_factors
@@ -23,6 +23,7 @@ from tests.helpers import freeze_imports
 
 VOCAB, LAYERS, STEPS, WORLD, MICRO, ACCUMULATION, SEED = 64, 4, 7, 2, 2, 2, 5
 VALIDATION = 5  # items: at the second forward there is one for two ranks
+M = TypeVar("M", bound=PreTrainedModel)
 ALL_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -44,6 +45,7 @@ class Case:
     accumulation: int = ACCUMULATION
     prefix_cache: bool = False
     optimizer: str = "adamw"
+    experts: bool = False
 
     def row(self) -> str:
         """The case as the first columns of a table."""
@@ -83,6 +85,9 @@ CASES = (
     Case("prefix_stage_3", "update", prefix_cache=True, checkpointing=True),
     Case("prefix_stage_3_offload", "none", prefix_cache=True, offload=True, accumulation=1),
     Case("prefix_sharded_loading", "update", prefix_cache=True, sharded_loading=True),
+    Case("experts_stage_2", "update", zero_stage=2, modules=("o_proj", "experts"), experts=True),
+    Case("experts_stage_3", "update", modules=("o_proj", "experts"), experts=True, checkpointing=True),
+    Case("experts_gradient", "gradient", modules=("experts",), experts=True, accumulation=1),
 )
 
 
@@ -100,8 +105,35 @@ def tiny_model(bias: bool = False) -> LlamaForCausalLM:
         attention_bias=bias,
         mlp_bias=bias,
     )
-    model = LlamaForCausalLM(config)
-    with torch.no_grad():  # away from zero, so that weight decay shows
+    return _away_from_zero(LlamaForCausalLM(config))
+
+
+def tiny_mixture() -> Qwen3MoeForCausalLM:
+    """Four experts in each layer, of which a token passes through two."""
+    torch.manual_seed(SEED)
+    config = Qwen3MoeConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=52,
+        moe_intermediate_size=20,
+        num_experts=4,
+        num_experts_per_tok=2,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+    )
+    return _away_from_zero(Qwen3MoeForCausalLM(config))
+
+
+def model_of(case: Case) -> Any:
+    """The model of a case."""
+    return tiny_mixture() if case.experts else tiny_model(case.bias)
+
+
+def _away_from_zero(model: M) -> M:
+    """So that weight decay shows."""
+    with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return model
@@ -121,14 +153,14 @@ def tiny_examples() -> list[Example]:
 
 def region_of(case: Case) -> Region:
     """Two middle layers, so that frozen layers lie on both sides."""
-    return resolve_region("25%-75%", case.modules, LAYERS)
+    return resolve_region("25%-75%", case.modules, LAYERS, (*ALL_MODULES, "experts"))
 
 
 def importance_of(anatomy: Anatomy) -> dict[str, Tensor]:
     """A distinct importance for every unit; unit 1 of every kind has exactly 1 and must not move in update mode."""
     generator = torch.Generator().manual_seed(SEED)
     counts = unit_counts(anatomy)
-    importance = {kind: torch.rand(LAYERS, counts[kind], generator=generator) for kind in UNIT_KINDS}
+    importance = {kind: torch.rand(LAYERS, units, generator=generator) for kind, units in counts.items()}
     for values in importance.values():
         values[:, 1] = 1.0
     return importance
@@ -167,7 +199,7 @@ def settings_of(case: Case) -> EngineSettings:
     )
 
 
-def start_case(case: Case, folder: Path, settings: EngineSettings) -> tuple[LlamaForCausalLM, list[str], Any]:
+def start_case(case: Case, folder: Path, settings: EngineSettings) -> tuple[Any, list[str], Any]:
     """Load, freeze, mask and wrap a case's model through the product's own path: model, trained names, engine."""
     from cofitune.model.load import load_model
     from cofitune.softmask.gradient import mask_gradients
@@ -180,7 +212,7 @@ def start_case(case: Case, folder: Path, settings: EngineSettings) -> tuple[Llam
         with engines.sharded_loading(10**6, settings, WORLD):
             model = load_model(str(folder / "model"), torch.float32)
     else:
-        model = tiny_model(case.bias).to(settings.dtype)
+        model = model_of(case).to(settings.dtype)
     anatomy = anatomy_of(model)
     region = region_of(case)
     names = region.parameter_names(anatomy)

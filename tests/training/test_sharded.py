@@ -45,13 +45,13 @@ def _schedule(step: int) -> float:
 
 def _start(case) -> dict[str, Tensor]:  # type: ignore[no-untyped-def]
     """The base's weights in the precision that the case trains in."""
-    model = cases.tiny_model(case.bias).to(cases.settings_of(case).dtype)
+    model = cases.model_of(case).to(cases.settings_of(case).dtype)
     return {n: p.detach() for n, p in model.named_parameters()}
 
 
 def _reference(case, roll: int = 0) -> tuple[dict[str, Tensor], dict[str, Tensor], list[float]]:  # type: ignore[no-untyped-def]
     """The obvious loop: one process, one item at a time, whole weights, the mask written out as a matrix a weight."""
-    model = cases.tiny_model(case.bias)
+    model = cases.model_of(case)
     anatomy = anatomy_of(model)
     names = cases.region_of(case).parameter_names(anatomy)
     start = {n: p.detach().clone() for n, p in model.named_parameters()}
@@ -100,7 +100,7 @@ def test_two_ranks_equal_one_plain_loop(case, two_ranks: Path, table_line: Calla
     start, expected, losses = _reference(case)
     got = load_file(two_ranks / f"{case.name}.safetensors")
     message = json.loads((two_ranks / f"{case.name}.json").read_text())
-    names = cases.region_of(case).parameter_names(anatomy_of(cases.tiny_model(case.bias)))
+    names = cases.region_of(case).parameter_names(anatomy_of(cases.model_of(case)))
     off = {}
     for name in names:
         moved, should = got[name] - start[name], expected[name] - start[name]
@@ -115,7 +115,7 @@ def test_two_ranks_equal_one_plain_loop(case, two_ranks: Path, table_line: Calla
 @pytest.mark.parametrize("case", [c for c in cases.CASES if not c.bf16], ids=lambda c: c.name)
 def test_the_validation_loss_is_a_plain_loops_and_changes_no_training(case, two_ranks: Path) -> None:  # type: ignore[no-untyped-def]
     """That it goes on as before is shown by every other test here: each case has validated in its middle."""
-    model = cases.tiny_model(case.bias)
+    model = cases.model_of(case)
     model.load_state_dict(load_file(two_ranks / f"{case.name}.safetensors"))
     total, count = 0.0, 0
     with torch.no_grad():
@@ -140,7 +140,7 @@ def test_nothing_outside_the_region_changes(case, two_ranks: Path) -> None:  # t
     start = _start(case)
     got = load_file(two_ranks / f"{case.name}.safetensors")
     message = json.loads((two_ranks / f"{case.name}.json").read_text())
-    names = set(cases.region_of(case).parameter_names(anatomy_of(cases.tiny_model(case.bias))))
+    names = set(cases.region_of(case).parameter_names(anatomy_of(cases.model_of(case))))
     frozen = start.keys() - names
     assert message["before"].keys() == frozen
     assert message["before"] == message["after"]
@@ -149,7 +149,7 @@ def test_nothing_outside_the_region_changes(case, two_ranks: Path) -> None:  # t
 
 @pytest.mark.parametrize("case", [c for c in cases.CASES if c.mask == "update"], ids=lambda c: c.name)
 def test_units_of_importance_1_do_not_move_under_update_masks_and_decay(case, two_ranks: Path) -> None:  # type: ignore[no-untyped-def]
-    model = cases.tiny_model(case.bias)
+    model = cases.model_of(case)
     start = _start(case)
     got = load_file(two_ranks / f"{case.name}.safetensors")
     held = 0
@@ -176,7 +176,7 @@ def test_gradient_mode_leaves_weight_decay_to_move_units_of_importance_1(two_ran
 @pytest.mark.parametrize("case", cases.CASES, ids=lambda c: c.name)
 def test_the_collected_tensors_answer_as_the_trained_engine(case, two_ranks: Path) -> None:  # type: ignore[no-untyped-def]
     """What the delta and the export are made of: a plain model with these tensors gives the engine's own logits."""
-    model = cases.tiny_model(case.bias).to(cases.settings_of(case).dtype)
+    model = cases.model_of(case).to(cases.settings_of(case).dtype)
     model.load_state_dict(load_file(two_ranks / f"{case.name}.safetensors"))
     with torch.no_grad():
         got = model(input_ids=torch.arange(20)[None]).logits

@@ -18,7 +18,8 @@ from cofitune.data.packing import Packs, pack_lengths
 from cofitune.data.read import ItemCounts, bad_item, make_item
 from cofitune.data.sources import OpenSource, open_source
 from cofitune.errors import DataError, UserError
-from cofitune.model.load import load_tokenizer, supports_packing
+from cofitune.model.kind import supports_packing
+from cofitune.model.load import load_tokenizer
 from cofitune.ranks import this_rank
 from cofitune.recipes.from_config import base_config, chat_template, data_sources
 from cofitune.recipes.prerequisites import Prerequisites

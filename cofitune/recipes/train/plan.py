@@ -120,7 +120,7 @@ class TrainPlan:
             room: bytes that the smallest device has.
         """
         config, depth = self.config, self.footprint.depth
-        requested = config.train.gradient_checkpointing
+        requested = config.train.gradient_checkpointing if self.anatomy.can_recompute else False
         plan = replace(self, checkpointed=resolve.checkpointed_layers(requested, depth))
         if config.deepspeed.zero_stage == "auto":
             stage = choose_stage(plan.footprint, room)
@@ -164,6 +164,7 @@ def plan_train(
     check_optimizer(train.optimizer)
     needs = Prerequisites(dry_run)
     anatomy = base_anatomy(model, base_config(model, config.data.max_length))
+    resolve.check_recomputation(train.gradient_checkpointing, anatomy)
     base = needs.check_base(model, anatomy)
     adapter = None
     if config.adapter is not None:

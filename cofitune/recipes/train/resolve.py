@@ -43,7 +43,9 @@ def find_region(
         raise RuntimeError("the schema lets no config without a region or an adapter through")
     if isinstance(requested, schema.Region):
         if requested.match is not None:
-            return match_region(requested.match, anatomy)
+            region = match_region(requested.match, anatomy)
+            check_present(region, anatomy)
+            return region
         layers, modules = requested.layers or "", requested.modules or ()  # the schema fills them in
     else:
         layers, modules = read_winner(search_folder, base)
@@ -65,6 +67,7 @@ def find_adapter(requested: schema.Adapter, anatomy: Anatomy) -> tuple[Region, A
     else:
         anatomy.check_units("adapter.target_modules, except all-linear,")
         region = resolve_region("all", requested.modules, anatomy.num_layers, anatomy.modules)
+    check_present(region, anatomy)
     adapter = plan_adapter(
         requested.kind,
         region.modules,
@@ -169,6 +172,19 @@ def checkpointed_layers(requested: bool | int | str, depth: int) -> int:
     if requested is True or requested == "auto":
         return depth
     return min(int(requested), depth)
+
+
+def check_recomputation(requested: bool | int | str, anatomy: Anatomy) -> None:
+    """Refuse `train.gradient_checkpointing` on a model that cannot recompute its activations.
+
+    Raises:
+        UserError: it is such a model.
+    """
+    if requested and requested != "auto" and not anatomy.can_recompute:
+        raise UserError(
+            f"train.gradient_checkpointing: model type {anatomy.model_type} cannot recompute its activations in "
+            "transformers; set it to false"
+        )
 
 
 def check_zero_stage(stage: int | str, dtype: torch.dtype, apply_to: str, l2_to_base: float, holds_rows: bool) -> None:

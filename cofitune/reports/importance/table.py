@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from cofitune.importance_file import ATTENTION_HEADS, ENOUGH, FFN_NEURONS, FFN_OUTPUTS, Reliability
+from cofitune.importance_file import ATTENTION_HEADS, ENOUGH, EXPERTS, FFN_NEURONS, FFN_OUTPUTS, Reliability
 
-TITLES = {ATTENTION_HEADS: "heads", FFN_NEURONS: "neurons", FFN_OUTPUTS: "outputs"}
+TITLES = {ATTENTION_HEADS: "heads", FFN_NEURONS: "neurons", FFN_OUTPUTS: "outputs", EXPERTS: "experts"}
 HIGH, LOW = 0.9, 0.1
 MENDS = "more items (importance.data, max_items), more draws (importance.passes) or importance.estimator: fisher"
 

@@ -1,0 +1,87 @@
+"""Which class of transformers a base is built by, and whether it is a causal language model at all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from cofitune.errors import UserError
+
+# what transformers builds as causal language models, and what they do instead of answering with the next token
+OTHERS = {
+    "cpmant": "reads its prompt in both directions",
+    "gemma4_assistant": "drafts tokens for another model, whose states it reads",
+    "gemma4_unified_assistant": "drafts tokens for another model, whose states it reads",
+    "musicgen": "answers with codes of sound",
+    "musicgen_melody": "answers with codes of sound",
+    "prophetnet": "answers with several tokens at once",
+    "xlnet": "predicts tokens in an order of its own",
+}
+
+
+def auto_class(config: PretrainedConfig) -> Any:
+    """The class that builds and loads a model of this config: of causal language models, or of those with images too.
+
+    A model with images is taken whole, as its files hold it, and its text model trains. Some families have a class for
+    the text model alone, too; which one the files are of, `architectures` in config.json says.
+    """
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForCausalLM
+    saved_by = (config.architectures or [""])[0]
+    whole = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)].__name__
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and saved_by != whole:
+        return AutoModelForCausalLM
+    return AutoModelForImageTextToText
+
+
+def check_kind(config: PretrainedConfig) -> None:
+    """Refuse a model type that transformers builds as a causal language model, and that is none.
+
+    Raises:
+        UserError: it is one of those.
+    """
+    if config.model_type in OTHERS:
+        what = OTHERS[config.model_type]
+        raise UserError(f"model.name: model type {config.model_type} {what}: it is no causal language model")
+
+
+def check_causal(model: PreTrainedModel) -> None:
+    """Refuse a model that is no causal language model, though transformers builds it as one.
+
+    Raises:
+        UserError: its tokens see what lies behind them, or it answers something else than the next token.
+    """
+    kind = model.config.model_type
+    is_encoder = getattr(model.config, "is_decoder", None) is False  # GPT-NeoX says so, too, and never looks at it
+    if is_encoder and any(getattr(module, "is_decoder", None) is False for module in model.modules()):
+        raise UserError(
+            f"model.name: model type {kind} attends in both directions (is_decoder is false in its config.json): it "
+            "is no causal language model"
+        )
+    if getattr(model.config, "causal", None) is False:
+        raise UserError(
+            f"model.name: model type {kind} attends in both directions (causal is false in its config.json): it is no "
+            "causal language model"
+        )
+    if model.get_input_embeddings() is None or model.get_output_embeddings() is None:
+        raise UserError(
+            f"model.name: model type {kind} has no input embedding or no head: it is no causal language model"
+        )
+
+
+def supports_packing(config: PretrainedConfig, trust_remote_code: bool = False) -> bool:
+    """Whether the model tells packed sequences apart by their positions.
+
+    All of transformers' models do that make their masks and call their attention through its common interface (its
+    own flag for that has a private name); a model's own code may do anything.
+    """
+    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    return known and not trust_remote_code and MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_attention_backend
