@@ -70,6 +70,9 @@ EXTRA: dict[str, dict[str, Any]] = {  # what a family's own checks ask for besid
     "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
     "mamba2": {"num_heads": 8, "head_dim": 8},
     "nemotron_h": {"layers_block_type": ["attention", "mlp"]},
+    "qwen2_5_vl_text": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]},
+    },
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
     "reformer": {"is_decoder": True, "axial_pos_embds": False},
     "xmod": {"default_language": "en_XX"},

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import Mistral3Config, Qwen2_5_VLConfig
 
 from tests.families import try_family
 
@@ -26,3 +29,14 @@ def test_the_table_has_the_families_of_the_installed_transformers() -> None:
 def test_a_family_does_as_the_table_says(family: str, tmp_path: Path, tiny_tokenizer: Any) -> None:
     result = try_family(FAMILIES[family], tmp_path, tiny_tokenizer)
     assert (result.trained, result.known if result.trained else result.reason) == TABLE.get(family)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("kind", [Mistral3Config, Qwen2_5_VLConfig])
+def test_of_a_model_with_images_the_text_model_trains(kind: Any, tmp_path: Path, tiny_tokenizer: Any) -> None:
+    result = try_family(kind, tmp_path, tiny_tokenizer)
+    assert result.trained and result.known == "attention, FFN", result.reason
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("model", "out"))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and not any("visi" in name or "visual" in name for name in moved)
+    assert any("visi" in name or "visual" in name for name in before)
