@@ -13,10 +13,10 @@ from cofitune.data.control import control_tokens
 from cofitune.data.formats import BadItemError
 from cofitune.data.shape import (
     Messages,
-    always_opens,
     around_response,
     dropped_turns,
     end_before_next_turn,
+    next_turn_opening,
     split_at_response,
     system_advice,
 )
@@ -206,16 +206,12 @@ def _behind_prompt(whole: str, prompt: str, content: int, where: str, turn: int)
 def _with_end(tokenizer: PreTrainedTokenizerBase, text: str, start: int, content: int, content_end: int) -> Response:
     """Find the end: behind the last control token that follows the text; white space behind it is not generated.
 
-    Where the template always opens the next turn, it is the first control token: the next turn is not the response's.
+    Where the template always opens the next turn, that opening is not the response's.
     """
-    controls = [token for token in control_tokens(tokenizer) if token]
-    rest = text[content_end:]
-    ends = [rest.rindex(token) + len(token) for token in controls if token in rest]
-    if ends and always_opens(tokenizer):
-        first = min((rest.index(token), -len(token)) for token in controls if token in rest)
-        ends = [first[0] - first[1]]
+    rest = text[content_end:].removesuffix(next_turn_opening(tokenizer))
+    ends = [rest.rindex(token) + len(token) for token in control_tokens(tokenizer) if token and token in rest]
     if ends:
-        return Response(text, start, content, content_end, len(text) - len(rest) + max(ends), True)
+        return Response(text, start, content, content_end, content_end + max(ends), True)
     added = end_before_next_turn(tokenizer)
     return Response(text + added, start, content, content_end, len(text + added), bool(added))
 

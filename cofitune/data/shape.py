@@ -108,19 +108,29 @@ def _pattern(messages: Messages) -> tuple[object, ...]:
     return tuple((m["role"], bool(m["content"]), *sorted(m)) for m in messages)
 
 
-def always_opens(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the template writes the same with a generation prompt and without: behind a response it may open a turn.
+def next_turn_opening(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the template writes behind the end of every response to open the next turn, asked to or not; often nothing.
 
-    The first Llama-3-Instruct's template did so.
+    The first Llama-3-Instruct's template did so. Mistral's write the same whether they are asked to or not, too, but
+    nothing behind a response's end.
     """
-    store, key = remembered(tokenizer, "always opens")
+    store, key = remembered(tokenizer, "next turn's opening")
     if key not in store:
-        messages = marked([{"role": "user"}])
-        try:
-            store[key] = render(tokenizer, messages) == render(tokenizer, messages, add_generation_prompt=True)
-        except TemplateError:
-            store[key] = False
-    return bool(store[key])
+        store[key] = _next_turn_opening(tokenizer)
+    return str(store[key])
+
+
+def _next_turn_opening(tokenizer: PreTrainedTokenizerBase) -> str:
+    messages = marked([{"role": "user"}, {"role": "assistant"}])
+    try:
+        if render(tokenizer, messages[:1]) != render(tokenizer, messages[:1], add_generation_prompt=True):
+            return ""
+        parts = split_at_response(tokenizer, messages, ())
+    except TemplateError:
+        return ""
+    tail = parts[1] if parts else ""
+    ends = [(tail.index(token), -len(token)) for token in control_tokens(tokenizer) if token and token in tail]
+    return tail[min(ends)[0] - min(ends)[1] :] if ends else ""
 
 
 def end_before_next_turn(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -18,7 +18,7 @@ from cofitune.data.chat import (
     set_template,
 )
 from cofitune.data.formats import BadItemError
-from cofitune.data.read import Item, ItemCounts
+from cofitune.data.read import Item, ItemCounts, make_item
 from cofitune.data.template import ChatTemplate
 from cofitune.errors import DataError, UserError
 
@@ -373,3 +373,20 @@ def test_system_turns_are_not_blamed_for_other_refusals(tiny_tokenizer: Any) -> 
         set_template(tiny_tokenizer, ChatTemplate(system=system))
         with pytest.raises(BadItemError, match="refuses this item: never$"):
             encode(roles("sua"), tiny_tokenizer)
+
+
+@pytest.mark.parametrize("content", ["", "Let me see."])
+def test_a_tool_call_is_learned_where_nothing_asks_for_a_response(tiny_tokenizer: Any, content: str) -> None:
+    """Mistral's templates write no generation prompt, and a control token before the calls."""
+    tiny_tokenizer.add_special_tokens({"additional_special_tokens": ["[TOOL_CALLS]"]})
+    tiny_tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}[INST]{{ m['content'] }}[/INST]{% else %}{{ m['content'] }}"
+        "{% if m.tool_calls %}[TOOL_CALLS]{{ m.tool_calls[0].function | tojson }}{% endif %}<|im_end|>{% endif %}"
+        "{% endfor %}"
+    )
+    call = {"function": {"name": "look", "arguments": {"a": 1}}}
+    answer = {"role": "assistant", "content": content, "tool_calls": [call]}
+    one = make_item("f.jsonl:1", {"messages": [{"role": "user", "content": "q"}, answer]}, "messages")
+    (example,) = encode_item(one, tiny_tokenizer).examples
+    learned = f'{content}[TOOL_CALLS]{{"name": "look", "arguments": {{"a": 1}}}}<|im_end|>'
+    assert supervised(example, tiny_tokenizer) == [learned]
