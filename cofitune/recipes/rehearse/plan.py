@@ -91,15 +91,16 @@ class RehearsePlan:
         """Bytes that the stored probabilities may take."""
         return self.most_tokens * (self.config.rehearsal.top_k * BYTES_A_PROBABILITY + BYTES_A_TOKEN)
 
-    def asked_in(self) -> dict[str, object]:
-        """How the prompts were asked, for those who read the answers: what they are told apart by is in `made_of`."""
-        tokenizer, data = self.base.tokenizer, self.config.data
-        if tokenizer is None:
-            raise RuntimeError("a dry run asks nothing")
-        return {
-            "opening": fixed_opening(tokenizer) if self.opened else "",
-            **({"day": chat_template(data).day} if is_dated(tokenizer) else {}),
-        }
+    @property
+    def begins_with(self) -> str | None:
+        """What every answer begins behind, besides the generation prompt; None where there is no tokenizer."""
+        tokenizer = self.base.tokenizer
+        return None if tokenizer is None else fixed_opening(tokenizer) if self.opened else ""
+
+    def asked_under(self) -> dict[str, object]:
+        """The date that the template writes, where it writes one; the tokenizer's hash in `made_of` depends on it."""
+        tokenizer = self.base.tokenizer
+        return {"day": chat_template(self.config.data).day} if tokenizer and is_dated(tokenizer) else {}
 
     def made_of(self) -> dict[str, object]:
         """All that the answers depend on, as JSON values."""
@@ -111,6 +112,7 @@ class RehearsePlan:
             "base_fingerprint": self.base.fingerprint,
             "tokenizer_sha256": tokenizer_sha256(self.base.tokenizer) if self.base.tokenizer else None,
             "template": self.base.template,
+            "opening": self.begins_with,
             "dtype": str(choose_dtype(model.dtype)).removeprefix("torch."),
             "attn_implementation": model.attn_implementation,
             "device": device_name(),
@@ -214,13 +216,17 @@ def _check_finished(plan: RehearsePlan) -> None:
         ArtifactError: the base, the template or the prompts have changed since.
     """
     before, now = read_json(plan.manifest, "rehearsal's manifest"), plan.made_of()
-    changed = [k for k in ("base_fingerprint", "tokenizer_sha256", "prompts_sha256") if before.get(k) != now[k]]
+    names = {
+        "base_fingerprint": "the base",
+        "tokenizer_sha256": "the template",
+        "opening": "eval.think_end_token",
+        "prompts_sha256": "the prompts (or the tests that they are compared with)",
+    }
+    before.setdefault("opening", now["opening"])  # of an older version: its readers know
+    changed = [k for k in names if before.get(k) != now[k]]
+    if "opening" in changed and "prompts_sha256" in changed:  # whose tokens end with it
+        changed.remove("prompts_sha256")
     if changed:
-        names = {
-            "base_fingerprint": "the base",
-            "tokenizer_sha256": "the template",
-            "prompts_sha256": "the prompts (or the tests that they are compared with)",
-        }
         raise ArtifactError(
             f"{plan.folder} was made before {' and '.join(names[k] for k in changed)} changed; --overwrite starts "
             "over, or choose another output_dir"

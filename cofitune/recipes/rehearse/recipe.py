@@ -113,7 +113,7 @@ def _rehearse(plan: RehearsePlan, world: BatchSharding, console: Console) -> Non
         items, top_k, log_probs = _choose(plan, prompts, order, answered, account, examples)
         manifest = (
             plan.made_of()
-            | plan.asked_in()
+            | plan.asked_under()
             | {
                 "settings": plan.config.rehearsal.model_dump(mode="json"),
                 "items": len(items),

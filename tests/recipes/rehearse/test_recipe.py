@@ -570,6 +570,30 @@ def test_written_prompts_stand_behind_the_datas_and_a_killed_run_goes_on(
     assert contents(place.folder / "run") == contents(place.folder / "whole")
 
 
+def test_answers_with_and_without_thinking_are_not_mixed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the model writes every prompt, so that the data's own say nothing of it."""
+    calls: list[str] = []
+
+    def write(index: int, prompt: str) -> str:
+        calls.append(prompt)
+        if len(calls) == 7:  # in the last batch of answers
+            raise KeyboardInterrupt
+        if prompt == "<|im_start|>user\n":
+            return f"Say number {index}."
+        return "At once." if prompt.endswith("</think>\n\n") else "With a thought."
+
+    script(monkeypatch, place, write)
+    sections: dict[str, Any] = {"data": {"template": str(TEMPLATES / "qwen3.jinja")}}
+    thinks = {**sections, "eval": {"think_end_token": "</think>"}}
+    own: dict[str, Any] = {"data": [], "self_prompted": 4}
+    with pytest.raises(KeyboardInterrupt):
+        place.run(sections=sections, **own)
+    assert list((place.folder / "run/rehearsal/partial").glob("answers-*"))
+    assert {item.answer for item in place.run(sections=thinks, **own).items} == {"With a thought."}
+    with pytest.raises(ArtifactError, match=r"was made before eval\.think_end_token changed; --overwrite"):
+        place.run(sections=sections, **own)
+
+
 def test_a_model_that_writes_no_prompt_ends_with_one_message(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 
