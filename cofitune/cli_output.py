@@ -125,7 +125,7 @@ class _LoggingConsole(Console):
         self._path, self._is_quiet = path, bool(options.get("quiet"))
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print, and add the same as plain text to the log."""
+        """Print, and add the same as plain text to the log. `out` comes here, too."""
         super().print(*objects, **options)
         if not any(isinstance(one, Control) for one in objects):
             with self._path.open("a", encoding="utf-8") as file:
@@ -133,11 +133,6 @@ class _LoggingConsole(Console):
                 if not all(isinstance(one, Table) for one in objects):
                     plain.print(time.strftime("%Y-%m-%d %H:%M:%S "), end="", highlight=False)
                 plain.print(*objects, **options)
-
-    def out(self, *objects: Any, **options: Any) -> None:
-        """Likewise, without wrapping."""
-        super().out(*objects, **options)
-        _append(self._path, " ".join(map(str, objects)))
 
 
 def _append(path: Path, text: str) -> None:

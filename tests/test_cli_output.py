@@ -118,6 +118,12 @@ def test_a_log_that_cannot_be_written_is_a_message(
     assert "--log-file" in capfd.readouterr().err
 
 
+def test_a_line_stands_in_the_log_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log"
+    assert run_command(monkeypatch, "list", "suites", "--log-file", log) == 0
+    assert log.read_text().count("The paper's four specialities") == 1
+
+
 def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")

@@ -82,7 +82,7 @@ def _csv(file: Path) -> Iterator[tuple[str, Row]]:
     try:
         with open_text(file, newline="") as opened:
             first = opened.readline()
-            reader = csv.reader(chain([first], opened), strict=True, delimiter=_delimiter(first))
+            reader = csv.reader(chain([first], opened), strict=True, delimiter=_delimiter(file, first))
             columns = _header(file, next(reader, []))
             number = 0
             while (fields := _next_row(reader)) is not None:
@@ -94,9 +94,10 @@ def _csv(file: Path) -> Iterator[tuple[str, Row]]:
         raise DataError(f"{file}: cannot be read: {error}") from None
 
 
-def _delimiter(header: str) -> str:
-    """What parts the fields: a comma, or, where the header has none, a semicolon or a tab."""
-    return "," if "," in header else next((character for character in ";\t" if character in header), ",")
+def _delimiter(file: Path, header: str) -> str:
+    """What separates the fields: the first of comma, semicolon and tab that the header has; of a TSV file the tab."""
+    is_tsv = file.name.lower().removesuffix(".gz").endswith(".tsv")
+    return next((character for character in ("\t,;" if is_tsv else ",;\t") if character in header), ",")
 
 
 def _header(file: Path, columns: list[str]) -> list[str]:

@@ -176,6 +176,13 @@ def test_a_header_without_a_comma_says_what_parts_the_fields(tmp_path: Path, nam
     assert not item.unread
 
 
+def test_the_header_of_a_tsv_file_may_hold_a_comma(tmp_path: Path) -> None:
+    (tmp_path / "d.tsv").write_text("instruction\toutput\tnotes, if any\nSay hi.\tHi, you!\tgood\n")
+    (item,) = items_of(tmp_path / "d.tsv")
+    assert isinstance(item, Item) and item.turns == (("user", "Say hi."), ("assistant", "Hi, you!"))
+    assert item.unread == ("notes, if any",)
+
+
 def test_a_column_of_texts_may_hold_the_turns(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "Say hi."}, {"role": "assistant", "content": "Hi!"}]
     pq.write_table(pa.table({"messages": [json.dumps(turns), "[", '"a"']}), tmp_path / "d.parquet")
