@@ -45,12 +45,21 @@ def _of(even: Tensor, odd: Tensor) -> Reliability:
 
 
 def rank_correlation(one: Tensor, other: Tensor) -> float:
-    """Spearman's rank correlation of two vectors [units]; NaN where one of them is constant."""
-    from scipy.stats import spearmanr
+    """Spearman's rank correlation of two vectors [units]; NaN where one of them is constant.
 
+    Without SciPy, which only the extra `eval` installs.
+    """
     if (one == one[0]).all() or (other == other[0]).all():
         return math.nan
-    return float(spearmanr(one.numpy(), other.numpy()).statistic)
+    a, b = (ranks - ranks.mean() for ranks in (_average_ranks(one), _average_ranks(other)))
+    return float(a @ b / (a.norm() * b.norm()))
+
+
+def _average_ranks(values: Tensor) -> Tensor:
+    """Ranks from 1, float64; equal values share the mean of theirs."""
+    _, place, counts = values.unique(return_inverse=True, return_counts=True)
+    ranks: Tensor = counts.cumsum(0) - (counts.double() - 1) / 2
+    return ranks[place]
 
 
 def doubled(split_half: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
@@ -25,7 +26,8 @@ def obvious_rank_correlation(one: list[float], other: list[float]) -> float:
     return covariance / math.sqrt(sum((x - mean) ** 2 for x in a) * sum((y - mean) ** 2 for y in b))
 
 
-def test_the_rank_correlation_is_that_of_ranks_counted_by_hand() -> None:
+def test_the_rank_correlation_is_that_of_ranks_counted_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)  # as where the extra `eval` is not installed
     generator = torch.Generator().manual_seed(0)
     one, other = (torch.randint(0, 9, (40,), generator=generator).double() for _ in range(2))  # with ties
     assert rank_correlation(one, other) == pytest.approx(obvious_rank_correlation(one.tolist(), other.tolist()))
