@@ -2,7 +2,8 @@
 
 The formulas follow transformers' decoder layers operation by operation (norm, attention by a fused kernel, gated or
 plain FFN): autograd keeps an operand where the other one needs a gradient, and nothing where none does, so that frozen
-modules keep less than trained ones. Tests count the bytes that are really kept.
+modules keep less than trained ones. Tests count the bytes that are really kept. Of experts, state spaces and other
+parts the formulas know nothing (`Activations.is_known`): such layers keep more than they say.
 """
 
 from __future__ import annotations
@@ -40,6 +41,15 @@ class Activations:
     def depth(self) -> int:
         """Layers that the backward pass runs through."""
         return self.anatomy.num_layers - self.region.first
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the formulas fit: every layer has attention and an FFN that are known, and nothing linear beside."""
+        anatomy = self.anatomy
+        whole = {"v_proj", "o_proj", "up_proj", "down_proj"} <= set(anatomy.modules) and anatomy.is_whole
+        layers = range(anatomy.num_layers)
+        known = {name for i in layers for m in anatomy.modules for name in anatomy.parameter_names(i, m)}
+        return whole and not anatomy.experts and known.issuperset(anatomy.linear)
 
     def kept(self, checkpointed: int) -> int:
         """Bytes kept from the forward pass to the backward pass.
@@ -105,7 +115,7 @@ class Activations:
         if "gate_proj" not in self.anatomy.modules:
             return (4 if self.anatomy.model_type in WRITTEN_OUT else 1) * up
         if self.anatomy.model_type in MODEL_TYPES:
-            return gate + up
+            return 2 if gate else int(up)  # up, too, where the gate's gradient needs it
         return 2 * gate + up  # the gate and, beside its activation, the other factor
 
     def _norms(self, layer: int) -> tuple[int, int]:

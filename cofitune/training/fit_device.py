@@ -49,9 +49,13 @@ def choose_stage(run: Footprint, room: int) -> int:
 def choose_checkpointed(run: Footprint, room: int) -> int:
     """The fewest layers that must compute their activations again for the run to fit; all where none would do.
 
+    Where the estimate does not know what a layer keeps, all do.
+
     Args:
         room: bytes of the smallest device.
     """
+    if not run.activations.is_known:
+        return run.depth
     for count in range(run.depth):
         if replace(run, checkpointed=count).memory.device <= SHARE * room:
             return count

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from cofitune.model.anatomy import anatomy_of
+from cofitune.model.anatomy import anatomy_of, read_anatomy
 from cofitune.model.region import freeze_outside, resolve_region
 from cofitune.training.activations import Activations
 from cofitune.training.engine import checkpoint_layers
@@ -74,6 +74,11 @@ def test_what_is_kept_is_what_was_estimated(family: str, modules: tuple[str, ...
     assert low <= estimate.kept(0) / _kept(model) <= high
 
 
+def test_a_gate_that_trains_alone_needs_up_too() -> None:
+    model, estimate = _made("llama", ("gate_proj",))
+    assert estimate.kept(0) == pytest.approx(_kept(model), rel=0.01)
+
+
 @pytest.mark.parametrize("count", range(LAYERS))
 def test_each_checkpointed_layer_keeps_its_input_alone(count: int) -> None:
     model, estimate = _made("llama", ("up_proj", "down_proj"))
@@ -95,6 +100,15 @@ def test_the_fewest_layers_that_fit_are_checkpointed() -> None:
     for room in (needed[0] / SHARE + 1, needed[2] / SHARE + 1, needed[4] / SHARE + 1, 1):
         fitting = [count for count, n in enumerate(needed) if n <= SHARE * room]
         assert choose_checkpointed(run, int(room)) == min(fitting, default=run.depth)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "falcon_h1", "jamba", "mamba"])
+def test_all_layers_are_checkpointed_where_the_formulas_do_not_fit(family: str) -> None:
+    run = _run()
+    assert run.activations.is_known and choose_checkpointed(run, 10**15) == 0
+    config = AutoConfig.for_model(family, **SMALL, **({} if family == "mamba" else GROUPED))
+    other = replace(run, anatomy=read_anatomy(config))
+    assert not other.activations.is_known and choose_checkpointed(other, 10**15) == other.depth
 
 
 def test_stage_2_is_chosen_where_whole_weights_fit() -> None:
