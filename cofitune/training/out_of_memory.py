@@ -44,7 +44,7 @@ def ways_out(run: Footprint, on_gpu: bool) -> list[str]:
     )
     way(
         "train.gradient_checkpointing: true (the same training, slower)",
-        run.checkpointed < run.depth,
+        run.checkpointed < run.depth and run.anatomy.can_recompute,
         then=replace(run, checkpointed=run.depth),
     )
     way("deepspeed.zero_stage: 3 (the same training)", settings.zero_stage < 3 and run.world_size > 1, zero_stage=3)

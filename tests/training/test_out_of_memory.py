@@ -51,6 +51,8 @@ def test_only_what_this_run_has_not_yet_is_proposed() -> None:
     assert "train.per_device_train_batch_size" not in names(replace(RUN, settings=frugal))
     assert "deepspeed.offload_optimizer" not in names(replace(RUN, settings=frugal))
     assert "train.gradient_checkpointing" not in names(replace(RUN, checkpointed=RUN.depth))
+    unable = replace(LLAMA_7B, can_recompute=False)
+    assert "train.gradient_checkpointing" not in names(replace(RUN, anatomy=unable)), "it would be refused"
     assert "deepspeed.zero_stage" in names(replace(RUN, settings=replace(SETTINGS, zero_stage=2)))
     one_rank = replace(RUN, settings=replace(SETTINGS, zero_stage=2), world_size=1)
     assert "deepspeed.zero_stage" not in names(one_rank), "one rank has nothing to shard over"
