@@ -18,6 +18,7 @@ from torch import Tensor
 from cofitune.zero import Flat, flats, init_adam_state, inner_optimizer, moments
 
 BLOCK = 256
+CODED_AT_ONCE = 2**14 * BLOCK  # elements: looking for the nearest code takes some 40 bytes of each
 NUMBERS = {"exp_avg": 1, "exp_avg_sq": 2}  # in bitsandbytes' names
 LAYOUT = "layout"
 
@@ -56,7 +57,9 @@ class MomentWriter:
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
-        self._waiting: dict[tuple[int, str], Tensor] = {}  # by a flat tensor's id: whole blocks are coded together
+        # by a flat tensor's id: whole blocks are coded together. In the host's memory, for a device that has room for
+        # 8-bit moments may have none for those in fp32
+        self._waiting: dict[tuple[int, str], Tensor] = {}
 
     def write(self, flat: Flat, kind: str, place: slice, values: Tensor) -> None:
         """Put a stretch of a moment."""
@@ -66,7 +69,9 @@ class MomentWriter:
             kept = _tensor(state[f"state{NUMBERS[kind]}"])
             target = kept
             if kept.dtype == torch.uint8:
-                target = self._waiting.setdefault((id(flat.tensor), kind), torch.zeros_like(flat.tensor.data))
+                target = self._waiting.setdefault(
+                    (id(flat.tensor), kind), torch.zeros_like(flat.tensor.data, device="cpu")
+                )
         _tensor(target)[place].copy_(values)
 
     def finish(self, scales: Mapping[str, Tensor]) -> None:
@@ -82,10 +87,13 @@ class MomentWriter:
                 values = self._waiting.pop((id(flat.tensor), kind), None)
                 if values is None:
                     continue
-                given = scales[_key(index, kind)].to(values.device) if known else None
-                codes, largest = _encode(values, _tensor(state[f"qmap{number}"]), given)
-                state[f"state{number}"].copy_(codes)
-                state[f"absmax{number}"].copy_(largest)
+                kept, largest = _tensor(state[f"state{number}"]), _tensor(state[f"absmax{number}"])
+                if known:
+                    largest.copy_(scales[_key(index, kind)])
+                for begin in range(0, len(values), CODED_AT_ONCE):
+                    place, blocks = (slice(begin // n, (begin + CODED_AT_ONCE) // n) for n in (1, BLOCK))
+                    part, table = values[place].to(kept.device), _tensor(state[f"qmap{number}"])
+                    kept[place], largest[blocks] = _encode(part, table, largest[blocks] if known else None)
 
 
 def block_scales(engine: Any) -> dict[str, Tensor]:

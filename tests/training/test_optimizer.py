@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, Trainer
 
 from cofitune.errors import UserError
 from cofitune.model.anatomy import read_anatomy
-from cofitune.training import optimizer
-from cofitune.training.moments import BLOCK, MomentWriter, begin_moments, read_moment
+from cofitune.training import moments, optimizer
+from cofitune.training.moments import BLOCK, MomentWriter, begin_moments, block_scales, read_moment
 from cofitune.zero import Flat
 
 SMALL = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -81,8 +81,12 @@ class _Flats:
         return gradient
 
 
-def test_8_bit_moments_are_read_and_written_as_the_package_means_them(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at_once", [4 * BLOCK, 2**22])
+def test_8_bit_moments_are_read_and_written_as_the_package_means_them(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     functional = pytest.importorskip("bitsandbytes.functional")
+    monkeypatch.setattr(moments, "CODED_AT_ONCE", at_once)
     engine = _Flats(monkeypatch, 5000)  # the last block is cut
     for _ in range(3):
         engine.step()
@@ -101,6 +105,12 @@ def test_8_bit_moments_are_read_and_written_as_the_package_means_them(monkeypatc
     for kind in ("exp_avg", "exp_avg_sq"):
         before, after = (read_moment(e, e.flat, kind, slice(0, 5000)) for e in (engine, other))
         assert (before - after).abs().max() <= 0.02 * before.abs().max()
+    for kind in ("exp_avg", "exp_avg_sq"):
+        writer.write(other.flat, kind, slice(0, 5000), read_moment(engine, engine.flat, kind, slice(0, 5000)))
+    writer.finish(block_scales(engine))
+    expected, codes = (e.basic_optimizer.state[e.flat.tensor] for e in (engine, other))
+    for name in ("state1", "state2", "absmax1", "absmax2"):
+        assert torch.equal(codes[name], expected[name]), f"{name} is not what was saved"
 
 
 def test_8_bit_steps_stay_near_those_of_plain_adamw(monkeypatch: pytest.MonkeyPatch) -> None:
