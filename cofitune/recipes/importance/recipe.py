@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, distributed
 from transformers import PreTrainedModel
 
+from cofitune.config.day import keep_day, today
 from cofitune.config.schema import Config
 from cofitune.distributed import LONGEST_WAIT, all_reduce_max, check_agreement, device_of, run_on_rank_zero
 from cofitune.errors import install
@@ -169,6 +170,7 @@ def _estimate(plan: ImportancePlan, rank: Rank, console: Console) -> Scores:
             progress.advance(bar)
             if sums.micro_batches % config.importance.save_steps == 0:
                 save_sums(path, sums, identity)
+                keep_day(config.run, config.data.date or today())  # the sums are of items under this day's template
 
         return estimate(
             model,

@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 
 import cofitune
+from cofitune.config.day import VARIABLE, begin_day
 from cofitune.config.load import load_config
 from cofitune.config.schema import Config
 from cofitune.errors import ArtifactError, UserError
@@ -258,7 +259,10 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
 ) -> None:
     overrides = ["importance.save_steps=1", f"importance.estimator={estimator}", f"importance.dropout={dropout}"]
     whole = importance(read(made, *overrides, f"output_dir={made / 'whole'}"), console=quiet())
+    monkeypatch.setenv(VARIABLE, "2026-01-07")
     begin_and_kill(made, overrides)
+    monkeypatch.setenv(VARIABLE, "2026-01-08")
+    begin_day(made / "run")  # as each command does: it goes on under the first day
     folder = made / "run" / "importance"
     assert [p.name for p in folder.iterdir()] == ["partial"]
     seen: list[int] = []
