@@ -98,7 +98,7 @@ def subsets(count: int, size: int, always: int, seed: int) -> list[NDArray[np.in
     return [np.array(sorted({0, always, *one})) for one in chosen]
 
 
-def at_level_of_fewer(scores: Mapping[str, Array], level: Array, size: int, seed: int) -> dict[str, Array]:
+def at_level_of_fewer(scores: Mapping[str, Array], level: Array, size: int, always: int, seed: int) -> dict[str, Array]:
     """As `at_level`, of a frontier that has only `size` of the method's points: the mean over `subsets` of them.
 
     The best of many noisy points is luckier than the best of few: of equal methods one with 12 points is ahead of one
@@ -106,10 +106,11 @@ def at_level_of_fewer(scores: Mapping[str, Array], level: Array, size: int, seed
     are equally lucky.
 
     Args:
-        scores: name → [D, P + 1], the base first; every choice holds the point of the highest mean speciality.
+        scores: name → [D, P + 1], the base first.
+        always: a point that every choice holds, so that it reaches the level: of the highest speciality that was
+            measured, of which draws may have another one.
     """
     count = scores["speciality"].shape[1] - 1
-    always = 1 + int(scores["speciality"][:, 1:].mean(axis=0).argmax())
     parts = [
         at_level({name: values[:, which] for name, values in scores.items()}, level)
         for which in subsets(count, size, always, seed)

@@ -237,9 +237,10 @@ def _equally_many(
     size = min(curve.num_points, reference.num_points)
     sides = []
     for one in (curve, reference):
+        highest = 1 + int(one.scores["speciality"][0, 1:].argmax())
         for scores, at in ((one.scores, level), (one.drawn, drawn)):
             needed = {name: scores[name] for name in {"speciality", "versatility", score}}
-            sides.append(at_level_of_fewer(needed, at, size, SEED)[score])
+            sides.append(at_level_of_fewer(needed, at, size, highest, SEED)[score])
     own, draws, yardstick, theirs = sides
     return {"with_equal_points": {"points": size} | _inside(own - yardstick, draws - theirs, levels)}
 

@@ -29,7 +29,7 @@ def test_the_mean_over_all_choices_is_that_of_frontiers_made_one_by_one() -> Non
         which = [0, *pair]
         scores = {"speciality": speciality[:, which], "versatility": versatility[:, which]}
         expected.append(at_level(scores, level)["versatility"])
-    found = at_level_of_fewer({"speciality": speciality, "versatility": versatility}, level, 2, seed=0)
+    found = at_level_of_fewer({"speciality": speciality, "versatility": versatility}, level, 2, 4, seed=0)
     np.testing.assert_allclose(found["versatility"], np.mean(expected, axis=0))
 
 
@@ -63,9 +63,11 @@ def test_equal_methods_with_4_and_12_points_are_rarely_told_apart(seeds: int, sl
         told = []
         for size in (12, 4):
             value = [
-                at_level_of_fewer(m[0], level, min(size, n), 1)["versatility"][0] for m, n in ((few, 4), (many, 12))
+                at_level_of_fewer(m[0], level, min(size, n), n, 1)["versatility"][0] for m, n in ((few, 4), (many, 12))
             ]
-            drawn = [at_level_of_fewer(m[1], levels, min(size, n), 1)["versatility"] for m, n in ((few, 4), (many, 12))]
+            drawn = [
+                at_level_of_fewer(m[1], levels, min(size, n), n, 1)["versatility"] for m, n in ((few, 4), (many, 12))
+            ]
             low, high = np.nanquantile(drawn[1] - drawn[0], [0.025, 0.975])
             told.append(not low <= 0 <= high)
             ahead.append((size, value[1] - value[0]))

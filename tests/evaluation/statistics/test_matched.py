@@ -160,3 +160,17 @@ def test_seeds_are_averaged_and_widen_the_interval() -> None:
     widths = [d["high"] - d["low"] for d in differences]
     assert differences[0]["value"] == pytest.approx(differences[1]["value"]) == pytest.approx(20)
     assert widths[1] > 2 * widths[0]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_choices_of_the_draws_are_those_of_the_value(turned: bool) -> None:
+    """Two points of the same speciality, on other items: the draws' mean is a little higher of one, by chance."""
+    right = np.zeros((4, ITEMS))
+    right[1, :80], right[2, :160], right[3, -160:] = 1, 1, 1
+    known = np.array([[float(i < n) for i in range(ITEMS)] for n in (120, 100, 120, 20)])
+    items = {"law": TaskItems("speciality", SHARE, 0.0, right), "know": TaskItems("gen_kn", SHARE, 0.0, known)}
+    two = [Point("m1", 1, 1, (2,)), Point("m2", 2, 1, (3,))]
+    methods = {"full": [Point("f", 1, 1, (1,))], "mask": two[::-1] if turned else two}
+    row = match_methods(Bootstrap(items, 0.5), methods, "full")["matched"][0]["rows"]["mask"]
+    fewer = row["versatility_against_reference"]["with_equal_points"]
+    assert fewer["low"] <= fewer["value"] <= fewer["high"]
