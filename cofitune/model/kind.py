@@ -15,14 +15,27 @@ from transformers import (
 
 from cofitune.errors import UserError
 
-# what transformers builds as causal language models, and what they do instead of answering with the next token
+_NEEDS_IMAGE = "answers nothing without an image"
+# what transformers builds as causal language models, with images or without, and what they do instead of answering a
+# text with its next token
 OTHERS = {
+    "blip-2": _NEEDS_IMAGE,
     "cpmant": "reads its prompt in both directions",
+    "diffusion_gemma": "answers with several tokens at once",
     "gemma4_assistant": "drafts tokens for another model, whose states it reads",
     "gemma4_unified_assistant": "drafts tokens for another model, whose states it reads",
+    "idefics": _NEEDS_IMAGE,
+    "instructblip": _NEEDS_IMAGE,
+    "instructblipvideo": _NEEDS_IMAGE,
+    "kosmos-2": _NEEDS_IMAGE,
     "musicgen": "answers with codes of sound",
     "musicgen_melody": "answers with codes of sound",
+    "paligemma": "reads its prompt in both directions",
+    "pix2struct": _NEEDS_IMAGE,
     "prophetnet": "answers with several tokens at once",
+    "t5gemma2": "reads its prompt in both directions",
+    "udop": "reads its prompt in both directions",
+    "vision-encoder-decoder": _NEEDS_IMAGE,
     "xlnet": "predicts tokens in an order of its own",
 }
 
@@ -70,6 +83,11 @@ def check_causal(model: PreTrainedModel) -> None:
         raise UserError(
             f"model.name: model type {kind} attends in both directions (causal is false in its config.json): it is no "
             "causal language model"
+        )
+    if getattr(model.config.get_text_config(), "use_bidirectional_attention", None) in (True, "all"):
+        raise UserError(
+            f"model.name: model type {kind} attends in both directions (use_bidirectional_attention in its "
+            "config.json): it is no causal language model"
         )
     if model.get_input_embeddings() is None or model.get_output_embeddings() is None:
         raise UserError(

@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 from transformers import (
     BertConfig,
+    Blip2Config,
     CTRLConfig,
     Emu3Config,
+    Gemma3TextConfig,
     GPTNeoXConfig,
     LlamaConfig,
+    PaliGemmaConfig,
     PretrainedConfig,
     Qwen2_5_VLConfig,
     XLMConfig,
@@ -28,6 +31,12 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "i
     [
         (BertConfig(**SMALL), "bert attends in both directions .is_decoder is false in its config.json"),
         (XLMConfig(emb_dim=32, n_layers=2, n_heads=4, n_words=64), "xlm attends in both directions .causal is false"),
+        (
+            Gemma3TextConfig(**SMALL, use_bidirectional_attention=True, pad_token_id=0),
+            "gemma3_text attends in both directions .use_bidirectional_attention",
+        ),
+        (PaliGemmaConfig(), "paligemma reads its prompt in both directions"),
+        (Blip2Config(), "blip-2 answers nothing without an image: it is no causal"),
         (XLNetConfig(d_model=32, n_layer=2, n_head=4, d_inner=48, vocab_size=64), "in an order of its own"),
     ],
 )  # fmt: skip
