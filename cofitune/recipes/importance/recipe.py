@@ -134,7 +134,7 @@ def _write(plan: ImportancePlan, scores: Scores, overwrite: bool, console: Conso
         remove_own(plan.folder, "importance", keep=(PARTIAL, "config.yaml"))
     start_folder(plan.config, "importance", overwrite=False, resumes=True)  # whose it is was checked before
     console.print(importance_report(vectors))
-    say(console, reliability_text(reliable))
+    say(console, reliability_text(reliable, plan.config.importance.estimator))
     write_text(plan.folder / "spread.csv", spread_csv(vectors, reliable))
     _draw(plan, vectors, reliable, console)
     # last: its manifest calls the folder finished

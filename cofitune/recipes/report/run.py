@@ -91,7 +91,8 @@ def _importance(run: Artifacts) -> str:
         return ""
     made = run.importance
     how = ", ".join(str(made[name]) for name in ("estimator", "reduce", "normalize") if made.get(name))
-    reliable = f" {reliability_text(read_reliability(made))}" if "reliability" in made else ""
+    known = "reliability" in made
+    reliable = f" {reliability_text(read_reliability(made), made.get('estimator'))}" if known else ""
     return (
         f"Estimated over {made['items']:,} items, {made['tokens']:,} tokens ({how}). {summary(run.vectors)}{reliable}"
     )

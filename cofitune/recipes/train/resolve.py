@@ -19,7 +19,7 @@ from cofitune.model.load import choose_dtype
 from cofitune.model.region import Region, check_present, linear_region, match_region, resolve_region
 from cofitune.recipes.from_config import base_config
 from cofitune.recipes.prerequisites import Prerequisites, look_again
-from cofitune.reports.importance.table import MENDS, unreliable
+from cofitune.reports.importance.table import remedy, unreliable
 from cofitune.search.winner import FILE_NAME, read_winner
 from cofitune.softmask.factors import Factor, build_factors, check_masked, harden, shuffle_units
 from cofitune.training.engine import EngineSettings
@@ -129,7 +129,7 @@ def find_importance(
                 figures = ", ".join(f"{kind.replace('_', ' ')} {r:.2f}" for kind, r in noise.items())
                 needs.notes.append(
                     f"warning: the importance in {folder} is mostly noise (reliability: {figures}; 1 is best), and so "
-                    f"is the soft mask made of it: {MENDS}"
+                    f"is the soft mask made of it: {remedy(read.manifest.get('estimator'))}"
                 )
             name = "importance" if len(folders) == 1 else f"importance {number}"
             needs.use(name, folder / "importance.safetensors")

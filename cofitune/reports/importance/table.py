@@ -17,7 +17,7 @@ from cofitune.importance_file import ATTENTION_HEADS, ENOUGH, EXPERTS, FFN_NEURO
 
 TITLES = {ATTENTION_HEADS: "heads", FFN_NEURONS: "neurons", FFN_OUTPUTS: "outputs", EXPERTS: "experts"}
 HIGH, LOW = 0.9, 0.1
-MENDS = "more items (importance.data, max_items), more draws (importance.passes) or importance.estimator: fisher"
+MORE_ITEMS = "more items (importance.data, importance.max_items)"
 
 
 def importance_report(vectors: dict[str, Tensor]) -> RenderableType:
@@ -66,8 +66,12 @@ def summary(vectors: dict[str, Tensor]) -> str:
     return text
 
 
-def reliability_text(reliable: Mapping[str, Reliability]) -> str:
-    """One sentence: how far the importance repeats itself, and what helps where that is not far enough."""
+def reliability_text(reliable: Mapping[str, Reliability], estimator: object = None) -> str:
+    """One sentence: how far the importance repeats itself, and what helps where that is not far enough.
+
+    Args:
+        estimator: its name in the config; None where it is not known.
+    """
     if not reliable:
         return "Reliability: not known; it takes at least two micro-batches."
     figures = ", ".join(
@@ -77,8 +81,15 @@ def reliability_text(reliable: Mapping[str, Reliability]) -> str:
     )
     text = f"Reliability (1 is best): {figures}; how far as much other data would rank a layer's units alike."
     if unreliable(reliable):
-        text += f" Below {ENOUGH} it is mostly noise: {MENDS}."
+        text += f" Below {ENOUGH} it is mostly noise: {remedy(estimator)}."
     return text
+
+
+def remedy(estimator: object) -> str:
+    """What makes an importance of this estimator more reliable."""
+    if estimator == "fisher":  # which takes no draws
+        return MORE_ITEMS
+    return f"{MORE_ITEMS}, more draws (importance.passes) or importance.estimator: fisher"
 
 
 def unreliable(reliable: Mapping[str, Reliability]) -> dict[str, float]:

@@ -66,5 +66,6 @@ def test_what_is_mostly_noise_is_said_with_what_helps() -> None:
     text = reliability_text({ATTENTION_HEADS: good, FFN_NEURONS: poor, FFN_OUTPUTS: Reliability((), None, None)})
     assert "heads 0.89 (halves 0.80), neurons 0.33 (halves 0.20), outputs –" in text
     assert "Below 0.5 it is mostly noise" in text and "importance.passes" in text
+    assert "passes" not in reliability_text({FFN_NEURONS: poor}, "fisher"), "which takes no draws"
     assert "noise" not in reliability_text({ATTENTION_HEADS: good})
     assert "two micro-batches" in reliability_text({})
