@@ -9,6 +9,11 @@ Part = str | tuple[str, str]  # text, or text and its style
 STOPPED = "stopped  at any moment: the same command continues"  # a line of the plan of what takes long
 
 
+def stopped(overwrite: bool) -> str:
+    """The line of a command that begins again wherever it is typed with `--overwrite`."""
+    return STOPPED.replace("command", "command without --overwrite") if overwrite else STOPPED
+
+
 def say(console: Console, *parts: Part, style: str = "") -> None:
     """Print a line as it is: brackets in a path are no markup, figures get no colours, long lines are not broken.
 

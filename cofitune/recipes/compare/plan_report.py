@@ -10,11 +10,13 @@ from cofitune.files import gib
 from cofitune.recipes.compare.plan import SCORED, ComparePlan, Run, required_disk_bytes
 from cofitune.recipes.folders import free_bytes
 from cofitune.recipes.on_plan import PlanFacts
-from cofitune.reports.console import STOPPED, say
+from cofitune.reports.console import say, stopped
 from cofitune.reports.text import duration
 
 
-def print_plan(plan: ComparePlan, seconds: dict[str, float], done: set[str], console: Console) -> None:
+def print_plan(
+    plan: ComparePlan, seconds: dict[str, float], done: set[str], console: Console, overwrite: bool = False
+) -> None:
     """Say what is trained and scored, what of it is done, what it takes, and where it goes.
 
     Args:
@@ -44,7 +46,7 @@ def print_plan(plan: ComparePlan, seconds: dict[str, float], done: set[str], con
         f"disk     {gib(required_disk_bytes(plan))} more, deltas and checkpoints; {gib(free_bytes(plan.folder))} free",
         f"against  {plan.compare.held_against}, at matched speciality",
         f"writes   {plan.folder}/: compare.json, frontier.png, frontier.svg, runs.jsonl, runs/, {SCORED}/",
-        STOPPED,
+        stopped(overwrite),
     ]
     for line in lines:
         say(console, line)

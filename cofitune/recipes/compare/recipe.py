@@ -66,7 +66,7 @@ def compare(
     plan = plan_compare(resolve_search(config), overwrite, dry_run, ranks)
     known = {} if overwrite else read_store(plan)
     done = {name for name, line in known.items() if line["status"] == "done"}
-    print_plan(plan, mean_seconds(known), done, console)
+    print_plan(plan, mean_seconds(known), done, console, overwrite)
     if dry_run:
         if on_plan:
             on_plan(plan_facts(plan, mean_seconds(known), done))

@@ -8,10 +8,10 @@ from rich.table import Table
 
 from cofitune.recipes.evaluate.plan import EvalPlan, Results
 from cofitune.recipes.on_plan import PlanFacts
-from cofitune.reports.console import STOPPED, say
+from cofitune.reports.console import say, stopped
 
 
-def print_plan(plan: EvalPlan, known: Results, console: Console) -> None:
+def print_plan(plan: EvalPlan, known: Results, console: Console, overwrite: bool = False) -> None:
     """Say what is asked of which model, what is known already, and what will be written."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("category", "task", "kind", "metric"):
@@ -38,7 +38,7 @@ def print_plan(plan: EvalPlan, known: Results, console: Console) -> None:
         f"asked    {plan.positions or 'unlimited'} positions, {settings['dtype']} on {settings['device']}, batches of "
         f"{settings['batch_size']}, template {settings['template']}\n"
         f"writes   {plan.folder}/: scores.json, samples/<model>/<task>.jsonl, changed/<model>/, cache/, config.yaml\n"
-        f"{STOPPED}",
+        f"{stopped(overwrite)}",
     )
 
 

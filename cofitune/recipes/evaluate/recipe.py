@@ -89,7 +89,7 @@ def evaluate(
     plan = plan_evaluation(config, overwrite, require, console=console, dry_run=dry_run, alone=rank.world_size == 1)
     if dry_run:
         known = {m.name: {} for m in plan.models} if overwrite else plan.known()
-        print_plan(plan, known, console)
+        print_plan(plan, known, console, overwrite)
         if on_plan:
             on_plan(plan_facts(plan, known))
         return Evaluation(plan.folder)

@@ -21,7 +21,7 @@ from cofitune.recipes.search.result import Result, make_result, row_of
 from cofitune.recipes.search.trials import Trials
 from cofitune.recipes.trial.executor import TrialExecutor
 from cofitune.reports import figure
-from cofitune.reports.console import STOPPED, say
+from cofitune.reports.console import say, stopped
 from cofitune.reports.search.live import Lines, SearchLive, Watcher
 from cofitune.reports.search.plot import search_picture
 from cofitune.reports.search.row import Row
@@ -90,7 +90,7 @@ def search(
         store = open_store(plan.folder, plan.identity, repair=True)
         proxy = make_proxy(plan, start_proxy)
         trials = Trials(plan, store, execute)
-        say(console, STOPPED)
+        say(console, stopped(overwrite))
         with _watched(watcher, console, plan.at_most, at_once) as watching:
             if not trials.knows_base:
                 say(console, "scoring the base, which trains nothing")

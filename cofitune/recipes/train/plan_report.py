@@ -43,7 +43,7 @@ def print_plan(plan: TrainPlan, console: Console) -> None:
         f"config.yaml{', adapter/' if plan.adapter else ''})",
     )
     _print_disk(plan, console)
-    say(console, "stopped: the same command with --resume continues from the newest checkpoint")
+    say(console, "stopped: --resume continues from the newest checkpoint")
     for text in plan.notes:
         say(console, text)
     for text in plan.missing:

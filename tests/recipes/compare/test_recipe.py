@@ -182,6 +182,7 @@ def test_a_killed_comparison_resumes_whole_and_then_trains_nothing(config: dict[
 
 
 def test_a_dry_run_tells_the_cost_and_writes_nothing(config: dict[str, Any]) -> None:
+    assert "the same command without --overwrite continues" in compare_here(config, dry_run=True, overwrite=True)
     output = compare_here(config, dry_run=True)
     assert "trains   3 runs, 48 optimizer steps; 0 runs are done" in output
     assert "scores   7 models" in output and "a time that the first finished run will tell" in output

@@ -464,7 +464,9 @@ def test_dry_run_shows_the_tasks_and_writes_nothing(place: Place, monkeypatch: p
     assert sorted(place.folder.rglob("*")) == before
     for words in ("gen_kn", "multiple_choice", "acc_norm", "512 positions", "base"):
         assert words in output
-    assert "scores.json" in output
+    assert "scores.json" in output and "the same command continues" in output
+    place.evaluate(dry_run=True, overwrite=True)
+    assert "the same command without --overwrite continues" in place.said.getvalue()
 
 
 @pytest.mark.parametrize("dry_run", [False, True])
