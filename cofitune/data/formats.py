@@ -79,7 +79,7 @@ def prompt_turns_of(item: Mapping[str, object], form: str) -> Conversation:
         BadItemError: a key is missing, a value has the wrong type, there is no user's turn at the end, or the prompt
             comes with tools.
     """
-    item, form, unread = _begin(item, form)
+    item, form, unread = _begin(item, form, is_prompt=True)
     if form == "alpaca":
         _require(item, "instruction")
         turns = [*_history(item), Turn("user", user_text(_string(item, "instruction"), _string(item, "input")))]
@@ -114,8 +114,14 @@ def user_text(instruction: str, given: str = "") -> str:
     return "\n".join(part for part in (instruction.strip(), given.strip()) if part)
 
 
-def _begin(given: Mapping[str, object], form: str) -> tuple[dict[str, object], str, list[str]]:
-    """The item without its gaps, its form, and its keys that the form does not read."""
+def _begin(
+    given: Mapping[str, object], form: str, *, is_prompt: bool = False
+) -> tuple[dict[str, object], str, list[str]]:
+    """The item without its gaps, its form, and its keys that the form does not read.
+
+    Args:
+        is_prompt: the response is left out, so that what `label` says of it is no matter.
+    """
     item = {key: value for key, value in given.items() if value is not None}
     if "chosen" in item and "rejected" in item:
         raise BadItemError(
@@ -124,7 +130,7 @@ def _begin(given: Mapping[str, object], form: str) -> tuple[dict[str, object], s
             "'completion' beside its 'prompt', or as the last of 'messages'",
         )
     form = _guess(item) if form == "auto" else form
-    judged = is_wanted(given, form)
+    judged = not is_prompt and is_wanted(given, form)
     read = (*READ[form], "label") if judged else READ[form]
     return item, form, [key for key in item if key not in read]
 

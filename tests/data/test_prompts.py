@@ -34,6 +34,8 @@ def pairs(item: dict[str, Any], form: str) -> tuple[tuple[str, str], ...]:
         ({"instruction": "Who won?"}, ASKED),
         ({"instruction": "Who won?", "output": ""}, ASKED),
         ({"instruction": "Who won?", "input": "Case 1.", "output": None}, (("user", "Who won?\nCase 1."),)),
+        ({"prompt": "Who won?", "completion": "Nobody.", "label": False}, ASKED),
+        ({"prompt": "Who won?", "completion": "The buyer.", "label": None}, ASKED),
         ({"messages": EARLIER}, KEPT),
         ({"messages": [*EARLIER, RESPONSE]}, KEPT),
         ({"conversations": SHAREGPT}, ASKED),
