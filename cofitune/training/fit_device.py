@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from cofitune.distributed import all_reduce_min, device_of
+from cofitune.distributed import all_reduce_min, device_of, world_size_or_one
 from cofitune.host_memory import free_memory
 from cofitune.ranks import this_rank
 from cofitune.training.memory import Footprint
@@ -15,12 +15,15 @@ from cofitune.training.memory import Footprint
 SHARE = 0.9  # of a device that an estimate may fill
 
 
-def device_bytes() -> int:
-    """Bytes of a rank's device: a GPU's, or its part of what is free of the host's memory."""
-    rank = this_rank()
+def device_bytes(world_size: int) -> int:
+    """Bytes of a rank's device: a GPU's, or its part of what is free of the host's memory.
+
+    Args:
+        world_size: ranks that train, or that a plan is made for.
+    """
     if torch.cuda.is_available():
-        return int(torch.cuda.get_device_properties(device_of(rank)).total_memory)
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", rank.world_size))  # torch's launcher sets it
+        return int(torch.cuda.get_device_properties(device_of(this_rank())).total_memory)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))  # torch's launcher sets it
     return free_memory() // max(1, here)
 
 
@@ -30,7 +33,7 @@ def smallest_device_bytes(device: torch.device) -> int:
     Args:
         device: where the ranks talk.
     """
-    return all_reduce_min(device_bytes(), device)
+    return all_reduce_min(device_bytes(world_size_or_one()), device)
 
 
 def choose_stage(run: Footprint, room: int) -> int:

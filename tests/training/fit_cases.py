@@ -17,7 +17,7 @@ def main() -> None:
 
     rank, _ = start_distributed()
     freeze_imports()
-    fit_device.device_bytes = lambda: 10**12 * (rank + 1)  # beyond 32 bits
+    fit_device.device_bytes = lambda world_size: 10**12 * (rank + 1)  # beyond 32 bits
     found = fit_device.smallest_device_bytes(torch.device("cpu"))
     (Path(sys.argv[1]) / f"{rank}.txt").write_text(str(found))
 

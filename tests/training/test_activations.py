@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from cofitune.model.anatomy import anatomy_of, read_anatomy
 from cofitune.model.region import freeze_outside, resolve_region
+from cofitune.training import fit_device
 from cofitune.training.activations import Activations
 from cofitune.training.engine import checkpoint_layers
 from cofitune.training.fit_device import SHARE, choose_checkpointed, choose_stage
@@ -117,6 +118,15 @@ def test_stage_2_is_chosen_where_whole_weights_fit() -> None:
     assert choose_stage(run, int(needed / SHARE) + 2) == 2
     assert choose_stage(run, int(needed / SHARE) - 2) == 3
     assert choose_stage(_run(offload_param="cpu"), 10**15) == 3, "weights are taken off the device by stage 3 alone"
+
+
+def test_a_plan_for_several_ranks_gives_each_its_part_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(fit_device, "free_memory", lambda: 12 * 2**30)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert [fit_device.device_bytes(ranks) for ranks in (1, 4)] == [12 * 2**30, 3 * 2**30]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert fit_device.device_bytes(4) == 6 * 2**30, "the others are on another host"
 
 
 @pytest.mark.processes

@@ -204,7 +204,7 @@ def plan_train(
         adapter=adapter,
         rehearsal=rehearsal,
     )
-    plan = plan.fitted(device_bytes())
+    plan = plan.fitted(device_bytes(world_size))
     if steps.num_epochs == 1:  # one pass over the data would reuse nothing
         return plan
     prefix = resolve.plan_prefix(train.prefix_cache, model, anatomy, region.first, plan.lengths, plan.folder)

@@ -86,6 +86,7 @@ def train(
     with explaining_out_of_memory(plan.footprint):
         start_distributed(config.train.ddp_timeout)
         plan = fit_smallest(plan, console)
+    with explaining_out_of_memory(plan.footprint):
         check_agreement(agreed(plan))
         with ExitStack() as lock:
             run_on_rank_zero(lambda: lock.enter_context(exclusive(plan.folder, "training")))
