@@ -34,11 +34,13 @@ class Difference:
 
     @property
     def is_shown(self) -> bool:
-        """Whether 0 is left out, corrected for the number of levels, and with equally many points of both methods."""
-        return self._leaves_out_zero and (self.with_equal_points is None or self.with_equal_points._leaves_out_zero)
+        """Whether 0 is left out, corrected for the number of levels; with equally many points likewise."""
+        fewer = self.with_equal_points
+        return self.leaves_out_zero and (fewer is None or (fewer.leaves_out_zero and fewer.value * self.value > 0))
 
     @property
-    def _leaves_out_zero(self) -> bool:
+    def leaves_out_zero(self) -> bool:
+        """Whether the interval of all points does not contain 0, corrected for the number of levels."""
         low = self.low if self.low_corrected is None else self.low_corrected
         high = self.high if self.high_corrected is None else self.high_corrected
         return low is not None and high is not None and not low <= 0 <= high

@@ -113,9 +113,15 @@ def _against_reference(content: Comparison) -> Iterator[str]:
         yield f"nothing is matched: no run of {reference} has learnt anything, or none has finished"
     elif not messages:
         rows = [row for level in content.matched for row in level.rows.values()]
-        wide = any(r and r.low_corrected is not None for row in rows for r in row.differences.values())
+        results = [result for row in rows for result in row.differences.values() if result]
+        wide = any(result.low_corrected is not None for result in results)
         corrected = f", corrected for {len(content.matched)} levels" if wide else ""
-        yield f"no method is told apart from {reference} at matched speciality: every interval contains 0{corrected}"
+        fewer = any(result.leaves_out_zero for result in results)
+        equal = ", or does so with equally many points of each method" if fewer else ""
+        yield (
+            f"no method is told apart from {reference} at matched speciality: every interval contains 0{corrected}"
+            f"{equal}"
+        )
 
 
 def _against_controls(content: Comparison) -> Iterator[str]:

@@ -107,6 +107,10 @@ def test_unequal_numbers_of_points_are_compared_with_equally_many_too() -> None:
     (told,) = [row.differences["versatility"] for row in [_comparison_row(result)]]
     assert told is not None and told.is_shown
     assert not replace(told, with_equal_points=replace(told, low=-1.0, low_corrected=-2.0)).is_shown
+    behind = replace(
+        told, value=-5.0, low=-9.0, high=-1.0, low_corrected=-9.0, high_corrected=-1.0, with_equal_points=None
+    )
+    assert behind.is_shown and not replace(told, with_equal_points=behind).is_shown
     equal = matched(models[:5], points | {"mask": points["mask"][:2]})
     assert "with_equal_points" not in equal["matched"][0]["rows"]["mask"]["versatility_against_reference"]
 

@@ -106,6 +106,15 @@ def test_what_holds_on_one_level_alone_is_not_told_of_several(content: dict[str,
     assert message in output
 
 
+def test_what_equally_many_points_do_not_show_is_not_told_of_all(content: dict[str, Any]) -> None:
+    row = difference(5.0, 0.1, 9.0) | {"with_equal_points": difference(2.0, -3.0, 7.0) | {"points": 1}}
+    content["matched"][0]["rows"]["mask"]["versatility_against_reference"] = row
+    message = "every interval contains 0, or does so with equally many points of each method"
+    assert f"no method is told apart from full at matched speciality: {message}" in list(
+        sentences(Comparison.of(content))
+    )
+
+
 def test_a_mask_is_told_against_each_control_whatever_comes_of_it(content: dict[str, Any]) -> None:
     row = {"reason": None, "versatility": 1.0, "instruct": 1.0}
     against = row | {"versatility_against_reference": difference(0.5, -1.0, 2.0) | {"draws_inside": 0.967}}
