@@ -39,6 +39,7 @@ class Anatomy:
         experts: path, below a layer, of the module that holds all experts of a layer; empty where there is none.
         num_experts, experts_per_token: of a layer that has any; those that a token passes through.
         can_recompute: whether it can recompute activations in the backward pass.
+        fuses_attention: whether its attention, as transformers chooses it, is a fused kernel, which keeps no scores.
         unknown: of which modules the units are not known, and why; empty where all are known.
         proposal: how to describe those; empty where all are known.
     """
@@ -65,6 +66,7 @@ class Anatomy:
     num_experts: int = 0
     experts_per_token: int = 0
     can_recompute: bool = True
+    fuses_attention: bool = True
     unknown: str = ""
     proposal: str = ""
 
@@ -244,6 +246,7 @@ def _measure(model: PreTrainedModel, layout: Layout) -> Anatomy:
         num_experts=num_experts,
         experts_per_token=max([min(1, num_experts), *(_number(config, name) for name in EXPERTS_PER_TOKEN)]),
         can_recompute=model.supports_gradient_checkpointing,
+        fuses_attention=getattr(config, "_attn_implementation", None) != "eager",
         embedding=names[id(embedding)],
         head=None if head is None else names.get(id(head.weight)),
         prefix=f"{model.base_model_prefix}.",

@@ -28,6 +28,7 @@ class Activations:
         tokens: positions of the longest micro-batch, padding included.
         adapter: whether an adapter trains beside the region's modules.
         masked: whether attention gets a mask, for which grouped keys and values are repeated.
+        fused: whether attention is a fused kernel; another one keeps its scores, which are not counted.
     """
 
     anatomy: Anatomy
@@ -36,6 +37,7 @@ class Activations:
     tokens: int
     adapter: bool = False
     masked: bool = False
+    fused: bool = True
 
     @property
     def depth(self) -> int:
@@ -44,12 +46,12 @@ class Activations:
 
     @property
     def is_known(self) -> bool:
-        """Whether the formulas fit: every layer has attention and an FFN that are known, and nothing linear beside."""
+        """Whether the formulas fit: each layer has fused attention and an FFN, both known, nothing linear beside."""
         anatomy = self.anatomy
         whole = {"v_proj", "o_proj", "up_proj", "down_proj"} <= set(anatomy.modules) and anatomy.is_whole
         layers = range(anatomy.num_layers)
         known = {name for i in layers for m in anatomy.modules for name in anatomy.parameter_names(i, m)}
-        return whole and not anatomy.experts and known.issuperset(anatomy.linear)
+        return whole and self.fused and not anatomy.experts and known.issuperset(anatomy.linear)
 
     def kept(self, checkpointed: int) -> int:
         """Bytes kept from the forward pass to the backward pass.

@@ -49,6 +49,7 @@ class Footprint:
         adapter: weights of an adapter, which train instead of the region that carries it; None without one.
         base_kept: whether a copy of the trained weights as the base has them is kept, for the pull towards it.
         masked: whether attention gets a mask.
+        fused: whether attention is a fused kernel.
     """
 
     anatomy: Anatomy
@@ -60,6 +61,7 @@ class Footprint:
     adapter: int | None = None
     base_kept: bool = False
     masked: bool = False
+    fused: bool = True
 
     @property
     def activations(self) -> Activations:
@@ -67,7 +69,8 @@ class Footprint:
         settings = self.settings
         tokens = settings.micro_batch * self.max_length
         adapted = self.adapter is not None
-        return Activations(self.anatomy, self.region, settings.dtype.itemsize, tokens, adapted, self.masked)
+        width = settings.dtype.itemsize
+        return Activations(self.anatomy, self.region, width, tokens, adapted, self.masked, self.fused)
 
     @property
     def depth(self) -> int:

@@ -112,6 +112,13 @@ def test_all_layers_are_checkpointed_where_the_formulas_do_not_fit(family: str) 
     assert not other.activations.is_known and choose_checkpointed(other, 10**15) == other.depth
 
 
+def test_all_layers_are_checkpointed_where_attention_keeps_its_scores() -> None:
+    run = replace(_run(), fused=False)
+    assert choose_checkpointed(run, 10**15) == run.depth
+    fused = {f: read_anatomy(AutoConfig.for_model(f, **SMALL)).fuses_attention for f in ("llama", "gpt2", "bloom")}
+    assert fused == {"llama": True, "gpt2": True, "bloom": False}
+
+
 def test_stage_2_is_chosen_where_whole_weights_fit() -> None:
     run = _run()
     needed = run.memory.device

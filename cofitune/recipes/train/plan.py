@@ -95,7 +95,7 @@ class TrainPlan:
     @property
     def footprint(self) -> Footprint:
         """What the run's memory depends on."""
-        config = self.config
+        config, attention = self.config, self.config.model.attn_implementation
         return Footprint(
             anatomy=self.anatomy,
             region=self.region,
@@ -106,6 +106,7 @@ class TrainPlan:
             adapter=self.adapter.num_parameters if self.adapter else None,
             base_kept=self.config.train.l2_to_base > 0,
             masked=config.model.trust_remote_code or (config.data.packing and not config.model.has_flash_attention),
+            fused=self.anatomy.fuses_attention if attention == "auto" else attention != "eager",
         )
 
     @property

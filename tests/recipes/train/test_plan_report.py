@@ -49,3 +49,23 @@ def test_a_dry_run_refuses_a_tokenizer_that_no_later_file_mends(
     config = {"model": {"name": str(model)}, "data": {"train": str(eight_items), "max_length": 64}}
     assert run_train(monkeypatch, {**config, "output_dir": str(tmp_path / "run")}, "--dry-run") == 2
     assert "1 token more than the embedding has rows" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(("attention", "expected"), [("auto", "none"), ("eager", "layers 2-3")])
+def test_attention_that_keeps_its_scores_has_every_layer_checkpointed(
+    tmp_path: Path,
+    tiny_model_folder: Path,
+    eight_items: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    attention: str,
+    expected: str,
+) -> None:
+    config = {
+        "model": {"name": str(tiny_model_folder), "attn_implementation": attention},
+        "data": {"train": str(eight_items), "max_length": 64},
+        "region": {"layers": "2"},
+        "output_dir": str(tmp_path / "run"),
+    }
+    assert run_train(monkeypatch, config, "--dry-run") == 0
+    assert f"activations computed again: {expected} of the 2" in " ".join(capsys.readouterr().out.split())
