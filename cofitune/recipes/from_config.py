@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from cofitune.config import schema
 from cofitune.config.day import today
 from cofitune.data.sources import Source
-from cofitune.data.template import ChatTemplate
+from cofitune.data.template import ChatTemplate, is_dated
 from cofitune.evaluation.items import EvalTask
 from cofitune.model.anatomy import Anatomy, read_anatomy, read_model_config
 from cofitune.model.folder import check_trainable
@@ -33,6 +33,11 @@ def load_base(model: schema.Model) -> PreTrainedModel:
 def chat_template(data: schema.Data) -> ChatTemplate:
     """The template that the section `data` says, and how it is spoken."""
     return ChatTemplate(data.template, data.chat_template_kwargs, data.system, data.date or today())
+
+
+def written_day(tokenizer: PreTrainedTokenizerBase, data: schema.Data) -> str | None:
+    """The date that the template of a tokenizer, which is set, writes; None where it writes none."""
+    return chat_template(data).day if is_dated(tokenizer) else None
 
 
 def comparable_data(data: schema.Data, exclude: Iterable[str]) -> dict[str, object]:

@@ -221,7 +221,7 @@ def check_base(
     Args:
         base: the base's name, for the message.
         tokenizer_sha256: of the tokenizer with its template set.
-        day: what its template writes as the date, where it writes one.
+        day: what its template writes as the date; None where it writes none.
 
     Raises:
         ArtifactError: it names what differs.

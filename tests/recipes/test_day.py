@@ -92,6 +92,9 @@ def test_a_run_of_two_days_is_one_run(
     assert run_train(monkeypatch, late) == 2
     message = " ".join(capsys.readouterr().err.split())
     assert f"made under the date {FIRST}" in message and f"here it is {SECOND}; set data.date: {FIRST}" in message
+    assert run_train(monkeypatch, late, "data.template=chat") == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "under another chat template" in message and "the date" not in message, "this one writes none"
 
 
 def _ask_on_another_day(

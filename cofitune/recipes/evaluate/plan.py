@@ -27,7 +27,7 @@ from cofitune.model.load import choose_dtype
 from cofitune.recipes.evaluate.models import find_models
 from cofitune.recipes.evaluate.targets import EvalTarget
 from cofitune.recipes.folders import check_folder, package_version, versions_of_packages
-from cofitune.recipes.from_config import NOT_ASKED, chat_template, eval_tasks
+from cofitune.recipes.from_config import NOT_ASKED, chat_template, eval_tasks, written_day
 from cofitune.rehearsal.items import check_base
 from cofitune.training.delta import read_manifest
 
@@ -127,7 +127,7 @@ def plan_eval(
     for loaded in tasks:
         if loaded.rehearsal is not None:
             made_by = base.name, base.fingerprint, tokenizer_sha256(base.tokenizer)
-            check_base(loaded.rehearsal, *made_by, chat_template(config.data).day)
+            check_base(loaded.rehearsal, *made_by, written_day(base.tokenizer, config.data))
     tasks = fit_lengths(tasks, base.tokenizer, positions)
     settings = {
         "dtype": str(choose_dtype(config.model.dtype)).removeprefix("torch."),

@@ -15,13 +15,12 @@ from cofitune.data.asking import fixed_opening
 from cofitune.data.encoded import tokenizer_sha256
 from cofitune.data.read import ItemCounts
 from cofitune.data.sources import OpenSource, open_source
-from cofitune.data.template import is_dated
 from cofitune.distributed import device_name
 from cofitune.errors import ArtifactError, ConfigError, UserError
 from cofitune.files import read_json, sha256_json
 from cofitune.model.load import choose_dtype
 from cofitune.recipes.folders import check_folder, package_version
-from cofitune.recipes.from_config import chat_template, data_sources
+from cofitune.recipes.from_config import data_sources, written_day
 from cofitune.recipes.prerequisites import Prerequisites
 from cofitune.recipes.rehearse.base import Base, choose_batch_size, opening_ids, read_base
 from cofitune.recipes.rehearse.prompts import Prompt, PromptReader, read_tests
@@ -100,7 +99,8 @@ class RehearsePlan:
     def asked_under(self) -> dict[str, object]:
         """The date that the template writes, where it writes one; the tokenizer's hash in `made_of` depends on it."""
         tokenizer = self.base.tokenizer
-        return {"day": chat_template(self.config.data).day} if tokenizer and is_dated(tokenizer) else {}
+        day = written_day(tokenizer, self.config.data) if tokenizer else None
+        return {"day": day} if day else {}
 
     def made_of(self) -> dict[str, object]:
         """All that the answers depend on, as JSON values."""

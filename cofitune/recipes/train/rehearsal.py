@@ -18,7 +18,7 @@ from cofitune.data.encoded import tokenizer_sha256
 from cofitune.data.packing import Packs, pack_lengths
 from cofitune.data.read import ItemCounts
 from cofitune.errors import ArtifactError, UserError
-from cofitune.recipes.from_config import chat_template
+from cofitune.recipes.from_config import written_day
 from cofitune.recipes.prerequisites import Prerequisites
 from cofitune.recipes.train.data import TrainData
 from cofitune.rehearsal.items import FOLDER, Rehearsal, RehearsalExamples, check_base, check_opening, read_rehearsal
@@ -139,7 +139,8 @@ def read_rehearsed(
     rehearsal = read_rehearsal(folder)
     if base.fingerprint is None or data.tokenizer is None:  # a dry run without weights has nothing to compare it with
         return None
-    made_by = base.name, base.fingerprint, tokenizer_sha256(data.tokenizer), chat_template(settings).day
+    day = written_day(data.tokenizer, settings)
+    made_by = base.name, base.fingerprint, tokenizer_sha256(data.tokenizer), day
     check_base(rehearsal, *made_by)
     if requested is not None:
         check_opening(rehearsal, fixed_opening(data.tokenizer), base.thinks)
