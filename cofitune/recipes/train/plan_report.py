@@ -109,9 +109,10 @@ def fitted_sentence(plan: TrainPlan) -> str:
     train, deepspeed = plan.config.train, plan.config.deepspeed
     stage = f"ZeRO-{plan.settings.zero_stage}{' (auto)' if deepspeed.zero_stage == 'auto' else ''}"
     depth, first = plan.footprint.depth, plan.region.first
-    layers = "none" if not plan.checkpointed else f"layers {first}-{first + plan.checkpointed - 1}"
+    count = plan.checkpointed
+    layers = f"{count} (from layer {first} to {first + count - 1})" if count else "none"
     chosen = " (auto)" if train.gradient_checkpointing == "auto" else ""
-    return f"{stage}; activations computed again: {layers} of the {depth} that the backward pass runs through{chosen}"
+    return f"{stage}; gradient checkpointing{chosen}: {layers} of the {depth} layers in the backward pass"
 
 
 def print_stage_hint(deepspeed: DeepSpeed, world_size: int, on_gpu: bool, console: Console) -> None:
