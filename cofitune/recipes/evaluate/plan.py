@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import transformers
 from cofitune import __version__
 from cofitune.config.schema import Config, EvalModel
 from cofitune.data.encoded import tokenizer_sha256
-from cofitune.distributed import device_name
+from cofitune.distributed import device, device_name
 from cofitune.errors import UserError
 from cofitune.evaluation.cache import AnswerCache
 from cofitune.evaluation.items import LoadedTask
@@ -84,12 +84,13 @@ class EvalPlan:
         return [model for model in self.models if model.day not in (None, self.asked_day)]
 
     def agreed(self) -> dict[str, Any]:
-        """What all ranks must have found alike."""
+        """What all ranks must have found alike; their GPUs may be of several models, as rank 0's names the answers."""
+        alike = replace(self, settings={**self.settings, "device": device().type})
         asked = {
-            m.name: {t.task.title: f"{len(t.items)} items, {sha256_json(self.key(m, t))}" for t in self.tasks}
+            m.name: {t.task.title: f"{len(t.items)} items, {sha256_json(alike.key(m, t))}" for t in self.tasks}
             for m in self.models
         }
-        return {"packages": versions_of_packages(), "settings": self.settings, "models": asked}
+        return {"packages": versions_of_packages(), "settings": alike.settings, "models": asked}
 
     def known(self) -> Results:
         """What was answered before."""

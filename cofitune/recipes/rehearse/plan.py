@@ -15,7 +15,7 @@ from cofitune.data.asking import fixed_opening
 from cofitune.data.encoded import tokenizer_sha256
 from cofitune.data.read import ItemCounts
 from cofitune.data.sources import OpenSource, open_source
-from cofitune.distributed import device_name
+from cofitune.distributed import device
 from cofitune.errors import ArtifactError, ConfigError, UserError
 from cofitune.files import read_json, sha256_json
 from cofitune.model.load import choose_dtype
@@ -115,7 +115,7 @@ class RehearsePlan:
             "opening": self.begins_with,
             "dtype": str(choose_dtype(model.dtype)).removeprefix("torch."),
             "attn_implementation": model.attn_implementation,
-            "device": device_name(),
+            "device": device().type,  # the ranks' GPUs may be of several models
             "prompts_sha256": sha256_json([[list(p.messages), list(p.ids)] for p in self.prompts]),
             **requested.model_dump(mode="json", exclude=free),
             "engine": self.engine,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,7 +55,8 @@ def importance_picture(
                 axis.get_major_locator().set_params(integer=True)
         side = {"location": "bottom", "shrink": 0.8} if narrow else {"location": "right", "shrink": 0.9}
         last.barh(range(len(by_layer)), by_layer, height=1.0, color=SERIES[6])
-        last.set_xlim(0, 1)
+        known = [r for correlations in halves.values() for r in correlations if not math.isnan(r)]
+        last.set_xlim(min(0.0, *known, 0.0), 1)  # halves of mere noise may contradict each other
         last.set_ylim(-0.5, len(by_layer) - 0.5)
         last.set_title("layer's mean", loc="left")
         last.set_xlabel("importance")

@@ -265,6 +265,7 @@ def test_answers_are_kept_under_the_device_and_the_code_that_gave_them(
     monkeypatch.setattr("cofitune.recipes.evaluate.plan.device_name", lambda: "NVIDIA H100")
     other = plan_eval(config)
     assert other.key(other.models[0], other.tasks[0]) != key
+    assert other.agreed() == plan.agreed(), "GPUs of several models may share the work"
 
 
 def test_no_model_is_served_anothers_answers(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,9 @@ def test_the_reliability_of_each_layer_is_drawn_and_listed(tmp_path: Path) -> No
     reliable = {kind: Reliability((*by_layer, float("nan")), 0.64, 0.78) for kind in vectors}
     _, svg = write_picture(tmp_path / "a", importance_picture("importance", vectors, "", reliable))
     assert "halves, neurons" in svg.read_text() and "rank correlation" in svg.read_text()
+    contradicting = {kind: Reliability((-1.0,) * 30, -1.0, 0.0) for kind in vectors}
+    _, noise = write_picture(tmp_path / "b", importance_picture("importance", vectors, "", contradicting))
+    assert "−1" in noise.read_text() and "−1" not in svg.read_text(), "the axis reaches below 0"
     rows = list(csv.DictReader(io.StringIO(spread_csv(vectors, reliable))))
     assert [row["split_half"] for row in rows[:30]] == [*(f"{r:.4f}" for r in by_layer), ""]
 
