@@ -27,7 +27,10 @@ def waiting_group() -> Any:
     """
     whole = distributed.group.WORLD
     if _waiting[0] is not whole:
-        _waiting[:] = [whole, distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)]
+        # with the usual timeout for connecting: where gloo cannot, nobody should wait for hours to hear of it
+        group = distributed.new_group(backend="gloo")
+        distributed.distributed_c10d._set_pg_timeout(LONGEST_WAIT, group)
+        _waiting[:] = [whole, group]
     return _waiting[1]
 
 
