@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ BENCH = Path(__file__).parents[2] / "scripts" / "bench"
 
 @pytest.fixture
 def faults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    """The script as a module."""
+    """The script as a module, with a temporary folder of its own: it looks there for what the commands leave."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     monkeypatch.syspath_prepend(str(BENCH))
     monkeypatch.setenv("COFITUNE_CACHE", str(tmp_path / "cache"))
     import faults
