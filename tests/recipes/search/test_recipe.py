@@ -637,7 +637,7 @@ def test_a_search_killed_at_random_ends_with_the_uninterrupted_store(config: Con
         return {(r["id"], r["steps"], r["status"]): r for r in records(folder) if r["status"] != "failed"}
 
     assert scores(folder) == scores(whole)
-    trees = [json.loads((f / "tree.json").read_text(encoding="utf-8")) for f in (folder, whole)]
+    trees = [read_json(f / "tree.json", "tree") for f in (folder, whole)]
     for tree in trees:
         tree.pop("seconds")
         for trial in tree["trials"]:
