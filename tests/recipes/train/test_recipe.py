@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from cofitune.model.anatomy import read_anatomy
 from cofitune.model.weight_files import fingerprint
 from cofitune.recipes.train.plan import plan_train
 from cofitune.recipes.train.resume import identity
-from cofitune.training import loop
+from cofitune.training import loop, prefix_cache
 from cofitune.training.hashing import hash_tensor
 from tests.helpers import WORDS, outside_ranks, read_jsonl, run_command, run_train, write_jsonl
 
@@ -438,13 +437,12 @@ def test_the_prefix_cache_is_told_beforehand_and_trains_the_same(
     capsys.readouterr()
     made: list[Path] = []
 
-    def mkstemp(*arguments: Any, **named: Any) -> tuple[int, str]:
-        descriptor, name = make(*arguments, **named)
-        made.extend([Path(name)] if named.get("prefix") == "prefix-" else [])
-        return descriptor, name
+    def beside(path: Path) -> Path:
+        made.append(name_beside(path))
+        return made[-1]
 
-    make = tempfile.mkstemp
-    monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
+    name_beside = prefix_cache.beside
+    monkeypatch.setattr(prefix_cache, "beside", beside)
     for kind, where in (("disk", f"{folder}"), ("memory", "/dev/shm")):
         arguments = ("train.num_train_epochs=3", f"train.prefix_cache={kind}", "--overwrite")
         assert run_train(monkeypatch, config, *arguments, "--dry-run") == 0
