@@ -153,7 +153,7 @@ def rewritten(made: Path) -> list[str]:
     (made / "chats.jsonl").write_text("".join(json.dumps({"messages": c}) + "\n" for c in conversations))
     template = Path(__file__).parents[2] / "data" / "templates" / "qwen3.jinja"
     data = f"importance.data={made / 'chats.jsonl'}"
-    return [data, f"data.template={template}", "importance.estimator=fisher"]
+    return [data, f"data.template={template}", "importance.estimator=fisher", "importance.dropout=0.003"]
 
 
 def test_an_item_of_several_examples_counts_once(made: Path) -> None:
