@@ -78,7 +78,7 @@ def test_files_in_gzip_are_read_alone_and_in_folders(tmp_path: Path, name: str) 
         assert isinstance(item, Item) and item.turns[1][1] == "Hi!"
 
 
-CUT_GZIP = gzip.compress(json.dumps(GOOD).encode() * 50)[:40]
+CUT_GZIP = gzip.compress(json.dumps(GOOD).encode() * 50, mtime=0)[:40]
 
 
 @pytest.mark.parametrize("content", [b"no gzip at all", CUT_GZIP], ids=["other", "cut"])
@@ -164,7 +164,7 @@ def test_a_pipe_is_refused(tmp_path: Path) -> None:
         ("bom.csv", b"\xef\xbb\xbfinstruction;output\r\nSay hi.;Hi, you!\r\n"),
         ("tab.csv", b"instruction\toutput\nSay hi.\tHi, you!\n"),
         ("tab.tsv", b"instruction\toutput\nSay hi.\tHi, you!\n"),
-        ("zipped.tsv.gz", gzip.compress(b"instruction\toutput\nSay hi.\tHi, you!\n")),
+        ("zipped.tsv.gz", gzip.compress(b"instruction\toutput\nSay hi.\tHi, you!\n", mtime=0)),
         ("space.csv", b'instruction, output\nSay hi.,"Hi, you!"\n'),
         ("quoted.csv", b'"instruction","output"\n"Say hi.","Hi, you!"\n'),
     ],
