@@ -65,8 +65,22 @@ def reset_zero_globals() -> None:
     from deepspeed.runtime.zero import parameter_offload
     from deepspeed.runtime.zero.partition_parameters import Init
 
+    reset_linear()
     Init.num_persisted_parameters = Init.num_persisted_elements = 0
     parameter_offload.FWD_MODULE_STACK.clear()
+
+
+def reset_linear() -> None:
+    """Give torch its own linear function back, which stage 3 replaces for the whole process.
+
+    DeepSpeed's keeps its input for the backward pass also where the weight is frozen, and with it so does whatever
+    follows in this process.
+    """
+    from deepspeed.runtime.zero.linear import zero3_linear_wrap
+    from deepspeed.runtime.zero.partition_parameters import Init
+
+    if nn.functional.linear is zero3_linear_wrap:
+        nn.functional.linear = Init.linear_bk
 
 
 def free_engine(engine: Any) -> None:

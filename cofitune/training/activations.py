@@ -16,6 +16,7 @@ from cofitune.training.head_loss import KNOWN_HEADS, LOGITS_AT_ONCE
 from cofitune.training.swiglu import MODEL_TYPES
 
 WRITTEN_OUT = {"codegen", "gpt2", "gpt_neo", "gptj", "phi"}  # whose GELU is written in operations of its own
+CONVOLUTIONS = {"gpt2"}  # whose linear layers are transformers' Conv1D, which keeps no input of a frozen weight
 FP32 = 4  # norms and softmax work in it, whatever the training's precision
 
 
@@ -29,6 +30,7 @@ class Activations:
         adapter: whether an adapter trains beside the region's modules.
         masked: whether attention gets a mask, for which grouped keys and values are repeated.
         fused: whether attention is a fused kernel; another one keeps its scores, which are not counted.
+        keeps_inputs: whether frozen linear layers keep their inputs, too, as DeepSpeed's do under ZeRO-3.
     """
 
     anatomy: Anatomy
@@ -38,6 +40,7 @@ class Activations:
     adapter: bool = False
     masked: bool = False
     fused: bool = True
+    keeps_inputs: bool = False
 
     @property
     def depth(self) -> int:
@@ -103,12 +106,13 @@ class Activations:
                 total += (queries + keys + anatomy.num_heads + anatomy.num_key_value_heads) * FP32
         elif "o_proj" in trained:
             total += queries * width
-        if trained & {"q_proj", "k_proj", "v_proj"}:
+        frozen_too = self.keeps_inputs and anatomy.model_type not in CONVOLUTIONS
+        if trained & {"q_proj", "k_proj", "v_proj"} or (frozen_too and attention):
             total += hidden * width
-        if trained & {"gate_proj", "up_proj"}:
+        if trained & {"gate_proj", "up_proj"} or (frozen_too and after_attention):
             total += hidden * width
         total += self._between(gate, up) * neurons * width
-        if "down_proj" in trained:
+        if "down_proj" in trained or (frozen_too and (gate or up)):
             total += neurons * width
         return total
 

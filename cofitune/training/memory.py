@@ -70,7 +70,9 @@ class Footprint:
         tokens = settings.micro_batch * self.max_length
         adapted = self.adapter is not None
         width = settings.dtype.itemsize
-        return Activations(self.anatomy, self.region, width, tokens, adapted, self.masked, self.fused)
+        zero = deepspeed_config(settings)["zero_optimization"]
+        inputs = settings.zero_stage == 3 and bool(zero.get("memory_efficient_linear", True))  # DeepSpeed's default
+        return Activations(self.anatomy, self.region, width, tokens, adapted, self.masked, self.fused, inputs)
 
     @property
     def depth(self) -> int:

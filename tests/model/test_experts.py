@@ -37,7 +37,7 @@ from cofitune.softmask.factors import build_factors
 from cofitune.softmask.gradient import mask_gradients
 from cofitune.softmask.update import mask_updates
 from cofitune.training.delta import collect
-from cofitune.training.engine import EngineSettings, start_distributed, start_engine
+from cofitune.training.engine import EngineSettings, release, start_distributed, start_engine
 from cofitune.training.loop import FitSettings, fit
 from cofitune.zero import inner_optimizer, shards
 
@@ -209,7 +209,7 @@ def test_two_masked_steps_are_the_copys(family: str, mask: str, stage: int) -> N
     examples = [Example(ids, ids) for ids in random_ids().tolist()]
     fit(engine, examples, FitSettings(plan_steps(3, 3, 1, 1, 1, 2), 0, 0), lambda record, step: None)
     whole = collect(model, region.parameter_names(anatomy))
-    engine.destroy()
+    release(engine)
     for (e, name), expected in trained.items():
         moved = whole[f"model.layers.1.{anatomy.experts}.{name}"][e] - before[e, name]
         should = expected.detach() - before[e, name]

@@ -56,7 +56,7 @@ from cofitune.softmask.factors import build_factors, freeze_factors, join
 from cofitune.softmask.gradient import mask_gradients
 from cofitune.softmask.update import mask_updates
 from cofitune.training.delta import collect
-from cofitune.training.engine import EngineSettings, start_distributed, start_engine
+from cofitune.training.engine import EngineSettings, release, start_distributed, start_engine
 from cofitune.training.hashing import hash_parameters
 from cofitune.training.loop import FitSettings, fit
 from cofitune.zero import inner_optimizer, shards
@@ -384,7 +384,7 @@ def test_the_masked_step_is_the_unfused_copys(family: str, mask: str, stage: int
     assert hash_parameters(model, [], held) == frozen
     assert bool(frozen) == bool(modules)
     whole = collect(model, [n for n, _ in model.named_parameters()])
-    engine.destroy()
+    release(engine)
     after = build(family)
     after.load_state_dict(whole, strict=False)
     got = trained_parts(family, after)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cofitune.errors import UserError
-from cofitune.training.engine import EngineSettings, deepspeed_config, start_distributed, start_engine
+from cofitune.training.engine import EngineSettings, deepspeed_config, release, start_distributed, start_engine
 
 SETTINGS = EngineSettings(
     zero_stage=3, offload_optimizer="none", offload_param="none", raw={}, dtype=torch.bfloat16, micro_batch=2,
@@ -72,6 +72,17 @@ def test_a_value_that_deepspeed_refuses_is_a_users_mistake() -> None:
     settings = replace(SETTINGS, dtype=torch.float32, raw={"zero_optimization": {"sub_group_size": "many"}})
     with pytest.raises(UserError, match=r"deepspeed.raw: DeepSpeed refuses it: sub_group_size"):
         start_engine(torch.nn.Linear(2, 2), settings)
+
+
+@pytest.mark.processes
+def test_a_released_engine_leaves_torchs_linear_as_it_was() -> None:
+    """Stage 3 replaces it for the whole process by one that keeps the inputs of frozen weights, too."""
+    start_distributed()
+    own = torch.nn.functional.linear
+    engine = start_engine(torch.nn.Linear(2, 2), replace(SETTINGS, dtype=torch.float32))
+    assert torch.nn.functional.linear is not own
+    release(engine)
+    assert torch.nn.functional.linear is own
 
 
 ENDING = """
