@@ -79,8 +79,9 @@ def reset_linear() -> None:
     from deepspeed.runtime.zero.linear import zero3_linear_wrap
     from deepspeed.runtime.zero.partition_parameters import Init
 
-    if nn.functional.linear is zero3_linear_wrap:
-        nn.functional.linear = Init.linear_bk
+    own = getattr(Init, "linear_bk", None)  # there once stage 3 has replaced it
+    if own is not None and nn.functional.linear is zero3_linear_wrap:
+        nn.functional.linear = own
 
 
 def free_engine(engine: Any) -> None:
