@@ -136,6 +136,7 @@ class Typist:
         self._machine = {f"{folder}/": "", str(environment): "ENV"}  # paths of this machine, as they are shown
         self._environment = build_wheel.clean_environment() | {
             "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}",
+            "TQDM_DISABLE": "1",  # libraries' progress bars would fill the transcript
             "COLUMNS": "100",
         }
 
