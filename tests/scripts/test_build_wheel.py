@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 import subprocess
 import sys
 import tarfile
@@ -37,6 +39,30 @@ def test_the_wheel_and_the_sdist_hold_everything(built: tuple[Path, Path, Path])
     with tarfile.open(sdist) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}
     assert {"tests/conftest.py", "scripts/test", "docs/conf.py", "constraints.txt", ".ci/run", *configs} <= inside
+
+
+def test_the_page_of_an_index_has_no_dead_link(built: tuple[Path, Path, Path]) -> None:
+    """No address of the repository is known, so a link into it became its text; the paper's address stayed."""
+    archive = zipfile.ZipFile(built[0])
+    [name] = [n for n in archive.namelist() if n.endswith(".dist-info/METADATA")]
+    metadata = archive.read(name).decode()
+    assert "Description-Content-Type: text/markdown" in metadata
+    links = re.findall(r"\]\(([^)]*)\)", metadata)
+    assert "https://arxiv.org/abs/2404.10306" in links and all(link.startswith("https://") for link in links)
+    assert "Quickstart" in metadata, "the text of a link stays"
+
+
+def test_links_of_an_index_page_lead_into_the_repository() -> None:
+    spec = importlib.util.spec_from_file_location("cofitune_setup", REPOSITORY / "setup.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    readme = "![map](docs/map.png) [a](docs/a.md#b) [here](#top) [web](https://x.org/y.md) `[1, 2] (3)`"
+    assert module.index_page(readme, "https://host/owner/name/") == (
+        "![map](https://host/owner/name/raw/main/docs/map.png) [a](https://host/owner/name/blob/main/docs/a.md#b) "
+        "[here](#top) [web](https://x.org/y.md) `[1, 2] (3)`"
+    )
+    assert module.index_page(readme, None) == "map a [here](#top) [web](https://x.org/y.md) `[1, 2] (3)`"
 
 
 @pytest.mark.interpreter
@@ -108,4 +134,4 @@ def test_the_tests_of_the_sdist_run_where_it_is_unpacked(built: tuple[Path, Path
 
 def test_the_version_stands_in_one_place() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
-    assert "version" not in project["project"] and project["project"]["dynamic"] == ["version"]
+    assert "version" not in project["project"] and project["project"]["dynamic"] == ["readme", "version"]
