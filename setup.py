@@ -1,7 +1,7 @@
 """The build's two steps that pyproject.toml cannot say.
 
-configs/ travels in the wheel, as cofitune/configs; an editable install needs no copy: `cofitune.config.shipped` finds the
-folder beside the package. And README, whose links are files of the repository, becomes the page of a package index.
+configs/ travels in the wheel, as cofitune/configs; an editable install needs no copy: `cofitune.config.shipped` finds
+the folder beside the package. And README, whose links are files of the repository, becomes the page of a package index.
 """
 
 from __future__ import annotations
