@@ -9,10 +9,13 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine as Engine
 
 STAGE_3 = "DeepSpeedZeroOptimizer_Stage3"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -84,7 +87,7 @@ def reset_linear() -> None:
         nn.functional.linear = own
 
 
-def free_engine(engine: Any) -> None:
+def free_engine(engine: Engine) -> None:
     """Give back the memory of an engine that is destroyed, with its model, which nobody will use again.
 
     Under stage 3 neither would ever be collected: DeepSpeed makes two autograd functions a module, whose classes Python
@@ -173,13 +176,13 @@ def hold_until_gradients(model: nn.Module) -> None:
             model.get_submodule(name.rpartition(".")[0]).register_forward_pre_hook(begin_here)
 
 
-def inner_optimizer(engine: Any) -> torch.optim.Optimizer:
+def inner_optimizer(engine: Engine) -> torch.optim.Optimizer:
     """The optimizer that steps on the fp32 shards, before they are copied to the model's precision."""
     inner: torch.optim.Optimizer = engine.basic_optimizer
     return inner
 
 
-def flats(engine: Any) -> list[Flat]:
+def flats(engine: Engine) -> list[Flat]:
     """The flat fp32 tensors of this rank, whatever the ZeRO stage, offload and sub-groups.
 
     Raises:
@@ -197,7 +200,7 @@ def flats(engine: Any) -> list[Flat]:
     raise RuntimeError(f"DeepSpeed's optimizer {kind} keeps its fp32 weights in a place that we do not know")
 
 
-def shards(engine: Any) -> dict[int, list[Shard]]:
+def shards(engine: Engine) -> dict[int, list[Shard]]:
     """Map the id of each flat fp32 tensor that the inner optimizer steps on to the shards inside it.
 
     Raises:
@@ -206,13 +209,13 @@ def shards(engine: Any) -> dict[int, list[Shard]]:
     return {id(flat.tensor): flat.shards for flat in flats(engine)}
 
 
-def moments(engine: Any, flat: Flat) -> dict[str, Any]:
+def moments(engine: Engine, flat: Flat) -> dict[str, Any]:
     """AdamW's state of a flat tensor: exp_avg and exp_avg_sq [flat.numel], and step; empty before the first step."""
     state: dict[str, Any] = inner_optimizer(engine).state[flat.tensor]
     return state
 
 
-def init_adam_state(engine: Any, step: int) -> None:
+def init_adam_state(engine: Engine, step: int) -> None:
     """Give every flat tensor AdamW's state after `step` steps, its moments zeros for the caller to fill."""
     inner = inner_optimizer(engine)
     for flat in flats(engine):
@@ -223,7 +226,7 @@ def init_adam_state(engine: Any, step: int) -> None:
         inner.state[flat.tensor] = {"step": counted, **zeros}
 
 
-def copy_masters_to_model(engine: Any) -> None:
+def copy_masters_to_model(engine: Engine) -> None:
     """Copy the fp32 weights into the model's precision and share them, as DeepSpeed does after a step. Collective."""
     optimizer = engine.optimizer
     if type(optimizer).__name__ != STAGE_3:
@@ -235,7 +238,7 @@ def copy_masters_to_model(engine: Any) -> None:
     optimizer._post_step(set())  # small weights are kept whole on every rank
 
 
-def go_to_step(engine: Any, step: int) -> None:
+def go_to_step(engine: Engine, step: int) -> None:
     """Set a fresh engine's counters and its learning rate to those after `step` optimizer steps."""
     engine.global_steps = step
     engine.global_samples = step * engine.train_batch_size()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -14,6 +14,9 @@ from cofitune.data.batches import Plan, rank_micro_batches
 from cofitune.data.chat import IGNORED, Example
 from cofitune.data.top_k import TopK
 from cofitune.training.loss import kl_from_base, supervised_logits
+
+if TYPE_CHECKING:
+    from cofitune.zero import Engine
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class HeldOut:
     tokens: int
 
 
-def measure_drift(engine: Any, held_out: HeldOut, micro_batch: int, pad_token_id: int, step: int) -> DriftRecord:
+def measure_drift(engine: Engine, held_out: HeldOut, micro_batch: int, pad_token_id: int, step: int) -> DriftRecord:
     """One forward pass over the held-out answers, which the ranks share out. Every rank must call, and gets the same.
 
     Each rank runs equally many forwards (ZeRO-3 hangs otherwise), without gradients and without dropout.

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import ValidationError
@@ -22,6 +22,9 @@ from cofitune.errors import UserError
 from cofitune.ranks import is_launched, this_rank
 from cofitune.training.optimizer import adamw_8bit, decay_groups
 from cofitune.zero import hold_until_gradients, reset_zero_globals, skip_cpu_communication_op
+
+if TYPE_CHECKING:
+    from cofitune.zero import Engine
 
 SHARDED_LOADING_FROM = 8 * 2**30  # bytes of weights
 # elements of the gradient bucket, and of what one inner step takes with copies of its gradient and (in update mode) its
@@ -114,7 +117,7 @@ def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
     return _merge(config, settings.raw)
 
 
-def start_engine(model: nn.Module, settings: EngineSettings) -> Any:
+def start_engine(model: nn.Module, settings: EngineSettings) -> Engine:
     """Wrap the model: only parameters that require gradients get optimizer states.
 
     The learning-rate schedule is transformers', stepped by the engine after every optimizer step.
@@ -252,7 +255,7 @@ def loading_under(config: Mapping[str, Any]) -> Iterator[None]:
         unset_hf_deepspeed_config()
 
 
-def release(engine: Any) -> None:
+def release(engine: Engine) -> None:
     """Let go of the engine's hooks and memory, so that an evaluation or another engine may follow."""
     engine.destroy()
     reset_zero_globals()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ from cofitune.training.prefetch import one_ahead, pinned
 from cofitune.training.prefix_cache import Prefix
 from cofitune.training.step_counts import StepCounts, count_over_ranks
 from cofitune.training.throughput import Meter
+
+if TYPE_CHECKING:
+    from cofitune.zero import Engine
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -104,7 +107,7 @@ class FitSettings:
 
 
 def fit(
-    engine: Any,
+    engine: Engine,
     examples: Sequence[Example],
     settings: FitSettings,
     on_step: Callable[[StepRecord, int], None],
@@ -215,7 +218,7 @@ class _Part:
     rehearsal: str | None = None
 
 
-def _take_step(engine: Any, parts: Sequence[_Part], prefix: Prefix | None, missing: Sequence[int]) -> Tensor:
+def _take_step(engine: Engine, parts: Sequence[_Part], prefix: Prefix | None, missing: Sequence[int]) -> Tensor:
     """Forward and backward of each micro-batch, and with the last the optimizer's step.
 
     Returns:

@@ -10,12 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from cofitune.zero import Flat, flats, init_adam_state, inner_optimizer, moments
+
+if TYPE_CHECKING:
+    from cofitune.zero import Engine
 
 BLOCK = 256
 CODED_AT_ONCE = 2**14 * BLOCK  # elements: looking for the nearest code takes some 40 bytes of each
@@ -23,7 +26,7 @@ NUMBERS = {"exp_avg": 1, "exp_avg_sq": 2}  # in bitsandbytes' names
 LAYOUT = "layout"
 
 
-def begin_moments(engine: Any, step: int) -> None:
+def begin_moments(engine: Engine, step: int) -> None:
     """Give every flat tensor the state after `step` steps, its moments zeros for the caller to fill."""
     inner = inner_optimizer(engine)
     if isinstance(inner, torch.optim.AdamW) or not hasattr(inner, "init_state"):
@@ -38,7 +41,7 @@ def begin_moments(engine: Any, step: int) -> None:
     group["params"] = held
 
 
-def read_moment(engine: Any, flat: Flat, kind: str, place: slice) -> Tensor:
+def read_moment(engine: Engine, flat: Flat, kind: str, place: slice) -> Tensor:
     """A stretch of a flat tensor's moment in fp32; `kind` is exp_avg or exp_avg_sq."""
     state = moments(engine, flat)
     if kind in state:
@@ -55,7 +58,7 @@ def read_moment(engine: Any, flat: Flat, kind: str, place: slice) -> Tensor:
 class MomentWriter:
     """Puts fp32 moments into an engine whose state was begun, a stretch at a time; `finish` makes codes of them."""
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
         # by a flat tensor's id: whole blocks are coded together. In the host's memory, for a device that has room for
         # 8-bit moments may have none for those in fp32
@@ -96,7 +99,7 @@ class MomentWriter:
                     kept[place], largest[blocks] = _encode(part, table, largest[blocks] if known else None)
 
 
-def block_scales(engine: Any) -> dict[str, Tensor]:
+def block_scales(engine: Engine) -> dict[str, Tensor]:
     """This rank's scales and where its shards lie; empty where moments are kept in fp32."""
     result = {
         _key(index, kind): moments(engine, flat)[f"absmax{number}"].cpu()
@@ -118,7 +121,7 @@ def _encode(values: Tensor, table: Tensor, scales: Tensor | None) -> tuple[Tenso
     return order[torch.bucketize(relative, between)].to(torch.uint8), largest
 
 
-def _layout(engine: Any) -> Tensor:
+def _layout(engine: Engine) -> Tensor:
     """A hash of where each shard of this rank lies, as a tensor."""
     places = [[[s.name, s.start, s.offset, s.numel] for s in flat.shards] for flat in flats(engine)]
     digest = hashlib.sha256(json.dumps(places).encode()).digest()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
@@ -26,6 +26,9 @@ from cofitune.training.checkpoint_folders import checkpoint_folders, drop_old, e
 from cofitune.training.finite import check_finite
 from cofitune.training.moments import MomentWriter, begin_moments, block_scales, read_moment
 from cofitune.zero import MOMENTS, Flat, copy_masters_to_model, flats, go_to_step, moments
+
+if TYPE_CHECKING:
+    from cofitune.zero import Engine
 
 FORMAT = 1
 MASTER = "master"
@@ -85,7 +88,7 @@ def newest_whole(folder: Path, tell: Callable[[str], None]) -> Checkpoint | None
     return None
 
 
-def save_state(folder: Path, engine: Any, step: int, identity: Mapping[str, Any], save_total_limit: int) -> None:
+def save_state(folder: Path, engine: Engine, step: int, identity: Mapping[str, Any], save_total_limit: int) -> None:
     """Write the checkpoint of `step` into `folder`, then drop all but the newest ones. Every rank must call.
 
     Parameters are gathered one at a time and rank 0 writes. The folder appears under its name in one move when all of
@@ -119,7 +122,7 @@ def save_state(folder: Path, engine: Any, step: int, identity: Mapping[str, Any]
     )  # for which all wait: a rank that ended earlier would have the launcher end the one that writes
 
 
-def load_state(engine: Any, checkpoint: Checkpoint | None) -> int:
+def load_state(engine: Engine, checkpoint: Checkpoint | None) -> int:
     """Put a checkpoint's values into a fresh engine, on any number of ranks and under any ZeRO stage. Collective.
 
     Args:
@@ -157,11 +160,11 @@ def load_state(engine: Any, checkpoint: Checkpoint | None) -> int:
     return step
 
 
-def _trained(engine: Any) -> list[tuple[str, torch.nn.Parameter]]:
+def _trained(engine: Engine) -> list[tuple[str, torch.nn.Parameter]]:
     return [(name, p) for name, p in engine.module.named_parameters() if p.requires_grad]
 
 
-def _local_shards(engine: Any) -> dict[str, list[tuple[Flat, Any]]]:
+def _local_shards(engine: Engine) -> dict[str, list[tuple[Flat, Any]]]:
     results: dict[str, list[tuple[Flat, Any]]] = {}
     for flat in flats(engine):
         for shard in flat.shards:
@@ -169,7 +172,7 @@ def _local_shards(engine: Any) -> dict[str, list[tuple[Flat, Any]]]:
     return results
 
 
-def _gathered_tensors(engine: Any, step: int, keep: bool) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def _gathered_tensors(engine: Engine, step: int, keep: bool) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Each trained parameter's three tensors, whole and on the CPU where `keep`. Every rank must exhaust it."""
     counted = {int(moments(engine, flat)["step"]) for flat in flats(engine) if flat.shards}
     if counted - {step}:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from transformers import PreTrainedModel
 from cofitune.data.batches import Plan, count_supervised, rank_micro_batches
 from cofitune.data.chat import Example
 from cofitune.training.loss import summed_loss
+
+if TYPE_CHECKING:
+    from cofitune.zero import Engine
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class ValidationRecord:
 
 
 def validate(
-    engine: Any, examples: Sequence[Example], micro_batch: int, pad_token_id: int, step: int
+    engine: Engine, examples: Sequence[Example], micro_batch: int, pad_token_id: int, step: int
 ) -> ValidationRecord:
     """The mean loss over all items, which the ranks share out. Every rank must call, and gets the same.
 

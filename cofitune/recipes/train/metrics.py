@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,6 +21,9 @@ from cofitune.training.drift import DriftRecord, HeldOut, measure_drift
 from cofitune.training.loop import StepRecord
 from cofitune.training.monitor import Monitor
 from cofitune.training.validation import ValidationRecord, validate
+
+if TYPE_CHECKING:
+    from cofitune.zero import Engine
 
 
 class DriftReached(Exception):
@@ -49,7 +52,7 @@ class Watch:
     def __init__(
         self,
         plan: TrainPlan,
-        engine: Any,
+        engine: Engine,
         retained: RetainedUpdate | None,
         held_out: HeldOut | None,
         is_saved: Callable[[StepRecord, int], bool],

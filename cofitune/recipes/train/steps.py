@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
@@ -36,6 +36,9 @@ from cofitune.training.throughput import Meter, start_meter
 from cofitune.training.unused_parameters import check_unused_parameters
 from cofitune.zero import flats, inner_optimizer, shards
 
+if TYPE_CHECKING:
+    from cofitune.zero import Engine
+
 StepCallback = Callable[[StepRecord, int], None]  # gets a step's record, and the signal that ended the training, or 0
 
 
@@ -51,7 +54,7 @@ class PreparedModel:
 
     plan: TrainPlan
     model: PreTrainedModel
-    engine: Any
+    engine: Engine
     retained: RetainedUpdate | None
 
 
@@ -67,7 +70,7 @@ class TrainRun:
 
     plan: TrainPlan
     model: PreTrainedModel
-    engine: Any
+    engine: Engine
     start_step: int
     watch: Watch
     saver: Saver

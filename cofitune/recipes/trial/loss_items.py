@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from cofitune.recipes.from_config import eval_tasks
 from cofitune.recipes.train.data import TrainData
 from cofitune.training.loss import supervised_logits
 from cofitune.training.validation import validation_loss
+
+if TYPE_CHECKING:
+    from cofitune.zero import Engine
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def read_loss_items(given: schema.Eval, max_length: int, data: TrainData) -> Los
     return LossItems(fitting, choices, left_out, given.batch_size, tokenizer.pad_token_id)
 
 
-def choice_margins(engine: Any, items: LossItems) -> dict[str, float]:
+def choice_margins(engine: Engine, items: LossItems) -> dict[str, float]:
     """By category, the mean margin of the right choice over the likeliest wrong one. Every rank must call, and gets it.
 
     Returns:
