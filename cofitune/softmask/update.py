@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from cofitune.softmask.factors import Factor
+from cofitune.softmask.pieces import place_of, step_in_pieces
 from cofitune.softmask.retained import RetainedUpdate
 from cofitune.zero import Shard
 
@@ -23,6 +25,7 @@ def mask_updates(
     shards: Mapping[int, list[Shard]],
     factors: Mapping[str, Factor],
     kept: RetainedUpdate | None = None,
+    elements: int | None = None,
 ) -> UpdateMask:
     """Install the mask on the inner optimizer.
 
@@ -31,7 +34,11 @@ def mask_updates(
         shards: id of a flat tensor → its shards (`cofitune.zero.shards`).
         factors: parameter name → factor; parameters without one move freely.
         kept: told, while it is watching, what each update would have been and what is left of it.
+        elements: of a flat tensor, how many are stepped on and copied at once; None: all of it.
     """
+    if elements is not None and isinstance(optimizer, torch.optim.AdamW):
+        masked = {key: [s for s in row if s.name in factors] for key, row in shards.items()}
+        step_in_pieces(optimizer, masked, elements)
     return UpdateMask(optimizer, shards, factors, kept)
 
 
@@ -63,8 +70,18 @@ class UpdateMask:
             (flat, shard, factor, _piece(flat, shard).clone())
             for group in optimizer.param_groups
             for flat in group["params"]
-            for shard, factor in self._masked.get(id(flat), [])
+            for shard, factor in self._masked_in(flat)
         ]
+
+    def _masked_in(self, tensor: Tensor) -> Iterator[tuple[Shard, Factor]]:
+        """What is masked of a tensor that is stepped on: a flat one, or a piece of one."""
+        flat, begin = place_of(tensor)
+        for shard, factor in self._masked.get(id(flat), []):
+            first = max(shard.offset, begin)
+            numel = min(shard.offset + shard.numel, begin + tensor.numel()) - first
+            if numel > 0:
+                start = shard.start + first - shard.offset
+                yield replace(shard, start=start, offset=first - begin, numel=numel), factor
 
     def _hold_back(self, *_: object) -> None:
         for flat, shard, factor, old in self._old:

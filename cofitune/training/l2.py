@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 import torch
 
+from cofitune.softmask.pieces import place_of
 from cofitune.zero import Flat
 
 
@@ -37,5 +38,6 @@ class DecoupledL2SP:
     def _pull(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         for group in optimizer.param_groups:
             for flat in group["params"]:
-                if (base := self._base.get(id(flat))) is not None:
-                    flat.data.lerp_(base, group["lr"] * self._strength)
+                whole, begin = place_of(flat)
+                if (base := self._base.get(id(whole))) is not None:
+                    flat.data.lerp_(base[begin : begin + flat.numel()], group["lr"] * self._strength)

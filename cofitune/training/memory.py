@@ -20,7 +20,7 @@ class Memory:
     """Bytes: five parts on each device, and two on the whole machine.
 
     Attributes:
-        buffers: DeepSpeed's gradient bucket, and the gradient and old values of what one inner step takes.
+        buffers: DeepSpeed's gradient bucket, the gradient of what one inner step takes, and old values for a soft mask.
         host_loading: the weights while they are read, by rank 0 alone or as pages that the ranks share.
         host_offloaded: what offloading keeps there for the whole run.
     """
@@ -104,9 +104,11 @@ def estimate_memory(run: Footprint) -> Memory:
     all_states = trained * (MOMENTS[settings.optimizer] + masters)
     gradients, optimizer = all_gradients // (world_size if stage >= 2 else 1), all_states // world_size
     zero = deepspeed_config(settings)["zero_optimization"]
-    at_once = min(trained // world_size, _elements(zero["sub_group_size"]) if stage == 3 else trained)
+    own = trained // world_size
+    of_gradient = min(own, _elements(zero["sub_group_size"])) if stage == 3 else own
+    of_old = min(of_gradient, ELEMENTS_AT_ONCE) if stage < 3 and settings.optimizer == "adamw" else of_gradient
     bucket = min(trained, _elements(zero["reduce_bucket_size"])) * width
-    buffers, offloaded = bucket + 2 * at_once * ACCUMULATED_GRADIENT, 0
+    buffers, offloaded = bucket + (of_gradient + of_old) * ACCUMULATED_GRADIENT, 0
     if settings.offload_optimizer == "cpu":
         gradients, optimizer, buffers, offloaded = 0, 0, bucket, all_gradients + all_states
     if settings.offload_param == "cpu":

@@ -224,7 +224,8 @@ def start_case(case: Case, folder: Path, settings: EngineSettings) -> tuple[Any,
         mask_gradients(model, factors)
     engine = engines.start_engine(model, settings)
     if case.mask == "update":
-        mask_updates(inner_optimizer(engine), shards(engine), factors)
+        in_pieces = 512 if settings.zero_stage < 3 else None
+        mask_updates(inner_optimizer(engine), shards(engine), factors, elements=in_pieces)
     return model, names, engine
 
 

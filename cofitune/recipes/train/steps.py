@@ -24,7 +24,7 @@ from cofitune.softmask.gradient import mask_gradients
 from cofitune.softmask.retained import RetainedUpdate
 from cofitune.softmask.update import mask_updates
 from cofitune.training.drift import HeldOut
-from cofitune.training.engine import checkpoint_layers, start_engine
+from cofitune.training.engine import ELEMENTS_AT_ONCE, checkpoint_layers, start_engine
 from cofitune.training.l2 import DecoupledL2SP
 from cofitune.training.loop import FitSettings, StepRecord, fit
 from cofitune.training.peft import insert_adapter
@@ -93,7 +93,9 @@ def prepare_model(model: PreTrainedModel, plan: TrainPlan) -> PreparedModel:
     engine = start_engine(model, plan.settings)
     # the update is masked inside the optimizer's step, on the shards that this rank owns
     if on_update := plan.factors_on("update"):
-        mask_updates(inner_optimizer(engine), shards(engine), on_update, retained if apply_to == "update" else None)
+        kept = retained if apply_to == "update" else None
+        at_once = ELEMENTS_AT_ONCE if plan.settings.zero_stage < 3 else None  # stage 3 has sub-groups of its own
+        mask_updates(inner_optimizer(engine), shards(engine), on_update, kept, at_once)
     if config.train.l2_to_base:  # after the mask, which then holds back the pull, too
         DecoupledL2SP(inner_optimizer(engine), flats(engine), config.train.l2_to_base)
     return PreparedModel(plan, model, engine, retained)
