@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from cofitune.errors import ArtifactError, UserError, WriteError
-from cofitune.temporary import beside, hold
+from cofitune.temporary import is_at, open_held
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,11 +29,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         WriteError: the disk is full, or the place cannot be written.
     """
-    temporary = beside(path)
+    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as held:
-            hold(held)  # tells `remove_leftovers` that its writer lives
+        temporary, held = open_held(path)
+        with held:
             write(temporary)
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -43,7 +43,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         raise WriteError(path, error.strerror or str(error)) from error
     finally:
         with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            if temporary:
+                temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -186,7 +187,7 @@ def remove_free_lock(folder: Path) -> None:
     path = folder.parent / f".{folder.name}.lock"
     with suppress(OSError), path.open("r+") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_at(file, path):
+        if is_at(file, path):
             path.unlink()  # locked meanwhile: who waits for it sees that the file is another one
 
 
@@ -199,7 +200,7 @@ def one_at_a_time(path: Path) -> Iterator[None]:
     file = path.open("a+")
     with suppress(OSError):
         fcntl.flock(file, fcntl.LOCK_EX)
-        while not _is_at(file, path):  # its holder has taken it away while we waited
+        while not is_at(file, path):  # its holder has taken it away while we waited
             file.close()
             file = path.open("a+")
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -232,7 +233,7 @@ def _open_lock(path: Path, folder: Path, what: str, kind: int = fcntl.LOCK_EX) -
         os.set_inheritable(file.fileno(), True)  # a child that outlives a killed process still holds the lock
         try:
             fcntl.flock(file, kind | fcntl.LOCK_NB)
-            if _is_at(file, path):
+            if is_at(file, path):
                 return file
         except BlockingIOError:
             file.seek(0)
@@ -247,14 +248,6 @@ def _open_lock(path: Path, folder: Path, what: str, kind: int = fcntl.LOCK_EX) -
                 raise
             return file
         file.close()  # its holder has ended and taken it away since it was opened
-
-
-def _is_at(file: IO[str], path: Path) -> bool:
-    """Whether an open file is still the one at this path."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def gib(count: float) -> str:

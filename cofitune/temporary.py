@@ -23,6 +23,33 @@ def beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.cofitune.tmp")
 
 
+def open_held(path: Path) -> tuple[Path, IO[bytes]]:
+    """Make a temporary file beside `path`, and hold it while it is open: no cleaner takes a living writer's file.
+
+    Returns:
+        Its name, and the open file.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    while True:
+        temporary = beside(path)
+        file = temporary.open("xb")
+        with suppress(OSError):  # a file system that knows no locks: no cleaner removes anything there
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if is_at(file, temporary):
+            return temporary, file
+        file.close()  # a cleaner was here between the two, and took it for a leftover
+
+
+def is_at(file: IO[Any], path: Path) -> bool:
+    """Whether an open file is still the one at this path."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 def hold(file: IO[Any]) -> bool:
     """Lock an open file for as long as it is open; False where another process holds it, or none can."""
     try:
@@ -41,11 +68,9 @@ def remove_leftovers(folder: Path, below: bool = True) -> None:
     for path in folder.glob("**/.*.cofitune.tmp" if below else ".*.cofitune.tmp"):
         if not TEMPORARY.fullmatch(path.name):
             continue
-        with suppress(OSError):
-            with path.open("rb") as file:
-                left = hold(file)
-            if left:
-                path.unlink()
+        with suppress(OSError), path.open("rb") as file:
+            if hold(file):
+                path.unlink()  # while it is held: who is just making it sees that it is gone
 
 
 @contextmanager

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from cofitune.files import write_atomically
-from cofitune.temporary import HELD, remove_leftovers, temporary_folder
+from cofitune.temporary import HELD, TEMPORARY, open_held, remove_leftovers, temporary_folder
 
 OWNER = """
 import sys, time
@@ -33,6 +37,27 @@ def test_leftovers_of_killed_writers_go_and_those_of_living_ones_stay(tmp_path: 
 
     write_atomically(tmp_path / "x.txt", write)
     assert (tmp_path / "x.txt").read_text() == "mine" and not left.exists() and foreign.exists()
+
+
+def test_a_file_is_held_though_a_cleaner_comes_before_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, seen = fcntl.flock, list[Path]()
+
+    def lock_after_a_cleaner(file: Any, how: int) -> None:
+        if not seen:  # between the file's making and its lock
+            seen.extend(tmp_path.iterdir())
+            remove_leftovers(tmp_path)
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", lock_after_a_cleaner)
+    temporary, file = open_held(tmp_path / "prefix")
+    with file:
+        assert len(seen) == 1 and not seen[0].exists(), "the cleaner took it for a leftover"
+        remove_leftovers(tmp_path)
+        assert temporary.exists() and TEMPORARY.fullmatch(temporary.name) and temporary != seen[0]
+        file.write(b"kept")
+    assert temporary.read_bytes() == b"kept"
+    remove_leftovers(tmp_path)
+    assert not list(tmp_path.iterdir()), "nobody holds it any more"
 
 
 def test_a_folder_of_a_killed_process_goes_and_all_others_stay(tmp_path: Path) -> None:

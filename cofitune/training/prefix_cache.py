@@ -25,7 +25,7 @@ from cofitune.distributed import run_on_rank_zero
 from cofitune.errors import UserError
 from cofitune.files import gib
 from cofitune.host_memory import free_memory
-from cofitune.temporary import beside, hold, remove_leftovers
+from cofitune.temporary import open_held, remove_leftovers
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -245,10 +245,9 @@ def _shared_bytes(plan: PrefixPlan) -> Tensor:
 def _reserve(plan: PrefixPlan, held: ExitStack) -> str:
     """Make the file, and return its name; it is held until the others have it, for a killed one's would be removed."""
     remove_leftovers(plan.folder, below=False)
-    path = beside(plan.folder / "prefix")
     try:
-        file = held.enter_context(path.open("xb"))
-        hold(file)
+        path, file = open_held(plan.folder / "prefix")
+        held.enter_context(file)
         try:
             os.posix_fallocate(file.fileno(), 0, plan.num_bytes)
         except OSError:

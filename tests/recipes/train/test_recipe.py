@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
@@ -437,12 +437,13 @@ def test_the_prefix_cache_is_told_beforehand_and_trains_the_same(
     capsys.readouterr()
     made: list[Path] = []
 
-    def beside(path: Path) -> Path:
-        made.append(name_beside(path))
-        return made[-1]
+    def listen(path: Path) -> tuple[Path, IO[bytes]]:
+        name, file = open_held(path)
+        made.append(name)
+        return name, file
 
-    name_beside = prefix_cache.beside
-    monkeypatch.setattr(prefix_cache, "beside", beside)
+    open_held = prefix_cache.open_held
+    monkeypatch.setattr(prefix_cache, "open_held", listen)
     for kind, where in (("disk", f"{folder}"), ("memory", "/dev/shm")):
         arguments = ("train.num_train_epochs=3", f"train.prefix_cache={kind}", "--overwrite")
         assert run_train(monkeypatch, config, *arguments, "--dry-run") == 0
