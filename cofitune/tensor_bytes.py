@@ -10,9 +10,11 @@ from torch import Tensor
 
 # as the format calls them; files have them in the reverse of this order, as safetensors itself writes
 DTYPES = {
-    torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.float8_e5m2: "F8_E5M2",
-    torch.float8_e4m3fn: "F8_E4M3", torch.int16: "I16", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int32: "I32", torch.float32: "F32", torch.float64: "F64", torch.int64: "I64",
+    torch.bool: "BOOL", torch.float4_e2m1fn_x2: "F4", torch.uint8: "U8", torch.int8: "I8", torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e8m0fnu: "F8_E8M0", torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
+    torch.float8_e5m2fnuz: "F8_E5M2FNUZ", torch.int16: "I16", torch.uint16: "U16", torch.float16: "F16",
+    torch.bfloat16: "BF16", torch.int32: "I32", torch.uint32: "U32", torch.float32: "F32", torch.complex64: "C64",
+    torch.float64: "F64", torch.int64: "I64", torch.uint64: "U64",
 }  # fmt: skip
 ORDER = {dtype: number for number, dtype in enumerate(DTYPES)}
 
@@ -34,10 +36,16 @@ def safetensors_parts(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     for name in names:
         tensor = tensors[name]
         begin, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": _shape(tensor), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little")
     yield text
     for name in names:
         yield tensors[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+def _shape(tensor: Tensor) -> list[int]:
+    """As the format counts: torch holds two values of four bits as one element."""
+    *outer, inner = tensor.shape or (1,)
+    return [*outer, 2 * inner] if tensor.dtype == torch.float4_e2m1fn_x2 else list(tensor.shape)

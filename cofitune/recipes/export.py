@@ -33,6 +33,7 @@ from cofitune.training.delta import Delta, interpolate, read_delta
 from cofitune.training.finite import check_finite
 
 MARK = "cofitune_export.json"  # in an exported folder: the files that we wrote into it
+PAIRS = torch.float4_e2m1fn_x2  # two values an element, which torch cannot cast
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
 
 
@@ -182,7 +183,7 @@ def _write_weights(parts: ExportParts, folder: Path) -> None:
                     tensor = trained[name]
                 else:
                     tensor = interpolate(shard.get_tensor(key), trained[name], alpha)
-                tensors[key] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+                tensors[key] = tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != PAIRS else tensor
                 if name is not None:  # what the base's own tensors hold is the base's business
                     check_finite(name, tensors[key])
         write_tensors(folder / file.name, tensors)

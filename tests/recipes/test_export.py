@@ -11,7 +11,8 @@ import pytest
 import torch
 import yaml
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -33,10 +34,15 @@ QUIET = Console(quiet=True)
 
 @pytest.fixture
 def run(tmp_path: Path, tiny_model_folder: Path) -> Path:
+    """A run of the tiny model."""
+    return a_run(tmp_path, tiny_model_folder)
+
+
+def a_run(tmp_path: Path, base: Path) -> Path:
     """A run as training leaves it: one matrix replaced."""
     tensor = torch.randn(48, 32, generator=torch.Generator().manual_seed(1))
     about = {
-        "base": str(tiny_model_folder), "base_fingerprint": fingerprint(str(tiny_model_folder)), "revision": None,
+        "base": str(base), "base_fingerprint": fingerprint(str(base)), "revision": None,
         "template": "chat", "trust_remote_code": False, "dtype": "float32",
     }  # fmt: skip
     (tmp_path / "run/train").mkdir(parents=True)
@@ -74,6 +80,21 @@ def test_an_export_at_alpha_moves_the_trained_tensors_alone(run: Path, tmp_path:
         torch.testing.assert_close(tensor, expected)
         assert torch.equal(tensor, base[name]) == (name != REPLACED)
     AutoModelForCausalLM.from_pretrained(part)
+
+
+def test_a_bases_tensors_of_rare_kinds_are_exported_as_they_are(tmp_path: Path, tiny_model_folder: Path) -> None:
+    """Scales of some quantised parts, tables of indices: nobody trains them, and no cast would keep them."""
+    base = shutil.copytree(tiny_model_folder, tmp_path / "base")
+    kinds = (torch.uint16, torch.uint32, torch.uint64, torch.float4_e2m1fn_x2)
+    rare = {f"extra.{n}": torch.arange(16, dtype=torch.uint8).view(kind) for n, kind in enumerate(kinds)}
+    scales = torch.arange(1, 17, dtype=torch.uint8).view(torch.float8_e8m0fnu)
+    save_file({**tensors(base), **rare, "extra.scales": scales}, base / "model.safetensors", {"format": "pt"})
+    export(a_run(tmp_path, base), tmp_path / "to", console=QUIET)
+    with safe_open(tmp_path / "to" / "model.safetensors", framework="pt") as file:
+        for name, tensor in rare.items():
+            found = file.get_tensor(name)
+            assert found.dtype == tensor.dtype and torch.equal(found.view(torch.uint8), tensor.view(torch.uint8))
+        assert torch.equal(file.get_tensor("extra.scales"), scales.float()), "a power of two each"
 
 
 def test_an_alpha_outside_of_its_range_is_refused(
