@@ -25,6 +25,7 @@ SSH = "ssh -o BatchMode=yes"  # no question for a password that nobody sees
 SSH_FAILED = 255  # ssh's own exit code where it could not do its part
 SECONDS_TO_ANSWER = 60  # for a host's first word
 SECONDS_BETWEEN_LOOKS = 0.1
+NAME = r"\w[\w.@:%+-]*"  # of a host: ssh would take a leading dash as an option
 SECONDS_TO_END = 60  # for hosts that were told to end, before their connection is cut
 # variables that go along to the hosts, by their first letters
 CARRIED = (
@@ -85,20 +86,23 @@ def read_hostfile(path: Path) -> list[Host]:
         UserError: every line that is wrong, by its number.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows' editors write a BOM
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--hostfile {path}: cannot be read: {error}") from None
     hosts: dict[str, Host] = {}
     problems = []
     for number, line in enumerate(lines, start=1):
         text = line.partition("#")[0].strip()
-        result = re.fullmatch(r"([^\s-]\S*)\s+slots=(\d+)", text)  # ssh would take a leading dash as an option
-        if result and int(result[2]) > 0 and result[1] not in hosts:
+        result = re.fullmatch(rf"({NAME})\s+slots=0*([1-9][0-9]{{0,4}})", text)
+        if result and result[1] not in hosts:
             hosts[result[1]] = Host(result[1], int(result[2]))
         elif result and result[1] in hosts:
             problems.append(f"{path}:{number}: {result[1]} is named twice; add its slots up in one line")
         elif text:
-            problems.append(f"{path}:{number}: '{text}' is not `NAME slots=N`, N a whole number of ranks from 1")
+            problems.append(
+                f"{path}:{number}: '{text:.80}' is not `NAME slots=N`: NAME as ssh takes it, without quotes or "
+                "brackets, and N a whole number of ranks from 1"
+            )
     if not problems and not hosts:
         problems.append(f"{path}: no host in it; write `NAME slots=N`, one a line")
     if problems:

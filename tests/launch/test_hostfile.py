@@ -33,8 +33,10 @@ CABLE = "cft0"
 
 def test_a_hostfile_is_deepspeeds(tmp_path: Path) -> None:
     path = tmp_path / "hosts"
-    path.write_text("# ours\nworker-1 slots=8\n\nroot@10.0.0.2   slots=4  # half of it\n")
-    assert read_hostfile(path) == [Host("worker-1", 8), Host("root@10.0.0.2", 4)]
+    path.write_text(
+        "\ufeffworker-1 slots=8\n\nroot@10.0.0.2   slots=4  # half of it\r\n# ours\nfe80::1%eth0\tslots=02\n"
+    )
+    assert read_hostfile(path) == [Host("worker-1", 8), Host("root@10.0.0.2", 4), Host("fe80::1%eth0", 2)]
 
 
 @pytest.mark.parametrize(
@@ -42,6 +44,10 @@ def test_a_hostfile_is_deepspeeds(tmp_path: Path) -> None:
     [
         ("a slots=1\nb\n", "hosts:2: 'b' is not `NAME slots=N`"),
         ("a slots=0\n", "hosts:1: 'a slots=0' is not"),
+        (f"a slots={'9' * 5000}\n", "hosts:1: 'a slots=999"),
+        ('"a" slots=1\n', "hosts:1: '\"a\" slots=1' is not .* without quotes or brackets"),
+        ("[fe80::1] slots=1\n", "hosts:1: .* without quotes or brackets"),
+        ("a slots = 1\n", "hosts:1: 'a slots = 1' is not"),
         ("a slots=x\nb slot=2\n", "hosts:2: 'b slot=2' is not"),
         ("a slots=1\na slots=2\n", "hosts:2: a is named twice"),
         ("-oProxyCommand=x slots=1\n", "hosts:1: "),
