@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from cofitune.config.deepspeed_raw import check_raw
 from cofitune.config.section import PathText, Section, as_list
-from cofitune.errors import did_you_mean
 
 Curves = Literal["tensorboard", "wandb", "mlflow"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -146,52 +146,6 @@ class Train(Section):
         return self
 
 
-# what DeepSpeed reads besides the keys that other sections of ours own; it ignores unknown keys without a word
-RAW_KEYS = (
-    "comms_logger", "communication_data_type", "dump_state", "flops_profiler", "gradient_predivide_factor",
-    "memory_breakdown", "prescale_gradients", "steps_per_print", "wall_clock_breakdown", "zero_optimization",
-)  # fmt: skip
-ZERO_KEYS = (  # of its section zero_optimization, offloading and retired names left out
-    "allgather_bucket_size", "allgather_partitions", "allgather_sequential", "contiguous_gradients",
-    "ignore_unused_parameters", "leaf_module", "log_trace_cache_warnings", "max_live_parameters", "max_reuse_distance",
-    "memory_efficient_linear",
-    "model_persistence_threshold", "module_granularity_threshold", "overlap_comm", "param_persistence_threshold",
-    "prefetch_bucket_size", "reduce_bucket_size", "reduce_scatter", "round_robin_gradients",
-    "stage3_allgather_sequential", "stage3_max_live_parameters", "stage3_max_reuse_distance",
-    "stage3_model_persistence_threshold", "stage3_module_granularity_threshold", "stage3_param_persistence_threshold",
-    "stage3_prefetch_bucket_size", "stage3_use_all_reduce_for_fetch_params", "sub_group_size",
-    "use_all_reduce_for_fetch_params", "use_multi_rank_bucket_allreduce", "zero_hpz_partition_size",
-    "zero_quantized_gradients", "zero_quantized_nontrainable_weights", "zero_quantized_weights",
-)  # fmt: skip
-OWNED_KEYS = {
-    "train_batch_size": "train.per_device_train_batch_size",
-    "train_micro_batch_size_per_gpu": "train.per_device_train_batch_size",
-    "gradient_accumulation_steps": "train.gradient_accumulation_steps",
-    "gradient_clipping": "train.max_grad_norm",
-    "optimizer": "train.learning_rate, weight_decay, adam_betas and adam_epsilon",
-    "scheduler": "train.lr_scheduler_type and warmup_ratio",
-    "bf16": "model.dtype",
-    "fp16": "model.dtype",
-    "data_types": "model.dtype",
-    "tensorboard": "train.report_to (DeepSpeed's engine would draw the loss as it is scaled for the backward pass)",
-    "wandb": "train.report_to (DeepSpeed's engine would draw the loss as it is scaled for the backward pass)",
-    "csv_monitor": "train/metrics.jsonl, which is always written",
-    "zero_optimization.stage": "deepspeed.zero_stage",
-    "zero_optimization.offload_optimizer": "deepspeed.offload_optimizer",
-    "zero_optimization.offload_param": "deepspeed.offload_param",
-}
-
-
-NO_EFFECT = {  # keys that DeepSpeed takes and that would change nothing in a training of ours
-    "compile": "the engine compiles where its compile() is called, and the modules here are hooked into too often",
-    "activation_checkpointing": "layers are checkpointed by transformers: train.gradient_checkpointing",
-    "aio": "it is for offloading to NVMe, which is not offered",
-    "seq_parallel_communication_data_type": "sequences are not split over ranks",
-    "zero_optimization.gather_16bit_weights_on_model_save": "DeepSpeed saves nothing here: the delta has whole tensors",
-    "zero_optimization.load_from_fp32_weights": "DeepSpeed loads nothing here: checkpoints are fp32",
-}
-
-
 class DeepSpeed(Section):
     zero_stage: Literal["auto", 1, 2, 3] = Field(
         "auto",
@@ -217,16 +171,5 @@ class DeepSpeed(Section):
     @field_validator("raw")
     @classmethod
     def _raw_keys_are_deepspeeds(cls, raw: dict[str, object]) -> dict[str, object]:
-        zero = raw.get("zero_optimization", {})
-        if not isinstance(zero, dict):
-            raise ValueError(f"zero_optimization must be a mapping of DeepSpeed's keys, not {zero!r}")
-        given = [("", key, RAW_KEYS) for key in raw] + [("zero_optimization.", key, ZERO_KEYS) for key in zero]
-        for section, key, known in given:
-            if section + key in OWNED_KEYS:
-                raise ValueError(f"'{section}{key}' is set by {OWNED_KEYS[section + key]}")
-            if section + key in NO_EFFECT:
-                raise ValueError(f"'{section}{key}' would have no effect: {NO_EFFECT[section + key]}; leave it out")
-            if key not in known:
-                near = did_you_mean(key, known)
-                raise ValueError(f"DeepSpeed knows no key '{section}{key}'{near} (accepted: {', '.join(known)})")
+        check_raw(raw)
         return raw

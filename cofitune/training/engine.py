@@ -146,10 +146,38 @@ def start_engine(model: nn.Module, settings: EngineSettings) -> Engine:
             config=config,
             lr_scheduler=schedule,
         )
-    except ValidationError as error:  # DeepSpeed's own check of its config
-        message = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise UserError(f"deepspeed.raw: DeepSpeed refuses it: {message}") from error
+    except ValidationError as error:
+        raise _refused(error) from error
     return engine
+
+
+def check_config(settings: EngineSettings) -> None:
+    """Let DeepSpeed look at its config before a model loads.
+
+    Raises:
+        UserError: it refuses a value of `raw`.
+    """
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    try:
+        DeepSpeedConfig(deepspeed_config(settings))
+    except (
+        ValidationError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        AssertionError,
+        OverflowError,
+    ) as error:
+        raise _refused(error) from error
+
+
+def _refused(error: Exception) -> UserError:
+    message = str(error)
+    if isinstance(error, ValidationError):
+        message = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+    return UserError(f"deepspeed.raw: DeepSpeed refuses it: {message}")
 
 
 def start_distributed(timeout: int = STEP_TIMEOUT) -> tuple[int, int]:

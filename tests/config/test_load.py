@@ -240,6 +240,24 @@ def test_a_missing_file_suggests_its_neighbour(write: Any, tmp_path: Path) -> No
     assert problem.endswith("no such config file")
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("comms_logger=3", "comms_logger must be a mapping of DeepSpeed's keys, not 3"),
+        ("comms_logger.verbos=true", "DeepSpeed knows no key 'comms_logger.verbos'; did you mean 'verbose'?"),
+        ("comms_logger={prof_ops: [1]}", "'comms_logger.prof_ops' must be a list of names, not [1]"),
+        ("flops_profiler={profile_step: true}", "'flops_profiler.profile_step' must be a whole number, not True"),
+        ("wall_clock_breakdown=[]", "'wall_clock_breakdown' must be true or false, not []"),
+        ("gradient_predivide_factor=0", "'gradient_predivide_factor' must be a number above 0, not 0"),
+        ("communication_data_type={}", "'communication_data_type' must be fp32, fp16 or bf16, not {}"),
+        ("zero_optimization=[1]", "zero_optimization must be a mapping of DeepSpeed's keys, not [1]"),
+    ],
+)
+def test_a_value_of_another_kind_in_raw_is_named(write: Any, given: str, message: str) -> None:
+    (problem,) = problems(write(SMALLEST), f"deepspeed.raw.{given}")
+    assert message in problem
+
+
 def test_a_file_that_is_not_text_and_a_folder(write: Any, tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
     assert "cannot be read" in problems(tmp_path / "b.yaml")[0]
@@ -252,7 +270,10 @@ output_dir: 'runs/ä: #1'
 data: {train: [{path: a.jsonl, format: alpaca}, b.jsonl], max_length: 128}
 region: {layers: '3', modules: [ffn]}
 train: {learning_rate: 4e-5, max_steps: 12, adam_betas: [0.9, 0.999]}
-deepspeed: {zero_stage: 1, raw: {comms_logger: {b: [1, 2.5, null, off, '12']}}}
+deepspeed:
+  zero_stage: 1
+  raw:
+    {comms_logger: {prof_ops: [a, '12'], debug: false}, flops_profiler: {top_modules: 3}, prescale_gradients: true}
 eval:
   speciality: {path: t.jsonl, kind: generate, metric: regex, pattern: '(\\d+)', stop: "\\n"}
   versatility: {gen_kn: [{path: k.jsonl, kind: multiple_choice}]}

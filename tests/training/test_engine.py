@@ -11,7 +11,14 @@ import pytest
 import torch
 
 from cofitune.errors import UserError
-from cofitune.training.engine import EngineSettings, deepspeed_config, release, start_distributed, start_engine
+from cofitune.training.engine import (
+    EngineSettings,
+    check_config,
+    deepspeed_config,
+    release,
+    start_distributed,
+    start_engine,
+)
 
 SETTINGS = EngineSettings(
     zero_stage=3, offload_optimizer="none", offload_param="none", raw={}, dtype=torch.bfloat16, micro_batch=2,
@@ -58,7 +65,7 @@ def test_the_warm_up_is_rounded_down_so_that_every_step_trains(ratio: float, ste
 def test_the_accepted_keys_of_raw_are_deepspeeds_own() -> None:
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-    from cofitune.config.train import OWNED_KEYS, ZERO_KEYS
+    from cofitune.config.deepspeed_raw import OWNED_KEYS, ZERO_KEYS
 
     fields = DeepSpeedZeroConfig.model_fields
     known = {*fields, *(field.alias for field in fields.values() if field.alias)}
@@ -70,6 +77,8 @@ def test_the_accepted_keys_of_raw_are_deepspeeds_own() -> None:
 def test_a_value_that_deepspeed_refuses_is_a_users_mistake() -> None:
     start_distributed()
     settings = replace(SETTINGS, dtype=torch.float32, raw={"zero_optimization": {"sub_group_size": "many"}})
+    with pytest.raises(UserError, match=r"deepspeed.raw: DeepSpeed refuses it: sub_group_size"):
+        check_config(settings)
     with pytest.raises(UserError, match=r"deepspeed.raw: DeepSpeed refuses it: sub_group_size"):
         start_engine(torch.nn.Linear(2, 2), settings)
 

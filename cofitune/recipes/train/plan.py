@@ -19,7 +19,7 @@ from cofitune.recipes.train import resolve
 from cofitune.recipes.train.data import TrainData, read_train_data
 from cofitune.recipes.train.rehearsal import BaseIdentity, Joined, Rehearsed, read_rehearsed
 from cofitune.softmask.factors import Factor, freeze_factors, join
-from cofitune.training.engine import EngineSettings
+from cofitune.training.engine import EngineSettings, check_config
 from cofitune.training.fit_device import choose_checkpointed, choose_stage, device_bytes
 from cofitune.training.memory import Footprint
 from cofitune.training.monitor import check_usable
@@ -186,6 +186,9 @@ def plan_train(
         needs.use("rehearsal", rehearsal.manifest)
     flat = config.data.packing and model.has_flash_attention
     steps = _plan_steps(train, data, rehearsal, world_size, flat)
+    settings = resolve.engine_settings(train, config.deepspeed, dtype, steps)
+    if config.deepspeed.raw:
+        check_config(settings)
     plan = TrainPlan(
         config=config,
         folder=config.run / "train",
@@ -194,7 +197,7 @@ def plan_train(
         masked=masked,
         factors=factors,
         held=held,
-        settings=resolve.engine_settings(train, config.deepspeed, dtype, steps),
+        settings=settings,
         used=needs.used,
         data=data,
         steps=steps,
