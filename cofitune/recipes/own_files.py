@@ -9,9 +9,10 @@ from collections.abc import Container, Iterator
 from pathlib import Path
 
 from cofitune.temporary import TEMPORARY
+from cofitune.training.checkpoint_folders import FILES
 
 ANY = r"[^/]+"
-CHECKPOINT = r"checkpoints/\.?step-\d{6,}(\.old)?(\.tmp)?/((state-\d{5}|random)\.safetensors|manifest\.json)"
+CHECKPOINT = rf"checkpoints/\.?step-\d{{6,}}(\.old)?(\.tmp)?/({FILES})"
 TRAIN = (
     r"config\.yaml|manifest\.json|metrics\.jsonl|delta\.safetensors|"
     rf"adapter/(adapter_model\.safetensors|adapter_config\.json)|{CHECKPOINT}|tensorboard/events\.out\.tfevents\.{ANY}"

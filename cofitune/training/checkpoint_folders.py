@@ -9,7 +9,8 @@ from cofitune.files import fsync_folder
 
 NAME = re.compile(r"step-(\d{6,})")
 UNFINISHED = re.compile(r"\.step-\d{6,}(\.old)?\.tmp")
-OWN = re.compile(r"(state-\d{5}|random)\.safetensors|manifest\.json|\..+\.cofitune\.tmp")
+FILES = r"(state-\d{5}|rank-\d{5}-\d{5}|random)\.safetensors|manifest\.json|shared"  # of a checkpoint
+OWN = re.compile(rf"{FILES}|\..+\.cofitune\.tmp")
 
 
 def step_of(folder: Path) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 from cofitune.errors import ArtifactError
 
 Good = Any
+CHECKPOINT = {"step": 3, "world_size": 1, "zero_stage": 2, "identity": {"seed": 1}}
 
 
 @dataclass(frozen=True)
@@ -134,11 +135,29 @@ def _read_trials(folder: Path) -> Any:
 def _write_checkpoint(folder: Path) -> None:
     import torch
 
-    from cofitune.training import state
+    from cofitune.training import state_files as files
 
-    parts = {kind: torch.rand(3, 4) for kind in (state.MASTER, *state.MOMENTS)}
-    content = {"step": 3, "world_size": 1, "identity": {"seed": 1}}
-    state._write(folder / "step-000003", [("w", parts)], [{"cpu": torch.get_rng_state()}], content)
+    place = folder / "step-000003"
+    parts = {kind: torch.rand(3, 4) for kind in ("master", "exp_avg", "exp_avg_sq")}
+    places = files.write_whole(place, [("w", parts)])
+    files.write_checkpoint(place, places, [{"cpu": torch.get_rng_state()}], CHECKPOINT)
+
+
+def _write_pieces(folder: Path) -> None:
+    import torch
+
+    from cofitune.training import state_files as files
+
+    place = folder / "step-000003"
+    pieces: dict[str, Any] = {}
+    hashes: dict[str, str] = {}
+    for rank in range(2):
+        parts = {kind: torch.rand(6) for kind in ("master", "exp_avg", "exp_avg_sq")}
+        wrote = files.write_pieces(place, rank, [("w", 6 * rank, parts)])
+        pieces.setdefault("w", []).extend(wrote["pieces"]["w"])
+        hashes |= wrote["sha256"]
+    states = [{"cpu": torch.get_rng_state()}] * 2
+    files.write_checkpoint(place, {"pieces": pieces, "sha256": hashes}, states, {**CHECKPOINT, "world_size": 2})
 
 
 def _read_checkpoint(folder: Path) -> Any:
@@ -149,7 +168,7 @@ def _read_checkpoint(folder: Path) -> Any:
     if found is None:
         return None
     tensors = {name: read_tensors(found.folder / name, "state") for name in found.sha256}
-    return [found.step, found.world_size, found.identity, found.tensors, tensors]
+    return [found.step, found.world_size, found.identity, found.tensors, found.pieces, tensors]
 
 
 def _write_delta(folder: Path) -> None:
@@ -251,6 +270,7 @@ KINDS = {
     "answers": Kind(_write_answers, _read_answers),
     "trials": Kind(_write_trials, _read_trials, "trials.jsonl"),
     "checkpoint": Kind(_write_checkpoint, _read_checkpoint),
+    "pieces": Kind(_write_pieces, _read_checkpoint),
     "delta": Kind(_write_delta, _read_delta),
     "importance": Kind(_write_importance, _read_importance, "[im]*"),
     "json": Kind(_write_json, _read_json),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tests.helpers import freeze_imports
+from tests.helpers import at_most_bytes, freeze_imports
 from tests.training import sharded_cases as sharded
 
 Case, ALL = sharded.Case, sharded.ALL_MODULES
@@ -60,12 +61,16 @@ def run_case(case: Any, folder: Path) -> None:
         def on_step(record: Any, _: int) -> None:
             if record.step in steps:
                 save_state(into, engine, record.step, IDENTITY, save_total_limit=9)
+                if into.name == "whole" and record.step == SAVED:
+                    save_state(here / "pieces", engine, SAVED, IDENTITY, save_total_limit=9, in_pieces=True)
 
         return on_step
 
     model, names, engine = _start(case, folder, settings)
     _fit(engine, sharded.plan_of(case), save_at(engine, here / "whole", SAVED, STEPS))
     _write_weights(model, names, here / "whole.safetensors")
+    _check(load_state(engine, newest_whole(here / "pieces", print)) == SAVED, f"{case.name}: pieces of another step")
+    save_state(here / "from_pieces", engine, SAVED, IDENTITY, save_total_limit=9)
     engine.destroy()
 
     model, names, engine = _start(case, folder, settings)
@@ -92,11 +97,30 @@ def run_long(folder: Path, name: str, world_size: int, start: Path | None = None
 
     def on_step(record: Any, _: int) -> None:
         if record.step == LONG_SAVED:
-            save_state(folder / name, engine, record.step, IDENTITY, save_total_limit=1)
+            save_state(folder / name, engine, record.step, IDENTITY, save_total_limit=1, in_pieces=True)
 
     plan = plan_steps(13, sharded.MICRO, accumulation, world_size, 1, LONG_STEPS)
     _fit(engine, plan, on_step, done)
     _write_weights(model, names, folder / f"{name}.safetensors")
+    engine.destroy()
+
+
+def run_broken(folder: Path) -> None:
+    """Rank 1 cannot write its pieces; then it sees another disk than rank 0."""
+    from cofitune.errors import UserError
+    from cofitune.training.state import save_state
+
+    case, rank = Case("broken"), torch.distributed.get_rank()
+    _, _, engine = _start(case, folder, sharded.settings_of(case))
+    _fit(engine, sharded.plan_of(case), lambda *_: None)
+    try:
+        with at_most_bytes(1000) if rank == 1 else nullcontext():
+            save_state(folder / case.name / "full", engine, STEPS, IDENTITY, 9, in_pieces=True)
+    except UserError as error:
+        _check("the checkpoint of step 7 cannot be written: File too large" in str(error), str(error))
+    else:
+        raise RuntimeError("nobody has said that rank 1 could not write")
+    save_state(folder / case.name / f"disk-{rank}", engine, STEPS, IDENTITY, 9, in_pieces=True)
     engine.destroy()
 
 
@@ -150,6 +174,7 @@ def main() -> None:
     for case in CASES:
         run_case(case, folder)
         torch.distributed.barrier()
+    run_broken(folder)
     run_long(folder, "two", 2)
     run_long(folder, "one_to_two", 2, folder / "one")
     torch.distributed.destroy_process_group()

@@ -61,6 +61,27 @@ def test_a_resumed_training_ends_with_the_bits_of_an_uninterrupted_one(case, tra
     assert not torch.equal(saved[f"{name}/master"].to(whole[name].dtype), whole[name]), "it trained on after the save"
 
 
+@pytest.mark.parametrize("case", cases.CASES, ids=lambda c: c.name)
+def test_the_ranks_pieces_hold_what_whole_tensors_hold(case, trained: Path) -> None:  # type: ignore[no-untyped-def]
+    step = f"step-{cases.SAVED:06d}"
+    whole, joined, pieces = (trained / case.name / which / step for which in ("whole", "from_pieces", "pieces"))
+    assert _same_bits(_state(whole), _state(joined))
+    assert {path.name for path in pieces.iterdir()} == {
+        "manifest.json", "random.safetensors", "rank-00000-00001.safetensors", "rank-00001-00001.safetensors",
+    }  # fmt: skip
+    size = sum(path.stat().st_size for path in whole.iterdir())
+    assert max(path.stat().st_size for path in pieces.iterdir()) < 0.9 * size
+
+
+def test_pieces_that_cannot_be_written_leave_nothing(trained: Path) -> None:
+    assert not list((trained / "broken" / "full").iterdir())
+
+
+def test_a_rank_on_a_disk_of_its_own_leaves_the_writing_to_rank_0(trained: Path) -> None:
+    first, second = (trained / "broken" / f"disk-{rank}" for rank in range(2))
+    assert (first / f"step-{cases.STEPS:06d}" / "state-00001.safetensors").is_file() and not second.exists()
+
+
 @pytest.mark.parametrize(("uninterrupted", "resumed"), [("two", "two_to_one"), ("one", "one_to_two")])
 def test_another_number_of_ranks_goes_on_to_the_same_weights(uninterrupted: str, resumed: str, trained: Path) -> None:
     expected, got = (load_file(trained / f"{which}.safetensors") for which in (uninterrupted, resumed))

@@ -19,14 +19,14 @@ TIMEOUT, LONGER = 4, 7  # seconds: of a collective, and of rank 0's work
 def main() -> None:
     """Rank 0 writes and reads slowly, and then is late for a collective of a step."""
     from cofitune.distributed import run_on_rank_zero
-    from cofitune.training import state
+    from cofitune.training import state, state_files
     from cofitune.training.engine import start_distributed
 
     torch.set_num_threads(1)
     start_distributed(TIMEOUT)
     freeze_imports()
     folder, case = Path(sys.argv[1]), sharded.Case("plain")
-    rank, write = torch.distributed.get_rank(), state.write_tensors
+    rank, write = torch.distributed.get_rank(), state_files.write_tensors
     model, names, engine = sharded.start_case(case, folder, sharded.settings_of(case))
     assert names and model is not None
 
@@ -34,8 +34,8 @@ def main() -> None:
         time.sleep(LONGER)
         return write(*arguments)
 
-    state.write_tensors, state.FILE_BYTES = slowly, 1  # type: ignore[assignment]  # a file each for the first tensors
-    _limit_to_two_files(state)
+    state_files.write_tensors, state_files.FILE_BYTES = slowly, 1  # type: ignore[assignment]  # a file each for the first tensors
+    _limit_to_two_files(state_files)
     cases._fit(engine, sharded.plan_of(case), lambda record, _: None)
     state.save_state(folder / "checkpoints", engine, sharded.plan_of(case).num_steps, cases.IDENTITY, 1)
 
@@ -50,15 +50,15 @@ def main() -> None:
     torch.distributed.destroy_process_group()
 
 
-def _limit_to_two_files(state: Any) -> None:
+def _limit_to_two_files(files: Any) -> None:
     """After the first file, tensors gather in one: the test need not take half an hour."""
-    real = state.write_tensors
+    real = files.write_tensors
 
     def write(*arguments: Any) -> Any:
-        state.FILE_BYTES = 2**30
+        files.FILE_BYTES = 2**30
         return real(*arguments)
 
-    state.write_tensors = write
+    files.write_tensors = write
 
 
 def _be_late(rank: int) -> None:
