@@ -2,39 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 from cofitune.config import schema
-from cofitune.errors import ArtifactError, UnusableModelError, UserError
+from cofitune.errors import UnusableModelError, UserError
 from cofitune.files import sha256_file
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.weight_files import check_files, fingerprint, weight_files
-from cofitune.ranks import this_rank
-
-SECONDS_OF_STALENESS = 70  # for which a network file system may not show a machine what another one has written
-T = TypeVar("T")
-
-
-def look_again(look: Callable[[], T]) -> T:
-    """Look for an artifact; on other machines than rank 0's, again and again while their file system may be stale.
-
-    Rank 0 says at once what is missing or damaged, and its launcher ends the others.
-
-    Raises:
-        ArtifactError: `look` does, on rank 0 or for too long.
-    """
-    end = time.monotonic() + SECONDS_OF_STALENESS
-    while True:
-        try:
-            return look()
-        except ArtifactError:
-            if this_rank().rank == 0 or time.monotonic() > end:
-                raise
-            time.sleep(SECONDS_OF_STALENESS / 70)
 
 
 @dataclass
@@ -53,9 +28,9 @@ class Prerequisites:
     missing: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def use(self, name: str, path: Path) -> None:
-        """Note a file that the run stands on."""
-        self.used[name] = {"path": str(path), "sha256": sha256_file(path)}
+    def use(self, name: str, path: Path, sha256: str | None = None) -> None:
+        """Note a file that the run stands on; `sha256` where it is known already."""
+        self.used[name] = {"path": str(path), "sha256": sha256 or sha256_file(path)}
 
     def lack(self, error: UserError) -> None:
         """Note what is missing, where this is a dry run.

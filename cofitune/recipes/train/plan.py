@@ -47,6 +47,7 @@ class TrainPlan:
         notes: what is to be said before the run.
         region: what trains; under an adapter the modules that carry it, of all layers, which merging will change.
         adapter_begins: hash of what an OSF adapter begins with, known once it is in the model.
+        kept_stage: the ZeRO stage that a training on its way began under, which `auto` then means; None: it chooses.
         checkpointed: layers, from the lowest trained one up, whose activations are computed again.
     """
 
@@ -69,6 +70,7 @@ class TrainPlan:
     adapter_begins: str | None = None
     rehearsal: Rehearsed | None = None
     checkpointed: int = 0
+    kept_stage: int | None = None
 
     @property
     def examples(self) -> Sequence[Example]:
@@ -124,7 +126,7 @@ class TrainPlan:
         requested = config.train.gradient_checkpointing if self.anatomy.can_recompute else False
         plan = replace(self, checkpointed=resolve.checkpointed_layers(requested, depth))
         if config.deepspeed.zero_stage == "auto":
-            stage = choose_stage(plan.footprint, room)
+            stage = self.kept_stage or choose_stage(plan.footprint, room)
             plan = replace(plan, settings=replace(plan.settings, zero_stage=stage))
         if requested == "auto":
             plan = replace(plan, checkpointed=choose_checkpointed(plan.footprint, room))

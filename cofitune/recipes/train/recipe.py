@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from cofitune.recipes.train.resume import (
     check_finished,
     check_resume,
     find_checkpoint,
+    keep_stage,
     newest_readable,
     required_disk_bytes,
 )
@@ -85,7 +87,7 @@ def train(
 
     with explaining_out_of_memory(plan.footprint):
         start_distributed(config.train.ddp_timeout)
-        plan = fit_smallest(plan, console)
+        plan = fit_smallest(_as_rank_zero_found(plan), console)
     with explaining_out_of_memory(plan.footprint):
         check_agreement(agreed(plan))
         with ExitStack() as lock:
@@ -121,16 +123,23 @@ def check(
             f"{folder} holds checkpoints ({', '.join(path.name for path in damaged)}) and none of them can be read: "
             "each one's manifest is damaged; --resume, too, would begin anew, and --overwrite takes them away"
         )
-    plan = plan_train(config, ranks, dry_run)
-    if finished and not overwrite:
+    plan = keep_stage(plan_train(config, ranks, dry_run), reached if resume else None)
+    first = this_rank().rank == 0  # the others do not know the importance yet
+    if finished and not overwrite and first:
         check_finished(plan)
-    if reached is not None and resume and not plan.missing:
+    if reached is not None and resume and not plan.missing and first:
         check_resume(plan, reached)
     if not dry_run:  # which tells what is needed and what is free, possibly on another machine
         if plan.prefix:
             plan.prefix.check_space()
         check_disk_space(folder, required_disk_bytes(plan))
     return plan
+
+
+def _as_rank_zero_found(plan: TrainPlan) -> TrainPlan:
+    """Take what rank 0 alone has looked for: a network file system shows other machines late what was just written."""
+    factors, used, kept_stage = run_on_rank_zero(lambda: (plan.factors, plan.used, plan.kept_stage))
+    return replace(plan, factors=factors, used=used, kept_stage=kept_stage)
 
 
 def fit_smallest(plan: TrainPlan, console: Console) -> TrainPlan:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,8 +16,9 @@ from cofitune.model.anatomy import Anatomy
 from cofitune.model.layouts import expand_modules
 from cofitune.model.load import choose_dtype
 from cofitune.model.region import Region, check_present, linear_region, match_region, resolve_region
+from cofitune.ranks import this_rank
 from cofitune.recipes.from_config import base_config
-from cofitune.recipes.prerequisites import Prerequisites, look_again
+from cofitune.recipes.prerequisites import Prerequisites
 from cofitune.reports.importance.table import remedy, unreliable
 from cofitune.search.winner import FILE_NAME, read_winner
 from cofitune.softmask.factors import Factor, build_factors, check_masked, harden, shuffle_units
@@ -106,6 +106,8 @@ def find_importance(
 ) -> dict[str, Tensor]:
     """The importance vectors of the soft mask: unit kind → [L, units]; empty where a dry run lacks some.
 
+    Empty on all ranks but the first, too, which tells the others when they have met.
+
     Args:
         folders: of `cofitune importance`; several are merged unit by unit.
         base: the base's fingerprint, of which they must be; None where a dry run has no weights to know it by.
@@ -113,10 +115,12 @@ def find_importance(
     Raises:
         ArtifactError: a folder has none, or those of another base.
     """
+    if this_rank().rank:
+        return {}
     sets = []
     for number, folder in enumerate(folders, start=1):
         try:
-            read = look_again(partial(_importance_in, folder, anatomy, base))
+            read = _importance_in(folder, anatomy, base)
         except ArtifactError as error:
             if (folder / "manifest.json").is_file():  # there, and not what is needed
                 raise
@@ -132,7 +136,7 @@ def find_importance(
                     f"is the soft mask made of it: {remedy(read.manifest.get('estimator'))}"
                 )
             name = "importance" if len(folders) == 1 else f"importance {number}"
-            needs.use(name, folder / "importance.safetensors")
+            needs.use(name, folder / "importance.safetensors", read.sha256)
     return merge_importance(sets) if len(sets) == len(folders) else {}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from cofitune.recipes.from_config import comparable_data
 from cofitune.recipes.train.plan import TrainPlan
 from cofitune.reports.console import say
 from cofitune.training.checkpoint_folders import checkpoint_folders
+from cofitune.training.fit_device import device_bytes
 from cofitune.training.optimizer import may_be_undecayed
 from cofitune.training.state import Checkpoint, newest_whole, read_checkpoint
 
@@ -86,6 +87,7 @@ def agreed(plan: TrainPlan) -> dict[str, Any]:
     return {
         "packages": versions_of_packages(),
         "items": len(plan.examples),
+        "tokens": sum(plan.lengths),
         "steps": plan.steps.num_steps,
         **found,
         "train": {**found["train"], **train},
@@ -102,6 +104,29 @@ def newest_readable(folder: Path) -> Checkpoint | None:
         except ArtifactError:
             continue  # said aloud when it comes to loading
     return None
+
+
+def keep_stage(plan: TrainPlan, reached: Checkpoint | None) -> TrainPlan:
+    """Let `deepspeed.zero_stage: auto` mean the stage that a training on its way began under.
+
+    What is free of a CPU's memory changes from call to call, and another stage may sum in another order. On another
+    number of ranks, or with weights moved to the host, the stage is chosen anew: the bits are others there anyway.
+
+    Args:
+        reached: what it continues from; None: it begins.
+    """
+    deepspeed, ranks = plan.config.deepspeed, plan.steps.world_size
+    if reached is None or reached.zero_stage is None or reached.world_size != ranks:
+        return plan
+    if deepspeed.zero_stage != "auto" or deepspeed.offload_param == "cpu":
+        return plan
+    chosen, kept = plan.settings.zero_stage, reached.zero_stage
+    note = (
+        f"deepspeed.zero_stage: auto would choose {chosen} for what is free of the memory now; the training continues "
+        f"under {kept}, as it began (deepspeed.zero_stage={chosen} changes it)"
+    )
+    plan = replace(plan, kept_stage=kept, notes=plan.notes if chosen == kept else (*plan.notes, note))
+    return plan.fitted(device_bytes(ranks))
 
 
 def check_resume(plan: TrainPlan, result: Checkpoint) -> None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from cofitune.distributed import device, run_on_rank_zero
 from cofitune.recipes.folders import check_folder
 from cofitune.recipes.train.plan import TrainPlan
-from cofitune.recipes.train.resume import find_checkpoint, identity, newest_readable
+from cofitune.recipes.train.resume import find_checkpoint, identity, keep_stage, newest_readable
 from cofitune.recipes.train.steps import prepare_model, start_run, take_steps
 from cofitune.recipes.trial.curve import CurveRecorder
 from cofitune.recipes.trial.loss_items import LossItems
@@ -77,6 +77,7 @@ def train_trial(
     torch.manual_seed(plan.config.train.seed)
     if items:  # measured by the recorder alone, at the search's own steps
         plan = replace(plan, data=replace(plan.data, validation=()))
+    plan = keep_stage(plan, run_on_rank_zero(lambda: newest_readable(folder)))
     plan = plan.fitted(smallest_device_bytes(device()))
     with explaining_out_of_memory(plan.footprint):
         prepared = prepare_model(model, plan)

@@ -22,7 +22,7 @@ from cofitune.importance_file import unit_counts, write_importance
 from cofitune.model.anatomy import read_anatomy
 from cofitune.model.weight_files import fingerprint
 from cofitune.recipes.folders import start_folder
-from cofitune.training import loop
+from cofitune.training import fit_device, loop
 from cofitune.training.state import read_checkpoint
 from tests.helpers import (
     SharedRuns,
@@ -325,6 +325,26 @@ def test_a_mask_is_known_by_all_of_its_importances_and_its_strength(
     turned = f"softmask.importance=[{folders[1]},{folders[0]}]"
     assert run_train(monkeypatch, config, "--resume", turned) == 0, "the larger of both, in whatever order"
     assert same_tensors(read_delta(config["output_dir"]), read_delta(f"{config['output_dir']}-whole"))
+
+
+def test_auto_means_the_stage_that_a_training_began_under(
+    config: dict[str, Any],
+    shared_runs: SharedRuns,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What is free of the memory is less when it continues: auto would now choose another stage."""
+    config["deepspeed"] = {"zero_stage": "auto"}
+    whole = shared_runs.whole(monkeypatch, config)
+    step = shared_runs.interrupted(monkeypatch, config)
+    assert read_checkpoint(step / "step-000004").zero_stage == read_manifest(whole)["zero_stage"] == 2
+    monkeypatch.setattr(fit_device, "free_memory", lambda: 1000)
+    capsys.readouterr()
+    assert run_train(monkeypatch, config, "--resume") == 0
+    note = "deepspeed.zero_stage: auto would choose 3 for what is free of the memory now; the training continues under"
+    assert capsys.readouterr().out.count(f"{note} 2, as it began") == 1
+    assert read_manifest(config["output_dir"])["zero_stage"] == 2
+    assert same_tensors(read_delta(config["output_dir"]), read_delta(whole))
 
 
 def test_what_does_not_change_the_training_may_change_on_the_way(
