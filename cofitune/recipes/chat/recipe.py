@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from rich.console import Console
+from rich.text import Text
 from transformers import PreTrainedModel
 
 from cofitune.data.asking import make_prompt_tokens
@@ -185,4 +186,4 @@ def _speaking(plan: ChatPlan, speaker: Speaker, weights: PreTrainedModel) -> Abs
 
 
 def _status(console: Console, text: str) -> AbstractContextManager[object]:
-    return console.status(text) if console.is_terminal else nullcontext()
+    return console.status(Text(text)) if console.is_terminal else nullcontext()

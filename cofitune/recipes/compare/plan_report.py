@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cofitune.files import gib
 from cofitune.recipes.compare.plan import SCORED, ComparePlan, Run, required_disk_bytes
@@ -33,7 +34,9 @@ def print_plan(
         rates = ", ".join(f"{rate:g}" for rate in dict.fromkeys(r.learning_rate for r, _ in own))
         steps, trained = own[0][1].steps.num_steps, own[0][1].num_trained
         finished = sum(r.name in done for r, _ in own)
-        table.add_row(method, rates, str(len(plan.seeds)), f"{steps:,}", f"{trained:,}", str(len(own)), str(finished))
+        table.add_row(
+            Text(method), rates, str(len(plan.seeds)), f"{steps:,}", f"{trained:,}", str(len(own)), str(finished)
+        )
     console.print(table)
     alphas = ", ".join(f"{alpha:g}" for alpha in plan.compare.alphas)
     models = 1 + len(plan.runs) * len(plan.compare.alphas)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cofitune.recipes.evaluate.plan import EvalPlan, Results
 from cofitune.recipes.on_plan import PlanFacts
@@ -21,7 +22,7 @@ def print_plan(plan: EvalPlan, known: Results, console: Console, overwrite: bool
     for loaded in plan.tasks:
         task = loaded.task
         items, tokens = f"{len(loaded.items):,}", f"{loaded.longest:,}"
-        table.add_row(task.category, task.title, task.kind, loaded.metric.name, items, tokens)
+        table.add_row(*map(Text, (task.category, task.title, task.kind, loaded.metric.name, items, tokens)))
     console.print(table)
     tell_left_out(plan, console)
     models = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
@@ -30,7 +31,7 @@ def print_plan(plan: EvalPlan, known: Results, console: Console, overwrite: bool
     for model in plan.models:
         missing = [t.task.title for t in plan.tasks if t.task.title not in known[model.name]]
         todo = "nothing: as scored before" if not missing else "all" if not known[model.name] else ", ".join(missing)
-        models.add_row(model.name, model.role or "", model.path, todo)
+        models.add_row(*map(Text, (model.name, model.role or "", model.path, todo)))
     console.print(models)
     settings = plan.settings
     say(

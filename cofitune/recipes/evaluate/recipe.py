@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.text import Text
 from transformers import PreTrainedModel
 
 from cofitune.config.schema import Config
@@ -269,4 +270,4 @@ def _score(
 
 
 def _status(console: Console, text: str) -> AbstractContextManager[object]:
-    return console.status(text) if console.is_terminal else nullcontext()
+    return console.status(Text(text)) if console.is_terminal else nullcontext()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 from torch import Tensor, distributed
 from transformers import PreTrainedModel
 
@@ -160,7 +161,7 @@ def _estimate(plan: ImportancePlan, rank: Rank, console: Console) -> Scores:
         say(console, f"{rank.world_size} ranks share the weights (ZeRO-3)")
     total = len(range(rank.rank, len(plan.batches), rank.world_size))
     left = total - sums.micro_batches
-    loading = console.status(f"loading {config.model.name}") if console.is_terminal else nullcontext()
+    loading = console.status(Text(f"loading {config.model.name}")) if console.is_terminal else nullcontext()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     progress = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console)
     with _model(plan, device, sharded, loading) as model, progress:

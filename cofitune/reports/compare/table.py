@@ -23,8 +23,7 @@ def comparison_tables(content: Comparison) -> Iterator[Table]:
 def matched_table(level: Level, reference: str) -> Table:
     """A row a method: versatility and its difference to the reference's, and instruction following by itself."""
     table = Table(
-        title=f"at a speciality of {number(level.speciality)} ({level.point}: {level.why})",
-        title_style="bold",
+        title=Text(f"at a speciality of {number(level.speciality)} ({level.point}: {level.why})", style="bold"),
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -32,7 +31,7 @@ def matched_table(level: Level, reference: str) -> Table:
     )
     table.add_column("method", overflow="fold")
     for name in ("versatility", f"to {reference}, 95 %", "instruct", f"to {reference}, 95 %"):
-        table.add_column(name, justify="right", overflow="fold")
+        table.add_column(Text(name), justify="right", overflow="fold")
     for method, row in level.rows.items():
         cells: list[Text | str] = []
         for score in MATCHED:

@@ -15,7 +15,7 @@ class EvalProgress:
         """Count up to `items`, those of all tasks together."""
         self._before, self._task_items = 0, 0
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             MofNCompleteColumn(),
             TextColumn("items"),
             BarColumn(bar_width=24),

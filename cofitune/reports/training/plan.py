@@ -8,6 +8,7 @@ from itertools import groupby
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cofitune.data.read import ItemCounts
 from cofitune.files import gib
@@ -22,7 +23,7 @@ def region_map(region: Region, anatomy: Anatomy, masked: tuple[str, ...] = ()) -
     table = Table(title="what trains", title_justify="left", box=None, pad_edge=False)
     table.add_column("layers", justify="right")
     for module in anatomy.modules:
-        table.add_column(module, justify="center")
+        table.add_column(Text(module), justify="center")
     rows = [
         tuple(_cell(layer, module, region, anatomy, masked) for module in anatomy.modules) for layer in _depth(anatomy)
     ]

@@ -23,6 +23,13 @@ def test_items_are_counted_over_all_tasks() -> None:
     assert "run: mmlu" in output.getvalue() and "30/30" in output.getvalue() and "left" in output.getvalue()
 
 
+def test_brackets_in_a_models_name_are_no_markup() -> None:
+    output = StringIO()
+    with EvalProgress(Console(file=output, force_terminal=True, width=100), "runs/[/law]", items=3) as progress:
+        progress.start("[bold]", 3)
+    assert "runs/[/law]: [bold]" in output.getvalue()
+
+
 def test_without_a_terminal_nothing_is_drawn() -> None:
     output = StringIO()
     with EvalProgress(Console(file=output), "run", items=3) as progress:
