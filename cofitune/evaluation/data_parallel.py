@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
 from torch import distributed
 from torch.distributed import ProcessGroup
 
-from cofitune.distributed import LONGEST_WAIT, waiting_group
+from cofitune.distributed import LONGEST_WAIT, device, waiting_group
 from cofitune.errors import UserError
 
 T = TypeVar("T")
@@ -91,6 +92,8 @@ class BatchSharding:
 
 def join(rank: int, world_size: int) -> BatchSharding:
     """Meet the other ranks of the environment; the answers travel through the CPU, however long one rank takes."""
+    if torch.cuda.is_available():  # else each rank would also take memory of the first GPU
+        torch.cuda.set_device(device())
     if world_size == 1:
         return BatchSharding()
     if not distributed.is_initialized():
