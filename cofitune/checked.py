@@ -1,4 +1,4 @@
-"""Contents that carry their own checksum, so that one flipped bit in a file of ours is found when it is read."""
+"""Contents that carry their own checksum, so that one flipped bit in a file of ours is found, and that have a shape."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cofitune.errors import ArtifactError
 from cofitune.files import CHECKSUM, sha256_json, write_tensors
+
+T = TypeVar("T")
 
 
 def without_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -23,6 +25,23 @@ def without_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
     if expected is not None and expected != sha256_json(plain):
         raise ValueError("it is not what was written (its checksum differs)")
     return plain
+
+
+def shaped(kind: type[T], content: Mapping[str, object]) -> T:
+    """Make a dataclass of JSON's values; keys that it does not have are left aside.
+
+    Raises:
+        ValueError: a value lacks or is of another type; the message names its place.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(content), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        lacks = first["type"] in ("missing", "missing_argument")
+        raise ValueError(f"{place} is missing" if lacks else f"{place}: {first['msg']}") from None
 
 
 def write_checked_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CHECKSUM = "checksum"  # of JSON that we wrote, in it
+DEEPEST = 100  # levels of JSON that is read; ours has about ten
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -90,6 +91,8 @@ def read_json(path: Path, what: str, shape: type = dict, *, ours: bool = True) -
     """
     try:
         value: Any = json.loads(path.read_text(encoding="utf-8"))
+        if _is_deep(value):
+            raise RecursionError
     except FileNotFoundError:
         raise ArtifactError(f"{path}: no {what} here") from None
     except OSError as error:
@@ -104,6 +107,17 @@ def read_json(path: Path, what: str, shape: type = dict, *, ours: bool = True) -
     if expected is not None and expected != sha256_json(value):
         raise ArtifactError(f"{path}: this {what} is damaged: it is not what was written (its checksum differs)")
     return value
+
+
+def _is_deep(value: object) -> bool:
+    """Whether lists and objects lie in each other more than `DEEPEST` times: hashing or writing it again would fail."""
+    level = [value]
+    for _ in range(DEEPEST):
+        inside = (v for v in level if isinstance(v, dict | list))
+        level = [part for v in inside for part in (v.values() if isinstance(v, dict) else v)]
+        if not level:
+            return False
+    return True
 
 
 def read_tensors(path: Path, what: str) -> dict[str, Any]:

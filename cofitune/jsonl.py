@@ -79,7 +79,7 @@ def read_lines(
     for number, line in enumerate(lines, start=1):
         try:
             results.append(parse(line.decode()))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             message = f"{path}:{number}: this {what} is damaged: {error}"
             if on_damaged is None:
                 raise ArtifactError(message) from None

@@ -99,7 +99,7 @@ def load_result(path: Path) -> TaskResult | None:
     try:
         samples = tuple(_sample(json.loads(line)) for line in content.decode("utf-8").split("\n") if line)
         return TaskResult(**figures | {"metric": Metric(**figures["metric"]), "samples": samples})
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: this task result is damaged: {error}") from None
 
 

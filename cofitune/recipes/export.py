@@ -29,7 +29,7 @@ from cofitune.recipes.folders import check_trusted
 from cofitune.recipes.model_card import FILE as CARD
 from cofitune.recipes.model_card import model_card
 from cofitune.reports.console import say
-from cofitune.training.delta import Delta, interpolate, read_delta
+from cofitune.training.delta import Delta, interpolate, read_delta, read_manifest
 from cofitune.training.finite import check_finite
 
 MARK = "cofitune_export.json"  # in an exported folder: the files that we wrote into it
@@ -74,7 +74,7 @@ def export(
     if run.suffix in (".yaml", ".yml") and run.is_file():
         run = load_config(run).run
     folder = run if run.name == "train" else run / "train"
-    manifest = read_json(folder / "manifest.json", "trained run (its training manifest)")
+    manifest = read_manifest(folder)
     check_trusted(manifest, trust_remote_code)
     name = base or manifest["base"]
     revision = None if base else manifest["revision"]

@@ -205,7 +205,7 @@ def read_rehearsal(folder: Path) -> Rehearsal:
         items = tuple(_item(json.loads(line)) for line in lines if line)
         with safe_open(folder / TOP_K, framework="pt") as file:
             token_log_probs = file.get_tensor("token_log_probs")
-    except (ValueError, TypeError, KeyError, SafetensorError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError, SafetensorError) as error:
         raise ArtifactError(f"{folder}: this rehearsal is damaged ({error}); {REMAKE}") from None
     starts = (0, *accumulate(len(item.answer_ids) for item in items))
     if starts[-1] != len(token_log_probs):

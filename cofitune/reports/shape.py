@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
-
-from pydantic import TypeAdapter, ValidationError
 
 from cofitune.errors import ArtifactError
 from cofitune.files import read_json
 
 T = TypeVar("T")
-
-
-def shaped(kind: type[T], content: Mapping[str, object]) -> T:
-    """Make a dataclass of JSON's values; keys that it does not have are left aside.
-
-    Raises:
-        ValueError: a value lacks or is of another type; the message names its place.
-    """
-    try:
-        return TypeAdapter(kind).validate_json(json.dumps(content), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        lacks = first["type"] in ("missing", "missing_argument")
-        raise ValueError(f"{place} is missing" if lacks else f"{place}: {first['msg']}") from None
 
 
 def read_shaped(path: Path, what: str, form: int, shape: Callable[[dict[str, object]], T]) -> T:

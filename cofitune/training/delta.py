@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from cofitune.checked import shaped
 from cofitune.distributed import rank_or_zero
 from cofitune.errors import ArtifactError, UserError, WriteError
 from cofitune.files import read_json, read_tensors, sha256_file, write_checked_json, write_tensors
@@ -58,15 +59,52 @@ def write_delta(folder: Path, tensors: dict[str, Tensor], manifest: dict[str, An
         raise UserError(f"{error}; --resume trains from the newest checkpoint on") from error
 
 
+@dataclass(frozen=True)
+class _Used:
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _About:
+    """What is read of a training's manifest, where it is there."""
+
+    base: str = ""
+    revision: str | None = None
+    base_fingerprint: str = ""
+    delta_sha256: str = ""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    template: str = ""
+    chat_template: dict[str, Any] | None = None
+    names: dict[str, Any] = field(default_factory=dict)
+    items: list[dict[str, Any]] = field(default_factory=list)
+    data: list[dict[str, Any]] = field(default_factory=list)
+    used: dict[str, _Used] = field(default_factory=dict)
+
+
+class _Manifest(dict[str, Any]):
+    """Of a training; an entry that it lacks is a mistake of whoever made the file."""
+
+    folder: Path
+
+    def __missing__(self, key: str) -> Any:
+        raise ArtifactError(f"{self.folder}/manifest.json: this training manifest is damaged: it has no {key}")
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Read what a run's training says of itself.
 
     Raises:
         ArtifactError: it is missing, damaged, or of another format.
     """
-    manifest: dict[str, Any] = read_json(folder / "manifest.json", "training manifest")
+    manifest = _Manifest(read_json(folder / "manifest.json", "training manifest"))
+    manifest.folder = folder
     if manifest.get("format") != FORMAT:
         raise ArtifactError(f"{folder}: delta format {manifest.get('format')} is not {FORMAT}, which we read")
+    try:
+        shaped(_About, manifest)
+    except ValueError as error:
+        raise ArtifactError(f"{folder}/manifest.json: this training manifest is damaged: {error}") from None
     return manifest
 
 

@@ -23,6 +23,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from unittest.mock import patch
+
+import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -36,6 +39,7 @@ from cofitune.files import write_text
 SECONDS = 10.0  # of CPU time in which an input must be taken or refused
 WAITING = 120.0  # seconds on the clock: a reader may also wait for something that never comes
 SUPPORTED = ("multiple_choice", "generate", "loss", "ifeval")
+SMALLEST = "{model: m, data: {train: a.jsonl}, output_dir: r}"
 METRICS = dict(zip(SUPPORTED, ("acc", "exact_match", "nats_per_token", "prompt_strict"), strict=True))
 
 
@@ -71,6 +75,9 @@ class Fuzz:
             "questions": self.questions,
             "models": self.models,
             "files": self.files,
+            "reports": self.reports,
+            "hostfiles": self.hostfiles,
+            "raw": self.raw,
         }
         self._tokenizer: Any = None
 
@@ -161,6 +168,41 @@ class Fuzz:
         """A file that we wrote, with one bit flipped: it is found, or what is read is what was written."""
         fuzz_files.check(self.folder / "files", folder, rng)
 
+    def reports(self, folder: Path, rng: random.Random) -> None:
+        """A run of which one artifact is spoilt, reported; every twentieth with its pictures."""
+        from rich.console import Console
+
+        from cofitune.recipes.report import recipe
+
+        run, draws = inputs.report_run(folder, self.folder / "run", rng), rng.random() < 0.05
+        with patch.object(recipe, "can_draw", lambda: draws):
+            recipe.report(run, folder / "page", console=Console(quiet=True))
+
+    def hostfiles(self, folder: Path, rng: random.Random) -> None:
+        """A hostfile; what is taken must be hosts of different names, each with ranks."""
+        from cofitune.launch.hostfile import read_hostfile
+
+        hosts = read_hostfile(inputs.hostfile(folder, rng))
+        names = {host.name for host in hosts}
+        if not names or len(names) < len(hosts) or not all(0 < host.slots < 10_000 for host in hosts):
+            raise AssertionError(f"taken as {hosts}")
+
+    def raw(self, folder: Path, rng: random.Random) -> None:
+        """DeepSpeed's own keys; with those that are taken, an engine starts."""
+        import torch
+
+        from cofitune.data.batches import plan_steps
+        from cofitune.recipes.train.resolve import engine_settings
+        from cofitune.training.engine import check_config, release, start_engine
+
+        path = folder / "c.yaml"
+        given = {"zero_stage": rng.choice((1, 2, 3)), "raw": inputs.deepspeed_raw(rng)}
+        path.write_text(json.dumps({**yaml.safe_load(SMALLEST), "deepspeed": given}))
+        config = load_config(path)
+        settings = engine_settings(config.train, config.deepspeed, torch.float32, plan_steps(8, 1, 1, 1, 1, 2))
+        check_config(settings)
+        release(start_engine(torch.nn.Linear(4, 4), settings))
+
     def warm_up(self, targets: list[str]) -> None:
         """Import what the targets need, and make the good folder: that takes longer than an input may."""
         if "questions" in targets:
@@ -172,6 +214,16 @@ class Fuzz:
                 read_items(EvalTask("t", "gen_kn", str(path), kind, METRICS[kind]))
         if "files" in targets:
             fuzz_files.prepare(self.folder / "files")
+        if "reports" in targets:
+            import matplotlib.figure  # noqa: F401
+
+            from tests.recipes.report.by_hand import write_run
+
+            write_run(self.folder / "run")
+        if "raw" in targets:
+            from cofitune.training.engine import start_distributed
+
+            start_distributed()
         if {"data", "models"} & set(targets):
             import pyarrow.parquet  # noqa: F401
 

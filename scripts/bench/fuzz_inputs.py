@@ -210,6 +210,55 @@ def question_file(folder: Path, rng: random.Random) -> tuple[Path, str]:
     return path, kind
 
 
+def report_run(folder: Path, good: Path, rng: random.Random) -> Path:
+    """A run's folder with one of its artifacts spoilt; what carries a checksum is as an older version left it."""
+    place = folder / "run"
+    shutil.copytree(good, place)
+    path = rng.choice(sorted(p for p in place.rglob("*") if p.suffix in (".json", ".jsonl", ".safetensors", ".yaml")))
+    content = path.read_bytes()
+    if path.suffix == ".json" and rng.random() < 0.8:
+        value = json.loads(content)
+        value.pop("checksum", None)
+        path.write_bytes(json.dumps(spoil_value(value, rng)).encode())
+    elif path.suffix == ".jsonl" and rng.random() < 0.8:
+        lines = content.splitlines()
+        at = rng.randrange(len(lines))
+        lines[at] = json.dumps(spoil_value(json.loads(lines[at]), rng)).encode()
+        path.write_bytes(b"\n".join(lines) + b"\n")
+    else:
+        path.write_bytes(spoil_bytes(content, rng))
+    return place
+
+
+def hostfile(folder: Path, rng: random.Random) -> Path:
+    """A hostfile with something odd in it."""
+    text = "# two hosts\nworker-1 slots=8\nroot@10.0.0.2   slots=4  # half\n[fe80::1]\tslots=2\n"
+    pieces = ("\ufeff", '"worker-1"', "'", "slots=0", "slots=-1", "slots=9" + "9" * 30, "slots = 2", "\t", "::1", "-o")
+    for _ in range(rng.choice((0, 1, 3))):
+        at = rng.randint(0, len(text))
+        text = text[:at] + rng.choice(pieces) + text[at:]
+    path = folder / "hosts"
+    content = (spoil_text(text, rng) if rng.random() < 0.5 else text).encode(errors="replace")
+    path.write_bytes(spoil_bytes(content, rng) if rng.random() < 0.2 else content)
+    return path
+
+
+def deepspeed_raw(rng: random.Random) -> dict[str, Any]:
+    """Sections and keys of `deepspeed.raw` of any type, rarely of the right one."""
+    from cofitune.config.deepspeed_raw import RAW_KINDS
+
+    raw: dict[str, Any] = {}
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        name = rng.choice([*RAW_KINDS, *["zero_optimization"] * len(RAW_KINDS)])
+        inside = RAW_KINDS[name]
+        value = rng.choice((True, 3, 1000, 2.5, "fp16", "2", [], ["a"], odd(rng)))
+        if not isinstance(inside, str) and rng.random() < 0.8:
+            raw[name] = {**(raw[name] if isinstance(raw.get(name), dict) else {}), rng.choice(sorted(inside)): value}
+        else:
+            raw[name] = value
+    return raw
+
+
 def model_folder(folder: Path, good: Path, rng: random.Random) -> Path:
     """A model's folder with one or two files spoilt, or put beside the others."""
     place = folder / "model"

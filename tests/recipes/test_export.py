@@ -97,6 +97,30 @@ def test_a_bases_tensors_of_rare_kinds_are_exported_as_they_are(tmp_path: Path, 
         assert torch.equal(file.get_tensor("extra.scales"), scales.float()), "a power of two each"
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": "float8"}, "dtype: Input should be 'float32' or 'bfloat16'"),
+        ({"dtype": None}, "dtype: "),
+        ({"base": ["x"]}, "base: "),
+        ({"used": {"importance": "x"}}, "used.importance: "),
+        ({"chat_template": []}, "chat_template: "),
+    ],
+)
+def test_a_manifest_that_holds_something_else_is_named(
+    change: dict[str, Any], message: str, run: Path, tmp_path: Path
+) -> None:
+    path = run / "train" / "manifest.json"
+    manifest = read_json(path, "manifest")
+    path.write_text(json.dumps(manifest | change))
+    with pytest.raises(UserError, match=f"manifest.json: this training manifest is damaged: {message}"):
+        export(run, tmp_path / "to", console=QUIET)
+    del manifest["revision"]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="this training manifest is damaged: it has no revision"):
+        export(run, tmp_path / "to", console=QUIET)
+
+
 def test_an_alpha_outside_of_its_range_is_refused(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

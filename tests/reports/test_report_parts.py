@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from cofitune.checked import shaped
 from cofitune.recipes.report.training import described_trained
 from cofitune.reports.evaluation.findings import findings
 from cofitune.reports.evaluation.items import ITEMS_A_TASK, LONGEST, item_groups
@@ -18,7 +19,6 @@ from cofitune.reports.figure import SERIES, VARIABLES, draw, shortened
 from cofitune.reports.importance.plot import by_rank
 from cofitune.reports.search.plot import search_picture
 from cofitune.reports.search.rows import trial_rows
-from cofitune.reports.shape import shaped
 from cofitune.reports.training.loss_plot import losses_picture, running_mean
 from cofitune.reports.training.trained_map import trained_map
 

@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 
 BENCH = Path(__file__).parents[2] / "scripts" / "bench"
-INPUTS = {"config": 120, "overrides": 120, "data": 80, "questions": 80, "models": 12}
+INPUTS = {
+    "config": 120, "overrides": 120, "data": 80, "questions": 80, "models": 12,
+    "reports": 60, "hostfiles": 200, "raw": 40,
+}  # fmt: skip
 
 
 @pytest.fixture

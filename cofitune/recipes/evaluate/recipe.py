@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedModel
 
+from cofitune.checked import shaped
 from cofitune.config.schema import Config
 from cofitune.distributed import check_agreement, device
 from cofitune.errors import UserError
@@ -37,7 +38,6 @@ from cofitune.reports.console import say
 from cofitune.reports.evaluation.progress import EvalProgress
 from cofitune.reports.evaluation.scores import GateVerdict
 from cofitune.reports.evaluation.table import verdict_line
-from cofitune.reports.shape import shaped
 from cofitune.reports.text import number
 from cofitune.training.delta import delta_applied, read_delta
 

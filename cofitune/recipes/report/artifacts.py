@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from cofitune.search.store import read_trials
 from cofitune.search.trial import BASE
 
 Entry = Mapping[str, Any]
+T = TypeVar("T")
 COMMANDS = ("search", "importance", "rehearsal", "train", "eval", "compare")
 
 
@@ -48,6 +50,29 @@ class Artifacts:
     configs: dict[str, str] = field(default_factory=dict)
 
 
+def made_of(path: Path, make: Callable[[], T]) -> T:
+    """Make a part of the page of an artifact, which may hold anything.
+
+    Raises:
+        ArtifactError: nothing can be made of it.
+    """
+    try:
+        return make()
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        AttributeError,
+        StopIteration,
+        RecursionError,
+    ) as error:
+        what = f"{type(error).__name__}: {error}"[:200]
+        raise ArtifactError(
+            f"{path}: is damaged, or of another version: no report can be made of what it holds ({what})"
+        ) from error
+
+
 def read_artifacts(path: Path, name: str) -> Artifacts:
     """Read all that a run has.
 
@@ -59,19 +84,20 @@ def read_artifacts(path: Path, name: str) -> Artifacts:
     vectors = None
     if importance := _json(path / "importance" / "manifest.json", "importance manifest"):
         vectors = read_vectors(path / "importance", importance)
+    store = path / "search" / "trials.jsonl"
     texts = {command: path / command / "config.yaml" for command in COMMANDS}
     return Artifacts(
         path=path,
         name=name,
         scores=scores,
         compared=Comparison.read(compared) if compared.is_file() else None,
-        changed=_read_changed(path, scores),
-        tree=_json(path / "search" / "tree.json", "search tree") or _unfinished_search(path / "search"),
+        changed=made_of(scores_file, lambda: _read_changed(path, scores)),
+        tree=_json(path / "search" / "tree.json", "search tree") or made_of(store, partial(_unfinished_search, store)),
         vectors=vectors,
         importance=importance,
         manifest=_json(path / "train" / "manifest.json", "training manifest"),
         metrics=read_lines(path / "train" / "metrics.jsonl", json_object, may_be_torn=True),
-        configs={c: file.read_text(encoding="utf-8") for c, file in texts.items() if file.is_file()},
+        configs={c: made_of(file, partial(file.read_text, "utf-8")) for c, file in texts.items() if file.is_file()},
     )
 
 
@@ -79,9 +105,7 @@ def _json(path: Path, what: str) -> dict[str, Any] | None:
     """Read one of ours, where it is there."""
     if not path.is_file():
         return None
-    value = read_json(path, what)
-    if not isinstance(value, dict):
-        raise ArtifactError(f"{path}: this {what} is damaged: it is no JSON object")
+    value: dict[str, Any] = read_json(path, what)
     return value
 
 
@@ -99,9 +123,9 @@ def _read_changed(path: Path, scores: Scores | None) -> dict[str, dict[str, list
     }
 
 
-def _unfinished_search(folder: Path) -> dict[str, Any] | None:
+def _unfinished_search(store: Path) -> dict[str, Any] | None:
     """A search that has not ended, as far as its store goes; None without one, or before its base is scored."""
-    trials = {trial.id: json.loads(trial.to_json()) for trial in read_trials(folder / "trials.jsonl")}
+    trials = {trial.id: json.loads(trial.to_json()) for trial in read_trials(store)}
     base = trials.pop(BASE, None)
     if base is None:
         return None

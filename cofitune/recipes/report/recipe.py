@@ -10,7 +10,7 @@ from rich.console import Console
 from cofitune import __version__
 from cofitune.errors import UserError, install
 from cofitune.files import write_text
-from cofitune.recipes.report.artifacts import Artifacts, read_artifacts
+from cofitune.recipes.report.artifacts import Artifacts, made_of, read_artifacts
 from cofitune.recipes.report.overview import make_overview
 from cofitune.recipes.report.run import describe
 from cofitune.reports.console import say
@@ -51,10 +51,10 @@ def report(place: Path, to: Path | None = None, *, console: Console | None = Non
     read = [read_artifacts(path, name) for path, name in runs]
     keys = [f"run-{number}" for number in range(1, len(read) + 1)]
     described = [describe(a, key, draws) for a, key in zip(read, keys, strict=True)]
-    overview = make_overview(read, described, draws) if len(read) > 1 else None
+    overview = made_of(place, lambda: make_overview(read, described, draws)) if len(read) > 1 else None
     title = place.resolve().name
     page = Page(title, described, overview, draws, __version__)
-    text = render(page)
+    text = made_of(place, lambda: render(page))
     pictures = list(_pictures(to, read, page))
     try:
         for folder, picture in pictures:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 from cofitune.importance_file import read_reliability
-from cofitune.recipes.report.artifacts import Artifacts, Entry
+from cofitune.recipes.report.artifacts import Artifacts, Entry, made_of
 from cofitune.recipes.report.training import described_trained, described_training
 from cofitune.reports.compare.page import comparison
 from cofitune.reports.compare.plot import methods_picture
@@ -24,6 +25,8 @@ from cofitune.reports.search.rows import trial_rows
 from cofitune.reports.text import many
 from cofitune.reports.training.loss_plot import losses_picture
 
+LINES = ("loss", "validation_loss", "drift")  # what a line of metrics.jsonl is about
+
 
 def describe(run: Artifacts, key: str, draws: bool) -> Run:
     """The run as the page shows it.
@@ -31,43 +34,67 @@ def describe(run: Artifacts, key: str, draws: bool) -> Run:
     Args:
         key: names its sections and its drawings' parts within the page.
         draws: whether to make the pictures.
+
+    Raises:
+        ArtifactError: nothing can be made of one of its files.
     """
-    steps = [line for line in run.metrics if "loss" in line]
-    validations = [line for line in run.metrics if "validation_loss" in line]
-    drifts = [line for line in run.metrics if "drift" in line]
-    rows = trial_rows(run.tree["base"], run.tree["trials"], run.tree.get("winner")) if run.tree else []
-    pictures: dict[str, Picture] = {}
-    if draws:
-        if run.scores:
-            points = points_of(run.scores)
-            if len(points) > 1:
-                pictures["frontier"] = frontier_picture("frontier", points, run.scores.speciality_weight)
-            if run.scores.comparisons:
-                pictures["deltas"] = deltas_picture("deltas", run.scores)
-        if run.compared and run.compared.points:
-            pictures["methods"] = methods_picture("methods", run.compared)
-        if run.tree and run.tree["trials"]:
-            pictures["search"] = search_picture("search", run.tree)
-        if run.vectors:
-            reliable = read_reliability(run.importance or {})
-            pictures["importance"] = importance_picture("importance", run.vectors, reliable=reliable)
-        if steps:
-            pictures["losses"] = losses_picture("losses", steps, validations, drifts)
+    steps, validations, drifts = ([line for line in run.metrics if name in line] for name in LINES)
+    trained, metrics = run.path / "train" / "manifest.json", run.path / "train" / "metrics.jsonl"
+    places = run.path / "search" / "tree.json", run.path / "search" / "trials.jsonl"
+    searched = next((place for place in places if place.is_file()), places[0])
+    estimated, scored = run.path / "importance" / "manifest.json", run.path / "eval" / "scores.json"
+    compared = run.path / "compare" / "compare.json"
     return Run(
         key=key,
         name=run.name,
-        facts=_facts(run),
-        scores=_scores(run.scores) if run.scores else None,
-        changed=[Changed(m, item_groups(p["lost"]), item_groups(p["gained"])) for m, p in run.changed.items()],
-        comparison=comparison(run.compared) if run.compared else None,
-        search=Search(rows, _search_words(run.tree)) if run.tree else None,
-        importance=_importance(run),
-        training=described_training(run.manifest, steps, validations, drifts),
-        trained=described_trained(run.manifest) if run.manifest else None,
+        facts=made_of(trained if run.manifest else estimated, lambda: _facts(run)),
+        scores=made_of(scored, lambda: _scores(run.scores) if run.scores else None),
+        changed=made_of(scored.with_name("changed"), lambda: _changed(run)),
+        comparison=made_of(compared, lambda: comparison(run.compared) if run.compared else None),
+        search=made_of(searched, lambda: _search(run.tree) if run.tree else None),
+        importance=made_of(estimated, lambda: _importance(run)),
+        training=made_of(metrics, lambda: described_training(run.manifest, steps, validations, drifts)),
+        trained=made_of(trained, lambda: described_trained(run.manifest) if run.manifest else None),
         settings=_settings(run.configs),
-        pictures=pictures,
-        absent=list(_absent(run, steps)),
+        pictures=_pictures(run, steps, validations, drifts) if draws else {},
+        absent=made_of(metrics, lambda: list(_absent(run, steps))),
     )
+
+
+def _pictures(
+    run: Artifacts, steps: Sequence[Entry], validations: Sequence[Entry], drifts: Sequence[Entry]
+) -> dict[str, Picture]:
+    """The run's plots by their names."""
+    scored, pictures = run.path / "eval" / "scores.json", {}
+    if run.scores:
+        points, weight = made_of(scored, partial(points_of, run.scores)), run.scores.speciality_weight
+        if len(points) > 1:
+            pictures["frontier"] = made_of(scored, partial(frontier_picture, "frontier", points, weight))
+        if run.scores.comparisons:
+            pictures["deltas"] = made_of(scored, partial(deltas_picture, "deltas", run.scores))
+    if run.compared and run.compared.points:
+        file = run.path / "compare" / "compare.json"
+        pictures["methods"] = made_of(file, partial(methods_picture, "methods", run.compared))
+    if run.tree and run.tree["trials"]:
+        pictures["search"] = made_of(run.path / "search", partial(search_picture, "search", run.tree))
+    if run.vectors:
+        file = run.path / "importance" / "importance.safetensors"
+        reliable = read_reliability(run.importance or {})
+        pictures["importance"] = made_of(
+            file, partial(importance_picture, "importance", run.vectors, reliable=reliable)
+        )
+    if steps:
+        file = run.path / "train" / "metrics.jsonl"
+        pictures["losses"] = made_of(file, partial(losses_picture, "losses", steps, validations, drifts))
+    return pictures
+
+
+def _changed(run: Artifacts) -> list[Changed]:
+    return [Changed(m, item_groups(p["lost"]), item_groups(p["gained"])) for m, p in run.changed.items()]
+
+
+def _search(tree: Entry) -> Search:
+    return Search(trial_rows(tree["base"], tree["trials"], tree.get("winner")), _search_words(tree))
 
 
 def _scores(scores: Scores) -> Evaluation:

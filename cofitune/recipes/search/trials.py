@@ -187,5 +187,5 @@ def _last_loss(path: Path) -> float | None:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         return _number(next(json.loads(line)["loss"] for line in reversed(lines) if '"loss"' in line))
-    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+    except (OSError, ValueError, KeyError, TypeError, StopIteration, RecursionError):
         return None  # it is a courtesy to the reader, and no trial fails for the want of it

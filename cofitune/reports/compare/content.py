@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cofitune.reports.shape import read_shaped, shaped
+from cofitune.checked import shaped
+from cofitune.reports.shape import read_shaped
 
 FORMAT = 1
 MATCHED = ("versatility", "instruct")  # what is held against the reference's at equal speciality
@@ -171,7 +172,7 @@ class Comparison:
 
     def scores_of(self, point: str) -> dict[str, float | None]:
         """The scores of a point by its id, or of the base."""
-        return self.base if point == "base" else next(p.scores for p in self.points if p.id == point)
+        return self.base if point == "base" else {p.id: p.scores for p in self.points}[point]
 
 
 def _levels(levels: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

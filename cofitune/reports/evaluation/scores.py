@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cofitune.reports.shape import read_shaped, shaped
+from cofitune.checked import shaped
+from cofitune.reports.shape import read_shaped
 
 FORMAT = 2
 CATEGORIES = ("speciality", "gen_kn", "gen_rs", "instruct")
@@ -156,7 +157,10 @@ class Scores:
         Raises:
             ValueError: something lacks or is of another type.
         """
-        return shaped(cls, content)
+        scores = shaped(cls, content)
+        if not scores.models:
+            raise ValueError("models is empty")
+        return scores
 
     @classmethod
     def read(cls, path: Path) -> Scores:

@@ -190,6 +190,35 @@ def test_what_cannot_be_read_is_refused_and_nothing_is_written(tmp_path: Path, b
     assert not (run / "report").exists()
 
 
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("train/manifest.json", {"region": 3}),
+        ("train/manifest.json", {"trained_sha256": [1]}),
+        ("train/manifest.json", {"region": {"layers": "1", "modules": [], "match": None, "trained_weights": 1,
+                                           "all_weights": 0}}),
+        ("train/metrics.jsonl", {"loss": "low"}),
+        ("importance/manifest.json", {"items": None}),
+        ("search/tree.json", {"base": []}),
+        ("search/tree.json", {"trials": [{"id": {}}]}),
+        ("eval/scores.json", {"models": {}}),
+        ("compare/compare.json", {"frontiers": {"full": ["nowhere"]}}),
+    ],
+)  # fmt: skip
+def test_a_file_that_holds_something_else_is_named(
+    file: str, change: dict[str, Any], tmp_path: Path, by_hand: Any
+) -> None:
+    by_hand.run(tmp_path / "run")
+    path = tmp_path / "run" / file
+    lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+    content = json.loads(lines[-1])
+    content.pop("checksum", None)
+    path.write_text("\n".join([*lines[:-1], json.dumps(content | change)]) + "\n")
+    with pytest.raises(ArtifactError, match=re.escape(str(path.parent))):
+        report(tmp_path / "run", console=Console(quiet=True))
+    assert not (tmp_path / "run" / "report").exists()
+
+
 def test_the_command_exits_with_2_on_a_mistake(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from cofitune.checked import shaped
 from cofitune.evaluation.metrics import METRICS
 from cofitune.evaluation.samples import Sample, TaskResult
 from cofitune.evaluation.statistics.comparison import Compared, build_scores
 from cofitune.reports.evaluation.scores import GateVerdict, Scores
 from cofitune.reports.evaluation.table import example_lines, scores_table, sentences, verdict_line
-from cofitune.reports.shape import shaped
 
 TASKS = {  # title: category, metric, items, chance
     "law": ("speciality", "exact_match", 120, 0.0),
