@@ -27,6 +27,7 @@ READ = {  # form → the keys that it reads
     "sharegpt": ("conversations", "system", "tools"),
     "prompt_completion": ("prompt", "completion", "system", "tools"),
 }
+PREFERENCE = {"chosen", "rejected"}  # responses
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,9 @@ def _begin(
         is_prompt: the response is left out, so that what `label` says of it is no matter.
     """
     item = {key: value for key, value in given.items() if value is not None}
-    if "chosen" in item and "rejected" in item:
+    if item.keys() >= PREFERENCE:
+        if is_prompt and (prompt := _prompt_of_preference(item)):
+            return _begin(prompt, form, is_prompt=True)
         raise BadItemError(
             "preference data",
             "'chosen' and 'rejected' are preferences, and cofitune learns from responses; keep the chosen answer as "
@@ -133,6 +136,14 @@ def _begin(
     judged = not is_prompt and is_wanted(given, form)
     read = (*READ[form], "label") if judged else READ[form]
     return item, form, [key for key in item if key not in read]
+
+
+def _prompt_of_preference(item: Mapping[str, object]) -> dict[str, object]:
+    """The prompt of a preference: its own, or what both conversations begin with; empty where there is none."""
+    rest = {key: value for key, value in item.items() if key not in PREFERENCE}
+    if rest.keys() & {"prompt", "messages", "conversations", "instruction"}:
+        return rest
+    return rest | {"messages": item["chosen"]} if isinstance(item["chosen"], list) else {}
 
 
 def _guess(item: Mapping[str, object]) -> str:

@@ -44,6 +44,9 @@ def pairs(item: dict[str, Any], form: str) -> tuple[tuple[str, str], ...]:
         ({"prompt": EARLIER}, KEPT),
         ({"prompt": "Who won?", "completion": "The buyer."}, ASKED),
         ({"prompt": EARLIER, "completion": [RESPONSE]}, KEPT),
+        ({"prompt": "Who won?", "chosen": "The buyer.", "rejected": "Nobody."}, ASKED),
+        ({"prompt": "Who won?", "chosen": [*EARLIER, RESPONSE], "rejected": [*EARLIER, RESPONSE]}, ASKED),
+        ({"chosen": [*EARLIER, RESPONSE], "rejected": [*EARLIER, RESPONSE]}, KEPT),
     ],
 )
 def test_a_prompt_is_all_turns_up_to_the_users_last_one(item: dict[str, Any], turns: Any) -> None:
@@ -66,6 +69,7 @@ def test_a_prompt_is_all_turns_up_to_the_users_last_one(item: dict[str, Any], tu
         ({"prompt": 3}, "wrong type", "must be a list"),
         ({"txt": "Who won?"}, "unknown keys", "this one has"),
         ({"text": "Who won?"}, "plain text", "is plain text"),
+        ({"chosen": "Human: Who won?", "rejected": "Human: Who?"}, "preference data", "are preferences"),
     ],
 )
 def test_what_is_no_prompt_is_named_with_its_place(item: dict[str, Any], reason: str, message: str) -> None:
