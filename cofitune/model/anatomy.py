@@ -14,7 +14,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from cofitune.errors import UserError
 from cofitune.model.describe import how_to_describe, linear_modules, what_is_there
-from cofitune.model.folder import ODD_FILE, first_line, read_object, refuse_adapter
+from cofitune.model.folder import ODD_FILE, check_folder, first_line
 from cofitune.model.kind import auto_class, check_causal, check_kind
 from cofitune.model.layouts import ATTENTION, EXPERTS, FFN, MODULES, Layout
 from cofitune.model.recognise import choose_layout, find_experts, names_in_files, true_shape
@@ -290,13 +290,11 @@ def read_model_config(name: str, revision: str | None = None, trust_remote_code:
     Raises:
         UserError: there is no such folder or hub model, or its config.json cannot be used.
     """
-    if is_missing_folder(name):
-        raise UserError(f"model.name: {name}: no such folder")
     folder = Path(name)
-    if folder.is_dir():
-        refuse_adapter(folder, name)
-        if (folder / "config.json").is_file():
-            read_object(folder / "config.json", "model config")
+    if is_missing_folder(name) and not folder.is_file():
+        raise UserError(f"model.name: {name}: no such folder")
+    if folder.exists():
+        check_folder(folder, name)
     try:
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except ODD_FILE as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizer
 
 from cofitune.errors import ArtifactError, UnusableModelError, UserError
 from cofitune.files import read_json
+from cofitune.model.other_folders import PULL, is_lfs_pointer, what_else
+from cofitune.model.quantised import PLAIN, quantisation
 
 # what transformers raises for files that parse and make no sense; a UserError of ours is none of them
 ODD_FILE = (
@@ -35,8 +38,36 @@ def read_object(path: Path, what: str) -> dict[str, Any]:
     try:
         value: dict[str, Any] = read_json(path, what, ours=False)
     except ArtifactError as error:
-        raise UserError(str(error)) from None
+        raise UserError(f"{path}: {PULL}" if is_lfs_pointer(path) else str(error)) from None
     return value
+
+
+def check_folder(folder: Path, name: str) -> None:
+    """Refuse what is no model's folder, or holds an adapter, or a config.json that makes no sense.
+
+    Raises:
+        UserError: it is one of these.
+    """
+    if not folder.is_dir():
+        raise UserError(f"model.name: {name} is a file; name the folder that it lies in")
+    refuse_adapter(folder, name)
+    config = folder / "config.json"
+    if not config.exists():
+        raise UserError(f"model.name: {name} has no config.json: {what_else(folder)}")
+    _check_numbers(config, read_object(config, "model config"))
+
+
+def _check_numbers(file: Path, config: dict[str, Any]) -> None:
+    """Raise a UserError where a number is NaN, which JSON does not know and Python reads: every logit would become NaN.
+    Infinity is a limit that some families have."""
+    left: list[tuple[str, Any]] = list(config.items())
+    while left:
+        place, value = left.pop()
+        if isinstance(value, float) and math.isnan(value):
+            raise UserError(f"{file}: {place} is NaN; it must be a number")
+        if isinstance(value, dict | list):
+            inside = value.items() if isinstance(value, dict) else enumerate(value)
+            left += [(f"{place}.{name}", one) for name, one in inside]
 
 
 def refuse_adapter(folder: Path, name: str) -> None:
@@ -52,11 +83,11 @@ def refuse_adapter(folder: Path, name: str) -> None:
     if (folder / "config.json").is_file():
         raise UserError(
             f"model.name: {name} holds an adapter ({ADAPTER}{of}) beside its weights, which would be put into the "
-            "model as it loads; move the adapter's files away, or merge it first (PEFT's merge_and_unload)"
+            f"model as it loads; move the adapter's files away, or merge it once: cofitune convert {name} --to FOLDER"
         )
     raise UserError(
-        f"model.name: {name} is an adapter{of}, and no model; name its base, or merge it first (PEFT's "
-        "merge_and_unload) and name the merged folder"
+        f"model.name: {name} is an adapter{of}, and no model; name its base, or merge it once: cofitune convert "
+        f"{name} --to FOLDER"
     )
 
 
@@ -69,12 +100,11 @@ def check_trainable(name: str, config: PretrainedConfig, max_length: int | None 
     Raises:
         UserError: its weights are quantised, or items may be longer than it has positions.
     """
-    quantised = getattr(config, "quantization_config", None)
-    if quantised:
-        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+    if method := quantisation(config):
+        way = f"; or write plain ones once: cofitune convert {name} --to FOLDER" if method in PLAIN else ""
         raise UserError(
-            f"model.name: {name} has quantised weights ({method or 'quantization_config in config.json'}); training "
-            "would write back wrong ones. Name the checkpoint that it was made from, in bfloat16, float16 or float32"
+            f"model.name: {name} has quantised weights ({method}); training would write back wrong ones. Name the "
+            f"checkpoint that it was made from, in bfloat16, float16 or float32{way}"
         )
     positions = num_positions(config)
     if max_length is not None and positions is not None and max_length > positions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -15,9 +16,11 @@ from transformers.utils import logging
 
 from cofitune.errors import UserError
 from cofitune.model.anatomy import read_model_config
+from cofitune.model.check_weights import lacking
 from cofitune.model.folder import check_tokenizer, first_line
 from cofitune.model.kind import auto_class
-from cofitune.model.weight_files import _lacking
+from cofitune.model.other_folders import PULL, is_lfs_pointer
+from cofitune.model.quantised import dequantising
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -35,8 +38,12 @@ def load_model(
     attn_implementation: str = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    dequantise: str | None = None,
 ) -> PreTrainedModel:
     """Load a causal language model's weights from safetensors, in one precision.
+
+    Args:
+        dequantise: the method by which they are quantised, one of `PLAIN`; None: they are plain.
 
     Raises:
         UserError: there is no such model, its files are damaged, or they lack weights of it (which transformers would
@@ -53,12 +60,13 @@ def load_model(
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
+            **({"quantization_config": dequantising(dequantise)} if dequantise else {}),
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(f"model.name: {name} cannot be loaded: {first_line(error)}") from error
     missing = sorted(result["missing_keys"])
     if missing:
-        raise _lacking(name, missing)
+        raise lacking(name, missing)
     return model
 
 
@@ -71,7 +79,9 @@ def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bo
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # the library of tokenizers raises no other class for a broken tokenizer.json
-        raise UserError(f"model.name: {name} has no tokenizer: {first_line(error)}") from error
+        pointer = is_lfs_pointer(Path(name) / "tokenizer.json")
+        why = f"its tokenizer.json: {PULL}" if pointer else first_line(error)
+        raise UserError(f"model.name: {name} has no tokenizer: {why}") from error
     if not tokenizer.is_fast:
         raise UserError(f"model.name: {name} has only a slow tokenizer; a tokenizer.json is needed")
     check_tokenizer(name, tokenizer, read_model_config(name, revision, trust_remote_code))

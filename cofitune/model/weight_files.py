@@ -7,7 +7,7 @@ import json
 import math
 import warnings
 from collections import Counter
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,38 +17,14 @@ from safetensors import SafetensorError, safe_open
 
 from cofitune.errors import RepairWarning, UserError, WriteError
 from cofitune.files import cache_folder, sha256_file, sha256_json, write_json
-from cofitune.model.anatomy import Anatomy
 from cofitune.model.folder import first_line, read_object, refuse_adapter
+from cofitune.model.other_folders import PULL, is_lfs_pointer
+from cofitune.tensor_bytes import DTYPES
 
 # as safetensors' headers call them
 STORED_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-def check_files(files: list[Path], anatomy: Anatomy) -> None:
-    """Compare the weight files' headers with the model's names and shapes, before anything is loaded.
-
-    What the files hold in parts is left to transformers. Under ZeRO-3 a mismatch would raise on rank 0 alone and hang
-    the others; and a tensor that the files name otherwise would find no place in them when the model is exported.
-
-    Raises:
-        UserError: a file is no safetensors file, a tensor has another shape, or one of the model's is missing.
-    """
-    missing = dict.fromkeys(name for name in anatomy.shapes if name not in anatomy.converted)
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as header:
-                for key in header.keys():  # noqa: SIM118 -- not a dict
-                    name = parameter_name(key, anatomy.shapes, anatomy.prefix, anatomy.aliases)
-                    shape = tuple(header.get_slice(key).get_shape())
-                    if name is not None and shape != anatomy.shapes[name]:
-                        raise UserError(
-                            f"{file}: {key} has shape {list(shape)}, config.json says {list(anatomy.shapes[name])}"
-                        )
-                    missing.pop(name or "", None)
-        except (OSError, SafetensorError) as error:
-            raise _unreadable(file, error) from error
-    if missing:
-        raise _lacking(str(files[0].parent), list(missing))
+WIDTHS = {name: dtype.itemsize for dtype, name in DTYPES.items()}
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth", "model.pt", "model.ckpt.index")
 
 
 def parameter_name(key: str, known: Container[str], prefix: str, aliases: Mapping[str, str]) -> str | None:
@@ -58,33 +34,40 @@ def parameter_name(key: str, known: Container[str], prefix: str, aliases: Mappin
     return next((n for name in names for n in (name, aliases.get(name, "")) if n in known), None)
 
 
-def weight_files(name: str, revision: str | None = None, download: bool = True) -> list[Path]:
+def weight_files(
+    name: str, revision: str | None = None, download: bool = True, *, beside_adapter: bool = False
+) -> list[Path]:
     """The safetensors files of a model folder, or of a hub model, in order.
 
     Args:
         download: fetch a hub model that is not in the hub's cache yet; a dry run does not.
+        beside_adapter: whether an adapter may lie beside them.
 
     Raises:
         UserError: there are none, the index is damaged, or an adapter lies beside them.
     """
-    folder = Path(name)
-    if not folder.is_dir():
-        patterns = ["*.json", "*.jinja", "*.model", "*.txt", "model.safetensors"]
-        folder = _hub_folder(name, revision, patterns, download)
-    refuse_adapter(folder, name)
+    folder = local_folder(name, revision, download)
+    if not beside_adapter:
+        refuse_adapter(folder, name)
     names = _chosen_files(folder)
     if not Path(name).is_dir():  # only what the index names: some hub models carry a second copy of their weights
         folder = _hub_folder(name, revision, names, download)
     files = [folder / n for n in names]
-    missing = [str(f) for f in files if not f.is_file()]
-    if missing and any(folder.glob("*.gguf")):
-        raise UserError(
-            f"model.name: {name} has its weights in GGUF, which every rank would have to dequantise whole; convert it "
-            "to safetensors once, as scripts/small_model.py does"
-        )
+    missing = [f for f in files if not f.is_file()]
     if missing:
-        raise UserError(f"model.name: {name} has no safetensors weights (missing: {', '.join(missing)})")
+        raise _without_weights(name, folder, missing)
     return files
+
+
+def local_folder(name: str, revision: str | None = None, download: bool = True) -> Path:
+    """A model's folder, or where the hub's cache keeps it: all that is small, and weights where they are one file.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    folder = Path(name)
+    patterns = ["*.json", "*.jinja", "*.model", "*.txt", "model.safetensors", "adapter_model.safetensors"]
+    return folder if folder.is_dir() else _hub_folder(name, revision, patterns, download)
 
 
 def _chosen_files(folder: Path) -> list[str]:
@@ -98,9 +81,14 @@ def _chosen_files(folder: Path) -> list[str]:
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file() or not index.is_file():
         return ["model.safetensors"]
-    shards = read_object(index, "weight index").get("weight_map")
+    content = read_object(index, "weight index")
+    shards = content.get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
         raise UserError(f"{index}: this weight index is damaged: weight_map must say which file holds which tensor")
+    if not isinstance(content.get("metadata"), dict):
+        raise UserError(
+            f'{index}: this weight index lacks "metadata", which transformers asks for; add "metadata": {{}}'
+        )
     names = sorted(set(shards.values()))
     outside = [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]
     if outside:
@@ -115,16 +103,32 @@ def stored_dtype(files: list[Path]) -> torch.dtype | None:
         UserError: a file is no safetensors file.
     """
     counts: Counter[torch.dtype] = Counter()
+    for stored, numel in _tensors(files):
+        if (dtype := STORED_DTYPES.get(stored)) is not None:
+            counts[dtype] += numel
+    return max(counts, key=lambda dtype: counts[dtype], default=None)
+
+
+def size_as(files: list[Path], dtype: torch.dtype) -> int:
+    """Bytes of the files' weights, were every floating-point tensor in a dtype.
+
+    Raises:
+        UserError: a file is no safetensors file.
+    """
+    widths = {**WIDTHS, **dict.fromkeys(STORED_DTYPES, dtype.itemsize)}
+    return sum(widths.get(stored, 1) * numel for stored, numel in _tensors(files))
+
+
+def _tensors(files: list[Path]) -> Iterator[tuple[str, int]]:
+    """Each tensor's dtype, as the files' headers call it, and how many elements it has."""
     for file in files:
         try:
             with safe_open(file, framework="pt") as header:
                 for name in header.keys():  # noqa: SIM118 -- not a dict
                     part = header.get_slice(name)
-                    if (dtype := STORED_DTYPES.get(part.get_dtype())) is not None:
-                        counts[dtype] += math.prod(part.get_shape())
+                    yield part.get_dtype(), math.prod(part.get_shape())
         except (OSError, SafetensorError) as error:
-            raise _unreadable(file, error) from error
-    return max(counts, key=lambda dtype: counts[dtype], default=None)
+            raise unreadable(file, error) from error
 
 
 def fingerprint(name: str, revision: str | None = None, download: bool = True) -> str:
@@ -179,12 +183,27 @@ def _hub_folder(name: str, revision: str | None, patterns: list[str], download: 
         raise UserError(f"model.name: {name} cannot be had: {first_line(error)}") from error
 
 
-def _lacking(name: str, missing: list[str]) -> UserError:
-    return UserError(
-        f"model.name: the weight files of {name} lack {len(missing)} of the model's tensors ({missing[0]}, …); "
-        "are they an adapter's, or saved under other names? (transformers' save_pretrained writes the model's own)"
-    )
+def unreadable(file: Path, error: Exception) -> UserError:
+    """What is wrong with a weight file that cannot be read."""
+    why = PULL if is_lfs_pointer(file) else f"{first_line(error)}; is the download complete?"
+    return UserError(f"{file}: cannot be read as safetensors: {why}")
 
 
-def _unreadable(file: Path, error: Exception) -> UserError:
-    return UserError(f"{file}: cannot be read as safetensors ({first_line(error)}); is the download complete?")
+def _without_weights(name: str, folder: Path, missing: list[Path]) -> UserError:
+    """What is wrong with a model that lacks weight files, and what it has instead."""
+    if any(folder.glob("*.gguf")):
+        return UserError(
+            f"model.name: {name} has its weights in GGUF, which every rank would have to dequantise whole; convert it "
+            "to safetensors once, as scripts/small_model.py does"
+        )
+    lack = f"has no safetensors weights (missing: {', '.join(map(str, missing))})"
+    if any(file.is_symlink() for file in missing):
+        lack += "; the link leads nowhere"
+    elif any((folder / pattern).is_file() for pattern in PICKLES):
+        lack += (
+            "; it has them as pickles, which can hold any code and are never read: take a revision with safetensors, "
+            "or load and save it once with transformers' save_pretrained"
+        )
+    elif len(missing) > 1 or missing[0].name != "model.safetensors":
+        lack += "; the index names them: is the download complete?"
+    return UserError(f"model.name: {name} {lack}")

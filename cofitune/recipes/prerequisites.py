@@ -9,7 +9,8 @@ from cofitune.config import schema
 from cofitune.errors import UnusableModelError, UserError
 from cofitune.files import sha256_file
 from cofitune.model.anatomy import Anatomy
-from cofitune.model.weight_files import check_files, fingerprint, weight_files
+from cofitune.model.check_weights import check_files
+from cofitune.model.weight_files import fingerprint, weight_files
 
 
 @dataclass

@@ -146,9 +146,10 @@ class Fuzz:
 
         from cofitune.data.template import set_template
         from cofitune.model.anatomy import read_anatomy, read_model_config
+        from cofitune.model.check_weights import check_files
         from cofitune.model.folder import check_trainable, read_generation_config
         from cofitune.model.load import load_model, load_tokenizer
-        from cofitune.model.weight_files import check_files, fingerprint, stored_dtype, weight_files
+        from cofitune.model.weight_files import fingerprint, stored_dtype, weight_files
 
         self.tokenizer()
         name = str(inputs.model_folder(folder, self.good, rng))

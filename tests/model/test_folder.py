@@ -34,7 +34,9 @@ def edit(path: Path, **changes: Any) -> None:
 
 def test_a_single_file_is_taken_before_an_index_as_transformers_does(folder: Path) -> None:
     before = fingerprint(str(folder))
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-1-of-1.safetensors"}}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": {"a": "model-1-of-1.safetensors"}})
+    )
     save_file({"a": torch.zeros(1)}, folder / "model-1-of-1.safetensors")
     assert weight_files(str(folder)) == [folder / "model.safetensors"]
     assert fingerprint(str(folder)) == before
@@ -56,7 +58,7 @@ def test_a_damaged_index_is_named(folder: Path, text: str) -> None:
 @pytest.mark.parametrize("name", ["/etc/passwd", "../other/model.safetensors"])
 def test_an_index_stays_inside_its_folder(folder: Path, name: str) -> None:
     (folder / "model.safetensors").unlink()
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": {"a": name}}))
     with pytest.raises(UserError, match="names a file outside the model's folder"):
         weight_files(str(folder))
 

@@ -30,8 +30,9 @@ from cofitune.importance.kl import PASSES
 from cofitune.importance.partial import SUMS_FORMAT, has_sums
 from cofitune.importance_file import read_importance, unit_counts
 from cofitune.model.anatomy import Anatomy
+from cofitune.model.check_weights import check_files
 from cofitune.model.load import choose_dtype, load_tokenizer
-from cofitune.model.weight_files import check_files, fingerprint, weight_files
+from cofitune.model.weight_files import fingerprint, weight_files
 from cofitune.ranks import Rank
 from cofitune.recipes.folders import check_folder, versions_of_packages
 from cofitune.recipes.from_config import base_anatomy, base_config, chat_template, data_sources

@@ -367,7 +367,7 @@ def test_the_sums_of_another_run_are_not_gone_on_from(made: Path, tmp_path: Path
     [
         (["importance.data=[]"], r"importance\.data: names no data.*general\.jsonl"),
         (["importance.data=nowhere.jsonl"], r"nowhere\.jsonl: no such data file"),
-        (["model.name=./"], r"model\.name: \./ is neither a folder"),
+        (["model.name=./"], r"model\.name: \./ has no config\.json"),
         (["output_dir=general.jsonl/run"], "cannot be written"),
     ],
 )
