@@ -304,7 +304,14 @@ def export(
         float | None,
         typer.Option(help=f"With --alpha auto: the share of the gain that is enough. Default: {KEEP:g}."),
     ] = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="ORG/NAME", help="Upload it to the hub, too, into a private repository.")
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="With --push-to-hub: a repository that all may read.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
+    dry_run: DryRun = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that the base's folder brings along.")
     ] = False,
@@ -316,9 +323,13 @@ def export(
     requested = _alpha(alpha)
     if keep is not None and requested != "auto":
         raise UserError(f"--keep {keep:g}: says how --alpha auto chooses; leave it out, or ask for --alpha auto")
+    if public and push_to_hub is None:
+        raise UserError("--public: is of --push-to-hub; leave it out, or name a repository")
     from cofitune.recipes import export as recipe
+    from cofitune.recipes.push import HubTarget
 
     enough = KEEP if keep is None else keep
+    hub = HubTarget(push_to_hub, public) if push_to_hub is not None else None
     folder = recipe.export(
         run,
         to,
@@ -328,9 +339,14 @@ def export(
         keep=enough,
         overwrite=overwrite,
         trust_remote_code=trust_remote_code,
+        hub=hub,
+        dry_run=dry_run,
         console=OUTPUT.console(),
+        on_plan=OUTPUT.plan,
     )
-    OUTPUT.on_done(lambda: ExportResult.read(folder).to_dict())
+    if not dry_run:
+        uploaded = {"hub": hub.as_dict()} if hub else {}
+        OUTPUT.on_done(lambda: {**ExportResult.read(folder).to_dict(), **uploaded})
 
 
 @app.command()

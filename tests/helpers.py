@@ -23,6 +23,7 @@ from tests import forker
 
 REPOSITORY = Path(__file__).parents[1]
 WORDS = ["court", "contract", "void", "seller", "buyer", "tenant", "lease", "landlord", "capital", "France", "Paris"]
+REPLACED = "model.layers.1.mlp.up_proj.weight"  # by `replaced_run`
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
@@ -120,6 +121,23 @@ class SharedRuns:
             assert train(config | {"output_dir": str(run)})
             self._made[key] = run
         return self._made[key]
+
+
+def replaced_run(folder: Path, base: Path) -> Path:
+    """A run as training leaves it: one matrix of the tiny model replaced."""
+    import torch
+
+    from cofitune.model.weight_files import fingerprint
+    from cofitune.training.delta import write_delta
+
+    tensor = torch.randn(48, 32, generator=torch.Generator().manual_seed(1))
+    about = {
+        "base": str(base), "base_fingerprint": fingerprint(str(base)), "revision": None, "template": "chat",
+        "trust_remote_code": False, "dtype": "float32",
+    }  # fmt: skip
+    (folder / "train").mkdir(parents=True)
+    write_delta(folder / "train", {REPLACED: tensor}, about)
+    return folder
 
 
 def read_delta(run: Path | str) -> dict[str, Any]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,24 +16,25 @@ from cofitune.config.eval import KEEP
 from cofitune.config.load import load_config
 from cofitune.data.template import ChatTemplate, set_template, without_day
 from cofitune.errors import ArtifactError, UserError
-from cofitune.files import exclusive, read_json, write_checked_json, write_json, write_tensors, write_text
+from cofitune.files import gib, read_json, write_json, write_tensors, write_text
 from cofitune.model.anatomy import build_empty, is_missing_folder, read_model_config
 from cofitune.model.folder import read_generation_config
 from cofitune.model.load import DTYPES, load_tokenizer
 from cofitune.model.recognise import as_in_files
-from cofitune.model.weight_files import fingerprint, parameter_name, weight_files
+from cofitune.model.weight_files import fingerprint, parameter_name, size_as, weight_files
 from cofitune.recipes.alpha.recipe import check_keep, choose_alpha
 from cofitune.recipes.exported_tokenizer import write_generation, write_tokenizer
 from cofitune.recipes.folders import check_trusted
 from cofitune.recipes.model_card import FILE as CARD
 from cofitune.recipes.model_card import model_card
+from cofitune.recipes.model_folder import check_target, copy_rest, write_model_folder
+from cofitune.recipes.on_plan import OnPlan, PlanFacts
+from cofitune.recipes.push import HubTarget, check_hub, push
 from cofitune.reports.console import say
 from cofitune.training.delta import Delta, interpolate, read_delta, read_manifest
 from cofitune.training.finite import check_finite
 
-MARK = "cofitune_export.json"  # in an exported folder: the files that we wrote into it
 PAIRS = torch.float4_e2m1fn_x2  # two values an element, which torch cannot cast
-WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
 
 
 def export(
@@ -47,7 +47,10 @@ def export(
     keep: float = KEEP,
     overwrite: bool = False,
     trust_remote_code: bool = False,
+    hub: HubTarget | None = None,
+    dry_run: bool = False,
     console: Console | None = None,
+    on_plan: OnPlan | None = None,
 ) -> Path:
     """Write a folder for `AutoModelForCausalLM.from_pretrained`, one of the base's weight files at a time.
 
@@ -64,10 +67,13 @@ def export(
         keep: under auto, the share of the run's gain on its development items that is enough.
         trust_remote_code: whether code of the base's folder may run; the run's manifest may name any folder as its
             base, so its own word is not enough.
+        hub: the repository that the folder is uploaded to as well.
+        dry_run: say what would be written and uploaded, and do neither; the hub is not asked.
+        on_plan: is told of a dry run's plan.
 
     Raises:
         UserError: alpha lies outside [0, 1] or cannot be chosen, the run is not trained, its base is gone or another
-            one, or `to` holds something already.
+            one, `to` holds something already, or the hub refuses.
     """
     console = console or Console()
     _check_alpha(alpha, keep)
@@ -81,8 +87,10 @@ def export(
     if is_missing_folder(name):
         raise UserError(f"the base model {name} is not here (seen from {Path.cwd()}); say where it is with --base")
     files = weight_files(name, revision)
-    to = _check_target(to, [run, files[0].parent], overwrite)
-    if alpha == "auto":
+    to = check_target(to, [run, files[0].parent], overwrite)
+    if hub and not dry_run:  # before an hour of choosing and writing
+        check_hub(hub)
+    if alpha == "auto" and not dry_run:
         alpha = choose_alpha(run, keep, base=(name, revision), trust_remote_code=trust_remote_code, console=console)
     delta = read_delta(folder, fingerprint(name, revision))
     parts = ExportParts(
@@ -90,15 +98,45 @@ def export(
         delta=delta,
         place=(name, revision),
         dtype=DTYPES[dtype or manifest["dtype"]],
-        alpha=alpha,
+        alpha=1.0 if alpha == "auto" else alpha,
         trust_remote_code=trust_remote_code,
         run=folder.parent,
     )
-    with exclusive(to, "export"):
-        _write_folder(to, parts)
+    if dry_run:
+        plan = _print_plan(to, parts, alpha, hub, console)
+        if on_plan:
+            on_plan(plan)
+        return to
+    write_model_folder(to, "export", partial(_fill_folder, parts=parts, title=to.name))
     how = f" at alpha {alpha:g}" if alpha != 1 else ""
     say(console, f"wrote {to}: {name} with {len(delta.tensors)} trained tensors{how}, {parts.dtype_name}")
+    if hub:
+        push(to, hub, console)
     return to
+
+
+def _print_plan(
+    to: Path, parts: ExportParts, alpha: float | Literal["auto"], hub: HubTarget | None, console: Console
+) -> PlanFacts:
+    """Say what an export would write and upload, and return the same in numbers and names."""
+    how = "auto" if alpha == "auto" else f"{alpha:g}"
+    count, size = len(parts.delta.tensors), size_as(parts.files, parts.dtype)
+    say(
+        console,
+        f"would write {to}: {parts.place[0]} with {count} trained tensors at alpha {how}, {gib(size)} in "
+        f"{parts.dtype_name}",
+    )
+    if hub:
+        say(console, f"would upload it to {hub}")
+    return {
+        "folder": str(to),
+        "base": parts.place[0],
+        "tensors": count,
+        "alpha": alpha,
+        "dtype": parts.dtype_name,
+        "bytes": size,
+        "hub": hub.as_dict() if hub else None,
+    }
 
 
 def _check_alpha(alpha: float | Literal["auto"], keep: float) -> None:
@@ -136,31 +174,20 @@ class ExportParts:
         return str(self.dtype).removeprefix("torch.")
 
 
-def _write_folder(to: Path, parts: ExportParts) -> None:
-    """Write all of it beside `to`, then put it there in one move: half a folder must not be taken for a model."""
-    building = to.with_name(f".{to.name}.building")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    manifest = parts.delta.manifest
-    try:
-        _write_weights(parts, building)
-        tokenizer = load_tokenizer(*parts.place, parts.trust_remote_code)
-        set_template(tokenizer, ChatTemplate.from_manifest(manifest))
-        without_day(tokenizer)
-        base = parts.files[0].parent
-        generation = read_generation_config(*parts.place, read_model_config(*parts.place, parts.trust_remote_code))
-        write_tokenizer(building, base, tokenizer)
-        write_generation(building, base, tokenizer, generation)
-        card = model_card(manifest, base, parts.run, parts.alpha, parts.dtype_name, to.name)
-        write_text(building / CARD, card)  # before the rest: the base's own card is another model's
-        _write_rest(base, building, parts.dtype_name, parts.alpha)
-        written = sorted(path.relative_to(building).as_posix() for path in building.rglob("*") if path.is_file())
-        write_checked_json(building / MARK, {"files": written})
-        if to.exists():  # empty, or an export of which all files are known
-            shutil.rmtree(to)
-        building.rename(to)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+def _fill_folder(folder: Path, parts: ExportParts, title: str) -> None:
+    """Write weights, tokenizer, model card and config."""
+    manifest, base = parts.delta.manifest, parts.files[0].parent
+    _write_weights(parts, folder)
+    tokenizer = load_tokenizer(*parts.place, parts.trust_remote_code)
+    set_template(tokenizer, ChatTemplate.from_manifest(manifest))
+    without_day(tokenizer)
+    generation = read_generation_config(*parts.place, read_model_config(*parts.place, parts.trust_remote_code))
+    write_tokenizer(folder, base, tokenizer)
+    write_generation(folder, base, tokenizer, generation)
+    card = model_card(manifest, base, parts.run, parts.alpha, parts.dtype_name, title)
+    write_text(folder / CARD, card)  # before the rest: the base's own card is another model's
+    note = {"cofitune_alpha": parts.alpha} if parts.alpha != 1 else {}
+    copy_rest(base, folder, {"dtype": parts.dtype_name, **note})
 
 
 def _write_weights(parts: ExportParts, folder: Path) -> None:
@@ -212,47 +239,3 @@ def _tensors_in_files(parts: ExportParts) -> dict[str, Tensor]:
         return tensors
     model = build_empty(read_model_config(*parts.place, parts.trust_remote_code), parts.trust_remote_code)
     return {n: t for n, t in tensors.items() if n not in otherwise} | as_in_files(model, otherwise)
-
-
-def _write_rest(source: Path, folder: Path, dtype: str, alpha: float) -> None:
-    """The config with its true dtype and an alpha other than 1, and what else is small and not written yet."""
-    for file in source.iterdir():
-        is_weights = file.suffix in WEIGHTS or file.name.endswith(".index.json")
-        if file.is_file() and not is_weights and file.name != MARK and not (folder / file.name).exists():
-            shutil.copyfile(file, folder / file.name)
-    config: dict[str, object] = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    for key in ("torch_dtype", "cofitune_alpha"):  # of a base that was exported itself, another run's
-        config.pop(key, None)
-    note = {"cofitune_alpha": alpha} if alpha != 1 else {}
-    write_json(folder / "config.json", {**config, "dtype": dtype, **note})
-
-
-def _check_target(to: Path, kept: list[Path], overwrite: bool) -> Path:
-    """The folder to write, absolute.
-
-    Raises:
-        UserError: it is a file, is or holds the run or the base model, or holds something that may not be replaced.
-    """
-    target = to.resolve()
-    for folder in (k.resolve() for k in kept):
-        if target == folder or target in folder.parents:
-            raise UserError(f"--to {to}: would replace {folder}, which the export reads; choose another folder")
-    if target.exists() and not target.is_dir():
-        raise UserError(f"--to {to}: is a file; name a folder")
-    if target.is_dir() and any(target.iterdir()) and not overwrite:
-        raise UserError(f"--to {to}: exists already and is not empty; choose another folder, or --overwrite it")
-    if target.is_dir() and any(target.iterdir()):
-        _check_replaceable(target, to)
-    return target
-
-
-def _check_replaceable(target: Path, to: Path) -> None:
-    """Raise a UserError where a folder is no export, or holds files that no export wrote."""
-    if not (target / MARK).is_file():
-        raise UserError(f"--to {to}: is no folder that an export wrote (it has no {MARK}), so it is not replaced")
-    listed = read_json(target / MARK, "list of an export's files").get("files")
-    known = {MARK, *(name for name in (listed if isinstance(listed, list) else ()) if isinstance(name, str))}
-    found = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir())
-    foreign = [name for name in found if name not in known]
-    if foreign:
-        raise UserError(f"--to {to}: holds {foreign[0]}, which no export wrote; move it away, or choose another folder")

