@@ -405,6 +405,7 @@ def report(
 
 app.add_typer(cli_setup.config_app, name="config")
 app.command()(cli_setup.init)
+app.command()(cli_setup.convert)
 app.command(name="list")(cli_setup.list_)
 app.command()(cli_setup.env)
 

@@ -1,4 +1,4 @@
-"""The commands around a run: init, config, list, env. Options and help; nothing else. They load no weights."""
+"""The commands around a run: init, config, convert, list, env. Options and help; nothing else."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from cofitune.cli_group import Commands
 from cofitune.cli_output import OUTPUT
 from cofitune.config.json_schema import Of, json_schema
 from cofitune.config.load import read_config
+from cofitune.errors import UserError
+from cofitune.launch.launcher import require_single_process
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The config, shared by all commands.")]
 Overrides = Annotated[
@@ -95,6 +97,43 @@ def init(
     options = recipe.InitOptions(model, data, general, test, task, template, to)
     files = recipe.init(options, overwrite=overwrite, ask=_question(), console=OUTPUT.console())
     OUTPUT.on_done(lambda: {"config": str(files[0]), "files": [str(file) for file in files]})
+
+
+def convert(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model or an adapter: a folder or a hub name.")],
+    to: Annotated[Path, typer.Option(help="The folder to write.")],
+    base: Annotated[
+        str | None, typer.Option(help="An adapter's base. Default: as adapter_config.json names it.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of MODEL on the hub.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32 or bfloat16. Default: float32 where it is stored so, else bfloat16.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that the base's folder brings along.")
+    ] = False,
+) -> None:
+    """Write a base as plain weights in one dtype: fp8 and mxfp4 dequantised, an adapter merged.
+
+    The other commands stand on such a folder.
+    """
+    require_single_process("convert")
+    if dtype not in (None, "float32", "bfloat16"):
+        raise UserError(f"--dtype {dtype}: must be float32 or bfloat16")
+    from cofitune.recipes import convert as recipe
+
+    folder = recipe.convert(
+        model,
+        to,
+        base=base,
+        revision=revision,
+        dtype=dtype,
+        overwrite=overwrite,
+        trust_remote_code=trust_remote_code,
+        console=OUTPUT.console(),
+    )
+    OUTPUT.on_done(lambda: {"folder": str(folder)})
 
 
 def list_(

@@ -79,6 +79,10 @@ RENAMES = {  # a key of other programs → ours
     "out_dir": "output_dir",
 }
 QUANTISED = "quantised weights are not trained; deepspeed.zero_stage: 3 with offload_param: cpu saves memory"
+CONVERTED = (
+    "`cofitune convert NAME --to FOLDER` writes plain weights once, dequantised or with an adapter merged; name that "
+    "folder in model.name"
+)
 UNSUPPORTED = {  # a key of other programs → what is there instead
     "load_in_4bit": QUANTISED,
     "load_in_8bit": QUANTISED,
@@ -92,7 +96,11 @@ UNSUPPORTED = {  # a key of other programs → what is there instead
     "dataloader_num_workers": "items are tokenized once, into a memory map; leave it out",
     "neftune_noise_alpha": "there is no noise on embeddings; leave it out",
     "label_smoothing_factor": "the loss is plain cross-entropy; leave it out",
-    "push_to_hub": "`cofitune export` writes a folder that `hf upload` takes",
+    "push_to_hub": "nothing is uploaded by a training; `cofitune export RUN --to FOLDER --push-to-hub ORG/NAME` does",
+    "dequantize": CONVERTED,
+    "dequantise": CONVERTED,
+    "adapter_name_or_path": CONVERTED,
+    "lora_path": CONVERTED,
     "tokenizer": "the model's own tokenizer is used; leave it out",
     "tokenizer_name": "the model's own tokenizer is used; leave it out",
     "ref_model": "training here is supervised: no DPO, no reward model",
@@ -124,6 +132,8 @@ def key_hint(name: str, section: Sequence[str | int], paths: dict[str, list[str]
         paths: the schema's keys → their dotted places.
     """
     key = name.lower().replace("-", "_")
+    if (*section, key) == ("model", "adapter"):  # the section `adapter` is of what is trained
+        return f"not supported: {CONVERTED}"
     if key in UNSUPPORTED:
         return f"not supported: {UNSUPPORTED[key]}"
     if key in RENAMES:

@@ -16,7 +16,7 @@ from cofitune.config.eval import KEEP
 from cofitune.config.load import load_config
 from cofitune.data.template import ChatTemplate, set_template, without_day
 from cofitune.errors import ArtifactError, UserError
-from cofitune.files import gib, read_json, write_json, write_tensors, write_text
+from cofitune.files import gib, write_json, write_tensors, write_text
 from cofitune.model.anatomy import build_empty, is_missing_folder, read_model_config
 from cofitune.model.folder import read_generation_config
 from cofitune.model.load import DTYPES, load_tokenizer
