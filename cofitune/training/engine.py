@@ -255,15 +255,21 @@ def _merge(base: dict[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def loads_sharded(num_parameters: int, settings: EngineSettings, world_size: int) -> bool:
+    """Whether rank 0 alone reads the weights, and each rank keeps its share: where several share a big model."""
+    big = num_parameters * settings.dtype.itemsize >= SHARDED_LOADING_FROM
+    return big and world_size > 1 and settings.zero_stage == 3
+
+
 @contextmanager
 def sharded_loading(num_parameters: int, settings: EngineSettings, world_size: int) -> Iterator[None]:
-    """Inside, `from_pretrained` shards weights while it reads them, where the model is big and several ranks share it.
+    """Inside, `from_pretrained` shards weights while it reads them, where `loads_sharded` says so.
 
     Small models are loaded whole by every rank and sharded by `initialize`; safetensors are memory-mapped, so that the
-    ranks share the pages. Raw keys of the user's are part of the config that transformers looks at.
+    ranks share the pages of weights that are stored in the training's dtype. Raw keys of the user's are part of the
+    config that transformers looks at.
     """
-    big = num_parameters * settings.dtype.itemsize >= SHARDED_LOADING_FROM
-    if not (big and world_size > 1 and settings.zero_stage == 3):
+    if not loads_sharded(num_parameters, settings, world_size):
         yield
         return
     with loading_under(deepspeed_config(settings)):

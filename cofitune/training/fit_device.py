@@ -23,8 +23,12 @@ def device_bytes(world_size: int) -> int:
     """
     if torch.cuda.is_available():
         return int(torch.cuda.get_device_properties(device_of(this_rank())).total_memory)
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))  # torch's launcher sets it
-    return free_memory() // max(1, here)
+    return free_memory() // ranks_here(world_size)
+
+
+def ranks_here(world_size: int) -> int:
+    """Ranks on this machine: all of `world_size`, but where torch's launcher says otherwise."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
 
 
 def smallest_device_bytes(device: torch.device) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.region import Region
 from cofitune.training.activations import Activations
-from cofitune.training.engine import ELEMENTS_AT_ONCE, EngineSettings, deepspeed_config
+from cofitune.training.engine import ELEMENTS_AT_ONCE, EngineSettings, deepspeed_config, loads_sharded
 
 MASTER = 4  # bytes a trained weight, in fp32; fp32 training has no separate one
 MOMENTS = {"adamw": 8, "adamw_8bit": 2}  # bytes a trained weight: exp_avg and exp_avg_sq
@@ -21,7 +21,8 @@ class Memory:
 
     Attributes:
         buffers: DeepSpeed's gradient bucket, the gradient of what one inner step takes, and old values for a soft mask.
-        host_loading: the weights while they are read, by rank 0 alone or as pages that the ranks share.
+        host_loading: the weights while they are read: by rank 0 alone, or as pages that the ranks share; where they are
+            stored in another dtype, each rank has a copy of its own.
         host_offloaded: what offloading keeps there for the whole run.
     """
 
@@ -50,6 +51,8 @@ class Footprint:
         base_kept: whether a copy of the trained weights as the base has them is kept, for the pull towards it.
         masked: whether attention gets a mask.
         fused: whether attention is a fused kernel.
+        converting: ranks of this machine that each convert the weights, which are stored in another dtype, while they
+            load; 1 where they are stored as they are trained, and the ranks share the pages of the files.
     """
 
     anatomy: Anatomy
@@ -62,6 +65,7 @@ class Footprint:
     base_kept: bool = False
     masked: bool = False
     fused: bool = True
+    converting: int = 1
 
     @property
     def activations(self) -> Activations:
@@ -119,7 +123,7 @@ def estimate_memory(run: Footprint) -> Memory:
         optimizer=optimizer,
         buffers=buffers,
         activations=run.activations.peak(run.checkpointed),
-        host_loading=whole,
+        host_loading=whole * (1 if loads_sharded(anatomy.num_parameters, settings, world_size) else run.converting),
         host_offloaded=offloaded,
     )
 

@@ -93,3 +93,14 @@ def test_one_card_holds_7b_with_buffers_of_one_inner_step(llama_7b: Anatomy) -> 
     )
     assert ours.buffers == 10**8 * 2 + 2 * 10**8 * 4
     assert theirs.buffers == 5 * 10**8 * 2 + 2 * TRAINED * 4
+
+
+def test_weights_in_another_dtype_are_on_the_host_once_a_rank(llama_7b: Anatomy) -> None:
+    def loading(copies: int, **changes: object) -> int:
+        region = resolve_region("25%-50%", ["up_proj"], 32)
+        settings = replace(SETTINGS, **changes)  # type: ignore[arg-type]
+        run = Footprint(llama_7b, region, settings, world_size=8, max_length=512, checkpointed=24, converting=copies)
+        return run.memory.host_loading
+
+    assert loading(8, zero_stage=2) == 8 * loading(1, zero_stage=2) == 8 * ALL * 2
+    assert loading(8) == ALL * 2, "under ZeRO-3 rank 0 alone reads a big model"

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from cofitune.config import schema
 from cofitune.config.schema import Config
 from cofitune.data.batches import Plan, plan_steps
@@ -13,6 +15,7 @@ from cofitune.data.chat import Example
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.load import choose_dtype
 from cofitune.model.region import Region
+from cofitune.model.weight_files import stored_dtype, weight_files
 from cofitune.recipes.from_config import base_anatomy, base_config
 from cofitune.recipes.prerequisites import Prerequisites
 from cofitune.recipes.train import resolve
@@ -20,7 +23,7 @@ from cofitune.recipes.train.data import TrainData, read_train_data
 from cofitune.recipes.train.rehearsal import BaseIdentity, Joined, Rehearsed, read_rehearsed
 from cofitune.softmask.factors import Factor, freeze_factors, join
 from cofitune.training.engine import EngineSettings, check_config
-from cofitune.training.fit_device import choose_checkpointed, choose_stage, device_bytes
+from cofitune.training.fit_device import choose_checkpointed, choose_stage, device_bytes, ranks_here
 from cofitune.training.memory import Footprint
 from cofitune.training.monitor import check_usable
 from cofitune.training.optimizer import check_optimizer
@@ -49,6 +52,7 @@ class TrainPlan:
         adapter_begins: hash of what an OSF adapter begins with, known once it is in the model.
         kept_stage: the ZeRO stage that a training on its way began under, which `auto` then means; None: it chooses.
         checkpointed: layers, from the lowest trained one up, whose activations are computed again.
+        stored: the dtype of most of the weights on disk; None where a dry run has none to look at.
     """
 
     config: Config
@@ -71,6 +75,7 @@ class TrainPlan:
     rehearsal: Rehearsed | None = None
     checkpointed: int = 0
     kept_stage: int | None = None
+    stored: torch.dtype | None = None
 
     @property
     def examples(self) -> Sequence[Example]:
@@ -109,7 +114,13 @@ class TrainPlan:
             base_kept=self.config.train.l2_to_base > 0,
             masked=config.model.trust_remote_code or (config.data.packing and not config.model.has_flash_attention),
             fused=self.anatomy.fuses_attention if attention == "auto" else attention != "eager",
+            converting=ranks_here(self.steps.world_size) if self.converts else 1,
         )
+
+    @property
+    def converts(self) -> bool:
+        """Whether the weights are stored in another dtype than they are trained in."""
+        return self.stored not in (None, self.settings.dtype)
 
     @property
     def resolved(self) -> dict[str, int]:
@@ -209,6 +220,7 @@ def plan_train(
         notes=tuple(needs.notes),
         adapter=adapter,
         rehearsal=rehearsal,
+        stored=stored_dtype(weight_files(model.name, model.revision, download=False)) if base else None,
     )
     plan = plan.fitted(device_bytes(world_size))
     if steps.num_epochs == 1:  # one pass over the data would reuse nothing

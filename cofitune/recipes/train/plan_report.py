@@ -37,6 +37,7 @@ def print_plan(plan: TrainPlan, console: Console) -> None:
     print_stage_hint(config.deepspeed, world_size, torch.cuda.is_available(), console)
     _print_prefix(plan, console)
     print_memory(console, plan.footprint.memory, world_size)
+    _print_conversion(plan, console)
     say(
         console,
         f"writes: {plan.folder}/ (delta.safetensors, manifest.json, metrics.jsonl, "
@@ -48,6 +49,18 @@ def print_plan(plan: TrainPlan, console: Console) -> None:
         say(console, text)
     for text in plan.missing:
         say(console, ("still missing:", "yellow"), f" {text}")
+
+
+def _print_conversion(plan: TrainPlan, console: Console) -> None:
+    """Say where each rank makes a copy of the weights."""
+    copies = plan.footprint.memory.host_loading // (plan.anatomy.num_parameters * plan.settings.dtype.itemsize)
+    if copies > 1:
+        stored, trained = (str(d).removeprefix("torch.") for d in (plan.stored, plan.settings.dtype))
+        say(
+            console,
+            f"  they are stored in {stored}: {copies} ranks convert a copy each; `cofitune convert "
+            f"{plan.config.model.name} --to FOLDER --dtype {trained}` once, and they share the pages of one",
+        )
 
 
 def _print_adapter(plan: TrainPlan, adapter: AdapterPlan, console: Console) -> None:

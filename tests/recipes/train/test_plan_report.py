@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from io import StringIO
 from pathlib import Path
 
 import pytest
 from rich.console import Console
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cofitune.config.schema import Config
 from cofitune.recipes.train.plan_report import print_stage_hint
@@ -69,3 +70,27 @@ def test_attention_that_keeps_its_scores_has_every_layer_checkpointed(
     }
     assert run_train(monkeypatch, config, "--dry-run") == 0
     assert f"gradient checkpointing (auto): {expected} of the 2 layers" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("stored", ["float16", "float32"])
+def test_weights_that_each_rank_converts_are_counted_and_told(
+    stored: str,
+    tmp_path: Path,
+    tiny_model_folder: Path,
+    eight_items: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model_folder, model)
+    AutoModelForCausalLM.from_pretrained(model, dtype=stored).save_pretrained(model)
+    config = {"model": {"name": str(model), "dtype": "float32"}, "data": {"train": str(eight_items), "max_length": 64}}
+    config |= {"region": {"layers": "2-3", "modules": "ffn"}, "softmask": {"apply_to": "none"}}
+    options = ("--dry-run", "--num-processes", "8", "--json")
+    assert run_train(monkeypatch, {**config, "output_dir": str(tmp_path / "run")}, *options) == 0
+    told = capfd.readouterr()
+    plan = json.loads(told.out)["plan"]
+    copies = 8 if stored == "float16" else 1
+    assert plan["host_bytes"] == copies * 4 * plan["all_weights"]
+    sentence = f"they are stored in float16: 8 ranks convert a copy each; `cofitune convert {model}"
+    assert (sentence in " ".join(told.err.split())) == (copies > 1)
