@@ -31,6 +31,8 @@ SHARDED_LOADING_FROM = 8 * 2**30  # bytes of weights
 # old values. DeepSpeed's own 5e8 and 1e9 would cost more memory than a 7B model's activations
 ELEMENTS_AT_ONCE = 10**8
 SECONDS_TO_REST = 0.2  # for gloo's threads, which need microseconds of a free core
+# what DeepSpeed raises of values of `raw`, of its config or once it needs them; pydantic's error is a ValueError
+REFUSALS = ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError, NotImplementedError
 STEP_TIMEOUT = 1800  # seconds, as transformers' ddp_timeout
 ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
 
@@ -146,7 +148,9 @@ def start_engine(model: nn.Module, settings: EngineSettings) -> Engine:
             config=config,
             lr_scheduler=schedule,
         )
-    except ValidationError as error:
+    except REFUSALS as error:
+        if not settings.raw and not isinstance(error, ValidationError):
+            raise  # nothing of it is the user's doing
         raise _refused(error) from error
     return engine
 
@@ -161,20 +165,12 @@ def check_config(settings: EngineSettings) -> None:
 
     try:
         DeepSpeedConfig(deepspeed_config(settings))
-    except (
-        ValidationError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        LookupError,
-        AssertionError,
-        OverflowError,
-    ) as error:
+    except REFUSALS as error:
         raise _refused(error) from error
 
 
 def _refused(error: Exception) -> UserError:
-    message = str(error)
+    message = str(error) or type(error).__name__
     if isinstance(error, ValidationError):
         message = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
     return UserError(f"deepspeed.raw: DeepSpeed refuses it: {message}")

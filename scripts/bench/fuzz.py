@@ -39,7 +39,7 @@ from cofitune.files import write_text
 SECONDS = 10.0  # of CPU time in which an input must be taken or refused
 WAITING = 120.0  # seconds on the clock: a reader may also wait for something that never comes
 SUPPORTED = ("multiple_choice", "generate", "loss", "ifeval")
-SMALLEST = "{model: m, data: {train: a.jsonl}, output_dir: r}"
+SMALLEST = "{model: {name: m}, data: {train: a.jsonl}, output_dir: r}"
 METRICS = dict(zip(SUPPORTED, ("acc", "exact_match", "nats_per_token", "prompt_strict"), strict=True))
 
 

@@ -232,8 +232,20 @@ def report_run(folder: Path, good: Path, rng: random.Random) -> Path:
 
 def hostfile(folder: Path, rng: random.Random) -> Path:
     """A hostfile with something odd in it."""
-    text = "# two hosts\nworker-1 slots=8\nroot@10.0.0.2   slots=4  # half\n[fe80::1]\tslots=2\n"
-    pieces = ("\ufeff", '"worker-1"', "'", "slots=0", "slots=-1", "slots=9" + "9" * 30, "slots = 2", "\t", "::1", "-o")
+    text = "# two hosts\nworker-1 slots=8\nroot@10.0.0.2   slots=4  # half\nfe80::1\tslots=2\n"
+    pieces = (
+        "\ufeff",
+        "[",
+        '"worker-1"',
+        "'",
+        "slots=0",
+        "slots=-1",
+        "slots=9" + "9" * 30,
+        "slots = 2",
+        "\t",
+        "::1",
+        "-o",
+    )
     for _ in range(rng.choice((0, 1, 3))):
         at = rng.randint(0, len(text))
         text = text[:at] + rng.choice(pieces) + text[at:]

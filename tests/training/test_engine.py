@@ -81,6 +81,9 @@ def test_a_value_that_deepspeed_refuses_is_a_users_mistake() -> None:
         check_config(settings)
     with pytest.raises(UserError, match=r"deepspeed.raw: DeepSpeed refuses it: sub_group_size"):
         start_engine(torch.nn.Linear(2, 2), settings)
+    settings = replace(settings, raw={"gradient_predivide_factor": 2.0})  # which it finds out once it starts
+    with pytest.raises(UserError, match=r"deepspeed.raw: DeepSpeed refuses it: gradient_predivide_factor != 1.0"):
+        start_engine(torch.nn.Linear(2, 2), settings)
 
 
 @pytest.mark.processes
