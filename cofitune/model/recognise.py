@@ -59,7 +59,7 @@ def choose_layout(model: PreTrainedModel, described: Layout | None) -> Recognise
         if total > score:
             best = moved.only({m for group, layers in held.items() if layers for m in group})
             score, whole = total, total == 2 * len(modules[moved.layers])
-    return Recognised(best, "" if whole else _what_lacks(best, modules))
+    return Recognised(_with_its_dropout(best, modules), "" if whole else _what_lacks(best, modules))
 
 
 def missing_paths(modules: dict[str, nn.Module], layout: Layout) -> str:
@@ -98,6 +98,14 @@ def layers_with(modules: dict[str, nn.Module], layout: Layout, group: tuple[str,
 def _at(layout: Layout, layers: str) -> Layout:
     """A layout with its layers where this model has them; how fused q, k, v lie is known at their own place alone."""
     return layout if layout.modules["q_proj"] == layout.modules["k_proj"] else replace(layout, layers=layers)
+
+
+def _with_its_dropout(layout: Layout, modules: dict[str, nn.Module]) -> Layout:
+    """A layout whose attention calls its dropout as most families do now: GPT-J's does so since transformers 5.24."""
+    attention = modules.get(f"{layout.layers}.0.{layout.attention}")
+    own, usual = layout.attention_dropout, Layout.attention_dropout
+    renamed = "." not in own and not hasattr(attention, own) and hasattr(attention, usual)
+    return replace(layout, attention_dropout=usual) if renamed else layout
 
 
 def _what_lacks(layout: Layout, modules: dict[str, nn.Module]) -> str:

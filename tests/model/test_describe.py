@@ -58,6 +58,15 @@ def test_what_is_proposed_by_names_is_what_the_table_says(family: str) -> None:
     assert "…" not in section
 
 
+def test_a_dropout_that_a_newer_transformers_renamed_is_found() -> None:
+    """GPT-J's attention has `attn_dropout` in 5.23 and `attention_dropout` in 5.24."""
+    model = on_meta(FAMILIES["gptj"])
+    for layer in model.transformer.h:
+        vars(layer.attn)["_modules"].pop("attn_dropout", None)
+        layer.attn.attention_dropout = 0.0
+    assert anatomy_of(model).layout.attention_dropout == "attention_dropout"
+
+
 def test_names_that_tell_too_little_are_no_proposal() -> None:
     text = how_to_describe(on_meta(BertConfig(**SIZES, is_decoder=True)))
     assert "tell too little" in text and "anatomy:" not in text
