@@ -28,6 +28,7 @@ from cofitune.model.load import DTYPES, load_model, load_tokenizer
 from cofitune.model.quantised import PLAIN, quantisation
 from cofitune.model.weight_files import local_folder, stored_dtype, weight_files
 from cofitune.recipes.folders import free_bytes
+from cofitune.recipes.model_card import CONVERTED, public_name
 from cofitune.recipes.model_folder import check_target, copy_rest, write_model_folder
 from cofitune.reports.console import say
 from cofitune.temporary import temporary_folder
@@ -169,7 +170,10 @@ def _fill_folder(folder: Path, conversion: Conversion) -> None:
     if adapter and (adapter / "tokenizer.json").is_file():
         for file in (file for pattern in TOKENIZER for file in adapter.glob(pattern)):
             shutil.copyfile(file, folder / file.name)
-    copy_rest(source, folder, {"dtype": str(conversion.dtype).removeprefix("torch.")}, without=["quantization_config"])
+    note = {"base": public_name(conversion.title), "quantised": conversion.method}
+    note |= {"adapter": public_name(str(adapter)) if adapter else None}
+    changes = {"dtype": str(conversion.dtype).removeprefix("torch."), CONVERTED: note}
+    copy_rest(source, folder, changes, without=["quantization_config"])
     config = read_model_config(str(folder), None, conversion.trust_remote_code)
     check_files(weight_files(str(folder)), read_anatomy(config, conversion.trust_remote_code))
     load_tokenizer(str(folder), None, conversion.trust_remote_code)

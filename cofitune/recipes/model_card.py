@@ -9,12 +9,14 @@ from typing import Any
 import yaml
 
 from cofitune.errors import ArtifactError
+from cofitune.files import read_json
 from cofitune.reports.evaluation.scores import CATEGORIES, Scores
 from cofitune.reports.text import NONE, number, signed
 
 FILE = "README.md"
 ROWS = (*CATEGORIES, "versatility", "unified")
 METHOD = "[CoFiTune](https://arxiv.org/abs/2404.10306)"
+CONVERTED = "cofitune_converted"  # in the config.json of what `cofitune convert` wrote: what it was made from
 UNKNOWN = "unknown"  # as the hub calls a licence that nobody has named
 
 
@@ -29,9 +31,10 @@ def model_card(manifest: Mapping[str, Any], base: Path, run: Path, alpha: float,
         dtype: what its weights are stored in.
         title: the folder's name.
     """
+    named = _base_name(manifest, base)
     about = {
         "license": _licence(base),
-        "base_model": _public(str(manifest["base"])),
+        "base_model": named,
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["cofitune"],
@@ -43,7 +46,7 @@ def model_card(manifest: Mapping[str, Any], base: Path, run: Path, alpha: float,
         "",
         f"# {title}",
         "",
-        f"`{_public(str(manifest['base']))}`, fine-tuned by cofitune ({METHOD}). Weights are {dtype}.",
+        f"`{named}`, fine-tuned by cofitune ({METHOD}). Weights are {dtype}.",
         "",
         *_training(manifest, alpha),
         "",
@@ -88,7 +91,7 @@ def _training(manifest: Mapping[str, Any], alpha: float) -> Iterator[str]:
         yield f"- Soft mask: {softmask['apply_to']} on {', '.join(softmask['modules'])}"
     if data := get("data"):
         items = sum(counts.get("kept", 0) for counts in get("items", ()))
-        yield f"- Data: {', '.join(_public(str(one['path'])) for one in data)} ({items:,} items)"
+        yield f"- Data: {', '.join(public_name(str(one['path'])) for one in data)} ({items:,} items)"
     if rehearsal := get("rehearsal"):
         yield f"- Rehearsal: {rehearsal.get('items', 0):,} of the base's own answers"
     if get("steps"):
@@ -150,7 +153,16 @@ def _licence(base: Path) -> str:
     return licence if isinstance(licence, str) else UNKNOWN
 
 
-def _public(name: str) -> str:
+def _base_name(manifest: Mapping[str, Any], base: Path) -> str:
+    """The base as others may know it: of one that `cofitune convert` wrote, what that was made from."""
+    if (base / "config.json").is_file():
+        note = read_json(base / "config.json", "model config", ours=False).get(CONVERTED)
+        if isinstance(note, dict) and isinstance(note.get("base"), str):
+            return str(note["base"])
+    return public_name(str(manifest["base"]))
+
+
+def public_name(name: str) -> str:
     """A hub name as it is; of a path the last part, which says nothing of a machine."""
     path = Path(name)
     return name if len(path.parts) == 2 and not path.exists() and not name.startswith((".", "/", "~")) else path.name

@@ -53,7 +53,8 @@ def copy_rest(source: Path, folder: Path, changes: Mapping[str, object], without
         if file.is_file() and not is_weights and file.name != MARK and not (folder / file.name).exists():
             shutil.copyfile(file, folder / file.name)
     config: dict[str, object] = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    for key in ("torch_dtype", "cofitune_alpha", *without):  # of a base that was exported itself, another run's
+    # of a base that was exported or converted itself, another's
+    for key in ("torch_dtype", "cofitune_alpha", "cofitune_converted", *without):
         config.pop(key, None)
     write_json(folder / "config.json", {**config, **changes})
 

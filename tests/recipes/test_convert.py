@@ -95,6 +95,8 @@ def test_an_adapters_folder_is_merged_into_its_base(
     with pytest.raises(UserError, match="cannot be had"):
         convert(str(tmp_path / "lora"), tmp_path / "again", console=QUIET)
     convert(str(tmp_path / "lora"), tmp_path / "again", base=str(moved), console=QUIET)
+    note = json.loads((tmp_path / "again/config.json").read_text())["cofitune_converted"]
+    assert note == {"base": "moved", "quantised": None, "adapter": "lora"}
     assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "out/model.safetensors").read_bytes()
 
 
@@ -172,6 +174,7 @@ def test_fp8_weights_are_dequantised_block_by_block(folder: Path, tmp_path: Path
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert "quantization_config" not in config and config["dtype"] == "bfloat16"
+    assert config["cofitune_converted"] == {"base": "model", "quantised": "fp8", "adapter": None}
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     check_trainable("out", read_model_config(str(tmp_path / "out")))
 

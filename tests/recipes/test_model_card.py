@@ -80,3 +80,10 @@ def test_the_licence_is_the_one_that_the_bases_card_names(tmp_path: Path) -> Non
     assert head["license"] == "apache-2.0" and "names `apache-2.0`" in body
     (tmp_path / "base/README.md").write_text("---\n: [broken\n---\n")
     assert card(tmp_path)[0]["license"] == "unknown"
+
+
+def test_a_converted_base_is_named_as_what_it_was_made_from(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/config.json").write_text(json.dumps({"cofitune_converted": {"base": "org/llama-fp8"}}))
+    head, body = card(tmp_path)
+    assert head["base_model"] == "org/llama-fp8" and "`org/llama-fp8`, fine-tuned" in body
