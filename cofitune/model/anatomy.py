@@ -19,6 +19,7 @@ from cofitune.model.kind import auto_class, check_causal, check_kind
 from cofitune.model.layouts import ATTENTION, EXPERTS, FFN, MODULES, Layout
 from cofitune.model.recognise import choose_layout, find_experts, names_in_files, true_shape
 
+MOST_PARTS = 10_000  # layers or experts: each of them is built before its shape is known
 EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k")
 
 
@@ -180,8 +181,9 @@ def build_empty(config: PretrainedConfig, trust_remote_code: bool = False) -> Pr
     """The model of a config without weights, on the meta device.
 
     Raises:
-        UserError: transformers cannot build it.
+        UserError: transformers cannot build it, or would build without end.
     """
+    _check_counts(config)
     try:
         with torch.device("meta"):
             model: PreTrainedModel = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
@@ -189,6 +191,18 @@ def build_empty(config: PretrainedConfig, trust_remote_code: bool = False) -> Pr
         reason = first_line(error)
         raise UserError(f"model.name: model type {config.model_type} cannot be built: {reason}") from error
     return model
+
+
+def _check_counts(config: PretrainedConfig) -> None:
+    """Refuse a damaged config.json with so many layers or experts that building them would not end.
+
+    Raises:
+        UserError: it names the entry.
+    """
+    for name, value in config.get_text_config().to_dict().items():
+        counts = ("layer" in name or "expert" in name) and not ("size" in name or "dim" in name)
+        if counts and isinstance(value, int) and value > MOST_PARTS:
+            raise UserError(f"model.name: config.json: {name} is above {MOST_PARTS:,}, as in no model; is it damaged?")
 
 
 def anatomy_of(model: PreTrainedModel, described: Layout | None = None) -> Anatomy:

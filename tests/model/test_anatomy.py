@@ -93,6 +93,12 @@ def test_reading_the_sizes_of_a_13b_builds_no_weights() -> None:
     assert read_anatomy(config).num_parameters == 13_015_864_320  # LLaMA-13B; in memory it would be 52 GB
 
 
+@pytest.mark.parametrize("changed", [{"num_hidden_layers": 10**30}, {"num_hidden_layers": 10**400}])
+def test_a_config_with_more_layers_than_can_be_built_is_refused(changed: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="num_hidden_layers is above 10,000"):
+        read_anatomy(LlamaConfig(**{**SIZES, **changed}))
+
+
 def test_a_mixture_of_experts_has_heads_and_no_neurons_that_are_known() -> None:
     anatomy = read_anatomy(MixtralConfig(**SIZES, num_local_experts=2))
     assert anatomy.modules == (*GROUPS["mha"], "experts") and "FFN" in anatomy.unknown
