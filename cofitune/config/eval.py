@@ -245,7 +245,22 @@ class Eval(Section):
         description="what ends a model's reasoning, such as </think>: all models are left to think, and what stands "
         "behind it is the answer; null: they are asked to answer at once, in the form that training taught",
     )
-    batch_size: int = Field(16, gt=0, description="items a batch; keep it the same in everything that is compared")
+    batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
+        "auto",
+        description="items a batch, the same in everything that is compared; auto: of each task as many as the "
+        "device's memory holds, a power of two, at most 64 on a GPU and 16 on a CPU",
+    )
+
+    @property
+    def known_batch_size(self) -> int:
+        """Its number of items a batch.
+
+        Raises:
+            ConfigError: it is yet to be chosen.
+        """
+        if self.batch_size == "auto":
+            raise ConfigError(["eval.batch_size: auto: is not chosen here; give a number"])
+        return self.batch_size
 
     @field_validator("drift")
     @classmethod

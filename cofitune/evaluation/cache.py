@@ -28,10 +28,14 @@ class AnswerCache:
 
     folder: Path
 
+    def holds(self, key: Mapping[str, object]) -> bool:
+        """Whether there is a result under this key."""
+        return (self._place(key) / "answers.json").is_file()
+
     def get(self, key: Mapping[str, object], loaded: LoadedTask) -> TaskResult | None:
         """The result under this key; None where there is none, or where its files are damaged, which is said."""
         place = self._place(key)
-        if not (place / "answers.json").is_file():
+        if not self.holds(key):
             return None
         try:
             if read_json(place / "key.json", "key") != _plain(key):

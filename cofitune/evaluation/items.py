@@ -286,6 +286,8 @@ class LoadedTask:
         cut: lines of a harness task's items whose prompts the harness cuts from the left to make them fit, likewise.
         too_long: lines of the items whose right answer is longer than an answer may be, likewise; they stay in.
         longest: tokens of the longest prompt, likewise; 0 before.
+        longest_whole: tokens of the longest prompt with its answer, likewise; 0 before.
+        logits_at_once: of an item, the tokens whose logits are made at once at most, likewise; 0 before.
         asked_sha256: hash of all prompts and given answers as the model sees them, likewise; empty before.
         harness: the harness's own task objects, several for a group; none for a file's task.
         rehearsal: of kind drift, the rehearsal whose held-out items these are; else None.
@@ -301,6 +303,8 @@ class LoadedTask:
     cut: tuple[int, ...] = ()
     too_long: tuple[int, ...] = ()
     longest: int = 0
+    longest_whole: int = 0
+    logits_at_once: int = 0
     asked_sha256: str = ""
     harness: tuple[Any, ...] = field(default=(), compare=False, repr=False)
     rehearsal: Rehearsal | None = field(default=None, compare=False, repr=False)

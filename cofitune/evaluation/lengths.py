@@ -40,14 +40,17 @@ def fit_lengths(
 
 def _fitted(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, positions: int | None) -> LoadedTask:
     if loaded.rehearsal is not None:  # tokens that the base has read and written itself
-        longest = max(len(loaded.rehearsal.items[item.line - 1].prompt_ids) for item in loaded.items)
-        return replace(loaded, longest=longest, asked_sha256=loaded.sha256)
+        items = [loaded.rehearsal.items[item.line - 1] for item in loaded.items]
+        longest = max(len(item.prompt_ids) for item in items)
+        whole = max(len(item.prompt_ids) + len(item.answer_ids) for item in items)
+        return replace(loaded, longest=longest, longest_whole=whole, asked_sha256=loaded.sha256)
     return (_cut if loaded.harness else _fit)(loaded, tokenizer, positions)
 
 
 def _fit(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, positions: int | None) -> LoadedTask:
     task = loaded.task
-    fitting, left_out, unusable, longest, shortest, hashed = [], [], [], 0, None, hashlib.sha256()
+    fitting, left_out, unusable, shortest, hashed = [], [], [], None, hashlib.sha256()
+    longest = longest_whole = logits = 0
     for item in loaded.items:
         try:
             asked = ask_item(tokenizer, item, task)
@@ -65,6 +68,8 @@ def _fit(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, positions: int 
         fitting.append(item)
         hashed.update(json.dumps([asked.prompt, asked.texts]).encode())
         longest = max(longest, length)
+        longest_whole = max(longest_whole, whole)
+        logits = max(logits, *(len(a.ids) for a in asked.answers), 1)
     if not fitting:
         _refuse_empty(task, shortest, positions)
     return replace(
@@ -74,6 +79,8 @@ def _fit(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, positions: int 
         unusable=tuple(sorted({*loaded.unusable, *unusable})),
         too_long=_too_long(task, fitting, tokenizer),
         longest=longest,
+        longest_whole=longest_whole,
+        logits_at_once=logits,
         asked_sha256=hashed.hexdigest(),
     )
 
@@ -111,22 +118,31 @@ def _cut(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase, positions: int 
     """The harness cuts prompts itself, and its own figures contain that: such items stay in, and are counted."""
     from cofitune.evaluation.harness.native import build_requests
 
-    cut, longest, asked = set(), 0, hashlib.sha256()
+    cut, asked = set(), hashlib.sha256()
+    longest = longest_whole = logits = 0
     for number, context, answer in build_requests(loaded, tokenizer):
         asked.update(json.dumps([number, context, answer]).encode())
         length = _num_tokens(tokenizer, context)
         longest = max(longest, length)
-        if (
-            positions is not None
-            and length + (answer if isinstance(answer, int) else _num_tokens(tokenizer, answer)) > positions
-        ):
+        whole = length + (answer if isinstance(answer, int) else _num_tokens(tokenizer, answer))
+        if positions is not None and whole > positions:
             cut.add(number)
+            whole = positions
+        longest_whole = max(longest_whole, whole)
+        logits = max(logits, 1 if isinstance(answer, int) else whole)  # the harness makes those of the prompt, too
     if len(cut) == len(loaded.items):
         raise DataError(
             f"harness task '{loaded.task.title}': no item fits into the model's {positions} positions (the longest "
             f"prompt has {longest} tokens; num_fewshot makes it shorter)"
         )
-    return replace(loaded, cut=tuple(sorted(cut)), longest=longest, asked_sha256=asked.hexdigest())
+    return replace(
+        loaded,
+        cut=tuple(sorted(cut)),
+        longest=longest,
+        longest_whole=longest_whole,
+        logits_at_once=logits,
+        asked_sha256=asked.hexdigest(),
+    )
 
 
 def _num_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> int:

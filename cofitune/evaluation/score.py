@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -49,7 +49,8 @@ class ScoreRequest:
     Attributes:
         tokenizer: with the template of the training, and a padding token.
         tasks: from `cofitune.evaluation.tasks.load_tasks`.
-        batch_size: prompts a batch. Keep it the same in everything that is compared: bf16 answers depend on it.
+        batch_size: prompts a batch, or of each task by its title. Keep it the same in everything that is compared: bf16
+            answers depend on it.
         positions: tokens that a prompt and its answer may have; None: as many as the model can attend to.
         share: this rank's share where several ranks, each with the whole model, ask the same; all of them get all
             results, and they are the same as one rank's.
@@ -57,7 +58,7 @@ class ScoreRequest:
 
     tokenizer: PreTrainedTokenizerBase
     tasks: Sequence[LoadedTask]
-    batch_size: int
+    batch_size: int | Mapping[str, int]
     positions: int | None = None
     share: BatchSharding = field(default_factory=BatchSharding)
 
@@ -96,11 +97,12 @@ def score_model(
     with quiet_harness(), _as_it_was(model):
         from cofitune.evaluation.harness.model import ChatTemplateLM, ChatTemplateLMBase
 
-        shared = (model, tokenizer, request.batch_size, share, positions)
         for task in fit_lengths(request.tasks, tokenizer, positions):
             on_start(task)
+            size = request.batch_size if isinstance(request.batch_size, int) else request.batch_size[task.task.title]
+            shared = (model, tokenizer, size, share, positions)
             if task.rehearsal is not None:
-                result = score_drift(model, tokenizer, task, request.batch_size, share)
+                result = score_drift(model, tokenizer, task, size, share)
             elif task.harness:
                 judge = ChatTemplateLMBase(*shared, think_end_token=task.task.think_end_token)
                 result = score_harness(judge, task)

@@ -97,7 +97,7 @@ def explaining_out_of_memory(run: Footprint) -> Iterator[None]:
     """
 
     def explain(error: Exception, output: str) -> str:
-        on_gpu = isinstance(error, torch.OutOfMemoryError) or any(w in str(error) for w in GPU_WORDS)
+        on_gpu = is_on_gpu(error)
         memory = run.memory
         if torch.cuda.is_available() and not on_gpu:
             ways = ways_out_of_host(run)
@@ -128,6 +128,11 @@ def telling_out_of_memory(explain: Callable[[Exception, str], str]) -> Iterator[
             raise
         output = (str(error).strip().splitlines() or ["MemoryError"])[0].strip()
         raise UserError(explain(error, output)) from error
+
+
+def is_on_gpu(error: BaseException) -> bool:
+    """Whether an allocation that failed was one of a GPU's memory."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in GPU_WORDS)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

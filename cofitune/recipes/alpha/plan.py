@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedTokenizerBase
 
 from cofitune import __version__
 from cofitune.config import schema
@@ -26,6 +25,7 @@ from cofitune.files import sha256_file, sha256_json
 from cofitune.model.anatomy import is_missing_folder
 from cofitune.model.load import load_tokenizer
 from cofitune.model.weight_files import fingerprint, remembered_sha256
+from cofitune.recipes.alpha.batches import Batches
 from cofitune.recipes.alpha.measure import DriftMeasure, LossMeasure, Measure, TaskMeasure
 from cofitune.recipes.folders import check_trusted
 from cofitune.recipes.from_config import data_sources, eval_tasks
@@ -127,9 +127,10 @@ def plan_alpha(run: Path, base: Place | None = None, *, trust_remote_code: bool 
     tokenizer = load_tokenizer(name, revision, model.trust_remote_code)
     template = set_template(tokenizer, ChatTemplate.from_manifest(manifest))
     tokens = tokenizer_sha256(tokenizer)  # before anyone sets its padding
-    measure = _measure(config.search.eval, config.data, config.train, tokenizer, _Tested(config.eval))
+    batches = Batches(model, tokenizer)
+    measure = _measure(config.search.eval, config.data, config.train, batches, _Tested(config.eval))
     drift, no_drift = _drift(
-        _rehearsal_folders(manifest, train.parent), tokenizer, config.eval.batch_size, (name, base_fingerprint, tokens)
+        _rehearsal_folders(manifest, train.parent), batches, config.eval.batch_size, (name, base_fingerprint, tokens)
     )
     settings = {
         "dtype": manifest["dtype"],
@@ -168,17 +169,18 @@ def _measure(
     requested: schema.Eval | None,
     data: schema.Data,
     train: schema.Train,
-    tokenizer: PreTrainedTokenizerBase,
+    batches: Batches,
     tested: _Tested,
 ) -> Measure:
     """The speciality tasks of search.eval (`requested`), or else the loss on data.validation."""
+    tokenizer = batches.tokenizer
     if requested is not None and requested.speciality:
         only = requested.model_copy(update={"versatility": Versatility(), "drift": ()})
         # a cross-entropy has no scale from guessing to all right, and enters no mean
         tasks = tuple(t for t in load_tasks(eval_tasks(only)) if t.metric.unit == "share")
         if tasks:
             tested.refuse("search.eval.speciality", [t.task for t in tasks])
-            return TaskMeasure(tasks, tokenizer, requested.batch_size)
+            return TaskMeasure(tasks, tokenizer, batches.size(requested.batch_size, tasks))
     if data.validation:
         encoding = Encoding(data.max_length, data.train_on, data.on_bad_item)
         encoded = encode_sources(data_sources(data.validation), tokenizer, encoding)
@@ -228,7 +230,7 @@ def _rehearsal_folders(manifest: dict[str, Any], run: Path) -> list[Path]:
 
 
 def _drift(
-    places: Sequence[Path], tokenizer: PreTrainedTokenizerBase, batch_size: int, made_by: tuple[str, str, str]
+    places: Sequence[Path], batches: Batches, batch_size: int | str, made_by: tuple[str, str, str]
 ) -> tuple[DriftMeasure | None, str]:
     """What drift is measured on, or why it is not.
 
@@ -246,4 +248,4 @@ def _drift(
             check_base(loaded.rehearsal, *made_by)
     except ArtifactError as error:
         return None, str(error)
-    return DriftMeasure(loaded, tokenizer, batch_size), ""
+    return DriftMeasure(loaded, batches.tokenizer, batches.size(batch_size, (loaded,))), ""

@@ -22,6 +22,7 @@ from cofitune.config.eval import KEEP
 from cofitune.config.schema import Config, EvalModel
 from cofitune.distributed import device
 from cofitune.errors import ArtifactError, UserError
+from cofitune.evaluation.out_of_memory import explaining_out_of_memory
 from cofitune.files import exclusive, read_json, write_checked_json
 from cofitune.model.weight_files import fingerprint
 from cofitune.recipes.alpha.plan import FORMAT, AlphaPlan, Place, plan_alpha
@@ -223,7 +224,9 @@ def _loaded(plan: AlphaPlan) -> Iterator[PreTrainedModel]:
 
 
 def _measure(plan: AlphaPlan, model: PreTrainedModel, delta: Delta, alpha: float) -> Point:
-    with delta_applied(model, delta, alpha):
+    doing = f"alpha {alpha:g} was measured", 1  # the run's own config says how many items at once
+    dtype = plan.settings["dtype"]
+    with explaining_out_of_memory(lambda: doing, dtype, "search.eval"), delta_applied(model, delta, alpha):
         return Point(alpha, plan.measure.take(model), plan.drift.take(model) if plan.drift else None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,18 @@ from cofitune.config.schema import Config, EvalModel
 from cofitune.data.encoded import tokenizer_sha256
 from cofitune.distributed import device, device_name
 from cofitune.errors import UserError
+from cofitune.evaluation.batch_size import device_memory, powers_down_from
 from cofitune.evaluation.cache import AnswerCache
 from cofitune.evaluation.items import LoadedTask
 from cofitune.evaluation.lengths import fit_lengths
+from cofitune.evaluation.out_of_memory import Doing, explaining_out_of_memory
 from cofitune.evaluation.samples import TaskResult
 from cofitune.evaluation.score import versions
 from cofitune.evaluation.statistics.gate import Requirement, read_requirements
 from cofitune.evaluation.tasks import load_tasks
 from cofitune.files import sha256_json
 from cofitune.model.load import choose_dtype
+from cofitune.recipes.evaluate.batches import AUTO, asking_memory
 from cofitune.recipes.evaluate.models import find_models
 from cofitune.recipes.evaluate.targets import EvalTarget
 from cofitune.recipes.folders import check_folder, package_version, versions_of_packages
@@ -42,9 +46,11 @@ class EvalPlan:
         config: what it was resolved from.
         folder: where the scores go.
         models: the base first.
-        settings: what all answers depend on besides weights and tasks.
+        settings: what all answers depend on besides weights and tasks; its batch_size is a number, or where that was
+            chosen one of each task, by title.
         positions: tokens that the models can attend to.
         requirements: the gate.
+        section: the tasks' section, as the config calls it.
     """
 
     config: Config
@@ -54,11 +60,18 @@ class EvalPlan:
     settings: dict[str, Any]
     positions: int | None
     requirements: list[Requirement]
+    section: str = "eval"
 
     @property
     def cache(self) -> AnswerCache:
         """Where answers are kept."""
         return AnswerCache(self.folder / "cache")
+
+    @property
+    def batch_sizes(self) -> dict[str, int]:
+        """Items that are asked at once, of each task by its title."""
+        size = self.settings["batch_size"]
+        return {t.task.title: size if isinstance(size, int) else size[t.task.title] for t in self.tasks}
 
     @property
     def about_tasks(self) -> dict[str, dict[str, object]]:
@@ -71,7 +84,8 @@ class EvalPlan:
         task |= {"data_sha256": loaded.sha256, "unusable": loaded.unusable}
         task |= {"left_out": loaded.left_out, "asked_sha256": loaded.asked_sha256}
         task |= {"cut": loaded.cut, "cut_to": self.positions} if loaded.cut else {}
-        return {"model": model.weights, "task": task, "settings": self.settings}
+        settings = self.settings | {"batch_size": self.batch_sizes[loaded.task.title]}
+        return {"model": model.weights, "task": task, "settings": settings}
 
     @property
     def asked_day(self) -> str | None:
@@ -91,6 +105,14 @@ class EvalPlan:
             for m in self.models
         }
         return {"packages": versions_of_packages(), "settings": alike.settings, "models": asked}
+
+    def with_batches(self, sizes: dict[str, int]) -> EvalPlan:
+        """The same with other sizes of batches, by task."""
+        return replace(self, settings=self.settings | {"batch_size": sizes})
+
+    def explaining_out_of_memory(self, doing: Doing) -> AbstractContextManager[None]:
+        """Around what loads or asks a model; `doing` says what that is, and how many items are asked at once."""
+        return explaining_out_of_memory(doing, self.settings["dtype"], self.section)
 
     def known(self) -> Results:
         """What was answered before."""
@@ -150,7 +172,7 @@ def plan_eval(
     meant = "run" if "run" in compared else compared[0] if len(compared) == 1 else None
     counted = {t.task.title: t.task.category for t in tasks if t.metric.unit == "share"}
     requirements = read_requirements(require, counted, compared, meant)
-    return EvalPlan(
+    plan = EvalPlan(
         config=config,
         folder=folder,
         models=models,
@@ -159,6 +181,22 @@ def plan_eval(
         positions=positions,
         requirements=requirements,
     )
+    return _with_chosen_batches(plan, overwrite) if config.eval.batch_size == AUTO else plan
+
+
+def _with_chosen_batches(plan: EvalPlan, overwrite: bool) -> EvalPlan:
+    """Ask as many items at once as fit; where a task was asked before with batches that fit, as many as then."""
+    needed, here = asking_memory(plan.config.model, plan.models, plan.tasks), device_memory()
+    sizes = {}
+    for loaded in plan.tasks:
+        title = loaded.task.title
+        sizes[title] = fitting = needed.batch(title, here)
+        for size in powers_down_from(fitting) if not overwrite else ():
+            before = plan.with_batches({t.task.title: size for t in plan.tasks})
+            if any(plan.cache.holds(before.key(model, loaded)) for model in plan.models):
+                sizes[title] = size
+                break
+    return plan.with_batches(sizes)
 
 
 def _check_reasoning(models: Sequence[EvalTarget], tasks: Sequence[LoadedTask]) -> None:

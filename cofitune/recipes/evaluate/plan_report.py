@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cofitune.evaluation.batch_size import device_memory
+from cofitune.recipes.evaluate.batches import AUTO, asking_memory, memory_lines
 from cofitune.recipes.evaluate.plan import EvalPlan, Results
 from cofitune.recipes.on_plan import PlanFacts
 from cofitune.reports.console import say, stopped
@@ -34,13 +36,22 @@ def print_plan(plan: EvalPlan, known: Results, console: Console, overwrite: bool
         models.add_row(*map(Text, (model.name, model.role or "", model.path, todo)))
     console.print(models)
     settings = plan.settings
+    needed = asking_memory(plan.config.model, plan.models, plan.tasks)
+    memory = memory_lines(needed, device_memory(), plan.batch_sizes, settings["dtype"])
     say(
         console,
         f"asked    {plan.positions or 'unlimited'} positions, {settings['dtype']} on {settings['device']}, batches of "
-        f"{settings['batch_size']}, template {settings['template']}\n"
+        f"{_sizes(plan)}, template {settings['template']}\n" + "\n".join(memory) + "\n"
         f"writes   {plan.folder}/: scores.json, samples/<model>/<task>.jsonl, changed/<model>/, cache/, config.yaml\n"
         f"{stopped(overwrite)}",
     )
+
+
+def _sizes(plan: EvalPlan) -> str:
+    """Items a batch; where tasks differ, the least and the most."""
+    least, most = min(plan.batch_sizes.values()), max(plan.batch_sizes.values())
+    chosen = ", as fits" if plan.config.eval.batch_size == AUTO else ""
+    return f"{least}{chosen}" if least == most else f"{least} to {most}{chosen}"
 
 
 def tell_left_out(plan: EvalPlan, console: Console) -> None:
@@ -75,7 +86,12 @@ def plan_facts(plan: EvalPlan, known: Results) -> PlanFacts:
     return {
         "folder": str(plan.folder),
         "tasks": {
-            t.task.title: {"category": t.task.category, "metric": t.metric.name, "items": len(t.items)}
+            t.task.title: {
+                "category": t.task.category,
+                "metric": t.metric.name,
+                "items": len(t.items),
+                "batch_size": plan.batch_sizes[t.task.title],
+            }
             for t in plan.tasks
         },
         "models": {

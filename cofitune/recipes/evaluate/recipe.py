@@ -26,6 +26,7 @@ from cofitune.evaluation.statistics.gate import Verdict, judge
 from cofitune.files import check_unlocked, exclusive
 from cofitune.ranks import Rank
 from cofitune.recipes.alpha.recipe import choose_alphas, read_chosen
+from cofitune.recipes.evaluate.batches import AUTO
 from cofitune.recipes.evaluate.plan import EvalPlan, Results, plan_eval
 from cofitune.recipes.evaluate.plan_report import plan_facts, print_plan, tell_left_out
 from cofitune.recipes.evaluate.result import find_changed, make_scores, print_result, score_changes, write_result
@@ -169,6 +170,8 @@ def run_evaluation(
             tell_left_out(plan, console)
 
         share.barrier()  # every rank has read its plan before rank 0 changes the folder
+        if plan.config.eval.batch_size == AUTO:  # devices may differ, and batches must not
+            plan = plan.with_batches(share.broadcast(plan.batch_sizes))
         check_agreement(plan.agreed(), share.group)
         share.run_on_rank_zero(start)
         return _evaluate(plan, share, console, weights)
@@ -207,7 +210,7 @@ def _load_and_score(
     todo.sort(key=lambda m: places[m.source.place])  # stable, so that the base comes before its runs
     for (name, revision), group in groupby(todo, key=lambda m: m.source.place):
         requested = plan.config.model.model_copy(update={"name": name, "revision": revision})
-        with _status(console, f"loading {name}"):
+        with _status(console, f"loading {name}"), _explaining_loading(plan, name):
             weights = load_base(requested).to(device())
         for model in group:
             with _with_delta(weights, model):
@@ -216,6 +219,10 @@ def _load_and_score(
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _explaining_loading(plan: EvalPlan, name: str) -> AbstractContextManager[None]:
+    return plan.explaining_out_of_memory(lambda: (f"{name} was loaded", 1))
 
 
 @contextmanager
@@ -238,9 +245,12 @@ def _score(
     """Score one model on the tasks that it lacks; each answer is kept as soon as its task is done."""
     width = max(len(m.name) for m in plan.models)
     missing = {t.task.title: t for t in plan.tasks if t.task.title not in results}
+    asked = next(iter(missing))
     with EvalProgress(console, model.name, sum(len(t.items) for t in missing.values())) as progress:
 
         def begin(loaded: LoadedTask) -> None:
+            nonlocal asked
+            asked = loaded.task.title
             progress.start(loaded.task.title, len(loaded.items))
 
         def keep(result: TaskResult) -> None:
@@ -262,11 +272,12 @@ def _score(
         request = ScoreRequest(
             tokenizer=model.source.tokenizer,
             tasks=tuple(missing.values()),
-            batch_size=plan.settings["batch_size"],
+            batch_size=plan.batch_sizes,
             positions=plan.positions,
             share=replace(share, on_progress=progress.advance),
         )
-        score_model(weights, request, on_start=begin, on_result=keep)
+        with plan.explaining_out_of_memory(lambda: (f"'{model.name}' was asked '{asked}'", plan.batch_sizes[asked])):
+            score_model(weights, request, on_start=begin, on_result=keep)
 
 
 def _status(console: Console, text: str) -> AbstractContextManager[object]:

@@ -17,6 +17,7 @@ from cofitune.data.top_k import TopK
 from cofitune.distributed import check_agreement
 from cofitune.errors import UserError
 from cofitune.evaluation.data_parallel import BatchSharding, join
+from cofitune.evaluation.out_of_memory import explaining_out_of_memory
 from cofitune.files import exclusive, sha256_json
 from cofitune.ranks import Rank, is_launched, this_rank
 from cofitune.recipes.folders import check_disk_space, start_folder, versions_of_packages
@@ -88,7 +89,10 @@ def rehearse(
             _start(plan, overwrite)
 
         world.run_on_rank_zero(start)
-        _rehearse(plan, world, console)
+        doing = "the base answered", plan.batch_size
+        dtype, again = str(plan.made_of()["dtype"]), "what was answered so far is answered again"
+        with explaining_out_of_memory(lambda: doing, dtype, "rehearsal", again):
+            _rehearse(plan, world, console)
     return plan.folder
 
 

@@ -19,6 +19,7 @@ from cofitune.model.region import Region
 from cofitune.recipes.evaluate.plan import plan_eval
 from cofitune.recipes.folders import check_folder
 from cofitune.recipes.from_config import base_anatomy, base_config, eval_tasks, tasks_by_category
+from cofitune.recipes.search.batches import with_batch_size
 from cofitune.recipes.search.identity import search_identity
 from cofitune.recipes.search.measure import Measure, choose_measure
 from cofitune.recipes.search.trial_config import trial_config
@@ -114,8 +115,9 @@ def plan_search(config: Config, overwrite: bool = False, dry_run: bool = False, 
     made = replace(made, most_weights=made.largest.num_parameters(anatomy))
     trial = trial_config(made, made.largest, folder)
     training = plan_train(trial, ranks, dry_run)
-    if measure.kind == "score" and not dry_run:
-        plan_eval(trial)
+    asked = plan_eval(trial) if measure.kind == "score" and not dry_run else None
+    measure = with_batch_size(measure, training, asked, folder if made.has_store and not overwrite else None)
+    made = replace(made, measure=measure)
     keeps = config.search.prefix_cache != "none" and len(training.data.lengths) > 0
     made = replace(
         made,

@@ -85,7 +85,7 @@ def read_loss_items(given: schema.Eval, max_length: int, data: TrainData) -> Los
     read = [_choices(name, [t for t in tasks if t.task.category == name], tokenizer, max_length) for name in categories]
     left_out = len(development) - len(fitting) + sum(count for _, count in read)
     choices = tuple(one for one, _ in read if one.items)
-    return LossItems(fitting, choices, left_out, given.batch_size, tokenizer.pad_token_id)
+    return LossItems(fitting, choices, left_out, given.known_batch_size, tokenizer.pad_token_id)
 
 
 def choice_margins(engine: Engine, items: LossItems) -> dict[str, float]:

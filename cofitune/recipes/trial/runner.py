@@ -21,6 +21,7 @@ from cofitune.config.schema import Config
 from cofitune.distributed import device
 from cofitune.errors import UserError
 from cofitune.evaluation.data_parallel import join
+from cofitune.evaluation.out_of_memory import explaining_out_of_memory
 from cofitune.evaluation.score import ScoreRequest, score_model
 from cofitune.evaluation.tasks import load_tasks
 from cofitune.model.load import choose_dtype
@@ -81,7 +82,7 @@ class TrialRunner:
     def _score(self, base: SharedBase, request: TrialRequest) -> TrialResult:
         """Train, and ask the tasks; the scores are in the request's folder."""
         config = request.config
-        plan = replace(self._eval_plan(config), config=config)
+        plan = replace(self._eval_plan(config), config=config, section=_section(config))
         tensors: Tensors = {}
         if request.train:
             trained = self._train(base, config, stop_step=request.stop_step)
@@ -97,7 +98,13 @@ class TrialRunner:
             trained = self._train(base, request.config, stop_step=request.stop_step, items=items)
             self._seconds |= {"train": sum(trained.seconds), "evaluate": trained.seconds_measuring}
             return TrialResult(request, curve=trained.curve, margins=trained.margins)
-        with self._counted("evaluate"), _in_memory(base, {}) as model:
+        doing = "the base's losses were measured", items.batch_size
+        dtype = str(choose_dtype(request.config.model.dtype)).removeprefix("torch.")
+        with (
+            self._counted("evaluate"),
+            explaining_out_of_memory(lambda: doing, dtype, _section(request.config)),
+            _in_memory(base, {}) as model,
+        ):
             loss, margins = measure_base(model, items)
         if loss is None:
             raise UserError("the base's speciality loss is not finite: its weights are damaged")
@@ -111,9 +118,9 @@ class TrialRunner:
             return self._time_losses(base, config)
         plan = self._eval_plan(config)
         trained = self._train(base, config, stop_step=STEPS_TO_MEASURE, saves=False)
-        few = self.world_size_or_one * config.eval.batch_size  # a batch for every rank
+        few = self.world_size_or_one * config.eval.known_batch_size  # a batch for every rank
         tasks = load_tasks(replace(t, limit=min(t.limit or few, few)) for t in eval_tasks(config.eval))
-        source, size = plan.models[0].source, config.eval.batch_size
+        source, size = plan.models[0].source, config.eval.known_batch_size
         with _in_memory(base, trained.tensors) as model:
             asked = ScoreRequest(source.tokenizer, tasks, size, plan.positions, self._share)
             found = score_model(model, asked)
@@ -206,6 +213,11 @@ class TrialRunner:
         begun = time.perf_counter()
         yield
         self._seconds[what] += time.perf_counter() - begun
+
+
+def _section(config: Config) -> str:
+    """Where a trial's tasks are from, as the search's config calls it."""
+    return "eval" if config.search.eval is None else "search.eval"
 
 
 @contextmanager

@@ -15,13 +15,17 @@ from rich.console import Console
 from cofitune.config.load import load_config
 from cofitune.config.schema import Config
 from cofitune.errors import ConfigError, UserError
+from cofitune.evaluation.batch_size import DeviceMemory
 from cofitune.model.region import resolve_region
+from cofitune.recipes.evaluate import plan as planning
 from cofitune.recipes.rehearse.recipe import rehearse
+from cofitune.recipes.search import batches
 from cofitune.recipes.search.plan import plan_search
 from cofitune.recipes.search.recipe import search
+from cofitune.recipes.search.trial_config import trial_config
 from cofitune.recipes.trial.executor import Measured, TrialRequest, TrialResult
 from cofitune.search.measured import CurvePoint
-from cofitune.search.store import read_trials
+from cofitune.search.store import open_store, read_trials
 from cofitune.search.winner import read_winner
 from tests.helpers import write_jsonl
 
@@ -285,3 +289,26 @@ def test_halving_goes_on_from_a_search_without_it(settings: dict[str, Any]) -> N
     again = Trainer()
     run(searching(settings, halving={"steps": [2], "keep": 0.5}), again)
     assert not again.requests, "what was trained to its end needs no rung"
+
+
+@pytest.mark.parametrize("kind", ["loss", "score"])
+def test_a_search_keeps_the_batches_that_it_began_with(
+    settings: dict[str, Any], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings["search"]["measure"] = kind
+    config = load(settings)
+
+    def give(total: int) -> None:
+        for module in (batches, planning):
+            monkeypatch.setattr(module, "device_memory", lambda: DeviceMemory(total, None, True))
+
+    give(2**40)
+    begun = plan_search(config)
+    assert begun.measure.tasks.batch_size == begun.identity["eval"]["batch_size"] == 64
+    assert trial_config(begun, begun.largest, begun.folder).eval.batch_size == 64
+    begun.folder.mkdir(parents=True)
+    open_store(begun.folder, begun.identity)
+    give(1)
+    assert plan_search(config).measure.tasks.batch_size == 64
+    assert plan_search(config, overwrite=True).measure.tasks.batch_size == 1
+    assert plan_search(config, dry_run=True).measure.tasks.batch_size == 64
