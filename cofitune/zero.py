@@ -63,12 +63,15 @@ def reset_zero_globals() -> None:
     """Let the next engine of this process begin as its first one did.
 
     Of stage 3, DeepSpeed counts the weights that stay whole (`stage3_model_persistence_threshold`) over all models that
-    there ever were, and its stack of running modules keeps the last model.
+    there ever were, its stack of running modules keeps the last model, and it knows one division of the ranks for
+    second copies of weights (hpZ).
     """
     from deepspeed.runtime.zero import parameter_offload
     from deepspeed.runtime.zero.partition_parameters import Init
+    from deepspeed.utils import groups
 
     reset_linear()
+    groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None  # an engine with hpZ makes its own, one without must find none
     Init.num_persisted_parameters = Init.num_persisted_elements = 0
     parameter_offload.FWD_MODULE_STACK.clear()
 
@@ -236,6 +239,7 @@ def copy_masters_to_model(engine: Engine) -> None:
     for index in range(len(optimizer.fp16_groups)):
         optimizer._reassign_or_swap_out_partitioned_parameters(index)
     optimizer._post_step(set())  # small weights are kept whole on every rank
+    optimizer.invalidate_secondary_tensor()  # a node's second copy, if there is one, is of the weights before
 
 
 def go_to_step(engine: Engine, step: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 
 from cofitune.ranks import VARIABLES
 
@@ -30,9 +30,23 @@ def adopt_task(environment: MutableMapping[str, str], *, at_terminal: bool | Non
     if "SLURM_PTY_PORT" in environment and (sys.stdin.isatty() if at_terminal is None else at_terminal):
         return
     environment.update(RANK=task, WORLD_SIZE=tasks, LOCAL_RANK=local)
+    if here := _tasks_here(environment):
+        environment.setdefault("LOCAL_WORLD_SIZE", str(here))
     environment.setdefault("MASTER_ADDR", first_node(environment.get("SLURM_STEP_NODELIST", "")) or "127.0.0.1")
     job, step = (int(environment.get(f"SLURM_{name}_ID", "0")) for name in ("JOB", "STEP"))
     environment.setdefault("MASTER_PORT", str(FIRST_PORT + (job + 997 * step) % NUM_PORTS))  # 997: steps lie apart
+
+
+def _tasks_here(environment: Mapping[str, str]) -> int | None:
+    """Tasks of the step on this node, by SLURM's short form: `4(x2),3` are four on each of two nodes, and three."""
+    counts: list[int] = []
+    for part in environment.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):
+        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if not found:
+            return None
+        counts += [int(found[1])] * int(found[2] or 1)
+    node = environment.get("SLURM_NODEID", "")
+    return counts[int(node)] if node.isdigit() and int(node) < len(counts) else None
 
 
 def first_node(nodes: str) -> str:

@@ -47,6 +47,8 @@ class EngineSettings:
         dtype: the training precision; bfloat16 keeps fp32 master weights and accumulates gradients in fp32.
         optimizer: adamw | adamw_8bit.
         decay_all: whether biases and norms decay, too.
+        hpz_ranks: under stage 3, ranks that keep a second copy of the weights among them, so that the backward pass
+            fetches nothing from other nodes (hpZ of ZeRO++, arXiv 2306.10209); 1: there is none.
     """
 
     zero_stage: int
@@ -67,6 +69,7 @@ class EngineSettings:
     rehearsal_micro_batches: int = 0
     optimizer: str = "adamw"
     decay_all: bool = False
+    hpz_ranks: int = 1
 
     @property
     def warmup_steps(self) -> int:
@@ -88,6 +91,8 @@ def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
     }
     if on_gpu and world_size_or_one() > 1:  # gradients are reduced while the backward pass goes on
         zero["overlap_comm"] = True
+    if settings.zero_stage == 3 and settings.hpz_ranks > 1:
+        zero["zero_hpz_partition_size"] = settings.hpz_ranks
     if settings.offload_optimizer == "cpu":
         zero["offload_optimizer"] = offload
     if settings.offload_param == "cpu":

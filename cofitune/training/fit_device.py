@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 
-from cofitune.distributed import all_reduce_min, device_of, world_size_or_one
+from cofitune.distributed import all_reduce_max, all_reduce_min, device_of, world_size_or_one
 from cofitune.host_memory import free_memory
 from cofitune.ranks import this_rank
 from cofitune.training.memory import Footprint
 
 SHARE = 0.9  # of a device that an estimate may fill
+HPZ = "zero_hpz_partition_size"  # DeepSpeed's name for it
 
 
 def device_bytes(world_size: int) -> int:
@@ -40,6 +42,18 @@ def smallest_device_bytes(device: torch.device) -> int:
     return all_reduce_min(device_bytes(world_size_or_one()), device)
 
 
+def ranks_a_node(device: torch.device) -> int:
+    """Ranks on each node, where all nodes have as many and each a row of them; else 1. Collective.
+
+    Args:
+        device: where the ranks talk.
+    """
+    rank, here = this_rank(), int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
+    in_a_row = here if here and rank.local_rank == rank.rank % here else 0
+    least, most = all_reduce_min(in_a_row, device), all_reduce_max(in_a_row, device)
+    return max(1, least) if least == most else 1
+
+
 def choose_stage(run: Footprint, room: int) -> int:
     """2 where whole weights fit beside the rest, with every layer checkpointed that may be, else 3.
 
@@ -51,6 +65,21 @@ def choose_stage(run: Footprint, room: int) -> int:
         return 3
     replicated = replace(run, settings=replace(run.settings, zero_stage=2))
     return 2 if replicated.memory.device <= SHARE * room else 3
+
+
+def choose_hpz_ranks(run: Footprint, room: int, node: int) -> int:
+    """As many ranks as a node has, where a second copy of the weights fits with every layer checkpointed; else 1.
+
+    Args:
+        room: bytes of the smallest device.
+        node: ranks a node.
+    """
+    settings, raw = run.settings, run.settings.raw.get("zero_optimization", {})
+    several = settings.zero_stage == 3 and 1 < node < run.world_size and run.world_size % node == 0
+    if not several or settings.offload_param == "cpu" or (isinstance(raw, Mapping) and HPZ in raw):
+        return 1
+    second = replace(run, settings=replace(settings, hpz_ranks=node))
+    return node if second.memory.device <= SHARE * room else 1
 
 
 def choose_checkpointed(run: Footprint, room: int) -> int:

@@ -92,22 +92,23 @@ class Footprint:
 def estimate_memory(run: Footprint) -> Memory:
     """Estimate a run's memory from counts alone.
 
-    ZeRO-3 shards weights, gradients and optimizer states over the ranks and gathers about two layers at a time;
-    stage 2 shards gradients and states, stage 1 only states. Frozen weights have neither gradient nor state; the held
-    rows of a fused tensor that trains in part have both.
+    ZeRO-3 shards weights, gradients and optimizer states over the ranks, the weights perhaps once more in each node,
+    and gathers about two layers at a time; stage 2 shards gradients and states, stage 1 only states. Frozen weights
+    have neither gradient nor state; the held rows of a fused tensor that trains in part have both.
     """
     anatomy, settings, world_size = run.anatomy, run.settings, run.world_size
     width, stage = settings.dtype.itemsize, settings.zero_stage
     trained = run.region.num_touched(anatomy) if run.adapter is None else run.adapter
     whole = anatomy.num_parameters * width
-    weights = whole
+    weights, zero = whole, deepspeed_config(settings)["zero_optimization"]
     if stage == 3:
         weights = whole // world_size + gathered_at_once(anatomy, run.region.first) * width
+        second = _elements(zero.get("zero_hpz_partition_size", 1))
+        weights += whole // second if second > 1 else 0
     all_gradients = trained * ACCUMULATED_GRADIENT
     masters = (MASTER if width == 2 else 0) + (MASTER if run.base_kept else 0)
     all_states = trained * (MOMENTS[settings.optimizer] + masters)
     gradients, optimizer = all_gradients // (world_size if stage >= 2 else 1), all_states // world_size
-    zero = deepspeed_config(settings)["zero_optimization"]
     own = trained // world_size
     of_gradient = min(own, _elements(zero["sub_group_size"])) if stage == 3 else own
     of_old = min(of_gradient, ELEMENTS_AT_ONCE) if stage < 3 and settings.optimizer == "adamw" else of_gradient

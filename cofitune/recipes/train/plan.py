@@ -23,7 +23,7 @@ from cofitune.recipes.train.data import TrainData, read_train_data
 from cofitune.recipes.train.rehearsal import BaseIdentity, Joined, Rehearsed, read_rehearsed
 from cofitune.softmask.factors import Factor, freeze_factors, join
 from cofitune.training.engine import EngineSettings, check_config
-from cofitune.training.fit_device import choose_checkpointed, choose_stage, device_bytes, ranks_here
+from cofitune.training.fit_device import choose_checkpointed, choose_hpz_ranks, choose_stage, device_bytes, ranks_here
 from cofitune.training.memory import Footprint
 from cofitune.training.monitor import check_usable
 from cofitune.training.optimizer import check_optimizer
@@ -125,13 +125,15 @@ class TrainPlan:
     @property
     def resolved(self) -> dict[str, int]:
         """What `auto` has come to, as plan and manifest say it."""
-        return {"zero_stage": self.settings.zero_stage, "checkpointed_layers": self.checkpointed}
+        found = {"zero_stage": self.settings.zero_stage, "checkpointed_layers": self.checkpointed}
+        return found | ({"zero_hpz_partition_size": self.settings.hpz_ranks} if self.settings.hpz_ranks > 1 else {})
 
-    def fitted(self, room: int) -> TrainPlan:
+    def fitted(self, room: int, node: int = 1) -> TrainPlan:
         """The same run with what `auto` leaves open chosen for a device.
 
         Args:
             room: bytes that the smallest device has.
+            node: ranks on each node.
         """
         config, depth = self.config, self.footprint.depth
         requested = config.train.gradient_checkpointing if self.anatomy.can_recompute else False
@@ -139,6 +141,8 @@ class TrainPlan:
         if config.deepspeed.zero_stage == "auto":
             stage = self.kept_stage or choose_stage(plan.footprint, room)
             plan = replace(plan, settings=replace(plan.settings, zero_stage=stage))
+        hpz = choose_hpz_ranks(plan.footprint, room, node)
+        plan = replace(plan, settings=replace(plan.settings, hpz_ranks=hpz))
         if requested == "auto":
             plan = replace(plan, checkpointed=choose_checkpointed(plan.footprint, room))
         return plan

@@ -125,6 +125,8 @@ def fitted_sentence(plan: TrainPlan) -> str:
     count = plan.checkpointed
     layers = f"{count} (from layer {first} to {first + count - 1})" if count else "none"
     chosen = " (auto)" if train.gradient_checkpointing == "auto" else ""
+    if plan.settings.hpz_ranks > 1:
+        stage += f", weights once more on the {plan.settings.hpz_ranks} ranks of each node"
     return f"{stage}; gradient checkpointing{chosen}: {layers} of the {depth} layers in the backward pass"
 
 

@@ -40,7 +40,7 @@ from cofitune.training.checkpoint_folders import checkpoint_folders, remove_chec
 from cofitune.training.delta import collect, write_delta
 from cofitune.training.engine import release, sharded_loading, start_distributed
 from cofitune.training.finite import check_all_finite
-from cofitune.training.fit_device import smallest_device_bytes
+from cofitune.training.fit_device import ranks_a_node, smallest_device_bytes
 from cofitune.training.hashing import hash_parameters
 from cofitune.training.out_of_memory import explaining_out_of_memory
 from cofitune.training.peft import base_names, merged_weights, write_adapter
@@ -144,7 +144,7 @@ def _as_rank_zero_found(plan: TrainPlan) -> TrainPlan:
 
 def fit_smallest(plan: TrainPlan, console: Console) -> TrainPlan:
     """Choose what `auto` leaves open for the smallest device of all ranks. Collective: each rank knows its own."""
-    fitted = plan.fitted(smallest_device_bytes(device()))
+    fitted = plan.fitted(smallest_device_bytes(device()), ranks_a_node(device()))
     if fitted.resolved != plan.resolved:
         say(console, f"for the smallest device of all ranks: {fitted_sentence(fitted)}")
     return fitted
