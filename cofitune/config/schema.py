@@ -84,6 +84,11 @@ class Model(Section):
     ] = Field(
         "auto", description="attention kernel, by transformers' names; auto: sdpa, or eager for a model without it"
     )
+    kernels: Literal["auto"] | bool = Field(
+        "auto",
+        description="fused kernels (Liger) of norm, gated FFN and rotary embedding, in training and evaluation; auto: "
+        "on a GPU, where liger-kernel is installed and knows the family",
+    )
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     trust_remote_code: bool = Field(False, description="run code that the model's folder brings along")
     anatomy: Anatomy | None = Field(

@@ -13,21 +13,34 @@ from cofitune.data.template import ChatTemplate, is_dated
 from cofitune.evaluation.items import EvalTask
 from cofitune.model.anatomy import Anatomy, read_anatomy, read_model_config
 from cofitune.model.folder import check_trainable
+from cofitune.model.kernels import apply_kernels, choose_kernels
 from cofitune.model.layouts import Layout
 from cofitune.model.load import choose_dtype, load_model
 
 NOT_ASKED = ("title", "category", "path", "on_bad_item")  # of a task, what no answer depends on
 
 
-def load_base(model: schema.Model) -> PreTrainedModel:
+def load_base(model: schema.Model, with_kernels: bool = False) -> PreTrainedModel:
     """Load the base model as the section `model` says, on the CPU.
+
+    Args:
+        with_kernels: put in what `model.kernels` comes to.
 
     Raises:
         UserError: it cannot be loaded.
     """
-    return load_model(
+    loaded = load_model(
         model.name, choose_dtype(model.dtype), model.attn_implementation, model.revision, model.trust_remote_code
     )
+    if with_kernels and choose_kernels(model.kernels, loaded.config.model_type):
+        apply_kernels(loaded)
+    return loaded
+
+
+def kernels_recorded(model: schema.Model, model_type: str) -> dict[str, str]:
+    """What records say of `model.kernels` where it comes to some: nothing is said where there are none."""
+    chosen = choose_kernels(model.kernels, model_type)
+    return {"kernels": chosen} if chosen else {}
 
 
 def chat_template(data: schema.Data) -> ChatTemplate:

@@ -111,7 +111,8 @@ def estimate_memory(run: Footprint) -> Memory:
     gradients, optimizer = all_gradients // (world_size if stage >= 2 else 1), all_states // world_size
     own = trained // world_size
     of_gradient = min(own, _elements(zero["sub_group_size"])) if stage == 3 else own
-    of_old = min(of_gradient, ELEMENTS_AT_ONCE) if stage < 3 and settings.optimizer == "adamw" else of_gradient
+    in_pieces = stage < 3 and settings.optimizer == "adamw"
+    of_old = min(of_gradient, ELEMENTS_AT_ONCE) if in_pieces else of_gradient
     bucket = min(trained, _elements(zero["reduce_bucket_size"])) * width
     buffers, offloaded = bucket + (of_gradient + of_old) * ACCUMULATED_GRADIENT, 0
     if settings.offload_optimizer == "cpu":

@@ -36,7 +36,9 @@ def keep_gate_and_up(model: nn.Module, layers: str, first: int) -> int:
     count = 0
     for layer in list(model.get_submodule(layers).children())[first:]:
         mlp = getattr(layer, "mlp", None)
-        if isinstance(mlp, nn.Module) and all(hasattr(mlp, name) for name in ("gate_proj", "up_proj", "down_proj")):
+        if not isinstance(mlp, nn.Module) or "forward" in vars(mlp):  # a kernel's keeps gate and up, too
+            continue
+        if all(hasattr(mlp, name) for name in ("gate_proj", "up_proj", "down_proj")):
             mlp.forward = partial(_forward, mlp)
             count += 1
     return count

@@ -28,7 +28,7 @@ from cofitune.model.weight_files import fingerprint, remembered_sha256
 from cofitune.recipes.alpha.batches import Batches
 from cofitune.recipes.alpha.measure import DriftMeasure, LossMeasure, Measure, TaskMeasure
 from cofitune.recipes.folders import check_trusted
-from cofitune.recipes.from_config import data_sources, eval_tasks
+from cofitune.recipes.from_config import base_config, data_sources, eval_tasks, kernels_recorded
 from cofitune.rehearsal.items import check_base
 from cofitune.training.delta import read_manifest
 
@@ -135,6 +135,7 @@ def plan_alpha(run: Path, base: Place | None = None, *, trust_remote_code: bool 
     settings = {
         "dtype": manifest["dtype"],
         "attn_implementation": model.attn_implementation,
+        **kernels_recorded(model, base_config(model).model_type),
         "device": device_name(),
         "trust_remote_code": trust_remote_code,
         "template": template,

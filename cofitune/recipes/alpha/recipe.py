@@ -217,7 +217,7 @@ def _measure_until_decided(plan: AlphaPlan, points: Points, keep: float, console
 @contextmanager
 def _loaded(plan: AlphaPlan) -> Iterator[PreTrainedModel]:
     """The base where models are scored; its memory is free afterwards."""
-    yield load_base(plan.model).to(device())
+    yield load_base(plan.model, with_kernels=True).to(device())
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

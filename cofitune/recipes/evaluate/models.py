@@ -185,7 +185,8 @@ def _read_source(name: str, revision: str | None, trust: bool, data: schema.Data
         "tokenizer_sha256": _sha256(_tokenizer_text(tokenizer)),
         "end_tokens": sorted(ends if isinstance(ends, list) else [ends]) if ends is not None else [],
     }
-    return Source(name, revision, fingerprint(name, revision), tokenizer, asked, dtype, max_positions(model_config))
+    positions, kind = max_positions(model_config), model_config.model_type
+    return Source(name, revision, fingerprint(name, revision), tokenizer, asked, dtype, positions, kind)
 
 
 def _tokenizer_text(tokenizer: PreTrainedTokenizerBase) -> str:

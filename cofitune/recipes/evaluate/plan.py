@@ -31,7 +31,7 @@ from cofitune.recipes.evaluate.batches import AUTO, asking_memory
 from cofitune.recipes.evaluate.models import find_models
 from cofitune.recipes.evaluate.targets import EvalTarget
 from cofitune.recipes.folders import check_folder, package_version, versions_of_packages
-from cofitune.recipes.from_config import NOT_ASKED, chat_template, eval_tasks, written_day
+from cofitune.recipes.from_config import NOT_ASKED, chat_template, eval_tasks, kernels_recorded, written_day
 from cofitune.rehearsal.items import check_base
 from cofitune.training.delta import read_manifest
 
@@ -155,6 +155,7 @@ def plan_eval(
     settings = {
         "dtype": str(choose_dtype(config.model.dtype)).removeprefix("torch."),
         "attn_implementation": config.model.attn_implementation,
+        **kernels_recorded(config.model, models[0].source.model_type),
         "batch_size": config.eval.batch_size,
         "device": device_name(),
         "trust_remote_code": config.model.trust_remote_code,

@@ -211,7 +211,7 @@ def _load_and_score(
     for (name, revision), group in groupby(todo, key=lambda m: m.source.place):
         requested = plan.config.model.model_copy(update={"name": name, "revision": revision})
         with _status(console, f"loading {name}"), _explaining_loading(plan, name):
-            weights = load_base(requested).to(device())
+            weights = load_base(requested, with_kernels=True).to(device())
         for model in group:
             with _with_delta(weights, model):
                 _score(plan, model, weights, results[model.name], share, console)

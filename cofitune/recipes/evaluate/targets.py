@@ -30,6 +30,7 @@ class Source:
         asked: what the prompts and the ends of answers depend on.
         dtype: what its weights are stored in; None where they are no floating-point numbers.
         positions: tokens that the model can attend to.
+        model_type: as transformers calls it.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Source:
     asked: dict[str, object]
     dtype: torch.dtype | None
     positions: int | None
+    model_type: str
 
     @property
     def place(self) -> tuple[str, str | None]:

@@ -12,7 +12,7 @@ from cofitune.config.schema import Config
 from cofitune.data.template import NAMED, template_sha256
 from cofitune.evaluation.items import LoadedTask
 from cofitune.model.load import choose_dtype
-from cofitune.recipes.from_config import comparable_data
+from cofitune.recipes.from_config import comparable_data, kernels_recorded
 from cofitune.recipes.search.trial_config import base_rate
 from cofitune.recipes.train.plan import TrainPlan
 
@@ -48,6 +48,7 @@ def search_identity(
             "fingerprint": training.base_fingerprint,
             "dtype": _dtype(config),
             "attn_implementation": config.model.attn_implementation,
+            **kernels_recorded(config.model, plan.anatomy.model_type),
         },
         "data": {**data, "train": data_from},
         "train": {**train, "steps": config.search.train_steps, "ranks": ranks},

@@ -9,7 +9,7 @@ from torch import Tensor
 from cofitune import __version__
 from cofitune.config.schema import Region
 from cofitune.recipes.folders import environment
-from cofitune.recipes.from_config import chat_template
+from cofitune.recipes.from_config import chat_template, kernels_recorded
 from cofitune.recipes.train.metrics import Watch
 from cofitune.recipes.train.plan import TrainPlan
 from cofitune.recipes.train.resume import stands_on
@@ -40,6 +40,7 @@ def make_manifest(
         **stands_on(plan),
         "names": {"prefix": plan.anatomy.prefix, "aliases": plan.anatomy.aliases},
         "dtype": str(plan.settings.dtype).removeprefix("torch."),
+        **kernels_recorded(config.model, plan.anatomy.model_type),
         "template": plan.data.template,
         "chat_template": chat_template(plan.config.data).as_dict(plan.data.tokenizer),
         **_trained(plan),

@@ -16,7 +16,7 @@ from cofitune.model.anatomy import Anatomy
 from cofitune.model.load import choose_dtype
 from cofitune.model.region import Region
 from cofitune.model.weight_files import stored_dtype, weight_files
-from cofitune.recipes.from_config import base_anatomy, base_config
+from cofitune.recipes.from_config import base_anatomy, base_config, kernels_recorded
 from cofitune.recipes.prerequisites import Prerequisites
 from cofitune.recipes.train import resolve
 from cofitune.recipes.train.data import TrainData, read_train_data
@@ -182,6 +182,7 @@ def plan_train(
     check_optimizer(train.optimizer)
     needs = Prerequisites(dry_run)
     anatomy = base_anatomy(model, base_config(model, config.data.max_length))
+    kernels_recorded(model, anatomy.model_type)  # or a refusal
     resolve.check_recomputation(train.gradient_checkpointing, anatomy)
     base = needs.check_base(model, anatomy)
     adapter = None

@@ -157,7 +157,7 @@ def _load_base(plan: TrainPlan) -> PreTrainedModel:
     in_parts = plan.adapter is None or plan.adapter.kind != "osf"
     sharded = sharded_loading(plan.anatomy.num_parameters, plan.settings, plan.steps.world_size)
     with sharded if in_parts else nullcontext():
-        return load_base(plan.config.model)
+        return load_base(plan.config.model, with_kernels=True)
 
 
 def _train(prepared: PreparedModel, console: Console, *, overwrite: bool, resume: bool) -> None:

@@ -13,7 +13,7 @@ from cofitune.data.encoded import tokenizer_sha256
 from cofitune.errors import ArtifactError, UserError, differences
 from cofitune.files import read_json
 from cofitune.recipes.folders import versions_of_packages
-from cofitune.recipes.from_config import comparable_data
+from cofitune.recipes.from_config import comparable_data, kernels_recorded
 from cofitune.recipes.train.plan import TrainPlan
 from cofitune.reports.console import say
 from cofitune.training.checkpoint_folders import checkpoint_folders
@@ -55,6 +55,7 @@ def identity(plan: TrainPlan) -> dict[str, Any]:
             "base_fingerprint": plan.base_fingerprint,
             "dtype": str(plan.settings.dtype).removeprefix("torch."),
             "attn_implementation": config.model.attn_implementation,
+            **kernels_recorded(config.model, plan.anatomy.model_type),
             "layout": asdict(plan.anatomy.layout),
             "tokenizer_sha256": tokenizer_sha256(tokenizer) if tokenizer else None,
         },

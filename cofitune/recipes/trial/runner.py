@@ -182,7 +182,7 @@ class TrialRunner:
         run_evaluation(plan, self._share, self._console, weights=weights)
 
     def _base(self, config: Config) -> SharedBase:
-        return self._hold("base", config.model, lambda: SharedBase(load_base(config.model)))
+        return self._hold("base", config.model, lambda: SharedBase(load_base(config.model, with_kernels=True)))
 
     def _eval_plan(self, config: Config) -> EvalPlan:
         """The tasks, the tokenizer and what else is asked alike in every trial."""

@@ -118,7 +118,7 @@ def test_a_second_call_asks_no_model_again(place: Place, monkeypatch: pytest.Mon
     place.train("run", 0.3)
     first = place.evaluate(place.config())
 
-    def load(*_: Any) -> None:
+    def load(*_: Any, **__: Any) -> None:
         raise RuntimeError("weights were loaded")
 
     monkeypatch.setattr(recipe, "load_base", load)

@@ -103,7 +103,7 @@ def place(tmp_path: Path, tiny_model_folder: Path) -> Place:
 
 
 def forbid_loading(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(*_: Any) -> None:
+    def load(*_: Any, **__: Any) -> None:
         raise RuntimeError("weights were loaded")
 
     monkeypatch.setattr(recipe, "load_base", load)
@@ -410,9 +410,9 @@ def test_a_run_of_another_base_brings_its_own(place: Place, monkeypatch: pytest.
     loaded: list[str] = []
     load = recipe.load_base
 
-    def listen(model: Any) -> Any:
+    def listen(model: Any, **options: Any) -> Any:
         loaded.append(model.name)
-        return load(model)
+        return load(model, **options)
 
     monkeypatch.setattr(recipe, "load_base", listen)
     place.evaluate(config=place.config(models=[str(other), str(base)]))
