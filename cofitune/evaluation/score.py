@@ -34,6 +34,7 @@ OWN_CODE = (
     "drift.py",
     "harness/model.py",
     "harness/native.py",
+    "harness/prefix.py",
     "ifeval.py",
     "lengths.py",
     "metrics.py",

@@ -19,6 +19,7 @@ from cofitune.data.control import control_tokens
 from cofitune.evaluation.asked import Asked
 from cofitune.evaluation.data_parallel import BatchSharding, in_batches
 from cofitune.evaluation.harness.choices import choice_turns, grows_by_copies
+from cofitune.evaluation.harness.prefix import SharedPrefix, shared_length
 from cofitune.model.decode import generate_rows
 
 Request = tuple[tuple[str, str], list[int], list[int]]  # (context, continuation) as text, then as token ids
@@ -82,7 +83,18 @@ class ChatTemplateLMBase(HFLM):
 
         ordered = sorted(groups.values(), key=longest_first)
         batches = [[i for group in part for i in group] for part in in_batches(ordered, self.batch_size)]
+        if prefix := self._shared_prefix(requests):
+            dtype = self.softmax_dtype
+            return self._share.run(batches, lambda batch: prefix.score([requests[i] for i in batch], dtype))
         return self._share.run(batches, lambda batch: ask([requests[i] for i in batch], True, override_bs))
+
+    def _shared_prefix(self, requests: Sequence[Request]) -> SharedPrefix | None:
+        """What all of them begin with, read once; None where that is short, or some are cut to fit the model."""
+        wholes = [((*context, *continuation[:-1]), len(continuation)) for _, context, continuation in requests]
+        if not wholes or max(len(whole) for whole, _ in wholes) > self.max_length:
+            return None
+        length = shared_length(wholes)
+        return SharedPrefix.of(self.model, wholes[0][0][:length]) if length else None
 
 
 class ChatTemplateLM(ChatTemplateLMBase):
