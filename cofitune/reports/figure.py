@@ -78,8 +78,13 @@ def write_picture(folder: Path, picture: Picture) -> tuple[Path, Path]:
     """Write NAME.png and NAME.svg into the folder."""
     png, svg = folder / f"{picture.name}.png", folder / f"{picture.name}.svg"
     write_atomically(png, lambda to: _write_bytes(to, picture.png))
-    write_text(svg, picture.svg)
+    write_text(svg, writable(picture.svg))
     return png, svg
+
+
+def writable(text: str) -> str:
+    """A text as a file can hold it: half a character, which JSON can name, as its escape."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 @contextmanager

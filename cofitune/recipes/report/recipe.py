@@ -14,7 +14,7 @@ from cofitune.recipes.report.artifacts import Artifacts, made_of, read_artifacts
 from cofitune.recipes.report.overview import make_overview
 from cofitune.recipes.report.run import describe
 from cofitune.reports.console import say
-from cofitune.reports.figure import EXTRA, Picture, can_draw, write_picture
+from cofitune.reports.figure import EXTRA, Picture, can_draw, writable, write_picture
 from cofitune.reports.html import Page, render
 from cofitune.reports.text import many
 
@@ -54,7 +54,7 @@ def report(place: Path, to: Path | None = None, *, console: Console | None = Non
     overview = made_of(place, lambda: make_overview(read, described, draws)) if len(read) > 1 else None
     title = place.resolve().name
     page = Page(title, described, overview, draws, __version__)
-    text = made_of(place, lambda: render(page))
+    text = made_of(place, lambda: writable(render(page)))
     pictures = list(_pictures(to, read, page))
     try:
         for folder, picture in pictures:

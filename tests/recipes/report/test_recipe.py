@@ -219,6 +219,14 @@ def test_a_file_that_holds_something_else_is_named(
     assert not (tmp_path / "run" / "report").exists()
 
 
+def test_half_a_character_in_an_artifact_is_shown_as_its_escape(tmp_path: Path, by_hand: Any) -> None:
+    by_hand.train(tmp_path / "run")
+    path = tmp_path / "run/train/manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base": "cut \ud83d"}))
+    page, _ = make(tmp_path / "run")
+    assert "cut \\ud83d" in page.text
+
+
 def test_the_command_exits_with_2_on_a_mistake(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
