@@ -239,11 +239,11 @@ def _attentions(model: PreTrainedModel, layers: list[nn.Module], anatomy: Anatom
         attention = layer.get_submodule(layout.attention) if layout.attention in paths else None
         if isinstance(_find_dropout(attention, name), int | float | nn.Dropout) and attention is not None:
             found.append(attention)
-        elif anatomy.has(index, "o_proj"):
+        elif dropout and anatomy.has(index, "o_proj"):
             raise UserError(
                 f"model type {kind}: its attention modules ({layout.attention}) have no probability '{name}' to set, "
-                "so importance cannot be estimated on it; where it has another name, model.anatomy.attention_dropout "
-                "says it"
+                "so the paper's importance cannot be estimated on it; use importance.estimator: fisher, which drops "
+                "nothing; where the probability has another name, model.anatomy.attention_dropout says it"
             )
     if kind == "falcon" and dropout and not model.config.alibi:
         raise UserError(
