@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -189,6 +190,11 @@ def build_empty(config: PretrainedConfig, trust_remote_code: bool = False) -> Pr
             model: PreTrainedModel = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
     except ODD_FILE as error:
         reason = first_line(error)
+        if package := re.search(r"requires the (\S+) library", reason):  # transformers' words, of an image encoder mostly
+            raise UserError(
+                f"model.name: model type {config.model_type} needs the package {package[1]}, which is not installed: "
+                f"pip install {package[1]}"
+            ) from error
         raise UserError(f"model.name: model type {config.model_type} cannot be built: {reason}") from error
     return model
 

@@ -39,6 +39,10 @@ OTHERS = {
     "xlnet": "predicts tokens in an order of its own",
 }
 
+UNTRAINED = {  # causal language models that a batch of items does not fit
+    "reformer": "trains only on sequences whose length is a multiple of its attention's chunks, which items are not",
+}
+
 
 def auto_class(config: PretrainedConfig) -> Any:
     """The class that builds and loads a model of this config: of causal language models, or of those with images too.
@@ -56,11 +60,13 @@ def auto_class(config: PretrainedConfig) -> Any:
 
 
 def check_kind(config: PretrainedConfig) -> None:
-    """Refuse a model type that transformers builds as a causal language model, and that is none.
+    """Refuse a model type that transformers builds as a causal language model, and that is none or trains on no items.
 
     Raises:
         UserError: it is one of those.
     """
+    if config.model_type in UNTRAINED:
+        raise UserError(f"model.name: model type {config.model_type} {UNTRAINED[config.model_type]}")
     if config.model_type in OTHERS:
         what = OTHERS[config.model_type]
         raise UserError(f"model.name: model type {config.model_type} {what}: it is no causal language model")

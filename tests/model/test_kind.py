@@ -14,6 +14,7 @@ from transformers import (
     PaliGemmaConfig,
     PretrainedConfig,
     Qwen2_5_VLConfig,
+    ReformerConfig,
     XLMConfig,
     XLNetConfig,
 )
@@ -37,6 +38,7 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "i
         ),
         (PaliGemmaConfig(), "paligemma reads its prompt in both directions"),
         (Blip2Config(), "blip-2 answers nothing without an image: it is no causal"),
+        (ReformerConfig(is_decoder=True), "reformer trains only on sequences whose length is a multiple of its"),
         (XLNetConfig(d_model=32, n_layer=2, n_head=4, d_inner=48, vocab_size=64), "in an order of its own"),
     ],
 )  # fmt: skip
