@@ -18,10 +18,13 @@ def _joined(value: object) -> object:
     return ",".join(str(as_text(part)) for part in value) if isinstance(value, list | tuple) else as_text(value)
 
 
+Layers = Annotated[
+    str | None, BeforeValidator(_joined, json_schema_input_type=str | int | tuple[str | int, ...] | None)
+]
+
+
 class Region(Section):
-    layers: Annotated[
-        str | None, BeforeValidator(_joined, json_schema_input_type=str | int | tuple[str | int, ...] | None)
-    ] = Field(
+    layers: Layers = Field(
         None,
         description="25%-50% (the default), 8-15 (0-based, inclusive), 3, bottom2 or another name, or a list of them",
     )

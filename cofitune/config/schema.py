@@ -227,7 +227,7 @@ class Config(Section):
     region: Region | Literal["search"] | None = Field(
         default_factory=Region, description="what to train, or: search; null, and by default, with an adapter"
     )
-    adapter: Adapter | None = Field(None, description="an adapter instead of a region: lora or osf; null: none")
+    adapter: Adapter | None = Field(None, description="an adapter instead of a region: lora, dora or osf; null: none")
     importance: Importance = Field(default_factory=Importance)
     rehearsal: Rehearsal = Field(default_factory=Rehearsal)
     softmask: SoftMask = Field(default_factory=lambda: SoftMask(apply_to="none"))
@@ -253,7 +253,7 @@ class Config(Section):
         if self.region is not None:
             raise ValueError(
                 "region says which of the model's own weights train, and under an adapter none does: leave region out "
-                "(null), and name the modules in adapter.target_modules"
+                "(null), and name layers and modules in the section adapter"
             )
         if self.softmask.apply_to != "none":
             raise ValueError(
@@ -264,10 +264,10 @@ class Config(Section):
             raise ValueError(
                 "train.l2_to_base pulls trained weights towards the base, and an adapter's have none there; set it to 0"
             )
-        if self.train.prefix_cache != "none":
+        if self.train.prefix_cache != "none" and self.adapter.layers is None:
             raise ValueError(
-                f"train.prefix_cache: {self.train.prefix_cache} keeps what frozen layers give, and an adapter sits in "
-                "them; set it to none"
+                f"train.prefix_cache: {self.train.prefix_cache} keeps what frozen layers give, and this adapter sits "
+                "in all of them; set it to none, or name the adapter's layers in adapter.layers"
             )
         return self
 

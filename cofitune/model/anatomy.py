@@ -190,7 +190,9 @@ def build_empty(config: PretrainedConfig, trust_remote_code: bool = False) -> Pr
             model: PreTrainedModel = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
     except ODD_FILE as error:
         reason = first_line(error)
-        if package := re.search(r"requires the (\S+) library", reason):  # transformers' words, of an image encoder mostly
+        if package := re.search(
+            r"requires the (\S+) library", reason
+        ):  # transformers' words, of an image encoder mostly
             raise UserError(
                 f"model.name: model type {config.model_type} needs the package {package[1]}, which is not installed: "
                 f"pip install {package[1]}"

@@ -165,22 +165,30 @@ def match_region(pattern: str, anatomy: Anatomy) -> Region:
     return Region(layers, tuple(m for m in anatomy.modules if m in touched), tuple(names), reaches)
 
 
-def linear_region(anatomy: Anatomy) -> Region:
-    """All linear modules of the layers, whatever they are: what an adapter on all-linear sits on where layers differ.
+def linear_region(anatomy: Anatomy, layers: tuple[int, ...]) -> Region:
+    """All linear modules of some layers, whatever they are: what an adapter sits on where layers differ.
 
     Raises:
         RegionError: there are none.
     """
     linear = set(anatomy.linear)
-    names = tuple(name for name in anatomy.linear if linear.issuperset(anatomy.converted.get(name, ())))
+    inside = tuple(f"{anatomy.layout.layers}.{layer}." for layer in layers)
+    names = tuple(
+        name
+        for name in anatomy.linear
+        if name.startswith(inside) and linear.issuperset(anatomy.converted.get(name, ()))
+    )
     if not names:
-        raise RegionError(f"adapter.target_modules: model type {anatomy.model_type} has no list of layers with any")
-    return Region(tuple(range(anatomy.num_layers)), (), names, 0)
+        raise RegionError(f"adapter: in model type {anatomy.model_type} no linear module lies in a list of layers")
+    return Region(layers, (), names, layers[0])
 
 
-def check_present(region: Region, anatomy: Anatomy) -> None:
+def check_present(region: Region, anatomy: Anatomy, section: str = "region") -> None:
     """Refuse a region in which the model has nothing: none of its layers has one of its modules; and one that could not
     be exported.
+
+    Args:
+        section: of the config, that says what the region is.
 
     Raises:
         RegionError: it is such a region.
@@ -190,7 +198,7 @@ def check_present(region: Region, anatomy: Anatomy) -> None:
         apart = [other for other in anatomy.converted.get(name, ()) if other not in names]
         if apart:
             raise RegionError(
-                f"region: {name} and {', '.join(apart)} are one tensor in the weight files of model type "
+                f"{section}: {name} and {', '.join(apart)} are one tensor in the weight files of model type "
                 f"{anatomy.model_type}, so that one without the other could not be exported: train all of them, or none"
             )
     if not names:
@@ -198,19 +206,23 @@ def check_present(region: Region, anatomy: Anatomy) -> None:
             m: Region(tuple(i for i in range(anatomy.num_layers) if anatomy.has(i, m)), ()) for m in region.modules
         }
         message = "; ".join(f"{module} is in layers {found.layers_text}" for module, found in where.items())
-        raise RegionError(f"region: layers {region.layers_text} have none of these modules: {message}")
+        raise RegionError(f"{section}: layers {region.layers_text} have none of these modules: {message}")
 
 
-def layer_set(text: str, num_layers: int) -> tuple[int, ...]:
-    """The layers, ascending, of one or more ranges with commas between them: `0-3,8,50%-75%,top`."""
+def layer_set(text: str, num_layers: int, key: str = "region.layers") -> tuple[int, ...]:
+    """The layers, ascending, of one or more ranges with commas between them: `0-3,8,50%-75%,top`.
+
+    Args:
+        key: of the config, that says them.
+    """
     layers: set[int] = set()
     for part in text.split(","):
-        first, last = layer_range(part, num_layers)
+        first, last = layer_range(part, num_layers, key)
         layers.update(range(first, last + 1))
     return tuple(sorted(layers))
 
 
-def layer_range(text: str, num_layers: int) -> tuple[int, int]:
+def layer_range(text: str, num_layers: int, key: str = "region.layers") -> tuple[int, int]:
     """First and last layer (0-based, inclusive) of `25%-50%`, `8-15`, `3` or a name such as `bottom2`.
 
     Percentages take ⌈L·a⌉ … ⌈L·b⌉ − 1, so that the four quarters tile every model without gap or overlap.
@@ -220,25 +232,25 @@ def layer_range(text: str, num_layers: int) -> tuple[int, int]:
     elif match := _PERCENT.match(text):
         low, high = (Fraction(v) / 100 for v in match.groups())
         if high > 1:
-            raise RegionError(f"region.layers: '{text}' goes beyond 100 %")
+            raise RegionError(f"{key}: '{text}' goes beyond 100 %")
     elif match := _INDICES.match(text):
         first = int(match[1])
         last = int(match[2]) if match[2] else first
         if first > last:
-            raise RegionError(f"region.layers: '{text}' runs backwards; write the lower layer first")
+            raise RegionError(f"{key}: '{text}' runs backwards; write the lower layer first")
         if last >= num_layers:
             raise RegionError(
-                f"region.layers: '{text}' lies outside the model, whose {num_layers} layers are 0-{num_layers - 1}"
+                f"{key}: '{text}' lies outside the model, whose {num_layers} layers are 0-{num_layers - 1}"
             )
         return first, last
     else:
         raise RegionError(
-            f"region.layers: '{text}' is no layer range{did_you_mean(text, NAMED_RANGES)}; write 25%-50%, 8-15, 3, one "
+            f"{key}: '{text}' is no layer range{did_you_mean(text, NAMED_RANGES)}; write 25%-50%, 8-15, 3, one "
             f"of {', '.join(NAMED_RANGES)}, or several with commas between them"
         )
     first, last = math.ceil(num_layers * low), math.ceil(num_layers * high) - 1
     if first > last:
-        raise RegionError(f"region.layers: '{text}' holds no layer of the model's {num_layers}")
+        raise RegionError(f"{key}: '{text}' holds no layer of the model's {num_layers}")
     return first, last
 
 

@@ -12,6 +12,7 @@ from cofitune.errors import ArtifactError
 from cofitune.files import read_json
 from cofitune.reports.evaluation.scores import CATEGORIES, Scores
 from cofitune.reports.text import NONE, number, signed
+from cofitune.training.peft import adapter_text
 
 FILE = "README.md"
 ROWS = (*CATEGORIES, "versatility", "unified")
@@ -81,8 +82,7 @@ def _training(manifest: Mapping[str, Any], alpha: float) -> Iterator[str]:
     yield "## Training"
     yield ""
     if adapter:
-        settings = ", ".join(f"{name} {value:g}" for name, value in adapter.items() if isinstance(value, int | float))
-        yield f"- Adapter, merged: {adapter['kind']} ({settings}) on {', '.join(adapter['modules'])}"
+        yield f"- Adapter, merged: {adapter_text(adapter)}"
     elif region:
         yield f"- Region: layers {region.get('layers')}, modules {', '.join(region.get('modules') or ())}"
     if region.get("trained_weights"):

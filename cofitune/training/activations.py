@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.region import Region
 from cofitune.training.head_loss import KNOWN_HEADS, LOGITS_AT_ONCE
+from cofitune.training.peft import AdapterPlan
 from cofitune.training.swiglu import MODEL_TYPES
 
 WRITTEN_OUT = {"codegen", "gpt2", "gpt_neo", "gptj", "phi"}  # whose GELU is written in operations of its own
@@ -27,7 +28,7 @@ class Activations:
     Attributes:
         width: bytes of a number in the training's precision.
         tokens: positions of the longest micro-batch, padding included.
-        adapter: whether an adapter trains beside the region's modules.
+        adapter: what trains beside the region's modules, instead of them; None without one.
         masked: whether attention gets a mask, for which grouped keys and values are repeated.
         fused: whether attention is a fused kernel; another one keeps its scores, which are not counted.
         keeps_inputs: whether frozen linear layers keep their inputs, too, as DeepSpeed's do under ZeRO-3.
@@ -37,7 +38,7 @@ class Activations:
     region: Region
     width: int
     tokens: int
-    adapter: bool = False
+    adapter: AdapterPlan | None = None
     masked: bool = False
     fused: bool = True
     keeps_inputs: bool = False
@@ -68,14 +69,15 @@ class Activations:
         last_norm = (self.anatomy.hidden_size + 1) * FP32
         to_hidden = self.anatomy.hidden_size * self.width  # the head's gradient, at tokens that carry the loss
         per_token = inputs + sum(map(self.of_layer, layers)) + last_norm + to_hidden
-        return self.tokens * per_token
+        return self.tokens * per_token + sum(self._composed(layer) for layer in layers)
 
     def passing(self, checkpointed: int) -> int:
         """Bytes that are there for a moment: a layer that is computed again, its gradients, a chunk of the logits."""
         anatomy, first = self.anatomy, self.region.first
-        again = max((self.of_layer(layer) for layer in range(first, first + checkpointed)), default=0)
+        layers = range(first, first + checkpointed)
+        again = max((self.tokens * self.of_layer(layer) + self._composed(layer) for layer in layers), default=0)
         gradients = (3 * anatomy.intermediate_size + 4 * anatomy.hidden_size) * self.width
-        return max(self.tokens * (again + gradients), self._logits())
+        return max(again + self.tokens * gradients + self._normed(), self._logits())
 
     def peak(self, checkpointed: int) -> int:
         """Bytes at the fullest moment."""
@@ -92,7 +94,7 @@ class Activations:
             if self.region.trains(layer, module, anatomy)
             for part in anatomy.layout.parts(module)
         }
-        below = layer > self.region.first or bool(self.region.matched) or self.adapter
+        below = layer > self.region.first or bool(self.region.matched)
         attention = below or bool(trained & {"q_proj", "k_proj", "v_proj"})
         after_attention = attention or "o_proj" in trained
         gate, up = after_attention or "gate_proj" in trained, after_attention or "up_proj" in trained
@@ -114,7 +116,33 @@ class Activations:
         total += self._between(gate, up) * neurons * width
         if "down_proj" in trained or (frozen_too and (gate or up)):
             total += neurons * width
+        return total + self._of_adapter(layer)
+
+    def _of_adapter(self, layer: int) -> int:
+        """Bytes a token that a layer keeps for its adapter, beside what enters the modules that carry it."""
+        adapter, total = self.adapter, 0
+        if adapter is None:
+            return 0
+        for outputs, inputs in adapter.carriers(layer, self.anatomy):
+            factors = 2 if adapter.kind == "osf" else 1  # what trains, and what it began with
+            total += factors * adapter.rank((outputs, inputs)) * self.width  # between a product's two factors
+            total += (adapter.dropout > 0) * inputs * (self.width + 1)  # what is left of the input, and which
+            total += (adapter.kind == "dora") * 2 * outputs * self.width  # both results that the norm scales
         return total
+
+    def _composed(self, layer: int) -> int:
+        """Bytes that a layer keeps whatever the tokens: under OSF the factors that it puts together."""
+        if self.adapter is None or self.adapter.kind != "osf":
+            return 0
+        carriers = self.adapter.carriers(layer, self.anatomy)
+        return sum(2 * self.adapter.rank(shape) * sum(shape) * self.width for shape in carriers)
+
+    def _normed(self) -> int:
+        """Bytes that DoRA takes for a moment: a unit matrix, the product, and the weight with it, twice."""
+        if self.adapter is None or self.adapter.kind != "dora":
+            return 0
+        carriers = self.adapter.carriers(self.region.last, self.anatomy)
+        return max((inputs * (inputs + 3 * outputs) * self.width for outputs, inputs in carriers), default=0)
 
     def _between(self, gate: bool, up: bool) -> int:
         """How many times its width an FFN keeps between its projections."""

@@ -9,6 +9,7 @@ from cofitune.model.anatomy import Anatomy
 from cofitune.model.region import Region
 from cofitune.training.activations import Activations
 from cofitune.training.engine import ELEMENTS_AT_ONCE, EngineSettings, deepspeed_config, loads_sharded
+from cofitune.training.peft import AdapterPlan
 
 MASTER = 4  # bytes a trained weight, in fp32; fp32 training has no separate one
 MOMENTS = {"adamw": 8, "adamw_8bit": 2}  # bytes a trained weight: exp_avg and exp_avg_sq
@@ -47,7 +48,7 @@ class Footprint:
     Attributes:
         max_length: tokens of the longest item.
         checkpointed: layers, from the lowest trained one up, whose activations are computed again.
-        adapter: weights of an adapter, which train instead of the region that carries it; None without one.
+        adapter: what trains instead of the region, which carries it; None without one.
         base_kept: whether a copy of the trained weights as the base has them is kept, for the pull towards it.
         masked: whether attention gets a mask.
         fused: whether attention is a fused kernel.
@@ -61,7 +62,7 @@ class Footprint:
     world_size: int
     max_length: int
     checkpointed: int
-    adapter: int | None = None
+    adapter: AdapterPlan | None = None
     base_kept: bool = False
     masked: bool = False
     fused: bool = True
@@ -72,11 +73,10 @@ class Footprint:
         """Those of its longest micro-batch."""
         settings = self.settings
         tokens = settings.micro_batch * self.max_length
-        adapted = self.adapter is not None
         width = settings.dtype.itemsize
         zero = deepspeed_config(settings)["zero_optimization"]
         inputs = settings.zero_stage == 3 and bool(zero.get("memory_efficient_linear", True))  # DeepSpeed's default
-        return Activations(self.anatomy, self.region, width, tokens, adapted, self.masked, self.fused, inputs)
+        return Activations(self.anatomy, self.region, width, tokens, self.adapter, self.masked, self.fused, inputs)
 
     @property
     def depth(self) -> int:
@@ -98,7 +98,9 @@ def estimate_memory(run: Footprint) -> Memory:
     """
     anatomy, settings, world_size = run.anatomy, run.settings, run.world_size
     width, stage = settings.dtype.itemsize, settings.zero_stage
-    trained = run.region.num_touched(anatomy) if run.adapter is None else run.adapter
+    trained = run.region.num_touched(anatomy) if run.adapter is None else run.adapter.num_parameters
+    needs_whole = run.adapter is not None and run.adapter.needs_whole
+    in_parts = loads_sharded(anatomy.num_parameters, settings, world_size) and not needs_whole
     whole = anatomy.num_parameters * width
     weights, zero = whole, deepspeed_config(settings)["zero_optimization"]
     if stage == 3:
@@ -125,7 +127,7 @@ def estimate_memory(run: Footprint) -> Memory:
         optimizer=optimizer,
         buffers=buffers,
         activations=run.activations.peak(run.checkpointed),
-        host_loading=whole * (1 if loads_sharded(anatomy.num_parameters, settings, world_size) else run.converting),
+        host_loading=whole * (1 if in_parts else run.converting),
         host_offloaded=offloaded,
     )
 

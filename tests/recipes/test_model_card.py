@@ -61,7 +61,7 @@ def test_it_says_what_was_trained_without_a_path_of_the_machine(tmp_path: Path) 
         assert text in body
     assert "secret" not in body and "Alpha" not in body
     adapter = {"kind": "lora", "modules": ["q_proj"], "r": 8, "alpha": 16}
-    assert "Adapter, merged: lora (r 8, alpha 16) on q_proj" in card(tmp_path, adapter=adapter)[1]
+    assert "Adapter, merged: lora (r 8, alpha 16) on q_proj of all layers" in card(tmp_path, adapter=adapter)[1]
     assert card(tmp_path, base="org/llama")[0]["base_model"] == "org/llama"
 
 

@@ -21,6 +21,7 @@ from cofitune.training.engine import checkpoint_layers
 from cofitune.training.fit_device import SHARE, choose_checkpointed, choose_stage
 from cofitune.training.loss import summed_loss
 from cofitune.training.memory import Footprint
+from cofitune.training.peft import insert_adapter, plan_adapter
 from cofitune.training.swiglu import keep_gate_and_up
 from tests.helpers import run_ranks
 from tests.training.test_engine import SETTINGS
@@ -59,8 +60,8 @@ def _made(family: str, modules: tuple[str, ...], dtype: torch.dtype = torch.floa
     return model, Activations(anatomy, region, dtype.itemsize, ROWS * TOKENS)
 
 
-def _kept(model: nn.Module) -> int:
-    ids = torch.randint(0, 300, (ROWS, TOKENS))
+def _kept(model: nn.Module, rows: int = ROWS) -> int:
+    ids = torch.randint(0, 300, (rows, TOKENS))
     with kept_bytes(model) as result:
         summed_loss(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()})
     return result[0]
@@ -112,6 +113,21 @@ def test_each_checkpointed_layer_keeps_its_input_alone(count: int) -> None:
     model.train()  # else nothing is checkpointed
     checkpoint_layers(model, estimate.anatomy.layout.layers, estimate.region.first, count)
     assert _kept(model) == pytest.approx(estimate.kept(count), rel=0.02)
+
+
+@pytest.mark.parametrize("modules", [("up_proj", "down_proj"), ("all",), ("q_proj",)], ids="-".join)
+@pytest.mark.parametrize(
+    ("kind", "dropout"), [("lora", 0.0), ("lora", 0.1), ("dora", 0.0), ("dora", 0.1), ("osf", 0.0)]
+)
+def test_what_an_adapter_keeps_is_what_was_estimated(kind: str, dropout: float, modules: tuple[str, ...]) -> None:
+    """Over enough tokens for what is there for a moment, as DoRA's product, to be little beside it."""
+    rows = 16 * ROWS
+    model, estimate = _made("llama", modules)
+    adapter = plan_adapter(kind, estimate.region, estimate.anatomy, r=8, alpha=8, dropout=dropout, effective_rank=0.5)
+    insert_adapter(model, adapter, 0)
+    model.train()
+    expected = replace(estimate, adapter=adapter, tokens=rows * TOKENS).kept(0)
+    assert 0.98 <= expected / _kept(model, rows) <= 1.06
 
 
 def _run(**changes: Any) -> Footprint:

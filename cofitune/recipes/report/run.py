@@ -24,6 +24,7 @@ from cofitune.reports.search.plot import search_picture
 from cofitune.reports.search.rows import trial_rows
 from cofitune.reports.text import many
 from cofitune.reports.training.loss_plot import losses_picture
+from cofitune.training.peft import adapter_text
 
 LINES = ("loss", "validation_loss", "drift")  # what a line of metrics.jsonl is about
 
@@ -139,7 +140,7 @@ def _facts(run: Artifacts) -> list[tuple[str, str]]:
         share = 100 * region["trained_weights"] / region["all_weights"]
         what = region["match"] or f"layers {region['layers']} × {', '.join(region['modules'])}"
         if adapter := made.get("adapter"):
-            what = f"adapter {', '.join(f'{k} {v}' for k, v in adapter.items() if isinstance(v, str | int | float))}"
+            what = f"adapter {adapter_text(adapter)}"
         held = ", without a mask"
         if mask["apply_to"] != "none":
             control = "" if mask.get("control", "none") == "none" else f" (its control: {mask['control']})"

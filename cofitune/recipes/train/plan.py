@@ -48,7 +48,7 @@ class TrainPlan:
         rehearsal: the base's own answers, to train on beside the items, and to measure drift on; None without any.
         missing: what a dry run could not find but the run will need.
         notes: what is to be said before the run.
-        region: what trains; under an adapter the modules that carry it, of all layers, which merging will change.
+        region: what trains; under an adapter what carries it, which merging will change.
         adapter_begins: hash of what an OSF adapter begins with, known once it is in the model.
         kept_stage: the ZeRO stage that a training on its way began under, which `auto` then means; None: it chooses.
         checkpointed: layers, from the lowest trained one up, whose activations are computed again.
@@ -110,7 +110,7 @@ class TrainPlan:
             world_size=self.steps.world_size,
             max_length=max(self.lengths, default=self.config.data.max_length),
             checkpointed=self.checkpointed,
-            adapter=self.adapter.num_parameters if self.adapter else None,
+            adapter=self.adapter,
             base_kept=self.config.train.l2_to_base > 0,
             masked=config.model.trust_remote_code or (config.data.packing and not config.model.has_flash_attention),
             fused=self.anatomy.fuses_attention if attention == "auto" else attention != "eager",

@@ -13,7 +13,7 @@ from cofitune.recipes.train.data import print_data
 from cofitune.recipes.train.plan import TrainPlan
 from cofitune.reports.console import say
 from cofitune.reports.training.plan import print_memory, print_region
-from cofitune.training.peft import AdapterPlan
+from cofitune.training.peft import AdapterPlan, adapter_text
 
 
 def print_plan(plan: TrainPlan, console: Console) -> None:
@@ -64,11 +64,9 @@ def _print_conversion(plan: TrainPlan, console: Console) -> None:
 
 
 def _print_adapter(plan: TrainPlan, adapter: AdapterPlan, console: Console) -> None:
-    settings = ", ".join(f"{k} {v:g}" for k, v in adapter.as_dict().items() if isinstance(v, int | float))
     say(
         console,
-        f"adapter: {adapter.kind} ({settings}) on {', '.join(adapter.paths)} of all {plan.anatomy.num_layers} layers\n"
-        "trainable parameters: ",
+        f"adapter: {adapter_text(adapter.as_dict())}\ntrainable parameters: ",
         (f"{adapter.num_parameters:,}", "bold"),
         f", all of them the adapter's; frozen: all {plan.anatomy.num_parameters:,} of the model's own",
     )

@@ -153,10 +153,9 @@ def fit_smallest(plan: TrainPlan, console: Console) -> TrainPlan:
 def _load_base(plan: TrainPlan) -> PreTrainedModel:
     """The base on this rank, sharded while it is read where it is big."""
     torch.manual_seed(plan.config.train.seed)
-    # a decomposition takes whole weights
-    in_parts = plan.adapter is None or plan.adapter.kind != "osf"
+    whole = plan.adapter is not None and plan.adapter.needs_whole
     sharded = sharded_loading(plan.anatomy.num_parameters, plan.settings, plan.steps.world_size)
-    with sharded if in_parts else nullcontext():
+    with nullcontext() if whole else sharded:
         return load_base(plan.config.model, with_kernels=True)
 
 

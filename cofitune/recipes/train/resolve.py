@@ -15,7 +15,14 @@ from cofitune.importance_file import ImportanceFile, merge_importance, read_impo
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.layouts import expand_modules
 from cofitune.model.load import choose_dtype
-from cofitune.model.region import Region, check_present, linear_region, match_region, resolve_region
+from cofitune.model.region import (
+    Region,
+    check_present,
+    layer_set,
+    linear_region,
+    match_region,
+    resolve_region,
+)
 from cofitune.ranks import this_rank
 from cofitune.recipes.from_config import base_config
 from cofitune.recipes.prerequisites import Prerequisites
@@ -57,25 +64,28 @@ def find_region(
 
 
 def find_adapter(requested: schema.Adapter, anatomy: Anatomy) -> tuple[Region, AdapterPlan]:
-    """The modules of all layers that carry an adapter, and the adapter.
+    """The modules that carry an adapter, of all layers or of some, and the adapter.
 
     Raises:
         UserError: modules are named in a model whose layout is not known, or cannot carry an adapter.
     """
-    if requested.modules == ("all",) and (anatomy.unknown or not anatomy.is_whole):
-        region = linear_region(anatomy)
+    depth = anatomy.num_layers
+    # where there is no list of layers, all-linear has nothing to say which of them are meant
+    layers = layer_set(requested.layers or "all", depth, "adapter.layers") if depth else ()
+    if requested.carriers == ("all",) and (anatomy.unknown or not anatomy.is_whole):
+        region = linear_region(anatomy, layers)
     else:
-        anatomy.check_units("adapter.target_modules, except all-linear,")
-        region = resolve_region("all", requested.modules, anatomy.num_layers, anatomy.modules)
-    check_present(region, anatomy)
+        anatomy.check_units("an adapter on modules, except all-linear,")
+        region = Region(layers, expand_modules(requested.carriers, anatomy.modules))
+    check_present(region, anatomy, "adapter")
     adapter = plan_adapter(
         requested.kind,
-        region.modules,
+        region,
         anatomy,
-        named=region.matched,
         r=requested.r,
         alpha=requested.alpha,
         dropout=requested.dropout,
+        rslora=requested.rslora,
         effective_rank=requested.effective_rank,
     )
     return region, adapter

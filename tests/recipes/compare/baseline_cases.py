@@ -17,6 +17,12 @@ HALF = r"model\.layers\.\d+\.mlp\..*"
 CASES: dict[str, dict[str, Any]] = {
     "lora_stage_3": {"adapter": {"kind": "lora", "r": 4, "alpha": 8}},
     "lora_stage_2": {"adapter": {"kind": "lora", "r": 4, "alpha": 8, "target_modules": "ffn"}, "stage": 2},
+    "lora_in_a_region": {
+        "adapter": {"kind": "lora", "r": 4, "alpha": 8, "rslora": True, "layers": "50%-75%,3", "modules": ["ffn"]}
+    },
+    "dora_stage_3": {"adapter": {"kind": "dora", "r": 4, "alpha": 8, "layers": "1-2", "modules": ["mha", "up_proj"]}},
+    "dora_stage_2": {"adapter": {"kind": "dora", "r": 4, "alpha": 8, "layers": "3"}, "stage": 2},
+    "osf_in_a_region": {"adapter": {"kind": "osf", "layers": "bottom2", "modules": "down_proj"}},
     "osf_stage_3": {"adapter": {"kind": "osf"}},
     "osf_stage_1": {
         "adapter": {"kind": "osf", "effective_rank": 0.75, "target_modules": ["down_proj", "q_proj"]},
@@ -25,6 +31,14 @@ CASES: dict[str, dict[str, Any]] = {
     "l2_stage_3": {"region": {"match": ".*"}, "l2_to_base": 40.0},
     "l2_stage_2": {"region": {"match": HALF}, "l2_to_base": 40.0, "stage": 2, "offload_optimizer": "cpu"},
 }
+
+# what a case's adapter sits on, by hand
+GROUPS = {
+    "mha": ("q_proj.weight", "k_proj.weight", "v_proj.weight", "o_proj.weight"),
+    "ffn": ("gate_proj.weight", "up_proj.weight", "down_proj.weight"),
+    "all-linear": ("_proj.weight",),
+}
+LAYERS = {"50%-75%,3": (2, 3), "1-2": (1, 2), "3": (3,), "bottom2": (1,)}  # of four
 
 
 def write_data(folder: Path) -> None:

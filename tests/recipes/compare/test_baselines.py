@@ -24,6 +24,7 @@ from cofitune.errors import ArtifactError, ConfigError, UserError
 from cofitune.files import sha256_json
 from cofitune.importance_file import UNIT_KINDS, unit_counts, write_importance
 from cofitune.model.anatomy import anatomy_of, read_anatomy
+from cofitune.model.region import Region
 from cofitune.model.weight_files import fingerprint
 from cofitune.recipes.train import steps as train_steps
 from cofitune.recipes.train.plan import plan_train
@@ -77,10 +78,13 @@ def test_an_adapter_freezes_the_base_and_its_carriers_alone_are_the_delta(name: 
         manifest = json.loads((train_folder / "manifest.json").read_text())
         assert manifest["frozen_sha256"] == {n: hash_tensor(t) for n, t in base.items()}
         delta = load_file(train_folder / "delta.safetensors")
-        requested = cases.CASES[name]["adapter"].get("target_modules", "all-linear")
-        carries = {"ffn": "mlp.", "all-linear": "_proj."}.get(requested if isinstance(requested, str) else "")
+        requested = cases.CASES[name]["adapter"]
+        words = requested.get("modules", requested.get("target_modules", "all-linear"))
+        words = [words] if isinstance(words, str) else words
+        ends = tuple(e for w in words for e in cases.GROUPS.get(w, (f"{w}.weight",)))
+        layers = cases.LAYERS.get(requested.get("layers"), range(4))
         for n in base:
-            assert (n in delta) == (carries in n if carries else any(f"{w}.weight" in n for w in requested)), n
+            assert (n in delta) == (n.endswith(ends) and any(f".layers.{i}." in n for i in layers)), n
         own = load_file(train_folder / "adapter/adapter_model.safetensors")
         assert manifest["region"]["trained_weights"] == sum(t.numel() for t in own.values())
 
@@ -137,11 +141,12 @@ def test_the_pull_holds_the_weights_nearer(folder: Path) -> None:
     assert far[190.0] < 0.75 * far[40.0] < 0.75 * 0.95 * far[0.0], far
 
 
-@pytest.mark.parametrize("kind", ["lora", "osf"])
+@pytest.mark.parametrize("kind", ["lora", "dora", "osf"])
 def test_an_adapter_goes_on_from_a_checkpoint_to_the_same_bits(
     kind: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    raw: dict[str, Any] = {"kind": "osf"} if kind == "osf" else {"kind": "lora", "r": 4, "dropout": 0.2}
+    raw: dict[str, Any] = {"kind": kind, "layers": "1-2"} if kind != "lora" else {"kind": kind}
+    raw |= {} if kind == "osf" else {"r": 4, "dropout": 0.2}
     monkeypatch.setitem(cases.CASES, "resumed", {"adapter": raw})
 
     def config(place: str) -> Config:
@@ -164,8 +169,11 @@ def test_an_adapter_goes_on_from_a_checkpoint_to_the_same_bits(
 
     (tmp_path / "cut/train/manifest.json").unlink()
     with pytest.raises(ArtifactError, match=r"adapter\.(r|effective_rank) is"):
-        other: dict[str, Any] = {**raw, **({"r": 8} if kind == "lora" else {"effective_rank": 0.25})}
+        other: dict[str, Any] = {**raw, **({"effective_rank": 0.25} if kind == "osf" else {"r": 8})}
         monkeypatch.setitem(cases.CASES, "resumed", {"adapter": other})
+        train(config("cut"), resume=True, console=Console(quiet=True))
+    monkeypatch.setitem(cases.CASES, "resumed", {"adapter": {**raw, "layers": "2-3"}})
+    with pytest.raises(ArtifactError, match=r"adapter\.layers is"):
         train(config("cut"), resume=True, console=Console(quiet=True))
     if kind == "osf":  # another machine's decomposition may differ in its signs, and what was trained would not fit it
         monkeypatch.setitem(cases.CASES, "resumed", {"adapter": raw})
@@ -178,7 +186,8 @@ def test_osf_leaves_what_the_leading_directions_say(folder: Path) -> None:
     """By its paper's gradient projection: for the kept directions u, uᵀW stays as it was, and Wv too. Plain SGD."""
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     anatomy, start = anatomy_of(model), base_of(folder)
-    plan = plan_adapter("osf", ("up_proj", "o_proj", "down_proj"), anatomy, r=1, alpha=1, dropout=0, effective_rank=0.5)
+    region = Region.span(0, 3, ("up_proj", "o_proj", "down_proj"))
+    plan = plan_adapter("osf", region, anatomy, r=1, alpha=1, dropout=0, effective_rank=0.5)
     insert_adapter(model, plan, 0)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
     ids = torch.arange(40)[None]
@@ -195,15 +204,16 @@ def test_osf_leaves_what_the_leading_directions_say(folder: Path) -> None:
         assert (moved @ right[:kept].T).norm() < 1e-4 * moved.norm(), name
 
 
+@pytest.mark.parametrize("adapter", ["lora", "dora"])
 @pytest.mark.parametrize("kind", ["gpt2", "phi3"])
-def test_lora_sits_beside_transposed_and_fused_weights(kind: str) -> None:
+def test_adapters_sit_beside_transposed_and_fused_weights(kind: str, adapter: str) -> None:
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64, "pad_token_id": 0}
     more = {"intermediate_size": 48, "num_key_value_heads": 2} if kind == "phi3" else {}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **more))
     anatomy = anatomy_of(model)
     with pytest.raises(UserError, match="q_proj lies in one tensor with k_proj, v_proj"):
-        plan_adapter("lora", ("q_proj",), anatomy, r=4, alpha=8, dropout=0, effective_rank=0.5)
-    plan = plan_adapter("lora", anatomy.modules, anatomy, r=4, alpha=8, dropout=0, effective_rank=0.5)
+        plan_adapter(adapter, Region((1,), ("q_proj",)), anatomy, r=4, alpha=8, dropout=0, effective_rank=0.5)
+    plan = plan_adapter(adapter, Region((1,), anatomy.modules), anatomy, r=4, alpha=8, dropout=0, effective_rank=0.5)
     assert insert_adapter(model, plan, 0) is None
     trained = [p for p in model.parameters() if p.requires_grad]
     assert sum(p.numel() for p in trained) == plan.num_parameters
@@ -296,7 +306,7 @@ def test_replay_is_a_share_of_every_epoch_whatever_the_sizes(
             "an adapter trains none of the model's own; set it to none",
         ),
         ({"adapter": {}, "train": {"l2_to_base": 1}}, "set it to 0"),
-        ({"adapter": {}, "train": {"prefix_cache": "memory"}}, "an adapter sits in them"),
+        ({"adapter": {}, "train": {"prefix_cache": "memory"}}, "this adapter sits in all of them"),
         ({"adapter": {"target_modules": ["q_prj"]}}, "'q_prj' is no module; did you mean 'q_proj'?"),
         ({"adapter": {"kind": "osf", "r": 4}}, "r: not read by kind: osf"),
         ({"adapter": {"kind": "lora", "effective_rank": 0.2}}, "effective_rank: not read by kind: lora"),
