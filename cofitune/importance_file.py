@@ -2,7 +2,7 @@
 
 A folder holds `importance.safetensors` (normalised, what the soft mask reads), `scores.safetensors` (before
 normalisation, to merge or normalise again) and `manifest.json`. Each safetensors file has one tensor a unit kind, of
-shape [L, units], fp32.
+shape [L, units], fp32. Where layers have unequally many units, the narrower ones' vectors end with NaN.
 """
 
 from __future__ import annotations
@@ -56,11 +56,29 @@ class Reliability:
 
 
 def unit_counts(anatomy: Anatomy) -> dict[str, int]:
-    """Units a layer of each known kind: A attention heads, F FFN neurons, H FFN output channels, experts."""
+    """Units a layer of each known kind: A attention heads, F FFN neurons, H FFN output channels, experts. Where layers
+    differ, the most."""
     attention = {ATTENTION_HEADS: anatomy.num_heads} if "o_proj" in anatomy.modules else {}
     ffn = {FFN_NEURONS: anatomy.intermediate_size, FFN_OUTPUTS: anatomy.hidden_size}
     experts = {EXPERTS: anatomy.num_experts} if anatomy.experts else {}
     return {**attention, **(ffn if "down_proj" in anatomy.modules else {}), **experts}
+
+
+def layer_units(anatomy: Anatomy, kind: str) -> tuple[int, ...]:
+    """Units of a kind in each layer, 0 where it has none."""
+    module = {ATTENTION_HEADS: "o_proj", EXPERTS: EXPERTS}.get(kind, "down_proj")
+
+    def units(layer: int) -> int:
+        size = anatomy.sizes[layer]
+        counts = {ATTENTION_HEADS: size.num_heads, FFN_NEURONS: size.intermediate_size, EXPERTS: anatomy.num_experts}
+        return counts.get(kind, anatomy.hidden_size) if anatomy.has(layer, module) else 0
+
+    return tuple(map(units, range(anatomy.num_layers)))
+
+
+def known_units(vector: Tensor) -> Tensor:
+    """A layer's vector [units] without the places of units that wider layers have."""
+    return vector[~vector.isnan()]
 
 
 def write_importance(
@@ -93,7 +111,7 @@ def read_importance(folder: Path, anatomy: Anatomy, base_fingerprint: str) -> Im
     for kind, units in unit_counts(anatomy).items():
         if kind not in vectors:
             raise ArtifactError(f"{path}: holds no '{kind}'; compute the importance again")
-        _check_vector(path, kind, vectors[kind], (anatomy.num_layers, units))
+        _check_vector(path, kind, vectors[kind], [count or units for count in layer_units(anatomy, kind)])
     return ImportanceFile(vectors, manifest, manifest["sha256"])
 
 
@@ -119,12 +137,14 @@ def merge_importance(sets: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {kind: torch.stack([one[kind] for one in sets]).amax(dim=0) for kind in sets[0]}
 
 
-def _check_vector(path: Path, kind: str, vector: Tensor, shape: tuple[int, int]) -> None:
-    if tuple(vector.shape) != shape:
-        raise ArtifactError(f"{path}: '{kind}' has shape {list(vector.shape)}; this model needs {list(shape)}")
-    if not torch.isfinite(vector).all():
+def _check_vector(path: Path, kind: str, vector: Tensor, units: Sequence[int]) -> None:
+    shape = [len(units), max(units)]
+    if list(vector.shape) != shape:
+        raise ArtifactError(f"{path}: '{kind}' has shape {list(vector.shape)}; this model needs {shape}")
+    values = torch.cat([row[:count] for row, count in zip(vector, units, strict=True)])
+    if not torch.isfinite(values).all():
         raise ArtifactError(f"{path}: '{kind}' holds NaN or infinity")
-    if vector.min() < 0 or vector.max() > 1:
+    if values.min() < 0 or values.max() > 1:
         raise ArtifactError(f"{path}: '{kind}' holds values outside [0, 1]")
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, distributed
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from cofitune.data.chat import IGNORED
@@ -174,7 +175,7 @@ def gate_gradients(
     estimator: str = KL_DROPOUT,
     pair: int = 0,
 ) -> dict[str, Tensor]:
-    """Per-sample gate gradients of one micro-batch: each unit kind → [L, B, units], fp32.
+    """Per-sample gate gradients of one micro-batch: each unit kind → [L, B, units], fp32; 0 where a layer has fewer.
 
     Args:
         model: a model inside `virtual_gates`.
@@ -190,10 +191,12 @@ def gate_gradients(
     # grad(), not backward(): gradients are returned, so that none can pile up in a gate or a weight
     present = [gate for kind, layers in leaves.items() for i, gate in enumerate(layers) if gates.has(kind, i)]
     rows = iter(torch.autograd.grad(loss, present))
-    return {
-        kind: torch.stack([next(rows) if gates.has(kind, i) else torch.zeros_like(g) for i, g in enumerate(layers)])
+    found = {
+        kind: [next(rows) if gates.has(kind, i) else torch.zeros_like(g) for i, g in enumerate(layers)]
         for kind, layers in leaves.items()
     }
+    most = {kind: max(row.shape[1] for row in layers) for kind, layers in found.items()}
+    return {kind: torch.stack([pad(g, (0, most[kind] - g.shape[1])) for g in layers]) for kind, layers in found.items()}
 
 
 def _two_tokens() -> dict[str, Tensor]:

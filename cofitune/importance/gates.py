@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from cofitune.errors import UserError
-from cofitune.importance_file import ATTENTION_HEADS, EXPERTS, FFN_NEURONS, FFN_OUTPUTS, unit_counts
+from cofitune.importance_file import ATTENTION_HEADS, EXPERTS, FFN_NEURONS, FFN_OUTPUTS, layer_units, unit_counts
 from cofitune.model.anatomy import Anatomy, anatomy_of
 
 Gates = dict[str, tuple[Tensor, ...]]
@@ -33,28 +33,24 @@ class VirtualGates:
     """The gates of the micro-batch at hand, which the model's hooks read.
 
     Attributes:
-        current: each unit kind → L leaf tensors of shape [B, units], fp32. A row a sample: the sum over B is the
-            gradient of one shared gate, and per-sample gradients stay available.
+        current: each unit kind → L leaf tensors of shape [B, units], fp32; no units where a layer has none. A row a
+            sample: the sum over B is the gradient of one shared gate, and per-sample gradients stay available.
     """
 
     def __init__(self, anatomy: Anatomy, device: torch.device) -> None:
-        self._anatomy = anatomy
-        self._counts = unit_counts(anatomy)
+        self._counts = {kind: layer_units(anatomy, kind) for kind in unit_counts(anatomy)}
         self._device = device
         self.current: Gates = {}
 
     def has(self, kind: str, layer: int) -> bool:
         """Whether a layer has units of a kind; where it has none, its gates are in no place and get no gradient."""
-        return self._anatomy.has(layer, {ATTENTION_HEADS: "o_proj", EXPERTS: EXPERTS}.get(kind, "down_proj"))
+        return kind in self._counts and self._counts[kind][layer] > 0
 
     def renew(self, batch_size: int) -> Gates:
         """Make the gates of a new micro-batch, all 1: nothing is left in them of the batch before."""
         self.current = {
-            kind: tuple(
-                torch.ones(batch_size, units, device=self._device, requires_grad=True)
-                for _ in range(self._anatomy.num_layers)
-            )
-            for kind, units in self._counts.items()
+            kind: tuple(torch.ones(batch_size, units, device=self._device, requires_grad=True) for units in counts)
+            for kind, counts in self._counts.items()
         }
         return self.current
 
@@ -166,7 +162,7 @@ def _hook_layer(
     """Hook one decoder layer's gated places."""
 
     def gate_heads(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        heads = inputs[0].unflatten(-1, (anatomy.num_heads, -1))  # [B, T, A, D]
+        heads = inputs[0].unflatten(-1, (anatomy.sizes[index].num_heads, -1))  # [B, T, A, D]
         gate = gates.current[ATTENTION_HEADS][index][:, None, :, None]
         return (_multiply(heads, gate).flatten(-2), *inputs[1:])
 

@@ -6,6 +6,9 @@ scores that are never negative, where |tanh z| would mask the least important un
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -70,6 +73,29 @@ def rank(scores: Tensor) -> Tensor:
 
 
 NORMALIZATIONS = {"zscore_tanh": zscore_tanh, "rank": rank}
+
+
+def over_own_units(normalize: Callable[[Tensor], Tensor], units: Sequence[int]) -> Callable[[Tensor], Tensor]:
+    """A normalisation of layers with unequally many units, each over its own; NaN in the places behind them.
+
+    Args:
+        units: of each layer; 0: it has none, and its scores are all 0.
+
+    Example:
+        >>> over_own_units(rank, (3, 2))(torch.tensor([[0.5, 9.0, 0.1], [2.0, 1.0, 0.0]])).tolist()
+        [[0.5, 1.0, 0.0], [1.0, 0.0, nan]]
+    """
+
+    def each(scores: Tensor) -> Tensor:
+        if set(units) <= {0, scores.shape[-1]}:
+            return normalize(scores)
+        result = torch.full_like(scores, math.nan)
+        for layer, count in enumerate(units):
+            own = slice(count or None)
+            result[layer, own] = normalize(scores[layer : layer + 1, own])[0]
+        return result
+
+    return each
 
 
 def _check_finite(scores: Tensor) -> None:

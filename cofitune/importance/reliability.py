@@ -12,29 +12,29 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from cofitune.importance_file import Reliability
+from cofitune.importance_file import Reliability, known_units
 
 
 def reliability(
-    halves: Mapping[str, Tensor], normalize: Callable[[Tensor], Tensor], micro_batches: int
+    halves: Mapping[str, Tensor], normalize: Mapping[str, Callable[[Tensor], Tensor]], micro_batches: int
 ) -> dict[str, Reliability]:
     """How reliable the importance of each unit kind is.
 
     Args:
         halves: unit kind → [2, L, units], scores before normalisation.
-        normalize: what makes importance of scores.
+        normalize: unit kind → what makes importance of its scores.
         micro_batches: of both halves; below two there is nothing to compare, and the answer is empty.
 
     Example:
         >>> import torch
         >>> scores = torch.tensor([[[1.0, 2.0, 3.0, 4.0]], [[1.0, 2.0, 4.0, 3.0]]])
-        >>> (of_neurons,) = reliability({"ffn_neurons": scores}, lambda s: s, micro_batches=2).values()
+        >>> (of_neurons,) = reliability({"ffn_neurons": scores}, {"ffn_neurons": lambda s: s}, 2).values()
         >>> round(of_neurons.split_half, 3), round(of_neurons.whole, 3)
         (0.8, 0.889)
     """
     if micro_batches < 2:
         return {}
-    return {kind: _of(normalize(half[0]), normalize(half[1])) for kind, half in halves.items()}
+    return {kind: _of(normalize[kind](half[0]), normalize[kind](half[1])) for kind, half in halves.items()}
 
 
 def _of(even: Tensor, odd: Tensor) -> Reliability:
@@ -45,10 +45,11 @@ def _of(even: Tensor, odd: Tensor) -> Reliability:
 
 
 def rank_correlation(one: Tensor, other: Tensor) -> float:
-    """Spearman's rank correlation of two vectors [units]; NaN where one of them is constant.
+    """Spearman's rank correlation of a layer's two vectors [units]; NaN where one of them is constant.
 
     Without SciPy, which only the extra `eval` installs.
     """
+    one, other = known_units(one), known_units(other)
     if (one == one[0]).all() or (other == other[0]).all():
         return math.nan
     a, b = (ranks - ranks.mean() for ranks in (_average_ranks(one), _average_ranks(other)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from cofitune.model.folder import ODD_FILE, check_folder, first_line
 from cofitune.model.kind import auto_class, check_causal, check_kind
 from cofitune.model.layouts import ATTENTION, EXPERTS, FFN, MODULES, Layout
 from cofitune.model.recognise import choose_layout, find_experts, names_in_files, true_shape
+from cofitune.model.sizes import Sizes, number, read_sizes
 
 MOST_PARTS = 10_000  # layers or experts: each of them is built before its shape is known
 EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k")
@@ -29,6 +29,7 @@ class Anatomy:
     """One model. L layers, A attention heads, K key/value heads, D width of a head, F FFN neurons, H hidden.
 
     Attributes:
+        sizes: A, K, D and F of each layer.
         num_parameters: all weights of the model, tied ones counted once.
         shapes: name of every parameter → its shape.
         tied: second names of tied parameters → the name in `shapes` (the head's, where it is the embedding).
@@ -48,11 +49,7 @@ class Anatomy:
 
     model_type: str
     layout: Layout
-    num_layers: int
-    num_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    intermediate_size: int
+    sizes: tuple[Sizes, ...]
     hidden_size: int
     vocab_size: int
     num_parameters: int
@@ -71,6 +68,31 @@ class Anatomy:
     fuses_attention: bool = True
     unknown: str = ""
     proposal: str = ""
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers."""
+        return len(self.sizes)
+
+    @property
+    def num_heads(self) -> int:
+        """Attention heads of a layer, where layers differ the most."""
+        return max((size.num_heads for size in self.sizes), default=0)
+
+    @property
+    def num_key_value_heads(self) -> int:
+        """Key/value heads of a layer, where layers differ the most."""
+        return max((size.num_key_value_heads for size in self.sizes), default=0)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head, where layers differ the most."""
+        return max((size.head_dim for size in self.sizes), default=0)
+
+    @property
+    def intermediate_size(self) -> int:
+        """FFN neurons of a layer, where layers differ the most."""
+        return max((size.intermediate_size for size in self.sizes), default=0)
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -135,32 +157,33 @@ class Anatomy:
             if name.startswith(start) and "." not in name.removeprefix(start):
                 yield name
 
-    def num_rows(self, module: str) -> int:
+    def num_rows(self, layer: int, module: str) -> int:
         """A module's own outputs; of experts, how many there are."""
+        size = self.sizes[layer]
         return {
             EXPERTS: self.num_experts,
-            "q_proj": self.num_heads * self.head_dim,
-            "k_proj": self.num_key_value_heads * self.head_dim,
-            "v_proj": self.num_key_value_heads * self.head_dim,
-            "gate_proj": self.intermediate_size,
-            "up_proj": self.intermediate_size,
+            "q_proj": size.num_heads * size.head_dim,
+            "k_proj": size.num_key_value_heads * size.head_dim,
+            "v_proj": size.num_key_value_heads * size.head_dim,
+            "gate_proj": size.intermediate_size,
+            "up_proj": size.intermediate_size,
         }.get(module, self.hidden_size)
 
-    def num_rows_of_tensor(self, module: str) -> int:
+    def num_rows_of_tensor(self, layer: int, module: str) -> int:
         """Outputs of the tensor that a module lies in, those of the modules that it is fused with included."""
-        return sum(map(self.num_rows, self.layout.parts(module)))
+        return sum(self.num_rows(layer, part) for part in self.layout.parts(module))
 
-    def rows(self, module: str) -> Tensor:
+    def rows(self, layer: int, module: str) -> Tensor:
         """Where a module's own rows, in their order, lie among those of its tensor; int64 [rows of the module]."""
-        parts = self.layout.parts(module)
+        parts, size = self.layout.parts(module), self.sizes[layer]
         if self.layout.interleaved and len(parts) == 3:
-            heads = torch.arange(self.num_rows_of_tensor(module)).view(
-                self.num_key_value_heads, -1, self.head_dim
+            heads = torch.arange(self.num_rows_of_tensor(layer, module)).view(
+                size.num_key_value_heads, -1, size.head_dim
             )  # [K, A/K + 2, D]
             cut = {"q_proj": slice(-2), "k_proj": slice(-2, -1), "v_proj": slice(-1, None)}[module]
             return heads[:, cut].flatten()
-        start = sum(map(self.num_rows, parts[: parts.index(module)]))
-        return torch.arange(start, start + self.num_rows(module))
+        start = sum(self.num_rows(layer, part) for part in parts[: parts.index(module)])
+        return torch.arange(start, start + self.num_rows(layer, module))
 
 
 def read_anatomy(config: PretrainedConfig, trust_remote_code: bool = False, described: Layout | None = None) -> Anatomy:
@@ -247,18 +270,13 @@ def _measure(model: PreTrainedModel, layout: Layout) -> Anatomy:
     written, converted = names_in_files(model)
     experts, num_experts = find_experts(layers) if isinstance(layers, nn.ModuleList) else ("", 0)
     width, hidden = true_shape(embedding)
-    hidden = _number(config, "hidden_size") or hidden
-    heads = layout.num_heads or _number(config, "num_attention_heads")
+    hidden = number(config, "hidden_size") or hidden
     return Anatomy(
         model_type=model.config.model_type,
         layout=layout,
-        num_layers=len(layers),
-        num_heads=heads,
-        num_key_value_heads=layout.num_key_value_heads or _key_value_heads(config) or heads,
-        head_dim=layout.head_dim or _number(config, "head_dim") or (hidden // heads if heads else 0),
-        intermediate_size=_width_of_ffn(layers, layout) or _number(config, "intermediate_size"),
+        sizes=read_sizes(config, layout, layers, hidden),
         hidden_size=hidden,
-        vocab_size=_number(config, "vocab_size") or width,
+        vocab_size=number(config, "vocab_size") or width,
         num_parameters=sum(math.prod(shape) for shape in shapes.values()),
         shapes=shapes,
         tied={n: names[id(p)] for n, p in model.named_parameters(remove_duplicate=False) if n not in parameters},
@@ -266,7 +284,7 @@ def _measure(model: PreTrainedModel, layout: Layout) -> Anatomy:
         converted=converted,
         experts=experts,
         num_experts=num_experts,
-        experts_per_token=max([min(1, num_experts), *(_number(config, name) for name in EXPERTS_PER_TOKEN)]),
+        experts_per_token=max([min(1, num_experts), *(number(config, name) for name in EXPERTS_PER_TOKEN)]),
         can_recompute=model.supports_gradient_checkpointing,
         fuses_attention=getattr(config, "_attn_implementation", None) != "eager",
         embedding=names[id(embedding)],
@@ -279,31 +297,6 @@ def _measure(model: PreTrainedModel, layout: Layout) -> Anatomy:
             if (name := f"{layout.layers}.{index}.{path}.weight") in shapes
         ),
     )
-
-
-def _number(config: PretrainedConfig, name: str) -> int:
-    """A size of the config; 0 where it has none, or one a layer."""
-    try:
-        value = getattr(config, name, None)
-    except RuntimeError:  # transformers' word for a size that differs from layer to layer
-        return 0
-    return value if isinstance(value, int) else 0
-
-
-def _key_value_heads(config: PretrainedConfig) -> int:
-    """Key/value heads; Falcon's and GPT-BigCode's `multi_query` is one of them."""
-    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
-        return 1
-    return _number(config, "num_key_value_heads") or _number(config, "num_kv_heads")
-
-
-def _width_of_ffn(layers: nn.Module, layout: Layout) -> int:
-    """FFN neurons, of the first layer that has an FFN of the layout."""
-    path = layout.modules.get("down_proj")
-    for layer in layers.children() if path else ():
-        with suppress(AttributeError):
-            return true_shape(layer.get_submodule(path).weight)[0 if layout.transposed else 1]  # type: ignore[arg-type]
-    return 0
 
 
 def read_model_config(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -336,21 +329,23 @@ def _odd_shape(anatomy: Anatomy, group: tuple[str, ...]) -> str:
     layout. Returns what is wrong, or nothing."""
     layout = anatomy.layout
     modules = [module for module in anatomy.modules if module in group]
-    heads, groups, size = anatomy.num_heads, anatomy.num_key_value_heads, anatomy.head_dim
-    sizes = f"{heads} heads and {groups} key/value heads of width {size}" if group == ATTENTION else "its FFN"
     how = "; num_heads, num_key_value_heads and head_dim may be given in model.anatomy" if group == ATTENTION else ""
-    if modules and group == ATTENTION and (not groups or heads % groups):
-        return f"{sizes} do not divide evenly{how}"
-    width = {"o_proj": heads * size, "down_proj": anatomy.intermediate_size}
-    for layer in range(anatomy.num_layers):
-        for module in (module for module in modules if anatomy.has(layer, module)):
-            parts = layout.parts(module)
-            expected = (anatomy.num_rows_of_tensor(module), width.get(module, anatomy.hidden_size))
+    for layer, size in enumerate(anatomy.sizes):
+        heads, groups = size.num_heads, size.num_key_value_heads
+        sizes = (
+            f"{heads} heads and {groups} key/value heads of width {size.head_dim}" if group == ATTENTION else "its FFN"
+        )
+        here = [module for module in modules if anatomy.has(layer, module)]
+        if here and group == ATTENTION and (not groups or heads % groups):
+            return f"{sizes} do not divide evenly{how}"
+        width = {"o_proj": heads * size.head_dim, "down_proj": size.intermediate_size}
+        for module in here:
+            expected = (anatomy.num_rows_of_tensor(layer, module), width.get(module, anatomy.hidden_size))
             name = f"{layout.layers}.{layer}.{layout.modules[module]}.weight"
             result = anatomy.shapes[name]
             if (result[::-1] if layout.transposed else result) != expected:
                 return (
-                    f"with {sizes}, {name} should then hold {' + '.join(parts)} as {list(expected)}, and is "
-                    f"{list(result)}{how}"
+                    f"with {sizes}, {name} should then hold {' + '.join(layout.parts(module))} as {list(expected)}, "
+                    f"and is {list(result)}{how}"
                 )
     return ""

@@ -97,7 +97,9 @@ class Region:
         if self.matched:
             return self.num_touched(anatomy)
         return sum(
-            math.prod(anatomy.shapes[name]) // anatomy.num_rows_of_tensor(module) * anatomy.num_rows(module)
+            math.prod(anatomy.shapes[name])
+            // anatomy.num_rows_of_tensor(layer, module)
+            * anatomy.num_rows(layer, module)
             for layer in self.layers
             for module in self.modules
             for name in anatomy.parameter_names(layer, module)

@@ -158,7 +158,7 @@ def _watched(model: nn.Module, anatomy: Anatomy, norm: Norm, sums: Mapping[str, 
             if gradient is None:
                 return
             for layer, module in owners[name]:
-                sums[module][layer] += norm(_own(gradient, anatomy, module, len(owners[name])))
+                sums[module][layer] += norm(_own(gradient, anatomy, layer, module, len(owners[name])))
 
         return look
 
@@ -170,12 +170,12 @@ def _watched(model: nn.Module, anatomy: Anatomy, norm: Norm, sums: Mapping[str, 
             handle.remove()
 
 
-def _own(gradient: Tensor, anatomy: Anatomy, module: str, owners: int) -> Tensor:
+def _own(gradient: Tensor, anatomy: Anatomy, layer: int, module: str, owners: int) -> Tensor:
     """A module's own part of the gradient of the tensor that it lies in."""
     if owners == 1:
         return gradient
     axis = anatomy.row_axis if gradient.dim() > 1 else 0
-    return gradient.index_select(axis, anatomy.rows(module).to(gradient.device))
+    return gradient.index_select(axis, anatomy.rows(layer, module).to(gradient.device))
 
 
 def _share(part: PerTensor, region: Region) -> float:

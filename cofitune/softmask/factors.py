@@ -6,6 +6,7 @@ factor (docs/method.md, defects); here a factor is a vector over rows or columns
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cofitune.errors import RegionError
-from cofitune.importance_file import ATTENTION_HEADS, EXPERTS, FFN_NEURONS, FFN_OUTPUTS
+from cofitune.importance_file import ATTENTION_HEADS, EXPERTS, FFN_NEURONS, FFN_OUTPUTS, known_units
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.region import Region
 
@@ -83,7 +84,10 @@ def build_factors(
     factors: dict[str, Factor] = {}
     for layer in region.layers:
         for module in modules:
-            values = 1 - strength * _unit_per_row(importance[UNIT_OF_MODULE[module]][layer].float(), module, anatomy)
+            if not anatomy.has(layer, module):
+                continue
+            of_units = importance[UNIT_OF_MODULE[module]][layer].float()
+            values = 1 - strength * _unit_per_row(known_units(of_units), layer, module, anatomy)
             values = values.mean().repeat(len(values)) if uniform else values
             for name in anatomy.parameter_names(layer, module):
                 is_bias = len(anatomy.shapes[name]) == 1
@@ -92,7 +96,8 @@ def build_factors(
                 if module == "o_proj":
                     factors[name] = Factor(values, 1 - anatomy.row_axis)
                 else:
-                    factors.setdefault(name, _uniform(1.0, name, module, anatomy)).values[anatomy.rows(module)] = values
+                    factor = factors.setdefault(name, _uniform(1.0, name, layer, module, anatomy))
+                    factor.values[anatomy.rows(layer, module)] = values
     return factors
 
 
@@ -106,7 +111,10 @@ def harden(importance: Mapping[str, Tensor], threshold: float) -> dict[str, Tens
         >>> harden({"ffn_neurons": torch.tensor([[0.2, 0.9]])}, 0.9)["ffn_neurons"].tolist()
         [[0.0, 1.0]]
     """
-    return {kind: (vectors >= threshold).to(vectors.dtype) for kind, vectors in importance.items()}
+    return {
+        kind: (vectors >= threshold).to(vectors.dtype).masked_fill(vectors.isnan(), math.nan)
+        for kind, vectors in importance.items()
+    }
 
 
 def shuffle_units(importance: Mapping[str, Tensor], anatomy: Anatomy, seed: int) -> dict[str, Tensor]:
@@ -120,14 +128,22 @@ def shuffle_units(importance: Mapping[str, Tensor], anatomy: Anatomy, seed: int)
     """
     generator = torch.Generator().manual_seed(seed)
 
-    def order(kind: str, units: int) -> Tensor:
+    def order(kind: str, layer: int, units: int) -> Tensor:
         if kind != ATTENTION_HEADS:
             return torch.randperm(units, generator=generator)
-        size = units // anatomy.num_key_value_heads
-        groups = torch.randperm(anatomy.num_key_value_heads, generator=generator).tolist()
+        num_groups = anatomy.sizes[layer].num_key_value_heads
+        size = units // num_groups
+        groups = torch.randperm(num_groups, generator=generator).tolist()
         return torch.cat([group * size + torch.randperm(size, generator=generator) for group in groups])
 
-    return {kind: torch.stack([row[order(kind, len(row))] for row in vectors]) for kind, vectors in importance.items()}
+    def shuffled(kind: str, layer: int, row: Tensor) -> Tensor:
+        own = known_units(row)
+        return torch.cat([own[order(kind, layer, len(own))], row[len(own) :]])
+
+    return {
+        kind: torch.stack([shuffled(kind, layer, row) for layer, row in enumerate(vectors)])
+        for kind, vectors in importance.items()
+    }
 
 
 def freeze_factors(region: Region, anatomy: Anatomy) -> dict[str, Factor]:
@@ -141,8 +157,8 @@ def freeze_factors(region: Region, anatomy: Anatomy) -> dict[str, Factor]:
         for module in region.modules:
             if not set(anatomy.layout.parts(module)) <= set(region.modules):
                 for name in anatomy.parameter_names(layer, module):
-                    factor = held.setdefault(name, _uniform(0.0, name, module, anatomy))
-                    factor.values[anatomy.rows(module)] = 1
+                    factor = held.setdefault(name, _uniform(0.0, name, layer, module, anatomy))
+                    factor.values[anatomy.rows(layer, module)] = 1
     return held
 
 
@@ -162,17 +178,18 @@ def check_masked(modules: tuple[str, ...], region: Region) -> None:
         )
 
 
-def _uniform(value: float, name: str, module: str, anatomy: Anatomy) -> Factor:
+def _uniform(value: float, name: str, layer: int, module: str, anatomy: Anatomy) -> Factor:
     """One factor for all rows of the tensor that a module lies in."""
     axis = 0 if len(anatomy.shapes[name]) == 1 or module == EXPERTS else anatomy.row_axis
-    return Factor(torch.full((anatomy.num_rows_of_tensor(module),), value), axis)
+    return Factor(torch.full((anatomy.num_rows_of_tensor(layer, module),), value), axis)
 
 
-def _unit_per_row(importance: Tensor, module: str, anatomy: Anatomy) -> Tensor:
+def _unit_per_row(importance: Tensor, layer: int, module: str, anatomy: Anatomy) -> Tensor:
     """Spread a layer's importances [units] over the rows (for o_proj: columns) that each unit owns."""
+    size = anatomy.sizes[layer]
     if module in ("q_proj", "o_proj"):
-        return importance.repeat_interleave(anatomy.head_dim)
+        return importance.repeat_interleave(size.head_dim)
     if module in ("k_proj", "v_proj"):
-        per_group = importance.view(anatomy.num_key_value_heads, -1).amax(dim=1)
-        return per_group.repeat_interleave(anatomy.head_dim)
+        per_group = importance.view(size.num_key_value_heads, -1).amax(dim=1)
+        return per_group.repeat_interleave(size.head_dim)
     return importance

@@ -85,9 +85,9 @@ class Activations:
 
     def of_layer(self, layer: int) -> int:
         """Bytes a token that a layer keeps when all of it is kept."""
-        anatomy, width = self.anatomy, self.width
-        hidden, neurons = anatomy.hidden_size, anatomy.intermediate_size
-        queries, keys = anatomy.num_heads * anatomy.head_dim, anatomy.num_key_value_heads * anatomy.head_dim
+        anatomy, width, size = self.anatomy, self.width, self.anatomy.sizes[layer]
+        hidden, neurons = anatomy.hidden_size, size.intermediate_size
+        queries, keys = size.num_heads * size.head_dim, size.num_key_value_heads * size.head_dim
         trained = {
             part  # a tensor that trains in part has its gradient whole
             for module in anatomy.modules
@@ -103,9 +103,9 @@ class Activations:
         if attention:
             values = queries + 2 * keys if len(anatomy.layout.parts("v_proj")) > 1 else keys  # a view keeps all of it
             grouped = 2 * queries if self.masked else keys + values
-            total += (2 * queries + grouped) * width + FP32 * anatomy.num_heads
+            total += (2 * queries + grouped) * width + FP32 * size.num_heads
             if self._norms_heads(layer):
-                total += (queries + keys + anatomy.num_heads + anatomy.num_key_value_heads) * FP32
+                total += (queries + keys + size.num_heads + size.num_key_value_heads) * FP32
         elif "o_proj" in trained:
             total += queries * width
         frozen_too = self.keeps_inputs and anatomy.model_type not in CONVOLUTIONS

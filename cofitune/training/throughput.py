@@ -64,7 +64,6 @@ def training_cost(anatomy: Anatomy, region: Region, cached: bool = False) -> Cos
     Args:
         cached: the layers below the lowest trained one are not run, their result having been kept.
     """
-    product = 2 * anatomy.num_heads * anatomy.head_dim  # of one pair: a query with a key, or a weight with a value
     token = pair = 0
     below = False  # whether anything is trained below, so that gradients must pass through
     for layer in range(region.first if cached else 0, anatomy.num_layers):
@@ -82,12 +81,15 @@ def training_cost(anatomy: Anatomy, region: Region, cached: bool = False) -> Cos
         }
         for module in (module for module in anatomy.modules if anatomy.has(layer, module)):
             shape = anatomy.shapes[next(anatomy.parameter_names(layer, module))]
-            weights = math.prod(shape) // anatomy.num_rows_of_tensor(module) * anatomy.num_rows(module)
+            rows, of_tensor = anatomy.num_rows(layer, module), anatomy.num_rows_of_tensor(layer, module)
+            weights = math.prod(shape) // of_tensor * rows
             if module == EXPERTS:  # a token passes through some of them
                 every = sum(math.prod(anatomy.shapes[name]) for name in anatomy.parameter_names(layer, module))
                 weights = every // anatomy.num_experts * anatomy.experts_per_token
             token += 2 * weights * (1 + (module in trained) + passes[module])
         scores = wants["q_proj"] or wants["k_proj"]
+        size = anatomy.sizes[layer]
+        product = 2 * size.num_heads * size.head_dim  # of one pair: a query with a key, or a weight with a value
         pair += (
             anatomy.has(layer, "o_proj") * product * (2 + wants["q_proj"] + wants["k_proj"] + wants["v_proj"] + scores)
         )

@@ -104,7 +104,9 @@ def measure(given: argparse.Namespace, estimators: list[Estimator]) -> Iterator[
         print(f"micro-batch {index + 1} of {len(plan.batches)}", file=sys.stderr, flush=True)
         if index and (index + 1 in at or index + 1 == len(plan.batches)):
             for one in estimators:
-                found = reliability(sums[one.name], NORMALIZATIONS[one.normalize], index + 1)
+                found = reliability(
+                    sums[one.name], dict.fromkeys(sums[one.name], NORMALIZATIONS[one.normalize]), index + 1
+                )
                 kinds = {kind: {"whole": r.whole, "split_half": r.split_half} for kind, r in found.items()}
                 items = min(given.items, (index + 1) * given.batch_size)
                 yield {"estimator": one.name, "draws": one.pairs, "items": items, "kinds": kinds}

@@ -43,7 +43,7 @@ def test_the_whole_datas_reliability_is_that_of_estimating_twice(noise: float) -
     def half() -> Tensor:
         return truth + noise * torch.randn(6, 4000, generator=generator).double()
 
-    (predicted,) = reliability({"ffn_neurons": torch.stack([half(), half()])}, lambda s: s, 2).values()
+    (predicted,) = reliability({"ffn_neurons": torch.stack([half(), half()])}, {"ffn_neurons": lambda s: s}, 2).values()
     one, other = half() + half(), half() + half()
     repeated = sum(rank_correlation(a, b) for a, b in zip(one, other, strict=True)) / 6
     assert predicted.whole == pytest.approx(repeated, abs=0.04)
@@ -55,7 +55,7 @@ def test_each_layer_is_normalised_and_compared_by_itself(normalize: object) -> N
     halves = torch.rand(2, 3, 20, generator=generator).double()
     halves[1, 0] = halves[0, 0]
     halves[:, 2] = 1.0  # no unit stands out
-    (result,) = reliability({"ffn_outputs": halves}, normalize, 4).values()  # type: ignore[arg-type]
+    (result,) = reliability({"ffn_outputs": halves}, {"ffn_outputs": normalize}, 4).values()  # type: ignore[dict-item]
     assert result.by_layer[0] == pytest.approx(1) and math.isnan(result.by_layer[2])
     even, odd = (normalize(half)[1].tolist() for half in halves)  # type: ignore[operator]
     assert result.by_layer[1] == pytest.approx(obvious_rank_correlation(even, odd))
@@ -70,5 +70,5 @@ def test_halves_that_contradict_each_other_have_none() -> None:
 
 
 def test_one_micro_batch_has_no_second_half() -> None:
-    assert reliability({"ffn_neurons": torch.rand(2, 3, 4)}, rank, 1) == {}
+    assert reliability({"ffn_neurons": torch.rand(2, 3, 4)}, {"ffn_neurons": rank}, 1) == {}
     assert reliability_entry({}) == {} and read_reliability({"reliability": ["odd"]}) == {}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV2Config,
     DeepseekV3Config,
     Glm4MoeConfig,
     GptOssConfig,
@@ -54,12 +55,15 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "qwen3_moe": lambda: Qwen3MoeConfig(**SIZES, intermediate_size=48, moe_intermediate_size=F, num_experts=E),
     "olmoe": lambda: OlmoeConfig(**OLMOE, intermediate_size=F, num_experts=E),
     "gpt_oss": lambda: GptOssConfig(**SIZES, intermediate_size=F, num_local_experts=E),
+    "deepseek_v2": lambda: DeepseekV2Config(
+        **{**SIZES, **LATENT, **SHARED}, intermediate_size=48, moe_intermediate_size=F
+    ),
     "deepseek_v3": lambda: DeepseekV3Config(
         **{**SIZES, **LATENT, **SHARED}, intermediate_size=48, moe_intermediate_size=F
     ),
     "glm4_moe": lambda: Glm4MoeConfig(**SIZES, **SHARED, intermediate_size=48, moe_intermediate_size=F),
 }
-DENSE_FIRST = ("deepseek_v3", "glm4_moe")
+DENSE_FIRST = ("deepseek_v2", "deepseek_v3", "glm4_moe")
 
 
 def build(family: str) -> PreTrainedModel:
@@ -237,7 +241,7 @@ def test_weight_files_hold_an_expert_a_tensor(family: str) -> None:
             assert torch.equal(written[name], expert.tensors[whole][rows])
 
 
-@pytest.mark.parametrize("family", ["mixtral", "glm4_moe"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_importance_has_a_score_for_each_expert(family: str) -> None:
     ids = random_ids()
     batches = [(0, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})]

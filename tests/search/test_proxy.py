@@ -70,7 +70,7 @@ def test_the_statistics_are_those_of_a_plain_loop(tiny_model_folder: Path, kind:
             for layer in range(anatomy.num_layers):
                 own = 0.0
                 for name in anatomy.parameter_names(layer, module):
-                    whole, rows = expected[name], anatomy.rows(module)
+                    whole, rows = expected[name], anatomy.rows(layer, module)
                     axis = anatomy.row_axis if whole.dim() > 1 else 0  # type: ignore[attr-defined]
                     own += float(whole.index_select(axis, rows).sum())  # type: ignore[attr-defined]
                 assert result[module][layer] == pytest.approx(own, rel=1e-4), (module, layer, power)

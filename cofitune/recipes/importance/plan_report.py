@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from cofitune.files import gib
-from cofitune.importance_file import unit_counts
+from cofitune.importance_file import layer_units, unit_counts
 from cofitune.ranks import Rank
 from cofitune.recipes.importance.plan import ImportancePlan
 from cofitune.recipes.on_plan import PlanFacts
@@ -18,9 +18,10 @@ def print_plan(plan: ImportancePlan, rank: Rank, console: Console) -> None:
     """Say what is estimated on what, how much work that is, which memory it takes and what is written."""
     anatomy = plan.anatomy
     say(console, f"importance of {anatomy.model_type}: {anatomy.num_layers} layers × units")
-    for kind, units in unit_counts(anatomy).items():
-        name = kind.replace("_", " ")
-        say(console, f"  {name:<16} {units:>7,} a layer  {units * anatomy.num_layers:>10,} in all")
+    for kind in unit_counts(anatomy):
+        counts = layer_units(anatomy, kind)
+        each = "–".join(f"{count:,}" for count in sorted({min(filter(None, counts)), max(counts)}))
+        say(console, f"  {kind.replace('_', ' '):<16} {each:>7} a layer  {sum(counts):>10,} in all")
     longest = int(plan.examples.lengths.max())
     say(
         console,

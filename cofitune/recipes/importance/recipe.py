@@ -21,10 +21,10 @@ from cofitune.distributed import LONGEST_WAIT, all_reduce_max, check_agreement, 
 from cofitune.errors import install
 from cofitune.files import check_unlocked, exclusive, write_text
 from cofitune.importance.estimate import Scores, estimate, no_sums
-from cofitune.importance.normalize import NORMALIZATIONS
+from cofitune.importance.normalize import NORMALIZATIONS, over_own_units
 from cofitune.importance.partial import load_sums, save_sums, sums_path
 from cofitune.importance.reliability import reliability
-from cofitune.importance_file import Reliability, reliability_entry, write_importance
+from cofitune.importance_file import Reliability, layer_units, reliability_entry, write_importance
 from cofitune.model.load import choose_dtype
 from cofitune.ranks import Rank, is_launched, this_rank
 from cofitune.recipes.folders import start_folder
@@ -128,8 +128,11 @@ def check(config: Config, overwrite: bool, ranks: int) -> ImportancePlan:
 
 def _write(plan: ImportancePlan, scores: Scores, overwrite: bool, console: Console) -> None:
     """Normalise the scores, show the vectors and write them."""
-    normalize = NORMALIZATIONS[plan.config.importance.normalized_by]
-    vectors = {kind: normalize(values) for kind, values in scores.values.items()}
+    normal = NORMALIZATIONS[plan.config.importance.normalized_by]
+    units = {kind: layer_units(plan.anatomy, kind) for kind in scores.halves}
+    normalize = {kind: over_own_units(normal, counts) for kind, counts in units.items()}
+    raw = {kind: over_own_units(Tensor.clone, units[kind])(values) for kind, values in scores.values.items()}
+    vectors = {kind: normalize[kind](values) for kind, values in scores.values.items()}
     reliable = reliability(scores.halves, normalize, scores.micro_batches)
     if overwrite or plan.interrupted:  # the sums stay until the new vectors are there
         remove_own(plan.folder, "importance", keep=(PARTIAL, "config.yaml"))
@@ -139,7 +142,7 @@ def _write(plan: ImportancePlan, scores: Scores, overwrite: bool, console: Conso
     write_text(plan.folder / "spread.csv", spread_csv(vectors, reliable))
     _draw(plan, vectors, reliable, console)
     # last: its manifest calls the folder finished
-    write_importance(plan.folder, vectors, scores.values, make_manifest(plan) | reliability_entry(reliable))
+    write_importance(plan.folder, vectors, raw, make_manifest(plan) | reliability_entry(reliable))
     remove_partial(plan.folder)
     say(console, f"\n{scores.tokens:,} tokens of {plan.num_items:,} items → {plan.folder}")
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cofitune.importance_file import ATTENTION_HEADS, Reliability
+from cofitune.importance_file import ATTENTION_HEADS, Reliability, known_units
 from cofitune.reports.figure import SERIES, Picture, draw
 from cofitune.reports.importance.table import TITLES
 
@@ -31,7 +31,7 @@ def importance_picture(
         reliable: how far each unit kind's importance repeats itself.
     """
     halves = {kind: one.by_layer for kind, one in (reliable or {}).items() if kind in vectors}
-    by_layer = torch.stack([vector.float().mean(dim=-1) for vector in vectors.values()]).mean(dim=0).tolist()
+    by_layer = torch.stack([vector.float().nanmean(dim=-1) for vector in vectors.values()]).mean(dim=0).tolist()
 
     def paint(figure: Any, narrow: bool) -> None:
         count = len(vectors) + 1
@@ -71,7 +71,7 @@ def importance_picture(
         bar = figure.colorbar(image, ax=[*panels, last], label="importance (0: free, 1: held)", **side)
         bar.outline.set_visible(False)
 
-    means = "; ".join(f"{TITLES[kind]} {float(v.mean()):.2f}" for kind, v in vectors.items())
+    means = "; ".join(f"{TITLES[kind]} {float(v.nanmean()):.2f}" for kind, v in vectors.items())
     caption = (
         "Importance of the units of each layer, from 0 (free to move) to 1 (held): attention heads as they stand, the "
         "others sorted within their layer, and each layer's mean. Layer 0 is the lowest."
@@ -86,8 +86,8 @@ def by_rank(vector: Tensor) -> Tensor:
         vector: [L, units].
 
     Returns:
-        [L, C], C being `COLUMNS`, or the units where there are fewer.
+        [L, C], C being `COLUMNS`, or the units where there are fewer; NaN where a layer has fewer than C.
     """
-    ordered = vector.double().sort(dim=-1, descending=True).values
-    parts = ordered.tensor_split(min(COLUMNS, vector.shape[1]), dim=-1)
-    return torch.stack([part.mean(dim=-1) for part in parts], dim=-1)
+    columns = min(COLUMNS, vector.shape[1])
+    ordered = (known_units(row).sort(descending=True).values for row in vector.double())
+    return torch.stack([torch.stack([p.mean() for p in row.tensor_split(columns)]) for row in ordered])

@@ -13,7 +13,15 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from cofitune.importance_file import ATTENTION_HEADS, ENOUGH, EXPERTS, FFN_NEURONS, FFN_OUTPUTS, Reliability
+from cofitune.importance_file import (
+    ATTENTION_HEADS,
+    ENOUGH,
+    EXPERTS,
+    FFN_NEURONS,
+    FFN_OUTPUTS,
+    Reliability,
+    known_units,
+)
 
 TITLES = {ATTENTION_HEADS: "heads", FFN_NEURONS: "neurons", FFN_OUTPUTS: "outputs", EXPERTS: "experts"}
 HIGH, LOW = 0.9, 0.1
@@ -52,9 +60,9 @@ def importance_table(vectors: dict[str, Tensor]) -> Table:
 
 def summary(vectors: dict[str, Tensor]) -> str:
     """One sentence: how much of the training step the mask leaves, and which layer it holds back most and least."""
-    *kinds, last = (f"{1 - float(v.mean()):.0%} for the {TITLES[kind]}" for kind, v in vectors.items())
+    *kinds, last = (f"{1 - float(v.nanmean()):.0%} for the {TITLES[kind]}" for kind, v in vectors.items())
     kept = " and ".join(filter(None, (", ".join(kinds), last)))
-    by_layer = torch.stack([v.mean(dim=-1) for v in vectors.values()]).mean(dim=0)
+    by_layer = torch.stack([v.nanmean(dim=-1) for v in vectors.values()]).mean(dim=0)
     most, least = int(by_layer.argmax()), int(by_layer.argmin())
     silent = [f"{TITLES[kind]} of layer {layer}" for kind, v in vectors.items() for layer in _all_zero(v)]
     text = (
@@ -110,7 +118,7 @@ def spread_csv(vectors: dict[str, Tensor], reliable: Mapping[str, Reliability] |
         ["layer", "kind", "units", "mean", "std", *quantiles, "above_0.9", "below_0.1", "top_unit", "split_half"]
     )
     for kind, vector in vectors.items():
-        for layer, row in enumerate(vector.double()):
+        for layer, row in enumerate(map(known_units, vector.double())):
             cut = torch.quantile(row, torch.tensor(list(quantiles.values()), dtype=row.dtype)).tolist()
             shares = [float((row > HIGH).double().mean()), float((row < LOW).double().mean())]
             figures = [float(row.mean()), float(row.std(correction=0)), *cut, *shares]
@@ -121,12 +129,12 @@ def spread_csv(vectors: dict[str, Tensor], reliable: Mapping[str, Reliability] |
 
 
 def _all_zero(vector: Tensor) -> list[int]:
-    return [int(layer) for layer in (vector == 0).all(dim=-1).nonzero()]
+    return [int(layer) for layer in (vector.nan_to_num() == 0).all(dim=-1).nonzero()]
 
 
 def _cells(vectors: list[Tensor], with_top: bool = True) -> list[str]:
     cells = []
-    for vector in vectors:
+    for vector in map(known_units, vectors):
         share_high, share_low = float((vector > HIGH).float().mean()), float((vector < LOW).float().mean())
         top = "" if not with_top else str(int(vector.argmax())) if vector.any() else "-"
         cells += [f"{float(vector.mean()):.2f}", f"{share_high:.0%}", f"{share_low:.0%}", top, ""]
