@@ -21,9 +21,9 @@ from tests.helpers import write_jsonl
 _NAMES = {  # a size → what families call it
     32: "hidden_size n_embd d_model word_embed_proj_dim embedding_size embedding_dim hidden_size_global adapter_in_dim "
     "adapter_input_size adapter_out_dim "
-    "attention_hidden_size out_hidden_size",
+    "attention_hidden_size out_hidden_size vision_output_dim projector_input_dim projector_output_dim",
     48: "intermediate_size n_inner ffn_dim dff d_ff decoder_ffn_dim encoder_ffn_dim d_inner hidden_dim dim_ff "
-    "dense_intermediate_size shared_intermediate_size input_embedding_size",
+    "dense_intermediate_size shared_intermediate_size input_embedding_size intermediate_size_mlp",
     4: "num_attention_heads n_head n_heads num_heads decoder_attention_heads encoder_attention_heads "
     "num_decoder_attention_heads num_encoder_attention_heads linear_num_value_heads num_experts num_local_experts "
     "n_routed_experts moe_num_experts zero_expert_num mamba_n_heads mamba_num_heads",
@@ -50,6 +50,12 @@ EXTRA: dict[str, dict[str, Any]] = {  # what a family's own checks ask for besid
     "blt": {"encoder_hash_byte_group_vocab": 64, "encoder_hash_byte_group_size": [3, 4]},
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
     "gemma3n_text": {"num_kv_shared_layers": 0},
+    "gemma4": {
+        "vision_config": {
+            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 4, "head_dim": 8, "position_embedding_size": 64,
+        },
+    },
     "gemma4_text": {"num_kv_shared_layers": 0},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"], "num_local_experts": 0, "num_experts_per_tok": 0},
@@ -68,10 +74,13 @@ EXTRA: dict[str, dict[str, Any]] = {  # what a family's own checks ask for besid
         "ple_embed_dim": 32,
     },
     "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+    "llama4": {"architectures": ["Llama4ForConditionalGeneration"]},  # as its files say; there is one without images
+    "llama4_text": {"moe_layers": [1]},
     "mamba2": {"num_heads": 8, "head_dim": 8},
     "nemotron_h": {"layers_block_type": ["attention", "mlp"]},
-    "qwen2_5_vl_text": {
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]},
+    **{
+        f"{kind}_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]}}
+        for kind in ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
     },
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
     "xmod": {"default_language": "en_XX"},
@@ -92,7 +101,7 @@ EXTRA: dict[str, dict[str, Any]] = {  # what a family's own checks ask for besid
     "zaya": {"num_experts_per_tok": 1},
     "dots1": {"n_shared_experts": 1},
     "dots3_note_text": {"num_key_value_heads": 4},
-}
+}  # fmt: skip
 
 
 def tiny_config(kind: type[PretrainedConfig]) -> PretrainedConfig:

@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import Mistral3Config, Qwen2_5_VLConfig
+from transformers import (
+    Gemma3Config,
+    Gemma4Config,
+    Llama4Config,
+    Mistral3Config,
+    Qwen2_5_VLConfig,
+    Qwen3VLConfig,
+    Qwen3VLMoeConfig,
+)
 
 from tests.families import try_family
 
@@ -32,10 +40,23 @@ def test_a_family_does_as_the_table_says(family: str, tmp_path: Path, tiny_token
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("kind", [Mistral3Config, Qwen2_5_VLConfig])
-def test_of_a_model_with_images_the_text_model_trains(kind: Any, tmp_path: Path, tiny_tokenizer: Any) -> None:
+@pytest.mark.parametrize(
+    ("kind", "known"),
+    [
+        (Mistral3Config, "attention, FFN"),
+        (Qwen2_5_VLConfig, "attention, FFN"),
+        (Qwen3VLConfig, "attention, FFN"),
+        (Qwen3VLMoeConfig, "attention, experts"),
+        (Gemma3Config, "attention, FFN"),
+        (Gemma4Config, "attention, FFN"),
+        (Llama4Config, "attention, FFN in some layers"),
+    ],
+)
+def test_of_a_model_with_images_the_text_model_trains(
+    kind: Any, known: str, tmp_path: Path, tiny_tokenizer: Any
+) -> None:
     result = try_family(kind, tmp_path, tiny_tokenizer)
-    assert result.trained and result.known == "attention, FFN", result.reason
+    assert result.trained and result.known == known, result.reason
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("model", "out"))
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved and not any("visi" in name or "visual" in name for name in moved)
