@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import wraps
 from itertools import pairwise
 from typing import Any
 
@@ -31,6 +32,7 @@ def step_in_pieces(optimizer: torch.optim.AdamW, rows: Mapping[int, Sequence[Sha
     """
     whole_step = optimizer.step
 
+    @wraps(whole_step)  # with the mark of a learning-rate schedule, which would warn of a step that it has not seen
     def step(closure: None = None) -> None:
         groups = optimizer.param_groups
         try:

@@ -116,3 +116,15 @@ def test_cuts_are_the_farthest_that_may_be(aligned: int) -> None:
                 break
             expected.append(near[-1] if near else far[0])
         assert cut_points(NUMEL, ROW, elements, aligned) == [*expected, NUMEL], elements
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_schedule_sees_the_steps() -> None:
+    flat = nn.Parameter(torch.zeros(NUMEL))
+    optimizer = torch.optim.AdamW([flat], lr=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    mask_updates(optimizer, {id(flat): ROW}, factors(), elements=300)
+    for _ in range(2):
+        flat.grad = torch.ones(NUMEL)
+        optimizer.step()
+        schedule.step()
