@@ -227,16 +227,22 @@ def export(
     alpha: float | Literal["auto"] = 1.0,
     keep: float = KEEP,
     overwrite: bool = False,
+    push_to_hub: str | None = None,
+    public: bool = False,
     trust_remote_code: bool = False,
     console: Console | None = None,
 ) -> ExportResult:
     """Write a trained run as a complete Hugging Face folder (cofitune/recipes/export.py).
 
+    Args:
+        push_to_hub: ORG/NAME of a repository that it is uploaded to, too; a private one, unless `public`.
+
     Raises:
-        UserError: the run is not trained, its base is gone, or `to` may not be replaced.
+        UserError: the run is not trained, its base is gone, `to` may not be replaced, or the hub refuses.
     """
     launcher.quiet_libraries()
     from cofitune.recipes import export as recipe
+    from cofitune.recipes.push import HubTarget
 
     folder = recipe.export(
         Path(run),
@@ -247,6 +253,7 @@ def export(
         keep=keep,
         overwrite=overwrite,
         trust_remote_code=trust_remote_code,
+        hub=HubTarget(push_to_hub, public) if push_to_hub is not None else None,
         console=console,
     )
     return ExportResult.read(folder)

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+import cofitune
 from cofitune.errors import UserError
 from cofitune.recipes.model_folder import MARK
 from cofitune.recipes.push import HubTarget
@@ -51,7 +53,8 @@ def test_an_upload_goes_on_into_the_same_repository(
     run: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     to = tmp_path / "law"
-    assert run_command(monkeypatch, "export", run, "--to", to, "--push-to-hub", "org/law") == 0
+    cofitune.export(run, to, push_to_hub="org/law", console=Console(quiet=True))
+    assert hub.private == {"org/law": True}
     more = ("--alpha", 0.5, "--overwrite")
     assert run_command(monkeypatch, "export", run, "--to", to, "--push-to-hub", "org/law", *more) == 0
     assert hub.files == files(to) and json.loads(hub.files["config.json"])["cofitune_alpha"] == 0.5
