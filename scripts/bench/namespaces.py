@@ -118,7 +118,8 @@ class Hosts:
         if not case.named:
             same = done.returncode == 0 and hashes(run, case.command) == expected
             return "the same bytes", "" if same else f"exit code {done.returncode}: {done.stderr[-2000:]}"
-        said = re.search(r"rank 1 on \S+ \(here\) differs from rank 0", done.stderr)
+        # or by that rank alone, before they met
+        said = re.search(r"rank 1 on \S+( \(here\) differs from rank 0|: error: )", done.stderr)
         if done.returncode != 2 or not found or not said:
             return "", f"exit code {done.returncode}, and nothing names {case.named}: {done.stderr[-2000:]}"
         return f"named: {found[0]}", ""
