@@ -29,7 +29,7 @@ from cofitune.model.quantised import PLAIN, quantisation
 from cofitune.model.weight_files import local_folder, stored_dtype, weight_files
 from cofitune.recipes.folders import free_bytes
 from cofitune.recipes.model_card import CONVERTED, public_name
-from cofitune.recipes.model_folder import check_target, copy_rest, write_model_folder
+from cofitune.recipes.model_folder import check_room, check_target, copy_rest, write_model_folder
 from cofitune.reports.console import say
 from cofitune.temporary import temporary_folder
 
@@ -93,8 +93,7 @@ def convert(
         config = read_model_config(str(conversion.source), None, trust_remote_code)
         config.__dict__.pop("quantization_config", None)  # the plain model's
         size = read_anatomy(config, trust_remote_code).num_parameters * conversion.dtype.itemsize
-        if free_bytes(target) < size:
-            raise UserError(f"--to {to}: needs {gib(size)}, and {gib(free_bytes(target))} are free there")
+        check_room(target, size, free_bytes(target))
         say(console, f"{_sentence(conversion)}: {gib(size)}")
         write_model_folder(target, "conversion", partial(_fill_folder, conversion=conversion))
     say(console, f"wrote {target}; name it in model.name")

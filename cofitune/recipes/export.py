@@ -24,10 +24,10 @@ from cofitune.model.recognise import as_in_files
 from cofitune.model.weight_files import fingerprint, parameter_name, size_as, weight_files
 from cofitune.recipes.alpha.recipe import check_keep, choose_alpha
 from cofitune.recipes.exported_tokenizer import write_generation, write_tokenizer
-from cofitune.recipes.folders import check_trusted
+from cofitune.recipes.folders import check_trusted, free_bytes
 from cofitune.recipes.model_card import FILE as CARD
 from cofitune.recipes.model_card import model_card
-from cofitune.recipes.model_folder import check_target, copy_rest, write_model_folder
+from cofitune.recipes.model_folder import check_room, check_target, copy_rest, write_model_folder
 from cofitune.recipes.on_plan import OnPlan, PlanFacts
 from cofitune.recipes.push import HubTarget, check_hub, push
 from cofitune.reports.console import say
@@ -107,6 +107,9 @@ def export(
         if on_plan:
             on_plan(plan)
         return to
+    size = size_as(files, parts.dtype)
+    check_room(to, size, free_bytes(to))
+    say(console, f"writes {gib(size)} into {to}; stopped, it leaves nothing behind, and the same command begins anew")
     write_model_folder(to, "export", partial(_fill_folder, parts=parts, title=to.name))
     how = f" at alpha {alpha:g}" if alpha != 1 else ""
     say(console, f"wrote {to}: {name} with {len(delta.tensors)} trained tensors{how}, {parts.dtype_name}")

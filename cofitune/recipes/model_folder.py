@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from cofitune.errors import UserError
-from cofitune.files import exclusive, read_json, write_checked_json, write_json
+from cofitune.files import exclusive, gib, read_json, write_checked_json, write_json
 from cofitune.recipes.for_transformers4 import make_readable
 
 MARK = "cofitune_export.json"  # in such a folder: the files that we wrote into it
@@ -39,6 +39,16 @@ def write_model_folder(to: Path, command: str, fill: Callable[[Path], None]) -> 
             building.rename(to)
         finally:
             shutil.rmtree(building, ignore_errors=True)
+
+
+def check_room(target: Path, size: int, free: int) -> None:
+    """Refuse a folder whose disk has too little room for the weights; what is there is replaced only at the end.
+
+    Args:
+        size, free: bytes.
+    """
+    if free < size:
+        raise UserError(f"--to {target}: needs {gib(size)}, and {gib(free)} are free there")
 
 
 def copy_rest(source: Path, folder: Path, changes: Mapping[str, object], without: Iterable[str] = ()) -> None:

@@ -19,12 +19,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cofitune.config.eval import as_model
 from cofitune.config.schema import Config
 from cofitune.errors import UserError
-from cofitune.files import read_json, sha256_file
+from cofitune.files import gib, read_json, sha256_file
 from cofitune.model.weight_files import fingerprint
 from cofitune.recipes.evaluate import recipe
 from cofitune.recipes.evaluate.plan import plan_eval
 from cofitune.recipes.evaluate.recipe import evaluate
 from cofitune.recipes.export import export
+from cofitune.recipes.model_folder import check_room
 from cofitune.training.delta import interpolate, write_delta
 from tests.helpers import REPLACED, replaced_run, run_command
 
@@ -234,6 +235,18 @@ def test_an_export_that_changes_no_template_changes_no_tokenizer_file(
     export(run, tmp_path / "out", console=QUIET)
     for name in ("tokenizer.json", "generation_config.json", "chat_template.jinja"):
         assert (tmp_path / "out" / name).read_text() == (tiny_model_folder / name).read_text(), name
+
+
+def test_an_export_tells_its_size_and_needs_room_for_it(
+    run: Path, tmp_path: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = sum(tensor.nbytes for tensor in tensors(tiny_model_folder).values())
+    to, words = tmp_path / "to", "the same command begins anew"
+    export(run, to, console=Console(width=1000))
+    assert f"writes {gib(size)} into {to}; stopped, it leaves nothing behind, and {words}" in capsys.readouterr().out
+    with pytest.raises(UserError, match=rf"--to {to}: needs {gib(size)}, and {gib(size - 1)} are free there"):
+        check_room(to, size, size - 1)
+    check_room(to, size, size)
 
 
 def test_overwrite_replaces_an_export_and_nothing_else(run: Path, tmp_path: Path, tiny_model_folder: Path) -> None:
