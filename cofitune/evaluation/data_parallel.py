@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -80,6 +80,14 @@ class BatchSharding:
             raise mistake or UserError(message, everywhere=True)
         done: T = value
         return done
+
+    def least(self, own: Mapping[str, int]) -> dict[str, int]:
+        """Of each number the smallest of any rank; all ranks have the same names."""
+        if self.world_size == 1:
+            return dict(own)
+        everyone: list[Mapping[str, int]] = [own] * self.world_size
+        distributed.all_gather_object(everyone, own, group=self.group)
+        return {name: min(numbers[name] for numbers in everyone) for name in own}
 
     def broadcast(self, value: T) -> T:
         """Rank 0's value, on every rank."""

@@ -36,7 +36,7 @@ def choose_kernels(requested: bool | str, model_type: str) -> str | None:
         if requested is True:
             raise UserError(f"model.kernels: true {problem}; auto takes kernels where they can be used, false never")
         return None
-    return f"{PACKAGE} {metadata.version(PACKAGE)}"
+    return f"{PACKAGE} {_version()}"
 
 
 def apply_kernels(model: PreTrainedModel) -> None:
@@ -48,18 +48,26 @@ def apply_kernels(model: PreTrainedModel) -> None:
     try:
         from liger_kernel.transformers import _apply_liger_kernel_to_instance
     except (ImportError, RuntimeError) as error:
-        raise UserError(f"model.kernels: {PACKAGE} does not load: {error}") from error
+        raise UserError(f"model.kernels: {PACKAGE} does not load ({error}); false does without it") from error
     family = vars(sys.modules[type(model).__module__])
     classes = {name: value for name, value in family.items() if isinstance(value, type)}
     _apply_liger_kernel_to_instance(model=model, **PATCHED)
     family.update(classes)  # it also sees to models to come, and those may be on a CPU, or measured without kernels
 
 
+def _version() -> str | None:
+    """The installed package's; None where there is none under its name, as of a nightly build."""
+    try:
+        return metadata.version(PACKAGE)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def _problem(model_type: str) -> str:
     """Why kernels cannot be used here; empty where they can."""
     if not torch.cuda.is_available():
         return "needs a GPU, and there is none here"
-    if importlib.util.find_spec(MODULE) is None:
+    if importlib.util.find_spec(MODULE) is None or not _version():
         return f"needs {PACKAGE}, which is not installed: {install(EXTRA)}"
     if model_type not in FAMILIES:
         return f"knows no kernels for model type {model_type} (but for {', '.join(FAMILIES)})"

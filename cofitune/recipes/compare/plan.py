@@ -9,9 +9,11 @@ from typing import Any
 from cofitune.config.load import overlay
 from cofitune.config.schema import FREE_SETTINGS, Compare, Config, EvalModel, SoftMask
 from cofitune.errors import ArtifactError, ConfigError, UserError
+from cofitune.evaluation.batch_size import MOST_ON_HOST
 from cofitune.evaluation.statistics.matched import BASE
 from cofitune.files import read_json, sha256_json
 from cofitune.model.weight_files import fingerprint
+from cofitune.recipes.evaluate.batches import AUTO
 from cofitune.recipes.evaluate.plan import EvalPlan, plan_eval
 from cofitune.recipes.folders import check_disk_space, check_folder
 from cofitune.recipes.train import recipe as training
@@ -96,7 +98,11 @@ class ComparePlan:
         """The config of an evaluation of the base and these runs at every alpha; all share one cache of answers."""
         kept = [m for m in self.config.eval.models if m.role == BASE]
         models = (*kept, *(model for run in runs for model in run.models(self.compare.alphas)))
-        changed = {"eval": self.config.eval.model_copy(update={"models": models}), "compare": Compare()}
+        asked: dict[str, object] = {"models": models}
+        if self.config.eval.batch_size == AUTO:
+            # each run is scored in a process of its own, which may see more or less free memory than this one
+            asked["batch_size"] = MOST_ON_HOST
+        changed = {"eval": self.config.eval.model_copy(update=asked), "compare": Compare()}
         return self.config.model_copy(update={**changed, "output_dir": str(self.folder / SCORED)})
 
     @property

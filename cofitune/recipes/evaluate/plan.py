@@ -16,7 +16,7 @@ from cofitune.config.schema import Config, EvalModel
 from cofitune.data.encoded import tokenizer_sha256
 from cofitune.distributed import device, device_name
 from cofitune.errors import UserError
-from cofitune.evaluation.batch_size import device_memory, powers_down_from
+from cofitune.evaluation.batch_size import MOST_ON_GPU, device_memory, powers_down_from
 from cofitune.evaluation.cache import AnswerCache
 from cofitune.evaluation.items import LoadedTask
 from cofitune.evaluation.lengths import fit_lengths
@@ -84,7 +84,9 @@ class EvalPlan:
         task |= {"data_sha256": loaded.sha256, "unusable": loaded.unusable}
         task |= {"left_out": loaded.left_out, "asked_sha256": loaded.asked_sha256}
         task |= {"cut": loaded.cut, "cut_to": self.positions} if loaded.cut else {}
-        settings = self.settings | {"batch_size": self.batch_sizes[loaded.task.title]}
+        settings = {name: value for name, value in self.settings.items() if name != "kernels"}
+        settings |= kernels_recorded(self.config.model, model.source.model_type)
+        settings |= {"batch_size": self.batch_sizes[loaded.task.title]}
         return {"model": model.weights, "task": task, "settings": settings}
 
     @property
@@ -152,10 +154,11 @@ def plan_eval(
             made_by = base.name, base.fingerprint, tokenizer_sha256(base.tokenizer)
             check_base(loaded.rehearsal, *made_by, written_day(base.tokenizer, config.data))
     tasks = fit_lengths(tasks, base.tokenizer, positions)
+    kernels = [kernels_recorded(config.model, model.source.model_type) for model in models]  # or one that has none
     settings = {
         "dtype": str(choose_dtype(config.model.dtype)).removeprefix("torch."),
         "attn_implementation": config.model.attn_implementation,
-        **kernels_recorded(config.model, models[0].source.model_type),
+        **kernels[0],
         "batch_size": config.eval.batch_size,
         "device": device_name(),
         "trust_remote_code": config.model.trust_remote_code,
@@ -186,15 +189,20 @@ def plan_eval(
 
 
 def _with_chosen_batches(plan: EvalPlan, overwrite: bool) -> EvalPlan:
-    """Ask as many items at once as fit; where a task was asked before with batches that fit, as many as then."""
+    """Ask as many items at once as fit.
+
+    A task that all models have answered is not asked again, however large its batches were; one that some have answered
+    is asked as then, where that fits.
+    """
     needed, here = asking_memory(plan.config.model, plan.models, plan.tasks), device_memory()
     sizes = {}
     for loaded in plan.tasks:
         title = loaded.task.title
         sizes[title] = fitting = needed.batch(title, here)
-        for size in powers_down_from(fitting) if not overwrite else ():
+        for size in powers_down_from(MOST_ON_GPU) if not overwrite else ():
             before = plan.with_batches({t.task.title: size for t in plan.tasks})
-            if any(plan.cache.holds(before.key(model, loaded)) for model in plan.models):
+            kept = [plan.cache.holds(before.key(model, loaded)) for model in plan.models]
+            if all(kept) or (size <= fitting and any(kept)):
                 sizes[title] = size
                 break
     return plan.with_batches(sizes)

@@ -171,7 +171,7 @@ def run_evaluation(
 
         share.barrier()  # every rank has read its plan before rank 0 changes the folder
         if plan.config.eval.batch_size == AUTO:  # devices may differ, and batches must not
-            plan = plan.with_batches(share.broadcast(plan.batch_sizes))
+            plan = plan.with_batches(share.least(plan.batch_sizes))
         check_agreement(plan.agreed(), share.group)
         share.run_on_rank_zero(start)
         return _evaluate(plan, share, console, weights)
