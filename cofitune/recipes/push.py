@@ -20,6 +20,7 @@ from cofitune.model.folder import first_line
 from cofitune.recipes.model_folder import MARK
 from cofitune.reports.console import say
 
+WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]  # of an earlier upload in other files, which would be loaded
 QUERY = re.compile(r"\?\S+")  # of an address, which may be signed
 
 
@@ -85,10 +86,15 @@ def push(folder: Path, hub: HubTarget, console: Console) -> None:
     Raises:
         UserError: the hub refuses, or cannot be reached; the folder stays.
     """
-    with _refused(hub, f"; {folder} is whole: `hf upload {hub.name} {folder}` tries again"):
+    again = f"hf upload {hub.name} {folder}{'' if hub.public else ' --private'}"
+    with _refused(hub, f"; {folder} is whole: `{again}` tries again"):
         _api().create_repo(hub.name, private=not hub.public, exist_ok=True)
         _api().upload_folder(
-            repo_id=hub.name, folder_path=folder, ignore_patterns=[MARK], commit_message="Upload from cofitune export"
+            repo_id=hub.name,
+            folder_path=folder,
+            ignore_patterns=[MARK],
+            delete_patterns=WEIGHTS,
+            commit_message="Upload from cofitune export",
         )
     say(console, f"uploaded to {hub}")
 

@@ -42,6 +42,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer({"error": "Invalid username or password."}, 401)
         elif self.path == "/api/whoami-v2":
             self._answer({"type": "user", "name": "me", "orgs": []})
+        elif name.endswith("/tree/main"):
+            there = self.server.files.items()
+            self._answer([{"type": "file", "path": p, "size": len(b), "oid": "0" * 40} for p, b in there])
         elif name in self.server.private:
             self._answer({"id": name, "modelId": name, "private": self.server.private[name], "sha": "0" * 40})
         else:
@@ -75,6 +78,8 @@ class _Handler(BaseHTTPRequestHandler):
                     self.server.files[value["path"]] = base64.b64decode(value["content"])
                 elif entry["key"] == "lfsFile":
                     self.server.files[value["path"]] = self.server.large[value["oid"]]
+                elif entry["key"] == "deletedFile":
+                    del self.server.files[value["path"]]
             self._answer({"commitUrl": f"{self.server.url}/org/law/commit/{'1' * 40}", "commitOid": "1" * 40})
         else:
             self._answer({"success": True})

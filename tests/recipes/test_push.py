@@ -55,6 +55,8 @@ def test_an_upload_goes_on_into_the_same_repository(
     to = tmp_path / "law"
     cofitune.export(run, to, push_to_hub="org/law", console=Console(quiet=True))
     assert hub.private == {"org/law": True}
+    # of an upload in more files: transformers would load one or the other
+    hub.files |= dict.fromkeys(("model-00001-of-00002.safetensors", "model.safetensors.index.json"), b"{}")
     more = ("--alpha", 0.5, "--overwrite")
     assert run_command(monkeypatch, "export", run, "--to", to, "--push-to-hub", "org/law", *more) == 0
     assert hub.files == files(to) and json.loads(hub.files["config.json"])["cofitune_alpha"] == 0.5
@@ -110,7 +112,7 @@ def test_a_refused_upload_leaves_the_folder_and_says_how_to_go_on(
     to, hub.broken = tmp_path / "law", True
     assert run_command(monkeypatch, "export", run, "--to", to, "--push-to-hub", "org/law") == 2
     told = capsys.readouterr()
-    assert f"{to} is whole: `hf upload org/law {to}` tries again" in told.err.replace("\n", " ")
+    assert f"{to} is whole: `hf upload org/law {to} --private` tries again" in told.err.replace("\n", " ")
     assert TOKEN not in told.out + told.err and (to / "model.safetensors").is_file()
 
 
