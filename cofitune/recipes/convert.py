@@ -107,7 +107,8 @@ def _plan(
     folder = local_folder(name, revision)
     adapter = folder if (folder / ADAPTER).is_file() else None
     title = name
-    if adapter and not (folder / "config.json").is_file():
+    # some programs save the base's config.json beside an adapter
+    if adapter and not any(file.name != ADAPTER_WEIGHTS for file in folder.glob("*.safetensors")):
         about = read_object(adapter / ADAPTER, "adapter's config")
         title, revision = (
             str(base or about.get("base_model_name_or_path") or ""),

@@ -88,8 +88,11 @@ def export(
         raise UserError(f"the base model {name} is not here (seen from {Path.cwd()}); say where it is with --base")
     files = weight_files(name, revision)
     to = check_target(to, [run, files[0].parent], overwrite)
-    if hub and not dry_run:  # before an hour of choosing and writing
-        check_hub(hub)
+    size = size_as(files, DTYPES[dtype or manifest["dtype"]])
+    if not dry_run:  # before an hour of choosing and writing
+        check_room(to, size, free_bytes(to))
+        if hub:
+            check_hub(hub)
     if alpha == "auto" and not dry_run:
         alpha = choose_alpha(run, keep, base=(name, revision), trust_remote_code=trust_remote_code, console=console)
     delta = read_delta(folder, fingerprint(name, revision))
@@ -107,8 +110,6 @@ def export(
         if on_plan:
             on_plan(plan)
         return to
-    size = size_as(files, parts.dtype)
-    check_room(to, size, free_bytes(to))
     say(console, f"writes {gib(size)} into {to}; stopped, it leaves nothing behind, and the same command begins anew")
     write_model_folder(to, "export", partial(_fill_folder, parts=parts, title=to.name))
     how = f" at alpha {alpha:g}" if alpha != 1 else ""

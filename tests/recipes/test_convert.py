@@ -100,6 +100,15 @@ def test_an_adapters_folder_is_merged_into_its_base(
     assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "out/model.safetensors").read_bytes()
 
 
+def test_an_adapter_beside_its_bases_config_is_no_model(folder: Path, tmp_path: Path) -> None:
+    """As some programs save it: whether it is an adapter alone is told by the weights, not by a config.json."""
+    base = weights(folder)
+    change = add_adapter(tmp_path / "lora", str(folder))
+    shutil.copyfile(folder / "config.json", tmp_path / "lora" / "config.json")
+    convert(str(tmp_path / "lora"), tmp_path / "out", console=QUIET)
+    check_merged(tmp_path / "out", base, change, torch.float32)
+
+
 def test_an_adapters_own_tokenizer_goes_with_it(folder: Path, tmp_path: Path) -> None:
     add_adapter(tmp_path / "lora", str(folder))
     tokenizer = AutoTokenizer.from_pretrained(folder)
