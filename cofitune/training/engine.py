@@ -156,7 +156,7 @@ def start_engine(model: nn.Module, settings: EngineSettings) -> Engine:
     except REFUSALS as error:
         if not settings.raw and not isinstance(error, ValidationError):
             raise  # nothing of it is the user's doing
-        raise _refused(error) from error
+        raise _refused(error, "; -v shows where it arose, if no key of it is to blame") from error
     return engine
 
 
@@ -174,11 +174,11 @@ def check_config(settings: EngineSettings) -> None:
         raise _refused(error) from error
 
 
-def _refused(error: Exception) -> UserError:
+def _refused(error: Exception, more: str = "") -> UserError:
     message = str(error) or type(error).__name__
     if isinstance(error, ValidationError):
         message = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-    return UserError(f"deepspeed.raw: DeepSpeed refuses it: {message}")
+    return UserError(f"deepspeed.raw: DeepSpeed refuses it: {message}{more}")
 
 
 def start_distributed(timeout: int = STEP_TIMEOUT) -> tuple[int, int]:
