@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -82,13 +83,9 @@ def export(
     folder = run if run.name == "train" else run / "train"
     manifest = read_manifest(folder)
     check_trusted(manifest, trust_remote_code)
-    name = base or manifest["base"]
-    revision = None if base else manifest["revision"]
-    if is_missing_folder(name):
-        raise UserError(f"the base model {name} is not here (seen from {Path.cwd()}); say where it is with --base")
-    files = weight_files(name, revision)
-    to = check_target(to, [run, files[0].parent], overwrite)
-    size = size_as(files, DTYPES[dtype or manifest["dtype"]])
+    name, revision = _place_of_base(manifest, base)
+    files, written_as = weight_files(name, revision), DTYPES[dtype or manifest["dtype"]]
+    to, size = check_target(to, [run, files[0].parent], overwrite), size_as(files, written_as)
     if not dry_run:  # before an hour of choosing and writing
         check_room(to, size, free_bytes(to))
         if hub:
@@ -100,7 +97,7 @@ def export(
         files=files,
         delta=delta,
         place=(name, revision),
-        dtype=DTYPES[dtype or manifest["dtype"]],
+        dtype=written_as,
         alpha=1.0 if alpha == "auto" else alpha,
         trust_remote_code=trust_remote_code,
         run=folder.parent,
@@ -117,6 +114,14 @@ def export(
     if hub:
         push(to, hub, console)
     return to
+
+
+def _place_of_base(manifest: Mapping[str, Any], moved: str | None) -> tuple[str, str | None]:
+    """The base's name and revision: the manifest's, or where it is now."""
+    name, revision = (moved, None) if moved else (manifest["base"], manifest["revision"])
+    if is_missing_folder(name):
+        raise UserError(f"the base model {name} is not here (seen from {Path.cwd()}); say where it is with --base")
+    return name, revision
 
 
 def _print_plan(
