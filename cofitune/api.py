@@ -184,18 +184,18 @@ def search(
     from cofitune.recipes.search import recipe
 
     with _called(resolved, num_processes, hostfile, console) as call:
-        run = partial(
-            recipe.search, resolved, start_proxy=command.start_proxy, overwrite=overwrite, console=call.console
-        )
+        run = partial(recipe.search, resolved, overwrite=overwrite, console=call.console)
         requested = resolved.search.ray
         if resolved.search.executor == "ray":
             demand = executor.choose_demand(num_processes, hostfile, requested.gpus_per_trial, requested.cpus_per_trial)
             with executor.ray_executor(demand, requested.address, say=call.console.out) as on_ray:
-                run(execute=on_ray, measure=on_ray.measure, at_once=None, ranks=demand.ranks)
+                here = partial(command.start_proxy, ranks=launcher.ONE_PROCESS)
+                run(execute=on_ray, start_proxy=here, measure=on_ray.measure, at_once=None, ranks=demand.ranks)
         else:
             with local.local_executor(call.ranks, resolved.run / "search") as execute:
                 measure = partial(local.measure_trial, ranks=call.ranks)
-                run(execute=execute, measure=measure, ranks=call.ranks.count)
+                start_proxy = partial(command.start_proxy, ranks=call.ranks)
+                run(execute=execute, start_proxy=start_proxy, measure=measure, ranks=call.ranks.count)
     return SearchResult.read(resolved.run)
 
 

@@ -95,7 +95,6 @@ def search(
     run = partial(
         recipe.search,
         resolved,
-        start_proxy=command.start_proxy,
         overwrite=overwrite,
         dry_run=dry_run,
         console=console,
@@ -105,12 +104,13 @@ def search(
     if resolved.search.executor == "ray":
         demand = executor.choose_demand(num_processes, hostfile, requested.gpus_per_trial, requested.cpus_per_trial)
         with executor.ray_executor(demand, requested.address, say=console.out) as on_ray:
-            run(execute=on_ray, measure=on_ray.measure, at_once=None, ranks=demand.ranks)
+            here = partial(command.start_proxy, ranks=launcher.ONE_PROCESS)
+            run(execute=on_ray, start_proxy=here, measure=on_ray.measure, at_once=None, ranks=demand.ranks)
         return
     ranks = launcher.choose_ranks(num_processes, hostfile)
-    measure = partial(local.measure_trial, ranks=ranks)
+    measure, start_proxy = partial(local.measure_trial, ranks=ranks), partial(command.start_proxy, ranks=ranks)
     with local.local_executor(ranks, resolved.run / "search") as execute:
-        run(execute=execute, measure=measure, ranks=ranks.count)
+        run(execute=execute, start_proxy=start_proxy, measure=measure, ranks=ranks.count)
 
 
 @app.command()
@@ -418,10 +418,12 @@ def worker(num_processes: NumProcesses = None, hostfile: HostFile = None) -> Non
 
 
 @app.command(name="_proxy", hidden=True)
-def proxy(config: ConfigPath, to: Path) -> None:
-    """The gradient statistics of a search's proxy, in one process. `cofitune search` starts it."""
-    resolved = _load(config)
-    from cofitune.recipes.search import proxy as recipe
+def proxy(config: ConfigPath, to: Path, num_processes: NumProcesses = None, hostfile: HostFile = None) -> None:
+    """The gradient statistics of a search's proxy, on a trial's ranks. `cofitune search` starts it."""
+    resolved = _load(config) if this_rank().rank == 0 else None  # on another host the file may not be there
+    if launcher.launch_ranks_if_needed(num_processes, hostfile, False, lambda _: None):
+        return
+    from cofitune.recipes.search import gradient_statistics as recipe
 
     recipe.take_statistics(resolved, to)
 

@@ -24,21 +24,22 @@ SECONDS_TO_END = 30  # for the proxy of a search that is ended
 LINES_KEPT = 200  # of what a command says, for the message if it fails
 
 
-def start_proxy(config: Config, path: Path) -> None:
-    """Take the gradient statistics of a search's proxy in a process of its own, whose memory is free again afterwards.
+def start_proxy(config: Config, path: Path, ranks: Ranks) -> None:
+    """Take the gradient statistics of a search's proxy in processes of their own, whose memory is free afterwards.
 
-    What the process says goes into `<path>.log`.
+    What they say goes into `<path>.log`.
 
     Args:
         path: where the statistics are to lie.
+        ranks: on how many, and where: those of a trial.
 
     Raises:
-        UserError: the process failed; the message is the last thing that it said.
+        UserError: they failed; the message is the last thing that was said.
     """
     place, log = path.with_suffix(".yaml"), path.with_suffix(".log")
     write_text(place, dump_config(config))
     log.unlink(missing_ok=True)
-    if failure := _run(["_proxy", str(place), str(path)], log, SECONDS_TO_END):
+    if failure := run_command(["_proxy", str(place), str(path)], log, ranks):
         raise UserError(f"search.proxy: {failure}")
     place.unlink()
     log.unlink()

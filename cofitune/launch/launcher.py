@@ -37,6 +37,9 @@ class Ranks:
         return run_hosts(self.hosts, arguments) if self.hosts else run_ranks(self.count, arguments)
 
 
+ONE_PROCESS = Ranks(1, (), ("--num-processes", "1"))
+
+
 def choose_ranks(num_processes: int | None, hostfile: Path | None) -> Ranks:
     """What `--num-processes` and `--hostfile` ask for.
 

@@ -30,6 +30,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cofitune.data.chat import IGNORED
+from cofitune.distributed import all_reduce_sum, world_size_or_one
 from cofitune.errors import ArtifactError, UserError
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.region import Region, freeze_outside
@@ -92,26 +94,30 @@ def squared_norm(gradient: Tensor) -> Tensor:
     return norm.square()
 
 
+def module_weights(anatomy: Anatomy) -> set[str]:
+    """The names of all modules' weights and biases, whose gradients are taken."""
+    layers = range(anatomy.num_layers)
+    return {name for layer in layers for module in anatomy.modules for name in anatomy.parameter_names(layer, module)}
+
+
 def gradient_norms(
-    model: nn.Module, anatomy: Anatomy, micro_batches: Iterable[Mapping[str, Tensor]], norm: Norm
+    model: nn.Module, anatomy: Anatomy, micro_batches: Iterable[Mapping[str, Tensor]], norm: Norm, idle: int = 0
 ) -> PerTensor:
-    """The mean over micro-batches of a norm of the gradient of each module's weights and biases.
+    """The mean over the micro-batches of all ranks of a norm of the gradient of each module's weights and biases.
 
     A gradient is looked at as soon as it is whole, and freed: the model's weights, the activations of one micro-batch
-    and the gradient of one tensor are in memory at a time.
+    and the gradient of one tensor are in memory at a time. Collective where there are several ranks.
 
     Args:
-        model: the whole model, on its device; which of its parameters require gradients is changed.
-        micro_batches: `input_ids`, `attention_mask` and `labels`, each [B, T]; the loss is the mean over the supervised
-            tokens of each.
+        model: on its device, whole or sharded by ZeRO-3; which of its parameters require gradients is changed.
+        micro_batches: this rank's: `input_ids`, `attention_mask` and `labels`, each [B, T]; the loss is the mean over
+            the supervised tokens of each.
+        idle: passes that come after them and count for nothing: ranks that share the weights must take equally many.
 
     Raises:
         UserError: there is no micro-batch, or a gradient is not finite.
     """
-    names = [
-        n for layer in range(anatomy.num_layers) for m in anatomy.modules for n in anatomy.parameter_names(layer, m)
-    ]
-    freeze_outside(model, set(names))
+    freeze_outside(model, module_weights(anatomy))
     device = next(model.parameters()).device
     sums = {module: torch.zeros(anatomy.num_layers, dtype=torch.float64, device=device) for module in anatomy.modules}
     model.eval()
@@ -122,9 +128,17 @@ def gradient_norms(
             supervised = int((batch["labels"][:, 1:] >= 0).sum())
             (summed_loss(model, batch) / max(1, supervised)).backward()
             count += 1
-    if not count:
+        for _ in range(idle):  # without a label: every gradient is 0
+            ids = torch.zeros(1, 2, dtype=torch.int64, device=device)
+            idle_batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids + IGNORED}
+            summed_loss(model, idle_batch).backward()
+    total = torch.tensor(count, device=device)
+    if world_size_or_one() > 1:
+        for values in (*sums.values(), total):
+            all_reduce_sum(values)
+    if not total:
         raise UserError("search.proxy: there is not one item to take gradients of")
-    means = {module: tuple((values / count).tolist()) for module, values in sums.items()}
+    means = {module: tuple((values / total).tolist()) for module, values in sums.items()}
     if not all(math.isfinite(value) for values in means.values() for value in values):
         raise UserError(
             "search.proxy: a gradient is not finite; try model.dtype: float32, and check the model's weights"

@@ -37,7 +37,7 @@ def test_a_failed_proxy_says_the_last_thing_that_its_process_said(tmp_path: Path
     (tmp_path / "c.yaml").write_text(f"model: {{name: {tmp_path}/none}}\noutput_dir: {tmp_path}/run\n")
     config = load_config(tmp_path / "c.yaml")
     with pytest.raises(UserError, match=r"error: model\.name: .*none: no such folder \(exit 2; .*proxy\.log\)"):
-        command.start_proxy(config, tmp_path / "proxy.json")
+        command.start_proxy(config, tmp_path / "proxy.json", launcher.ONE_PROCESS)
 
 
 def test_a_proxy_that_does_not_end_in_time_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +64,7 @@ def test_a_proxy_that_does_not_end_in_time_is_killed(tmp_path: Path, monkeypatch
     config = load_config(tmp_path / "c.yaml")
     monkeypatch.setattr(subprocess, "Popen", Deaf)
     with pytest.raises(KeyboardInterrupt):
-        command.start_proxy(config, tmp_path / "proxy.json")
+        command.start_proxy(config, tmp_path / "proxy.json", launcher.ONE_PROCESS)
     assert did == ["start", "terminate", "kill"]
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from cofitune.config.schema import Config, Search
 from cofitune.errors import UserError
 from cofitune.files import gib
+from cofitune.recipes.search.gradient_statistics import ITEMS
 from cofitune.recipes.search.plan import SearchPlan
-from cofitune.recipes.search.proxy import ITEMS, known_statistics
+from cofitune.recipes.search.proxy import known_statistics
 from cofitune.recipes.search.trial_config import trial_config
 from cofitune.recipes.trial.executor import Measured
 from cofitune.reports.text import duration, many, region_text
@@ -29,11 +30,12 @@ class Work:
     parts: int
 
 
-def cost_lines(plan: SearchPlan, store: Store | None, measure: Measure) -> list[str]:
+def cost_lines(plan: SearchPlan, store: Store | None, measure: Measure, proxy_ranks: int = 1) -> list[str]:
     """What the whole search takes, with and without halving, a sentence a line; and what its prefix cache takes.
 
     Args:
         store: of an earlier call, if there is one.
+        proxy_ranks: on how many the proxy's pass is made.
     """
     lines = _prefix_lines(plan)
     if plan.missing:
@@ -50,7 +52,7 @@ def cost_lines(plan: SearchPlan, store: Store | None, measure: Measure) -> list[
         expected = Expected(measured.seconds_a_step, measured.seconds_to_evaluate)
         base_seconds = measured.seconds_to_start + measured.seconds_to_evaluate
         source = f"measured on {region_text(plan.largest)}, the largest region: the others take less"
-    proxy_lines, proxy_seconds = _proxy(plan, store is not None, expected.a_step)
+    proxy_lines, proxy_seconds = _proxy(plan, store is not None, expected.a_step, proxy_ranks)
     about = "about" if all(level.exact for level in plan.planned) else "at most about"
     what = "measuring" if plan.measure.kind == "loss" else "an evaluation"
     lines.insert(0, f"A step takes {expected.a_step:.2f} s, {what} {duration(expected.besides)} ({source}).")
@@ -69,12 +71,12 @@ def cost_lines(plan: SearchPlan, store: Store | None, measure: Measure) -> list[
     return lines + proxy_lines + _repeat_lines(plan, expected) + _budget_lines(plan.config.search, spent)
 
 
-def _proxy(plan: SearchPlan, goes_on: bool, a_step: float) -> tuple[list[str], float]:
+def _proxy(plan: SearchPlan, goes_on: bool, a_step: float, ranks: int) -> tuple[list[str], float]:
     """What the proxy's pass takes, in a sentence and in seconds; nothing where there is none or it was made before."""
     train = plan.config.train
     if plan.config.search.proxy == "none" or (goes_on and known_statistics(plan)):
         return [], 0.0
-    items_a_step = train.per_device_train_batch_size * train.gradient_accumulation_steps
+    items_a_step = train.per_device_train_batch_size * train.gradient_accumulation_steps * ranks
     seconds = 2 * ITEMS / items_a_step * a_step
     line = (
         f"The proxy's pass comes first: gradients of all weights for at most {ITEMS} items of either data, by the "

@@ -1,32 +1,24 @@
-"""The proxy of a search: gradient statistics of its data, taken once in a process of their own, and what they say."""
+"""The proxy of a search: gradient statistics of its data, taken once (`gradient_statistics.py`), and what they say."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from cofitune.config.schema import Config
-from cofitune.data.batches import Batch, collate
-from cofitune.data.chat import set_template
-from cofitune.data.encoded import Encoding, Examples, encode_sources
-from cofitune.data.sources import Source, open_source
-from cofitune.distributed import device
+from cofitune.data.sources import open_source
 from cofitune.errors import ArtifactError
 from cofitune.files import read_json, write_checked_json
-from cofitune.model.load import load_tokenizer
 from cofitune.model.region import Region
-from cofitune.recipes.from_config import base_anatomy, base_config, chat_template, data_sources, load_base
+from cofitune.recipes.from_config import data_sources
+from cofitune.recipes.search.gradient_statistics import ITEMS, MICRO_BATCH
 from cofitune.recipes.search.plan import SearchPlan
 from cofitune.recipes.search.trial_config import base_rate, trial_rate
-from cofitune.search.proxy import Statistics, first_norm, gradient_norms, squared_norm, statistics_from_json
+from cofitune.search.proxy import Statistics, statistics_from_json
 
-ITEMS = 64  # of each of the two sets of data, spread evenly over it: about what a short trial trains on
-MICRO_BATCH = 8  # items whose gradient is taken as one for the gain; the harm takes items one by one
-StartProxy = Callable[[Config, Path], None]  # runs `take_statistics` in a process of its own
+StartProxy = Callable[[Config, Path], None]  # runs `take_statistics` in processes of its own
 
 
 @dataclass(frozen=True)
@@ -86,39 +78,6 @@ def known_statistics(plan: SearchPlan) -> dict[str, object] | None:
     if not isinstance(known, dict):
         raise ArtifactError(f"{path}: these gradient statistics are damaged; delete the file")
     return known if known.get("identity") == _identity(plan) else None
-
-
-def take_statistics(config: Config, path: Path) -> None:
-    """Load the base, run one pass over items of both sets, and write the statistics.
-
-    Raises:
-        UserError: the model or the data cannot be used.
-    """
-    model_config = base_config(config.model)
-    anatomy = base_anatomy(config.model, model_config)
-    tokenizer = load_tokenizer(config.model.name, config.model.revision, config.model.trust_remote_code)
-    set_template(tokenizer, chat_template(config.data))
-    train_on = config.data.train_on
-    speciality = _read(config, data_sources(config.data.train), tokenizer, train_on, None)
-    general = _read(config, data_sources(config.importance.data), tokenizer, "response", config.importance.max_items)
-    model = load_base(config.model).to(device())
-    pad = tokenizer.pad_token_id
-    gain = gradient_norms(model, anatomy, _micro_batches(speciality, MICRO_BATCH, pad), first_norm)
-    harm = gradient_norms(model, anatomy, _micro_batches(general, 1, pad), squared_norm)
-    write_checked_json(path, asdict(Statistics(gain, harm)))
-
-
-def _read(config: Config, sources: list[Source], tokenizer: object, train_on: str, max_items: int | None) -> Examples:
-    encoding = Encoding(config.data.max_length, train_on, config.data.on_bad_item)
-    return Examples.chain(one.examples for one in encode_sources(sources, tokenizer, encoding, max_items))
-
-
-def _micro_batches(examples: Examples, size: int, pad_token_id: int) -> Iterator[Batch]:
-    """Items spread evenly over the data, sorted by length so that little is padded."""
-    chosen = np.unique(np.linspace(0, len(examples) - 1, min(ITEMS, len(examples))).round().astype(int))
-    order = sorted((int(i) for i in chosen), key=lambda i: int(examples.lengths[i]))
-    for start in range(0, len(order), size):
-        yield collate([examples[i] for i in order[start : start + size]], pad_token_id)
 
 
 def _identity(plan: SearchPlan) -> dict[str, object]:

@@ -81,7 +81,8 @@ def search(
     for note in plan.notes:
         say(console, f"note: {note}")
     if dry_run:
-        costs = _print_plan(plan, overwrite, measure, console)
+        proxy_ranks = ranks if at_once is not None else 1  # a cluster's proxy is taken here, in one process
+        costs = _print_plan(plan, overwrite, measure, console, proxy_ranks)
         if on_plan:
             on_plan(_plan_facts(plan, costs, ranks))
         return plan.folder
@@ -182,12 +183,12 @@ def _waiting(job: Job, plan: SearchPlan) -> Row:
     return Row(job.id, job.parent, job.region, job.level, weights, None, None, None, 0.0, seed=job.seed)
 
 
-def _print_plan(plan: SearchPlan, overwrite: bool, measure: Measure, console: Console) -> list[str]:
+def _print_plan(plan: SearchPlan, overwrite: bool, measure: Measure, console: Console, proxy_ranks: int) -> list[str]:
     """Print the levels and the cost, whose sentences are returned."""
     store = open_store(plan.folder, plan.identity) if plan.has_store and not overwrite and not plan.missing else None
     num_done = sum(trial.done and trial.region is not None for trial in store.trials()) if store else 0
     rows = [PlanRow(str(p.level), p.candidates, p.most, p.exact) for p in plan.planned]
-    costs = cost_lines(plan, store, measure)
+    costs = cost_lines(plan, store, measure, proxy_ranks)
     console.print(plan_report(rows, plan.config.search.train_steps, num_done, costs))
     for text in plan.missing:
         say(console, f"still missing: {text}")

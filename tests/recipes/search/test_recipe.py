@@ -29,8 +29,9 @@ from cofitune.files import read_json
 from cofitune.model.layouts import MODULES
 from cofitune.model.load import choose_dtype
 from cofitune.model.region import resolve_region
+from cofitune.recipes.search.gradient_statistics import take_statistics
 from cofitune.recipes.search.plan import plan_search
-from cofitune.recipes.search.proxy import StartProxy, take_statistics
+from cofitune.recipes.search.proxy import StartProxy
 from cofitune.recipes.search.recipe import search
 from cofitune.recipes.trial.executor import Measured, TrialRequest, TrialResult
 from cofitune.reports.text import duration
