@@ -2,7 +2,8 @@
 
 All is done by `cofitune rehearse`, `importance` and `compare`, through configs/methods/; this file writes the config
 and puts what comes out into scripts/bench/results/. Every arm learns the same items in the same order. Full
-fine-tuning is the reference: first it must forget beyond chance, else there is nothing to keep, and the file says so.
+fine-tuning is the reference (`--reference` names another): first it must forget beyond chance, else there is nothing to
+keep, and the file says so. `--reference full_own` asks what the region adds to rehearsal.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ ARMS: dict[str, tuple[str, dict[str, Any], list[float]]] = {
     "region_mask": ("cofitune_update", {"region": PAPER}, [1e-3]),
     "lora_own": ("lora_rehearsal", {}, [5e-4]),
     "region_own_longer": ("cofitune_rehearsal", {"region": PAPER}, [5e-4]),  # twice the steps
+    "region_own_kl_longer": ("cofitune_rehearsal_kl", {"region": PAPER}, [5e-4]),
 }
 SPECIALITIES: dict[str, dict[str, Any]] = {
     "ledger": {"max_new_tokens": 24},
@@ -92,7 +94,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rates", type=float, nargs="+", help="of full fine-tuning, with rehearsal and without")
     parser.add_argument("--batch-size", type=int, default=16, help="of the evaluation (default: %(default)s)")
     parser.add_argument("--methods", nargs="+", choices=ARMS, default=list(ARMS), help="default: all")
+    parser.add_argument("--reference", choices=ARMS, default="full", help="of --methods (default: %(default)s)")
     arguments = parser.parse_args()
+    if arguments.reference not in arguments.methods:
+        parser.error(f"--reference {arguments.reference}: one of --methods, which has {', '.join(arguments.methods)}")
     places = {arguments.data: "FOLDER", arguments.model: "MODEL", arguments.work: "WORK", arguments.out: "OUT"}
     arguments.command = typed("scripts/bench/retention", sys.argv[1:], places)
     return arguments
@@ -135,6 +140,7 @@ def write_config(arguments: argparse.Namespace) -> Path:
         "compare": {
             "methods": {arm: _overlay(arm, arguments) for arm in arguments.methods},
             "learning_rates": {arm: _rates(arm, arguments) for arm in arguments.methods},
+            "reference": arguments.reference,
             "seeds": [1234 + n for n in range(arguments.seeds)],
             "alphas": arguments.alphas,
         },
@@ -193,6 +199,8 @@ def write_results(arguments: argparse.Namespace) -> None:
     partial = content["partial"]
     label = f"**Partial: {partial['done']} of {partial['runs']} runs.** " if partial else ""
     name = f"retention-{arguments.speciality}"
+    if arguments.reference != "full":
+        name += f"-to-{arguments.reference}"
     seeds = sorted({run["seed"] for run in content["runs"]})
     text = (
         f"# What keeps abilities, on {arguments.speciality}\n\n`{arguments.command}`\n\n"
@@ -221,20 +229,21 @@ def write_results(arguments: argparse.Namespace) -> None:
 
 
 def findings(content: dict[str, Any]) -> Iterator[str]:
-    """What the figures say: whether full fine-tuning forgets, and who is ahead of it at matched speciality."""
-    full = [p for p in content["points"] if p["method"] == content["reference"]]
-    lost = [p for p in full if p["change"]["versatility"]["high"] < 0]
-    if full and lost:
+    """What the figures say: whether the reference forgets, and who is ahead of it at matched speciality."""
+    reference = content["reference"]
+    own = [p for p in content["points"] if p["method"] == reference]
+    lost = [p for p in own if p["change"]["versatility"]["high"] < 0]
+    if own and lost:
         worst = min(lost, key=lambda p: p["change"]["versatility"]["value"])
         change = worst["change"]["versatility"]
         yield (
-            f"Full fine-tuning forgets beyond chance: {worst['id']} loses {-change['value']:.1f} points of versatility "
+            f"{reference} forgets beyond chance: {worst['id']} loses {-change['value']:.1f} points of versatility "
             f"({-change['high']:.1f} to {-change['low']:.1f})."
         )
-    elif full:
+    elif own:
         yield (
-            "**Full fine-tuning forgets nothing here that the items can tell from chance**, so that nothing can be "
-            "kept: raise --rates or --steps."
+            f"**{reference} forgets nothing here that the items can tell from chance**, so that nothing can be kept: "
+            "raise --rates or --steps."
         )
     for level in content["matched"]:
         ahead = []
@@ -244,8 +253,8 @@ def findings(content: dict[str, Any]) -> Iterator[str]:
                 ahead.append(method)
         arms = ", ".join(ahead) if ahead else "no arm"
         yield (
-            f"At a speciality of {level['speciality']:.1f}, {arms} {'are' if len(ahead) > 1 else 'is'} ahead of full "
-            "fine-tuning in versatility and in instruction following with intervals that leave out 0."
+            f"At a speciality of {level['speciality']:.1f}, {arms} {'are' if len(ahead) > 1 else 'is'} ahead of "
+            f"{reference} in versatility and in instruction following with intervals that leave out 0."
         )
 
 
