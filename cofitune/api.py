@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rich.console import Console
 
@@ -34,8 +34,8 @@ from cofitune.results import (
 )
 from cofitune.temporary import temporary_folder
 
-AnyConfig = Config | Mapping[str, Any] | str | Path
-Overrides = Mapping[str, Any] | Sequence[str]
+AnyConfig = Config | Mapping[str, object] | str | Path
+Overrides = Mapping[str, object] | Sequence[str]
 
 
 def load_config(config: AnyConfig, overrides: Overrides = ()) -> Config:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 from types import ModuleType
-from typing import Any
 
 
 class _CallableModule(ModuleType):
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
+    def __call__(self, *arguments: object, **options: object) -> object:
         function = getattr(import_module("cofitune.api"), self.__name__.rpartition(".")[2])
         return function(*arguments, **options)
 

@@ -6,15 +6,19 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from cofitune.errors import ArtifactError
 from cofitune.files import CHECKSUM, sha256_json, write_tensors
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 T = TypeVar("T")
+V = TypeVar("V")
 
 
-def without_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
+def without_checksum(content: Mapping[str, V]) -> dict[str, V]:
     """The content, compared with its checksum; what an older version wrote has none.
 
     Raises:
@@ -44,12 +48,12 @@ def shaped(kind: type[T], content: Mapping[str, object]) -> T:
         raise ValueError(f"{place} is missing" if lacks else f"{place}: {first['msg']}") from None
 
 
-def write_checked_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+def write_checked_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file whose metadata hold the sha256 of its tensors and of the other metadata."""
     write_tensors(path, tensors, {**metadata, CHECKSUM: _sha256(tensors, metadata)})
 
 
-def read_checked_tensors(path: Path, what: str) -> tuple[dict[str, Any], dict[str, str]]:
+def read_checked_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read what `write_checked_tensors` wrote: the tensors, and the metadata.
 
     Raises:
@@ -71,7 +75,7 @@ def read_checked_tensors(path: Path, what: str) -> tuple[dict[str, Any], dict[st
     return tensors, metadata
 
 
-def _sha256(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
+def _sha256(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     import torch
 
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from typer.core import TyperGroup
 
@@ -11,29 +11,33 @@ from cofitune.config.explain import KEY_PLACES
 from cofitune.config.hints import option_hint
 from cofitune.errors import UserError
 
+if TYPE_CHECKING:  # where the tested version of typer has click's classes; others have them elsewhere
+    from typer._click import Command, Context, Parameter
+
 
 class Commands(TyperGroup):
     """Commands whose flags have no type in the help; `--train.learning_rate 1e-4` is answered with what to type."""
 
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
+    def __init__(self, **settings: Any) -> None:
         """Give every command the options that all have; hidden ones are typed by this program alone."""
-        super().__init__(*arguments, **settings)
+        super().__init__(**settings)
         for command in self.commands.values():
             if not command.hidden and not isinstance(command, TyperGroup):
                 command.params += shared_parameters()
 
-    def get_params(self, ctx: Any) -> Any:
+    def get_params(self, ctx: Context) -> list[Parameter]:
         """The group's own options, its flags shown without `<bool>`."""
         return [_untyped(parameter) for parameter in super().get_params(ctx)]
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+    def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
         """The command, its flags shown without `<bool>`."""
         command = super().get_command(ctx, cmd_name)
         for parameter in [*command.params, command.get_help_option(ctx)] if command else []:
-            _untyped(parameter)
+            if parameter is not None:
+                _untyped(parameter)
         return command
 
-    def invoke(self, ctx: Any) -> Any:
+    def invoke(self, ctx: Context) -> object:
         """Run the command that is typed.
 
         Raises:
@@ -55,7 +59,7 @@ class Commands(TyperGroup):
             raise
 
 
-def _untyped(parameter: Any) -> Any:
+def _untyped(parameter: Parameter) -> Parameter:
     if getattr(parameter, "is_flag", False) and parameter.metavar is None:
         parameter.metavar = ""
     return parameter

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,6 +20,9 @@ from rich.table import Table
 from cofitune.errors import UserError
 from cofitune.launch.failures import NOT_MET, launched_by_us
 from cofitune.ranks import this_rank
+
+if TYPE_CHECKING:  # where the tested version of typer has click's classes; others have them elsewhere
+    from typer._click import Parameter
 
 LOG_WIDTH = 120  # columns of a log file
 
@@ -34,8 +37,8 @@ class Output:
         """Forget what an earlier command in this process was told."""
         self._command, self._quiet, self.verbose = "", False, False
         self._log: Path | None = None
-        self._result: dict[str, Any] = {}
-        self._when_done: Callable[[], dict[str, Any]] | None = None
+        self._result: dict[str, object] = {}
+        self._when_done: Callable[[], dict[str, object]] | None = None
         self._stdout: int | None = None  # where the one object goes; everything else that is printed goes to stderr
 
     @property
@@ -50,11 +53,11 @@ class Output:
             return Console(quiet=self._quiet or not is_first, stderr=self.is_json)
         return _LoggingConsole(self._log, quiet=self._quiet, stderr=self.is_json)
 
-    def on_done(self, result: Callable[[], dict[str, Any]]) -> None:
+    def on_done(self, result: Callable[[], dict[str, object]]) -> None:
         """Keep what gives the content of the one object, once the command has ended well."""
         self._when_done = result
 
-    def plan(self, content: dict[str, Any]) -> None:
+    def plan(self, content: dict[str, object]) -> None:
         """Keep a dry run's plan, likewise."""
         self._result = {"dry_run": True, "plan": content}
 
@@ -120,11 +123,11 @@ class Output:
 class _LoggingConsole(Console):
     """A console that writes what is printed into a file, too; a progress bar's frames are left out."""
 
-    def __init__(self, path: Path, **options: Any) -> None:
-        super().__init__(**options)
-        self._path, self._is_quiet = path, bool(options.get("quiet"))
+    def __init__(self, path: Path, *, quiet: bool, stderr: bool) -> None:
+        super().__init__(quiet=quiet, stderr=stderr)
+        self._path, self._is_quiet = path, quiet
 
-    def print(self, *objects: Any, **options: Any) -> None:
+    def print(self, *objects: object, **options: Any) -> None:
         """Print, and add the same as plain text to the log. `out` comes here, too."""
         super().print(*objects, **options)
         if not any(isinstance(one, Control) for one in objects):
@@ -143,7 +146,7 @@ def _append(path: Path, text: str) -> None:
 OUTPUT = Output()
 
 
-def shared_parameters() -> list[Any]:
+def shared_parameters() -> list[Parameter]:
     """The options that every command has; each tells `OUTPUT` where it is given."""
     return list(typer.main.get_command(_SHARED).params)
 

@@ -16,10 +16,11 @@ from cofitune.ranks import Rank, this_rank
 
 LONGEST_WAIT = timedelta(hours=12)  # for what one rank does alone: a full 13B checkpoint is 156 GB
 T = TypeVar("T")
-_waiting: list[Any] = [None, None]  # the default group, and that of its ranks in which they wait for long
+# the default group, and that of its ranks in which they wait for long
+_waiting: list[distributed.ProcessGroup | None] = [None, None]
 
 
-def waiting_group() -> Any:
+def waiting_group() -> distributed.ProcessGroup | None:
     """The group in which ranks wait for what one does alone, through the CPU, for up to `LONGEST_WAIT`.
 
     A step's collectives have a short timeout (`train.ddp_timeout`), so that a rank that is lost is noticed. Collective
@@ -65,7 +66,7 @@ def run_on_rank_zero(work: Callable[[], T]) -> T:
     return result
 
 
-def check_agreement(own: Mapping[str, Any], group: Any = None) -> None:
+def check_agreement(own: Mapping[str, object], group: distributed.ProcessGroup | None = None) -> None:
     """Compare what the ranks are about to do. Collective, right after they met; nothing to do for one rank.
 
     Node-local copies of a config, of data, of a model or of packages may differ: then the ranks would train something

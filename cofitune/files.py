@@ -90,7 +90,7 @@ def read_json(path: Path, what: str, shape: type = dict, *, ours: bool = True) -
         ArtifactError: it is missing, does not parse, holds something else, or is not what was written.
     """
     try:
-        value: Any = json.loads(path.read_text(encoding="utf-8"))
+        value: object = json.loads(path.read_text(encoding="utf-8"))
         if _is_deep(value):
             raise RecursionError
     except FileNotFoundError:
@@ -120,7 +120,7 @@ def _is_deep(value: object) -> bool:
     return True
 
 
-def read_tensors(path: Path, what: str) -> dict[str, Any]:
+def read_tensors(path: Path, what: str) -> dict[str, Tensor]:
     """Read a whole safetensors file of ours to the CPU.
 
     Raises:
@@ -130,7 +130,7 @@ def read_tensors(path: Path, what: str) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     try:
-        tensors: dict[str, Any] = load_file(path)
+        tensors: dict[str, Tensor] = load_file(path)
         return tensors
     except FileNotFoundError:
         raise ArtifactError(f"{path}: no {what} here") from None
@@ -158,13 +158,13 @@ def sha256_json(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
+def with_checksum(content: Mapping[str, object]) -> dict[str, object]:
     """The content as JSON gives it back, and beside it the sha256 of all of it."""
     plain = json.loads(json.dumps({key: value for key, value in content.items() if key != CHECKSUM}))
     return {**plain, CHECKSUM: sha256_json(plain)}
 
 
-def write_checked_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_checked_json(path: Path, content: Mapping[str, object]) -> None:
     """Write JSON with its checksum, which `read_json` compares, atomically."""
     write_json(path, with_checksum(content))
 

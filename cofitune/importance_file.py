@@ -82,7 +82,7 @@ def known_units(vector: Tensor) -> Tensor:
 
 
 def write_importance(
-    folder: Path, vectors: dict[str, Tensor], scores: dict[str, Tensor], manifest: dict[str, Any]
+    folder: Path, vectors: dict[str, Tensor], scores: dict[str, Tensor], manifest: Mapping[str, object]
 ) -> None:
     """Write the three files; the manifest last, because a folder without it counts as unfinished."""
     write_tensors(folder / "scores.safetensors", {k: v.float().contiguous() for k, v in scores.items()})
@@ -115,7 +115,7 @@ def read_importance(folder: Path, anatomy: Anatomy, base_fingerprint: str) -> Im
     return ImportanceFile(vectors, manifest, manifest["sha256"])
 
 
-def read_vectors(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
+def read_vectors(folder: Path, manifest: Mapping[str, object]) -> dict[str, Tensor]:
     """The vectors of a folder, compared with what its manifest says of their file.
 
     Raises:

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, AnyStr
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.cofitune\.tmp")
 HELD = "held"  # the file in a temporary folder that its owner has locked
@@ -42,7 +42,7 @@ def open_held(path: Path) -> tuple[Path, IO[bytes]]:
         file.close()  # a cleaner was here between the two, and took it for a leftover
 
 
-def is_at(file: IO[Any], path: Path) -> bool:
+def is_at(file: IO[AnyStr], path: Path) -> bool:
     """Whether an open file is still the one at this path."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
@@ -50,7 +50,7 @@ def is_at(file: IO[Any], path: Path) -> bool:
         return False
 
 
-def hold(file: IO[Any]) -> bool:
+def hold(file: IO[AnyStr]) -> bool:
     """Lock an open file for as long as it is open; False where another process holds it, or none can."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -163,14 +163,14 @@ def hold_until_gradients(model: nn.Module) -> None:
     input of such a module gets a gradient; the backward pass still ends there.
     """
 
-    def begin_here(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        tensors = [value for value in inputs if isinstance(value, Tensor)]
-        if not torch.is_grad_enabled() or any(tensor.requires_grad for tensor in tensors):
+    def begin_here(module: nn.Module, inputs: tuple[object, ...]) -> tuple[object, ...] | None:
+        tensors = [(index, value) for index, value in enumerate(inputs) if isinstance(value, Tensor)]
+        if not torch.is_grad_enabled() or any(tensor.requires_grad for _, tensor in tensors):
             return None
-        first = next((i for i, v in enumerate(inputs) if isinstance(v, Tensor) and v.is_floating_point()), None)
-        if first is None:
-            return None
-        return (*inputs[:first], inputs[first].detach().requires_grad_(), *inputs[first + 1 :])
+        for index, tensor in tensors:
+            if tensor.is_floating_point():
+                return (*inputs[:index], tensor.detach().requires_grad_(), *inputs[index + 1 :])
+        return None
 
     for name, module in model.named_modules():
         if any(p.requires_grad and len(getattr(p, "ds_shape", p.shape)) > 2 for p in module.parameters(recurse=False)):
@@ -212,9 +212,9 @@ def shards(engine: Engine) -> dict[int, list[Shard]]:
     return {id(flat.tensor): flat.shards for flat in flats(engine)}
 
 
-def moments(engine: Engine, flat: Flat) -> dict[str, Any]:
+def moments(engine: Engine, flat: Flat) -> dict[str, Tensor | float]:
     """AdamW's state of a flat tensor: exp_avg and exp_avg_sq [flat.numel], and step; empty before the first step."""
-    state: dict[str, Any] = inner_optimizer(engine).state[flat.tensor]
+    state: dict[str, Tensor | float] = inner_optimizer(engine).state[flat.tensor]
     return state
 
 

@@ -203,7 +203,7 @@ class EvalModel(Section):
 _AT_ALPHA = re.compile(r"(.+)@(0|1|[01]?\.\d+|auto)")
 
 
-def as_model(value: object) -> Any:
+def as_model(value: object) -> object:
     """`NAME=PATH` stands for `{name: NAME, path: PATH}`, a path alone for `{path: …}`; `PATH@0.7` gives the alpha."""
     if not isinstance(value, str):
         return value

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from cofitune.config.hints import key_hint, section_hint
 from cofitune.config.schema import Config
@@ -43,7 +44,7 @@ _BRANCH = re.compile(r"(?:literal|tuple|dict|list|function-\w+)\[")
 SHOWN = 80  # characters of what was given
 
 
-def explain(error: ValidationError, data: dict[str, Any], sources: dict[Place, str], elsewhere: str) -> list[str]:
+def explain(error: ValidationError, data: dict[str, object], sources: dict[Place, str], elsewhere: str) -> list[str]:
     """A sentence for each mistake.
 
     Args:
@@ -51,7 +52,7 @@ def explain(error: ValidationError, data: dict[str, Any], sources: dict[Place, s
         sources: where each place of it was written: file:line.
         elsewhere: where a place was written that `sources` lacks.
     """
-    items: list[Any] = error.errors()
+    items = error.errors()
     unusable = list(unusable_values(data))
     bad = {place for place, _ in unusable}
     worth = [item for item in items if _worth_saying(item, data)] or items
@@ -59,7 +60,7 @@ def explain(error: ValidationError, data: dict[str, Any], sources: dict[Place, s
     return tell_unusable(unusable, sources, elsewhere) + [_sentence(item, data, sources, elsewhere) for item in told]
 
 
-def unusable_values(value: Any, place: Place = ()) -> Iterator[tuple[Place, str]]:
+def unusable_values(value: object, place: Place = ()) -> Iterator[tuple[Place, str]]:
     """Values that no setting can have, whatever the schema says: nan, numbers without end, half characters."""
     if isinstance(value, dict):
         for key, part in value.items():
@@ -96,12 +97,12 @@ def _has_half_character(text: str) -> bool:
     return any("\ud800" <= char <= "\udfff" for char in text)
 
 
-def _shortened(value: Any) -> str:
+def _shortened(value: object) -> str:
     text = repr(value)
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
 
 
-def _worth_saying(item: Any, data: dict[str, Any]) -> bool:
+def _worth_saying(item: ErrorDetails, data: dict[str, object]) -> bool:
     """Of a union's branches ('paper' or a list, 'search' or a mapping), keep the one that the given value aims at."""
     for index, part in enumerate(item["loc"]):
         word_branch = isinstance(part, str) and part.startswith("literal[")
@@ -118,7 +119,7 @@ def _worth_saying(item: Any, data: dict[str, Any]) -> bool:
     return True
 
 
-def _sentence(item: Any, data: dict[str, Any], sources: dict[Place, str], elsewhere: str) -> str:
+def _sentence(item: ErrorDetails, data: dict[str, object], sources: dict[Place, str], elsewhere: str) -> str:
     """One sentence for one pydantic error: where, what was given, what is accepted."""
     place = _real_place(item["loc"], data)
     where = f"{source_of(place, sources) or elsewhere}: {dotted(place)}"
@@ -145,13 +146,13 @@ def _sentence(item: Any, data: dict[str, Any], sources: dict[Place, str], elsewh
     return f"{where}: {message}{given}" + (f" -- {about}" if about else "")
 
 
-def _value_at(place: Place, data: Any) -> Any:
+def _value_at(place: Place, data: Any) -> object:
     for part in place:
         data = data[part]
     return data
 
 
-def _real_place(location: tuple[Any, ...], data: Any) -> Place:
+def _real_place(location: Place, data: object) -> Place:
     """Drop the parts of a pydantic location that name a branch of a union and not a key of the file."""
     place: list[str | int] = []
     here = data
@@ -166,7 +167,7 @@ def _real_place(location: tuple[Any, ...], data: Any) -> Place:
     return tuple(place)
 
 
-def _is_branch(part: Any) -> bool:
+def _is_branch(part: str | int) -> bool:
     """Whether a part of a pydantic location names a branch of a union, other than a single number or text."""
     return isinstance(part, str) and (part in _CLASSES or bool(_BRANCH.match(part)))
 
@@ -181,7 +182,7 @@ def _models_at(place: Place) -> list[type[BaseModel]]:
     return results
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
+def _models_in(annotation: object) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     arguments = getattr(annotation, "__args__", ()) if not isinstance(annotation, str) else ()

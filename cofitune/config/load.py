@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -42,7 +41,7 @@ class LoadedConfig:
     sources: dict[Place, str]
 
 
-def load_config(path: str | Path | Mapping[str, Any], overrides: list[str] | None = None) -> Config:
+def load_config(path: str | Path | Mapping[str, object], overrides: list[str] | None = None) -> Config:
     """Read a config file, apply overrides such as `train.learning_rate=1e-4`, and check everything.
 
     Args:
@@ -59,7 +58,7 @@ def load_config(path: str | Path | Mapping[str, Any], overrides: list[str] | Non
     return read_config(path, overrides).config
 
 
-def read_config(path: str | Path | Mapping[str, Any], overrides: list[str] | None = None) -> LoadedConfig:
+def read_config(path: str | Path | Mapping[str, object], overrides: list[str] | None = None) -> LoadedConfig:
     """As `load_config`, together with where each value was written.
 
     Raises:
@@ -85,14 +84,14 @@ def read_config(path: str | Path | Mapping[str, Any], overrides: list[str] | Non
     return LoadedConfig(config, data, sources)
 
 
-def _read(path: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], dict[Place, str]]:
+def _read(path: str | Path | Mapping[str, object]) -> tuple[dict[str, object], dict[Place, str]]:
     """The content and the places of its keys; of a program's own values as YAML would have them."""
     if isinstance(path, Mapping):
-        return dict(_plain(path)), {}
+        return {str(key): _plain(value) for key, value in path.items()}, {}
     return read_yaml(Path(path))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -155,15 +154,18 @@ def _validated(data: dict[str, object], sources: dict[Place, str], elsewhere: st
     return (None if unusable else config), tell_unusable(unusable, sources, elsewhere)
 
 
-def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any], top: bool = True) -> dict[str, Any]:
+def _laid_over(below: Mapping[str, object], above: Mapping[str, object], top: bool = True) -> dict[str, object]:
     merged = dict(below)
     for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(below.get(key), dict) and not (top and key in WHOLE)
-        merged[key] = _laid_over(below[key], value, top=False) if both else value
+        lower = None if top and key in WHOLE else below.get(key)
+        if isinstance(lower, dict) and isinstance(value, dict):
+            merged[key] = _laid_over(lower, value, top=False)
+        else:
+            merged[key] = value
     return merged
 
 
-def dump_value(value: Any) -> str:
+def dump_value(value: object) -> str:
     """Write a value as an override takes it behind the `=`: JSON is YAML, too."""
     return json.dumps(_plain(value), ensure_ascii=False)
 

@@ -20,7 +20,7 @@ def parse_value(text: str) -> object:
     return parse(text, "value")[0]
 
 
-def override(data: dict[str, Any], overridden: dict[Place, str], text: str) -> str | None:
+def override(data: dict[str, object], overridden: dict[Place, str], text: str) -> str | None:
     """Write one `a.b=value` into a config as read; return what is wrong with it, if anything.
 
     Args:

@@ -319,8 +319,9 @@ class Config(Section):
         Raises:
             ConfigError: full fine-tuning's model is named in the config already.
         """
-        given = [as_model(m) for m in models] + ([as_model(full_sft) | {"role": "full_sft"}] if full_sft else [])
-        further = tuple(EvalModel.model_validate(m) for m in given)
+        further = [EvalModel.model_validate(as_model(m)) for m in models]
+        if full_sft:
+            further.append(EvalModel.model_validate(as_model(full_sft)).model_copy(update={"role": "full_sft"}))
         if full_sft and any(m.role == "full_sft" for m in self.eval.models):
             raise ConfigError([f"--full-sft {full_sft}: eval.models names a model with the role full_sft already"])
         return self.model_copy(update={"eval": self.eval.model_copy(update={"models": (*self.eval.models, *further)})})

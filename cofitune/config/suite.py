@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from cofitune.config.shipped import find_shipped
 
 Place = tuple[str | int, ...]
-Read = Callable[[Path], tuple[dict[str, Any], dict[Place, str]]]
+Read = Callable[[Path], tuple[dict[str, object], dict[Place, str]]]
 SECTIONS: tuple[Place, ...] = (("eval",), ("search", "eval"))
 TASK_PATHS = ("path", "dataset_path")
 
@@ -21,7 +20,7 @@ def is_of_suite(override: str) -> bool:
     return name == "search" or any(name in {s, f"{s}.suite"} for s in sections)
 
 
-def add_suites(data: dict[str, Any], sources: dict[Place, str], read: Read) -> list[str]:
+def add_suites(data: dict[str, object], sources: dict[Place, str], read: Read) -> list[str]:
     """Put the tasks of `eval.suite` (and `search.eval.suite`) where the config names none; `suite` is gone afterwards.
 
     Args:
@@ -35,10 +34,12 @@ def add_suites(data: dict[str, Any], sources: dict[Place, str], read: Read) -> l
     problems = []
     for place in SECTIONS:
         section = _at(data, place)
-        if section is None or not isinstance(section.get("suite"), str):
+        name = None if section is None else section.get("suite")
+        if section is None or not isinstance(name, str):
             continue
+        del section["suite"]
         try:
-            path = find_shipped("suite", section.pop("suite"))
+            path = find_shipped("suite", name)
         except ValueError as error:
             problems.append(f"{'.'.join(map(str, place))}.suite: {error}")
             continue
@@ -49,55 +50,52 @@ def add_suites(data: dict[str, Any], sources: dict[Place, str], read: Read) -> l
             problems.append(f"{path}: a suite holds a section eval with speciality and versatility")
         else:
             problems += [f"{where[('eval', key)]}: a suite names no other suite" for key in tasks if key == "suite"]
-            for part in _missing_parts(section, tasks):
-                _put(section, part, _at_any(tasks, part))
+            for part, above in _missing_parts(section, tasks):
+                above[str(part[-1])] = _at_any(tasks, part)
                 sources |= {(*place, *p[1:]): source for p, source in where.items() if p[1 : 1 + len(part)] == part}
     return problems
 
 
-def start_from_data(data: dict[str, Any]) -> None:
+def start_from_data(data: dict[str, object]) -> None:
     """Let the relative paths of a section's tasks start from its `data`; `data` is gone afterwards."""
     for place in SECTIONS:
         section = _at(data, place)
-        if section is None or not isinstance(section.get("data"), str):
+        folder = None if section is None else section.get("data")
+        if section is None or not isinstance(folder, str):
             continue
-        folder = Path(section.pop("data"))
+        del section["data"]
         for task in _tasks(section):
             for key in TASK_PATHS:
-                if isinstance(task.get(key), str) and not task[key].startswith(("~", "${")):
-                    task[key] = str(folder / task[key])
+                path = task.get(key)
+                if isinstance(path, str) and not path.startswith(("~", "${")):
+                    task[key] = str(Path(folder) / path)
 
 
-def _missing_parts(section: dict[str, Any], suite: dict[str, Any]) -> Iterator[Place]:
-    """What of the suite the section lacks: whole keys, or of `versatility` its categories."""
+def _missing_parts(section: dict[str, object], suite: dict[str, object]) -> Iterator[tuple[Place, dict[str, object]]]:
+    """What of the suite the section lacks: whole keys, or of `versatility` its categories; each with where it goes."""
     for key, value in suite.items():
         if key == "suite":
             continue
+        own = section.get(key)
         if key not in section:
-            yield (key,)
-        elif isinstance(value, dict) and isinstance(section[key], dict):
-            yield from ((key, name) for name in value if name not in section[key])
+            yield (key,), section
+        elif isinstance(value, dict) and isinstance(own, dict):
+            yield from (((key, name), own) for name in value if name not in own)
 
 
-def _tasks(section: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _tasks(section: dict[str, object]) -> Iterator[dict[str, object]]:
     general = section.get("versatility")
     groups = [section.get("speciality"), *(general.values() if isinstance(general, dict) else ())]
     for group in groups:
         yield from (t for t in (group if isinstance(group, list) else [group]) if isinstance(t, dict))
 
 
-def _at(data: dict[str, Any], place: Place) -> dict[str, Any] | None:
-    here: Any = _at_any(data, place)
+def _at(data: dict[str, object], place: Place) -> dict[str, object] | None:
+    here = _at_any(data, place)
     return here if isinstance(here, dict) else None
 
 
-def _at_any(data: Any, place: Place) -> Any:
+def _at_any(data: object, place: Place) -> object:
     for part in place:
         data = data.get(part) if isinstance(data, dict) else None
     return data
-
-
-def _put(section: dict[str, Any], place: Place, value: Any) -> None:
-    for part in place[:-1]:
-        section = section[str(part)]
-    section[str(place[-1])] = value

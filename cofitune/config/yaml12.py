@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -72,7 +71,7 @@ for _name, _regex, _first, _make in (
 class Dumper(yaml.SafeDumper):
     """Quotes what `Loader` would not read back as a string, such as a revision named 12e5; writes no aliases."""
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: object) -> bool:
         """Write equal parts twice, so that each can be changed by itself."""
         return True
 
@@ -80,7 +79,7 @@ class Dumper(yaml.SafeDumper):
 Dumper.yaml_implicit_resolvers = Loader.yaml_implicit_resolvers
 
 
-def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Place, str]]:
+def read_yaml(path: Path) -> tuple[dict[str, object], dict[Place, str]]:
     """Read a YAML file's mapping, and file:line of every place in it.
 
     Raises:
@@ -103,7 +102,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Place, str]]:
     return data, {place: f"{path}:{line}" for place, line in lines.items()}
 
 
-def parse(text: str, name: str) -> tuple[Any, dict[Place, int]]:
+def parse(text: str, name: str) -> tuple[object, dict[Place, int]]:
     """Read YAML: the value, no two parts of which are one object, and the line of every key and entry.
 
     Args:
@@ -149,7 +148,7 @@ class _Notes:
         self.problems: list[str] = []
         self._name, self._count, self._above = name, 0, list[int]()
 
-    def take(self, node: Any, place: Place) -> None:
+    def take(self, node: yaml.Node, place: Place) -> None:
         """Note a node and all below it; an alias as often as it is used."""
         self._count += 1
         if id(node) in self._above:
@@ -205,7 +204,7 @@ def _is_placeholder(node: yaml.MappingNode, key: yaml.MappingNode) -> bool:
     return bool(node.flow_style) and node.start_mark.index + 1 == key.start_mark.index
 
 
-def _unshared(value: Any) -> Any:
+def _unshared(value: object) -> object:
     """A copy in which no part stands twice: a change of one use of an alias would change the others."""
     if isinstance(value, dict):
         return {key: _unshared(part) for key, part in value.items()}

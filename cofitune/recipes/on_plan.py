@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-PlanFacts = dict[str, Any]
+PlanFacts = dict[str, object]
 OnPlan = Callable[[PlanFacts], None]

@@ -102,7 +102,7 @@ class MomentWriter:
 def block_scales(engine: Engine) -> dict[str, Tensor]:
     """This rank's scales and where its shards lie; empty where moments are kept in fp32."""
     result = {
-        _key(index, kind): moments(engine, flat)[f"absmax{number}"].cpu()
+        _key(index, kind): _tensor(moments(engine, flat)[f"absmax{number}"]).cpu()
         for index, flat in enumerate(flats(engine))
         for kind, number in NUMBERS.items()
         if f"absmax{number}" in moments(engine, flat)
