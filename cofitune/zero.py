@@ -5,6 +5,7 @@ Written for deepspeed 0.19; `flats` is checked against the whole parameters by t
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -57,6 +58,22 @@ def skip_cpu_communication_op() -> None:
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def skip_muon_compilation() -> None:
+    """Load DeepSpeed's Muon uncompiled, before `initialize` loads it to see whether an optimizer is one.
+
+    It would be handed to `torch.compile` as it loads, which loads torch's whole compiler: a second of the start of each
+    rank, for an optimizer that nobody can choose here.
+    """
+    from deepspeed.runtime import compiler
+
+    own = compiler.compile
+    compiler.compile = lambda: compiler.dummy_decorator
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        compiler.compile = own
 
 
 def reset_zero_globals() -> None:

@@ -21,7 +21,7 @@ from cofitune.distributed import world_size_or_one
 from cofitune.errors import UserError
 from cofitune.ranks import is_launched, this_rank
 from cofitune.training.optimizer import adamw_8bit, decay_groups
-from cofitune.zero import hold_until_gradients, reset_zero_globals, skip_cpu_communication_op
+from cofitune.zero import hold_until_gradients, reset_zero_globals, skip_cpu_communication_op, skip_muon_compilation
 
 if TYPE_CHECKING:
     from cofitune.zero import Engine
@@ -145,6 +145,7 @@ def start_engine(model: nn.Module, settings: EngineSettings) -> Engine:
         del config["optimizer"]
     if settings.zero_stage == 3:
         hold_until_gradients(model)
+    skip_muon_compilation()
     try:
         engine, *_ = deepspeed.initialize(
             model=model,

@@ -87,6 +87,17 @@ def test_a_value_that_deepspeed_refuses_is_a_users_mistake() -> None:
 
 
 @pytest.mark.processes
+def test_no_start_loads_torchs_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed has its Muon compiled where it loads, at the first engine of a process."""
+    start_distributed()
+    for name in [name for name in sys.modules if name.startswith("deepspeed.runtime.zero.muon.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: pytest.fail("the compiler loads"))
+    release(start_engine(torch.nn.Linear(2, 2), replace(SETTINGS, dtype=torch.float32)))
+    assert "deepspeed.runtime.zero.muon.muon_optimizer" in sys.modules
+
+
+@pytest.mark.processes
 def test_a_released_engine_leaves_torchs_linear_as_it_was() -> None:
     """Stage 3 replaces it for the whole process by one that keeps the inputs of frozen weights, too."""
     start_distributed()
