@@ -31,6 +31,7 @@ import yaml
 from cofitune.files import write_text
 from cofitune.training.checkpoint_folders import checkpoint_folders
 from cofitune.training.state import newest_whole
+from tests.forker import NAME
 
 SAVE_STEPS = 3
 MOST_STEPS_A_LIFE = 25  # a killed process takes fewer
@@ -94,12 +95,13 @@ def live_and_die(config: Path, output: Path, draw: random.Random, resumed_from: 
     """Resume, let it take some steps, kill it in the middle of something, and look at what is left."""
     log = output.with_suffix(".log")
     with log.open("w") as file:
-        process = subprocess.Popen(command(config, output), stdout=file, stderr=subprocess.STDOUT)
+        words, environment = command(config, output), one_thread()
+        process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, env=environment)
         wait_for_step(process, output, resumed_from + draw.randrange(1, MOST_STEPS_A_LIFE), log)
         time.sleep(draw.uniform(0, 0.1))  # a step and a write-out take about as long
         victim = draw.choice(VICTIMS)
         parent = psutil.Process(process.pid)
-        ranks = sorted(parent.children(), key=lambda child: child.pid)
+        ranks = ranks_below(parent)
         for one in [parent, *ranks] if victim == "all" else [ranks[int(victim[-1])]]:
             one.kill()
         process.wait(SECONDS)
@@ -119,13 +121,24 @@ def live_and_die(config: Path, output: Path, draw: random.Random, resumed_from: 
 
 def finish(config: Path, output: Path) -> None:
     """Train to the end."""
-    subprocess.run(command(config, output), check=True, stdout=subprocess.DEVNULL, timeout=4 * SECONDS)
+    words, environment = command(config, output), one_thread()
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, timeout=4 * SECONDS, env=environment)
 
 
 def command(config: Path, output: Path) -> list[str]:
     """What is typed each time: the same words."""
     words = [sys.executable, "-m", "cofitune", "train", str(config), f"output_dir={output}"]
-    return ["env", "OMP_NUM_THREADS=1", *words, "--num-processes", "2", "--resume"]
+    return [*words, "--num-processes", "2", "--resume"]
+
+
+def one_thread() -> dict[str, str]:
+    """The environment of each training."""
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def ranks_below(parent: psutil.Process) -> list[psutil.Process]:
+    """The ranks that this process has started, rank 0 first."""
+    return sorted((child for child in parent.children() if child.name() != NAME), key=lambda child: child.pid)
 
 
 def wait_for_step(process: subprocess.Popen[bytes], output: Path, step: int, log: Path) -> None:

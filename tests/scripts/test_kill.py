@@ -2,21 +2,47 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests import forker
+
 pytestmark = pytest.mark.processes
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "bench" / "kill.py"
+BENCH = Path(__file__).parents[2] / "scripts" / "bench"
 
 
-def test_a_killed_training_ends_with_the_bits_of_one_that_was_not(tmp_path: Path) -> None:
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    command = [sys.executable, str(SCRIPT), "--kills", "2", "--out", str(tmp_path / "kill.md")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=environment)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "are, bit for bit, those of the run that nobody killed" in (tmp_path / "kill.md").read_text()
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The script as a module."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    import kill
+
+    yield kill
+    sys.modules.pop("kill", None)
+
+
+def test_a_killed_training_ends_with_the_bits_of_one_that_was_not(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ranks of the one that nobody kills are real interpreters, those that are killed are forked."""
+    finish = bench.finish
+
+    def finish_by_interpreters(config: Path, output: Path) -> None:
+        with monkeypatch.context() as patch:
+            if output.name == "whole":
+                patch.setattr(forker, "ENABLED", [False])
+            finish(config, output)
+
+    monkeypatch.setattr(bench, "finish", finish_by_interpreters)
+    monkeypatch.setattr(sys, "argv", ["kill", "--kills", "2", "--out", str(tmp_path / "kill.md")])
+    with pytest.raises(SystemExit) as ended:
+        bench.main()
+    report = (tmp_path / "kill.md").read_text()
+    assert ended.value.code == 0, report
+    assert "are, bit for bit, those of the run that nobody killed" in report
