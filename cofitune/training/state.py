@@ -8,8 +8,10 @@ are the step itself. Frozen weights are the base's and never saved.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,22 +19,20 @@ import torch
 from torch import Tensor
 
 from cofitune.distributed import run_on_rank_zero, wait_for_all
-from cofitune.errors import ArtifactError, UserError
+from cofitune.errors import UserError
 from cofitune.files import read_tensors
-from cofitune.training.checkpoint_folders import checkpoint_folders, drop_old, put_in_place
+from cofitune.training.checkpoint_folders import drop_old, put_in_place
 from cofitune.training.moments import MomentWriter, begin_moments, block_scales
 from cofitune.training.state_files import (
     MASTER,
     RANDOM,
     Checkpoint,
-    check_files,
     or_nothing,
-    read_checkpoint,
-    read_whole,
     write_checkpoint,
     write_whole,
 )
 from cofitune.training.state_pieces import KINDS, all_see, joined, stretch, write_own_pieces
+from cofitune.training.state_reader import StateReader
 from cofitune.zero import Flat, copy_masters_to_model, flats, go_to_step, moments
 
 if TYPE_CHECKING:
@@ -40,23 +40,6 @@ if TYPE_CHECKING:
 
 BYTES_A_WEIGHT = 12  # fp32 master, exp_avg, exp_avg_sq
 PIECES_FROM = 4 * 2**30  # bytes of a checkpoint from which the ranks write their own pieces
-
-
-def newest_whole(folder: Path, tell: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint whose files all have the bytes that were written; None where there is none.
-
-    Args:
-        tell: is told of every damaged one that is passed over.
-    """
-    for path in checkpoint_folders(folder):
-        try:
-            result = read_checkpoint(path)
-            check_files(result)
-        except ArtifactError as error:
-            tell(f"damaged, so the checkpoint before it is looked for: {error}")
-            continue
-        return result
-    return None
 
 
 def save_state(
@@ -116,32 +99,37 @@ def save_state(
 def load_state(engine: Engine, checkpoint: Checkpoint | None) -> int:
     """Put a checkpoint's values into a fresh engine, on any number of ranks and under any ZeRO stage. Collective.
 
+    Where every rank sees the files (`find_newest`), each reads what it will hold; else rank 0 reads all for all.
+
     Args:
-        checkpoint: on rank 0, which alone reads; None there: nothing is loaded. What other ranks give is not looked at.
+        checkpoint: on rank 0; None there: nothing is loaded. What other ranks give is looked at where it is shared.
 
     Returns:
         The optimizer steps that are done.
     """
-    result = run_on_rank_zero(lambda: (checkpoint.step, _read_random(checkpoint)) if checkpoint else None)
+    result = run_on_rank_zero(
+        lambda: (checkpoint.step, _read_random(checkpoint), checkpoint.shared) if checkpoint else None
+    )
     if result is None:
         return 0
-    step, states = result
+    step, states, shared = result
     begin_moments(engine, step)
     writer, local = MomentWriter(engine), _local_shards(engine)
-    for name, parameter in _trained(engine):
-        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
-        for kind in KINDS:
-            whole = torch.empty(shape, dtype=torch.float32, device=engine.device).view(-1)
-            if checkpoint is not None and torch.distributed.get_rank() == 0:
-                whole.copy_(read_whole(checkpoint, name, kind, shape).view(-1))
-            torch.distributed.broadcast(whole, 0)
-            for flat, shard in local.get(name, []):
-                piece = whole[shard.start : shard.start + shard.numel]
-                place = slice(shard.offset, shard.offset + shard.numel)
-                if kind == MASTER:
-                    flat.tensor.data[place].copy_(piece)
-                else:
-                    writer.write(flat, kind, place, piece)
+    each_reads = shared or torch.distributed.get_world_size() == 1
+    reads = checkpoint if each_reads or torch.distributed.get_rank() == 0 else None
+    with StateReader(reads) if reads else nullcontext() as reader:
+        for name, parameter in _trained(engine):
+            shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+            for kind in KINDS:
+                read = _stretches(reader, each_reads, name, kind, shape, engine.device)
+                for flat, shard in local.get(name, []):
+                    piece = read(shard.start, shard.numel)
+                    place = slice(shard.offset, shard.offset + shard.numel)
+                    if kind == MASTER:
+                        flat.tensor.data[place].copy_(piece)
+                    else:
+                        writer.write(flat, kind, place, piece)
+    wait_for_all()  # for each has read another part, and a disk takes as long as it likes
     same_ranks = len(states) == torch.distributed.get_world_size()
     own = states[torch.distributed.get_rank() % len(states)]
     writer.finish(own if same_ranks else {})
@@ -149,6 +137,29 @@ def load_state(engine: Engine, checkpoint: Checkpoint | None) -> int:
     go_to_step(engine, step)
     _set_random_state(own)
     return step
+
+
+def _stretches(
+    reader: StateReader | None, each_reads: bool, name: str, kind: str, shape: tuple[int, ...], device: torch.device
+) -> Callable[[int, int], Tensor]:
+    """What gives a stretch of a parameter's tensor by its first element and its length. Collective unless `each_reads`.
+
+    Args:
+        reader: on rank 0, and where each rank reads its own.
+    """
+    if each_reads:
+        return lambda start, numel: _opened(reader).read(name, kind, shape, start, numel)
+    whole = torch.empty(math.prod(shape), dtype=torch.float32, device=device)
+    if torch.distributed.get_rank() == 0:
+        whole.copy_(_opened(reader).read(name, kind, shape))
+    torch.distributed.broadcast(whole, 0)
+    return lambda start, numel: whole[start : start + numel]
+
+
+def _opened(reader: StateReader | None) -> StateReader:
+    if reader is None:
+        raise RuntimeError("this rank reads no checkpoint")
+    return reader
 
 
 def _trained(engine: Engine) -> list[tuple[str, torch.nn.Parameter]]:

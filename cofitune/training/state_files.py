@@ -5,15 +5,12 @@ Either form is read by any number of ranks. Pieces spare the gathering, and have
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from cofitune.errors import ArtifactError, UserError, WriteError
@@ -42,6 +39,7 @@ class Checkpoint:
         tensors: name of a trained parameter → the file that holds it whole.
         pieces: or the pieces that it lies in: first element, elements, file.
         zero_stage: under which it was trained; None where an earlier version did not keep it.
+        shared: whether every rank sees these very files, as `find_newest` has made sure of.
     """
 
     folder: Path
@@ -52,6 +50,13 @@ class Checkpoint:
     tensors: dict[str, str] = field(default_factory=dict)
     pieces: dict[str, list[tuple[int, int, str]]] = field(default_factory=dict)
     zero_stage: int | None = None
+    shared: bool = False
+
+    @property
+    def files(self) -> list[str]:
+        """The names of all files but the manifest."""
+        named = {*self.tensors.values(), *(file for part in self.pieces.values() for *_, file in part)}
+        return [*self.sha256, *sorted(named - self.sha256.keys())]
 
 
 def write_whole(folder: Path, tensors: Iterable[tuple[str, Mapping[str, Tensor]]]) -> dict[str, Any]:
@@ -79,7 +84,7 @@ def write_pieces(folder: Path, rank: int, pieces: Iterable[tuple[str, int, Mappi
     files = _Files(folder, f"rank-{rank:05d}")
     places: dict[str, list[tuple[int, int, str]]] = {}
     for name, start, parts in pieces:
-        file = files.add(name, {_piece_key(name, kind, start): tensor for kind, tensor in parts.items()})
+        file = files.add(name, {piece_key(name, kind, start): tensor for kind, tensor in parts.items()})
         places.setdefault(name, []).append((start, parts[MASTER].numel(), file))
     files.finish()
     return {"pieces": places, "sha256": files.sha256}
@@ -132,42 +137,25 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, **manifest)
 
 
-def check_files(checkpoint: Checkpoint) -> None:
-    """Compare the files with their hashes.
+def check_files(checkpoint: Checkpoint, names: Iterable[str]) -> None:
+    """Compare files with their hashes.
+
+    Args:
+        names: of `checkpoint.files`.
 
     Raises:
         ArtifactError: one is missing, or has other bytes than were written.
     """
-    needed = {*checkpoint.tensors.values(), *(file for part in checkpoint.pieces.values() for *_, file in part)}
-    for name in [*checkpoint.sha256, *sorted(needed - checkpoint.sha256.keys())]:
+    for name in names:
         path = checkpoint.folder / name
         if not path.is_file():
             raise ArtifactError(f"{path}: this file of the checkpoint is missing")
-        if sha256_file(path) != checkpoint.sha256[name]:
+        if sha256_file(path) != checkpoint.sha256.get(name):
             raise ArtifactError(f"{path}: its bytes are not those that were written")
 
 
-def read_whole(checkpoint: Checkpoint, name: str, kind: str, shape: tuple[int, ...]) -> Tensor:
-    """One of a parameter's tensors, whole, on the CPU.
-
-    Args:
-        kind: master, exp_avg or exp_avg_sq.
-
-    Raises:
-        ArtifactError: the checkpoint has none, or of another shape.
-    """
-    if name in checkpoint.pieces:
-        return _joined(checkpoint, name, kind, shape)
-    if name not in checkpoint.tensors:
-        raise ArtifactError(f"{checkpoint.folder}: holds no {name}")
-    with safe_open(checkpoint.folder / checkpoint.tensors[name], framework="pt") as file:
-        tensor: Tensor = file.get_tensor(f"{name}/{kind}")
-    if tuple(tensor.shape) != shape:
-        raise ArtifactError(f"{checkpoint.folder}: {name} has shape {list(tensor.shape)}, the model's {list(shape)}")
-    return tensor
-
-
-def _piece_key(name: str, kind: str, start: int) -> str:
+def piece_key(name: str, kind: str, start: int) -> str:
+    """What a piece of a parameter's tensor is called in its file."""
     return f"{name}/{kind}/{start}"
 
 
@@ -199,17 +187,3 @@ class _Files:
 
     def _name(self) -> str:
         return f"{self._prefix}-{len(self.sha256) + 1:05d}.safetensors"
-
-
-def _joined(checkpoint: Checkpoint, name: str, kind: str, shape: tuple[int, ...]) -> Tensor:
-    whole = torch.empty(math.prod(shape), dtype=torch.float32)
-    end = 0
-    for start, numel, file_name in sorted(checkpoint.pieces[name]):
-        if start != end or start + numel > len(whole):
-            break
-        with safe_open(checkpoint.folder / file_name, framework="pt") as file:
-            whole[start : start + numel] = file.get_tensor(_piece_key(name, kind, start))
-        end += numel
-    if end != len(whole):
-        raise ArtifactError(f"{checkpoint.folder}: the pieces of {name} do not make up the model's {list(shape)}")
-    return whole.view(shape)

@@ -162,7 +162,7 @@ def _write_pieces(folder: Path) -> None:
 
 def _read_checkpoint(folder: Path) -> Any:
     from cofitune.files import read_tensors
-    from cofitune.training.state import newest_whole
+    from cofitune.training.state_check import newest_whole
 
     found = newest_whole(folder, lambda _: None)
     if found is None:

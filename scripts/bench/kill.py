@@ -30,7 +30,7 @@ import yaml
 
 from cofitune.files import write_text
 from cofitune.training.checkpoint_folders import checkpoint_folders
-from cofitune.training.state import newest_whole
+from cofitune.training.state_check import newest_whole
 from tests.forker import NAME
 
 SAVE_STEPS = 3

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -52,7 +54,8 @@ def run_case(case: Any, folder: Path) -> None:
 
     Attention drops weights at random, a different one on each rank, so that the random numbers must come back, too.
     """
-    from cofitune.training.state import load_state, newest_whole, save_state
+    from cofitune.training.state import load_state, save_state
+    from cofitune.training.state_check import find_newest, newest_whole
 
     here = folder / case.name
     settings = sharded.settings_of(case)
@@ -69,7 +72,7 @@ def run_case(case: Any, folder: Path) -> None:
     model, names, engine = _start(case, folder, settings)
     _fit(engine, sharded.plan_of(case), save_at(engine, here / "whole", SAVED, STEPS))
     _write_weights(model, names, here / "whole.safetensors")
-    _check(load_state(engine, newest_whole(here / "pieces", print)) == SAVED, f"{case.name}: pieces of another step")
+    _check(load_state(engine, find_newest(here / "pieces", print)) == SAVED, f"{case.name}: pieces of another step")
     save_state(here / "from_pieces", engine, SAVED, IDENTITY, save_total_limit=9)
     engine.destroy()
 
@@ -86,13 +89,14 @@ def run_case(case: Any, folder: Path) -> None:
 def run_long(folder: Path, name: str, world_size: int, start: Path | None = None) -> None:
     """Twenty steps of the same eight items each, on any number of ranks; from the checkpoint in `start`, if given."""
     from cofitune.data.batches import plan_steps
-    from cofitune.training.state import load_state, newest_whole, save_state
+    from cofitune.training.state import load_state, save_state
+    from cofitune.training.state_check import find_newest
 
     case = Case("long", "update", modules=ALL)
     accumulation = 4 // world_size
     settings = replace(sharded.settings_of(case), accumulation=accumulation, num_steps=LONG_STEPS)
     model, names, engine = sharded.start_case(case, folder, settings)
-    done = load_state(engine, newest_whole(start, print)) if start else 0
+    done = load_state(engine, find_newest(start, print)) if start else 0
     _check(done == (LONG_SAVED if start else 0), f"{name}: went on after step {done}")
 
     def on_step(record: Any, _: int) -> None:
@@ -122,6 +126,58 @@ def run_broken(folder: Path) -> None:
         raise RuntimeError("nobody has said that rank 1 could not write")
     save_state(folder / case.name / f"disk-{rank}", engine, STEPS, IDENTITY, 9, in_pieces=True)
     engine.destroy()
+
+
+def run_checks(folder: Path) -> None:
+    """Each rank checks its share of a checkpoint; a part of either rank is damaged; each rank has a disk of its own."""
+    from cofitune.training import state_files as files
+    from cofitune.training.state import load_state, save_state
+    from cofitune.training.state_check import find_newest
+
+    case, rank, here = Case("checks"), torch.distributed.get_rank(), folder / "checks"
+    _, _, engine = _start(case, folder, sharded.settings_of(case))
+    _fit(engine, sharded.plan_of(case), lambda *_: None)
+    save_state(here / "both", engine, STEPS, IDENTITY, 9, in_pieces=True)
+    hashed: list[str] = []
+    real = files.sha256_file
+
+    def counting(path: Path) -> str:
+        hashed.append(path.name)
+        return real(path)
+
+    files.sha256_file = counting
+    found = find_newest(here / "both", print)
+    _check(found is not None and found.shared, "they see one folder")
+    (here / f"hashed-{rank}.json").write_text(json.dumps(hashed))
+    for damaged in ("rank-00000-00001", "rank-00001-00001", "random", "manifest"):
+        messages: list[str] = []
+        place = here / f"damaged-{damaged}"
+        if rank == 0:
+            _copy(here / "both", place, STEPS, STEPS - 1)
+            path = next((place / f"step-{STEPS:06d}").glob(f"{damaged}.*"))
+            content = bytearray(path.read_bytes())
+            content[-9] ^= 1
+            path.write_bytes(content)
+        torch.distributed.barrier()
+        found = find_newest(place, messages.append)
+        _check(found is not None and found.folder == place / f"step-{STEPS - 1:06d}", f"{damaged}: {found}")
+        _check(len(messages) == (rank == 0) and all(damaged in text for text in messages), f"{damaged}: {messages}")
+    own = here / f"disk-{rank}"
+    _copy(here / "both", own, STEPS)  # with the times of the files' contents
+    hashed.clear()
+    found = find_newest(own, print)
+    _check(found is not None and not found.shared and bool(hashed) == (rank == 0), f"rank {rank} checks a copy")
+    _check(load_state(engine, found) == STEPS, "from a disk of its own")
+    save_state(here / "from_own", engine, STEPS, IDENTITY, 9, in_pieces=True)
+    found = find_newest(here / ("both" if rank == 0 else "none"), print)
+    _check(found is not None and not found.shared and load_state(engine, found) == STEPS, "rank 1 sees no folder")
+    files.sha256_file = real
+    engine.destroy()
+
+
+def _copy(checkpoints: Path, into: Path, *steps: int) -> None:
+    for step in steps:
+        shutil.copytree(checkpoints / f"step-{STEPS:06d}", into / f"step-{step:06d}")
 
 
 def _start(case: Any, folder: Path, settings: Any) -> Any:
@@ -175,6 +231,7 @@ def main() -> None:
         run_case(case, folder)
         torch.distributed.barrier()
     run_broken(folder)
+    run_checks(folder)
     run_long(folder, "two", 2)
     run_long(folder, "one_to_two", 2, folder / "one")
     torch.distributed.destroy_process_group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,17 @@ def test_pieces_that_cannot_be_written_leave_nothing(trained: Path) -> None:
 def test_a_rank_on_a_disk_of_its_own_leaves_the_writing_to_rank_0(trained: Path) -> None:
     first, second = (trained / "broken" / f"disk-{rank}" for rank in range(2))
     assert (first / f"step-{cases.STEPS:06d}" / "state-00001.safetensors").is_file() and not second.exists()
+
+
+def test_each_rank_checks_its_share_of_the_files(trained: Path) -> None:
+    shares = [json.loads((trained / "checks" / f"hashed-{rank}.json").read_text()) for rank in range(2)]
+    written = {path.name for path in (trained / "checks" / "both" / f"step-{cases.STEPS:06d}").glob("*.safetensors")}
+    assert all(shares) and sorted([*shares[0], *shares[1]]) == sorted(written)
+
+
+def test_rank_0_reads_for_a_rank_that_has_a_copy_on_its_own_disk(trained: Path) -> None:
+    step = f"step-{cases.STEPS:06d}"
+    assert _same_bits(*(_state(trained / "checks" / which / step) for which in ("both", "from_own")))
 
 
 @pytest.mark.parametrize(("uninterrupted", "resumed"), [("two", "two_to_one"), ("one", "one_to_two")])

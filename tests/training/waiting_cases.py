@@ -19,7 +19,7 @@ TIMEOUT, LONGER = 4, 7  # seconds: of a collective, and of rank 0's work
 def main() -> None:
     """Rank 0 writes and reads slowly, and then is late for a collective of a step."""
     from cofitune.distributed import run_on_rank_zero
-    from cofitune.training import state, state_files
+    from cofitune.training import state, state_check, state_files
     from cofitune.training.engine import start_distributed
 
     torch.set_num_threads(1)
@@ -39,9 +39,9 @@ def main() -> None:
     cases._fit(engine, sharded.plan_of(case), lambda record, _: None)
     state.save_state(folder / "checkpoints", engine, sharded.plan_of(case).num_steps, cases.IDENTITY, 1)
 
-    def find() -> state.Checkpoint | None:
+    def find() -> state_files.Checkpoint | None:
         time.sleep(LONGER)
-        return state.newest_whole(folder / "checkpoints", print)
+        return state_check.newest_whole(folder / "checkpoints", print)
 
     found = run_on_rank_zero(find)
     assert found is not None and state.load_state(engine, found) == found.step

@@ -44,7 +44,8 @@ from cofitune.training.fit_device import ranks_a_node, smallest_device_bytes
 from cofitune.training.hashing import hash_parameters
 from cofitune.training.out_of_memory import explaining_out_of_memory
 from cofitune.training.peft import base_names, merged_weights, write_adapter
-from cofitune.training.state import Checkpoint, load_state, newest_whole
+from cofitune.training.state import load_state
+from cofitune.training.state_check import find_newest
 
 
 def train(
@@ -162,7 +163,7 @@ def _load_base(plan: TrainPlan) -> PreTrainedModel:
 def _train(prepared: PreparedModel, console: Console, *, overwrite: bool, resume: bool) -> None:
     """From the checkpoint on, if there is one: train, prove that nothing else changed, write the delta."""
     plan = prepared.plan
-    checkpoint = run_on_rank_zero(lambda: find_checkpoint(plan, console)) if resume else None
+    checkpoint = find_checkpoint(plan, console) if resume else None
     held_out = plan.rehearsal.held_out if plan.rehearsal else None
     run = start_run(prepared, checkpoint, held_out, overwrite)
     before = _hash_frozen(run)
@@ -202,17 +203,18 @@ def _go_back(run: TrainRun, reached: DriftReached, console: Console) -> None:
     drift = "is not finite" if record.drift is None else f"is {max(record.drift, record.kl or 0.0):.4f}"
     output = f"drift {drift} at step {record.step}, above train.max_drift {limit:g}"
 
-    def find() -> Checkpoint | None:
-        result = newest_whole(run.plan.folder / "checkpoints", partial(say, console))
+    result = find_newest(run.plan.folder / "checkpoints", partial(say, console))
+
+    def agree() -> None:
         if result is None:
             raise UserError(
                 f"{output}, and no checkpoint was written before; lower train.learning_rate, or set train.save_steps "
                 f"below {record.step}"
             )
         check_resume(run.plan, result)
-        return result
 
-    step = load_state(run.engine, run_on_rank_zero(find))
+    run_on_rank_zero(agree)
+    step = load_state(run.engine, result)
     run_on_rank_zero(lambda: run.watch.read(step))
     say(console, f"{output}: training ends with the checkpoint of step {step}")
 

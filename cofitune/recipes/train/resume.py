@@ -10,6 +10,7 @@ from rich.console import Console
 
 from cofitune.config.schema import FREE_SETTINGS
 from cofitune.data.encoded import tokenizer_sha256
+from cofitune.distributed import run_on_rank_zero
 from cofitune.errors import ArtifactError, UserError, differences
 from cofitune.files import read_json
 from cofitune.recipes.folders import versions_of_packages
@@ -19,7 +20,8 @@ from cofitune.reports.console import say
 from cofitune.training.checkpoint_folders import checkpoint_folders
 from cofitune.training.fit_device import device_bytes
 from cofitune.training.optimizer import may_be_undecayed
-from cofitune.training.state import Checkpoint, newest_whole, read_checkpoint
+from cofitune.training.state_check import find_newest
+from cofitune.training.state_files import Checkpoint, read_checkpoint
 
 # they say how a step's items are shared out and what is computed anew, not what the step computes
 SHARING = {"per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "prefix_cache"}
@@ -170,21 +172,25 @@ def _in_todays_words(written: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_checkpoint(plan: TrainPlan, console: Console) -> Checkpoint | None:
-    """The newest whole checkpoint, to continue from; says which it is, and which are damaged.
+    """The newest whole checkpoint, to continue from; says which it is, and which are damaged. Collective.
 
     Raises:
-        UserError: it is another training's.
+        UserError: it is another training's; on every rank.
     """
 
     def tell(text: str) -> None:
         say(console, text)
 
-    result = newest_whole(plan.folder / "checkpoints", tell)
-    if result is None:
-        tell(f"resume: {plan.folder} holds no whole checkpoint, so from the beginning")
-        return None
-    check_resume(plan, result)
-    tell(f"resume: continuing after step {result.step} ({result.folder})")
+    result = find_newest(plan.folder / "checkpoints", tell)
+
+    def agree() -> None:
+        if result is None:
+            tell(f"resume: {plan.folder} holds no whole checkpoint, so from the beginning")
+            return
+        check_resume(plan, result)
+        tell(f"resume: continuing after step {result.step} ({result.folder})")
+
+    run_on_rank_zero(agree)
     return result
 
 

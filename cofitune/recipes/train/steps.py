@@ -30,7 +30,8 @@ from cofitune.training.loop import FitSettings, StepRecord, fit
 from cofitune.training.peft import insert_adapter
 from cofitune.training.prefix_cache import Prefix, PrefixCache
 from cofitune.training.signals import StopRequest
-from cofitune.training.state import Checkpoint, load_state, save_state
+from cofitune.training.state import load_state, save_state
+from cofitune.training.state_files import Checkpoint
 from cofitune.training.swiglu import keep_gate_and_up
 from cofitune.training.throughput import Meter, start_meter
 from cofitune.training.unused_parameters import check_unused_parameters

@@ -26,7 +26,8 @@ from cofitune.training.fit_device import smallest_device_bytes
 from cofitune.training.out_of_memory import explaining_out_of_memory
 from cofitune.training.prefix_cache import Prefix
 from cofitune.training.shared_prefix_cache import SharedPrefix
-from cofitune.training.state import Checkpoint, save_state
+from cofitune.training.state import save_state
+from cofitune.training.state_files import Checkpoint
 from cofitune.zero import free_engine
 
 Tensors = dict[str, Tensor]
@@ -82,7 +83,7 @@ def train_trial(
     with explaining_out_of_memory(plan.footprint):
         prepared = prepare_model(model, plan)
         plan, engine = prepared.plan, prepared.engine
-        run = start_run(prepared, run_on_rank_zero(lambda: _reached(plan, stop_step, console)), held_out=None)
+        run = start_run(prepared, _reached(plan, stop_step, console), held_out=None)
         recorder = CurveRecorder(run, items, console) if items else None
         before = len(run.watch.records)
         if run.start_step != stop_step:
@@ -106,12 +107,16 @@ def train_trial(
 
 
 def _reached(plan: TrainPlan, stop_step: int | None, console: Console) -> Checkpoint | None:
-    """Where an earlier part of the trial paused; what lies beyond this part is of no use to it."""
-    newest = newest_readable(plan.folder)
-    if newest is not None and newest.step <= (stop_step or plan.steps.num_steps):
-        return find_checkpoint(plan, console)
-    remove_checkpoints(plan.folder / "checkpoints")
-    return None
+    """Where an earlier part of the trial paused; what lies beyond this part is of no use to it. Collective."""
+
+    def look() -> bool:
+        newest = newest_readable(plan.folder)
+        if newest is not None and newest.step <= (stop_step or plan.steps.num_steps):
+            return True
+        remove_checkpoints(plan.folder / "checkpoints")
+        return False
+
+    return find_checkpoint(plan, console) if run_on_rank_zero(look) else None
 
 
 def _prefix(model: PreTrainedModel, plan: TrainPlan, shared: SharedPrefix | None, console: Console) -> Prefix | None:

@@ -23,7 +23,7 @@ from cofitune.model.anatomy import read_anatomy
 from cofitune.model.weight_files import fingerprint
 from cofitune.recipes.folders import start_folder
 from cofitune.training import fit_device, loop
-from cofitune.training.state import read_checkpoint
+from cofitune.training.state_files import read_checkpoint
 from tests.helpers import (
     SharedRuns,
     children_of,
