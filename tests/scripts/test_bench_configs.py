@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -43,11 +42,14 @@ def test_compare_writes_a_config(
 
 
 @pytest.mark.parametrize("bench", ["grid"], indirect=True)
-def test_grid_writes_configs_of_one_space(bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("measure", ["loss", "score"])
+def test_grid_writes_configs_of_one_space(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measure: str
+) -> None:
     arguments = typed(bench, tmp_path, monkeypatch)
     regions = []
     for name, levels, beam in (("grid", bench.GRID, bench.ALL_REGIONS), ("tree", bench.TREE, 1)):
-        config = load_config(bench.write_config(arguments, name, levels, 1234, beam=beam))
+        config = load_config(bench.write_config(arguments, name, measure, levels, beam=beam))
         assert [task.title for task in config.search.eval.speciality] == ["law"]  # type: ignore[union-attr]
         asked = [Level(level.layers or (), level.modules or ()) for level in config.search.levels]  # type: ignore[union-attr]
         planned = plan(asked, NUM_LAYERS, beam)
@@ -55,27 +57,19 @@ def test_grid_writes_configs_of_one_space(bench: ModuleType, tmp_path: Path, mon
         most = sum(level.most for level in planned)
         assert most == bench.ALL_REGIONS if name == "grid" else most < bench.TARGETS["tree"] * bench.ALL_REGIONS
     assert regions[1] <= regions[0], "what the tree tries is in the grid"
-    load_config(bench.write_config(arguments, "fast", bench.TREE, 1, proxy="prune", halving=arguments.halving))
+    load_config(bench.write_config(arguments, "fast", measure, bench.TREE, proxy="prune", halving=arguments.halving))
 
 
 @pytest.mark.parametrize("bench", ["grid"], indirect=True)
-def test_equal_scores_share_a_rank_and_stand_as_the_search_orders_them(bench: ModuleType, tmp_path: Path) -> None:
-    def trial(name: str, layers: str, unified: float, weights: int, status: str = "done") -> dict[str, Any]:
-        region = {"layers": layers, "modules": ["up_proj"]}
-        return {
-            "id": name, "region": region, "unified": unified, "num_trained": weights, "status": status, "seconds": 10.0
-        }  # fmt: skip
-
-    trials = [
-        trial("heavy", "0-3", 5.0, 40),
-        trial("late", "10-11", 5.0, 20),
-        trial("early", "9-9", 5.0, 20),
-        trial("best", "7-7", 6.0, 99),
-        trial("broken", "8-8", 9.0, 1, "failed"),
-    ]
-    (tmp_path / "search").mkdir()
-    (tmp_path / "search" / "tree.json").write_text(json.dumps({"base": {}, "trials": trials}))
-    grid = bench.read_grid(tmp_path)
-    assert [t["id"] for t in grid.trials] == ["best", "early", "late", "heavy"]
-    assert [grid.rank(name) for name in ("best", "early", "late", "heavy", "broken")] == [1, 2, 2, 2, None]
-    assert grid.seconds == 40.0
+def test_grid_trains_alike_under_both_measures(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = typed(bench, tmp_path, monkeypatch)
+    configs = [load_config(bench.write_config(arguments, m, m, bench.GRID)) for m in ("loss", "score")]
+    trainings = [config.train.model_dump(exclude={"drift_data"}) for config in configs]
+    assert trainings[0] == trainings[1] and configs[0].data == configs[1].data
+    answers = load_config(bench.write_rehearsal_config(arguments))
+    assert configs[0].train.drift_data == str(Path(answers.output_dir or "") / "rehearsal")
+    rehearsing = typed(bench, tmp_path, monkeypatch, "--rehearse")
+    config = load_config(bench.write_config(rehearsing, "loss", "loss", bench.GRID))
+    assert config.train.rehearsal and config.train.rehearsal.path == configs[0].train.drift_data
