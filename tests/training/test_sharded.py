@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from cofitune.data.batches import step_indices
 from cofitune.model.anatomy import anatomy_of
 from tests.helpers import run_ranks
+from tests.plain import mean_loss
 from tests.training import sharded_cases as cases
 
 pytestmark = pytest.mark.processes
@@ -67,16 +67,11 @@ def _reference(case, roll: int = 0) -> tuple[dict[str, Tensor], dict[str, Tensor
     examples = cases.tiny_examples()
     losses = []
     for step, indices in enumerate(step_indices(cases.plan_of(case), cases.SEED)):
-        total, count = torch.zeros(()), 0
-        for example in (examples[i] for i in indices):
-            logits = model(torch.tensor([example.input_ids])).logits[0, :-1]
-            targets = torch.tensor(example.labels[1:])
-            total = total + cross_entropy(logits, targets, reduction="sum", ignore_index=-100)
-            count += int((targets != -100).sum())
-        losses.append(total.item() / count)
+        loss = mean_loss(model, (examples[i] for i in indices))
+        losses.append(loss.item())
         optimizer.zero_grad()
         for parameter, gradient in zip(
-            trained.values(), torch.autograd.grad(total / count, list(trained.values())), strict=True
+            trained.values(), torch.autograd.grad(loss, list(trained.values())), strict=True
         ):
             parameter.grad = gradient
         if case.mask == "gradient":
@@ -117,14 +112,10 @@ def test_the_validation_loss_is_a_plain_loops_and_changes_no_training(case, two_
     """That it goes on as before is shown by every other test here: each case has validated in its middle."""
     model = cases.model_of(case)
     model.load_state_dict(load_file(two_ranks / f"{case.name}.safetensors"))
-    total, count = 0.0, 0
     with torch.no_grad():
-        for example in cases.tiny_examples()[: cases.VALIDATION]:
-            logits, targets = model(torch.tensor([example.input_ids])).logits[0, :-1], torch.tensor(example.labels[1:])
-            total += cross_entropy(logits, targets, reduction="sum", ignore_index=-100).item()
-            count += int((targets != -100).sum())
+        loss = mean_loss(model, cases.tiny_examples()[: cases.VALIDATION])
     message = json.loads((two_ranks / f"{case.name}.json").read_text())["validation"]
-    assert message == {"step": cases.STEPS, "validation_loss": pytest.approx(total / count, rel=1e-5)}
+    assert message == {"step": cases.STEPS, "validation_loss": pytest.approx(loss.item(), rel=1e-5)}
 
 
 @pytest.mark.parametrize("case", [c for c in cases.CASES if c.prefix_cache], ids=lambda c: c.name)

@@ -14,7 +14,6 @@ from peft import PeftModel
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cofitune.config.load import overlay
@@ -32,6 +31,7 @@ from cofitune.recipes.train.recipe import train
 from cofitune.training.hashing import hash_tensor
 from cofitune.training.peft import insert_adapter, merged_weights, plan_adapter
 from tests.helpers import run_ranks, write_jsonl
+from tests.plain import mean_loss
 from tests.recipes.compare import baseline_cases as cases
 
 pytestmark = pytest.mark.processes
@@ -112,13 +112,9 @@ def test_the_pull_towards_the_base_is_a_plain_loops(folder: Path) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=4)
     for indices in step_indices(plan.steps, config.train.seed):
-        total, count = torch.zeros(()), 0
-        for example in (plan.data.examples[i] for i in indices):
-            logits, targets = model(torch.tensor([example.input_ids])).logits[0, :-1], torch.tensor(example.labels[1:])
-            total = total + cross_entropy(logits, targets, reduction="sum", ignore_index=-100)
-            count += int((targets != -100).sum())
+        loss = mean_loss(model, (plan.data.examples[i] for i in indices))
         optimizer.zero_grad()
-        (total / count).backward()
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         with torch.no_grad():
             for name, parameter in model.named_parameters():

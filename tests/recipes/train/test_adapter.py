@@ -12,7 +12,6 @@ import torch
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from safetensors.torch import load_file
-from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from cofitune.config.load import dump_config, load_config
@@ -23,6 +22,7 @@ from cofitune.recipes.export import export
 from cofitune.recipes.train.plan import plan_train
 from cofitune.recipes.train.recipe import train
 from tests.families import compare_export
+from tests.plain import mean_loss
 from tests.recipes.compare import baseline_cases as cases
 
 pytestmark = pytest.mark.processes
@@ -73,13 +73,9 @@ def test_two_steps_are_pefts_own_and_the_export_answers_alike(kind: str, folder:
     assert sum(p.numel() for p in trained) == plan.num_trained
     optimizer = torch.optim.AdamW(trained, lr=5e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
     for indices in step_indices(plan.steps, config.train.seed):
-        total, count = torch.zeros(()), 0
-        for example in (plan.data.examples[i] for i in indices):
-            logits, targets = model(torch.tensor([example.input_ids])).logits[0, :-1], torch.tensor(example.labels[1:])
-            total = total + cross_entropy(logits, targets, reduction="sum", ignore_index=-100)
-            count += int((targets != -100).sum())
+        loss = mean_loss(model, (plan.data.examples[i] for i in indices))
         optimizer.zero_grad()
-        (total / count).backward()
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
     expected = model.merge_and_unload().state_dict()
