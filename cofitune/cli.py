@@ -21,6 +21,7 @@ from rich.console import Console
 from cofitune import __version__, cli_setup
 from cofitune.cli_group import Commands
 from cofitune.cli_output import OUTPUT
+from cofitune.cli_setup import ConfigPath, Overrides, TrustRemoteCode, check_dtype
 from cofitune.config.day import begin_day
 from cofitune.config.eval import KEEP, as_alpha
 from cofitune.config.load import load_config
@@ -55,10 +56,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The config, shared by all commands.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as train.learning_rate=1e-4.")
-]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop; nothing is written.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what this command wrote before.")]
 Resume = Annotated[
@@ -312,14 +309,11 @@ def export(
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
     dry_run: DryRun = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that the base's folder brings along.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Write a trained run as a complete Hugging Face folder."""
     launcher.require_single_process("export")
-    if dtype not in (None, "float32", "bfloat16"):
-        raise UserError(f"--dtype {dtype}: must be float32 or bfloat16")
+    check_dtype(dtype)
     requested = _alpha(alpha)
     if keep is not None and requested != "auto":
         raise UserError(f"--keep {keep:g}: says how --alpha auto chooses; leave it out, or ask for --alpha auto")
@@ -367,9 +361,7 @@ def chat(
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy decoding; above, answers are sampled.")] = 0,
     seed: Annotated[int, typer.Option(help="Of sampled answers; base and run have the same.")] = 1234,
     base: Annotated[str | None, typer.Option(help="Where the base model is now, if it has moved.")] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that the base's folder brings along.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Talk with the base and the run, side by side: what was learnt, and what was lost."""
     launcher.require_single_process("chat")

@@ -23,10 +23,23 @@ ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The con
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as train.learning_rate=1e-4.")
 ]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that the base's folder brings along.")
+]
 
 config_app = typer.Typer(
     cls=Commands, no_args_is_help=True, help="Show a config as it is read, check it, or write its JSON Schema."
 )
+
+
+def check_dtype(dtype: str | None) -> None:
+    """Refuse a dtype that weights are not written in.
+
+    Raises:
+        UserError: it is another one.
+    """
+    if dtype not in (None, "float32", "bfloat16"):
+        raise UserError(f"--dtype {dtype}: must be float32 or bfloat16")
 
 
 @config_app.command()
@@ -110,17 +123,14 @@ def convert(
         str | None, typer.Option(help="float32 or bfloat16. Default: float32 where it is stored so, else bfloat16.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that the base's folder brings along.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Write a base as plain weights in one dtype: fp8 and mxfp4 dequantised, an adapter merged.
 
     The other commands stand on such a folder.
     """
     require_single_process("convert")
-    if dtype not in (None, "float32", "bfloat16"):
-        raise UserError(f"--dtype {dtype}: must be float32 or bfloat16")
+    check_dtype(dtype)
     from cofitune.recipes import convert as recipe
 
     folder = recipe.convert(
