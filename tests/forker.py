@@ -20,6 +20,7 @@ import importlib
 import inspect
 import io
 import json
+import multiprocessing.context
 import os
 import runpy
 import signal
@@ -35,7 +36,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).parents[1]
 PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 1, 15, 36  # of Linux' prctl
-SCRIPTS, SCRIPT = REPOSITORY / "scripts", "script"  # those that may be forked, and what stands for -m or -c before one
+SCRIPT = "script"  # where others have -m or -c
 NAME = "test-forker"  # as `ps` and psutil show it
 MODULES = (
     "cofitune.cli", "cofitune.recipes.alpha.recipe", "cofitune.recipes.compare.recipe",
@@ -129,7 +130,9 @@ def _understood(given: dict[str, Any]) -> dict[str, Any] | None:
         taken = 1 if words[0] == "-u" else 2
         flags, words = flags + words[:taken], words[taken:]
     folder = Path(given["cwd"] or Path.cwd())
-    if words and (folder / words[0]).resolve().is_relative_to(SCRIPTS):
+    if words and words[0].endswith(".py") and (folder / words[0]).is_file():
+        if "cofitune" not in (folder / words[0]).read_text("utf-8"):
+            return None
         words = [SCRIPT, *words]
     if len(words) < 2 or words[0] not in ("-m", "-c", SCRIPT) or flags not in ([], ["-u"], ["-W", "ignore"]):
         return None
@@ -265,7 +268,9 @@ def _run(request: dict[str, Any]) -> None:
         return
     sys.argv, sys.path[0] = [request["what"], *request["arguments"]], request["folder"]
     if request["kind"] == SCRIPT:
-        sys.path[0] = str(Path(request["what"]).resolve().parent)
+        contexts: Any = multiprocessing.context  # a process that it spawns need not import anything anew, either
+        contexts._concrete_contexts["spawn"] = contexts._concrete_contexts["fork"]
+        sys.path[:1] = [str(Path(request["what"]).resolve().parent), str(REPOSITORY)]
         runpy.run_path(request["what"], run_name="__main__")
         return
     runpy.run_module(request["what"], run_name="__main__", alter_sys=True)

@@ -28,24 +28,27 @@ sys.exit(3)
 """
 
 
-def tell(folder: Path, descriptor: int, **options: Any) -> tuple[dict[str, Any], str, int]:
+def tell(folder: Path, what: list[str], descriptor: int, **options: Any) -> tuple[dict[str, Any], str, int]:
     environment = {name: value for name, value in os.environ.items() if name != "GONE"} | {"NAME": "Wert ü"}
     done = subprocess.run(
-        [sys.executable, "-c", TELL, str(descriptor)],
+        [sys.executable, *what, str(descriptor)],
         cwd=folder, env=environment, input="line\n", capture_output=True, text=True, check=False, **options,
     )  # fmt: skip
     return json.loads(done.stdout), done.stderr, done.returncode
 
 
-@pytest.mark.parametrize("inherits", [True, False])
-def test_it_has_what_an_interpreter_has(inherits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("inherits", "what"), [(True, ["-c", TELL]), (False, ["-c", TELL]), (False, ["tell.py"])])
+def test_it_has_what_an_interpreter_has(
+    inherits: bool, what: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GONE", "1")
+    (tmp_path / "tell.py").write_text(TELL)
     with (tmp_path / "lock").open("w") as file:
         os.set_inheritable(file.fileno(), True)
         options = {"close_fds": not inherits, "start_new_session": inherits}
-        forked = tell(tmp_path, file.fileno(), **options)
+        forked = tell(tmp_path, what, file.fileno(), **options)
         monkeypatch.setattr(forker, "ENABLED", [False])
-        assert forked == tell(tmp_path, file.fileno(), **options)
+        assert forked == tell(tmp_path, what, file.fileno(), **options)
     about, stderr, code = forked
     assert (stderr, code) == ("to stderr\n", 3)
     assert about["parent"] == os.getpid() and about["own session"] == about["open"] == inherits
@@ -67,5 +70,7 @@ def test_signals_end_it_and_what_it_starts_is_forked_too() -> None:
 
 
 @pytest.mark.parametrize("arguments", [["-c", "print(1)"], ["-I", "-m", "cofitune"], ["script.py"]])
-def test_other_commands_are_left_alone(arguments: list[str]) -> None:
+def test_other_commands_are_left_alone(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "script.py").write_text("print(1)")
     assert forker._understood({"args": [sys.executable, *arguments], "env": None, "cwd": None}) is None

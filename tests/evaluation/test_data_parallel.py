@@ -21,7 +21,6 @@ print(rank, share.least({"law": (64, 8)[rank], "know": (2, 16)[rank]}), flush=Tr
 
 
 @pytest.mark.processes
-@pytest.mark.interpreter
 def test_two_ranks_take_the_smaller_of_their_batches(tmp_path: Path) -> None:
     """The rank whose device has least room must not run out of memory."""
     script = tmp_path / "script.py"

@@ -255,15 +255,14 @@ def test_a_search_that_is_ended_leaves_no_worker_behind(
         pass
 
 
-@pytest.mark.interpreter  # whose command line says what it is
 def test_a_worker_that_is_killed_is_told_of(settings: dict[str, Any], tmp_path: Path) -> None:
     long = request(settings, tmp_path / "long", "1-2", max_steps=100_000)
+    others = set(children_of(os.getpid()))
 
     def kill() -> None:
         wait_for((long.folder / "train" / "metrics.jsonl").is_file, 90)
-        for process in psutil.Process().children():
-            if "_worker" in process.cmdline():
-                process.kill()
+        for process in set(children_of(os.getpid())) - others:
+            process.kill()
 
     killer = threading.Thread(target=kill)
     killer.start()

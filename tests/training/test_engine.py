@@ -127,6 +127,7 @@ sys.exit(7)
 
 
 @pytest.mark.processes
+@pytest.mark.interpreter  # whose own end is the point
 def test_a_process_keeps_its_exit_code_while_gloo_lets_go_of_a_tensor(tmp_path: Path) -> None:
     """Found where a training was stopped by a signal: 134 for 143, once in some hundred times."""
     (tmp_path / "ending.py").write_text(ENDING)

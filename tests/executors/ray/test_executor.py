@@ -196,6 +196,7 @@ with ray_executor(Demand(), sys.argv[1], work=work) as execute:
 """
 
 
+@pytest.mark.interpreter  # Ray's driver has threads that know of no fork
 def test_a_signal_to_the_search_ends_its_tasks_and_has_its_own_exit_code(cluster: Any, tmp_path: Path) -> None:
     (tmp_path / "search.py").write_text(SEARCH)
     command = [sys.executable, str(tmp_path / "search.py"), cluster.address, str(tmp_path)]
