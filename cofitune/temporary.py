@@ -16,6 +16,8 @@ from typing import IO, AnyStr
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.cofitune\.tmp")
 HELD = "held"  # the file in a temporary folder that its owner has locked
+BUILDING = ".building"  # how the name of a folder ends that is being written
+BUILDER = ".cofitune-held"  # the file in it that its writer has locked
 
 
 def beside(path: Path) -> Path:
@@ -60,17 +62,57 @@ def hold(file: IO[AnyStr]) -> bool:
 
 
 def remove_leftovers(folder: Path, below: bool = True) -> None:
-    """Remove the temporary files in a folder whose writers were killed; those of living ones stay.
+    """Remove the temporary files and half-written folders in a folder whose writers were killed; living ones' stay.
 
     Args:
         below: also those in its subfolders.
     """
+    for path in folder.glob(f"**/.*{BUILDING}" if below else f".*{BUILDING}"):
+        with suppress(OSError), (path / BUILDER).open("rb") as file:  # another's folder of that name has no such file
+            if hold(file):
+                shutil.rmtree(path, ignore_errors=True)
+                _remove_lock_of(path)
     for path in folder.glob("**/.*.cofitune.tmp" if below else ".*.cofitune.tmp"):
         if not TEMPORARY.fullmatch(path.name):
             continue
         with suppress(OSError), path.open("rb") as file:
             if hold(file):
                 path.unlink()  # while it is held: who is just making it sees that it is gone
+
+
+def _remove_lock_of(building: Path) -> None:
+    """Take away the lock file that the killed writer of a folder has left, unless somebody else has taken the lock."""
+    path = building.with_name(f"{building.name.removesuffix(BUILDING)}.lock")
+    with suppress(OSError), path.open("rb") as file:
+        if hold(file):
+            path.unlink()
+
+
+@contextmanager
+def built_folder(target: Path) -> Iterator[Path]:
+    """A folder beside `target` to fill and then, by `put_in_place`, to move there; else it goes with the context.
+
+    Where the process is killed it stays, until `remove_leftovers` or the next one with this target finds it. The caller
+    holds the lock of `target`.
+    """
+    building = target.with_name(f".{target.name}{BUILDING}")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    try:
+        with (building / f"{BUILDER}.new").open("wb") as held:
+            hold(held)
+            (building / f"{BUILDER}.new").rename(building / BUILDER)  # which is locked from its first moment on
+            yield building
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def put_in_place(building: Path, target: Path) -> None:
+    """Move a folder of `built_folder` to its place, whose present folder goes."""
+    if target.exists():
+        shutil.rmtree(target)
+    (building / BUILDER).unlink()
+    building.rename(target)
 
 
 @contextmanager

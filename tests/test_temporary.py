@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 
 from cofitune.files import write_atomically
-from cofitune.temporary import HELD, TEMPORARY, open_held, remove_leftovers, temporary_folder
+from cofitune.temporary import (
+    HELD,
+    TEMPORARY,
+    built_folder,
+    open_held,
+    put_in_place,
+    remove_leftovers,
+    temporary_folder,
+)
 
 OWNER = """
 import sys, time
@@ -101,3 +109,31 @@ def test_a_helper_ends_with_the_process_that_forked_it() -> None:
     assert parent.stdout.read() == "", "the pipe is closed when its last holder, the child, has ended"
     parent.stdout.close()
     assert child != parent.pid
+
+
+BUILDER_PROCESS = """
+import os, signal, sys
+from pathlib import Path
+from cofitune.files import exclusive
+from cofitune.temporary import built_folder
+target = Path(sys.argv[1])
+with exclusive(target, "export"), built_folder(target) as folder:
+    (folder / "model.safetensors").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_half_built_folder_of_a_killed_process_goes_with_its_lock(tmp_path: Path) -> None:
+    killed = subprocess.run([sys.executable, "-c", BUILDER_PROCESS, str(tmp_path / "killed")], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    left, foreign = tmp_path / ".killed.building", tmp_path / ".foreign.building"
+    assert (left / "model.safetensors").exists() and (tmp_path / ".killed.lock").exists()
+    foreign.mkdir()
+    (tmp_path / ".foreign.lock").touch()
+    with built_folder(tmp_path / "new") as building:
+        remove_leftovers(tmp_path, below=False)
+        assert building.is_dir() and foreign.is_dir() and not left.exists()
+        (building / "config.json").touch()
+        put_in_place(building, tmp_path / "new")
+    assert {path.name for path in tmp_path.iterdir()} == {"new", ".foreign.building", ".foreign.lock"}
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["config.json"]

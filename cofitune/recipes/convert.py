@@ -31,7 +31,7 @@ from cofitune.recipes.folders import free_bytes
 from cofitune.recipes.model_card import CONVERTED, public_name
 from cofitune.recipes.model_folder import check_room, check_target, copy_rest, write_model_folder
 from cofitune.reports.console import say
-from cofitune.temporary import temporary_folder
+from cofitune.temporary import BUILDER, temporary_folder
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 SHARD = "5GB"
@@ -165,7 +165,7 @@ def _fill_folder(folder: Path, conversion: Conversion) -> None:
         del model._weight_conversions
     model.save_pretrained(folder, max_shard_size=SHARD)
     for file in folder.iterdir():  # transformers' own config and generation config, which the base's own replace
-        if not (file.suffix == ".safetensors" or file.name.endswith(".index.json")):
+        if not (file.suffix == ".safetensors" or file.name.endswith(".index.json") or file.name == BUILDER):
             file.unlink()
     if adapter and (adapter / "tokenizer.json").is_file():
         for file in (file for pattern in TOKENIZER for file in adapter.glob(pattern)):

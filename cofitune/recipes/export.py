@@ -107,7 +107,11 @@ def export(
         if on_plan:
             on_plan(plan)
         return to
-    say(console, f"writes {gib(size)} into {to}; stopped, it leaves nothing behind, and the same command begins anew")
+    say(
+        console,
+        f"writes {gib(size)} into {to}; stopped, it takes away what it wrote (killed outright, the next export or "
+        "conversion beside it does), and the same command begins anew",
+    )
     write_model_folder(to, "export", partial(_fill_folder, parts=parts, title=to.name))
     how = f" at alpha {alpha:g}" if alpha != 1 else ""
     say(console, f"wrote {to}: {name} with {len(delta.tensors)} trained tensors{how}, {parts.dtype_name}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from cofitune.errors import UserError
 from cofitune.files import exclusive, gib, read_json, write_checked_json, write_json
 from cofitune.recipes.for_transformers4 import make_readable
+from cofitune.temporary import BUILDER, built_folder, put_in_place, remove_leftovers
 
 MARK = "cofitune_export.json"  # in such a folder: the files that we wrote into it
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
@@ -17,6 +18,8 @@ WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".
 
 def write_model_folder(to: Path, command: str, fill: Callable[[Path], None]) -> None:
     """Let `fill` write all of it beside `to`, then put it there in one move: half a folder must not pass for a model.
+
+    What killed processes were writing beside `to` is taken away first.
 
     Args:
         to: as `check_target` returns it.
@@ -26,19 +29,13 @@ def write_model_folder(to: Path, command: str, fill: Callable[[Path], None]) -> 
         UserError: another process writes there.
     """
     with exclusive(to, command):
-        building = to.with_name(f".{to.name}.building")
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True)
-        try:
+        remove_leftovers(to.parent, below=False)
+        with built_folder(to) as building:
             fill(building)
             make_readable(building)
-            written = sorted(path.relative_to(building).as_posix() for path in building.rglob("*") if path.is_file())
-            write_checked_json(building / MARK, {"files": written})
-            if to.exists():  # empty, or a folder of ours of which all files are known
-                shutil.rmtree(to)
-            building.rename(to)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
+            files = (path.relative_to(building).as_posix() for path in building.rglob("*") if path.is_file())
+            write_checked_json(building / MARK, {"files": sorted(name for name in files if name != BUILDER)})
+            put_in_place(building, to)  # what is there is empty, or a folder of ours of which all files are known
 
 
 def check_room(target: Path, size: int, free: int) -> None:

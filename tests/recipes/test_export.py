@@ -26,6 +26,7 @@ from cofitune.recipes.evaluate.plan import plan_eval
 from cofitune.recipes.evaluate.recipe import evaluate
 from cofitune.recipes.export import export
 from cofitune.recipes.model_folder import check_room
+from cofitune.temporary import BUILDER
 from cofitune.training.delta import interpolate, write_delta
 from tests.helpers import REPLACED, replaced_run, run_command
 
@@ -243,10 +244,23 @@ def test_an_export_tells_its_size_and_needs_room_for_it(
     size = sum(tensor.nbytes for tensor in tensors(tiny_model_folder).values())
     to, words = tmp_path / "to", "the same command begins anew"
     export(run, to, console=Console(width=1000))
-    assert f"writes {gib(size)} into {to}; stopped, it leaves nothing behind, and {words}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"writes {gib(size)} into {to}; stopped, it takes away what it wrote (killed outright, " in shown
+    assert f"the next export or conversion beside it does), and {words}" in shown
     with pytest.raises(UserError, match=rf"--to {to}: needs {gib(size)}, and {gib(size - 1)} are free there"):
         check_room(to, size, size - 1)
     check_room(to, size, size)
+
+
+def test_an_export_takes_away_what_a_killed_one_beside_it_left(run: Path, tmp_path: Path) -> None:
+    left = tmp_path / "models" / ".other.building"
+    left.mkdir(parents=True)
+    (left / BUILDER).touch()  # which nobody holds any more
+    (left / "model.safetensors").write_text("half")
+    (left.parent / ".other.lock").write_text("1")
+    export(run, tmp_path / "models" / "whole", console=QUIET)
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["whole"]
+    assert not (tmp_path / "models" / "whole" / BUILDER).exists()
 
 
 def test_overwrite_replaces_an_export_and_nothing_else(run: Path, tmp_path: Path, tiny_model_folder: Path) -> None:
