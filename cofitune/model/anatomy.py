@@ -314,6 +314,11 @@ def read_model_config(name: str, revision: str | None = None, trust_remote_code:
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except ODD_FILE as error:
         reason = first_line(error)
+        if "custom code" in reason:  # transformers' words
+            raise UserError(
+                f"model.name: {name} brings code of its own, which is not run unasked: look at it, then say "
+                "model.trust_remote_code: true (on the command line of convert, export and chat: --trust-remote-code)"
+            ) from error
         raise UserError(
             f"model.name: {name} is neither a folder with a config.json nor a hub model: {reason}"
         ) from error

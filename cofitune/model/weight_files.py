@@ -35,18 +35,19 @@ def parameter_name(key: str, known: Container[str], prefix: str, aliases: Mappin
 
 
 def weight_files(
-    name: str, revision: str | None = None, download: bool = True, *, beside_adapter: bool = False
+    name: str, revision: str | None = None, download: bool = True, *, beside_adapter: bool = False, code: bool = False
 ) -> list[Path]:
     """The safetensors files of a model folder, or of a hub model, in order.
 
     Args:
         download: fetch a hub model that is not in the hub's cache yet; a dry run does not.
         beside_adapter: whether an adapter may lie beside them.
+        code: as of `local_folder`.
 
     Raises:
         UserError: there are none, the index is damaged, or an adapter lies beside them.
     """
-    folder = local_folder(name, revision, download)
+    folder = local_folder(name, revision, download, code=code)
     if not beside_adapter:
         refuse_adapter(folder, name)
     names = _chosen_files(folder)
@@ -59,14 +60,18 @@ def weight_files(
     return files
 
 
-def local_folder(name: str, revision: str | None = None, download: bool = True) -> Path:
+def local_folder(name: str, revision: str | None = None, download: bool = True, *, code: bool = False) -> Path:
     """A model's folder, or where the hub's cache keeps it: all that is small, and weights where they are one file.
+
+    Args:
+        code: fetch a hub model's Python files, too: its folder is to run (`trust_remote_code`) or be copied with them.
 
     Raises:
         UserError: it cannot be had.
     """
     folder = Path(name)
     patterns = ["*.json", "*.jinja", "*.model", "*.txt", "model.safetensors", "adapter_model.safetensors"]
+    patterns += ["*.py"] if code else []
     return folder if folder.is_dir() else _hub_folder(name, revision, patterns, download)
 
 
@@ -179,7 +184,7 @@ def _hub_folder(name: str, revision: str | None, patterns: list[str], download: 
 
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=not download))
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise UserError(f"model.name: {name} cannot be had: {first_line(error)}") from error
 
 

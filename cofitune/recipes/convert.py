@@ -104,7 +104,7 @@ def _plan(
     name: str, base: str | None, revision: str | None, dtype: str | None, trusted: bool, stack: ExitStack
 ) -> Conversion:
     """Look at the files, and refuse what cannot be converted, or need not be."""
-    folder = local_folder(name, revision)
+    folder = local_folder(name, revision, code=trusted)
     adapter = folder if (folder / ADAPTER).is_file() else None
     title = name
     # some programs save the base's config.json beside an adapter
@@ -116,11 +116,11 @@ def _plan(
         )
         if not title:
             raise UserError(f"{name}: this adapter names no base; say which it is with --base")
-        files = weight_files(title, revision)
+        files = weight_files(title, revision, code=trusted)
     elif base:
         raise UserError(f"--base {base}: is for an adapter without a model, and {name} holds a model")
     else:
-        files = weight_files(name, revision, beside_adapter=True)
+        files = weight_files(name, revision, beside_adapter=True, code=trusted)
     source = files[0].parent
     if adapter == source:
         source = stack.enter_context(_without_adapter(source))

@@ -84,7 +84,7 @@ def export(
     manifest = read_manifest(folder)
     check_trusted(manifest, trust_remote_code)
     name, revision = _place_of_base(manifest, base)
-    files, written_as = weight_files(name, revision), DTYPES[dtype or manifest["dtype"]]
+    files, written_as = weight_files(name, revision, code=trust_remote_code), DTYPES[dtype or manifest["dtype"]]
     to, size = check_target(to, [run, files[0].parent], overwrite), size_as(files, written_as)
     if not dry_run:  # before an hour of choosing and writing
         check_room(to, size, free_bytes(to))

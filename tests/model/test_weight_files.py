@@ -32,3 +32,17 @@ def test_a_remembered_hash_that_was_changed_is_not_believed(
     with pytest.warns(RepairWarning, match=r"hashed again: .*file_hashes.json is damaged"):
         assert remembered_sha256(file) == digest
     assert digest in memory.read_text()
+
+
+def test_a_download_that_breaks_is_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its HTTP library's errors are of no class that we know: httpx's are not OSErrors."""
+
+    class ReadError(Exception):
+        pass
+
+    def breaks(*_: object, **__: object) -> str:
+        raise ReadError("the connection was reset\nmore")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", breaks)
+    with pytest.raises(UserError, match=r"model\.name: org/name cannot be had: the connection was reset$"):
+        weight_files("org/name")

@@ -1,8 +1,9 @@
-"""A hub in this process: what huggingface_hub asks of it to make a repository and to commit a folder to it."""
+"""A hub in this process: what huggingface_hub asks of it to make a repository, to commit a folder and to fetch."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 TOKEN = "hf_" + "s" * 34
+COMMIT = "0" * 40
 
 
 class Hub(ThreadingHTTPServer):
@@ -37,18 +39,26 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked.append(f"GET {self.path}")
-        name = self.path.partition("?")[0].removeprefix("/api/models/")
+        path = self.path.partition("?")[0]
+        name = path.removeprefix("/api/models/").removesuffix("/revision/main")
         if self.headers["Authorization"] != f"Bearer {TOKEN}":
             self._answer({"error": "Invalid username or password."}, 401)
         elif self.path == "/api/whoami-v2":
             self._answer({"type": "user", "name": "me", "orgs": []})
-        elif name.endswith("/tree/main"):
+        elif name.endswith(("/tree/main", f"/tree/{COMMIT}")):
             there = self.server.files.items()
-            self._answer([{"type": "file", "path": p, "size": len(b), "oid": "0" * 40} for p, b in there])
+            self._answer([{"type": "file", "path": p, "size": len(b), "oid": _oid(b)} for p, b in there])
+        elif f"/resolve/{COMMIT}/" in path:
+            content = self.server.files[path.partition(f"/resolve/{COMMIT}/")[2]]
+            headers = {"ETag": f'"{_oid(content)}"', "X-Repo-Commit": COMMIT}
+            self._send(content, 200, headers, "application/octet-stream")
         elif name in self.server.private:
-            self._answer({"id": name, "modelId": name, "private": self.server.private[name], "sha": "0" * 40})
+            self._answer({"id": name, "modelId": name, "private": self.server.private[name], "sha": COMMIT})
         else:
             self._answer({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def do_POST(self) -> None:
         self.server.asked.append(f"POST {self.path}")
@@ -92,12 +102,19 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(
         self, value: object, code: int = 200, headers: dict[str, str] | None = None, kind: str = "application/json"
     ) -> None:
-        body = json.dumps(value).encode()
+        self._send(json.dumps(value).encode(), code, headers or {}, kind)
+
+    def _send(self, body: bytes, code: int, headers: dict[str, str], kind: str) -> None:
         self.send_response(code)
-        for name, text in {"Content-Type": kind, "Content-Length": str(len(body)), **(headers or {})}.items():
+        for name, text in {"Content-Type": kind, "Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, text)
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+def _oid(content: bytes) -> str:
+    return hashlib.sha1(content, usedforsecurity=False).hexdigest()
 
 
 @contextmanager

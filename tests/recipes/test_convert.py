@@ -19,6 +19,7 @@ from cofitune.model.anatomy import read_model_config
 from cofitune.model.folder import check_trainable
 from cofitune.recipes.convert import convert
 from tests.helpers import run_command
+from tests.recipes.hub_server import TOKEN, serve
 
 QUIET = Console(quiet=True)
 E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0]
@@ -245,3 +246,39 @@ def test_what_needs_no_conversion_or_has_none_is_refused(folder: Path, tmp_path:
     with pytest.raises(UserError, match="quantised by gptq are not made plain here"):
         convert(str(folder), to, console=QUIET)
     assert not to.exists()
+
+
+MODELING = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class OwnConfig(LlamaConfig):
+    model_type = "own_llama"
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_a_hub_model_with_code_of_its_own_is_fetched_with_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    AutoModelForCausalLM.from_pretrained(folder).bfloat16().save_pretrained(folder)
+    (folder / "own.py").write_text(MODELING)
+    code = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+    edit(folder / "config.json", model_type="own_llama", architectures=["OwnForCausalLM"], auto_map=code)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with serve() as hub:
+        address = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", address)
+        hub.private["org/own"] = True
+        hub.files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        with pytest.raises(UserError, match="brings code of its own, .* --trust-remote-code"):
+            convert("org/own", tmp_path / "out", dtype="float32", console=QUIET)
+        assert not list((tmp_path / "cache").rglob("*.py")), "code is fetched only where it may run"
+        convert("org/own", tmp_path / "out", dtype="float32", trust_remote_code=True, console=QUIET)
+    assert (tmp_path / "out" / "own.py").read_text() == MODELING
+    expected = {name: tensor.float() for name, tensor in weights(folder).items()}
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(tmp_path / "out").items())
