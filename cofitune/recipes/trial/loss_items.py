@@ -18,6 +18,7 @@ from cofitune.data.chat import IGNORED, Example
 from cofitune.evaluation.asked import ask_item
 from cofitune.evaluation.items import EvalItem, LoadedTask
 from cofitune.evaluation.tasks import load_tasks
+from cofitune.files import sha256_json
 from cofitune.recipes.from_config import eval_tasks
 from cofitune.recipes.train.data import TrainData
 from cofitune.training.loss import supervised_logits
@@ -57,6 +58,15 @@ class LossItems:
     left_out: int
     batch_size: int
     pad_token_id: int
+
+    def sha256(self) -> str:
+        """A hash over all tokens, labels and right answers."""
+        development = [[e.input_ids, e.labels] for e in self.development]
+        choices = [
+            [c.category, [[e.input_ids, e.labels] for e in c.examples], [[p.start, p.stop, a] for p, a in c.items]]
+            for c in self.choices
+        ]
+        return sha256_json([development, choices, self.batch_size, self.pad_token_id])
 
 
 def read_loss_items(given: schema.Eval, max_length: int, data: TrainData) -> LossItems:

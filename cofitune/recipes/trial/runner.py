@@ -18,17 +18,18 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from cofitune.config.schema import Config
-from cofitune.distributed import device
+from cofitune.distributed import check_agreement, device
 from cofitune.errors import UserError
 from cofitune.evaluation.data_parallel import join
 from cofitune.evaluation.out_of_memory import explaining_out_of_memory
 from cofitune.evaluation.score import ScoreRequest, score_model
 from cofitune.evaluation.tasks import load_tasks
 from cofitune.model.load import choose_dtype
+from cofitune.model.weight_files import fingerprint
 from cofitune.recipes.evaluate.plan import EvalPlan, plan_eval
 from cofitune.recipes.evaluate.recipe import run_evaluation
 from cofitune.recipes.evaluate.targets import EvalTarget
-from cofitune.recipes.folders import check_folder
+from cofitune.recipes.folders import check_folder, versions_of_packages
 from cofitune.recipes.from_config import chat_template, eval_tasks, load_base
 from cofitune.recipes.prerequisites import Prerequisites
 from cofitune.recipes.train.data import TrainData, read_train_data
@@ -102,7 +103,7 @@ class TrialRunner:
         dtype = str(choose_dtype(request.config.model.dtype)).removeprefix("torch.")
         with (
             self._counted("evaluate"),
-            explaining_out_of_memory(lambda: doing, dtype, _section(request.config)),
+            explaining_out_of_memory(lambda: doing, dtype, f"{_section(request.config)}.batch_size"),
             _in_memory(base, {}) as model,
         ):
             loss, margins = measure_base(model, items)
@@ -162,8 +163,13 @@ class TrialRunner:
     def _loss_items(self, config: Config) -> LossItems:
         """What losses are measured on, the same in every trial."""
         data = self._data(config)
-        made_of = (config.model, config.data, config.eval)
-        return self._hold("loss items", made_of, lambda: read_loss_items(config.eval, config.data.max_length, data))
+
+        def read() -> LossItems:
+            items = read_loss_items(config.eval, config.data.max_length, data)
+            check_agreement({"items that losses are measured on": items.sha256()})
+            return items
+
+        return self._hold("loss items", (config.model, config.data, config.eval), read)
 
     def _evaluate(self, base: SharedBase, plan: EvalPlan, tensors: Tensors) -> None:
         """Score the base, unless its answers were handed on, and what was trained."""
@@ -182,7 +188,13 @@ class TrialRunner:
         run_evaluation(plan, self._share, self._console, weights=weights)
 
     def _base(self, config: Config) -> SharedBase:
-        return self._hold("base", config.model, lambda: SharedBase(load_base(config.model, with_kernels=True)))
+        model = config.model
+
+        def load() -> SharedBase:
+            check_agreement({"model": fingerprint(model.name, model.revision), "packages": versions_of_packages()})
+            return SharedBase(load_base(model, with_kernels=True))
+
+        return self._hold("base", model, load)
 
     def _eval_plan(self, config: Config) -> EvalPlan:
         """The tasks, the tokenizer and what else is asked alike in every trial."""

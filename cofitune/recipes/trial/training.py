@@ -9,10 +9,10 @@ from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cofitune.distributed import device, run_on_rank_zero
+from cofitune.distributed import check_agreement, device, run_on_rank_zero, world_size_or_one
 from cofitune.recipes.folders import check_folder
 from cofitune.recipes.train.plan import TrainPlan
-from cofitune.recipes.train.resume import find_checkpoint, identity, keep_stage, newest_readable
+from cofitune.recipes.train.resume import agreed, find_checkpoint, identity, keep_stage, newest_readable
 from cofitune.recipes.train.steps import prepare_model, start_run, take_steps
 from cofitune.recipes.trial.curve import CurveRecorder
 from cofitune.recipes.trial.loss_items import LossItems
@@ -80,6 +80,8 @@ def train_trial(
         plan = replace(plan, data=replace(plan.data, validation=()))
     plan = keep_stage(plan, run_on_rank_zero(lambda: newest_readable(folder)))
     plan = plan.fitted(smallest_device_bytes(device()))
+    if world_size_or_one() > 1:
+        check_agreement(agreed(plan))
     with explaining_out_of_memory(plan.footprint):
         prepared = prepare_model(model, plan)
         plan, engine = prepared.plan, prepared.engine
