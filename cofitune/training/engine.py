@@ -13,7 +13,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import ValidationError
 from torch import nn
 from transformers import get_scheduler
 
@@ -21,6 +20,7 @@ from cofitune.distributed import world_size_or_one
 from cofitune.errors import UserError
 from cofitune.ranks import is_launched, this_rank
 from cofitune.training.optimizer import adamw_8bit, decay_groups
+from cofitune.training.refused_raw import REFUSALS, refused_raw
 from cofitune.zero import hold_until_gradients, reset_zero_globals, skip_cpu_communication_op, skip_muon_compilation
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ SHARDED_LOADING_FROM = 8 * 2**30  # bytes of weights
 # old values. DeepSpeed's own 5e8 and 1e9 would cost more memory than a 7B model's activations
 ELEMENTS_AT_ONCE = 10**8
 SECONDS_TO_REST = 0.2  # for gloo's threads, which need microseconds of a free core
-# what DeepSpeed raises of values of `raw`, of its config or once it needs them; pydantic's error is a ValueError
-REFUSALS = ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError, NotImplementedError
 STEP_TIMEOUT = 1800  # seconds, as transformers' ddp_timeout
 ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
 
@@ -155,9 +153,9 @@ def start_engine(model: nn.Module, settings: EngineSettings) -> Engine:
             lr_scheduler=schedule,
         )
     except REFUSALS as error:
-        if not settings.raw and not isinstance(error, ValidationError):
+        if not settings.raw:
             raise  # nothing of it is the user's doing
-        raise _refused(error, "; -v shows where it arose, if no key of it is to blame") from error
+        raise refused_raw(error, settings.raw) from error
     return engine
 
 
@@ -172,14 +170,9 @@ def check_config(settings: EngineSettings) -> None:
     try:
         DeepSpeedConfig(deepspeed_config(settings))
     except REFUSALS as error:
-        raise _refused(error) from error
-
-
-def _refused(error: Exception, more: str = "") -> UserError:
-    message = str(error) or type(error).__name__
-    if isinstance(error, ValidationError):
-        message = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-    return UserError(f"deepspeed.raw: DeepSpeed refuses it: {message}{more}")
+        if not settings.raw:
+            raise
+        raise refused_raw(error, settings.raw) from error
 
 
 def start_distributed(timeout: int = STEP_TIMEOUT) -> tuple[int, int]:

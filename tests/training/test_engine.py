@@ -77,12 +77,12 @@ def test_the_accepted_keys_of_raw_are_deepspeeds_own() -> None:
 def test_a_value_that_deepspeed_refuses_is_a_users_mistake() -> None:
     start_distributed()
     settings = replace(SETTINGS, dtype=torch.float32, raw={"zero_optimization": {"sub_group_size": "many"}})
-    with pytest.raises(UserError, match=r"deepspeed.raw: DeepSpeed refuses it: sub_group_size"):
+    with pytest.raises(UserError, match=r"raw: DeepSpeed refuses zero_optimization.sub_group_size: sub_group_size"):
         check_config(settings)
-    with pytest.raises(UserError, match=r"deepspeed.raw: DeepSpeed refuses it: sub_group_size"):
+    with pytest.raises(UserError, match=r"raw: DeepSpeed refuses zero_optimization.sub_group_size: sub_group_size"):
         start_engine(torch.nn.Linear(2, 2), settings)
     settings = replace(settings, raw={"gradient_predivide_factor": 2.0})  # which it finds out once it starts
-    with pytest.raises(UserError, match=r"deepspeed.raw: DeepSpeed refuses it: gradient_predivide_factor != 1.0"):
+    with pytest.raises(UserError, match=r"refuses gradient_predivide_factor: .*gradient_predivide_factor != 1.0"):
         start_engine(torch.nn.Linear(2, 2), settings)
 
 

@@ -339,7 +339,7 @@ def _break_the_model(config: dict[str, Any], tmp_path: Path, tiny_model_folder: 
         ("no hub model", "is neither a folder with a config.json nor a hub model"),
         ("raw", "DeepSpeed knows no key 'zero_optimisation'; did you mean 'zero_optimization'?"),
         ("raw section", "zero_optimization must be a mapping"),
-        ("raw value", "deepspeed.raw: DeepSpeed refuses it: sub_group_size"),
+        ("raw value", "deepspeed.raw: DeepSpeed refuses zero_optimization.sub_group_size: sub_group_size"),
         ("flash", "cannot be loaded"),
         ("bf16 stage 1", "use zero_stage: 2 or 3"),
         ("other names", "lack 36 of the model's tensors (model.layers.0."),
