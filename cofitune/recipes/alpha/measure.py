@@ -26,10 +26,18 @@ class Measure(Protocol):
 
     Attributes:
         figure: what one measurement is: score or loss.
+        batch_size: items that the model is given at once.
+        batch_key: of the run's config, that says so.
     """
 
     @property
     def figure(self) -> str: ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def batch_key(self) -> str: ...
 
     def take(self, model: PreTrainedModel) -> float:
         """Measure a model in memory."""
@@ -52,6 +60,7 @@ class TaskMeasure:
     tokenizer: PreTrainedTokenizerBase
     batch_size: int
     figure = "score"
+    batch_key = "search.eval.batch_size"
 
     def take(self, model: PreTrainedModel) -> float:
         """Ask all items of all tasks.
@@ -105,6 +114,7 @@ class LossMeasure:
     batch_size: int
     pad_token_id: int
     figure = "loss"
+    batch_key = "train.per_device_train_batch_size"
 
     def take(self, model: PreTrainedModel) -> float:
         """The mean over all items' supervised tokens.
@@ -139,6 +149,7 @@ class DriftMeasure:
     loaded: LoadedTask
     tokenizer: PreTrainedTokenizerBase
     batch_size: int
+    batch_key = "eval.batch_size"
 
     def take(self, model: PreTrainedModel) -> float:
         """The mean over the answers' tokens; about 0 for the base."""

@@ -71,6 +71,11 @@ class AlphaPlan:
         return self.train.parent
 
     @property
+    def own_config(self) -> Path:
+        """The config that the run was trained by."""
+        return _own_config_file(self.train)
+
+    @property
     def file(self) -> Path:
         """Where the choice is written."""
         return self.folder / "alpha.json"
@@ -113,7 +118,7 @@ def plan_alpha(run: Path, base: Place | None = None, *, trust_remote_code: bool 
     """
     train = run if run.name == "train" else run / "train"
     manifest = read_manifest(train)
-    config = _own_config(train)
+    config = load_resolved(_own_config_file(train))
     name, revision = base or (manifest["base"], manifest["revision"])
     if is_missing_folder(name):
         raise UserError(f"the base model {name} is not here (seen from {Path.cwd()}); say where it is with --base")
@@ -157,13 +162,13 @@ def plan_alpha(run: Path, base: Place | None = None, *, trust_remote_code: bool 
     )
 
 
-def _own_config(train: Path) -> Config:
+def _own_config_file(train: Path) -> Path:
     """The resolved config that the run was trained by."""
     places = (train / "config.yaml", train.parent / "config.yaml")
     result = next((place for place in places if place.is_file()), None)
     if result is None:
         raise ArtifactError(f"{places[0]}: is missing; it names the development items that alpha is chosen by")
-    return load_resolved(result)
+    return result
 
 
 def _measure(

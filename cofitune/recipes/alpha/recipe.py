@@ -25,6 +25,7 @@ from cofitune.errors import ArtifactError, UserError
 from cofitune.evaluation.out_of_memory import explaining_out_of_memory
 from cofitune.files import exclusive, read_json, write_checked_json
 from cofitune.model.weight_files import fingerprint
+from cofitune.recipes.alpha.measure import DriftMeasure, Measure
 from cofitune.recipes.alpha.plan import FORMAT, AlphaPlan, Place, plan_alpha
 from cofitune.recipes.folders import no_run, train_folder
 from cofitune.recipes.from_config import load_base
@@ -224,10 +225,14 @@ def _loaded(plan: AlphaPlan) -> Iterator[PreTrainedModel]:
 
 
 def _measure(plan: AlphaPlan, model: PreTrainedModel, delta: Delta, alpha: float) -> Point:
-    doing = f"alpha {alpha:g} was measured", 1  # the run's own config says how many items at once
-    dtype = plan.settings["dtype"]
-    with explaining_out_of_memory(lambda: doing, dtype, "search.eval"), delta_applied(model, delta, alpha):
-        return Point(alpha, plan.measure.take(model), plan.drift.take(model) if plan.drift else None)
+    def take(measure: Measure | DriftMeasure) -> float:
+        doing = f"alpha {alpha:g} was measured", measure.batch_size
+        again = f"in {plan.own_config}, by which the run says how its alpha is measured; all alphas are measured again"
+        with explaining_out_of_memory(lambda: doing, plan.settings["dtype"], measure.batch_key, again):
+            return measure.take(model)
+
+    with delta_applied(model, delta, alpha):
+        return Point(alpha, take(plan.measure), take(plan.drift) if plan.drift else None)
 
 
 def _gains(plan: AlphaPlan, points: Points) -> dict[float, float]:

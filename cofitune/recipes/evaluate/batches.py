@@ -46,5 +46,5 @@ def memory_lines(needed: AskingMemory, device: DeviceMemory, sizes: Mapping[str,
     ]
     if takes > room:
         title = max(sizes, key=lambda t: needed.items[t] * sizes[t])
-        lines += [f"         less takes {way}" for way in ways_to_less(sizes[title], dtype, "eval")]
+        lines += [f"         less takes {way}" for way in ways_to_less(sizes[title], dtype, "eval.batch_size")]
     return lines

@@ -114,7 +114,7 @@ class EvalPlan:
 
     def explaining_out_of_memory(self, doing: Doing) -> AbstractContextManager[None]:
         """Around what loads or asks a model; `doing` says what that is, and how many items are asked at once."""
-        return explaining_out_of_memory(doing, self.settings["dtype"], self.section)
+        return explaining_out_of_memory(doing, self.settings["dtype"], f"{self.section}.batch_size")
 
     def known(self) -> Results:
         """What was answered before."""

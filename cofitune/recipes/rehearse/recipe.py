@@ -91,7 +91,7 @@ def rehearse(
         world.run_on_rank_zero(start)
         doing = "the base answered", plan.batch_size
         dtype, again = str(plan.made_of()["dtype"]), "what was answered so far is answered again"
-        with explaining_out_of_memory(lambda: doing, dtype, "rehearsal", again):
+        with explaining_out_of_memory(lambda: doing, dtype, "rehearsal.batch_size", again):
             _rehearse(plan, world, console)
     return plan.folder
 

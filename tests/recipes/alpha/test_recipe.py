@@ -495,3 +495,24 @@ def test_a_run_beside_its_own_auto_stays_in_the_table(
     plan = plan_evaluation(eval_config(run, tiny_model_folder, f"{run}@auto"), console=QUIET)
     assert [m.name for m in plan.models] == ["base", "run", "run-auto"]
     assert plan.key(plan.models[1], plan.tasks[0]) == plan.key(plan.models[2], plan.tasks[0]), "asked once"
+
+
+@pytest.mark.parametrize(
+    ("tasks", "what", "key"),
+    [
+        (False, "validation_loss", "train.per_device_train_batch_size: 2"),
+        (True, "score_model", "search.eval.batch_size: 1"),
+    ],
+)
+def test_where_memory_runs_out_the_runs_own_batch_is_halved(
+    tasks: bool, what: str, key: str, make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tasks, train={"per_device_train_batch_size": 4})
+
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(f"cofitune.recipes.alpha.measure.{what}", fail)
+    with pytest.raises(UserError, match=rf"while alpha 0 was measured, {2 if tasks else 4} items at once") as raised:
+        choose_alpha(run, console=QUIET)
+    assert f"\n  - {key} (in {run}/train/config.yaml, by which the run says how" in str(raised.value)
