@@ -71,7 +71,7 @@ class ComparePlan:
     """A comparison, resolved.
 
     Attributes:
-        config: what it was resolved from.
+        config: what it was resolved from, with a number for `eval.batch_size: auto`.
         folder: `<output_dir>/compare`.
         runs: every training, in the order in which they run: a whole seed of all methods before the next seed.
         trainings: each run's own plan.
@@ -98,11 +98,7 @@ class ComparePlan:
         """The config of an evaluation of the base and these runs at every alpha; all share one cache of answers."""
         kept = [m for m in self.config.eval.models if m.role == BASE]
         models = (*kept, *(model for run in runs for model in run.models(self.compare.alphas)))
-        asked: dict[str, object] = {"models": models}
-        if self.config.eval.batch_size == AUTO:
-            # each run is scored in a process of its own, which may see more or less free memory than this one
-            asked["batch_size"] = MOST_ON_HOST
-        changed = {"eval": self.config.eval.model_copy(update=asked), "compare": Compare()}
+        changed = {"eval": self.config.eval.model_copy(update={"models": models}), "compare": Compare()}
         return self.config.model_copy(update={**changed, "output_dir": str(self.folder / SCORED)})
 
     @property
@@ -130,7 +126,7 @@ def plan_compare(config: Config, overwrite: bool = False, dry_run: bool = False,
     folder = check_folder(config, FOLDER, overwrite)
     runs = _runs(config, folder)
     trainings = [_check(run, overwrite, dry_run, ranks) for run in runs]
-    plan = ComparePlan(config, folder, tuple(runs), tuple(trainings), items=0)
+    plan = ComparePlan(_with_batch_size(config), folder, tuple(runs), tuple(trainings), items=0)
     tasks = _check_evaluation(plan, overwrite).tasks
     counted = {t.task.category for t in tasks if t.metric.unit == "share"}
     if "speciality" not in counted or counted == {"speciality"}:
@@ -142,6 +138,13 @@ def plan_compare(config: Config, overwrite: bool = False, dry_run: bool = False,
     if not dry_run:
         check_disk_space(folder, required_disk_bytes(plan))
     return plan
+
+
+def _with_batch_size(config: Config) -> Config:
+    """One number for all runs: each is scored in a process of its own, which may see more or less free memory."""
+    if config.eval.batch_size != AUTO:
+        return config
+    return config.model_copy(update={"eval": config.eval.model_copy(update={"batch_size": MOST_ON_HOST})})
 
 
 def _runs(config: Config, folder: Path) -> list[Run]:

@@ -16,13 +16,19 @@ from cofitune.reports.text import duration
 
 
 def print_plan(
-    plan: ComparePlan, seconds: dict[str, float], done: set[str], console: Console, overwrite: bool = False
+    plan: ComparePlan,
+    seconds: dict[str, float],
+    done: set[str],
+    console: Console,
+    overwrite: bool = False,
+    is_auto: bool = False,
 ) -> None:
     """Say what is trained and scored, what of it is done, what it takes, and where it goes.
 
     Args:
         seconds: mean seconds that a finished run of each method took, training and evaluation.
         done: names of finished runs.
+        is_auto: whether the config left the batches of the evaluation open.
     """
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("method", "peak rates"):
@@ -41,10 +47,12 @@ def print_plan(
     alphas = ", ".join(f"{alpha:g}" for alpha in plan.compare.alphas)
     models = 1 + len(plan.runs) * len(plan.compare.alphas)
     left = [run for run in plan.runs if run.name not in done]
+    key = "eval.batch_size: auto, which is this in every comparison" if is_auto else "eval.batch_size"
     lines = [
         f"trains   {len(plan.runs)} runs, {sum(t.steps.num_steps for t in plan.trainings):,} optimizer steps; "
         f"{len(plan.runs) - len(left)} runs are done",
-        f"scores   {models} models, the base and each run at alpha {alphas}, on {plan.items:,} items each",
+        f"scores   {models} models, the base and each run at alpha {alphas}, on {plan.items:,} items each, "
+        f"{plan.config.eval.known_batch_size} at once ({key})",
         f"takes    {about(time_left(left, seconds))} more" if left else "takes    nothing more: every run is done",
         f"disk     {gib(required_disk_bytes(plan))} more, deltas and checkpoints; {gib(free_bytes(plan.folder))} free",
         f"against  {plan.compare.held_against}, at matched speciality",
@@ -80,6 +88,7 @@ def plan_facts(plan: ComparePlan, seconds: dict[str, float], done: set[str]) -> 
         "steps": sum(t.steps.num_steps for t in plan.trainings),
         "alphas": list(plan.compare.alphas),
         "items": plan.items,
+        "batch_size": plan.config.eval.known_batch_size,
         "seconds_left": time_left([run for run in plan.runs if run.name not in done], seconds),
         "more_bytes": required_disk_bytes(plan),
         "missing": list(dict.fromkeys(text for t in plan.trainings for text in t.missing)),

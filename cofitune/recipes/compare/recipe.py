@@ -19,6 +19,7 @@ from cofitune.recipes.compare.plan import FOLDER, ComparePlan, Run, model_name, 
 from cofitune.recipes.compare.plan_report import about, plan_facts, print_plan, time_left
 from cofitune.recipes.compare.result import build_comparison, finished_runs
 from cofitune.recipes.compare.store import STORE, RunLine, mean_seconds, read_store
+from cofitune.recipes.evaluate.batches import AUTO
 from cofitune.recipes.evaluate.plan import plan_eval
 from cofitune.recipes.folders import start_folder
 from cofitune.recipes.on_plan import OnPlan
@@ -66,13 +67,13 @@ def compare(
     plan = plan_compare(resolve_search(config), overwrite, dry_run, ranks)
     known = {} if overwrite else read_store(plan)
     done = {name for name, line in known.items() if line["status"] == "done"}
-    print_plan(plan, mean_seconds(known), done, console, overwrite)
+    print_plan(plan, mean_seconds(known), done, console, overwrite, config.eval.batch_size == AUTO)
     if dry_run:
         if on_plan:
             on_plan(plan_facts(plan, mean_seconds(known), done))
         return plan.folder
     with exclusive(plan.folder, "comparison"):
-        start_folder(config, FOLDER, overwrite)
+        start_folder(config.model_copy(update={"eval": plan.config.eval}), FOLDER, overwrite)
         _hand_on_answers(config.run / "eval" / "cache", plan.cache)
         lines = _run_all(plan, known, run_command, console)
         if not finished_runs(plan, lines):

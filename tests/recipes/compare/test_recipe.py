@@ -129,6 +129,7 @@ def test_a_killed_comparison_resumes_whole_and_then_trains_nothing(config: dict[
     log = (first / "train.log").read_text()
     assert f"resume: continuing after step {int(checkpoints[-1].removeprefix('step-'))}" in log
     content = json.loads((folder / "compare.json").read_text())
+    assert load_config(folder / "config.yaml").eval.batch_size == 16, "what auto means in every comparison"
     assert {r["run"]: r["status"] for r in content["runs"]} == {
         "full-0.001-seed1234": "done", "full-0.02-seed1234": "done", "lora-0.01-seed1234": "done",
         "broken-1e+30-seed1234": "failed",
@@ -185,6 +186,7 @@ def test_a_dry_run_tells_the_cost_and_writes_nothing(config: dict[str, Any]) -> 
     assert "the same command without --overwrite continues" in compare_here(config, dry_run=True, overwrite=True)
     output = compare_here(config, dry_run=True)
     assert "trains   3 runs, 48 optimizer steps; 0 runs are done" in output
+    assert "items each, 16 at once (eval.batch_size: auto, which is this in every comparison)" in output
     assert "scores   7 models" in output and "a time that the first finished run will tell" in output
     assert not Path(config["output_dir"]).exists()
 
