@@ -42,6 +42,8 @@ from fault_kinds import (
 from cofitune.files import write_text
 from tests import forker
 
+HERE = Path(__file__).parent
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -50,6 +52,7 @@ class Fault:
     Attributes:
         after: seconds from the call to the fault.
         skipped: why it could not be made here; empty: it was.
+        code: the commit that was broken, with a + where files differed from it.
     """
 
     number: int
@@ -58,6 +61,7 @@ class Fault:
     after: float
     problem: str = ""
     skipped: str = ""
+    code: str = ""
 
 
 class Faults:
@@ -65,7 +69,7 @@ class Faults:
 
     def __init__(self, folder: Path, seed: int, commands: list[str]) -> None:
         self.folder, self.seed, self.commands = folder, seed, commands
-        self.config = make_config(folder)
+        self.config, self.code = make_config(folder), commit()
         self._whole: dict[str, tuple[dict[str, str], float]] = {}
 
     def whole(self, command: str) -> tuple[dict[str, str], float]:
@@ -125,7 +129,7 @@ class Faults:
         finally:
             end_what_is_left()
             disk.close()
-        return Fault(number, command, kind, after, problem, skipped)
+        return Fault(number, command, kind, after, problem, skipped, self.code)
 
     def break_it(
         self, command: str, run: Path, kind: str, after: float, rng: random.Random, disk: Disk
@@ -172,6 +176,16 @@ class Faults:
         return f"left behind: {', '.join(left[:3])}" if left else ""
 
 
+def commit() -> str:
+    """The commit of the code that this process runs."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "../../cofitune")
+    return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+
+
 def environment(run: Path) -> dict[str, str]:
     """That of a call: a cache of its own beside the run."""
     own = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
@@ -198,10 +212,12 @@ def read_log(log: Path) -> list[Fault]:
 def report(made: list[Fault], seed: int) -> str:
     """A table of the faults in Markdown, and those after which something was wrong."""
     counts = Counter((fault.command, fault.kind) for fault in made if not fault.skipped)
+    codes = Counter(fault.code or "not kept" for fault in made)
     command = f"scripts/bench/faults --faults {len(made)} --seed {seed}"
     lines = [
         f"# {counts.total()} faults, seed {seed}", "",
         f"`{command}`: a tiny model; after each fault the command is typed again.", "",
+        f"Code: {', '.join(f'{code} ({count})' for code, count in codes.items())}.", "",
         f"| command | {' | '.join(KINDS)} |", "|---" * (len(KINDS) + 1) + "|",
     ]  # fmt: skip
     for name in dict.fromkeys(fault.command for fault in made):

@@ -33,7 +33,8 @@ def faults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
 def test_a_command_that_was_broken_ends_as_if_nothing_had_happened(faults: Any, tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     made = faults.run(faults.Faults(tmp_path, 5, ["importance"]), range(1), log)
-    assert [(fault.kind, fault.problem) for fault in made] == [("kill", "")]
+    assert [(fault.kind, fault.problem) for fault in made] == [("kill", "")] and made[0].code
+    assert f"Code: {made[0].code} (1)." in faults.report(made, 5)
     assert faults.run(faults.Faults(tmp_path / "never", 5, ["importance"]), range(1), log) == made, "the log is kept"
 
 
