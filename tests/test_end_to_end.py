@@ -1,7 +1,7 @@
 """The four commands and the export on the real small model, a handful of steps each, typed as a user types them.
 
-Those of one process are real interpreters, which import what they need by themselves (tests/forker.py); the ranks of
-such a training are those of tests/scripts/test_kill.py.
+The second search is a real interpreter, which imports what it needs by itself (tests/forker.py). The other commands
+are that in tests/scripts/test_build_wheel.py, and the ranks of a training in tests/launch/test_hostfile.py.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def cofitune(*words: object, forked: bool = False) -> str:
+def cofitune(*words: object, forked: bool = True) -> str:
     """Type a command; it must succeed. Gives what it said."""
     clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
     command = [sys.executable, "-m", "cofitune", *map(str, words)]
@@ -83,17 +83,17 @@ def test_the_main_job_end_to_end(work: Path) -> None:
     config, run = work / "config.yaml", work / "run"
 
     assert "held out" in cofitune("rehearse", config)
-    assert "region.yaml" in cofitune("search", config, forked=True)
+    assert "region.yaml" in cofitune("search", config)
     region = yaml.safe_load((run / "search" / "region.yaml").read_text())
     trials = (run / "search" / "trials.jsonl").read_text()
     assert len(trials.splitlines()) == 4, "the base, two quarters, and the better one's projections"
-    cofitune("search", config)
+    cofitune("search", config, forked=False)
     assert (run / "search" / "trials.jsonl").read_text() == trials, "a second call repeats no trial"
 
-    cofitune("importance", config, "--num-processes", 2, forked=True)
+    cofitune("importance", config, "--num-processes", 2)
     assert (run / "importance" / "importance.safetensors").is_file()
 
-    output = cofitune("train", config, "--num-processes", 2, forked=True)
+    output = cofitune("train", config, "--num-processes", 2)
     assert (
         str(run / "search" / "region.yaml") in output and str(run / "importance" / "importance.safetensors") in output
     )

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-from tests import forker
-
 pytestmark = pytest.mark.processes
 
 BENCH = Path(__file__).parents[2] / "scripts" / "bench"
@@ -30,16 +28,6 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def test_a_killed_training_ends_with_the_bits_of_one_that_was_not(
     bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The ranks of the one that nobody kills are real interpreters, those that are killed are forked."""
-    finish = bench.finish
-
-    def finish_by_interpreters(config: Path, output: Path) -> None:
-        with monkeypatch.context() as patch:
-            if output.name == "whole":
-                patch.setattr(forker, "ENABLED", [False])
-            finish(config, output)
-
-    monkeypatch.setattr(bench, "finish", finish_by_interpreters)
     monkeypatch.setattr(sys, "argv", ["kill", "--kills", "2", "--out", str(tmp_path / "kill.md")])
     with pytest.raises(SystemExit) as ended:
         bench.main()
