@@ -23,7 +23,6 @@ from cofitune.model.folder import read_generation_config
 from cofitune.model.load import DTYPES, load_tokenizer
 from cofitune.model.recognise import as_in_files
 from cofitune.model.weight_files import fingerprint, parameter_name, size_as, weight_files
-from cofitune.recipes.alpha.recipe import check_keep, choose_alpha
 from cofitune.recipes.exported_tokenizer import write_generation, write_tokenizer
 from cofitune.recipes.folders import check_trusted, free_bytes
 from cofitune.recipes.model_card import FILE as CARD
@@ -91,6 +90,8 @@ def export(
         if hub:
             check_hub(hub)
     if alpha == "auto" and not dry_run:
+        from cofitune.recipes.alpha.recipe import choose_alpha  # late, for it evaluates: a third of all imports
+
         alpha = choose_alpha(run, keep, base=(name, revision), trust_remote_code=trust_remote_code, console=console)
     delta = read_delta(folder, fingerprint(name, revision))
     parts = ExportParts(
@@ -154,6 +155,8 @@ def _print_plan(
 
 def _check_alpha(alpha: float | Literal["auto"], keep: float) -> None:
     if alpha == "auto":
+        from cofitune.recipes.alpha.recipe import check_keep
+
         check_keep(keep)
     elif not 0 <= alpha <= 1:
         raise UserError(f"--alpha {alpha:g}: from 0, the base, to 1, the run; or auto")
