@@ -45,7 +45,7 @@ def generate_rows(
     """
     rows = list(range(len(ids)))
     results: list[list[int]] = [[] for _ in rows]
-    at_once = TOKENS_AT_ONCE if streamer is None and _rows_can_leave(model) else max_new_tokens
+    at_once = TOKENS_AT_ONCE if streamer is None and has_key_value_cache(model) else max_new_tokens
     cache, produced = None, 0
     while rows and produced < max_new_tokens:
         on_rows(rows)
@@ -78,8 +78,11 @@ def generate_rows(
     return results
 
 
-def _rows_can_leave(model: PreTrainedModel) -> bool:
-    """Whether the model's cache is keys and values alone: a recurrent state is another matter."""
+def has_key_value_cache(model: PreTrainedModel) -> bool:
+    """Whether the model's cache is keys and values alone, whose rows can be chosen and repeated.
+
+    The state of recurrent, linear and convolution layers cannot: they have no such methods, or choose their keys alone.
+    """
     if not model._supports_default_dynamic_cache():
         return False
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))

@@ -18,9 +18,9 @@ from cofitune.data.chat import end_ids
 from cofitune.data.control import control_tokens
 from cofitune.evaluation.asked import Asked
 from cofitune.evaluation.data_parallel import BatchSharding, in_batches
-from cofitune.evaluation.harness.choices import choice_turns, grows_by_copies
+from cofitune.evaluation.harness.choices import choice_turns, grows_by_copies, score_whole
 from cofitune.evaluation.harness.prefix import SharedPrefix, shared_length
-from cofitune.model.decode import generate_rows
+from cofitune.model.decode import generate_rows, has_key_value_cache
 
 Request = tuple[tuple[str, str], list[int], list[int]]  # (context, continuation) as text, then as token ids
 
@@ -162,10 +162,20 @@ class ChatTemplateLM(ChatTemplateLMBase):
 
     def _score(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
         """One batch: the contexts once each, in their order, and for each request its context's row."""
+        if not has_key_value_cache(self.model):
+            return self._score_whole([(context, continuation) for _, context, continuation in requests])
         rows: dict[tuple[int, ...], int] = {}
         for _, context, _ in requests:
             rows.setdefault(tuple(context), len(rows))
         return self._score_batch(list(rows), [rows[tuple(c)] for _, c, _ in requests], [c for _, _, c in requests])
+
+    def _score_whole(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        """Contexts and continuations that no cache joins, longest first, `batch_size` at once."""
+        order = sorted(range(len(pairs)), key=lambda n: -len(pairs[n][0]) - len(pairs[n][1]))
+        results = {}
+        for part in in_batches(order, self.batch_size):
+            results |= dict(zip(part, score_whole(self.model, [pairs[n] for n in part]), strict=True))
+        return [results[n] for n in range(len(pairs))]
 
     def _score_batch(
         self, contexts: Sequence[Sequence[int]], rows: list[int], continuations: list[list[int]]

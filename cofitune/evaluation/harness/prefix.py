@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cofitune.evaluation.harness.choices import grows_by_copies
+from cofitune.model.decode import has_key_value_cache
 
 LEAST = 128  # tokens; a shorter beginning is read with each prompt, to the bits of the harness
 
@@ -37,6 +38,8 @@ class SharedPrefix:
     @torch.inference_mode()
     def of(cls, model: PreTrainedModel, ids: Sequence[int]) -> SharedPrefix | None:
         """Read it; None for a model whose cache is not keys and values alone."""
+        if not has_key_value_cache(model):
+            return None
         tokens = torch.tensor([list(ids)], device=model.device)
         cache = model(input_ids=tokens, use_cache=True, logits_to_keep=1).past_key_values
         return cls(model, cache, len(ids)) if cache is not None and grows_by_copies(cache) else None
