@@ -16,7 +16,7 @@ from cofitune.data.rendered import check_rendered
 from cofitune.data.responses import CLOSES, Response, check_turns, find_response
 from cofitune.data.shape import end_before_next_turn, marked, split_at_response, system_advice
 from cofitune.data.template import PLAIN_TEMPLATE, ChatTemplate, render, set_template
-from cofitune.data.tokens import Bounds, bounds, encode_response, token_ids, tokenize
+from cofitune.data.tokens import Bounds, bounds, encode_response, tokenize
 from cofitune.data.top_k import TopK
 from cofitune.data.turns import REASONING
 
@@ -26,6 +26,7 @@ __all__ = [
 ]  # fmt: skip
 
 IGNORED = -100  # the label that torch's cross-entropy skips
+CONVERSATION = "conversation"  # as `all`, for who reads no labels: no response that is not learned need be found
 
 
 @dataclass(frozen=True)
@@ -131,12 +132,8 @@ def encode_item(item: Item, tokenizer: PreTrainedTokenizerBase, train_on: str = 
     messages = item.messages()
     check_contents(tokenizer, messages, item.where)
     try:
-        if train_on == "all":
-            text = render(tokenizer, messages, tools=item.tools)
-            check_turns(tokenizer, messages, text, item.where, item.tools)
-            check_rendered(item, text)
-            ids = token_ids(tokenizer, text)
-            return EncodedItem((Example(ids, list(ids)),), True, False)
+        if train_on in ("all", CONVERSATION):
+            return EncodedItem((_whole(item, tokenizer, messages, train_on == "all"),), True, False)
         learned = [index for index in range(len(messages)) if item.learns(index)]
         responses = [_response(item, tokenizer, messages, index) for index in learned]
     except TemplateError as error:
@@ -147,6 +144,34 @@ def encode_item(item: Item, tokenizer: PreTrainedTokenizerBase, train_on: str = 
     examples = _together(tokenizer, responses) or [_alone(tokenizer, one, item.where) for one in responses]
     reasons = any(_reasons(messages[index]) for index in learned)
     return EncodedItem(tuple(examples), all(one.ends_with_token for one in responses), reasons)
+
+
+def _whole(
+    item: Item, tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, object]], labelled: bool
+) -> Example:
+    """The conversation as one example, whose every token is learned but those of responses that are not to be.
+
+    Args:
+        labelled: whether anybody reads the labels; if not, such responses need not be found.
+    """
+    text = render(tokenizer, messages, tools=item.tools)
+    check_turns(tokenizer, messages, text, item.where, item.tools)
+    check_rendered(item, text)
+    ids, offsets = tokenize(tokenizer, text)
+    labels = list(ids)
+    given = [i for i, turn in enumerate(item.turns) if turn[0] == "assistant" and not item.learns(i)]
+    for index in given if labelled else ():
+        response = _response(item, tokenizer, messages, index)
+        found = bounds(tokenizer, response, ids, offsets) if text.startswith(response.text) else None
+        if found is None:
+            raise BadItemError(
+                "a response cannot be left out",
+                f"{item.where}: turn {index + 1} is a response that is not to be learned, and the chat template "
+                "rewrites it in the whole conversation, so that data.train_on: all cannot leave it out; use "
+                "data.train_on: response",
+            )
+        labels[found.start : found.end] = [IGNORED] * (found.end - found.start)
+    return Example(ids, labels)
 
 
 def _response(

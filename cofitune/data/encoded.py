@@ -26,7 +26,7 @@ from cofitune.errors import ArtifactError, DataError, RepairWarning, UserError, 
 from cofitune.files import cache_folder, one_at_a_time, sha256_json
 from cofitune.orphan import end_with_parent
 
-VERSION = 7  # raised whenever the same item becomes other tokens or labels
+VERSION = 8  # raised whenever the same item becomes other tokens or labels
 SCHEMA = pa.schema(
     [
         ("input_ids", pa.list_(pa.int32())),

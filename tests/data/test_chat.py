@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cofitune.data.chat import (
+    CONVERSATION,
     IGNORED,
     PLAIN_TEMPLATE,
     Example,
@@ -133,6 +134,31 @@ def test_training_on_all_supervises_every_token(tiny_tokenizer: Any) -> None:
     example = encode(one, tiny_tokenizer, train_on="all")
     assert example.labels == example.input_ids == encode(one, tiny_tokenizer).input_ids
     assert example.num_supervised == len(example.input_ids) - 1
+
+
+@pytest.mark.parametrize("key", ["weight", "train", "loss"])
+def test_training_on_all_leaves_out_turns_marked_so(tiny_tokenizer: Any, key: str) -> None:
+    turns = [
+        {"role": "user", "content": "a"}, {"role": "assistant", "content": "bad", key: 0 if key == "weight" else False},
+        {"role": "user", "content": "c"}, {"role": "assistant", "content": "good"},
+    ]  # fmt: skip
+    one = make_item("f.jsonl:1", {"messages": turns}, "messages")
+    example = encode(one, tiny_tokenizer, train_on="all")
+    left_out = [t for t, label in zip(example.input_ids, example.labels, strict=True) if label == IGNORED]
+    assert tiny_tokenizer.decode(left_out) == "bad<|im_end|>"
+    assert encode(one, tiny_tokenizer, train_on=CONVERSATION).labels == example.input_ids, "which nobody reads"
+
+
+def test_a_rewritten_turn_that_is_not_learned_is_refused_under_all(tiny_tokenizer: Any) -> None:
+    tiny_tokenizer.chat_template = THINKING
+    turns = [
+        {"role": "user", "content": "q"}, {"role": "assistant", "content": "<think>hm</think>a", "weight": 0},
+        {"role": "user", "content": "q2"}, {"role": "assistant", "content": "a2"},
+    ]  # fmt: skip
+    one = make_item("f.jsonl:1", {"messages": turns}, "messages")
+    with pytest.raises(BadItemError, match=r"turn 2 .* cannot leave it out; use data.train_on: response"):
+        encode(one, tiny_tokenizer, train_on="all")
+    assert encode(one, tiny_tokenizer, train_on=CONVERSATION).input_ids
 
 
 def test_num_supervised_leaves_out_the_first_token() -> None:

@@ -16,7 +16,7 @@ import torch
 from cofitune import __version__
 from cofitune.config.schema import Config
 from cofitune.data.batches import Batch, collate
-from cofitune.data.chat import set_template
+from cofitune.data.chat import CONVERSATION, set_template
 from cofitune.data.encoded import Encoding, Examples, encode_sources
 from cofitune.data.read import ItemCounts
 from cofitune.data.sources import OpenSource
@@ -141,7 +141,7 @@ def plan_importance(config: Config, overwrite: bool = False, rank: Rank = ALONE)
     template = set_template(tokenizer, spoken)
     sources = data_sources(requested.data)
     # the KL looks at whole conversations, so nothing needs the response to be told apart
-    train_on = "all" if requested.estimator == KL_DROPOUT else "response"
+    train_on = CONVERSATION if requested.estimator == KL_DROPOUT else "response"
     encoding = Encoding(config.data.max_length, train_on, config.data.on_bad_item)
     encoded = encode_sources(sources, tokenizer, encoding, requested.max_items)
     examples = Examples.chain(e.examples for e in encoded)
