@@ -152,7 +152,8 @@ def plan_steps(
     """Count the optimizer steps: `max_steps` where given, else `epochs` passes, whose last step may be smaller."""
     mixture = examples if isinstance(examples, Mixture) else Mixture((examples,), (1.0,))
     per_epoch = math.ceil(mixture.per_epoch / (micro_batch * accumulation * world_size))
-    num_steps = max_steps if max_steps is not None else max(1, math.ceil(per_epoch * epochs))
+    # rounded first: 100 * 0.07 is 7.000000000000001 in binary, which is 7 steps and not 8
+    num_steps = max_steps if max_steps is not None else max(1, math.ceil(round(per_epoch * epochs, 9)))
     return Plan(micro_batch, accumulation, world_size, mixture.per_epoch, num_steps, mixture, flat, rehearsal)
 
 

@@ -24,6 +24,11 @@ def test_an_epoch_visits_every_example_once() -> None:
     assert steps[:4] != steps[4:8], "each epoch has an order of its own"
 
 
+@pytest.mark.parametrize("per_epoch, epochs, steps", [(100, 0.07, 7), (50, 0.14, 7), (100, 0.071, 8), (3, 1 / 3, 1)])
+def test_a_fraction_of_an_epoch_is_not_a_step_too_long(per_epoch: int, epochs: float, steps: int) -> None:
+    assert plan_steps(per_epoch, 1, 1, 1, epochs, None).num_steps == steps
+
+
 def test_max_steps_overrules_epochs_and_may_cut_one() -> None:
     assert plan_steps(13, 2, 2, 1, epochs=3, max_steps=5).num_steps == 5
     assert len(list(step_indices(plan_steps(13, 2, 2, 1, 3, 5), seed=1))) == 5

@@ -155,6 +155,7 @@ def take_steps(
         start_step=run.start_step,
         stop_step=stop_step,
         rehearsal=plan.rehearsal.loss if plan.rehearsal else None,
+        lengths=plan.lengths,
     )
     meter = _start_meter(plan, console)
     check_used = check_unused_parameters(run.engine.module)
