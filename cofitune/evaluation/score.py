@@ -24,22 +24,7 @@ from cofitune.evaluation.lengths import fit_lengths, max_positions
 from cofitune.evaluation.samples import Sample, TaskResult
 
 METRIC = "score"  # our name for a task's one metric inside the harness
-OWN_CODE = (
-    "../data/asking.py",
-    "../data/responses.py",
-    "../data/shape.py",
-    "../data/template.py",
-    "../data/tokens.py",
-    "asked.py",
-    "drift.py",
-    "harness/model.py",
-    "harness/native.py",
-    "harness/prefix.py",
-    "ifeval.py",
-    "lengths.py",
-    "metrics.py",
-    "score.py",
-)  # what answers and grades
+OWN_CODE = ("data", "evaluation", "model", "training/drift.py", "training/head_loss.py", "training/loss.py")
 LOSS_METRICS = ("nats_per_token", "nats_per_byte")
 
 
@@ -124,10 +109,17 @@ def versions() -> dict[str, str]:
     """
     ifeval.require_harness()
     own = hashlib.sha256()
-    for name in OWN_CODE:
-        own.update((Path(__file__).parent / name).read_bytes())
+    for path in own_code():
+        own.update(path.read_bytes())
     names = (name.replace("_", "-") for name in ifeval.PACKAGES)
     return {name: metadata.version(name) for name in names} | {"own_code": own.hexdigest()}
+
+
+def own_code() -> list[Path]:
+    """The files of cofitune that answer and grade: rooms as a whole, since which of their files matter changes."""
+    package = Path(__file__).parents[1]
+    rooms = [path for name in OWN_CODE for path in (package / name).rglob("*.py")]
+    return sorted(rooms + [package / name for name in OWN_CODE if name.endswith(".py")])
 
 
 def _score_task(judge: object, loaded: LoadedTask, asked: Sequence[Asked]) -> TaskResult:
@@ -197,16 +189,16 @@ def _grade(loaded: LoadedTask, item: EvalItem, answers: Sequence[Any], asked: As
     if task.kind == "multiple_choice":
         return int(metrics.pick([value for value, _ in answers], item.choices, task.metric) == item.answer)
     if task.kind == "loss":
-        return -float(answers[0][0]) / _size(item, asked, task.metric)
+        return -float(answers[0][0]) / _size(asked, task.metric)
     if task.kind == "ifeval":
         return int(ifeval.follows_instructions(item.checks or {}, answers[0]))
     score = metrics.text_score(task.metric, answers[0], item.references, task.pattern, task.tokenize)
     return int(score) if loaded.metric.binary else score
 
 
-def _size(item: EvalItem, asked: Asked, metric: str) -> int:
-    """Over what a reference's cross-entropy is counted: its UTF-8 bytes, or its tokens behind the prompt."""
-    return len(item.references[0].encode("utf-8")) if metric == "nats_per_byte" else len(asked.answers[0].ids)
+def _size(asked: Asked, metric: str) -> int:
+    """Over what a reference's cross-entropy is counted: its UTF-8 bytes as asked, or its tokens behind the prompt."""
+    return len(asked.texts[0].encode("utf-8")) if metric == "nats_per_byte" else len(asked.answers[0].ids)
 
 
 def _others(loaded: LoadedTask, samples: Sequence[Sample], asked: Sequence[Asked]) -> dict[str, float]:
@@ -218,7 +210,7 @@ def _others(loaded: LoadedTask, samples: Sequence[Sample], asked: Sequence[Asked
         return {other: sum(p == i.answer for p, i in zip(picks, items, strict=True)) / len(items)}
     if task.kind == "loss":
         nats = -sum((s.log_likelihoods or (0.0,))[0] for s in samples)
-        sizes = {name: sum(_size(*pair, name) for pair in zip(items, asked, strict=True)) for name in LOSS_METRICS}
+        sizes = {name: sum(_size(one, name) for one in asked) for name in LOSS_METRICS}
         return {f"corpus_{name}": nats / size for name, size in sizes.items()}
     if task.kind == "generate":
         results = [metrics.extract(s.answer or "", task.pattern) or "" for s in samples]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
+import cofitune
 from cofitune.data.chat import encode, set_template
 from cofitune.data.read import Item
 from cofitune.errors import UserError
@@ -18,7 +21,7 @@ from cofitune.evaluation import ifeval, metrics
 from cofitune.evaluation.asked import render_prompt
 from cofitune.evaluation.items import EvalTask, LoadedTask
 from cofitune.evaluation.samples import TaskResult
-from cofitune.evaluation.score import ScoreRequest, score_model
+from cofitune.evaluation.score import ScoreRequest, own_code, score_model
 from cofitune.evaluation.tasks import load_tasks
 from cofitune.model.load import load_model, load_tokenizer
 from tests.helpers import write_jsonl
@@ -145,7 +148,7 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_references(
             logits = model(ids).logits[0, first - 1 : -1].double()
         nats.append(float(torch.nn.functional.cross_entropy(logits, ids[0, first:], reduction="sum")))
         tokens.append(ids.shape[1] - first)
-        sizes.append(len(reference.encode()))
+        sizes.append(len(text.encode()))
         assert sample.score == pytest.approx(nats[-1] / tokens[-1], rel=1e-4)
     for result in results:
         assert result.raw == pytest.approx(sum(n / t for n, t in zip(nats, tokens, strict=True)) / 3, rel=1e-4)
@@ -345,3 +348,15 @@ def test_without_the_extra_the_user_is_told_what_to_install(
     monkeypatch.setattr(ifeval, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[eval\]'"):
         ask(model, tokenizer, task)
+
+
+def test_the_hash_of_own_code_has_every_file_that_answers() -> None:
+    """What scoring imports of the rooms that make tokens, ask and grade; all else moves values about."""
+    rooms = "data", "evaluation", "model"
+    files = "(getattr(m, '__file__', '') for m in sys.modules.values())"
+    code = f"import sys, cofitune.evaluation.harness.model; print(*{files})"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    package = Path(cofitune.__file__).parent
+    used = {Path(f) for f in process.stdout.split() if any(Path(f).is_relative_to(package / room) for room in rooms)}
+    assert len(used) > 15 and used <= set(own_code())
+    assert {package / "model" / "decode.py", package / "training" / "loss.py"} <= set(own_code())
