@@ -71,7 +71,7 @@ def train(
     hostfile: Path | None = None,
     console: Console | None = None,
 ) -> TrainResult:
-    """Train the region under the soft mask; everything else stays frozen.
+    """Train the region, with rehearsal and soft mask where asked for; everything else stays frozen.
 
     Args:
         config, overrides: as `load_config`.

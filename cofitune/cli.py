@@ -175,7 +175,7 @@ def train(
     num_processes: NumProcesses = None,
     hostfile: HostFile = None,
 ) -> None:
-    """Train the region under the soft mask; everything else stays frozen."""
+    """Train the region, with rehearsal and soft mask where asked for; everything else stays frozen."""
     resolved = _load(config, overrides)
     _tell(TrainResult.read, resolved, dry_run)
     from cofitune.recipes.train import recipe

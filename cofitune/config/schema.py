@@ -252,8 +252,8 @@ class Config(Section):
             return self
         if self.region is not None:
             raise ValueError(
-                "region says which of the model's own weights train, and under an adapter none does: leave region out "
-                "(null), and name layers and modules in the section adapter"
+                "adapter and region exclude each other: set region: null, and name layers and modules in the section "
+                "adapter"
             )
         if self.softmask.apply_to != "none":
             raise ValueError(

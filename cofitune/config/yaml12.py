@@ -92,6 +92,9 @@ def read_yaml(path: Path) -> tuple[dict[str, object], dict[Place, str]]:
     except FileNotFoundError:
         near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else ""
         raise ConfigError([f"{path}: no such config file{near}"]) from None
+    except IsADirectoryError:
+        run = next((f for f in (path / "train" / "config.yaml", path / "config.yaml") if f.is_file()), None)
+        raise ConfigError([f"{path}: is a folder, no config file" + (f"; a run's is {run}" if run else "")]) from None
     except (OSError, ValueError) as error:
         raise ConfigError([f"{path}: cannot be read: {error}"]) from None
     if len(text) > LARGEST:

@@ -164,8 +164,15 @@ def _guess(item: Mapping[str, object]) -> str:
     raise BadItemError(
         "unknown keys",
         "an item has 'messages', 'conversations', 'instruction' and 'output', or 'prompt' and 'completion'; this one "
-        f"has {sorted(map(str, item))}",
+        f"has {sorted(map(str, item))}{_small_letters(item)}",
     )
+
+
+def _small_letters(item: Mapping[str, object]) -> str:
+    """What to say of keys that would be read if they were written in small letters."""
+    known = {name for names in READ.values() for name in names}
+    wrong = next((key for key in map(str, item) if key not in known and key.lower() in known), None)
+    return f"; '{wrong}' is read where it is written '{wrong.lower()}'" if wrong else ""
 
 
 def _list_of(form: str) -> tuple[str, str, str]:
@@ -222,7 +229,8 @@ def _require(item: Mapping[str, object], *keys: str) -> None:
     for key in keys:
         if key not in item:
             raise BadItemError(
-                "missing key", f"the item has no '{key}' (its keys: {', '.join(sorted(map(str, item)))})"
+                "missing key",
+                f"the item has no '{key}' (its keys: {', '.join(sorted(map(str, item)))}){_small_letters(item)}",
             )
 
 

@@ -245,12 +245,17 @@ def parse(line: str) -> object:
     try:
         return json.loads(line.rstrip("\r\n"), object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
-        raise BadItemError(
-            "not valid JSON", f"this line is not valid JSON: {error.msg} at column {error.colno}"
-        ) from None
+        where = f"{error.msg.removesuffix(' at')} at column {error.colno}"
+        raise BadItemError("not valid JSON", f"this line is not valid JSON: {where}{_advice(line, error)}") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets within brackets
         deep = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise BadItemError("not valid JSON", f"this line is not valid JSON: {deep}") from None
+
+
+def _advice(line: str, error: json.JSONDecodeError) -> str:
+    if line.strip() == "{":
+        return "; a line holds a whole object (objects over several lines: put them into a list, in a file named .json)"
+    return "; a comma stands behind the object" if line[error.pos :].strip() == "," else ""
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

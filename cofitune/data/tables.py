@@ -52,7 +52,9 @@ def _array(file: Path) -> Iterator[tuple[str, str]]:
     try:
         with open_text(file) as opened:
             text = opened.read()
-    except (*READ_ERRORS, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: cannot be read: {error}; save it as UTF-8") from None
+    except READ_ERRORS as error:
         raise DataError(f"{file}: cannot be read: {error}") from None
     skip: Callable[[int], int] = lambda at: _SPACE.match(text, at).end()  # type: ignore[union-attr]  # noqa: E731
     decoder, number = json.JSONDecoder(), 0
@@ -90,6 +92,8 @@ def _csv(file: Path) -> Iterator[tuple[str, Row]]:
                     continue
                 number += 1
                 yield f"{file}: row {number}", fields if isinstance(fields, BadRow) else _record(columns, fields)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: cannot be read: {error}; save it as UTF-8") from None
     except (*READ_ERRORS, ValueError, csv.Error) as error:
         raise DataError(f"{file}: cannot be read: {error}") from None
 

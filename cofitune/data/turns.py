@@ -75,7 +75,9 @@ def read_turn(
     turn = {k: v for k, v in given.items() if v is not None} if isinstance(given, dict) else {}
     role = turn.pop(role_key, None)
     if not isinstance(role, str) or role not in roles:
-        raise _bad_turn(index, role_key, content_key, roles, f"{role_key} is {role!r:.60}")
+        small = isinstance(role, str) and role.lower() in roles
+        hint = f"; write it '{str(role).lower()}'" if small else ""
+        raise _bad_turn(index, role_key, content_key, roles, f"{role_key} is {role!r:.60}{hint}")
     extra = _calls(index, turn) if roles[role] == "assistant" else {}
     content = turn.pop(content_key, "" if extra else None)
     if role == "function_call":

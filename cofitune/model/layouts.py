@@ -6,7 +6,7 @@ the config (`model.anatomy`) by the same fields.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cofitune.errors import RegionError, did_you_mean
@@ -137,24 +137,33 @@ LAYOUTS = {
 }
 
 
-def expand_modules(names: Iterable[str], available: tuple[str, ...] = MODULES) -> tuple[str, ...]:
+def _module_meant(name: str, known: Sequence[str]) -> str:
+    """As `did_you_mean`, where `up` is short for up_proj, as regions are printed."""
+    return f"; did you mean '{name}_proj'?" if f"{name}_proj" in known else did_you_mean(name, known)
+
+
+def expand_modules(
+    names: Iterable[str], available: tuple[str, ...] = MODULES, key: str | None = None
+) -> tuple[str, ...]:
     """Resolve groups (mha, ffn, all) to module names, in the layer's own order, each once.
 
     Args:
         available: the modules that the model has. A group stands for those of its modules that there are.
+        key: the config's key that names them, for the message.
 
     Raises:
         RegionError: a name is neither a module nor a group, or the model has no such module.
     """
     known = [*MODULES, EXPERTS, *GROUPS]
+    where = f"{key}: " if key else ""
     requested: set[str] = set()
     for name in names:
         if name not in known:
             raise RegionError(
-                f"'{name}' names no module{did_you_mean(name, known)} (modules: {', '.join(available)}; "
+                f"{where}'{name}' names no module{_module_meant(name, known)} (modules: {', '.join(available)}; "
                 f"groups: {', '.join(GROUPS)})"
             )
         if name not in GROUPS and name not in available:
-            raise RegionError(f"this model has no '{name}' (its modules: {', '.join(available)})")
+            raise RegionError(f"{where}this model has no '{name}' (its modules: {', '.join(available)})")
         requested.update(GROUPS.get(name, (name,)))
     return tuple(m for m in available if m in requested)

@@ -79,8 +79,13 @@ def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bo
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # the library of tokenizers raises no other class for a broken tokenizer.json
-        pointer = is_lfs_pointer(Path(name) / "tokenizer.json")
-        why = f"its tokenizer.json: {PULL}" if pointer else first_line(error)
+        folder = Path(name)
+        if is_lfs_pointer(folder / "tokenizer.json"):
+            why = f"its tokenizer.json: {PULL}"
+        elif folder.is_dir() and not any(folder.glob("*token*")) and not any(folder.glob("vocab*")):
+            why = "there is no tokenizer.json in this folder"
+        else:
+            why = first_line(error)
         raise UserError(f"model.name: {name} has no tokenizer: {why}") from error
     if not tokenizer.is_fast:
         raise UserError(f"model.name: {name} has only a slow tokenizer; a tokenizer.json is needed")

@@ -136,7 +136,7 @@ def resolve_region(
     Raises:
         RegionError: an unknown name, an empty range, or layers or modules that the model does not have.
     """
-    return Region(layer_set(layers, num_layers), expand_modules(modules, available))
+    return Region(layer_set(layers, num_layers), expand_modules(modules, available, "region.modules"))
 
 
 def match_region(pattern: str, anatomy: Anatomy) -> Region:

@@ -76,7 +76,10 @@ def _harness_tasks(word: str) -> list[tuple[str, str]]:
         raise UserError(f"list tasks {word}: lm-evaluation-harness is not installed; {install('eval')}") from None
     manager = TaskManager(verbosity="ERROR")
     groups = set(manager.all_groups)
-    names = sorted(name for name in manager.all_tasks if word.lower() in name.lower())
+    names = sorted(
+        (name for name in manager.all_tasks if word.lower() in name.lower()),
+        key=lambda name: (name.lower() != word.lower(), not name.lower().startswith(word.lower()), name),
+    )
     if not names:
         near = did_you_mean(word, manager.all_tasks)
         raise UserError(f"list tasks {word}: lm-evaluation-harness has no task with this in its name{near}")

@@ -97,6 +97,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: it is missing, damaged, or of another format.
     """
+    if not (folder / "manifest.json").exists():
+        raise ArtifactError(f"{folder}: no finished training here (manifest.json); `cofitune train` makes one")
     manifest = _Manifest(read_json(folder / "manifest.json", "training manifest"))
     manifest.folder = folder
     if manifest.get("format") != FORMAT:

@@ -232,6 +232,15 @@ def test_a_file_that_is_no_mapping(write: Any, text: str) -> None:
     assert "a config is a mapping of sections" in problem
 
 
+def test_a_folder_in_place_of_a_config_names_the_runs_own(write: Any, tmp_path: Path) -> None:
+    (problem,) = problems(tmp_path)
+    assert problem == f"{tmp_path}: is a folder, no config file"
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "config.yaml").write_text(SMALLEST)
+    (problem,) = problems(tmp_path)
+    assert problem.endswith(f"is a folder, no config file; a run's is {tmp_path}/train/config.yaml")
+
+
 def test_a_missing_file_suggests_its_neighbour(write: Any, tmp_path: Path) -> None:
     write(SMALLEST, "law.yaml")
     (problem,) = problems(tmp_path / "lwa.yaml")
@@ -258,10 +267,9 @@ def test_a_value_of_another_kind_in_raw_is_named(write: Any, given: str, message
     assert message in problem
 
 
-def test_a_file_that_is_not_text_and_a_folder(write: Any, tmp_path: Path) -> None:
+def test_a_file_that_is_not_text(write: Any, tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
     assert "cannot be read" in problems(tmp_path / "b.yaml")[0]
-    assert "cannot be read" in problems(tmp_path)[0]
 
 
 FULL = """

@@ -123,7 +123,7 @@ BROKEN = [
         b'prompt,completion\na,b\n"x',
         "d.csv: cannot be read: a quoted field is never closed (line 3 is the last)",
     ),
-    ("d.csv", b"prompt,completion\na,\xff\n", "d.csv: cannot be read: 'utf-8' codec can't decode"),
+    ("d.csv", b"prompt,completion\na,\xff\n", "invalid start byte; save it as UTF-8"),
     ("d.csv", b"prompt\xff,completion\na,b\n", "d.csv: cannot be read: 'utf-8' codec can't decode"),
 ]
 

@@ -140,6 +140,12 @@ BAD: list[tuple[Any, str, str]] = [
     ('{"instruction": "a", "output": "b", "output": "c"}', "key twice", "the key 'output' stands there twice"),
     ('{"instruction": "a", "output": "\\ud83d"}\n', "broken character", r"\\ud83d at character 1"),
     ("[" * 100_000, "not valid JSON", "nested too deeply"),
+    ("{\n", "not valid JSON", "a line holds a whole object .* in a file named .json"),
+    ('{"instruction": "a", "output": "b"},\n', "not valid JSON", "a comma stands behind the object"),
+    ('{"instruction": "a', "not valid JSON", "Unterminated string starting at column 17"),
+    ({"Instruction": "a", "Output": "b"}, "unknown keys", "'Instruction' is read where it is written 'instruction'"),
+    ({"instruction": "a", "Output": "b"}, "missing key", "'Output' is read where it is written 'output'"),
+    ({"messages": [{**ASK, "role": "User"}, ANSWER]}, "bad turn", "its role is 'User'; write it 'user'"),
     ('{"instruction": ' + "1" * 5000 + "}", "not valid JSON", "not valid JSON"),
 ]
 

@@ -142,6 +142,8 @@ def test_groups() -> None:
     for wrong in ("mlp", "lm_head", "up_proj "):
         with pytest.raises(RegionError, match="names no module"):
             expand_modules([wrong])
+    with pytest.raises(RegionError, match="^region.modules: 'up' names no module; did you mean 'up_proj'"):
+        expand_modules(["up"], key="region.modules")  # as regions are printed
 
 
 def test_under_zero_3_the_true_shape_is_deepspeeds() -> None:

@@ -130,7 +130,7 @@ def config_has_nan(folder: Path) -> str:
 def tokenizer_is_missing(folder: Path) -> str:
     for file in folder.glob("*token*"):
         file.unlink()
-    return "has no tokenizer"
+    return r"has no tokenizer: there is no tokenizer\.json in this folder"
 
 
 def vocabulary_of_config_is_another(folder: Path) -> str:

@@ -30,6 +30,8 @@ def test_methods_layouts_and_kinds_are_all_there() -> None:
 def test_a_word_finds_the_harness_tasks() -> None:
     pytest.importorskip("lm_eval")
     assert ("arc_challenge", "task") in list_names("tasks", "arc_chall")
+    names = [name for name, _ in list_names("tasks", "mmlu")]
+    assert names[0] == "mmlu" and names[1].startswith("mmlu_") and not names[-1].startswith("mmlu")
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ class ChatTemplateLM(ChatTemplateLMBase):
     def _score_whole(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         """Contexts and continuations that no cache joins, longest first, `batch_size` at once."""
         order = sorted(range(len(pairs)), key=lambda n: -len(pairs[n][0]) - len(pairs[n][1]))
-        results = {}
+        results: dict[int, tuple[float, bool]] = {}
         for part in in_batches(order, self.batch_size):
             results |= dict(zip(part, score_whole(self.model, [pairs[n] for n in part]), strict=True))
         return [results[n] for n in range(len(pairs))]

@@ -129,7 +129,14 @@ def _plan_whole(model: str, trust_remote_code: bool) -> ChatPlan:
             f"{model} is neither a run whose training has finished (train/manifest.json) nor a model folder "
             f"(config.json); seen from {Path.cwd()}"
         )
-    tokenizer = load_tokenizer(model, None, trust_remote_code)
+    try:
+        tokenizer = load_tokenizer(model, None, trust_remote_code)
+    except UserError as error:
+        if path.is_dir():
+            raise
+        raise UserError(
+            f"{model} is no run and no folder here (seen from {Path.cwd()}); as a hub's name: {error}"
+        ) from error
     # one that has a template speaks it as it is: an exported folder's holds the settings of its training
     if not isinstance(tokenizer.chat_template, str) or not tokenizer.chat_template:
         set_template(tokenizer, ChatTemplate(day=today()))

@@ -76,7 +76,7 @@ def find_adapter(requested: schema.Adapter, anatomy: Anatomy) -> tuple[Region, A
         region = linear_region(anatomy, layers)
     else:
         anatomy.check_units("an adapter on modules, except all-linear,")
-        region = Region(layers, expand_modules(requested.carriers, anatomy.modules))
+        region = Region(layers, expand_modules(requested.carriers, anatomy.modules, "adapter.modules"))
     check_present(region, anatomy, "adapter")
     adapter = plan_adapter(
         requested.kind,
@@ -106,7 +106,7 @@ def masked_modules(softmask: schema.SoftMask, region: Region, anatomy: Anatomy) 
         )
     if softmask.modules is None:
         return region.modules
-    modules = expand_modules(softmask.modules, anatomy.modules)
+    modules = expand_modules(softmask.modules, anatomy.modules, "softmask.modules")
     check_masked(modules, region)
     return modules
 

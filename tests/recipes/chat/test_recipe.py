@@ -123,6 +123,7 @@ def test_sampled_answers_follow_the_seed(run: Path) -> None:
     ("words", "message"),
     [
         (["no/where/at"], "no/where/at is neither a run whose training has finished"),
+        (["runs/nowhere"], "runs/nowhere is no run and no folder here"),
         (["MODEL", "--alpha", "0.5"], "--alpha: needs a run whose training has finished"),
         (["MODEL", "--run-only"], "--run-only: needs a run"),
         (["RUN", "--alpha", "2"], "--alpha"),

@@ -329,7 +329,7 @@ def _break_the_model(config: dict[str, Any], tmp_path: Path, tiny_model_folder: 
         ("empty response", "bad.jsonl:2: the response ('output') is empty"),
         ("long prompt", "bad.jsonl:2: the prompt alone exceeds data.max_length 128"),
         ("unknown key", "train.learning_rte: unknown key; did you mean 'learning_rate'?"),
-        ("no module", "'upproj' names no module; did you mean 'up_proj'?"),
+        ("no module", "region.modules: 'upproj' names no module; did you mean 'up_proj'?"),
         ("missing file", "nowhere.jsonl: no such data file"),
         ("no importance", "run `cofitune importance` with this config first"),
         ("importance of another model", "this importance was computed on another model"),
