@@ -35,7 +35,13 @@ METRICS = Task.METRICS
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """A model by its config.json; `trained`: weights of the paper's region; `positions`: None where it has no limit."""
+    """A model by its config.json.
+
+    Attributes:
+        trained: weights of the paper's region.
+        positions: None where it has no limit.
+        layers: of the paper's region, in words.
+    """
 
     name: str
     num_layers: int
@@ -43,6 +49,7 @@ class ModelFacts:
     trained: int
     positions: int | None
     tokenizer: Any
+    layers: str = ""
 
     @property
     def is_small(self) -> bool:
@@ -95,7 +102,15 @@ def look_at_model(name: str) -> ModelFacts:
     region = resolve_region("25%-50%", ("up_proj", "down_proj"), anatomy.num_layers, anatomy.modules)
     trained = region.num_parameters(anatomy)
     tokenizer = load_tokenizer(name)
-    return ModelFacts(name, anatomy.num_layers, anatomy.num_parameters, trained, num_positions(config), tokenizer)
+    return ModelFacts(
+        name,
+        anatomy.num_layers,
+        anatomy.num_parameters,
+        trained,
+        num_positions(config),
+        tokenizer,
+        region.layers_text,
+    )
 
 
 def look_at_data(path: str, model: ModelFacts) -> DataFacts:
@@ -116,13 +131,16 @@ def look_at_data(path: str, model: ModelFacts) -> DataFacts:
     return DataFacts(path, count, _percentile(lengths), max(lengths), _percentile(answers))
 
 
-def check_items(path: str) -> int:
-    """The number of a file's training items.
+def check_items(path: str) -> tuple[int, int]:
+    """The number of a file's training items, and the bytes that hold 99 of 100 of their answers.
+
+    A token stands for a byte or more, so that the bytes are more than enough tokens.
 
     Raises:
         DataError: there is no such file, or an item cannot be used.
     """
-    return len([_item(where, row).where for where, row in open_source(Source(path)).rows()])
+    answers = [len(_item(where, row).turns[-1][1].encode()) for where, row in open_source(Source(path)).rows()]
+    return len(answers), _percentile(answers)
 
 
 def check_prompts(path: str) -> int:
@@ -139,6 +157,16 @@ def check_prompts(path: str) -> int:
             raise DataError(f"--general {error}") from None
         count += 1
     return count
+
+
+def have_responses(path: str) -> bool:
+    """Whether all rows of a file of general prompts have responses, too."""
+    try:
+        for where, row in open_source(Source(path)).rows():
+            make_item(where, row, "auto")
+    except BadItemError:
+        return False
+    return True
 
 
 def find_test(data: str) -> str | None:

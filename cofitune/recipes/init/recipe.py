@@ -13,18 +13,20 @@ from rich.console import Console
 
 from cofitune.config.load import load_config
 from cofitune.config.shipped import TEMPLATES
-from cofitune.errors import UserError, did_you_mean
+from cofitune.errors import UnusableModelError, UserError, did_you_mean
 from cofitune.files import write_text
 from cofitune.recipes.init.look import (
     Machine,
     check_items,
     check_prompts,
     find_test,
+    have_responses,
     kind_of_test,
     look_at_data,
     look_at_model,
 )  # fmt: skip
-from cofitune.recipes.init.write import Wanted, config_text, script_text, template_text
+from cofitune.recipes.init.template import script_text, size_note, template_text
+from cofitune.recipes.init.write import Wanted, config_text
 from cofitune.reports.console import say
 from cofitune.reports.text import many
 
@@ -82,9 +84,9 @@ def init(options: InitOptions, *, overwrite: bool, ask: Ask | None, console: Con
     wanted = Wanted(task, data, options.general, _find_test(options, data))
     if options.general:
         say(console, f"general  {many(check_prompts(options.general), 'prompt')} in {options.general}")
+        wanted = replace(wanted, general_has_responses=have_responses(options.general))
     if whole_node:
-        say(console, f"data     {many(check_items(data), 'item')} in {data}")
-        text = template_text("13b" if template == "13b" else "7b", wanted, options.model, file)
+        text = _fill_template("13b" if template == "13b" else "7b", options.model, wanted, file, console)
     else:
         text = _look(options.model or "", wanted, file, console)
     _check(text)
@@ -142,11 +144,39 @@ def _look(name: str, wanted: Wanted, file: Path, console: Console) -> str:
     say(console, f"model    {model.num_layers} layers, {model.num_parameters:,} weights in {name}")
     data = look_at_data(wanted.data, model)
     say(console, f"data     {many(data.items, 'item')} in {wanted.data}, {data.longest} tokens at most")
-    if wanted.test:
-        say(console, f"test     {many(wanted.test[2], 'item')} of kind {wanted.test[1]} in {wanted.test[0]}")
+    _say_test(wanted, console)
     machine = Machine.here()
     say(console, f"machine  {machine}")
-    return config_text(wanted, model, data, machine, file)
+    return config_text(replace(wanted, answer=data.answer), model, data, machine, file)
+
+
+def _fill_template(template: str, name: str | None, wanted: Wanted, file: Path, console: Console) -> str:
+    """A template's text; a model that is not on this machine is named in it all the same, and that is said.
+
+    Raises:
+        UserError: the model is here and cannot be used; or an item cannot.
+    """
+    model = None
+    try:
+        model = look_at_model(name) if name else None
+    except UnusableModelError:
+        raise
+    except UserError as error:
+        say(console, f"note     {name} was not looked at: {error}")
+    items, answer = check_items(wanted.data)
+    if model:
+        say(console, f"model    {model.num_layers} layers, {model.num_parameters:,} weights in {name}")
+        if note := size_note(template, model):
+            say(console, f"note     {note}")
+        answer = look_at_data(wanted.data, model).answer
+    say(console, f"data     {many(items, 'item')} in {wanted.data}")
+    _say_test(wanted, console)
+    return template_text(template, replace(wanted, answer=answer), name, model, file)
+
+
+def _say_test(wanted: Wanted, console: Console) -> None:
+    if wanted.test:
+        say(console, f"test     {many(wanted.test[2], 'item')} of kind {wanted.test[1]} in {wanted.test[0]}")
 
 
 def _check(text: str) -> None:

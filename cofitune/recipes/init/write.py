@@ -14,6 +14,7 @@ SELF_PROMPTED = 200
 STEPS = 100  # optimizer steps that a training should have at least, where it has the items
 MOST_ITEMS_A_STEP = 256  # the paper's
 FEWEST_ITEMS_A_STEP = 8
+ANSWERS = (16, 32, 64, 128, 256, 512)  # tokens that an answer may have
 SHORT_ANSWER = 32  # tokens: shorter answers are compared as they are, longer ones by the words that they share
 
 
@@ -25,12 +26,16 @@ class Wanted:
         task: names the run.
         general: a file of general prompts; None: the model writes its own.
         test: a file of the task's test items, their kind and their number; None: none is known.
+        answer: tokens that hold 99 of 100 answers; at most so many where no tokenizer is at hand.
+        general_has_responses: whether the general prompts come with responses, as `cofitune importance` needs them.
     """
 
     task: str
     data: str
     general: str | None
     test: tuple[str, str, int] | None
+    answer: int = 0
+    general_has_responses: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,12 +74,11 @@ def config_text(wanted: Wanted, model: ModelFacts, data: DataFacts, machine: Mac
     ranks, run = max(1, machine.gpus), f"runs/{wanted.task}"
     items = s.micro_batch * s.accumulation * ranks
     share = f"{100 * model.trained / model.num_parameters:.1f} %"
-    answer = next((n for n in (16, 32, 64, 128, 256, 512) if n >= data.answer), 512)
     rehearsed = 96 if not machine.gpus else 256
     length = max_length(data, model, rehearsed)
     small = ", as a model this small needs for so few steps; 4e-5 is the paper's for 7B" if model.is_small else ""
     prompts = (
-        f"  data: [{_text(wanted.general)}]\n  max_items: 500\n"
+        f"  data: [{yaml_text(wanted.general)}]\n  max_items: 500\n"
         if wanted.general
         else f"  self_prompted: {SELF_PROMPTED} # the model writes prompts itself; better: data: [FILE]\n"
     )
@@ -84,11 +88,11 @@ def config_text(wanted: Wanted, model: ModelFacts, data: DataFacts, machine: Mac
 # cofitune train {file} -- written by `cofitune init` for {machine}. In this order:
 #   cofitune rehearse {file} && cofitune train {file} && cofitune eval {file}
 model:
-  name: {_text(model.name)} # {model.num_layers} layers, {model.num_parameters / 1e6:,.0f} M weights
+  name: {yaml_text(model.name)} # {model.num_layers} layers, {model.num_parameters / 1e6:,.0f} M weights
   dtype: auto # bfloat16 on a GPU, float32 on a CPU
 
 data:
-  train: [{_text(wanted.data)}] # {data.items:,} items
+  train: [{yaml_text(wanted.data)}] # {data.items:,} items
   max_length: {length} # tokens; 99 of 100 items have at most {data.tokens}, and a rehearsed answer needs room
 
 region: # what trains: {share} of the weights; `search` takes what `cofitune search` finds
@@ -105,66 +109,30 @@ train:
   per_device_train_batch_size: {s.micro_batch}
   gradient_accumulation_steps: {s.accumulation} # {items} items a step on {where}
 {offload}
-{_evaluation(wanted, answer, data)}
-output_dir: {_text(run)}
+{evaluation_text(wanted)}output_dir: {yaml_text(run)}
 """
 
 
-def _evaluation(wanted: Wanted, answer: int, data: DataFacts) -> str:
-    general = (
-        "  # versatility: general abilities, such as\n"
-        "  #   gen_kn: [{path: mmlu.jsonl, kind: multiple_choice}] # {question, choices, answer: index} a line\n"
-        "  # or a suite over a folder of data: suite: quick, data: FOLDER (`cofitune list suites`)\n"
-    )
-    drift = f"  drift: [{_text(f'runs/{wanted.task}/rehearsal')}] # distance from the base, on answers held out\n"
-    if wanted.test is None:
-        return (
-            "eval:\n  # speciality: [{path: FILE, kind: generate}] # test items of the task (`cofitune list tasks`)\n"
-            f"{general}{drift}"
-        )
-    path, kind, count = wanted.test
-    more = ""
-    if kind == "generate":
-        metric = "exact_match" if data.answer <= SHORT_ANSWER else "rouge_l"
-        more = f", metric: {metric}, max_new_tokens: {answer}"
-    return f"eval:\n  speciality: [{{path: {_text(path)}, kind: {kind}{more}}}] # {count:,} items\n{general}{drift}"
+def evaluation_text(wanted: Wanted) -> str:
+    """The section `eval`, with an empty line below it."""
+    speciality = "# speciality: [{path: FILE, kind: generate}] # test items of the task (`cofitune list tasks`)"
+    if wanted.test is not None:
+        path, kind, count = wanted.test
+        more = ""
+        if kind == "generate":
+            metric = "exact_match" if wanted.answer <= SHORT_ANSWER else "rouge_l"
+            room = next((n for n in ANSWERS if n >= wanted.answer), ANSWERS[-1])
+            more = f", metric: {metric}, max_new_tokens: {room}"
+        speciality = f"speciality: [{{path: {yaml_text(path)}, kind: {kind}{more}}}] # {count:,} items"
+    rehearsal = yaml_text(f"runs/{wanted.task}/rehearsal")
+    return f"""eval:
+  {speciality}
+  # versatility: general abilities, such as
+  #   gen_kn: [{{path: mmlu.jsonl, kind: multiple_choice}}] # {{question, choices, answer: index}} a line
+  # or a suite over a folder of data: suite: quick, data: FOLDER (`cofitune list suites`)
+  drift: [{rehearsal}] # distance from the base, on answers held out
 
-
-def template_text(name: str, wanted: Wanted, model: str | None, file: Path) -> str:
-    """A shipped config with the user's own files in it.
-
-    Args:
-        name: 7b or 13b.
-        model: None: the template's own.
-    """
-    text = (shipped_folder() / f"llama-{name}.yaml").read_text(encoding="utf-8")
-    lines = text.splitlines()
-    lines[0], lines[1] = schema_line(), f"# cofitune train {file}"
-    text = "\n".join(lines) + "\n"
-    prompts = f"data: [{_text(wanted.general)}]" if wanted.general else f"self_prompted: {SELF_PROMPTED}"
-    general = f"data: [{_text(wanted.general)}]" if wanted.general else "data: []"
-    changes = [
-        (r"^(  train:) \[.*$", f" [{_text(wanted.data)}]"),
-        (r"^(rehearsal:\n  )data: .*$", prompts),
-        (r"^(importance:\n  )data: \[[^\]]*\]", general),
-        (r"^(output_dir:) .*$", f" {_text(f'runs/{wanted.task}')}"),
-        *([(r"^(  name:) .*$", f" {_text(model)}")] if model else []),
-    ]
-    for pattern, new in changes:
-        found = list(re.finditer(pattern, text, re.MULTILINE))
-        if len(found) != 1:
-            raise RuntimeError(f"llama-{name}.yaml has {len(found)} places like {pattern}")
-        text = text[: found[0].end(1)] + new + text[found[0].end() :]
-    return text
-
-
-def script_text(wanted: Wanted, file: Path) -> str:
-    """The batch script of SLURM for a config."""
-    text = (shipped_folder() / "llama-7b.sbatch").read_text(encoding="utf-8")
-    text = text.replace("configs/llama-7b.sbatch", str(file.with_suffix(".sbatch")))
-    text = re.sub(r"(?m)^# yours: .*\n", "", text)
-    text = re.sub(r"(?m)^set -- .*$", f"set -- {file}", text)
-    return re.sub(r"(?m)^cofitune export .*$", f"cofitune export runs/{wanted.task} --to models/{wanted.task}", text)
+"""
 
 
 def schema_line() -> str:
@@ -172,7 +140,7 @@ def schema_line() -> str:
     return f"# yaml-language-server: $schema={shipped_folder() / 'schemas' / 'config.json'}"
 
 
-def _text(text: str) -> str:
+def yaml_text(text: str) -> str:
     """A text as YAML reads it back: quoted where it must be."""
     plain = re.fullmatch(r"[A-Za-z_./~][\w./~-]*", text) and text not in ("true", "false", "null", "~", "auto")
     return text if plain else json.dumps(text, ensure_ascii=False)

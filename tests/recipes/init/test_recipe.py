@@ -10,7 +10,9 @@ from rich.console import Console
 
 from cofitune.config.load import load_config
 from cofitune.errors import UserError
+from cofitune.recipes.init.look import ModelFacts
 from cofitune.recipes.init.recipe import InitOptions, init, name_of
+from cofitune.recipes.init.template import size_note
 from tests.helpers import run_command, write_jsonl
 
 ITEM = {"instruction": "Is the contract void?", "output": "Yes, it is void."}
@@ -102,8 +104,64 @@ def test_a_template_goes_by_its_name_and_holds_the_users_files(folder: Path, tem
 
 
 def test_a_template_without_a_model_names_its_own(folder: Path) -> None:
-    config = load_config(quiet(template="13b", data="law_train.jsonl"))
+    path = quiet(template="13b", data="law_train.jsonl")
+    config = load_config(path)
     assert config.model.name == "meta-llama/Llama-2-13b-chat-hf" and config.rehearsal.self_prompted
+    assert "layers 10-19 of 40: 1,415,577,600 weights" in path.read_text()
+
+
+@pytest.mark.parametrize("template", ["7b", "small", "slurm"])
+@pytest.mark.parametrize("test", ["law_test.jsonl", "own.jsonl", None])
+def test_a_template_asks_the_users_test_items(folder: Path, template: str, test: str | None) -> None:
+    if test == "own.jsonl":
+        write_jsonl(folder / test, [{"instruction": "What?", "output": "That."}])
+    elif test is None:
+        (folder / "law_test.jsonl").unlink()
+    named = test if test == "own.jsonl" else None  # the other lies beside the training items
+    config = load_config(quiet(template=template, model="model", data="law_train.jsonl", test=named))
+    assert [(task.path, task.kind) for task in config.eval.speciality] == ([(test, "generate")] if test else [])
+    assert config.eval.drift[0].path == "runs/law/rehearsal", "`cofitune eval`, which comes next, names a task"
+
+
+def test_answers_have_room_in_a_template_of_no_model(folder: Path) -> None:
+    [task] = load_config(quiet(template="7b", data="law_train.jsonl")).eval.speciality
+    answer = len(ITEM["output"].encode())  # no tokenizer has more tokens than bytes
+    assert task.scored_by == "exact_match" and task.max_new_tokens >= answer
+
+
+@pytest.mark.parametrize("rows", ["prompts", "items"])
+def test_importance_gets_general_data_that_have_responses(folder: Path, rows: str) -> None:
+    if rows == "items":
+        write_jsonl(folder / "prompts.jsonl", [ITEM] * 3)
+    path = quiet(template="7b", data="law_train.jsonl", general="prompts.jsonl")
+    config = load_config(path)
+    assert [one.path for one in config.importance.data] == (["prompts.jsonl"] if rows == "items" else [])
+    assert [one.path for one in config.rehearsal.data] == ["prompts.jsonl"]
+    assert (rows == "items") != ("general items with responses" in path.read_text())
+
+
+def test_a_templates_comments_are_of_the_users_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = InitOptions(template="7b", model="model", data="law_train.jsonl")
+    text = init(options, overwrite=False, ask=None, console=Console())[0].read_text()
+    assert "721,420,288" not in text and "of 32" not in text and "layers 1 of 4: " in text
+    assert "# model, by the template of a 7B LLaMA" in text
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the rate, batch and schedule of this template are those of 7B" in said
+
+
+def test_a_template_of_a_model_that_is_elsewhere_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = InitOptions(template="7b", model="/cluster/llama", data="law_train.jsonl")
+    text = init(options, overwrite=False, ask=None, console=Console())[0].read_text()
+    assert "name: /cluster/llama\n" in text and "layers: 25%-50%\n" in text and "721,420,288" not in text
+    assert "note /cluster/llama was not looked at: " in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("millions", "noted"), [(134, True), (3_200, True), (6_700, False), (8_000, False), (70_000, True)]
+)
+def test_a_model_of_another_size_than_the_template_is_noted(millions: int, noted: bool) -> None:
+    note = size_note("7b", ModelFacts("m", 32, millions * 10**6, 1, 4096, None))
+    assert (note is not None) == noted
 
 
 @pytest.mark.parametrize(
