@@ -13,7 +13,7 @@ Kind = Literal["method", "suite"]
 FOLDERS: dict[Kind, str] = {"method": "methods", "suite": "suites"}
 ALIASES = {"cofitune": "cofitune_rehearsal"}  # what we recommend of the methods called so
 TEMPLATES = {  # name → what `cofitune init --template NAME` writes
-    "7b": "a 7B model on a node of 8 GPUs: the paper's region and schedule, ZeRO-3 with offload (llama-7b.yaml)",
+    "7b": "a 7B model on a node of 8 GPUs: the paper's region and schedule (llama-7b.yaml)",
     "13b": "a 13B model on a node of 8 GPUs: the same (llama-13b.yaml)",
     "small": "a model of some hundred million weights, on CPU cores or one GPU: more, smaller steps at a higher rate",
     "slurm": "the 7b config, and beside it the batch script that submits it (llama-7b.sbatch)",

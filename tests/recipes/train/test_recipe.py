@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from cofitune.config.schema import Config
 from cofitune.data.chat import PLAIN_TEMPLATE
@@ -224,41 +224,6 @@ def test_bf16_and_the_plain_template_reach_the_exported_folder(
     assert all(torch.equal(tensors[n], t) for n, t in delta.items())
     assert AutoTokenizer.from_pretrained(tmp_path / "whole").chat_template == PLAIN_TEMPLATE
     assert run_command(monkeypatch, *export) == 2, "a folder that holds something is not written over unasked"
-
-
-def _llama_folder(folder: Path, **sizes: int) -> Path:
-    LlamaConfig(vocab_size=32000, **sizes).save_pretrained(folder)
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("name", "sizes", "trained"),
-    [
-        ("llama-7b", {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-                      "num_attention_heads": 32}, "721,420,288"),
-        ("llama-13b", {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40,
-                       "num_attention_heads": 40}, "1,415,577,600"),
-    ],
-)  # fmt: skip
-def test_the_ready_configs_plan_from_a_config_json_alone(
-    name: str,
-    sizes: dict[str, int],
-    trained: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    repository = Path(__file__).parents[3]
-    monkeypatch.chdir(repository)
-    folder = _llama_folder(tmp_path / "model", **sizes)
-    settings = [f"model.name={folder}", f"output_dir={tmp_path / 'run'}", "data.packing=true"]
-    arguments = [*settings, "--dry-run", "--num-processes", "8"]
-    assert run_command(monkeypatch, "train", f"configs/{name}.yaml", *arguments) == 0
-    output = capsys.readouterr().out
-    assert f"trainable parameters: {trained} of" in output
-    assert "still missing" in output and "no safetensors weights" in output
-    assert "no packs without a tokenizer; the steps are counted as if each held one item" in output
-    assert not (tmp_path / "run").exists()
 
 
 def _break(config: dict[str, Any], tmp_path: Path, tiny_model_folder: Path, how: str) -> None:
