@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 from cofitune.config.shipped import shipped_folder
@@ -74,5 +75,5 @@ def script_text(wanted: Wanted, file: Path) -> str:
     text = (shipped_folder() / "llama-7b.sbatch").read_text(encoding="utf-8")
     text = text.replace("configs/llama-7b.sbatch", str(file.with_suffix(".sbatch")))
     text = re.sub(r"(?m)^# yours: .*\n", "", text)
-    text = re.sub(r"(?m)^set -- .*$", f"set -- {file}", text)
+    text = re.sub(r"(?m)^set -- .*$", lambda _: f"set -- {shlex.quote(str(file))}", text)
     return re.sub(r"(?m)^cofitune export .*$", f"cofitune export runs/{wanted.task} --to models/{wanted.task}", text)

@@ -101,6 +101,7 @@ def test_a_template_goes_by_its_name_and_holds_the_users_files(folder: Path, tem
     assert script.exists() == (template == "slurm")
     if script.exists():
         assert "set -- law.yaml" in script.read_text() and "llama" not in script.read_text()
+        assert "#SBATCH --signal=TERM@300" in script.read_text() and '"$@" --resume' in script.read_text()
 
 
 def test_a_template_without_a_model_names_its_own(folder: Path) -> None:
