@@ -10,6 +10,7 @@ from cofitune.config.deepspeed_raw import check_raw
 from cofitune.config.section import PathText, Section, as_list
 
 Curves = Literal["tensorboard", "wandb", "mlflow"]
+MOST_SECONDS = 10**8  # of a wait, some three years: a clock's type cannot hold any number
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -113,11 +114,15 @@ class Train(Section):
     ddp_timeout: int = Field(
         1800,
         gt=0,
+        le=MOST_SECONDS,
         description="seconds that ranks wait for one another within a step before training ends with an error; what "
         "rank 0 does alone, such as writing a checkpoint, may take longer",
     )
     stop_grace_seconds: int = Field(
-        300, gt=0, description="seconds that ranks get after SIGTERM or SIGINT to finish the step and save"
+        300,
+        gt=0,
+        le=MOST_SECONDS,
+        description="seconds that ranks get after SIGTERM or SIGINT to finish the step and save",
     )
 
     @model_validator(mode="after")

@@ -55,6 +55,8 @@ def check_folder(folder: Path, name: str) -> None:
     if not config.exists():
         raise UserError(f"model.name: {name} has no config.json: {what_else(folder)}")
     _check_numbers(config, read_object(config, "model config"))
+    if (folder / "generation_config.json").is_file():  # transformers reads it with the weights, too
+        read_object(folder / "generation_config.json", "generation config")
 
 
 def _check_numbers(file: Path, config: dict[str, Any]) -> None:

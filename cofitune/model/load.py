@@ -62,7 +62,7 @@ def load_model(
             output_loading_info=True,
             **({"quantization_config": dequantising(dequantise)} if dequantise else {}),
         )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, ImportError, SafetensorError) as error:
         raise UserError(f"model.name: {name} cannot be loaded: {first_line(error)}") from error
     missing = sorted(result["missing_keys"])
     if missing:

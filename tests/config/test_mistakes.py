@@ -90,6 +90,8 @@ OVERRIDES = [
     ("lr=1e-4", "override 'lr=1e-4': lr: unknown key; here it is train.learning_rate"),
     ("train.learning_rate", "override 'train.learning_rate': write it as section.key=value"),
     ("train.seed=x", "override 'train.seed=x': train.seed: must be a whole number (given: 'x')"),
+    ("train.ddp_timeout=1000000000000000", "train.ddp_timeout: must be at most 100000000"),
+    ("train.stop_grace_seconds=1000000000000000", "train.stop_grace_seconds: must be at most 100000000"),
 ]
 TYPED = [  # words behind `cofitune`
     (["train", "{c}", "--train.learning_rate", "1e-4"], "written without dashes: train.learning_rate=VALUE"),

@@ -177,6 +177,13 @@ def test_a_generation_config_of_another_shape_is_one_message(folder: Path, text:
         read_generation_config(str(folder), None, read_model_config(str(folder)))
 
 
+@pytest.mark.parametrize("text", ["[]", "null", "{"])
+def test_a_damaged_generation_config_is_named_before_weights_load(folder: Path, text: str) -> None:
+    (folder / "generation_config.json").write_text(text)
+    with pytest.raises(UserError, match=r"generation_config\.json: this generation config is damaged"):
+        read_model_config(str(folder))
+
+
 def test_a_model_without_a_generation_config_ends_as_its_config_says(folder: Path) -> None:
     (folder / "generation_config.json").unlink()
     config = read_model_config(str(folder))
