@@ -15,20 +15,23 @@ from tests import forker
 from tests.helpers import WORDS, SharedRuns, freeze_imports, write_jsonl
 
 TABLES = pytest.StashKey[dict[str, list[str]]]()
-# files that take longest on two quiet cores, the longest first
+# files that take the most CPU time, the longest first
 LONG = (
-    "recipes/train/test_resume.py",
-    "recipes/train/test_rehearsal.py",
-    "recipes/train/test_drift.py",
     "test_end_to_end.py",
-    "scripts/test_kill.py",
-    "executors/test_local.py",
-    "recipes/train/test_recipe.py",
-    "training/test_sharded.py",
     "training/test_state.py",
-    "recipes/compare/test_baselines.py",
-    "launch/test_hostfile.py",
+    "training/test_sharded.py",
     "executors/ray/test_executor.py",
+    "scripts/test_build_wheel.py",
+    "launch/test_hostfile.py",
+    "model/test_layouts.py",
+    "recipes/compare/test_recipe.py",
+    "recipes/train/test_resume.py",
+    "recipes/compare/test_baselines.py",
+    "recipes/train/test_drift.py",
+    "recipes/train/test_rehearsal.py",
+    "executors/test_local.py",
+    "scripts/test_kill.py",
+    "recipes/train/test_recipe.py",
     "training/test_sharded_rehearsal.py",
 )
 FROZEN = [0]  # modules that were loaded when the garbage collector was last told to leave them out
