@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from cofitune.errors import UserError
 from cofitune.importance_file import ATTENTION_HEADS, EXPERTS, FFN_NEURONS, FFN_OUTPUTS, layer_units, unit_counts
 from cofitune.model.anatomy import Anatomy, anatomy_of
+from cofitune.training.autograd import Context
 
 Gates = dict[str, tuple[Tensor, ...]]
 SEEDED_KERNELS = ("eager", "sdpa", "flash_attention_2")  # attention implementations whose dropout torch's seeds govern
@@ -133,12 +134,12 @@ class _Multiply(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, gate: Tensor) -> Tensor:
+    def forward(ctx: Context, output: Tensor, gate: Tensor) -> Tensor:
         ctx.save_for_backward(output, gate)
         return output * gate.to(output.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor]:
+    def backward(ctx: Context, *gradients: Tensor) -> tuple[Tensor | None, Tensor]:
         (gradient,) = gradients
         output, gate = ctx.saved_tensors
         to_output = gradient * gate.to(gradient.dtype) if ctx.needs_input_grad[0] else None
@@ -196,7 +197,7 @@ def _hook_layer(
 
 def _find_dropout(attention: nn.Module | None, name: str) -> Any:
     """An attribute of an attention module, or with a dot in its name (`config.attention_dropout`) of an attribute."""
-    value: Any = attention
+    value: object = attention
     for part in name.split("."):
         value = getattr(value, part, None)
     return value

@@ -8,7 +8,6 @@ tensor and one backward runs through both, so a gate collects its gradient from 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from cofitune.importance.gates import seeded_dropout
+from cofitune.training.autograd import Context
 from cofitune.training.head_loss import LogitScaling, chunked_head, head_replaced, scaling_of
 from cofitune.zero import restore_backward_counters
 
@@ -93,7 +93,7 @@ class _KLOfHidden(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, first: Tensor, second: Tensor, weight: Tensor, bias: Tensor | None, scaling: LogitScaling
+        ctx: Context, first: Tensor, second: Tensor, weight: Tensor, bias: Tensor | None, scaling: LogitScaling
     ) -> Tensor:
         """The divergence in nats, a scalar in fp32."""
         total = torch.zeros((), dtype=torch.float32, device=first.device)
@@ -112,7 +112,7 @@ class _KLOfHidden(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """The kept gradients times that of the divergence."""
         (scale,) = gradients
         first, second = (kept * scale.to(kept.dtype) for kept in ctx.saved_tensors)

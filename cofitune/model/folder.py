@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
@@ -29,14 +28,14 @@ ODD_FILE = (
 ADAPTER = "adapter_config.json"
 
 
-def read_object(path: Path, what: str) -> dict[str, Any]:
+def read_object(path: Path, what: str) -> dict[str, object]:
     """Read one of a model's JSON files, which holds an object.
 
     Raises:
         UserError: it is missing, does not parse, or holds something else.
     """
     try:
-        value: dict[str, Any] = read_json(path, what, ours=False)
+        value: dict[str, object] = read_json(path, what, ours=False)
     except ArtifactError as error:
         raise UserError(f"{path}: {PULL}" if is_lfs_pointer(path) else str(error)) from None
     return value
@@ -59,10 +58,10 @@ def check_folder(folder: Path, name: str) -> None:
         read_object(folder / "generation_config.json", "generation config")
 
 
-def _check_numbers(file: Path, config: dict[str, Any]) -> None:
+def _check_numbers(file: Path, config: dict[str, object]) -> None:
     """Raise a UserError where a number is NaN, which JSON does not know and Python reads: every logit would become NaN.
     Infinity is a limit that some families have."""
-    left: list[tuple[str, Any]] = list(config.items())
+    left: list[tuple[str, object]] = list(config.items())
     while left:
         place, value = left.pop()
         if isinstance(value, float) and math.isnan(value):

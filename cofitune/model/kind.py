@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -44,19 +42,19 @@ UNTRAINED = {  # causal language models that a batch of items does not fit
 }
 
 
-def auto_class(config: PretrainedConfig) -> Any:
+def auto_class(config: PretrainedConfig) -> type[AutoModelForCausalLM | AutoModelForImageTextToText]:
     """The class that builds and loads a model of this config: of causal language models, or of those with images too.
 
     A model with images is taken whole, as its files hold it, and its text model trains. Some families have a class for
     the text model alone, too; which one the files are of, `architectures` in config.json says.
     """
-    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        return AutoModelForCausalLM
-    saved_by = (config.architectures or [""])[0]
-    whole = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)].__name__
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and saved_by != whole:
-        return AutoModelForCausalLM
-    return AutoModelForImageTextToText
+    chosen: type[AutoModelForCausalLM | AutoModelForImageTextToText] = AutoModelForCausalLM
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        saved_by = (config.architectures or [""])[0]
+        whole = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)].__name__
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or saved_by == whole:
+            chosen = AutoModelForImageTextToText
+    return chosen
 
 
 def check_kind(config: PretrainedConfig) -> None:

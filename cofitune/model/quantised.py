@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from transformers import FineGrainedFP8Config, Mxfp4Config, PretrainedConfig
 
-PLAIN: dict[str, Any] = {
+PLAIN: dict[str, type[FineGrainedFP8Config | Mxfp4Config]] = {
     "fp8": FineGrainedFP8Config,
     "mxfp4": Mxfp4Config,
 }  # their weights are dequantised as they load
@@ -21,6 +19,6 @@ def quantisation(config: PretrainedConfig) -> str | None:
     return str(getattr(method, "value", method) or "quantization_config in config.json")
 
 
-def dequantising(method: str) -> Any:
+def dequantising(method: str) -> FineGrainedFP8Config | Mxfp4Config:
     """What tells `from_pretrained` to load plain weights; the method is one of `PLAIN`."""
     return PLAIN[method](dequantize=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -75,7 +75,7 @@ class Region:
             return f"{len(self.matched)} tensors: {', '.join(self.matched[:3])}" + (", …" * (len(self.matched) > 3))
         return f"layers {self.layers_text} × {', '.join(self.modules)}"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """What names the region in a file: layers and modules as a config writes them."""
         return {"layers": self.layers_text, "modules": list(self.modules)}
 
@@ -118,14 +118,16 @@ class Region:
         return set(self.layers) <= set(other.layers) and set(self.modules) <= set(other.modules)
 
 
-def region_from_dict(value: Mapping[str, Any]) -> Region:
+def region_from_dict(value: Mapping[str, object]) -> Region:
     """The region that `Region.to_dict` wrote.
 
     Raises:
         KeyError, TypeError, RegionError: it is none.
     """
-    layers = str(value["layers"])
-    return Region(layer_set(layers, 1 + max(map(int, re.findall(r"\d+", layers)))), tuple(value["modules"]))
+    layers, modules = str(value["layers"]), value["modules"]
+    if not isinstance(modules, list | tuple):
+        raise TypeError(f"modules: a list of names is needed, not {modules!r:.40}")
+    return Region(layer_set(layers, 1 + max(map(int, re.findall(r"\d+", layers)))), tuple(modules))
 
 
 def resolve_region(

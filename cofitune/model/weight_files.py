@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Container, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -164,7 +163,7 @@ def remembered_sha256(file: Path) -> str:
     memory = cache_folder() / "file_hashes.json"
     status = file.stat()
     key = f"{file}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
-    known: dict[str, Any] = {}
+    known: dict[str, object] = {}
     with suppress(OSError, ValueError, TypeError, RecursionError):  # no memory yet, or a damaged one: hash again
         known = dict(json.loads(memory.read_text(encoding="utf-8")))
     entry = known.get(key)

@@ -110,10 +110,8 @@ def _plan(
     # some programs save the base's config.json beside an adapter
     if adapter and not any(file.name != ADAPTER_WEIGHTS for file in folder.glob("*.safetensors")):
         about = read_object(adapter / ADAPTER, "adapter's config")
-        title, revision = (
-            str(base or about.get("base_model_name_or_path") or ""),
-            None if base else about.get("revision"),
-        )
+        title, pinned = str(base or about.get("base_model_name_or_path") or ""), about.get("revision")
+        revision = None if base or pinned is None else str(pinned)
         if not title:
             raise UserError(f"{name}: this adapter names no base; say which it is with --base")
         files = weight_files(title, revision, code=trusted)

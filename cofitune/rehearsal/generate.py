@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from jinja2 import TemplateError
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from cofitune.data.batches import collate
@@ -244,7 +244,7 @@ def rows_at_once(lengths: Sequence[int]) -> list[list[int]]:
     return groups
 
 
-def opening_of_user_turn(tokenizer: Any) -> str:
+def opening_of_user_turn(tokenizer: PreTrainedTokenizerBase) -> str:
     """What the chat template writes before a user's text: a model that continues from there writes a prompt itself.
 
     After Magpie (arXiv 2406.08464), and the start-token samples of CFS (arXiv 2505.13811).

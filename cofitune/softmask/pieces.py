@@ -109,7 +109,7 @@ def _around(place: int, shards: Sequence[Shard]) -> Shard | None:
 
 
 def _pieces(
-    optimizer: torch.optim.AdamW, group: Mapping[str, Any], flat: Tensor, cuts: Sequence[int]
+    optimizer: torch.optim.AdamW, group: Mapping[str, object], flat: Tensor, cuts: Sequence[int]
 ) -> Iterator[Tensor]:
     """The pieces of a flat tensor one after another, each with its part of gradient and states meanwhile."""
     if len(cuts) == 2 or flat.grad is None:

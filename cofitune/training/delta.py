@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,7 @@ def collect(model: nn.Module, names: Iterable[str], everywhere: bool = False) ->
     return tensors
 
 
-def write_delta(folder: Path, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> None:
+def write_delta(folder: Path, tensors: dict[str, Tensor], manifest: Mapping[str, object]) -> None:
     """Write `delta.safetensors`, then `manifest.json`; a folder without the manifest counts as unfinished.
 
     Raises:
@@ -75,10 +75,10 @@ class _About:
     delta_sha256: str = ""
     dtype: Literal["float32", "bfloat16"] = "float32"
     template: str = ""
-    chat_template: dict[str, Any] | None = None
-    names: dict[str, Any] = field(default_factory=dict)
-    items: list[dict[str, Any]] = field(default_factory=list)
-    data: list[dict[str, Any]] = field(default_factory=list)
+    chat_template: dict[str, object] | None = None
+    names: dict[str, object] = field(default_factory=dict)
+    items: list[dict[str, object]] = field(default_factory=list)
+    data: list[dict[str, object]] = field(default_factory=list)
     used: dict[str, _Used] = field(default_factory=dict)
 
 
@@ -87,7 +87,7 @@ class _Manifest(dict[str, Any]):
 
     folder: Path
 
-    def __missing__(self, key: str) -> Any:
+    def __missing__(self, key: str) -> NoReturn:
         raise ArtifactError(f"{self.folder}/manifest.json: this training manifest is damaged: it has no {key}")
 
 

@@ -24,6 +24,8 @@ from cofitune.training.refused_raw import REFUSALS, refused_raw
 from cofitune.zero import hold_until_gradients, reset_zero_globals, skip_cpu_communication_op, skip_muon_compilation
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from cofitune.zero import Engine
 
 SHARDED_LOADING_FROM = 8 * 2**30  # bytes of weights
@@ -52,7 +54,7 @@ class EngineSettings:
     zero_stage: int
     offload_optimizer: str
     offload_param: str
-    raw: Mapping[str, Any]
+    raw: Mapping[str, object]
     dtype: torch.dtype
     micro_batch: int
     accumulation: int
@@ -82,7 +84,7 @@ def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
     """The config that `deepspeed.initialize` gets; `raw` is merged in last, section by section."""
     on_gpu = torch.cuda.is_available()
     offload = {"device": "cpu", "pin_memory": on_gpu}
-    zero: dict[str, Any] = {
+    zero: dict[str, object] = {
         "stage": settings.zero_stage,
         "reduce_bucket_size": ELEMENTS_AT_ONCE,
         "sub_group_size": ELEMENTS_AT_ONCE,  # read by stage 3 alone
@@ -95,7 +97,7 @@ def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
         zero["offload_optimizer"] = offload
     if settings.offload_param == "cpu":
         zero["offload_param"] = offload
-    config: dict[str, Any] = {
+    config: dict[str, object] = {
         "train_micro_batch_size_per_gpu": settings.micro_batch,
         "gradient_accumulation_steps": settings.accumulation + settings.rehearsal_micro_batches,
         "gradient_clipping": settings.max_grad_norm,
@@ -132,8 +134,11 @@ def start_engine(model: nn.Module, settings: EngineSettings) -> Engine:
     """
     import deepspeed
 
-    def schedule(optimizer: torch.optim.Optimizer) -> Any:
-        return get_scheduler(settings.lr_scheduler_type, optimizer, settings.warmup_steps, settings.num_steps)
+    def schedule(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        made: torch.optim.lr_scheduler.LRScheduler = get_scheduler(
+            settings.lr_scheduler_type, optimizer, settings.warmup_steps, settings.num_steps
+        )
+        return made
 
     config = deepspeed_config(settings)
     groups = decay_groups(model, settings.weight_decay, settings.decay_all)
@@ -222,7 +227,7 @@ def meeting() -> Iterator[None]:
         raise UserError(f"rank 0 is not to be found at MASTER_ADDR {address}, MASTER_PORT {port}: {output}") from error
 
 
-def checkpoint_layers(model: Any, layers: str, first_trained: int, count: int | None = None) -> None:
+def checkpoint_layers(model: PreTrainedModel, layers: str, first_trained: int, count: int | None = None) -> None:
     """Recompute the activations of some layers in the backward pass, from the lowest trained one up.
 
     Layers below it take no part in the backward pass, so that checkpointing them would gain nothing. Non-reentrant
@@ -242,11 +247,13 @@ def checkpoint_layers(model: Any, layers: str, first_trained: int, count: int | 
         layer.gradient_checkpointing = index >= first_trained and (count is None or index < first_trained + count)
 
 
-def _merge(base: dict[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(base: dict[str, object], raw: Mapping[str, object]) -> dict[str, object]:
     merged = deepcopy(base)
     for key, value in raw.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else deepcopy(value)
+        lower = merged.get(key)
+        merged[key] = (
+            _merge(lower, value) if isinstance(value, Mapping) and isinstance(lower, dict) else deepcopy(value)
+        )
     return merged
 
 
@@ -272,7 +279,7 @@ def sharded_loading(num_parameters: int, settings: EngineSettings, world_size: i
 
 
 @contextmanager
-def loading_under(config: Mapping[str, Any]) -> Iterator[None]:
+def loading_under(config: Mapping[str, object]) -> Iterator[None]:
     """Inside, `from_pretrained` shards weights while it reads them, by a DeepSpeed config of stage 3."""
     from transformers.integrations import HfDeepSpeedConfig
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config

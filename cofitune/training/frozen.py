@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from cofitune.training.engine import loading_under
 from cofitune.zero import skip_cpu_communication_op
+
+if TYPE_CHECKING:
+    from cofitune.zero import Engine
 
 
 def frozen_config(dtype: torch.dtype, at_once: int) -> dict[str, object]:
@@ -28,7 +31,7 @@ def frozen_config(dtype: torch.dtype, at_once: int) -> dict[str, object]:
     }
 
 
-def share_frozen(load: Callable[[], nn.Module], dtype: torch.dtype, at_once: int) -> Any:
+def share_frozen(load: Callable[[], nn.Module], dtype: torch.dtype, at_once: int) -> Engine:
     """Load a model sharded, for forward and backward passes that end in something else than its weights. Collective.
 
     From here on every rank must run as many passes as any other: each takes part in gathering the weights for all.

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from cofitune.data.top_k import TopK
+from cofitune.training.autograd import Context
 
 LOGITS_AT_ONCE = 2**25  # elements of a chunk: 128 MiB in fp32
 # transformers' models of these types do nothing to the head's output but what `LogitScaling` does
@@ -117,14 +118,14 @@ class LogitScaling:
 
 def chunked_head(model: nn.Module) -> nn.Linear | None:
     """The model's head, where its loss can be taken a chunk at a time; None for a model whose code is unknown."""
-    config: Any = getattr(model, "config", None)
+    config = getattr(model, "config", None)
     if getattr(config, "model_type", None) not in KNOWN_HEADS or not type(model).__module__.startswith("transformers."):
         return None
     head = model.get_output_embeddings()  # type: ignore[operator]
     return head if type(head) is nn.Linear and "forward" not in vars(head) else None
 
 
-def scaling_of(model: Any) -> LogitScaling:
+def scaling_of(model: nn.Module) -> LogitScaling:
     """What one of the models in `KNOWN_HEADS` does to its logits."""
     config = model.config
     return LogitScaling(
@@ -164,7 +165,7 @@ def head_replaced(head: nn.Linear, loss_of: Callable[[Tensor], Tensor]) -> Itera
     def forward(hidden: Tensor) -> Tensor:
         return loss_of(hidden)
 
-    def take(_: nn.Module, __: Any, value: Tensor) -> Tensor:
+    def take(_: nn.Module, __: object, value: Tensor) -> Tensor:
         result.append(value)
         return value.new_zeros(1, 1)  # what the model takes for its logits, and nobody reads
 
@@ -177,12 +178,22 @@ def head_replaced(head: nn.Linear, loss_of: Callable[[Tensor], Tensor]) -> Itera
         del head.forward
 
 
+class _HeadContext(Context, Protocol):
+    dtype: torch.dtype
+
+
 class _HeadLoss(torch.autograd.Function):
     """The loss of hidden states [N, H]; its gradients are made in the forward pass, summed in fp32."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, scaling: LogitScaling, loss: RowLoss, keep: bool
+        ctx: _HeadContext,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        scaling: LogitScaling,
+        loss: RowLoss,
+        keep: bool,
     ) -> Tensor:
         """The loss, a scalar in fp32. `keep`: whether there will be a backward pass."""
         wants = [keep and wanted for wanted in ctx.needs_input_grad[:3]]
@@ -212,10 +223,11 @@ class _HeadLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _HeadContext, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """The kept gradients times that of the loss."""
         (scale,) = gradients
-        to_hidden, *to_parameters = ctx.saved_tensors
+        kept: tuple[Tensor | None, ...] = ctx.saved_tensors
+        to_hidden, *to_parameters = kept
         hidden = None if to_hidden is None else to_hidden * scale.to(to_hidden.dtype)
         parameters = [None if g is None else (g * scale).to(ctx.dtype) for g in to_parameters]
         return hidden, *parameters, None, None, None

@@ -79,7 +79,7 @@ class StepRecord:
     rehearsal_loss: float | None = None
     rehearsal_tokens: int = 0
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """The record as JSON takes it."""
         return asdict(self)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +33,17 @@ from cofitune.training.head_loss import (
     scaling_of,
 )
 
+if TYPE_CHECKING:
+    from typing import TypeAlias
 
-def summed_loss(model: Any, batch: Batch) -> Tensor:
+    from transformers import PreTrainedModel
+
+    from cofitune.zero import Engine
+
+    Model: TypeAlias = PreTrainedModel | Engine
+
+
+def summed_loss(model: Model, batch: Batch) -> Tensor:
     """Cross-entropy in nats, summed over the batch's supervised tokens; logits are computed for no other.
 
     A batch without supervised tokens gives 0 and still runs its forward and backward.
@@ -50,7 +59,7 @@ def summed_loss(model: Any, batch: Batch) -> Tensor:
     return cross_entropy(logits, chosen, ignore_index=IGNORED, reduction="sum")
 
 
-def rehearsal_loss(model: Any, batch: Batch, kind: str) -> Tensor:
+def rehearsal_loss(model: Model, batch: Batch, kind: str) -> Tensor:
     """The rehearsal's loss in nats, summed over the answers' tokens of the batch.
 
     Args:
@@ -70,7 +79,7 @@ def rehearsal_loss(model: Any, batch: Batch, kind: str) -> Tensor:
     return kl_from_base(logits, stored).sum()
 
 
-def supervised_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+def supervised_logits(model: Model, batch: Batch) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """Logits float32 [N, V] at the N tokens that carry a loss, their targets [N], and their rows and columns.
 
     A target's column is counted from the second position of all. A batch without such a token gives one, whose target
@@ -93,7 +102,7 @@ def _supervised(batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     return targets, (rows, positions)
 
 
-def _inputs(model: Any, batch: Batch) -> dict[str, Tensor]:
+def _inputs(model: Model, batch: Batch) -> dict[str, Tensor]:
     """What the forward pass is given beside the defaults.
 
     Positions tell packs apart, and a mask would undo that. Rows padded on the right need none under causal attention:
@@ -107,13 +116,13 @@ def _inputs(model: Any, batch: Batch) -> dict[str, Tensor]:
     return inputs if works_without_mask(model) else inputs | {"attention_mask": batch["attention_mask"]}
 
 
-def works_without_mask(model: Any) -> bool:
+def works_without_mask(model: Model) -> bool:
     """Whether rows padded on the right give the same at their real tokens without an attention mask."""
     module = getattr(model, "module", model)
     return type(module).__module__.startswith("transformers.") and bool(module._supports_attention_backend)
 
 
-def _chunked(model: Any, batch: Batch, loss: RowLoss | None) -> list[Tensor]:
+def _chunked(model: Model, batch: Batch, loss: RowLoss | None) -> list[Tensor]:
     """The summed loss, the only entry; empty where the head and its loss cannot run in chunks.
 
     A batch without a token that carries the loss goes the same way: under ZeRO-3 all ranks gather alike.
@@ -165,13 +174,14 @@ def kl_from_base(logits: Tensor, base: TopK) -> Tensor:
 
 
 @contextmanager
-def _head_sees(model: Any, rows: Tensor, positions: Tensor) -> Iterator[None]:
+def _head_sees(model: Model, rows: Tensor, positions: Tensor) -> Iterator[None]:
     """Inside, the head gets the hidden states [N, H] at these places of the batch, instead of all [B, T, H].
 
     What a model does to its logits afterwards (scaling, soft capping) goes element by element, and so stays as it is.
     The head is still called as a module: ZeRO-3 gathers its weight on that occasion.
     """
-    head: nn.Module | None = getattr(model, "module", model).get_output_embeddings()
+    inner: PreTrainedModel = getattr(model, "module", model)
+    head: nn.Module | None = inner.get_output_embeddings()
     if head is None:
         yield
         return

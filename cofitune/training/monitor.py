@@ -10,7 +10,7 @@ import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from cofitune.distributed import rank_or_zero
 from cofitune.errors import UserError, install
@@ -71,7 +71,7 @@ class Monitor:
             self._mlflow.log_metrics(known, step=step)
 
 
-def _start_mlflow(run: str) -> Any:
+def _start_mlflow(run: str) -> ModuleType:
     """The package, with a run of this name begun; it ends with the process, or where a next one begins."""
     import mlflow
 
@@ -79,4 +79,5 @@ def _start_mlflow(run: str) -> Any:
         mlflow.end_run()
     mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", "cofitune"))
     mlflow.start_run(run_name=run)
-    return mlflow
+    package: ModuleType = mlflow
+    return package

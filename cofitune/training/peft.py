@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ from cofitune.model.anatomy import Anatomy
 from cofitune.model.region import Region
 from cofitune.training.delta import collect
 from cofitune.zero import gathered, register_external_parameters
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 NAME = "default"  # PEFT's name of the one adapter, which its files leave out
 MAGNITUDE = "lora_magnitude_vector"  # DoRA's norm of each output
@@ -81,7 +84,7 @@ class AdapterPlan:
         shapes = [anatomy.shapes[name] for name in self.weights if name.startswith(start)]
         return [shape[::-1] if self.transposed else shape for shape in shapes]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """What a manifest says of it."""
         settings = ("effective_rank",) if self.kind == "osf" else ("r", "alpha", "dropout")
         newer = [name for name in ("layers", "rslora") if getattr(self, name)]  # which earlier versions did not know
@@ -89,7 +92,7 @@ class AdapterPlan:
         return {"kind": self.kind, "modules": list(self.paths), **{name: result[name] for name in (*settings, *newer)}}
 
 
-def adapter_text(adapter: Mapping[str, Any]) -> str:
+def adapter_text(adapter: Mapping[str, object]) -> str:
     """What `AdapterPlan.as_dict` says, in words.
 
     Example:
@@ -99,7 +102,9 @@ def adapter_text(adapter: Mapping[str, Any]) -> str:
     numbers = [f"{k} {v:g}" for k, v in adapter.items() if isinstance(v, int | float) and not isinstance(v, bool)]
     settings = ", ".join([*numbers, *(["rslora"] if adapter.get("rslora") else [])])
     layers = f"layers {adapter['layers']}" if adapter.get("layers") else "all layers"
-    return f"{adapter['kind']} ({settings}) on {', '.join(adapter['modules'])} of {layers}"
+    modules = adapter["modules"]
+    names = ", ".join(modules) if isinstance(modules, list | tuple) else str(modules)
+    return f"{adapter['kind']} ({settings}) on {names} of {layers}"
 
 
 def plan_adapter(
@@ -220,7 +225,7 @@ def write_adapter(folder: Path, model: nn.Module, plan: AdapterPlan, base: str) 
     write_json(folder / "adapter_config.json", {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()})
 
 
-def _peft_config(plan: AdapterPlan) -> Any:
+def _peft_config(plan: AdapterPlan) -> PeftConfig:
     from peft import LoraConfig, OSFConfig
 
     targets = list(plan.targets or plan.paths)

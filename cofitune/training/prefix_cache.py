@@ -80,7 +80,7 @@ class PrefixPlan:
             )
 
 
-def changing_prefix(config: Mapping[str, Any]) -> str | None:
+def changing_prefix(config: Mapping[str, object]) -> str | None:
     """Why a model's prefix would not give the same hidden states again, or its upper layers need more than those.
 
     Args:
@@ -179,7 +179,7 @@ def capture_layer_input(model: nn.Module, layers: str, first: int, keep: Callabl
         layers: path of the model's list of decoder layers.
     """
 
-    def tell(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def tell(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
         keep((args[0] if args else kwargs["hidden_states"]).detach())
 
     handle = model.get_submodule(f"{layers}.{first}").register_forward_pre_hook(tell, with_kwargs=True)
@@ -218,7 +218,7 @@ class _Given(nn.Module):
         super().__init__()
         self._hidden = hidden
 
-    def forward(self, *_: Any, **__: Any) -> Tensor:
+    def forward(self, *_: object, **__: object) -> Tensor:
         return self._hidden
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any
 
 from cofitune.training.loop import STOP_SIGNALS
+
+Handler = Callable[[int, FrameType | None], object] | int | signal.Handlers | None  # as signal.signal takes them
 
 
 class StopRequest:
@@ -20,7 +22,7 @@ class StopRequest:
     def __init__(self, listens: bool = True) -> None:
         self.signum = 0
         self._signals = STOP_SIGNALS if listens else ()
-        self._before: dict[signal.Signals, Any] = {}
+        self._before: dict[signal.Signals, Handler] = {}
 
     def __enter__(self) -> StopRequest:
         self._before = {s: signal.signal(s, self._remember) for s in self._signals}

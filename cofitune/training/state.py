@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -27,13 +27,14 @@ from cofitune.training.state_files import (
     MASTER,
     RANDOM,
     Checkpoint,
+    Places,
     or_nothing,
     write_checkpoint,
     write_whole,
 )
 from cofitune.training.state_pieces import KINDS, all_see, joined, stretch, write_own_pieces
 from cofitune.training.state_reader import StateReader
-from cofitune.zero import Flat, copy_masters_to_model, flats, go_to_step, moments
+from cofitune.zero import Flat, Shard, copy_masters_to_model, flats, go_to_step, moments
 
 if TYPE_CHECKING:
     from cofitune.zero import Engine
@@ -46,7 +47,7 @@ def save_state(
     folder: Path,
     engine: Engine,
     step: int,
-    identity: Mapping[str, Any],
+    identity: Mapping[str, object],
     save_total_limit: int,
     in_pieces: bool | None = None,
 ) -> None:
@@ -70,7 +71,7 @@ def save_state(
     content = {"step": step, "world_size": world_size, "zero_stage": stage, "identity": dict(identity)}
     temporary, target = folder / f".step-{step:06d}.tmp", folder / f"step-{step:06d}"
 
-    def finish(places: Mapping[str, Any]) -> None:
+    def finish(places: Places) -> None:
         write_checkpoint(temporary, places, states, content)
         put_in_place(temporary, target)
         drop_old(folder, step, save_total_limit)
@@ -170,8 +171,8 @@ def _checkpoint_bytes(engine: Engine) -> int:
     return BYTES_A_WEIGHT * sum(getattr(p, "ds_numel", p.numel()) for _, p in _trained(engine))
 
 
-def _local_shards(engine: Engine) -> dict[str, list[tuple[Flat, Any]]]:
-    results: dict[str, list[tuple[Flat, Any]]] = {}
+def _local_shards(engine: Engine) -> dict[str, list[tuple[Flat, Shard]]]:
+    results: dict[str, list[tuple[Flat, Shard]]] = {}
     for flat in flats(engine):
         for shard in flat.shards:
             results.setdefault(shard.name, []).append((flat, shard))

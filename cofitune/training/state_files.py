@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Required, TypedDict, TypeVar
 
 from torch import Tensor
 
@@ -45,7 +45,7 @@ class Checkpoint:
     folder: Path
     step: int
     world_size: int
-    identity: dict[str, Any]
+    identity: dict[str, object]
     sha256: dict[str, str]
     tensors: dict[str, str] = field(default_factory=dict)
     pieces: dict[str, list[tuple[int, int, str]]] = field(default_factory=dict)
@@ -59,7 +59,15 @@ class Checkpoint:
         return [*self.sha256, *sorted(named - self.sha256.keys())]
 
 
-def write_whole(folder: Path, tensors: Iterable[tuple[str, Mapping[str, Tensor]]]) -> dict[str, Any]:
+class Places(TypedDict, total=False):
+    """What a checkpoint's manifest says of its files: `tensors` or `pieces`, as in `Checkpoint`, and their hashes."""
+
+    tensors: dict[str, str]
+    pieces: dict[str, list[tuple[int, int, str]]]
+    sha256: Required[dict[str, str]]
+
+
+def write_whole(folder: Path, tensors: Iterable[tuple[str, Mapping[str, Tensor]]]) -> Places:
     """Fill a folder with whole tensors, given by their parameters' names; what the manifest says of them.
 
     Raises:
@@ -72,7 +80,7 @@ def write_whole(folder: Path, tensors: Iterable[tuple[str, Mapping[str, Tensor]]
     return {"tensors": places, "sha256": files.sha256}
 
 
-def write_pieces(folder: Path, rank: int, pieces: Iterable[tuple[str, int, Mapping[str, Tensor]]]) -> dict[str, Any]:
+def write_pieces(folder: Path, rank: int, pieces: Iterable[tuple[str, int, Mapping[str, Tensor]]]) -> Places:
     """Write a rank's pieces: of each its parameter's name, its first element in it, and its tensors.
 
     Returns:
@@ -91,7 +99,7 @@ def write_pieces(folder: Path, rank: int, pieces: Iterable[tuple[str, int, Mappi
 
 
 def write_checkpoint(
-    folder: Path, places: Mapping[str, Any], states: Sequence[Mapping[str, Tensor]], content: Mapping[str, Any]
+    folder: Path, places: Places, states: Sequence[Mapping[str, Tensor]], content: Mapping[str, object]
 ) -> None:
     """Write what is left of a checkpoint: the ranks' random numbers, and the manifest, which makes it one.
 

@@ -15,14 +15,14 @@ from cofitune.errors import UserError, WriteError
 from cofitune.files import write_text
 from cofitune.training.checkpoint_folders import empty
 from cofitune.training.moments import read_moment
-from cofitune.training.state_files import MASTER, SHARED, or_nothing, write_pieces
+from cofitune.training.state_files import MASTER, SHARED, Places, or_nothing, write_pieces
 from cofitune.zero import MOMENTS, Flat, flats
 
 if TYPE_CHECKING:
     from cofitune.zero import Engine
 
 KINDS = (MASTER, *MOMENTS)
-Written = tuple[dict[str, Any], tuple[bool, str] | None]  # what the manifest says of it, or the problem
+Written = tuple[Places, tuple[bool, str] | None]  # what the manifest says of it, or the problem
 
 
 def stretch(engine: Engine, flat: Flat, kind: str, place: slice) -> Tensor:
@@ -57,7 +57,7 @@ def write_own_pieces(folder: Path, engine: Engine) -> list[Written]:
     Returns:
         Of every rank what it wrote, or why it could not: whether by the disk, and the reason.
     """
-    own: dict[str, Any] = {}
+    own: Places = {"sha256": {}}
     problem: tuple[bool, str] | None = None
     try:
         own = write_pieces(folder, torch.distributed.get_rank(), _own_pieces(engine))
@@ -78,13 +78,13 @@ def _own_pieces(engine: Engine) -> Iterator[tuple[str, int, dict[str, Tensor]]]:
             yield shard.name, shard.start, {kind: stretch(engine, flat, kind, place).cpu() for kind in KINDS}
 
 
-def joined(everyone: list[Written]) -> dict[str, Any]:
+def joined(everyone: list[Written]) -> Places:
     """What all ranks wrote, as the manifest has it.
 
     Raises:
         UserError: one could not.
     """
-    pieces: dict[str, list[Any]] = {}
+    pieces: dict[str, list[tuple[int, int, str]]] = {}
     hashes: dict[str, str] = {}
     for rank, (own, problem) in enumerate(everyone):
         if problem is not None:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from cofitune.training.autograd import Context
+
 # of transformers' MLPs, those that compute down_proj(silu(gate_proj(x)) * up_proj(x)), by their model's type
 MODEL_TYPES = {
     "cohere", "cohere2", "granite", "llama", "mistral", "olmo", "olmo2", "olmo3", "qwen2", "qwen3", "smollm3",
@@ -29,7 +31,7 @@ def keep_gate_and_up(model: nn.Module, layers: str, first: int) -> int:
     Args:
         layers: path of the model's list of decoder layers.
     """
-    config: Any = getattr(model, "config", None)
+    config = getattr(model, "config", None)
     known = getattr(config, "model_type", None) in MODEL_TYPES and getattr(config, "hidden_act", None) == "silu"
     if not known or not type(model).__module__.startswith("transformers."):
         return 0
@@ -55,13 +57,13 @@ class _GatedSiLU(torch.autograd.Function):
     """silu(gate) * up, element by element."""
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+    def forward(ctx: Context, gate: Tensor, up: Tensor) -> Tensor:
         """Keeps the gate, and up where the gate's gradient is wanted."""
         ctx.save_for_backward(gate, up if ctx.needs_input_grad[0] else None)
         return silu(gate) * up
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Context, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Gradients of gate and up, as autograd computes them."""
         (gradient,) = gradients
         gate, up = ctx.saved_tensors

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ class ValidationRecord:
     step: int
     validation_loss: float | None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """The record as JSON takes it."""
         return asdict(self)
 
@@ -61,7 +61,12 @@ def validation_loss(
 
 
 def _sum_losses(
-    model: Any, device: torch.device, examples: Sequence[Example], plan: Plan, rank: int, pad_token_id: int
+    model: PreTrainedModel | Engine,
+    device: torch.device,
+    examples: Sequence[Example],
+    plan: Plan,
+    rank: int,
+    pad_token_id: int,
 ) -> Tensor:
     """This rank's loss in nats and its supervised tokens, float64 [2]."""
     sums = torch.zeros(2, dtype=torch.float64, device=device)

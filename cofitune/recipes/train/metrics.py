@@ -140,10 +140,12 @@ class Watch:
     def _write(self, record: StepRecord | ValidationRecord | DriftRecord) -> None:
         if torch.distributed.get_rank() == 0:
             append_metrics(self._file, record)
-            figures = {name: value for name, value in record.as_dict().items() if value is not None}
-            for layer, share in figures.pop("kept_share", {}).items():
+            values = ((name, value) for name, value in record.as_dict().items() if name != "step")
+            figures = {name: value for name, value in values if isinstance(value, int | float)}
+            shares = record.kept_share if isinstance(record, StepRecord) else None
+            for layer, share in (shares or {}).items():
                 figures[f"kept_share/layer_{layer}"] = share
-            self._monitor.write(figures.pop("step"), figures)
+            self._monitor.write(record.step, figures)
 
 
 def truncate_metrics(path: Path, step: int) -> tuple[list[StepRecord], list[ValidationRecord], list[DriftRecord]]:
