@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TextStreamer
 
 from cofitune.reports.console import say
@@ -26,7 +26,7 @@ class AnswerStream(TextStreamer):
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self._ends, self._tell = set(ends), tell
 
-    def put(self, value: Any) -> None:
+    def put(self, value: Tensor) -> None:
         """Take the prompt, which is skipped, or the next token."""
         if self.next_tokens_are_prompt or int(value[-1]) not in self._ends:
             super().put(value)

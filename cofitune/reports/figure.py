@@ -92,7 +92,7 @@ def style(salt: str) -> Iterator[None]:
     """Matplotlib's settings of all pictures: text stays text, names with a dollar sign are no formulas."""
     import matplotlib
 
-    settings: dict[Any, Any] = {  # matplotlib's own type names each of its settings
+    settings: dict[Any, object] = {  # matplotlib's own type names each of its settings
         "svg.hashsalt": salt, "svg.fonttype": "none", "text.parse_math": False, "font.size": 8,
         "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": MUTED, "axes.titlecolor": INK,
         "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cofitune.errors import ArtifactError
 from cofitune.files import read_json
 
 T = TypeVar("T")
+Entry = Mapping[
+    str, Any
+]  # an object of JSON that is read key by key: a line, a trial, a manifest, of whichever version
 
 
 def read_shaped(path: Path, what: str, form: int, shape: Callable[[dict[str, object]], T]) -> T:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from cofitune.errors import UserError
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 class Result(Protocol):
     """What a command leaves."""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The content of the object that the command prints under `--json`."""
 
 
-def to_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def to_frame(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
     """Make a table.
 
     Raises:

@@ -69,7 +69,7 @@ class EvalResult:
             rows.append({"model": name, **scores, **{title: task["score"] for title, task in tasks.items()}})
         return to_frame(rows).set_index("model")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As `cofitune eval --json` prints it."""
         return {
             "run": str(self.run),
@@ -93,7 +93,7 @@ class SearchResult:
     """
 
     run: Path
-    region: dict[str, Any]
+    region: dict[str, object]
     tree: dict[str, Any] = field(repr=False)
 
     @classmethod
@@ -120,7 +120,7 @@ class SearchResult:
             ]
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As `cofitune search --json` prints it."""
         return {
             "run": str(self.run),
@@ -156,7 +156,7 @@ class CompareResult:
         about = ("method", "learning_rate", "alpha", "on_frontier")
         return to_frame([{**{name: p[name] for name in about}, **p["scores"]} for p in self.content["points"]])
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As `cofitune compare --json` prints it."""
         parts = ("reference", "partial", "base", "points", "matched")
         return {

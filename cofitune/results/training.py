@@ -63,7 +63,7 @@ class TrainResult:
         """The metrics, a row a record."""
         return to_frame(self.metrics)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As `cofitune train --json` prints it."""
         about = ("region", "adapter", "steps", "first_loss", "last_loss", "tokens", "seconds", "ranks", "seed")
         return {
@@ -101,7 +101,7 @@ class ImportanceResult:
         """By kind of unit, importance in [0, 1]: [L, units]."""
         return read_tensors(self.file, "importance file")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As `cofitune importance --json` prints it."""
         return {"run": str(self.run), "importance": str(self.file), "manifest": self.manifest}
 
@@ -127,11 +127,11 @@ class RehearseResult:
         """The prompts and answers, an item a line."""
         return self.run / "rehearsal" / "items.jsonl"
 
-    def items(self) -> list[dict[str, Any]]:
+    def items(self) -> list[dict[str, object]]:
         """The prompts and answers."""
         return read_lines(self.file, json_object, may_be_torn=False)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As `cofitune rehearse --json` prints it."""
         about = ("items", "held_out", "unfinished", "tokens")
         return {"run": str(self.run), "items_file": str(self.file), **{name: self.manifest[name] for name in about}}
@@ -154,7 +154,7 @@ class ExportResult:
         config = read_json(Path(folder) / "config.json", "exported model", ours=False)
         return cls(Path(folder), float(config.get("cofitune_alpha", 1.0)))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As `cofitune export --json` prints it."""
         return {"folder": str(self.folder), "alpha": self.alpha}
 
@@ -165,6 +165,6 @@ class ReportResult:
 
     page: Path
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As `cofitune report --json` prints it."""
         return {"page": str(self.page)}

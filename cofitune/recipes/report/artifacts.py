@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -17,10 +17,10 @@ from cofitune.importance_file import read_vectors
 from cofitune.jsonl import json_object, read_lines
 from cofitune.reports.compare.content import Comparison
 from cofitune.reports.evaluation.scores import Scores
+from cofitune.reports.shape import Entry
 from cofitune.search.store import read_trials
 from cofitune.search.trial import BASE
 
-Entry = Mapping[str, Any]
 T = TypeVar("T")
 COMMANDS = ("search", "importance", "rehearsal", "train", "eval", "compare")
 
@@ -41,12 +41,12 @@ class Artifacts:
     name: str
     scores: Scores | None = None
     compared: Comparison | None = None
-    changed: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
-    tree: dict[str, Any] | None = None
+    changed: Mapping[str, Mapping[str, Sequence[Entry]]] = field(default_factory=dict)
+    tree: Entry | None = None
     vectors: dict[str, Tensor] | None = None
-    importance: dict[str, Any] | None = None
-    manifest: dict[str, Any] | None = None
-    metrics: list[dict[str, Any]] = field(default_factory=list)
+    importance: Entry | None = None
+    manifest: Entry | None = None
+    metrics: Sequence[Entry] = field(default_factory=list)
     configs: dict[str, str] = field(default_factory=dict)
 
 
@@ -101,15 +101,15 @@ def read_artifacts(path: Path, name: str) -> Artifacts:
     )
 
 
-def _json(path: Path, what: str) -> dict[str, Any] | None:
+def _json(path: Path, what: str) -> Entry | None:
     """Read one of ours, where it is there."""
     if not path.is_file():
         return None
-    value: dict[str, Any] = read_json(path, what)
+    value: Entry = read_json(path, what)
     return value
 
 
-def _read_changed(path: Path, scores: Scores | None) -> dict[str, dict[str, list[dict[str, Any]]]]:
+def _read_changed(path: Path, scores: Scores | None) -> Mapping[str, Mapping[str, Sequence[Entry]]]:
     """The lost and gained items of each model, in the order of the table."""
     if scores is None:
         return {}
@@ -123,7 +123,7 @@ def _read_changed(path: Path, scores: Scores | None) -> dict[str, dict[str, list
     }
 
 
-def _unfinished_search(store: Path) -> dict[str, Any] | None:
+def _unfinished_search(store: Path) -> Entry | None:
     """A search that has not ended, as far as its store goes; None without one, or before its base is scored."""
     trials = {trial.id: json.loads(trial.to_json()) for trial in read_trials(store)}
     base = trials.pop(BASE, None)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 from cofitune.importance_file import read_reliability
-from cofitune.recipes.report.artifacts import Artifacts, Entry, made_of
+from cofitune.recipes.report.artifacts import Artifacts, made_of
 from cofitune.recipes.report.training import described_trained, described_training
 from cofitune.reports.compare.page import comparison
 from cofitune.reports.compare.plot import methods_picture
@@ -22,6 +22,7 @@ from cofitune.reports.importance.plot import importance_picture
 from cofitune.reports.importance.table import reliability_text, summary
 from cofitune.reports.search.plot import search_picture
 from cofitune.reports.search.rows import trial_rows
+from cofitune.reports.shape import Entry
 from cofitune.reports.text import many
 from cofitune.reports.training.loss_plot import losses_picture
 from cofitune.training.peft import adapter_text

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import median
-from typing import Any
 
 from cofitune.files import gib
 from cofitune.reports.html import Trained
+from cofitune.reports.shape import Entry
 from cofitune.reports.text import duration
 from cofitune.reports.training.trained_map import trained_map
-
-Entry = Mapping[str, Any]
 
 
 def described_training(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cofitune.checked import shaped
-from cofitune.reports.shape import read_shaped
+from cofitune.reports.shape import Entry, read_shaped
 
 FORMAT = 1
 MATCHED = ("versatility", "instruct")  # what is held against the reference's at equal speciality
@@ -137,7 +137,7 @@ class Comparison:
     config: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, content: Mapping[str, Any]) -> Comparison:
+    def of(cls, content: Entry) -> Comparison:
         """Take the content of compare.json.
 
         Raises:
@@ -175,10 +175,10 @@ class Comparison:
         return self.base if point == "base" else {p.id: p.scores for p in self.points}[point]
 
 
-def _levels(levels: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _levels(levels: Sequence[Entry]) -> list[dict[str, object]]:
     """The file has a row's values and differences side by side."""
 
-    def row(content: Mapping[str, Any]) -> dict[str, Any]:
+    def row(content: Entry) -> dict[str, object]:
         return {
             "reason": content["reason"],
             "values": {score: content.get(score) for score in MATCHED},

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cofitune.reports.compare.content import Comparison
 from cofitune.reports.figure import INK, PAPER, Picture, draw, legend, series, shortened
 from cofitune.reports.text import number
+
+if TYPE_CHECKING:  # an extra
+    from matplotlib.figure import Figure
 
 PANELS = {"versatility": "versatility (score, 0 to 100)", "instruct": "instruction following (score)"}
 
@@ -15,7 +18,7 @@ def methods_picture(name: str, content: Comparison) -> Picture:
     """Every rate and alpha of each method, its frontier joined; instruction following in a panel of its own."""
     base = content.base
 
-    def paint(figure: Any, narrow: bool) -> None:
+    def paint(figure: Figure, narrow: bool) -> None:
         panels = figure.subplots(*((2, 1) if narrow else (1, 2)), squeeze=False).ravel()
         for axes, (score, label) in zip(panels, PANELS.items(), strict=True):
             for place, method in enumerate(content.methods):

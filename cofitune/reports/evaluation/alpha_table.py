@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from rich import box
 from rich.table import Table
 
+from cofitune.reports.shape import Entry
 from cofitune.reports.text import NONE, number
-
-Entry = Mapping[str, Any]
 
 
 def alpha_table(content: Entry) -> Table:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-Entry = Mapping[str, Any]
+from cofitune.reports.shape import Entry
+
 ITEMS_A_TASK = 10  # shown of each task; all of them are in eval/changed
 LONGEST, SHORTEST = 6000, 90  # characters of a text, and of one in a line
 
@@ -98,10 +98,11 @@ def _answer(answer: Entry, choices: Sequence[str]) -> Answer:
     return Answer(_text(output), f"{answer['score']:.3g}")
 
 
-def _chosen(value: Any, choices: Sequence[str]) -> Any:
+def _chosen(value: object, choices: Sequence[str]) -> object:
     """A choice by its index."""
-    is_index = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(choices)
-    return choices[value] if is_index else value
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(choices):
+        return choices[value]
+    return value
 
 
 def _text(value: object) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from rich import box
 from rich.table import Table
@@ -11,6 +10,7 @@ from rich.text import Text
 
 from cofitune.reports.evaluation.rows import NOISE, Cell, score_rows
 from cofitune.reports.evaluation.scores import CATEGORIES, DRIFT, Comparison, GateVerdict, Scores
+from cofitune.reports.shape import Entry
 from cofitune.reports.text import NONE, number, signed
 
 STYLES = {"better": "green", "worse": "red", "": ""}
@@ -75,7 +75,7 @@ def notes(scores: Scores) -> Iterator[str]:
     yield from _closing(scores)
 
 
-def example_lines(model: str, lost: Sequence[Mapping[str, Any]], most: int = 3) -> Iterator[str]:
+def example_lines(model: str, lost: Sequence[Entry], most: int = 3) -> Iterator[str]:
     """The first few items that a model lost, each with what is right and what it says now."""
     for item in lost[:most]:
         right, now = item["reference"], item["after"].get("answer", item["after"].get("pick"))

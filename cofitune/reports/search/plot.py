@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from cofitune.reports.figure import GRID, INK, MUTED, PAPER, SERIES, Picture, draw, legend, shortened
-from cofitune.reports.search.rows import Entry, TrialRow, nested, trial_rows
+from cofitune.reports.search.rows import TrialRow, nested, trial_rows
+from cofitune.reports.shape import Entry
 from cofitune.reports.text import number
 
 if TYPE_CHECKING:  # an extra

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from cofitune.errors import RegionError
 from cofitune.model.region import region_from_dict
 from cofitune.reports.search.row import LOSSES
+from cofitune.reports.shape import Entry
 from cofitune.reports.text import region_text
 
-Entry = Mapping[str, Any]
 SCORES = ("speciality", "versatility", "unified")
 
 

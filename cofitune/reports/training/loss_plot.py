@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from cofitune.reports.figure import MUTED, PAPER, SERIES, Picture, draw
+from cofitune.reports.shape import Entry
 
 if TYPE_CHECKING:  # an extra
     from matplotlib.figure import Figure
 
-Entry = Mapping[str, Any]
 SMOOTH_FROM = 40  # steps from which on a running mean is drawn, too
 
 
