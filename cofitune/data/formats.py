@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from cofitune.data.turns import (
     ROLES,
@@ -43,7 +42,7 @@ class Conversation:
 
     turns: tuple[Turn, ...]
     context: int = 0
-    tools: tuple[dict[str, Any], ...] = ()
+    tools: tuple[dict[str, object], ...] = ()
     unread: tuple[str, ...] = ()
 
 

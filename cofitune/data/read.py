@@ -47,7 +47,7 @@ class Item:
     context: int = 0
     given: frozenset[int] = frozenset()
     extras: tuple[Mapping[str, Any], ...] = ()
-    tools: tuple[dict[str, Any], ...] = ()
+    tools: tuple[dict[str, object], ...] = ()
     unread: tuple[str, ...] = ()
 
     @classmethod

@@ -19,7 +19,8 @@ def check_rendered(item: Item, text: str) -> None:
         BadItemError: the template has left one of them out.
     """
     for tool in item.tools:
-        name = tool.get("function", tool).get("name") if isinstance(tool.get("function", tool), dict) else None
+        function = tool.get("function", tool)
+        name = function.get("name") if isinstance(function, dict) else None
         if not isinstance(name, str):
             raise BadItemError("bad tools", f"{item.where}: a tool needs a function with a name")
         _require(item, text, name, f"the tool '{name}'")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -80,7 +79,7 @@ def check_turns(
     messages: Messages,
     text: str,
     where: str,
-    tools: Sequence[Mapping[str, Any]] = (),
+    tools: Sequence[Mapping[str, object]] = (),
 ) -> None:
     """Check that every turn's text stands in the rendered conversation, white space aside.
 

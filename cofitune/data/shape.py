@@ -49,7 +49,7 @@ def marked(messages: Messages) -> list[dict[str, object]]:
 
 
 def split_at_response(
-    tokenizer: PreTrainedTokenizerBase, messages: Messages, tools: Sequence[Any]
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, tools: Sequence[Mapping[str, object]]
 ) -> tuple[str, str] | None:
     """What the template writes before and behind the last message's text; None where it drops the text."""
     last = len(messages) - 1
@@ -71,7 +71,9 @@ def around_response(tokenizer: PreTrainedTokenizerBase, roles: tuple[str, ...]) 
     return result
 
 
-def dropped_turns(tokenizer: PreTrainedTokenizerBase, messages: Messages, tools: Sequence[Any] = ()) -> list[int]:
+def dropped_turns(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, tools: Sequence[Mapping[str, object]] = ()
+) -> list[int]:
     """Places of the turns whose text the template never writes, whatever it is."""
     store, key = remembered(tokenizer, ("dropped", _pattern(messages), bool(tools)))
     if key not in store:

@@ -9,10 +9,13 @@ import sys
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from cofitune.data.read import READ_ERRORS, BadRow, Row, lines, open_text
 from cofitune.errors import DataError
+
+if TYPE_CHECKING:
+    from _csv import Reader  # what csv.reader gives: the standard library names it nowhere else
 
 ROWS_AT_ONCE = 128  # of a parquet file: a row may hold a picture
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -113,7 +116,7 @@ def _header(file: Path, columns: list[str]) -> list[str]:
     return names
 
 
-def _next_row(reader: Any) -> list[str] | BadRow | None:
+def _next_row(reader: Reader) -> list[str] | BadRow | None:
     """The next row, `[]` for an empty line, None at the end."""
     try:
         return next(reader, None)

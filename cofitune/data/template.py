@@ -81,9 +81,9 @@ class ChatTemplate:
             about.get("text"),
         )
 
-    def as_dict(self, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
+    def as_dict(self, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, object]:
         """What a manifest keeps of it beside its name."""
-        about = {"kwargs": dict(self.kwargs), "system": self.system, "day": self.day}
+        about: dict[str, object] = {"kwargs": dict(self.kwargs), "system": self.system, "day": self.day}
         if tokenizer is None:
             return about
         text = {} if self.name in NAMED else {"text": own_text(str(tokenizer.chat_template))}

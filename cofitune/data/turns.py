@@ -99,7 +99,7 @@ def read_turn(
     return Turn(roles[role], text, extra, learn), unread + _unread_of_parts(content, content_key)
 
 
-def read_tools(given: Any) -> tuple[dict[str, Any], ...]:
+def read_tools(given: object) -> tuple[dict[str, object], ...]:
     """Read the tools that a conversation may call: a list of JSON schemas, or the same as a text of JSON.
 
     Raises:
@@ -135,7 +135,7 @@ def shown(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def json_of(text: str) -> Any:
+def json_of(text: str) -> object:
     """A value that stands in a text; None where the text is no JSON."""
     try:
         return json.loads(text)
@@ -199,7 +199,7 @@ def _reasoning(index: int, key: str, value: object) -> str:
     return text
 
 
-def _calls(index: int, turn: dict[str, Any]) -> dict[str, Any]:
+def _calls(index: int, turn: dict[str, object]) -> dict[str, object]:
     calls, one = turn.pop("tool_calls", None), turn.pop("function_call", None)
     if isinstance(calls, str) and calls.strip():
         calls = json_of(calls)
@@ -209,12 +209,13 @@ def _calls(index: int, turn: dict[str, Any]) -> dict[str, Any]:
     return {"tool_calls": _tool_calls(index, given)} if given else {}
 
 
-def _tool_calls(index: int, calls: Any) -> list[dict[str, Any]]:
+def _tool_calls(index: int, calls: object) -> list[dict[str, object]]:
     """Calls as templates take them: the arguments as an object, which some data hold as a text of JSON."""
     results = []
     for given in calls if isinstance(calls, list) else [calls]:
         call = json_of(given) if isinstance(given, str) else given
-        function = call.get("function", call) if isinstance(call, dict) else None
+        call = call if isinstance(call, dict) else {}
+        function = call.get("function", call)
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise BadItemError("bad tool call", f"turn {index}: a tool call needs a function with a name and arguments")
         arguments = function.get("arguments", {})

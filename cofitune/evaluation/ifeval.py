@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any
+from typing import TypedDict
 
 from cofitune.errors import UserError, did_you_mean, install
 
@@ -20,6 +20,15 @@ NO_PUNKT = (
 NEEDS_PUNKT = ("length_constraints:number_sentences", "change_case:capital_word_frequency")
 
 
+class Checks(TypedDict, total=False):
+    """What an item of IFEval asks for: instructions by their names, and the arguments of each."""
+
+    key: object
+    prompt: str
+    instruction_id_list: list[str]
+    kwargs: list[dict[str, object]]
+
+
 def require_harness() -> None:
     """Raise a UserError where the packages of the extra `eval` are missing. Imports none of them."""
     missing = [name for name in PACKAGES if find_spec(name) is None]
@@ -27,7 +36,7 @@ def require_harness() -> None:
         raise UserError(f"{HARNESS_MISSING} (missing: {', '.join(missing)})")
 
 
-def follows_instructions(checks: dict[str, Any], answer: str) -> bool:
+def follows_instructions(checks: Checks, answer: str) -> bool:
     """IFEval's prompt-level strict verdict, by the harness's own verifiers.
 
     The verifiers draw random numbers (arguments that an item leaves open, language detection): they are seeded here, so
@@ -38,7 +47,7 @@ def follows_instructions(checks: dict[str, Any], answer: str) -> bool:
         return bool(utils.test_instruction_following_strict(example, answer).follow_all_instructions)
 
 
-def ifeval_problem(checks: dict[str, Any]) -> str | None:
+def ifeval_problem(checks: Checks) -> str | None:
     """What is wrong with an item's instructions: a name that is not known, arguments that it does not take."""
     with _ifeval() as utils:
         known = utils.instructions_registry.INSTRUCTION_DICT
@@ -52,7 +61,7 @@ def ifeval_problem(checks: dict[str, Any]) -> str | None:
     return None
 
 
-def needs_punkt(checks: dict[str, Any]) -> bool:
+def needs_punkt(checks: Checks) -> bool:
     """Whether an item's verifiers cut text into sentences by NLTK's table."""
     return any(name in NEEDS_PUNKT for name in checks.get("instruction_id_list", ()))
 

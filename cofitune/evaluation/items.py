@@ -7,15 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cofitune.data.formats import BadItemError, user_text
 from cofitune.data.read import lines, read_object
 from cofitune.data.turns import shown
 from cofitune.errors import DataError, UserError
-from cofitune.evaluation.ifeval import NO_PUNKT, ifeval_problem, needs_punkt, punkt_is_there
+from cofitune.evaluation.ifeval import NO_PUNKT, Checks, ifeval_problem, needs_punkt, punkt_is_there
 from cofitune.evaluation.metrics import Metric, unreachable
 from cofitune.rehearsal.items import Rehearsal
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
 
 IFEVAL_KEYS = ("key", "prompt", "instruction_id_list", "kwargs")
 ANSWERS, LOSS_ANSWERS = ("answers", "answer", "output"), ("output", "answer", "answers")  # the first one counts
@@ -82,7 +85,7 @@ class EvalItem:
     choices: tuple[str, ...] = ()
     answer: int = 0
     references: tuple[str, ...] = ()
-    checks: dict[str, Any] | None = None
+    checks: Checks | None = None
 
     @property
     def reference(self) -> str | int | list[str] | None:
@@ -201,29 +204,30 @@ def _asked(fields: dict[str, object]) -> str:
     return prompt
 
 
-def _answers(fields: dict[str, Any], requested: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
+def _answers(fields: dict[str, object], requested: str | None, known: tuple[str, ...]) -> tuple[str, ...]:
     """What is right: the string, or the list of strings, under `requested` or the first of the known keys."""
     key = _answer_key(fields, requested, known)
     if key is None:
         names = f"'{requested}'" if requested else ", ".join(map(repr, known[:-1])) + f" or '{known[-1]}'"
         raise _BadItemError(f"there is no {names} to compare with (keys: {_keys(fields)})")
-    answers = fields[key] if isinstance(fields[key], list) else [fields[key]]
-    if not answers or not all(_is_text(a) for a in answers):
-        raise _BadItemError(
-            f"'{key}' must be a string, or a list of strings, that is not empty (given: {fields[key]!r})"
-        )
-    return tuple(answers)
+    given = fields[key]
+    answers = given if isinstance(given, list) else [given]
+    texts = tuple(answer for answer in answers if isinstance(answer, str) and answer.strip())
+    if not texts or len(texts) < len(answers):
+        raise _BadItemError(f"'{key}' must be a string, or a list of strings, that is not empty (given: {given!r})")
+    return texts
 
 
-def _answer_key(fields: dict[str, Any], requested: str | None, known: tuple[str, ...]) -> str | None:
+def _answer_key(fields: dict[str, object], requested: str | None, known: tuple[str, ...]) -> str | None:
     return next((k for k in ((requested,) if requested else known) if fields.get(k) is not None), None)
 
 
-def _ifeval(line: int, fields: dict[str, Any], task: EvalTask) -> EvalItem:
+def _ifeval(line: int, fields: dict[str, object], task: EvalTask) -> EvalItem:
     missing = [k for k in IFEVAL_KEYS if k not in fields]
     if missing:
         raise _BadItemError(f"there is no {', '.join(map(repr, missing))} (keys: {_keys(fields)})")
-    if not _is_text(fields["prompt"]):
+    prompt = fields["prompt"]
+    if not isinstance(prompt, str) or not prompt.strip():
         raise _BadItemError("'prompt' must be a string that is not empty")
     names, arguments = fields["instruction_id_list"], fields["kwargs"]
     if not (isinstance(names, list) and names and all(_is_text(name) for name in names)) or not (
@@ -232,10 +236,10 @@ def _ifeval(line: int, fields: dict[str, Any], task: EvalTask) -> EvalItem:
         raise _BadItemError("'instruction_id_list' and 'kwargs' must be lists of one length, one entry an instruction")
     if not all(isinstance(a, dict) for a in arguments):
         raise _BadItemError("each entry of 'kwargs' must be an object")
-    checks = {k: fields[k] for k in IFEVAL_KEYS}
+    checks: Checks = {"key": fields["key"], "prompt": prompt, "instruction_id_list": names, "kwargs": arguments}
     if problem := ifeval_problem(checks):
         raise _BadItemError(problem)
-    return EvalItem(line, fields["prompt"], checks=checks)
+    return EvalItem(line, prompt, checks=checks)
 
 
 _READERS: dict[str, Callable[[int, dict[str, object], EvalTask], EvalItem]] = {
@@ -306,7 +310,7 @@ class LoadedTask:
     longest_whole: int = 0
     logits_at_once: int = 0
     asked_sha256: str = ""
-    harness: tuple[Any, ...] = field(default=(), compare=False, repr=False)
+    harness: tuple[Task, ...] = field(default=(), compare=False, repr=False)
     rehearsal: Rehearsal | None = field(default=None, compare=False, repr=False)
 
     @property

@@ -9,7 +9,11 @@ from decimal import Decimal, InvalidOperation
 from functools import cache
 from importlib import import_module
 from types import ModuleType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu import BLEU, CHRF
 
 # as the harness's gsm8k finds numbers (its filter `flexible-extract`)
 NUMBER = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
@@ -115,7 +119,7 @@ def corpus_score(
         return None
     most = max(map(len, references))
     padded = [[r[i] if i < len(r) else None for r in references] for i in range(most)]
-    return float(_sacrebleu(metric, tokenize).corpus_score(list(answers), padded).score / 100)
+    return float(_sacrebleu(metric, tokenize).corpus_score(list(answers), padded).score / 100)  # type: ignore[arg-type] # sacrebleu leaves a None out
 
 
 def last_number(text: str) -> Decimal | None:
@@ -144,7 +148,7 @@ def _squad() -> ModuleType:
 
 
 @cache
-def _rouge(tokenize: str) -> Any:
+def _rouge(tokenize: str) -> RougeScorer:
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(["rougeL"], tokenizer=_ChineseWords() if tokenize == "zh" else None)
@@ -163,7 +167,7 @@ class _ChineseWords:
 
 
 @cache
-def _sacrebleu(metric: str, tokenize: str) -> Any:
+def _sacrebleu(metric: str, tokenize: str) -> CHRF | BLEU:
     from sacrebleu import BLEU, CHRF
 
     return CHRF() if metric == "chrf" else BLEU(tokenize=SACREBLEU_TOKENIZERS[tokenize], effective_order=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from cofitune.data.formats import user_text
 from cofitune.data.read import read_jsonl
@@ -43,11 +42,12 @@ class TestItems:
         return next((self._grams[gram] for gram in _grams(text) if gram in self._grams), None)
 
 
-def _question(fields: Mapping[str, Any]) -> str:
+def _question(fields: Mapping[str, object]) -> str:
     """The text of an item that a model is asked, in whichever kind of task."""
-    if isinstance(fields.get("instruction"), str):
-        return user_text(fields["instruction"], str(fields.get("input") or ""))
-    return next((fields[key] for key in ("prompt", "question") if isinstance(fields.get(key), str)), "")
+    instruction = fields.get("instruction")
+    if isinstance(instruction, str):
+        return user_text(instruction, str(fields.get("input") or ""))
+    return next((text for key in ("prompt", "question") if isinstance(text := fields.get(key), str)), "")
 
 
 def _grams(text: str) -> Iterator[Words]:

@@ -10,7 +10,6 @@ import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from cofitune.errors import ArtifactError, RepairWarning, differences
 from cofitune.files import read_json, with_checksum, write_checked_json, write_text
@@ -25,7 +24,7 @@ LINE = "line of the search store"  # in messages
 class Store:
     """The trials of one folder, in the order they were tried. Open it with `open_store`."""
 
-    def __init__(self, path: Path, identity: Mapping[str, Any], lines: list[Trial]) -> None:
+    def __init__(self, path: Path, identity: Mapping[str, object], lines: list[Trial]) -> None:
         self.path = path
         self.identity = identity
         self._latest: dict[str, Trial] = {}
@@ -40,7 +39,9 @@ class Store:
         """The id that a trial of this region has in this store; with a seed of its own, that of a repeated training."""
         if seed is None:
             return trial_id(region, self.identity)
-        return trial_id(region, {**self.identity, "train": {**self.identity.get("train", {}), "seed": seed}})
+        train = self.identity.get("train")
+        own = {**(train if isinstance(train, Mapping) else {}), "seed": seed}
+        return trial_id(region, {**self.identity, "train": own})
 
     def get(self, trial: str) -> Trial | None:
         """The latest line of a trial, or None if it was never tried."""
@@ -89,7 +90,7 @@ class Store:
             self._failures[trial.id] = self.failures(trial.id) + 1
 
 
-def open_store(folder: Path, identity: Mapping[str, Any], *, repair: bool = False) -> Store:
+def open_store(folder: Path, identity: Mapping[str, object], *, repair: bool = False) -> Store:
     """Open the store of a folder, or begin one. Lines that are damaged are left out, and it is said: they come again.
 
     Args:

@@ -115,7 +115,8 @@ def test_sharegpt_roles_of_tools() -> None:
     )
     assert [role for role, _ in item.turns] == ["user", "assistant", "tool", "assistant"]
     assert item.messages()[1]["tool_calls"] == [CALL]
-    assert item.tools[0]["function"]["name"] == "find_case"
+    function = item.tools[0]["function"]
+    assert isinstance(function, dict) and function["name"] == "find_case"
 
 
 BAD: list[tuple[Any, str, str]] = [

@@ -264,14 +264,16 @@ def test_ifeval_is_judged_strictly_by_all_instructions(tmp_path: Path, model: An
         answer = sample.answer or ""
         obeyed = bool(answer.strip()) and "," not in answer and len(re.findall(r"\w+", answer)) >= words
         assert sample.score == int(obeyed)
-    checks = items[1] | {"prompt": "Hello."}
+    checks: ifeval.Checks = {"key": 2, "prompt": "Hello.", "instruction_id_list": names, "kwargs": [{}, kwargs]}
     assert ifeval.follows_instructions(checks, "one two three")
     assert not ifeval.follows_instructions(checks, "one, two three")
     assert not ifeval.follows_instructions(checks, "one")
 
 
 def test_open_instructions_have_one_verdict_and_leave_the_random_state(tmp_path: Path) -> None:
-    checks = {"key": 1, "prompt": "p", "instruction_id_list": ["keywords:letter_frequency"], "kwargs": [{}]}
+    checks: ifeval.Checks = {
+        "key": 1, "prompt": "p", "instruction_id_list": ["keywords:letter_frequency"], "kwargs": [{}],
+    }  # fmt: skip
     before = random.getstate()
     verdicts = {ifeval.follows_instructions(checks, "hello world of letters") for _ in range(20)}
     assert len(verdicts) == 1

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer
 
 
-def grows_by_copies(cache: Any) -> bool:
+def grows_by_copies(cache: Cache) -> bool:
     """Whether new keys and values make new tensors, so that a context's own stay as they were."""
     return all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
-def choice_turns(rows: Sequence[int], cache: Any) -> list[list[int]]:
+def choice_turns(rows: Sequence[int], cache: Cache) -> list[list[int]]:
     """Continuations, by their numbers, that run together: of each context one at a time, in the contexts' order.
 
     So memory holds the contexts' keys and values twice at most, however many choices there are. Where a cache cannot go

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
+from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
 from transformers import StoppingCriteriaList as Criteria
 
 from cofitune.data.chat import end_ids
@@ -55,7 +56,7 @@ class ChatTemplateLMBase(HFLM):
     def loglikelihood_rolling(self, requests: list[object], disable_tqdm: bool = True) -> list[float]:
         return list(super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm))
 
-    def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """Answers of a batch each time; the harness's own order: alike settings together, longest prompt first."""
         ask = super().generate_until
         groups: dict[str, list[int]] = {}
@@ -198,7 +199,7 @@ class ChatTemplateLM(ChatTemplateLMBase):
                 results[n] = float(log_probs.sum()), bool((logits.argmax(-1) == requested).all())
         return [results[n] for n in range(len(rows))]
 
-    def _continue(self, cache: Any, mask: Tensor, rows: list[int], continuations: list[list[int]]) -> Tensor:
+    def _continue(self, cache: Cache, mask: Tensor, rows: list[int], continuations: list[list[int]]) -> Tensor:
         """Logits [N, K-1, V] after each of their tokens but the last; row n continues from context `rows[n]`.
 
         The cache is left as it was, where its layers allow that.

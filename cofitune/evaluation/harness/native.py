@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -16,10 +16,15 @@ from cofitune.evaluation.harness.tasks import FEWSHOT_SEED
 from cofitune.evaluation.items import LoadedTask
 from cofitune.evaluation.samples import Sample, TaskResult
 
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+
+    from cofitune.evaluation.harness.model import ChatTemplateLMBase
+
 MAX_GEN_TOKS = 256  # the harness's own limit where a task names none
 
 
-def reseed(one: Any) -> None:
+def reseed(one: Task) -> None:
     """Let a task draw its few-shot examples from the start: each build of its requests must draw alike."""
     one.set_fewshot_seed(seed=FEWSHOT_SEED)
 
@@ -59,12 +64,8 @@ def build_requests(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase) -> It
             before += len({request.doc_id for request in one.instances})
 
 
-def score_harness(judge: Any, loaded: LoadedTask) -> TaskResult:
-    """Score one task, or the tasks of a group as one whose items are all of theirs.
-
-    Args:
-        judge: a `cofitune.evaluation.harness.model.ChatTemplateLMBase`.
-    """
+def score_harness(judge: ChatTemplateLMBase, loaded: LoadedTask) -> TaskResult:
+    """Score one task, or the tasks of a group as one whose items are all of theirs."""
     from lm_eval.evaluator import evaluate
 
     start = time.monotonic()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from cofitune.evaluation.harness.choices import grows_by_copies
 from cofitune.model.decode import has_key_value_cache
@@ -31,7 +30,7 @@ def shared_length(rows: Iterable[tuple[tuple[int, ...], int]]) -> int:
 class SharedPrefix:
     """The keys and values of a beginning. `of` makes it, and says where a model's cache cannot be continued so."""
 
-    def __init__(self, model: PreTrainedModel, cache: Any, length: int) -> None:
+    def __init__(self, model: PreTrainedModel, cache: Cache, length: int) -> None:
         self._model, self._cache, self._length = model, cache, length
 
     @classmethod
@@ -45,7 +44,7 @@ class SharedPrefix:
         return cls(model, cache, len(ids)) if cache is not None and grows_by_copies(cache) else None
 
     def score(
-        self, requests: Sequence[tuple[Any, Sequence[int], Sequence[int]]], dtype: torch.dtype | None
+        self, requests: Sequence[tuple[object, Sequence[int], Sequence[int]]], dtype: torch.dtype | None
     ) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation, and whether greedy decoding would give it, as the harness takes them.
 

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
@@ -18,6 +18,9 @@ from cofitune.evaluation.harness.quiet import quiet_harness
 from cofitune.evaluation.ifeval import NO_PUNKT, import_verifiers, needs_punkt, punkt_is_there, require_harness
 from cofitune.evaluation.items import EvalItem, EvalTask
 from cofitune.evaluation.metrics import Metric
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
 
 FEWSHOT_SEED = 1234  # the harness's command line's
 # of what the harness's tasks report, what is a share of something: the rest is shown on its own scale, in no mean
@@ -37,7 +40,7 @@ class Harness:
         sha256: hash of the settings and the questions.
     """
 
-    tasks: tuple[Any, ...]
+    tasks: tuple[Task, ...]
     items: tuple[EvalItem, ...]
     metric: Metric
     sha256: str
@@ -93,7 +96,7 @@ def write_task_files(task: EvalTask, folder: Path) -> list[str]:
         described = _describe(path) | changes
         if described.get("unsafe_code"):
             raise UserError(f"harness task '{described['task']}' runs code that the model writes: not supported")
-        here: dict[str, Any] = {"include": str(path), "task": described["task"], **changes}
+        here: dict[str, object] = {"include": str(path), "task": described["task"], **changes}
         if task.path:
             if "class" in described:
                 raise UserError(f"harness task '{described['task']}' is code that names its own data: no dataset_path")
@@ -106,7 +109,7 @@ def write_task_files(task: EvalTask, folder: Path) -> list[str]:
     return names
 
 
-def _build(names: list[str], folder: Path) -> list[Any]:
+def _build(names: list[str], folder: Path) -> list[Task]:
     from lm_eval.tasks import TaskManager
 
     result = TaskManager(include_path=str(folder), include_defaults=False).load(names)["tasks"]
@@ -154,7 +157,7 @@ def _describe(path: Path) -> dict[str, Any]:
     return dict(load_yaml(path, resolve_func=False))
 
 
-def _local_data(folder: Path, described: dict[str, Any], num_fewshot: int) -> dict[str, Any]:
+def _local_data(folder: Path, described: dict[str, Any], num_fewshot: int) -> dict[str, object]:
     """Where a task's splits lie in a folder: in its subfolder named as the hub's subset, or in itself.
 
     The harness reads every split that a task names; those that are not needed may be missing here.
@@ -191,14 +194,14 @@ def _num_fewshot(own: int | None, asked: int | None) -> int:
     return 0 if own == 0 else asked if asked is not None else own or 0
 
 
-def _check_punkt(one: Any, limit: int | None, where: str) -> None:
+def _check_punkt(one: Task, limit: int | None, where: str) -> None:
     """IFEval's verifiers in the harness would miss the table only after the last answer."""
     needing = sum(needs_punkt(doc) for _, doc in one.doc_iterator(limit=limit))
     if needing and not punkt_is_there():
         raise UserError(f"{where}: {needing} of its items {NO_PUNKT}")
 
 
-def _metric(task: EvalTask, one: Any, where: str) -> Metric:
+def _metric(task: EvalTask, one: Task, where: str) -> Metric:
     """The metric, with the filter whose answers it judges; its figure must be the mean of what each item got."""
     from lm_eval.api.registry import get_aggregation
 
@@ -217,7 +220,7 @@ def _metric(task: EvalTask, one: Any, where: str) -> Metric:
     return Metric(shown, "share" if name in SHARES else "own", bool(one.higher_is_better()[name]), name in BINARY)
 
 
-def _items(built: list[Any], limit: int | None, metric: Metric) -> Iterator[EvalItem]:
+def _items(built: list[Task], limit: int | None, metric: Metric) -> Iterator[EvalItem]:
     """A question each, of a group's tasks one after the other; the choices are kept, which chance depends on."""
     number = 0
     picked = metric.name.startswith("acc")
@@ -228,7 +231,7 @@ def _items(built: list[Any], limit: int | None, metric: Metric) -> Iterator[Eval
             yield EvalItem(number, "", tuple(map(str, choices)))
 
 
-def _sha256(task: EvalTask, built: list[Any]) -> str:
+def _sha256(task: EvalTask, built: list[Task]) -> str:
     content = [[one.config.to_dict(), [doc for _, doc in one.doc_iterator(limit=task.limit)]] for one in built]
     for settings, _ in content:
         for place in ("dataset_path", "dataset_kwargs", "metadata"):

@@ -112,14 +112,14 @@ def content(sample: Sample) -> str:
 
 def changed_items(
     results: Results, comparison: Mapping[str, Any], choices: Mapping[str, Sequence[Sequence[str]]]
-) -> dict[str, list[dict[str, Any]]]:
+) -> dict[str, list[dict[str, object]]]:
     """The items that a model lost and gained, with their text and both answers, for a person to look at.
 
     Args:
         comparison: an entry of `comparisons`.
         choices: each task's choices, an entry an item, where it has some.
     """
-    found: dict[str, list[dict[str, Any]]] = {"lost": [], "gained": []}
+    found: dict[str, list[dict[str, object]]] = {"lost": [], "gained": []}
     for title, change in comparison["tasks"].items():
         before, after = results[comparison["against"]][title].samples, results[comparison["model"]][title].samples
         for what, entries in found.items():

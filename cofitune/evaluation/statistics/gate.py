@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from cofitune.errors import UserError, did_you_mean
 from cofitune.evaluation.statistics.scores import SUMMARIES
@@ -75,7 +75,9 @@ def read_requirements(
     return [_read(text, categories, models, meant) for text in texts]
 
 
-def judge(requirements: Sequence[Requirement], changes: Mapping[str, Mapping[str, Any]]) -> list[Verdict]:
+def judge(
+    requirements: Sequence[Requirement], changes: Mapping[str, Mapping[str, Mapping[str, float]]]
+) -> list[Verdict]:
     """Hold each requirement against the changes of its model, by the score's name (`value`, `low`, `high`)."""
     return [Verdict(r, {k: changes[r.model][r.score][k] for k in ("value", *ENDS)}) for r in requirements]
 

@@ -193,19 +193,20 @@ def _anchors(curves: Mapping[str, _Curve], reference: str) -> list[tuple[str, st
 
 def _level(
     curves: Mapping[str, _Curve], reference: str, method: str, point: str, why: str, *, levels: int
-) -> dict[str, Any]:
+) -> dict[str, object]:
     level, drawn = curves[method].of(point)
     yardstick, theirs = at_level(curves[reference].scores, level), at_level(curves[reference].drawn, drawn)
     rows = {}
     for name, curve in curves.items():
         own, draws = at_level(curve.scores, level), at_level(curve.drawn, drawn)
         reason = _outside(name, curve, float(level[0]))
-        row: dict[str, Any] = {"reason": reason, "between": None}
+        row: dict[str, object] = {"reason": reason, "between": None}
+        by_task: dict[str, dict[str, object]] = {}
         if reason is None:
             left, right, weight = place(curve.scores["speciality"], curve.scores["versatility"], level)
             row["between"] = [curve.ids[left[0]], curve.ids[right[0]]]
             row["weight"] = float(weight[0])
-        row["tasks"] = {}
+        row["tasks"] = by_task
         for score in (s for s in (*COMPARED, *(TASK + title for title in curve.tasks)) if s in own):
             value = None if reason else float(own[score][0])
             against = reason or _outside(reference, curves[reference], float(level[0]))
@@ -223,7 +224,7 @@ def _level(
                 to_reference |= _equally_many(curve, curves[reference], score, level, drawn, levels)
             results = {"": value, f"_against_{BASE}": to_base, "_against_reference": to_reference}
             if score.startswith(TASK):
-                row["tasks"][score.removeprefix(TASK)] = {(k or "_score")[1:]: v for k, v in results.items()}
+                by_task[score.removeprefix(TASK)] = {(k or "_score")[1:]: v for k, v in results.items()}
             else:
                 row |= {f"{score}{k}": v for k, v in results.items()}
         rows[name] = row
@@ -232,7 +233,7 @@ def _level(
 
 def _equally_many(
     curve: _Curve, reference: _Curve, score: str, level: Array, drawn: Array, levels: int
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The difference where both frontiers have as many points as the poorer one, so that both are equally lucky."""
     size = min(curve.num_points, reference.num_points)
     sides = []
@@ -257,7 +258,7 @@ def _outside(name: str, curve: _Curve, level: float) -> str | None:
     return None
 
 
-def _inside(value: Array, drawn: Array, levels: int = 1) -> dict[str, Any]:
+def _inside(value: Array, drawn: Array, levels: int = 1) -> dict[str, object]:
     """A difference with its interval, from the draws in which both methods have the level in their range.
 
     Where a method is looked at on several levels at once, a corrected interval stands beside it, which holds on all of
