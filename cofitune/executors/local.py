@@ -190,7 +190,7 @@ class _Worker:
                 self._line, self._unread = None, b""
         self._server.close()
 
-    def ask(self, request: dict[str, Any]) -> dict[str, Any] | None:
+    def ask(self, request: dict[str, object]) -> dict[str, Any] | None:
         """Give a request and wait for its answer; None where the worker ended over it."""
         if self._line is None:
             return None

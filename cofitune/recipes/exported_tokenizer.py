@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
@@ -25,7 +24,7 @@ def write_tokenizer(folder: Path, base: Path, tokenizer: PreTrainedTokenizerBase
         tokenizer.save_pretrained(folder)
         return
     text = str(tokenizer.chat_template or "")
-    settings: dict[str, Any] = read_json(base / SETTINGS, "tokenizer's config", ours=False)
+    settings: dict[str, object] = read_json(base / SETTINGS, "tokenizer's config", ours=False)
     own = settings.get("chat_template")
     if own is not None and own != text:
         write_json(folder / SETTINGS, {**settings, "chat_template": text})
@@ -47,7 +46,7 @@ def write_generation(
     if set(ends) == set(own if isinstance(own, list) else [own]) or not ends:
         return
     if (base / GENERATION).is_file():
-        given: dict[str, Any] = read_json(base / GENERATION, "generation config", ours=False)
+        given: dict[str, object] = read_json(base / GENERATION, "generation config", ours=False)
     else:
         given = {n: v for n in ("bos_token_id", "pad_token_id") if (v := getattr(generation, n, None)) is not None}
     write_json(folder / GENERATION, {**given, "eos_token_id": ends if len(ends) > 1 else ends[0]})

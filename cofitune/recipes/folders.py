@@ -161,7 +161,7 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(parent).free
 
 
-def _without_free(config: dict[str, Any]) -> dict[str, Any]:
+def _without_free(config: dict[str, Any]) -> dict[str, object]:
     """Leave out the settings that may differ from one call to the next."""
     free = FREE_SETTINGS
     return {
@@ -170,7 +170,7 @@ def _without_free(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _part(config: dict[str, Any], dotted: str) -> Any:
+def _part(config: dict[str, Any], dotted: str) -> object:
     for name in dotted.split("."):
         config = config[name]
     return config
@@ -190,7 +190,7 @@ def no_run(requested: EvalModel) -> UserError:
     )
 
 
-def check_trusted(manifest: dict[str, Any], trusted: bool) -> None:
+def check_trusted(manifest: dict[str, object], trusted: bool) -> None:
     """Refuse to run a base's own code on the word of a run's manifest, which may come from anywhere.
 
     Raises:

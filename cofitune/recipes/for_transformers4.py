@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from cofitune.files import write_json
 
@@ -28,7 +27,7 @@ def make_readable(folder: Path) -> None:
             write_json(folder / name, changed)
 
 
-def _config(given: dict[str, Any]) -> dict[str, Any]:
+def _config(given: dict[str, object]) -> dict[str, object]:
     """RoPE's settings beside `rope_parameters`, which holds them all; not where layers of one model have several."""
     result = {key: _config(value) if isinstance(value, dict) else value for key, value in given.items()}
     rope = given.get("rope_parameters")
@@ -41,10 +40,11 @@ def _config(given: dict[str, Any]) -> dict[str, Any]:
     return {**beside, **result}
 
 
-def _tokenizer(given: dict[str, Any]) -> dict[str, Any]:
+def _tokenizer(given: dict[str, object]) -> dict[str, object]:
     result = dict(given)
-    if given.get("tokenizer_class") in CLASSES:
-        result["tokenizer_class"] = CLASSES[given["tokenizer_class"]]
+    named = given.get("tokenizer_class")
+    if isinstance(named, str) and named in CLASSES:
+        result["tokenizer_class"] = CLASSES[named]
     if isinstance(given.get("extra_special_tokens"), list):  # a dictionary in 4, which calls the list otherwise
         result.setdefault("additional_special_tokens", result.pop("extra_special_tokens"))
     return result

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from cofitune.errors import ArtifactError
 from cofitune.files import read_json
 from cofitune.reports.evaluation.scores import CATEGORIES, Scores
+from cofitune.reports.shape import Entry
 from cofitune.reports.text import NONE, number, signed
 from cofitune.training.peft import adapter_text
 
@@ -21,7 +21,7 @@ CONVERTED = "cofitune_converted"  # in the config.json of what `cofitune convert
 UNKNOWN = "unknown"  # as the hub calls a licence that nobody has named
 
 
-def model_card(manifest: Mapping[str, Any], base: Path, run: Path, alpha: float, dtype: str, title: str) -> str:
+def model_card(manifest: Entry, base: Path, run: Path, alpha: float, dtype: str, title: str) -> str:
     """The card's text. Folders of the training's machine are not named, only the last part of a path.
 
     Args:
@@ -76,7 +76,7 @@ def model_card(manifest: Mapping[str, Any], base: Path, run: Path, alpha: float,
     return "\n".join(lines) + "\n"
 
 
-def _training(manifest: Mapping[str, Any], alpha: float) -> Iterator[str]:
+def _training(manifest: Entry, alpha: float) -> Iterator[str]:
     get = manifest.get
     region, adapter, softmask = get("region") or {}, get("adapter"), get("softmask") or {}
     yield "## Training"
@@ -103,7 +103,7 @@ def _training(manifest: Mapping[str, Any], alpha: float) -> Iterator[str]:
         yield f"- Alpha {alpha:g}: the weights are base + {alpha:g}·(trained − base)"
 
 
-def _scores(manifest: Mapping[str, Any], run: Path, alpha: float) -> Iterator[str]:
+def _scores(manifest: Entry, run: Path, alpha: float) -> Iterator[str]:
     yield "## Scores"
     yield ""
     found = _find_scores(manifest, run, alpha)
@@ -126,7 +126,7 @@ def _scores(manifest: Mapping[str, Any], run: Path, alpha: float) -> Iterator[st
         yield f"| {label} | {number(before)} | {number(now)} | {signed(change.value)} | {interval or NONE} |"
 
 
-def _find_scores(manifest: Mapping[str, Any], run: Path, alpha: float) -> tuple[Scores, str] | None:
+def _find_scores(manifest: Entry, run: Path, alpha: float) -> tuple[Scores, str] | None:
     """The run's evaluation and the model in it that has these very weights."""
     path = run / "eval" / "scores.json"
     if not path.is_file():
@@ -153,7 +153,7 @@ def _licence(base: Path) -> str:
     return licence if isinstance(licence, str) else UNKNOWN
 
 
-def _base_name(manifest: Mapping[str, Any], base: Path) -> str:
+def _base_name(manifest: Entry, base: Path) -> str:
     """The base as others may know it: of one that `cofitune convert` wrote, what that was made from."""
     if (base / "config.json").is_file():
         note = read_json(base / "config.json", "model config", ours=False).get(CONVERTED)

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import RepositoryNotFoundError
@@ -48,7 +47,7 @@ class HubTarget:
     def __str__(self) -> str:
         return f"{_api().endpoint}/{self.name} ({'public' if self.public else 'private'})"
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """As `--json` prints it."""
         return {"url": f"{_api().endpoint}/{self.name}", **asdict(self)}
 

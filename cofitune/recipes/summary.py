@@ -48,7 +48,7 @@ def write_summary(run: Path) -> Path:
     return path
 
 
-def summarise_run(run: Path) -> dict[str, Any]:
+def summarise_run(run: Path) -> dict[str, object]:
     """The content of summary.json; a part that the run does not have is None.
 
     Paths are relative to the run, so that it may be moved.
@@ -73,7 +73,7 @@ def _read(path: Path, what: str) -> dict[str, Any] | None:
     return dict(read_json(path, what)) if path.is_file() else None
 
 
-def _training(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def _training(manifest: Mapping[str, Any]) -> dict[str, object]:
     """Of a run by an older version, what its manifest does not say is None."""
     get = manifest.get
     region, drift = get("region") or {}, get("drift") or {}
@@ -95,7 +95,7 @@ def _training(manifest: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _evaluation(run: Path, manifest: Mapping[str, Any] | None, scores: Mapping[str, Any]) -> dict[str, Any]:
+def _evaluation(run: Path, manifest: Mapping[str, Any] | None, scores: Mapping[str, Any]) -> dict[str, object]:
     models, base = scores["models"], next(iter(scores["models"]))
     trained = manifest.get("delta_sha256") if manifest else None
     own = [m["delta_sha256"] for m in models.values() if Path(m["path"]).resolve() == run.resolve()]

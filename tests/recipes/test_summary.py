@@ -63,11 +63,12 @@ def test_it_says_what_was_trained_how_it_scores_and_what_lies_where(tmp_path: Pa
 def test_scores_of_an_earlier_training_are_told_apart(tmp_path: Path) -> None:
     run = write(tmp_path / "run", MANIFEST, delta_of_scores="of before")
     evaluation = summarise_run(run)["evaluation"]
-    assert evaluation["of_this_training"] is False
+    assert isinstance(evaluation, dict) and evaluation["of_this_training"] is False
 
 
 def test_an_older_manifest_says_less_and_a_damaged_one_is_named(tmp_path: Path) -> None:
     training = summarise_run(write(tmp_path / "old", {"base": "/m", "delta_sha256": "d1"}))["training"]
+    assert isinstance(training, dict)
     assert training["base"] == "/m" and training["drift"] is None and training["items"] == 0
     with pytest.raises(ArtifactError, match="is damaged"):
         summarise_run(write(tmp_path / "bad", {"items": [3]}))

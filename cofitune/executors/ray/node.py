@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from cofitune import __version__
 from cofitune.config.schema import Config
@@ -49,7 +48,7 @@ class RemoteTrial:
     """
 
     search: str
-    request: dict[str, Any]
+    request: dict[str, object]
     cwd: str
     needs: tuple[str, ...]
     begin: bool
@@ -69,7 +68,7 @@ class Report:
 
     host: str
     folder: str
-    result: dict[str, Any] = field(default_factory=dict)
+    result: Mapping[str, object] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
 
 

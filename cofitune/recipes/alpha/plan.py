@@ -87,9 +87,9 @@ class AlphaPlan:
         own = {"format": FORMAT, "base": self.base_fingerprint, "delta": self.delta_sha256, "drift": drift}
         return sha256_json(own | {"measure": self.measure.settings(), "settings": self.settings})
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> dict[str, object]:
         """What alpha.json tells besides the points and the choice."""
-        drift: dict[str, Any] = {"unknown": self.no_drift}
+        drift: dict[str, object] = {"unknown": self.no_drift}
         if self.drift:
             loaded = self.drift.loaded
             drift = {"path": loaded.task.path, "items": len(loaded.items), "sha256": loaded.sha256}

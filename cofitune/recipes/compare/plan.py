@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from cofitune.config.load import overlay
 from cofitune.config.schema import FREE_SETTINGS, Compare, Config, EvalModel, SoftMask
@@ -174,9 +173,9 @@ def _runs(config: Config, folder: Path) -> list[Run]:
     return results
 
 
-def _shared(softmask: SoftMask, run: Path) -> dict[str, Any]:
+def _shared(softmask: SoftMask, run: Path) -> dict[str, object]:
     """What every run takes from this config's own run: its importance."""
-    changes: dict[str, Any] = {"compare": Compare().model_dump(mode="json")}
+    changes: dict[str, object] = {"compare": Compare().model_dump(mode="json")}
     if softmask.importance is None:
         changes["softmask"] = {"importance": [str(run / "importance")]}
     return changes

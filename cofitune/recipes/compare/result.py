@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from rich.console import Console
 
@@ -98,7 +97,7 @@ def _about_method(plan: ComparePlan, method: str) -> dict[str, object]:
     }
 
 
-def _about_run(run: Run, line: RunLine) -> dict[str, Any]:
+def _about_run(run: Run, line: RunLine) -> dict[str, object]:
     results = {**line, "folder": str(run.folder)}
     if run.is_trained:
         manifest = read_json(run.folder / "train" / "manifest.json", "training manifest")

@@ -78,7 +78,7 @@ class EvalPlan:
         """What each task's score depends on, by title, as scores.json tells it."""
         return {t.task.title: _about(t) for t in self.tasks}
 
-    def key(self, model: EvalTarget, loaded: LoadedTask) -> dict[str, Any]:
+    def key(self, model: EvalTarget, loaded: LoadedTask) -> dict[str, object]:
         """All that one model's answers to one task depend on, by content."""
         task = {k: v for k, v in asdict(loaded.task).items() if k not in NOT_ASKED}
         task |= {"data_sha256": loaded.sha256, "unusable": loaded.unusable}
@@ -99,7 +99,7 @@ class EvalPlan:
         """Runs that were trained under another date than all are asked under, where the template writes one."""
         return [model for model in self.models if model.day not in (None, self.asked_day)]
 
-    def agreed(self) -> dict[str, Any]:
+    def agreed(self) -> dict[str, object]:
         """What all ranks must have found alike; their GPUs may be of several models, as rank 0's names the answers."""
         alike = replace(self, settings={**self.settings, "device": device().type})
         asked = {

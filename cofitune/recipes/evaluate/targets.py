@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -79,10 +78,10 @@ class EvalTarget:
     day: str | None = None
 
     @property
-    def weights(self) -> dict[str, Any]:
+    def weights(self) -> dict[str, object]:
         """What names the weights, by content."""
         delta = self.delta_sha256 if self.alpha else None
-        results = {"fingerprint": self.source.fingerprint, "delta_sha256": delta}
+        results: dict[str, object] = {"fingerprint": self.source.fingerprint, "delta_sha256": delta}
         return results if self.alpha in (0, 1) else {**results, "alpha": self.alpha}
 
 

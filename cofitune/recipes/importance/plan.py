@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -72,7 +71,7 @@ class ImportancePlan:
     account: ItemCounts
     pad_token_id: int
     template: str
-    chat_template: dict[str, Any]
+    chat_template: dict[str, object]
     batch_size: int
     passes: int
     memory: dict[str, int]

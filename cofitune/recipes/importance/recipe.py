@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -189,7 +188,7 @@ def _estimate(plan: ImportancePlan, rank: Rank, console: Console) -> Scores:
 
 @contextmanager
 def _model(
-    plan: ImportancePlan, device: torch.device, sharded: bool, loading: AbstractContextManager[Any]
+    plan: ImportancePlan, device: torch.device, sharded: bool, loading: AbstractContextManager[object]
 ) -> Iterator[PreTrainedModel]:
     """The base on this rank's device: whole, or its share of it."""
     base = plan.config.model

@@ -6,9 +6,9 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from cofitune.config.schema import Model, Task
 from cofitune.data.chat import encode, set_template
@@ -48,7 +48,7 @@ class ModelFacts:
     num_parameters: int
     trained: int
     positions: int | None
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     layers: str = ""
 
     @property
@@ -205,7 +205,7 @@ def max_length(data: DataFacts, model: ModelFacts, rehearsed: int) -> int:
     return min(wanted, model.positions or wanted)
 
 
-def _item(where: str, row: Any) -> Item:
+def _item(where: str, row: object) -> Item:
     try:
         return make_item(where, row, "auto")
     except BadItemError as error:

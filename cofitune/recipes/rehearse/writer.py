@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -93,7 +92,13 @@ class Writer:
         return order, self._batches("answers", batches, sampling, 0, with_top_k=top_k)
 
     def _batches(
-        self, stage: str, batches: Sequence[Any], sampling: Sampling, first: int, *, with_top_k: int | None
+        self,
+        stage: str,
+        batches: Sequence[Sequence[Sequence[int]]],
+        sampling: Sampling,
+        first: int,
+        *,
+        with_top_k: int | None,
     ) -> list[AnsweredBatch]:
         """Answer what is not answered yet, each rank its share, and read all of it.
 

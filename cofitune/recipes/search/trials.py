@@ -177,9 +177,10 @@ def _read_intervals(content: dict[str, Any], model: str) -> dict[str, tuple[floa
     return {n: (summary[n]["low"], summary[n]["high"]) for n in WITH_INTERVALS if summary.get(n)}
 
 
-def _number(value: Any) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None
+def _number(value: object) -> float | None:
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return None
 
 
 def _last_loss(path: Path) -> float | None:

@@ -83,7 +83,7 @@ def _all_decays(plan: TrainPlan) -> bool:
     return train.decay_all or not train.weight_decay or not may_be_undecayed(plan.trained, plan.anatomy.shapes)
 
 
-def agreed(plan: TrainPlan) -> dict[str, Any]:
+def agreed(plan: TrainPlan) -> dict[str, object]:
     """What all ranks must have found alike before they train: contents, since paths may be each machine's own."""
     train = plan.config.train.model_dump(mode="json", exclude={"rehearsal", "drift_data"})
     found = identity(plan)
@@ -206,7 +206,7 @@ def required_disk_bytes(plan: TrainPlan) -> int:
     return max(0, checkpoints - there) + plan.delta_bytes + prefix
 
 
-def stands_on(plan: TrainPlan) -> dict[str, Any]:
+def stands_on(plan: TrainPlan) -> dict[str, object]:
     """The contents that a training depends on besides its config, as the manifest keeps them."""
     return {
         "base_fingerprint": plan.base_fingerprint,

@@ -55,7 +55,7 @@ class TrialRunner:
         self._console = console
         rank, self.world_size_or_one = start_distributed()
         self._share = join(rank, self.world_size_or_one)
-        self._held: dict[str, tuple[Any, Any]] = {}  # by what it is: what it was made of, and itself
+        self._held: dict[str, tuple[object, Any]] = {}  # by what it is: what it was made of, and itself
         self._seconds: dict[str, float] = {}
 
     def broadcast(self, value: T) -> T:
@@ -207,7 +207,7 @@ class TrialRunner:
             return None
         return self._hold("prefix", (config.model, kind), lambda: start_prefix(config))
 
-    def _hold(self, what: str, made_of: Any, make: Callable[[], T]) -> T:
+    def _hold(self, what: str, made_of: object, make: Callable[[], T]) -> T:
         """What was made before of the same; else it is made, and the earlier one let go."""
         held: T
         before, held = self._held.pop(what, (None, None))

@@ -99,7 +99,7 @@ def test_a_node_without_the_data_fails_the_trial_and_is_named(errand: RemoteTria
     assert errand.needs == (f"{errand.cwd}/law.jsonl",), "a name on the hub is no path, nor is a task's title"
     Path("law.jsonl").unlink()
     report = run_errand(errand, trial)
-    error = report.result["error"]
+    error = str(report.result["error"])
     assert error.startswith(f"{socket.gethostname()} has not {errand.cwd}/law.jsonl: data and model must lie")
 
 

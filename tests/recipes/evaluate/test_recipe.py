@@ -257,7 +257,9 @@ def test_answers_are_kept_under_the_device_and_the_code_that_gave_them(
 ) -> None:
     plan = plan_eval(place.config())
     key = plan.key(plan.models[0], plan.tasks[0])
-    assert key["settings"]["device"] == device_name() and key["settings"]["versions"]["tokenizers"]
+    settings = key["settings"]
+    assert isinstance(settings, dict)
+    assert settings["device"] == device_name() and settings["versions"]["tokenizers"]
     config = place.config()
     trusting = config.model_copy(update={"model": config.model.model_copy(update={"trust_remote_code": True})})
     other = plan_eval(trusting)
