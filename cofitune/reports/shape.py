@@ -10,9 +10,8 @@ from cofitune.errors import ArtifactError
 from cofitune.files import read_json
 
 T = TypeVar("T")
-Entry = Mapping[
-    str, Any
-]  # an object of JSON that is read key by key: a line, a trial, a manifest, of whichever version
+# an object of JSON that is read key by key: a line, a trial, a manifest, of whichever version
+Entry = Mapping[str, Any]
 
 
 def read_shaped(path: Path, what: str, form: int, shape: Callable[[dict[str, object]], T]) -> T:

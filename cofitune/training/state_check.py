@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,6 +21,7 @@ from cofitune.training.checkpoint_folders import checkpoint_folders
 from cofitune.training.state_files import MANIFEST, Checkpoint, check_files, read_checkpoint
 
 Tell = Callable[[str], None]
+T = TypeVar("T")
 
 
 def newest_whole(folder: Path, tell: Tell) -> Checkpoint | None:
@@ -113,7 +114,7 @@ def _check_shares(checkpoint: Checkpoint) -> list[str | None]:
     return [damage for damage, _ in everyone]
 
 
-def _gathered(own: Any) -> list[Any]:
+def _gathered(own: T) -> list[T]:
     """Of every rank what it gives, however long one takes."""
     everyone: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(everyone, own, group=waiting_group())

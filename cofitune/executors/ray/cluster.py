@@ -7,12 +7,12 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TypedDict
 
 from cofitune.errors import UserError, install
 from cofitune.executors.ray.node import tell_versions
@@ -20,6 +20,16 @@ from cofitune.executors.ray.node import tell_versions
 EXTRA = "ray"
 SECONDS_TO_CONNECT = 10
 SECONDS_TO_ANSWER = 120  # for a node's first word: a fresh worker imports this package
+
+
+class Node(TypedDict):
+    """What Ray tells of a node, as far as it is read here; of resources how much it has of each."""
+
+    NodeID: str
+    NodeManagerHostname: str
+    NodeManagerAddress: str
+    Alive: bool
+    Resources: dict[str, float]
 
 
 def join_cluster(address: str) -> ModuleType:
@@ -34,7 +44,7 @@ def join_cluster(address: str) -> ModuleType:
     return ray
 
 
-def nodes_that_hold(nodes: Sequence[Mapping[str, Any]], gpus: int, cpus: int) -> list[Mapping[str, Any]]:
+def nodes_that_hold(nodes: Sequence[Node], gpus: int, cpus: int) -> list[Node]:
     """Those of a cluster's nodes that can hold a trial at all.
 
     Raises:
@@ -95,7 +105,7 @@ def _knock(ray: ModuleType, address: str) -> None:
         raise ConnectionError(f"{host}:{port}: {error.strerror or error}") from None
 
 
-def check_versions(ray: ModuleType, nodes: Sequence[Mapping[str, Any]], joining: bool = False) -> set[str]:
+def check_versions(ray: ModuleType, nodes: Sequence[Node], joining: bool = False) -> set[str]:
     """Ask every node what it would run a trial with: another version's scores cannot be compared.
 
     Args:
@@ -149,11 +159,11 @@ def _own_sigterm() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def _name(node: Mapping[str, object]) -> str:
+def _name(node: Node) -> str:
     return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
 
 
-def _list_nodes(nodes: Sequence[Mapping[str, Any]]) -> str:
+def _list_nodes(nodes: Sequence[Node]) -> str:
     return "; ".join(
         f"{_name(node)} has {node['Resources'].get('GPU', 0):g} GPUs, {node['Resources'].get('CPU', 0):g} cores"
         for node in nodes

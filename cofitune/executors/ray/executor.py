@@ -24,7 +24,7 @@ from typing import Any
 
 from cofitune.config.schema import Config
 from cofitune.errors import UserError
-from cofitune.executors.ray.cluster import check_versions, join_cluster, last_line, nodes_that_hold, pinned_to
+from cofitune.executors.ray.cluster import Node, check_versions, join_cluster, last_line, nodes_that_hold, pinned_to
 from cofitune.executors.ray.node import (
     HANDED_ON,
     RemoteTrial,
@@ -190,7 +190,7 @@ class RayExecutor:
         self._environment = _environment(demand.ranks, gpus, cpus)
         self._task = ray.remote(num_gpus=gpus, num_cpus=cpus, max_retries=0)(_on_node)  # retries are counted here
 
-    def _living(self) -> list[Any]:
+    def _living(self) -> list[Node]:
         return [node for node in self._ray.nodes() if node["Alive"]]
 
     def _look_at_nodes(self) -> None:

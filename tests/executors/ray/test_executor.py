@@ -22,7 +22,7 @@ from cofitune.config.schema import Config, Model
 from cofitune.errors import UserError
 from cofitune.executors.local import local_executor
 from cofitune.executors.ray import executor as module
-from cofitune.executors.ray.cluster import nodes_that_hold
+from cofitune.executors.ray.cluster import Node, nodes_that_hold
 from cofitune.executors.ray.executor import Demand, RayExecutor, choose_demand, ray_executor
 from cofitune.executors.ray.node import RemoteTrial, Report, run_errand
 from cofitune.launch.launcher import Ranks
@@ -437,9 +437,10 @@ def wait_for(folder: Path, pattern: str | None = None) -> None:
 
 
 def test_the_nodes_that_can_hold_a_trial_are_told_with_what_they_have() -> None:
-    def node(name: str, gpus: int, cpus: int) -> dict[str, Any]:
+    def node(name: str, gpus: int, cpus: int) -> Node:
         resources = {"CPU": float(cpus)} | ({"GPU": float(gpus)} if gpus else {})
-        return {"NodeManagerHostname": name, "NodeManagerAddress": "10.0.0.1", "Resources": resources}
+        address = "10.0.0.1"
+        return Node(NodeID=name, NodeManagerHostname=name, NodeManagerAddress=address, Alive=True, Resources=resources)
 
     head, four, eight = node("head", 0, 4), node("four", 4, 32), node("eight", 8, 64)
     assert nodes_that_hold([head, four, eight], 4, 4) == [four, eight]
