@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from cofitune.zero import Engine
 
-    Model: TypeAlias = PreTrainedModel | Engine
+    Model: TypeAlias = PreTrainedModel | Engine  # which are called alike; an engine has its model in `module`
 
 
 def summed_loss(model: Model, batch: Batch) -> Tensor:
