@@ -17,6 +17,7 @@ from cofitune.model.describe import how_to_describe, linear_modules, what_is_the
 from cofitune.model.folder import ODD_FILE, check_folder, first_line
 from cofitune.model.kind import auto_class, check_causal, check_kind
 from cofitune.model.layouts import ATTENTION, EXPERTS, FFN, MODULES, Layout
+from cofitune.model.norms import has_known_norms
 from cofitune.model.recognise import choose_layout, find_experts, names_in_files, true_shape
 from cofitune.model.sizes import Sizes, number, read_sizes
 
@@ -43,6 +44,7 @@ class Anatomy:
         num_experts, experts_per_token: of a layer that has any; those that a token passes through.
         can_recompute: whether it can recompute activations in the backward pass.
         fuses_attention: whether its attention, as transformers chooses it, is a fused kernel, which keeps no scores.
+        known_norms: whether all its RMSNorms have a form of `cofitune.model.norms`, and keep less when they train.
         unknown: of which modules the units are not known, and why; empty where all are known.
         proposal: how to describe those; empty where all are known.
     """
@@ -66,6 +68,7 @@ class Anatomy:
     experts_per_token: int = 0
     can_recompute: bool = True
     fuses_attention: bool = True
+    known_norms: bool = False
     unknown: str = ""
     proposal: str = ""
 
@@ -287,6 +290,7 @@ def _measure(model: PreTrainedModel, layout: Layout) -> Anatomy:
         experts_per_token=max([min(1, num_experts), *(number(config, name) for name in EXPERTS_PER_TOKEN)]),
         can_recompute=model.supports_gradient_checkpointing,
         fuses_attention=getattr(config, "_attn_implementation", None) != "eager",
+        known_norms=has_known_norms(model),
         embedding=names[id(embedding)],
         head=None if head is None else names.get(id(head.weight)),
         prefix=f"{model.base_model_prefix}.",

@@ -66,7 +66,7 @@ class Activations:
         first = self.region.first
         layers = range(first + checkpointed, self.anatomy.num_layers)
         inputs = checkpointed * self.anatomy.hidden_size * self.width
-        last_norm = (self.anatomy.hidden_size + 1) * FP32
+        last_norm = self.anatomy.hidden_size * self._rms_norm_width + FP32
         to_hidden = self.anatomy.hidden_size * self.width  # the head's gradient, at tokens that carry the loss
         per_token = inputs + sum(map(self.of_layer, layers)) + last_norm + to_hidden
         return self.tokens * per_token + sum(self._composed(layer) for layer in layers)
@@ -99,13 +99,13 @@ class Activations:
         after_attention = attention or "o_proj" in trained
         gate, up = after_attention or "gate_proj" in trained, after_attention or "up_proj" in trained
         norms, norm_width = self._norms(layer)
-        total = (hidden + 1) * norm_width * (norms if below else norms // 2 if after_attention else 0)
+        total = (hidden * norm_width + FP32) * (norms if below else norms // 2 if after_attention else 0)
         if attention:
             values = queries + 2 * keys if len(anatomy.layout.parts("v_proj")) > 1 else keys  # a view keeps all of it
             grouped = 2 * queries if self.masked else keys + values
             total += (2 * queries + grouped) * width + FP32 * size.num_heads
             if self._norms_heads(layer):
-                total += (queries + keys + size.num_heads + size.num_key_value_heads) * FP32
+                total += (queries + keys) * self._rms_norm_width + (size.num_heads + size.num_key_value_heads) * FP32
         elif "o_proj" in trained:
             total += queries * width
         frozen_too = self.keeps_inputs and anatomy.model_type not in CONVOLUTIONS
@@ -155,13 +155,18 @@ class Activations:
     def _norms(self, layer: int) -> tuple[int, int]:
         """Norms of a layer that are as wide as the hidden size, and bytes of a number that they keep.
 
-        An RMSNorm is written in fp32; a LayerNorm, which has biases, is one operation in the training's precision.
+        A LayerNorm, which has biases, is one operation in the training's precision.
         """
         path, wide = f"{self.anatomy.layout.layers}.{layer}.", (self.anatomy.hidden_size,)
         vectors = [n for n, s in self.anatomy.shapes.items() if n.startswith(path) and s == wide]
         weights = [n for n in vectors if n.endswith(".weight")]
         biased = any(n.replace(".weight", ".bias") in vectors for n in weights)
-        return len(weights), self.width if biased else FP32
+        return len(weights), self.width if biased else self._rms_norm_width
+
+    @property
+    def _rms_norm_width(self) -> int:
+        """Bytes of a number that an RMSNorm keeps: transformers computes it in fp32, `fuse_norms` keeps its input."""
+        return self.width if self.anatomy.known_norms else FP32
 
     def _norms_heads(self, layer: int) -> bool:
         """Whether queries and keys are normed head by head."""

@@ -85,7 +85,7 @@ def start(way: str, arguments: argparse.Namespace) -> tuple[Any, Any]:
     from cofitune.model.region import freeze_outside, resolve_region
     from cofitune.recipes.train.resolve import engine_settings
     from cofitune.training.engine import checkpoint_layers, start_engine
-    from cofitune.training.swiglu import keep_gate_and_up
+    from cofitune.training.fused import fuse_operations
 
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -99,7 +99,7 @@ def start(way: str, arguments: argparse.Namespace) -> tuple[Any, Any]:
     layers = anatomy.layout.layers
     checkpoint_layers(model, layers, region.first, None if way == "before" else 0)
     if way == "now":
-        keep_gate_and_up(model, layers, region.first)
+        fuse_operations(model, layers, region.first)
     steps = WARM + arguments.steps + 1
     plan = plan_steps(steps * arguments.micro_batch, arguments.micro_batch, 1, 1, 1, steps)
     train = Train(per_device_train_batch_size=arguments.micro_batch, gradient_accumulation_steps=1)

@@ -187,9 +187,9 @@ def ours(job: Job, turns: Turns) -> None:
     from cofitune.model.region import freeze_outside
     from cofitune.softmask.update import mask_updates
     from cofitune.training.engine import checkpoint_layers, start_distributed, start_engine
+    from cofitune.training.fused import fuse_operations
     from cofitune.training.loop import FitSettings, fit
     from cofitune.training.prefix_cache import PrefixCache
-    from cofitune.training.swiglu import keep_gate_and_up
     from cofitune.zero import inner_optimizer, shards
 
     start_distributed()
@@ -198,7 +198,7 @@ def ours(job: Job, turns: Turns) -> None:
     freeze_outside(model, names)
     turns.loaded(model)
     checkpoint_layers(model, plan.anatomy.layout.layers, plan.region.first, plan.checkpointed)
-    keep_gate_and_up(model, plan.anatomy.layout.layers, plan.region.first + plan.checkpointed)
+    fuse_operations(model, plan.anatomy.layout.layers, plan.region.first + plan.checkpointed)
     engine = start_engine(model, plan.settings)
     masked: Callable[[], float] = lambda: 0.0  # noqa: E731
     if config.softmask.apply_to == "update":

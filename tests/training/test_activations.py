@@ -19,10 +19,10 @@ from cofitune.training import fit_device
 from cofitune.training.activations import Activations
 from cofitune.training.engine import checkpoint_layers
 from cofitune.training.fit_device import SHARE, choose_checkpointed, choose_stage
+from cofitune.training.fused import fuse_operations
 from cofitune.training.loss import summed_loss
 from cofitune.training.memory import Footprint
 from cofitune.training.peft import insert_adapter, plan_adapter
-from cofitune.training.swiglu import keep_gate_and_up
 from tests.helpers import run_ranks
 from tests.training.test_engine import SETTINGS
 
@@ -56,7 +56,7 @@ def _made(family: str, modules: tuple[str, ...], dtype: torch.dtype = torch.floa
     anatomy = anatomy_of(model)
     region = resolve_region("1-2", modules, LAYERS, anatomy.modules)
     freeze_outside(model, set(region.parameter_names(anatomy)))
-    keep_gate_and_up(model, anatomy.layout.layers, region.first)
+    fuse_operations(model, anatomy.layout.layers, region.first)
     return model, Activations(anatomy, region, dtype.itemsize, ROWS * TOKENS)
 
 

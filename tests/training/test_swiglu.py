@@ -25,7 +25,8 @@ TOKENS = torch.arange(36).view(3, 12)
 BATCH = {"input_ids": TOKENS, "attention_mask": torch.ones_like(TOKENS), "labels": TOKENS.clone()}
 
 
-def _model(family: str, modules: tuple[str, ...], dtype: torch.dtype = torch.float32) -> Any:
+def small_model(family: str, modules: tuple[str, ...], dtype: torch.dtype = torch.float32) -> Any:
+    """A model of four small layers, of which the second and third train these modules."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SMALL)).to(dtype)
     anatomy = anatomy_of(model)
@@ -33,7 +34,8 @@ def _model(family: str, modules: tuple[str, ...], dtype: torch.dtype = torch.flo
     return model
 
 
-def _gradients(model: nn.Module) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
+def gradients_of(model: nn.Module) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
+    """The loss, what is its gradient by parameter, and the bytes that were kept for it."""
     with kept_bytes(model) as kept:
         loss = summed_loss(model, BATCH)
     loss.backward()
@@ -42,9 +44,9 @@ def _gradients(model: nn.Module) -> tuple[torch.Tensor, dict[str, torch.Tensor],
 
 @pytest.mark.parametrize("family", sorted(MODEL_TYPES))
 def test_losses_and_gradients_have_the_same_bits_and_less_is_kept(family: str) -> None:
-    plain, ours = _model(family, ("up_proj", "down_proj")), _model(family, ("up_proj", "down_proj"))
+    plain, ours = small_model(family, ("up_proj", "down_proj")), small_model(family, ("up_proj", "down_proj"))
     assert keep_gate_and_up(ours, "model.layers", 1) == 3
-    (loss, gradients, kept), (own_loss, own_gradients, own_kept) = _gradients(plain), _gradients(ours)
+    (loss, gradients, kept), (own_loss, own_gradients, own_kept) = gradients_of(plain), gradients_of(ours)
     assert torch.equal(loss, own_loss) and gradients.keys() == own_gradients.keys()
     assert all(torch.equal(gradients[name], own_gradients[name]) for name in gradients)
     above = 2  # layers below which something trains
@@ -54,15 +56,15 @@ def test_losses_and_gradients_have_the_same_bits_and_less_is_kept(family: str) -
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("modules", [("all",), ("gate_proj",), ("q_proj",)], ids="-".join)
 def test_whatever_trains_the_gradients_are_autograds(modules: tuple[str, ...], dtype: torch.dtype) -> None:
-    plain, ours = _model("llama", modules, dtype), _model("llama", modules, dtype)
+    plain, ours = small_model("llama", modules, dtype), small_model("llama", modules, dtype)
     keep_gate_and_up(ours, "model.layers", 1)
-    (loss, gradients, _), (own_loss, own_gradients, _) = _gradients(plain), _gradients(ours)
+    (loss, gradients, _), (own_loss, own_gradients, _) = gradients_of(plain), gradients_of(ours)
     assert torch.equal(loss, own_loss)
     assert all(torch.equal(gradients[name], own_gradients[name]) for name in gradients)
 
 
 def test_layers_that_are_computed_again_are_left_as_they_are() -> None:
-    model = _model("llama", ("up_proj", "down_proj"))
+    model = small_model("llama", ("up_proj", "down_proj"))
     checkpoint_layers(model, "model.layers", 1, 2)
     assert keep_gate_and_up(model, "model.layers", 3) == 1
     assert ["forward" in vars(layer.mlp) for layer in model.model.layers] == [False, False, False, True]

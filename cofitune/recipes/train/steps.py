@@ -25,6 +25,7 @@ from cofitune.softmask.retained import RetainedUpdate
 from cofitune.softmask.update import mask_updates
 from cofitune.training.drift import HeldOut
 from cofitune.training.engine import ELEMENTS_AT_ONCE, checkpoint_layers, start_engine
+from cofitune.training.fused import fuse_operations
 from cofitune.training.l2 import DecoupledL2SP
 from cofitune.training.loop import FitSettings, StepRecord, fit
 from cofitune.training.peft import insert_adapter
@@ -32,7 +33,6 @@ from cofitune.training.prefix_cache import Prefix, PrefixCache
 from cofitune.training.signals import StopRequest
 from cofitune.training.state import load_state, save_state
 from cofitune.training.state_files import Checkpoint
-from cofitune.training.swiglu import keep_gate_and_up
 from cofitune.training.throughput import Meter, start_meter
 from cofitune.training.unused_parameters import check_unused_parameters
 from cofitune.zero import flats, inner_optimizer, shards
@@ -86,7 +86,7 @@ def prepare_model(model: PreTrainedModel, plan: TrainPlan) -> PreparedModel:
         freeze_outside(model, set(plan.trained))
     layers, first = plan.anatomy.layout.layers, plan.region.first
     checkpoint_layers(model, layers, first, plan.checkpointed)
-    keep_gate_and_up(model, layers, first + plan.checkpointed)
+    fuse_operations(model, layers, first + plan.checkpointed)
     apply_to = config.softmask.apply_to
     retained = RetainedUpdate(plan.factors) if plan.factors else None
     # the gradient is masked as it arrives at each parameter, before DeepSpeed reduces and clips it
