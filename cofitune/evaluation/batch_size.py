@@ -16,6 +16,7 @@ from cofitune.distributed import device_of
 from cofitune.evaluation.items import LoadedTask
 from cofitune.host_memory import free_memory, usable_memory
 from cofitune.model.anatomy import Anatomy
+from cofitune.nvml import free_gpu_memory
 from cofitune.ranks import this_rank
 
 MOST_ON_GPU, MOST_ON_HOST = 64, 16  # items; a CPU gains nothing from more
@@ -64,11 +65,15 @@ class AskingMemory:
 
 
 def device_memory() -> DeviceMemory:
-    """This rank's device as it is now; what this process holds itself on a GPU counts as free."""
+    """This rank's device as it is now; what this process holds itself on a GPU counts as free.
+
+    A process that only plans for its ranks asks the driver: CUDA's own answer needs a context there, of some 500 MB.
+    """
     if torch.cuda.is_available():
         device = device_of(this_rank())
-        free, total = torch.cuda.mem_get_info(device)
-        return DeviceMemory(total, free + torch.cuda.memory_reserved(device), True)
+        whole, own = torch.cuda.get_device_properties(device), torch.cuda.memory_reserved(device)
+        free = torch.cuda.mem_get_info(device)[0] if own else free_gpu_memory(str(whole.uuid))
+        return DeviceMemory(whole.total_memory, None if free is None else free + own, True)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torch's launcher sets it
     return DeviceMemory(usable_memory() // RANKS_A_HOST, free_memory() // here, False)
 

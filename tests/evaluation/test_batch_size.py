@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cofitune.evaluation import batch_size
 from cofitune.evaluation.batch_size import AskingMemory, DeviceMemory, estimate_asking, power_below, powers_down_from
 from cofitune.evaluation.items import EvalTask
 from cofitune.evaluation.lengths import fit_lengths
@@ -44,6 +46,22 @@ def test_an_item_takes_no_more_than_estimated(kind: Any, tmp_path: Path, tiny_mo
     an_item = (peak(16) - peak(8)) / 8
     assert 0.8 * an_item < estimated.items["t"] < 4 * an_item, "neither too little nor a waste"
     assert estimated.weights == sum(p.numel() for p in model.parameters()) * 4
+
+
+def test_a_process_that_holds_nothing_on_a_gpu_makes_no_context_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = SimpleNamespace(total_memory=80 * GIB, uuid="one")
+    held, asked = [0], {"one": 70 * GIB}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: whole)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: held[0])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60 * GIB, 80 * GIB) if held[0] else pytest.fail())
+    monkeypatch.setattr(batch_size, "free_gpu_memory", asked.get)
+    assert batch_size.device_memory() == DeviceMemory(80 * GIB, 70 * GIB, True)
+    asked.clear()
+    assert batch_size.device_memory() == DeviceMemory(80 * GIB, None, True), "the driver does not say"
+    held[0] = 5 * GIB
+    assert batch_size.device_memory() == DeviceMemory(80 * GIB, 65 * GIB, True), "a rank has a context anyway"
 
 
 def test_as_many_items_are_asked_as_fit_beside_the_weights() -> None:
