@@ -67,6 +67,16 @@ def choose_stage(run: Footprint, room: int) -> int:
     return 2 if replicated.memory.device <= SHARE * room else 3
 
 
+def base_may_stay(run: Footprint, room: int) -> bool:
+    """Whether the base's weights fit on the device beside a copy of those that train; under stage 3 they are sharded.
+
+    Args:
+        room: bytes of the smallest device.
+    """
+    staying = replace(run, shared_base=True)
+    return run.settings.zero_stage < 3 and staying.memory.device <= SHARE * room
+
+
 def choose_hpz_ranks(run: Footprint, room: int, node: int) -> int:
     """As many ranks as a node has, where a second copy of the weights fits with every layer checkpointed; else 1.
 

@@ -50,6 +50,7 @@ class Footprint:
         checkpointed: layers, from the lowest trained one up, whose activations are computed again.
         adapter: what trains instead of the region, which carries it; None without one.
         base_kept: whether a copy of the trained weights as the base has them is kept, for the pull towards it.
+        shared_base: whether the base's weights stay on the device for other trainings: what trains is a copy.
         masked: whether attention gets a mask.
         fused: whether attention is a fused kernel.
         converting: ranks of this machine that each convert the weights, which are stored in another dtype, while they
@@ -64,6 +65,7 @@ class Footprint:
     checkpointed: int
     adapter: AdapterPlan | None = None
     base_kept: bool = False
+    shared_base: bool = False
     masked: bool = False
     fused: bool = True
     converting: int = 1
@@ -107,6 +109,8 @@ def estimate_memory(run: Footprint) -> Memory:
         weights = whole // world_size + gathered_at_once(anatomy, run.region.first) * width
         second = _elements(zero.get("zero_hpz_partition_size", 1))
         weights += whole // second if second > 1 else 0
+    elif run.shared_base and run.adapter is None:
+        weights += trained * width
     all_gradients = trained * ACCUMULATED_GRADIENT
     masters = (MASTER if width == 2 else 0) + (MASTER if run.base_kept else 0)
     all_states = trained * (MOMENTS[settings.optimizer] + masters)

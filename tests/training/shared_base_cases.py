@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from tests.training import sharded_cases as sharded
 REGIONS = (
     ("25%-75%", ("up_proj", "down_proj")),
     ("0%-50%", ("q_proj", "v_proj")),
+    ("0%-25%", ("down_proj",)),  # one tensor, in which DeepSpeed would train as it is
 )
-ORDER = (0, 1, 0)
+ORDER = (0, 1, 2, 0)
 STEPS = 3
 WAYS = {  # by number of ranks: ZeRO stage, bf16
     1: tuple((stage, bf16) for stage in (1, 2, 3) for bf16 in (False, True)),
@@ -24,8 +26,13 @@ WAYS = {  # by number of ranks: ZeRO stage, bf16
 }
 
 
-def trial(model: Any, number: int, case: Any) -> tuple[str, list[float]]:
-    """Train a region on a model object of its own; give the hash of what was trained, and the losses."""
+def trial(make: Callable[[list[str]], Any], number: int, case: Any, shared: list[bool]) -> tuple[str, list[float]]:
+    """Train a region on a model object of its own; give the hash of what was trained, and the losses.
+
+    Args:
+        make: gives the model, by the names of what trains.
+        shared: is told whether what is frozen lies where it lay when the model was made.
+    """
     from dataclasses import replace
 
     from cofitune.model.anatomy import anatomy_of
@@ -38,12 +45,15 @@ def trial(model: Any, number: int, case: Any) -> tuple[str, list[float]]:
 
     torch.manual_seed(1)
     layers, modules = REGIONS[number]
-    anatomy, region = anatomy_of(model), resolve_region(layers, modules, sharded.LAYERS)
+    anatomy, region = anatomy_of(sharded.tiny_model()), resolve_region(layers, modules, sharded.LAYERS)
     names = region.parameter_names(anatomy)
+    model = make(names)
+    places = {name: p.data_ptr() for name, p in model.named_parameters() if name not in names}
     freeze_outside(model, set(names))
     if number % 2:
         checkpoint_layers(model, anatomy.layout.layers, region.first)
     engine = start_engine(model, sharded.settings_of(case))
+    shared.append(all(model.get_parameter(name).data_ptr() == place for name, place in places.items()))
     losses: list[float] = []
     plan = replace(sharded.plan_of(case), world_size=torch.distributed.get_world_size(), num_steps=STEPS)
     settings = FitSettings(plan, sharded.SEED, 0)
@@ -63,16 +73,17 @@ def run_way(stage: int, bf16: bool) -> dict[str, Any]:
     def made() -> Any:
         return sharded.tiny_model().to(torch.bfloat16 if bf16 else torch.float32)
 
-    alone = [trial(made(), number, case) for number in range(len(REGIONS))]
+    alone = [trial(lambda _: made(), number, case, []) for number in range(len(REGIONS))]
     held = SharedBase(made())
-    after, bytes_alive = [], []
+    after, bytes_alive, shared = [], [], list[bool]()
     for number in ORDER:
-        after.append(trial(held.instantiate(), number, case))
+        after.append(trial(lambda names: held.instantiate(trains=names), number, case, shared))
         gc.collect()
         alive = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors()}
         bytes_alive.append(sum(alive.values()))
     return {
         "stage": stage, "bf16": bf16, "alone": alone, "after": after, "changed": held.changed(), "alive": bytes_alive,
+        "shared": shared,
     }  # fmt: skip
 
 

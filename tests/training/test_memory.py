@@ -11,7 +11,9 @@ from transformers import LlamaConfig
 from cofitune.model.anatomy import Anatomy, read_anatomy
 from cofitune.model.region import resolve_region
 from cofitune.training.engine import EngineSettings
+from cofitune.training.fit_device import SHARE, base_may_stay
 from cofitune.training.memory import Footprint, Memory
+from cofitune.training.peft import plan_adapter
 
 SETTINGS = EngineSettings(
     zero_stage=3, offload_optimizer="none", offload_param="none", raw={}, dtype=torch.bfloat16, micro_batch=16,
@@ -52,6 +54,19 @@ def test_stage_3_shards_all_that_is_trained_and_all_weights(llama_7b: Anatomy) -
     assert memory.buffers == 10**8 * 2 + 2 * a_rank * 4
     parts = memory.weights, memory.gradients, memory.optimizer, memory.buffers, memory.activations
     assert memory.device == sum(parts)
+
+
+def test_a_base_that_stays_for_other_trials_costs_a_copy_of_what_trains(llama_7b: Anatomy) -> None:
+    region = resolve_region("25%-50%", ["up_proj", "down_proj"], 32)
+    for stage, copies in ((2, 1), (3, 0)):
+        alone = Footprint(llama_7b, region, replace(SETTINGS, zero_stage=stage), 8, max_length=512, checkpointed=24)
+        needed = replace(alone, shared_base=True).memory
+        assert needed == replace(alone.memory, weights=alone.memory.weights + copies * TRAINED * 2)
+        fits, fills = int(needed.device / SHARE) + 2, int(needed.device / SHARE) - 2
+        assert [base_may_stay(alone, room) for room in (fits, fills)] == [stage < 3, False]
+    adapter = plan_adapter("lora", region, llama_7b, r=8, alpha=8, dropout=0.0, effective_rank=0.5)
+    beside = replace(alone, settings=replace(SETTINGS, zero_stage=2), adapter=adapter)
+    assert replace(beside, shared_base=True).memory == beside.memory, "an adapter's weights are none of the base's"
 
 
 @pytest.mark.parametrize(("stage", "share_of_gradients"), [(1, 1), (2, 8)])

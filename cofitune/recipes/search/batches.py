@@ -55,6 +55,7 @@ def _for_losses(measure: Measure, training: TrainPlan) -> int | None:
     examples = [*items.development, *(e for choices in items.choices for e in choices.examples)]
     whole = max((len(e.input_ids) for e in examples), default=0)
     read = max((sum(label != IGNORED for label in e.labels) for e in examples), default=0)
-    memory, width = training.footprint.memory, choose_dtype(training.config.model.dtype).itemsize
+    memory = replace(training.footprint, shared_base=True).memory  # it may lie there for the other trials
+    width = choose_dtype(training.config.model.dtype).itemsize
     row = item_bytes(training.anatomy, whole, read, width)
     return AskingMemory(memory.device - memory.activations, {"": max(1, row)}).batch("", device_memory())

@@ -151,9 +151,7 @@ class TrialRunner:
         """Train on every rank."""
         prefix = self._prefix(config)
         plan = plan_train(config, self.world_size_or_one, known_data=self._data(config))
-        return train_trial(
-            base.instantiate(), plan, self._console, stop_step=stop_step, saves=saves, shared=prefix, items=items
-        )
+        return train_trial(base, plan, self._console, stop_step=stop_step, saves=saves, shared=prefix, items=items)
 
     def _data(self, config: Config) -> TrainData:
         """The training data, the same in every trial."""

@@ -22,9 +22,10 @@ from cofitune.search.measured import Curve
 from cofitune.training.checkpoint_folders import remove_checkpoints
 from cofitune.training.delta import collect
 from cofitune.training.engine import release
-from cofitune.training.fit_device import smallest_device_bytes
+from cofitune.training.fit_device import base_may_stay, smallest_device_bytes
 from cofitune.training.out_of_memory import explaining_out_of_memory
 from cofitune.training.prefix_cache import Prefix
+from cofitune.training.shared_base import HOST, SharedBase
 from cofitune.training.shared_prefix_cache import SharedPrefix
 from cofitune.training.state import save_state
 from cofitune.training.state_files import Checkpoint
@@ -53,7 +54,7 @@ class Trained:
 
 
 def train_trial(
-    model: PreTrainedModel,
+    base: SharedBase,
     plan: TrainPlan,
     console: Console,
     *,
@@ -62,7 +63,9 @@ def train_trial(
     shared: SharedPrefix | None = None,
     items: LossItems | None = None,
 ) -> Trained:
-    """Train a model object that is this trial's own, into `<output_dir>/train`. Every rank must call.
+    """Train a model object of this trial's own, into `<output_dir>/train`. Every rank must call.
+
+    The base stays on the device after it, for evaluations and other trials, where the training leaves room for that.
 
     Args:
         stop_step: the step after which it pauses; None, or the last one: it ends.
@@ -79,10 +82,14 @@ def train_trial(
     if items:  # measured by the recorder alone, at the search's own steps
         plan = replace(plan, data=replace(plan.data, validation=()))
     plan = keep_stage(plan, run_on_rank_zero(lambda: newest_readable(folder)))
-    plan = plan.fitted(smallest_device_bytes(device()))
+    room = smallest_device_bytes(device())
+    plan = plan.fitted(room)
+    footprint = replace(plan.footprint, shared_base=base_may_stay(plan.footprint, room))
     if world_size_or_one() > 1:
         check_agreement(agreed(plan))
-    with explaining_out_of_memory(plan.footprint):
+    with explaining_out_of_memory(footprint):
+        base.place(device() if footprint.shared_base else HOST)
+        model = base.instantiate(trains=plan.trained)
         prepared = prepare_model(model, plan)
         plan, engine = prepared.plan, prepared.engine
         run = start_run(prepared, _reached(plan, stop_step, console), held_out=None)
