@@ -4,7 +4,9 @@ bfloat16, tokens that all carry the loss, no offload; by default sequences of 20
 checkpointing. Ours
 trains up_proj and down_proj of 25-50 % of the layers, without a mask and with one in update mode; the other side is
 Hugging Face's Trainer with a LoRA adapter (r = 8) on every linear module. Each side has the card to itself. MFU: the
-operations of one step without recomputation, counted on the meta device, over the card's bfloat16 peak.
+operations of one step without recomputation, counted on the meta device, over the card's bfloat16 peak. Several sizes,
+kernels, micro-batches and ways of checkpointing are run in turn, and the files written after each side: a card that is
+taken away leaves what was found until then.
 """
 
 from __future__ import annotations
@@ -15,12 +17,13 @@ import sys
 import tempfile
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from sides import Job, Side, dump, machine, typed
 from transformers import LlamaConfig
 
+from cofitune.files import write_text
 from cofitune.training.throughput import peak_flops
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -37,6 +40,19 @@ ATTENTION_MASK = "region, attention mask"  # where rows are ragged: what it cost
 CHECKPOINTING = {"all": True, "auto": "auto", "none": False}
 
 
+class Way(NamedTuple):
+    """What all sides of a comparison have in common; `verdicts` compares those of one way."""
+
+    size: str
+    attention: str
+    micro_batch: int
+    checkpointing: str
+
+    def __str__(self) -> str:
+        """As the tables name it."""
+        return f"{self.size}, {self.attention}, micro-batch {self.micro_batch}, {self.checkpointing} checkpointed"
+
+
 def main() -> None:
     """Run every size and kernel and write the two files of figures."""
     arguments = parse()
@@ -46,16 +62,16 @@ def main() -> None:
         "peak_tflops": arguments.peak_tflops,
         "runs": [],
     }
-    for size, kernel in product(arguments.sizes, arguments.attention):
-        with tempfile.TemporaryDirectory() as work:
-            for job in jobs(Path(work), size, kernel, arguments):
-                results["runs"].append({"size": size, "attention": kernel, **run(job, arguments)})
-                print(dump(results["runs"][-1]), flush=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "gpu.json").write_text(dump(results), encoding="utf-8")
-    text = report(results)
-    (arguments.out / "gpu.md").write_text(text, encoding="utf-8")
-    print(text)
+    ways = product(arguments.sizes, arguments.attention, arguments.micro_batch, arguments.checkpointing)
+    for way in map(Way._make, ways):
+        with tempfile.TemporaryDirectory() as work:
+            for job in jobs(Path(work), way, arguments):
+                results["runs"].append({**way._asdict(), **run(job, arguments)})
+                print(dump(results["runs"][-1]), flush=True)
+                write_text(arguments.out / "gpu.json", dump(results))
+                write_text(arguments.out / "gpu.md", report(results))
+    print(report(results))
 
 
 def parse() -> argparse.Namespace:
@@ -66,11 +82,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--zero-stage", type=int, choices=(1, 2, 3), default=3)
     parser.add_argument("--length", type=int, default=2048, help="tokens of an item")
     parser.add_argument("--ragged", action="store_true", help="items of a half to one and a half of it")
-    parser.add_argument("--micro-batch", type=int, default=1, help="items of a step")
+    parser.add_argument("--micro-batch", type=int, nargs="+", default=[1], help="items of a step")
     parser.add_argument(
-        "--checkpointing", choices=CHECKPOINTING, default="all", help="layers computed again; auto is ours alone"
+        "--checkpointing",
+        choices=CHECKPOINTING,
+        nargs="+",
+        default=["all"],
+        help="layers computed again; under auto LoRA has none",
     )
-    parser.add_argument("--no-checkpointing", dest="checkpointing", action="store_const", const="none")
+    parser.add_argument("--no-checkpointing", dest="checkpointing", action="store_const", const=["none"])
     parser.add_argument("--warm", type=int, default=3, help="steps before the measured ones")
     parser.add_argument("--steps", type=int, default=20, help="measured steps")
     parser.add_argument("--profile", action="store_true", help="profile one more step of each side")
@@ -86,27 +106,27 @@ def known_peak() -> float | None:
     return peak and peak / 1e12
 
 
-def jobs(work: Path, size: str, kernel: str, arguments: argparse.Namespace) -> list[Job]:
-    """The sides of one size, each on a folder that holds a config.json and nothing more."""
-    LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=4096, dtype="bfloat16", **SIZES[size]).save_pretrained(
-        work / "model"
-    )
-    count = (arguments.warm + arguments.steps + 2) * arguments.micro_batch
+def jobs(work: Path, way: Way, arguments: argparse.Namespace) -> list[Job]:
+    """The sides of one way, each on a folder that holds a config.json and nothing more."""
+    shape = SIZES[way.size]
+    described = LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=4096, dtype="bfloat16", **shape)
+    described.save_pretrained(work / "model")
+    count = (arguments.warm + arguments.steps + 2) * way.micro_batch
     longest = arguments.length + (arguments.length // 2 if arguments.ragged else 0)
     item = '{"instruction": "random tokens take its place", "output": "yes"}\n'
     (work / "train.jsonl").write_text(item * count, encoding="utf-8")
 
     def config(mask: str) -> dict[str, Any]:
         return {
-            "model": {"name": str(work / "model"), "dtype": "bfloat16", "attn_implementation": kernel},
+            "model": {"name": str(work / "model"), "dtype": "bfloat16", "attn_implementation": way.attention},
             "data": {"train": str(work / "train.jsonl"), "max_length": longest},
             "region": {"layers": "25%-50%", "modules": ["up_proj", "down_proj"]},
             "softmask": {"apply_to": mask},
             "train": {
                 "num_train_epochs": 1,
-                "per_device_train_batch_size": arguments.micro_batch,
+                "per_device_train_batch_size": way.micro_batch,
                 "gradient_accumulation_steps": 1,
-                "gradient_checkpointing": CHECKPOINTING[arguments.checkpointing],
+                "gradient_checkpointing": CHECKPOINTING[way.checkpointing],
             },
             "deepspeed": {"zero_stage": arguments.zero_stage},
             "output_dir": str(work / "run"),
@@ -148,36 +168,43 @@ def report(results: dict[str, Any]) -> str:
     """The figures as Markdown."""
     lines = ["# One GPU, random weights", "", f"    {results['command']}", "", __doc__ or "", ""]
     lines += [f"Machine: {', '.join(f'{key} {value}' for key, value in results['machine'].items())}.", ""]
-    columns = ["model", "attention", "side", "trained weights", "s a step", "tokens/s", "MFU", "kernels' share"]
-    columns += ["peak", "mask's share"]
+    columns = ["model", "attention", "micro-batch", "checkpointed", "side", "trained weights", "s a step", "tokens/s"]
+    columns += ["MFU", "kernels' share", "peak", "mask's share"]
     lines += [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for r in results["runs"]:
         mfu = "unknown" if r["mfu"] is None else f"{100 * r['mfu']:.1f} %"
         lines.append(
-            f"| {r['size']} | {r['attention']} | {r['side']} | {r['trained']:,} | {r['seconds']:.3f} | "
+            f"| {r['size']} | {r['attention']} | {r['micro_batch']} | {r['checkpointing']} | {r['side']} | "
+            f"{r['trained']:,} | {r['seconds']:.3f} | "
             f"{r['tokens_per_second']:,.0f} | {mfu} | {100 * r['kernel_share']:.0f} % | "
             f"{r['peak_bytes'] / 2**30:.2f} GiB | {100 * r['mask_share']:.1f} % |"
         )
     lines += ["", "| target | at most | found | |", "|---|---|---|---|", *verdicts(results["runs"])]
     for r in results["runs"]:
         if r["profile"]:
-            lines += ["", f"## Profile: {r['size']}, {r['attention']}, {r['side']}", "", "```text", r["profile"], "```"]
+            lines += ["", f"## Profile: {way_of(r)}, {r['side']}", "", "```text", r["profile"], "```"]
     return "\n".join(lines) + "\n"
 
 
 def verdicts(runs: list[dict[str, Any]]) -> list[str]:
     """Lines of the table of targets."""
     lines = []
+    loras = {way_of(r): r for r in runs if r["side"] == LORA}
     for r in runs:
-        where = f"{r['size']}, {r['attention']}"
-        other = next(o for o in runs if (o["size"], o["attention"], o["side"]) == (r["size"], r["attention"], LORA))
+        where = way_of(r)
         if r["side"] != MASKED:
             continue
         if r["size"] in PEAK_GIB:
             lines.append(line(f"{where}: peak, GiB", PEAK_GIB[r["size"]], r["peak_bytes"] / 2**30))
-        lines.append(line(f"{where}: time of a step, of LoRA's", 1.0, r["seconds"] / other["seconds"]))
+        if where in loras:
+            lines.append(line(f"{where}: time of a step, of LoRA's", 1.0, r["seconds"] / loras[where]["seconds"]))
         lines.append(line(f"{where}: the mask's share of a step", MASK_SHARE, r["mask_share"]))
     return lines
+
+
+def way_of(run: dict[str, Any]) -> Way:
+    """The way that a run was taken in."""
+    return Way(*(run[name] for name in Way._fields))
 
 
 def line(what: str, most: float, result: float) -> str:

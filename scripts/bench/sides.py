@@ -186,7 +186,7 @@ def ours(job: Job, turns: Turns) -> None:
 
     from cofitune.model.region import freeze_outside
     from cofitune.softmask.update import mask_updates
-    from cofitune.training.engine import checkpoint_layers, start_distributed, start_engine
+    from cofitune.training.engine import ELEMENTS_AT_ONCE, checkpoint_layers, start_distributed, start_engine
     from cofitune.training.fused import fuse_operations
     from cofitune.training.loop import FitSettings, fit
     from cofitune.training.prefix_cache import PrefixCache
@@ -203,7 +203,8 @@ def ours(job: Job, turns: Turns) -> None:
     masked: Callable[[], float] = lambda: 0.0  # noqa: E731
     if config.softmask.apply_to == "update":
         masked = time_the_mask()
-        mask_updates(inner_optimizer(engine), shards(engine), random_factors(plan))
+        at_once = ELEMENTS_AT_ONCE if plan.settings.zero_stage < 3 else None
+        mask_updates(inner_optimizer(engine), shards(engine), random_factors(plan), elements=at_once)
     prefix = PrefixCache(engine.module, plan.prefix) if plan.prefix else None
     if job.attention_mask:
         give_masks()

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,28 @@ def test_gpu_runs_at_a_tiny_size(tmp_path: Path) -> None:
 
 def test_gpu_takes_ragged_micro_batches_without_checkpointing(tmp_path: Path) -> None:
     pytest.importorskip("peft")
-    sizes = ("--sizes", "tiny", "--length", 16, "--steps", 1, "--warm", 1)
+    sizes = ("--sizes", "tiny", "--length", 16, "--steps", 1, "--warm", 1, "--zero-stage", 2)
     result = _run("gpu", tmp_path, *sizes, "--micro-batch", 4, "--ragged", "--no-checkpointing")
     assert [run["side"] for run in result["runs"]] == [
         "region", "region, update mask", "LoRA r=8", "region, attention mask",
     ]  # fmt: skip
+
+
+def test_gpu_compares_sides_of_one_way_and_tells_what_there_is_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCH)
+    gpu = import_module("gpu")
+    figures = {"trained": 1, "tokens_per_second": 1.0, "mfu": None, "kernel_share": 0.5, "peak_bytes": 2**30}
+    figures |= {"mask_share": 0.01, "profile": None}
+    runs = [
+        {**gpu.Way("7b", "sdpa", size, how)._asdict(), "side": side, "seconds": size * seconds, **figures}
+        for size, how in ((1, "all"), (4, "auto"))
+        for side, seconds in ((gpu.PLAIN, 2.0), (gpu.MASKED, 3.0), (gpu.LORA, 4.0 * size))
+    ]
+    for count in range(len(runs) + 1):  # the card may be taken away after any of them
+        text = gpu.report({"command": "gpu", "machine": {}, "runs": runs[:count]})
+        assert text.count("of LoRA's |") == count // 3
+    ratios = [line.split("|")[3].strip() for line in gpu.verdicts(runs) if "of LoRA's" in line]
+    assert ratios == ["0.75", "0.188"]
 
 
 def test_host_counts_fewer_operations_than_before(tmp_path: Path) -> None:
