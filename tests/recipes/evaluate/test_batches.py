@@ -111,7 +111,6 @@ def run_limited(command: str, config: dict[str, Any]) -> str:
     return done.stderr
 
 
-@pytest.mark.interpreter  # its memory is limited to what it has after its imports
 def test_an_evaluation_that_runs_out_of_memory_says_what_to_set(tmp_path: Path, tiny_model_folder: Path) -> None:
     questions = [{"question": f"Say {n}. " * 40, "choices": ["void", "valid"], "answer": 0} for n in range(1024)]
     path = str(write_jsonl(tmp_path / "know.jsonl", questions))
@@ -125,7 +124,6 @@ def test_an_evaluation_that_runs_out_of_memory_says_what_to_set(tmp_path: Path, 
     assert "  - eval.batch_size: 512 (all models are asked again)\n  - model.dtype: bfloat16" in output
 
 
-@pytest.mark.interpreter
 def test_a_rehearsal_that_runs_out_of_memory_says_what_to_set(tmp_path: Path, tiny_model_folder: Path) -> None:
     prompts = [{"prompt": f"Say {n}. " * 40} for n in range(1024)]
     path = str(write_jsonl(tmp_path / "prompts.jsonl", prompts))
