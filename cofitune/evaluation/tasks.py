@@ -11,7 +11,7 @@ from cofitune.evaluation.ifeval import require_harness
 from cofitune.evaluation.items import EvalItem, EvalTask, LoadedTask, read_items
 from cofitune.evaluation.metrics import METRICS
 from cofitune.files import sha256_file
-from cofitune.rehearsal.items import read_rehearsal
+from cofitune.rehearsal.items import MANIFEST, read_rehearsal
 
 CATEGORIES = ("speciality", "gen_kn", "gen_rs", "instruct", "drift")
 MOST_BYTES = 200  # of a name: file systems allow 255, and suffixes come behind it
@@ -61,12 +61,25 @@ def _check_task(task: EvalTask) -> None:
         raise UserError(f"{where}: pattern {task.pattern!r} has no group; put what is compared in parentheses")
 
 
+def lacking_rehearsal(task: EvalTask) -> ArtifactError | None:
+    """What is to be said where a task of drift waits for `cofitune rehearse`; None where it does not."""
+    if task.kind != "drift" or (Path(task.path) / MANIFEST).is_file():
+        return None
+    return ArtifactError(
+        f"eval.drift: no rehearsal in {task.path}; run `cofitune rehearse` with this config first, name the folder of "
+        "another one, or take it out of eval.drift"
+    )
+
+
 def load_drift(task: EvalTask) -> LoadedTask:
     """The held-out items of a rehearsal as a task.
 
     Raises:
         ArtifactError: the folder is no rehearsal, or holds out no item.
     """
+    lacking = lacking_rehearsal(task)
+    if lacking:
+        raise lacking
     rehearsal = read_rehearsal(Path(task.path))
     if task.metric == "kl" and not rehearsal.top_k:
         raise ArtifactError(

@@ -17,10 +17,11 @@ from cofitune.data.formats import BadItemError
 from cofitune.data.read import make_item, make_prompt
 from cofitune.data.sources import open_source
 from cofitune.errors import ConfigError, DataError, UserError
-from cofitune.evaluation.tasks import load_tasks
+from cofitune.evaluation.tasks import lacking_rehearsal, load_tasks
 from cofitune.recipes.from_config import base_anatomy, base_config, data_sources, eval_tasks
 from cofitune.recipes.prerequisites import Prerequisites
 from cofitune.recipes.train import resolve
+from cofitune.recipes.train.rehearsal import rehearsal_folder
 from cofitune.reports.console import say
 from cofitune.reports.text import region_text
 
@@ -122,11 +123,13 @@ def _check_source(place: str, source: Source) -> str:
 
 def _check_tasks(config: Config, found: Findings) -> None:
     """Read the tasks' items; what a rehearsal is yet to make is missing, not wrong."""
-    rehearsal = config.train.rehearsal
-    folder = Path(rehearsal.path) if rehearsal and rehearsal.path else config.run / "rehearsal"
-    if rehearsal and not (folder / "manifest.json").is_file():
-        found.missing.append(f"train.rehearsal: `cofitune rehearse` makes {folder}")
-    tasks = [task for task in eval_tasks(config.eval) if task.kind != "drift" or Path(task.path).exists()]
+    train, folder = config.train, rehearsal_folder(config.train, config.run)
+    if (train.rehearsal or train.drift_data) and not (folder / "manifest.json").is_file():
+        key = "train.rehearsal" if train.rehearsal else "train.drift_data"
+        found.missing.append(f"{key}: `cofitune rehearse` makes {folder}")
+    lacking = [task for task in eval_tasks(config.eval) if lacking_rehearsal(task)]
+    found.missing += [f"eval.drift: `cofitune rehearse` makes {task.path}" for task in lacking]
+    tasks = [task for task in eval_tasks(config.eval) if task not in lacking]
     if not tasks:
         return
     if importlib.util.find_spec("lm_eval") is None:

@@ -24,7 +24,7 @@ from cofitune.evaluation.out_of_memory import Doing, explaining_out_of_memory
 from cofitune.evaluation.samples import TaskResult
 from cofitune.evaluation.score import versions
 from cofitune.evaluation.statistics.gate import Requirement, read_requirements
-from cofitune.evaluation.tasks import load_tasks
+from cofitune.evaluation.tasks import lacking_rehearsal, load_tasks
 from cofitune.files import sha256_json
 from cofitune.model.load import choose_dtype
 from cofitune.recipes.evaluate.batches import AUTO, asking_memory
@@ -51,6 +51,7 @@ class EvalPlan:
         positions: tokens that the models can attend to.
         requirements: the gate.
         section: the tasks' section, as the config calls it.
+        missing: what a dry run could not find but the evaluation will need.
     """
 
     config: Config
@@ -61,6 +62,7 @@ class EvalPlan:
     positions: int | None
     requirements: list[Requirement]
     section: str = "eval"
+    missing: tuple[str, ...] = ()
 
     @property
     def cache(self) -> AnswerCache:
@@ -126,12 +128,17 @@ class EvalPlan:
 
 
 def plan_eval(
-    config: Config, overwrite: bool = False, require: Sequence[str] = (), planned_runs: Sequence[EvalModel] = ()
+    config: Config,
+    overwrite: bool = False,
+    require: Sequence[str] = (),
+    planned_runs: Sequence[EvalModel] = (),
+    dry_run: bool = False,
 ) -> EvalPlan:
     """Read the tasks, the models' configs and tokenizers, and check everything that the user could have got wrong.
 
     Args:
         planned_runs: runs that are not trained yet: what can be known of them is checked, and nothing can be asked.
+        dry_run: note what another command is yet to make, in place of a refusal.
 
     Raises:
         UserError: no task is named; a file, an item, a package, a model or the output folder cannot be used; models
@@ -139,12 +146,17 @@ def plan_eval(
     """
     folder = check_folder(config, "eval", overwrite)
     grading = versions()
-    tasks = load_tasks(eval_tasks(config.eval))
-    if not tasks:
+    wanted = eval_tasks(config.eval)
+    lacking = {task.title: error for task in wanted if dry_run and (error := lacking_rehearsal(task))}
+    tasks = load_tasks(task for task in wanted if task.title not in lacking)
+    if not wanted:
         raise UserError(
             "eval: names no task; for example eval: {speciality: [{path: data/law_test.jsonl, kind: generate}]}"
         )
     models = find_models(config.model, config.eval.models, config.run, data=config.data, planned_runs=planned_runs)
+    missing = [str(error) for error in lacking.values()]
+    if dry_run and len(models) == 1:
+        missing.append(f"no finished training in {config.run / 'train'}; run `cofitune train` first, to score it")
     _check_reasoning(models, tasks)
     base = models[0].source
     known = [m.source.positions for m in models if m.source.positions is not None]
@@ -184,6 +196,7 @@ def plan_eval(
         settings=settings,
         positions=positions,
         requirements=requirements,
+        missing=tuple(missing),
     )
     return _with_chosen_batches(plan, overwrite) if config.eval.batch_size == AUTO else plan
 

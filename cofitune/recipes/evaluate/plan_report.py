@@ -35,15 +35,26 @@ def print_plan(plan: EvalPlan, known: Results, console: Console, overwrite: bool
         todo = "nothing: as scored before" if not missing else "all" if not known[model.name] else ", ".join(missing)
         models.add_row(*map(Text, (model.name, model.role or "", model.path, todo)))
     console.print(models)
+    if plan.tasks:
+        _print_asking(plan, console)
+    say(
+        console,
+        f"writes   {plan.folder}/: scores.json, samples/<model>/<task>.jsonl, changed/<model>/, cache/, config.yaml\n"
+        f"{stopped(overwrite)}",
+    )
+    for text in plan.missing:
+        say(console, ("still missing:", "yellow"), f" {text}")
+
+
+def _print_asking(plan: EvalPlan, console: Console) -> None:
+    """Say how the tasks are asked, and what that takes of a device."""
     settings = plan.settings
     needed = asking_memory(plan.config.model, plan.models, plan.tasks)
     memory = memory_lines(needed, device_memory(), plan.batch_sizes, settings["dtype"])
     say(
         console,
         f"asked    {plan.positions or 'unlimited'} positions, {settings['dtype']} on {settings['device']}, batches of "
-        f"{_sizes(plan)}, template {settings['template']}\n" + "\n".join(memory) + "\n"
-        f"writes   {plan.folder}/: scores.json, samples/<model>/<task>.jsonl, changed/<model>/, cache/, config.yaml\n"
-        f"{stopped(overwrite)}",
+        f"{_sizes(plan)}, template {settings['template']}\n" + "\n".join(memory),
     )
 
 
@@ -102,4 +113,5 @@ def plan_facts(plan: EvalPlan, known: Results) -> PlanFacts:
             }
             for m in plan.models
         },
+        "missing": list(plan.missing),
     }

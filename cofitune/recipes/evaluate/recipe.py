@@ -119,7 +119,7 @@ def plan_evaluation(
     """
     known, waiting = read_chosen(config)
     # of a model to come nothing is known, whichever alpha between base and run it gets
-    plan = plan_eval(known, overwrite, require, [model.at(0.5) for model in waiting])
+    plan = plan_eval(known, overwrite, require, [model.at(0.5) for model in waiting], dry_run)
     plan = replace(plan, config=config)  # as the user wrote it: the folder keeps `alpha: auto`
     if not waiting:
         return plan

@@ -21,7 +21,10 @@ def config(tmp_path: Path, tiny_model_folder: Path) -> dict[str, Any]:
         "data": {"train": [data], "max_length": 64},
         "rehearsal": {"data": [test]},
         "train": {"rehearsal": {"share": 0.2}},
-        "eval": {"speciality": [{"path": test, "kind": "generate", "answer_field": "output"}]},
+        "eval": {
+            "speciality": [{"path": test, "kind": "generate", "answer_field": "output"}],
+            "drift": [str(tmp_path / "run" / "rehearsal")],
+        },
         "output_dir": str(tmp_path / "run"),
     }
 
@@ -32,7 +35,9 @@ def test_a_good_config_is_valid_and_nothing_is_written(
     assert run_command(monkeypatch, "config", "validate", write_config(config)) == 0
     said = capsys.readouterr().out
     assert "4 layers; region 1 × up+down" in said and "t (1)" in said and "valid" in said
-    assert "`cofitune rehearse` makes" in said, "what another command makes is missing, and not wrong"
+    for key in ("train.rehearsal", "eval.drift"):
+        line = f"{key}: `cofitune rehearse` makes {tmp_path / 'run' / 'rehearsal'}"
+        assert line in said, "what another command makes is missing, and not wrong"
     assert not (tmp_path / "run").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from io import StringIO
 from pathlib import Path
@@ -136,5 +137,28 @@ def test_the_answers_of_another_base_are_refused(place: Place) -> None:
 
 
 def test_a_folder_that_is_no_rehearsal_is_named(place: Place) -> None:
-    with pytest.raises(ArtifactError, match=r"nowhere/manifest\.json"):
+    with pytest.raises(ArtifactError, match=r"eval\.drift: no rehearsal in .*/nowhere; run `cofitune rehearse`"):
         place.evaluate(place.config(drift=str(place.folder / "nowhere")))
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_dry_run_plans_what_needs_no_rehearsal_yet(place: Place, alone: bool) -> None:
+    shutil.rmtree(place.rehearsal)
+    config = place.config(speciality=[]) if alone else place.config()
+    message = f"eval.drift: no rehearsal in {place.rehearsal}; run `cofitune rehearse` with this config first"
+    with pytest.raises(ArtifactError, match=re.escape(message)):
+        recipe.evaluate(config, console=Console(quiet=True))
+    output = StringIO()
+    facts: list[Any] = []
+    recipe.evaluate(config, dry_run=True, console=Console(file=output, width=300), on_plan=facts.append)
+    said = output.getvalue()
+    assert f"still missing: {message}" in said and f"no finished training in {place.folder / 'run/train'}" in said
+    assert [line.startswith(message) for line in facts[0]["missing"]] == [True, False]
+    assert list(facts[0]["tasks"]) == ([] if alone else ["law"]) and not (place.folder / "run").exists()
+
+
+def test_of_what_is_there_nothing_is_missing(place: Place) -> None:
+    place.train("run", 0.01)
+    output = StringIO()
+    recipe.evaluate(place.config(), dry_run=True, console=Console(file=output, width=300))
+    assert "still missing" not in output.getvalue()

@@ -43,6 +43,11 @@ def test_what_is_written_passes_a_dry_run(
     assert run_command(monkeypatch, "config", "validate", "law.yaml") == 0
     assert run_command(monkeypatch, "train", "law.yaml", "--dry-run") == 0
     assert run_command(monkeypatch, "rehearse", "law.yaml", "--dry-run") == 0
+    capsys.readouterr()
+    assert run_command(monkeypatch, "eval", "law.yaml", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "law_test" in said and "still missing: eval.drift: no rehearsal in runs/law/rehearsal; run `cofitune" in said
+    assert "still missing: no finished training in runs/law/train; run `cofitune train`" in said
     assert not (folder / "runs").exists()
     config = load_config("law.yaml")
     assert config.output_dir == "runs/law" and config.data.max_length == 256, "a rehearsed answer of 96 tokens has room"
