@@ -244,6 +244,13 @@ class Config(Section):
             return {**value, "region": None}
         return value
 
+    @field_validator("output_dir")
+    @classmethod
+    def _a_run_has_a_folder_of_its_own(cls, path: str) -> str:
+        if Path(path).resolve() == Path("/"):
+            raise ValueError("is the root of the file system: name a folder of the run's own, such as runs/law")
+        return path
+
     @model_validator(mode="after")
     def _adapter_or_region(self) -> Config:
         if self.adapter is None:

@@ -46,10 +46,15 @@ def check_folder(config: Config, command: str, overwrite: bool, resumes: bool = 
                 f"{folder} was made by another config ({'; '.join(changed[:3])}{'; …' if len(changed) > 3 else ''}); "
                 "choose another output_dir, or --overwrite it"
             )
+    check_place(folder)
+    return folder
+
+
+def check_place(folder: Path) -> None:
+    """Raise a UserError where a folder can be neither written nor made."""
     parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise UserError(f"output_dir: {folder} cannot be written ({parent} is not a writable folder)")
-    return folder
 
 
 def start_folder(config: Config, command: str, overwrite: bool, resumes: bool = False) -> Path:

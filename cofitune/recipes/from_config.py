@@ -12,6 +12,7 @@ from cofitune.data.sources import Source
 from cofitune.data.template import ChatTemplate, is_dated
 from cofitune.evaluation.items import EvalTask
 from cofitune.model.anatomy import Anatomy, read_anatomy, read_model_config
+from cofitune.model.attention import check_attention
 from cofitune.model.folder import check_trainable
 from cofitune.model.kernels import apply_kernels, choose_kernels
 from cofitune.model.layouts import Layout
@@ -73,8 +74,9 @@ def base_config(model: schema.Model, max_length: int | None = None) -> Pretraine
 
     Raises:
         UserError: there is no such model, its config.json cannot be used, its weights are quantised, or it has fewer
-            positions.
+            positions; or a package that `model.attn_implementation` needs is not installed.
     """
+    check_attention(model.attn_implementation)
     config = read_model_config(model.name, model.revision, model.trust_remote_code)
     check_trainable(model.name, config, max_length)
     return config

@@ -16,16 +16,21 @@ from cofitune.distributed import rank_or_zero
 from cofitune.errors import UserError, install
 
 
+def check_installed(names: Sequence[str]) -> None:
+    """Raise a UserError where a package is missing."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        extras = ",".join(missing)
+        raise UserError(f"train.report_to: {extras} is not installed: {install(extras)}")
+
+
 def check_usable(names: Sequence[str]) -> None:
     """Find out before any weight is read whether the packages are there, and whether W&B knows who we are.
 
     Raises:
         UserError: one is not, or it does not.
     """
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
-    if missing:
-        extras = ",".join(missing)
-        raise UserError(f"train.report_to: {extras} is not installed: {install(extras)}")
+    check_installed(names)
     if "wandb" in names and os.environ.get("WANDB_MODE", "online") == "online":
         import wandb
 

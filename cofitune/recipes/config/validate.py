@@ -13,17 +13,24 @@ from rich.console import Console
 from cofitune.config.load import LoadedConfig
 from cofitune.config.schema import Config
 from cofitune.config.source import Source
+from cofitune.data.chat import IGNORED, encode, set_template
 from cofitune.data.formats import BadItemError
-from cofitune.data.read import make_item, make_prompt
+from cofitune.data.read import Item, make_item, make_prompt
 from cofitune.data.sources import open_source
 from cofitune.errors import ConfigError, DataError, UserError
 from cofitune.evaluation.tasks import lacking_rehearsal, load_tasks
-from cofitune.recipes.from_config import base_anatomy, base_config, data_sources, eval_tasks
+from cofitune.model.load import load_tokenizer
+from cofitune.recipes.folders import check_place
+from cofitune.recipes.from_config import base_anatomy, base_config, chat_template, data_sources, eval_tasks
 from cofitune.recipes.prerequisites import Prerequisites
+from cofitune.recipes.search.levels import search_levels
 from cofitune.recipes.train import resolve
 from cofitune.recipes.train.rehearsal import rehearsal_folder
 from cofitune.reports.console import say
-from cofitune.reports.text import region_text
+from cofitune.reports.text import many, region_text
+from cofitune.search.space import check_levels
+from cofitune.training.monitor import check_installed
+from cofitune.training.optimizer import check_optimizer
 
 SOURCES = ("data.train", "data.validation", "importance.data", "rehearsal.data")
 
@@ -47,7 +54,8 @@ class Findings:
         try:
             self.good.append(f"{what}: {look()}")
         except UserError as error:
-            self.wrong.append(str(error))
+            problems = error.problems if isinstance(error, ConfigError) else [str(error)]
+            self.wrong += [text for text in problems if text not in self.wrong]
 
 
 def validate(loaded: LoadedConfig, console: Console) -> Findings:
@@ -57,7 +65,12 @@ def validate(loaded: LoadedConfig, console: Console) -> Findings:
         ConfigError: all that is wrong, together.
     """
     config, found = loaded.config, Findings()
+    found.check("output_dir", lambda: _check_output(config))
     found.check("model", lambda: _check_model(config, found))
+    found.check("train", lambda: _check_packages(config))
+    if config.search.levels != "paper":
+        found.check("search.levels", lambda: _check_levels(config))
+    found.check("data.max_length", lambda: _check_length(config, found))
     for place, sources in _sources(config):
         for source in sources:
             found.check(place, partial(_check_source, place, source))
@@ -75,6 +88,49 @@ def validate(loaded: LoadedConfig, console: Console) -> Findings:
         "valid; a dry run (`cofitune train CONFIG --dry-run`) also reads every item, and plans memory and steps",
     )
     return found
+
+
+def _check_output(config: Config) -> str:
+    check_place(config.run)
+    return config.output_dir
+
+
+def _check_packages(config: Config) -> str:
+    """What optimizer and trackers need; of a tracker's server nothing is asked."""
+    train = config.train
+    check_optimizer(train.optimizer)
+    check_installed(train.report_to)
+    return f"{train.optimizer}{''.join(f', {name}' for name in train.report_to)}"
+
+
+def _check_levels(config: Config) -> str:
+    anatomy = base_anatomy(config.model, base_config(config.model))
+    levels = search_levels(config.search, anatomy.modules)
+    check_levels(levels, anatomy.num_layers, anatomy.modules)
+    return many(len(levels), "level")
+
+
+def _check_length(config: Config, found: Findings) -> str:
+    """Whether the shortest item that there can be fits; a dry run looks at the others."""
+    model, data, needs = config.model, config.data, Prerequisites(dry_run=True)
+    base_config(model)  # whose message about a model that is not there is the better one
+    try:
+        tokenizer = load_tokenizer(model.name, model.revision, model.trust_remote_code)
+    except UserError as error:
+        needs.lack(error)
+        found.missing += needs.missing
+        return f"{data.max_length} tokens"
+    set_template(tokenizer, chat_template(data))
+    try:
+        example = encode(Item((("user", "?"), ("assistant", "!")), "data.max_length"), tokenizer)
+    except BadItemError:  # a template that wants more than this
+        return f"{data.max_length} tokens"
+    if all(label == IGNORED for label in example.labels[: data.max_length]):
+        raise DataError(
+            f"data.max_length: {data.max_length} tokens hold no item: in the chat template one letter takes "
+            f"{len(example.input_ids) - example.num_supervised}, before its answer"
+        )
+    return f"{data.max_length} tokens"
 
 
 def _check_model(config: Config, found: Findings) -> str:

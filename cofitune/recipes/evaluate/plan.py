@@ -26,6 +26,7 @@ from cofitune.evaluation.score import versions
 from cofitune.evaluation.statistics.gate import Requirement, read_requirements
 from cofitune.evaluation.tasks import lacking_rehearsal, load_tasks
 from cofitune.files import sha256_json
+from cofitune.model.attention import check_attention
 from cofitune.model.load import choose_dtype
 from cofitune.recipes.evaluate.batches import AUTO, asking_memory
 from cofitune.recipes.evaluate.models import find_models
@@ -145,6 +146,7 @@ def plan_eval(
             cannot stand side by side; a requirement is malformed.
     """
     folder = check_folder(config, "eval", overwrite)
+    check_attention(config.model.attn_implementation)
     grading = versions()
     wanted = eval_tasks(config.eval)
     lacking = {task.title: error for task in wanted if dry_run and (error := lacking_rehearsal(task))}

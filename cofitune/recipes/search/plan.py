@@ -21,12 +21,13 @@ from cofitune.recipes.folders import check_folder
 from cofitune.recipes.from_config import base_anatomy, base_config, eval_tasks, tasks_by_category
 from cofitune.recipes.search.batches import with_batch_size
 from cofitune.recipes.search.identity import search_identity
+from cofitune.recipes.search.levels import search_levels
 from cofitune.recipes.search.measure import Measure, choose_measure
 from cofitune.recipes.search.trial_config import trial_config
 from cofitune.recipes.train.plan import TrainPlan, plan_train
 from cofitune.recipes.trial.loss_items import read_loss_items
 from cofitune.recipes.trial.prefix_cache import check_prefix, layer_bytes
-from cofitune.search.space import Level, PlannedLevel, check_levels, paper_levels, plan, whole_model
+from cofitune.search.space import Level, PlannedLevel, check_levels, plan, whole_model
 from cofitune.search.store import open_store
 
 
@@ -103,7 +104,7 @@ def plan_search(config: Config, overwrite: bool = False, dry_run: bool = False, 
     folder = check_folder(config, "search", overwrite)
     anatomy = base_anatomy(config.model, base_config(config.model, config.data.max_length))
     anatomy.check_units("search")
-    levels = _levels(config, anatomy.modules)
+    levels = search_levels(config.search, anatomy.modules)
     check_levels(levels, anatomy.num_layers, anatomy.modules)
     kept = config.search.proxy_keep if config.search.proxy == "prune" else 1.0
     planned = plan(levels, anatomy.num_layers, config.search.beam, anatomy.modules, kept)
@@ -139,12 +140,6 @@ def _check_proxy(config: Config) -> None:
                 "importance.data, for example importance: {data: [data/general.jsonl]}"
             ]
         )
-
-
-def _levels(config: Config, modules: tuple[str, ...]) -> tuple[Level, ...]:
-    if config.search.levels == "paper":
-        return paper_levels(modules)
-    return tuple(Level(level.layers or (), level.modules or ()) for level in config.search.levels)
 
 
 def _load_tasks(measure: Measure) -> tuple[LoadedTask, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +54,72 @@ def test_all_that_is_wrong_is_told_at_once(
     said = capsys.readouterr().err
     assert "4 mistakes in the config" in said
     assert all(name in said for name in ("none.jsonl", "odd.jsonl:1", "gone.jsonl", "layers"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.max_length=4", "data.max_length: 4 tokens hold no item: "),
+        (
+            "model.attn_implementation=flash_attention_2",
+            "flash_attention_2 needs flash-attn, which is not installed: pip",
+        ),
+        ("model.attn_implementation=flash_attention_4", "flash_attention_4 needs flash-attn-4, which is not installed"),
+        ("search.levels=[{modules: [[upp]]}]", "search.levels.0: 'upp' names no module"),
+        ("search.levels=[{layers: ['9-12']}]", "search.levels.0: "),
+        ("output_dir=/", "output_dir: is the root of the file system"),
+    ],
+)
+def test_what_the_next_command_refuses_is_not_called_valid(
+    override: str,
+    message: str,
+    config: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run_command(monkeypatch, "config", "validate", write_config(config), override) == 2
+    output = capsys.readouterr()
+    assert message in output.err and output.err.count("\n") == 1 and "valid;" not in output.out
+
+
+def test_a_file_in_place_of_the_runs_folder_is_refused(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config["output_dir"] = config["data"]["train"][0]
+    assert run_command(monkeypatch, "config", "validate", write_config(config)) == 2
+    assert f"output_dir: {config['output_dir']} cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("package", "override", "message"),
+    [
+        ("bitsandbytes", "train.optimizer=adamw_8bit", "adamw_8bit needs bitsandbytes"),
+        ("mlflow", "train.report_to=mlflow", "train.report_to: mlflow is not installed"),
+    ],
+)
+def test_a_package_that_training_needs_is_named(
+    package: str,
+    override: str,
+    message: str,
+    config: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == package else find(name, *rest))
+    assert run_command(monkeypatch, "config", "validate", write_config(config), override) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_model_without_a_tokenizer_yet_is_missing_it(
+    config: dict[str, Any],
+    tmp_path: Path,
+    tiny_model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "model").mkdir()
+    shutil.copy(tiny_model_folder / "config.json", tmp_path / "model")
+    config["model"]["name"] = str(tmp_path / "model")
+    assert run_command(monkeypatch, "config", "validate", write_config(config)) == 0
+    assert "tokenizer" in capsys.readouterr().out

@@ -305,7 +305,7 @@ def _break_the_model(config: dict[str, Any], tmp_path: Path, tiny_model_folder: 
         ("raw", "DeepSpeed knows no key 'zero_optimisation'; did you mean 'zero_optimization'?"),
         ("raw section", "zero_optimization must be a mapping"),
         ("raw value", "deepspeed.raw: DeepSpeed refuses zero_optimization.sub_group_size: sub_group_size"),
-        ("flash", "cannot be loaded"),
+        ("flash", "model.attn_implementation: flash_attention_2 needs flash-attn, which is not installed: pip"),
         ("bf16 stage 1", "use zero_stage: 2 or 3"),
         ("other names", "lack 36 of the model's tensors (model.layers.0."),
         ("other shapes", "model.layers.0.mlp.up_proj.weight has shape [7, 32], config.json says [48, 32]"),
