@@ -31,6 +31,8 @@ from cofitune.training.peft import AdapterPlan
 from cofitune.training.prefix_cache import PrefixPlan
 from cofitune.training.state import BYTES_A_WEIGHT
 
+HIGH_RATE = 1e-2  # a peak rate above it is most likely a slip
+
 
 @dataclass(frozen=True)
 class TrainPlan:
@@ -204,6 +206,11 @@ def plan_train(
         needs.use("rehearsal", rehearsal.manifest)
     flat = config.data.packing and model.has_flash_attention
     steps = _plan_steps(train, data, rehearsal, world_size, flat)
+    if train.learning_rate > HIGH_RATE:
+        needs.notes.append(
+            f"warning: train.learning_rate: {train.learning_rate:g} is far above what AdamW takes (1e-5 to 1e-3): the "
+            "training is likely to diverge"
+        )
     settings = resolve.engine_settings(train, config.deepspeed, dtype, steps)
     if config.deepspeed.raw:
         check_config(settings)

@@ -79,7 +79,7 @@ def _print_steps(plan: TrainPlan, console: Console) -> None:
     say(
         console,
         "steps: ",
-        (f"{plan.steps.num_steps}", "bold"),
+        (f"{plan.steps.num_steps:,}", "bold"),
         f" of {plan.steps.per_step} {what} ("
         f"{train.per_device_train_batch_size} × {train.gradient_accumulation_steps} accumulated × {world_size} "
         f"rank{'s' if world_size > 1 else ''}), lr {train.learning_rate:g} {train.lr_scheduler_type}, "

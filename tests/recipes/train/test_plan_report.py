@@ -94,3 +94,30 @@ def test_weights_that_each_rank_converts_are_counted_and_told(
     assert plan["host_bytes"] == copies * 4 * plan["all_weights"]
     sentence = f"they are stored in float16: 8 ranks convert a copy each; `cofitune convert {model}"
     assert (sentence in " ".join(told.err.split())) == (copies > 1)
+
+
+@pytest.mark.parametrize(("rate", "warned"), [(4, True), (1e-2, False)])
+def test_a_plan_warns_of_absurd_rates_and_groups_large_numbers(
+    rate: float,
+    warned: bool,
+    tmp_path: Path,
+    tiny_model_folder: Path,
+    eight_items: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = {
+        "model": {"name": str(tiny_model_folder)},
+        "data": {"train": str(eight_items), "max_length": 64},
+        "train": {
+            "learning_rate": rate,
+            "num_train_epochs": 1e6,
+            "per_device_train_batch_size": 8,
+            "gradient_accumulation_steps": 1,
+        },
+        "output_dir": str(tmp_path / "run"),
+    }
+    assert run_train(monkeypatch, config, "--dry-run") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "steps: 1,000,000 of 8 items" in said
+    assert (f"warning: train.learning_rate: {rate:g} is far above" in said) == warned
