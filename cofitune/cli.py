@@ -47,6 +47,8 @@ from cofitune.results import (
     TrainResult,
 )
 
+NOTES_SAID: set[str] = set()
+
 app = typer.Typer(
     name="cofitune",
     help="Teach a large language model a speciality without making it forget.",
@@ -447,6 +449,7 @@ def main() -> None:
     end_with_parent()
     signal.signal(signal.SIGTERM, _end)
     OUTPUT.begin()
+    NOTES_SAID.clear()
     code = 1  # a traceback's
     try:
         app()
@@ -490,7 +493,9 @@ def _end(signum: int, _frame: FrameType | None) -> None:
 def _show_warning(usual: Callable[..., None], message: Warning | str, category: type[Warning], *place: Any) -> None:
     """Say in one line, once for all ranks, that a key has its old name or a cache was damaged; others as usual."""
     if issubclass(category, RepairWarning):
-        if this_rank().rank == 0:
+        # Python forgets what it has shown as soon as a library changes a filter
+        if this_rank().rank == 0 and str(message) not in NOTES_SAID:
+            NOTES_SAID.add(str(message))
             print(f"note: {message}", file=sys.stderr)
     elif not issubclass(category, RenamedKeyWarning):
         usual(message, category, *place)

@@ -5,7 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+
+import pytest
+
+from cofitune import cli
+from cofitune.errors import RepairWarning
 
 TRAIN = [sys.executable, "-m", "cofitune", "train"]
 
@@ -58,3 +64,10 @@ def test_the_seeds_of_a_search_may_be_typed(tmp_path: Path, tiny_model_folder: P
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     assert "Then the 3 best are trained with 2 further seeds: 6 trials" in done.stdout
+
+
+def test_a_note_is_said_once_though_a_library_changes_a_filter(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.NOTES_SAID.clear()
+    for text in ("a is damaged", "a is damaged", "b is damaged"):  # Python would forget the first with the filters
+        cli._show_warning(warnings.showwarning, RepairWarning(text), RepairWarning, "store.py", 1)
+    assert capsys.readouterr().err == "note: a is damaged\nnote: b is damaged\n"
