@@ -3,6 +3,9 @@
 A folder holds `importance.safetensors` (normalised, what the soft mask reads), `scores.safetensors` (before
 normalisation, to merge or normalise again) and `manifest.json`. Each safetensors file has one tensor a unit kind, of
 shape [L, units], fp32. Where layers have unequally many units, the narrower ones' vectors end with NaN.
+
+Units are heads, neurons and outputs, each a row (or block) of weights; or, of the estimator `wanda`, the input columns
+of each module. The second is format 2, whose manifest says `axis: columns`.
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ from cofitune.files import read_json, read_tensors, sha256_file, write_checked_j
 if TYPE_CHECKING:  # it imports transformers, which who draws importance does not need
     from cofitune.model.anatomy import Anatomy
 
-FORMAT = 1
+ROWS, COLUMNS = "rows", "columns"  # what a unit is of a weight
+FORMATS = {ROWS: 1, COLUMNS: 2}
+COLUMN_KIND = "_columns"  # ends the name of a module's columns as a kind of unit
 ATTENTION_HEADS = "attention_heads"
 FFN_NEURONS = "ffn_neurons"
 FFN_OUTPUTS = "ffn_outputs"
@@ -38,6 +43,11 @@ class ImportanceFile:
     vectors: dict[str, Tensor]
     manifest: dict[str, Any]
     sha256: str
+
+    @property
+    def axis(self) -> str:
+        """What its units are of a weight: rows or columns."""
+        return str(self.manifest.get("axis", ROWS))
 
 
 @dataclass(frozen=True)
@@ -55,9 +65,21 @@ class Reliability:
     whole: float | None
 
 
-def unit_counts(anatomy: Anatomy) -> dict[str, int]:
+def column_kind(module: str) -> str:
+    """The input columns of a module as a kind of unit."""
+    return module + COLUMN_KIND
+
+
+def unit_counts(anatomy: Anatomy, axis: str = ROWS) -> dict[str, int]:
     """Units a layer of each known kind: A attention heads, F FFN neurons, H FFN output channels, experts. Where layers
-    differ, the most."""
+    differ, the most.
+
+    Args:
+        axis: rows; or columns: the input columns of each linear module.
+    """
+    if axis == COLUMNS:
+        kinds = [column_kind(module) for module in anatomy.modules if module != EXPERTS]
+        return {kind: max(layer_units(anatomy, kind)) for kind in kinds}
     attention = {ATTENTION_HEADS: anatomy.num_heads} if "o_proj" in anatomy.modules else {}
     ffn = {FFN_NEURONS: anatomy.intermediate_size, FFN_OUTPUTS: anatomy.hidden_size}
     experts = {EXPERTS: anatomy.num_experts} if anatomy.experts else {}
@@ -66,6 +88,9 @@ def unit_counts(anatomy: Anatomy) -> dict[str, int]:
 
 def layer_units(anatomy: Anatomy, kind: str) -> tuple[int, ...]:
     """Units of a kind in each layer, 0 where it has none."""
+    if kind.endswith(COLUMN_KIND):
+        module = kind.removesuffix(COLUMN_KIND)
+        return tuple(anatomy.num_columns(layer, module) for layer in range(anatomy.num_layers))
     module = {ATTENTION_HEADS: "o_proj", EXPERTS: EXPERTS}.get(kind, "down_proj")
 
     def units(layer: int) -> int:
@@ -88,7 +113,8 @@ def write_importance(
     write_tensors(folder / "scores.safetensors", {k: v.float().contiguous() for k, v in scores.items()})
     path = folder / "importance.safetensors"
     sha256 = write_tensors(path, {k: v.float().contiguous() for k, v in vectors.items()})
-    write_checked_json(folder / "manifest.json", {"format": FORMAT, "sha256": sha256, **manifest})
+    format_of = FORMATS[str(manifest.get("axis", ROWS))]
+    write_checked_json(folder / "manifest.json", {"format": format_of, "sha256": sha256, **manifest})
 
 
 def read_importance(folder: Path, anatomy: Anatomy, base_fingerprint: str) -> ImportanceFile:
@@ -100,15 +126,17 @@ def read_importance(folder: Path, anatomy: Anatomy, base_fingerprint: str) -> Im
     """
     manifest = read_json(folder / "manifest.json", "importance manifest")
     path = folder / "importance.safetensors"
-    if manifest.get("format") != FORMAT:
-        raise ArtifactError(f"{folder}: importance format {manifest.get('format')} is not {FORMAT}, which we read")
+    axis = str(manifest.get("axis", ROWS))
+    if axis not in FORMATS or manifest.get("format") != FORMATS[axis]:
+        known = " or ".join(f"{number} ({name})" for name, number in FORMATS.items())
+        raise ArtifactError(f"{folder}: importance format {manifest.get('format')} is not {known}, which we read")
     vectors = read_vectors(folder, manifest)
     if manifest.get("base_fingerprint") != base_fingerprint:
         raise ArtifactError(
             f"{folder}: this importance was computed on another model ({manifest.get('base')}, fingerprint "
             f"{str(manifest.get('base_fingerprint'))[:12]}; the model here has {base_fingerprint[:12]})"
         )
-    for kind, units in unit_counts(anatomy).items():
+    for kind, units in unit_counts(anatomy, axis).items():
         if kind not in vectors:
             raise ArtifactError(f"{path}: holds no '{kind}'; compute the importance again")
         _check_vector(path, kind, vectors[kind], [count or units for count in layer_units(anatomy, kind)])

@@ -15,6 +15,7 @@ from cofitune.errors import ArtifactError
 from cofitune.files import read_json, sha256_file, write_json, write_tensors
 from cofitune.importance_file import (
     ATTENTION_HEADS,
+    COLUMNS,
     FFN_NEURONS,
     FFN_OUTPUTS,
     UNIT_KINDS,
@@ -63,12 +64,33 @@ def test_what_is_written_is_read(folder: Path) -> None:
     expected = make_vectors()
     assert list(expected) == list(UNIT_KINDS)
     assert all(torch.equal(result.vectors[kind], expected[kind]) for kind in UNIT_KINDS)
-    assert result.manifest["seed"] == 7
+    assert result.manifest["seed"] == 7 and result.manifest["format"] == 1 and result.axis == "rows"
     assert result.sha256 == sha256_file(folder / "importance.safetensors")
 
 
 def test_units_are_heads_neurons_and_output_channels() -> None:
     assert unit_counts(ANATOMY) == {ATTENTION_HEADS: 4, FFN_NEURONS: 48, FFN_OUTPUTS: 32}
+
+
+def test_an_importance_of_columns_is_read_by_its_own_kinds(tmp_path: Path) -> None:
+    counts = unit_counts(ANATOMY, COLUMNS)
+    assert counts == {
+        "q_proj_columns": 32, "k_proj_columns": 32, "v_proj_columns": 32, "o_proj_columns": 32, "gate_proj_columns": 32,
+        "up_proj_columns": 32, "down_proj_columns": 48,
+    }  # fmt: skip
+    vectors = {kind: torch.rand(3, units) for kind, units in counts.items()}
+    write_importance(tmp_path, vectors, vectors, {"base": "a/model", "base_fingerprint": BASE, "axis": COLUMNS})
+    result = read_importance(tmp_path, ANATOMY, BASE)
+    assert result.axis == COLUMNS and result.manifest["format"] == 2
+    assert all(torch.equal(result.vectors[kind], vector) for kind, vector in vectors.items())
+
+
+@pytest.mark.parametrize(("axis", "number"), [("columns", 1), ("rows", 2), ("heads", 1)])
+def test_a_format_that_does_not_go_with_the_axis_is_refused(folder: Path, axis: str, number: int) -> None:
+    manifest = read_json(folder / "manifest.json", "manifest")
+    write_json(folder / "manifest.json", {**manifest, "axis": axis, "format": number})
+    with pytest.raises(ArtifactError, match=rf"importance format {number} is not 1 \(rows\) or 2 \(columns\)"):
+        read_importance(folder, ANATOMY, BASE)
 
 
 def test_the_manifest_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,10 +103,11 @@ class Model(Section):
 
 class Importance(Section):
     data: Sources = Field((), description="general data: what the model should keep being able to do")
-    estimator: Literal["kl_dropout", "fisher"] = Field(
+    estimator: Literal["kl_dropout", "fisher", "wanda"] = Field(
         "fisher",
         description="fisher: squared gradients of the responses' log-likelihood; kl_dropout: the paper's, KL between "
-        "two dropout passes, which takes several times the items to be as reliable",
+        "two dropout passes, which takes several times the items to be as reliable; wanda: of input columns, for "
+        "softmask.axis: columns: a column's weights times the norm of its input, without gradients",
     )
     passes: int = Field(
         2,
@@ -121,7 +122,7 @@ class Importance(Section):
     reduce: Literal["signed", "absolute", "squared"] | None = Field(
         None,
         description="how gate gradients add up over items: signed (the published code), absolute (DAS), squared "
-        "(fisher); null: signed for kl_dropout, squared for fisher",
+        "(fisher), and inputs (wanda); null: signed for kl_dropout, else squared",
     )
     normalize: Literal["zscore_tanh", "rank"] | None = Field(
         None,
@@ -161,16 +162,17 @@ class Importance(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Importance:
-        if (self.estimator == "fisher") != (self.reduced_by == "squared"):
+        if (self.estimator == "kl_dropout") == (self.reduced_by == "squared"):
             raise ValueError(
                 f"reduce: {self.reduced_by} does not fit estimator: {self.estimator} (kl_dropout: signed or absolute; "
-                "fisher: squared)"
+                "fisher and wanda: squared)"
             )
-        if self.estimator == "fisher":
+        if self.estimator != "kl_dropout":
+            default = ", the default," if self.estimator == "fisher" else ""
             for name in ("passes", "dropout"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(
-                        f"{name}: {getattr(self, name)} is for estimator: kl_dropout; fisher, the default, drops "
+                        f"{name}: {getattr(self, name)} is for estimator: kl_dropout; {self.estimator}{default} drops "
                         "nothing and takes one pass. Say estimator: kl_dropout, or leave it out"
                     )
         if self.normalized_by == "zscore_tanh" and self.reduced_by != "signed":
@@ -184,6 +186,11 @@ class Importance(Section):
 class SoftMask(Section):
     apply_to: Literal["update", "gradient", "none"] = Field(
         "update", description="update: scales the step itself; gradient: the paper's equation; none: no mask"
+    )
+    axis: Literal["rows", "columns"] = Field(
+        "rows",
+        description="what a factor lies on; rows: a head's, neuron's or output's weights; columns: the input columns "
+        "of each weight, for an importance of estimator: wanda",
     )
     strength: float = Field(
         1.0, gt=0, le=1, description="s in the factor 1 − s·I: 1 stops the most important units, less lets them move"

@@ -1,7 +1,8 @@
 """Importance scores: gate gradients of a loss on general data, reduced over the samples and summed over the data.
 
 Two estimators share the gates, the sums and the file: `kl_dropout`, the paper's (`cofitune.importance.kl`), and
-`fisher` (`cofitune.importance.fisher`). A gate is a row a sample, so one backward gives every sample's own gradient:
+`fisher` (`cofitune.importance.fisher`). A third, `wanda`, looks at input columns and takes no gradient
+(`cofitune.importance.wanda`). A gate is a row a sample, so one backward gives every sample's own gradient:
 
 - `signed`: Σ ∂L_n/∂g, divided by the data's real tokens. The published code's; samples may cancel each other.
 - `absolute`: 1/N Σ |∂L_n/∂g|. DAS's formula (Ke et al., arXiv 2302.03241).
@@ -15,27 +16,30 @@ dropout passes ∂L_n/∂g is their mean. Even and odd micro-batches are summed 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from cofitune.data.chat import IGNORED
-from cofitune.errors import UserError
 from cofitune.importance.by_item import ITEMS, count_items, sum_by_item
 from cofitune.importance.fisher import response_loss
 from cofitune.importance.gates import VirtualGates, virtual_gates
 from cofitune.importance.kl import KL_CHUNK, PASSES, kl_loss
-from cofitune.importance_file import unit_counts
+from cofitune.importance.sums import HALVES, Scores, Sums, over_ranks
+from cofitune.importance.wanda import column_scores, watched_inputs
+from cofitune.importance_file import COLUMNS, ROWS, unit_counts
 from cofitune.model.anatomy import Anatomy, anatomy_of
 from cofitune.training.memory import gathered_at_once
 
-KL_DROPOUT, FISHER = "kl_dropout", "fisher"
-PASSES_OF = {KL_DROPOUT: PASSES, FISHER: 1}  # forward passes of a micro-batch that one backward runs through
-HALVES = 2  # even and odd micro-batches
+KL_DROPOUT, FISHER, WANDA = "kl_dropout", "fisher", "wanda"
+PASSES_OF = {KL_DROPOUT: PASSES, FISHER: 1, WANDA: 0}  # forward passes of a micro-batch that one backward runs through
+AXIS_OF = {KL_DROPOUT: ROWS, FISHER: ROWS, WANDA: COLUMNS}  # what of a weight a unit's importance is for
+ScoresOf = Callable[[int, Mapping[str, Tensor]], dict[str, Tensor]]  # of a micro-batch: unit kind → [L, units], fp64
 REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {  # [L, B, units] → [L, units], fp64
     "signed": lambda gradient: gradient.sum(dim=1, dtype=torch.float64),
     "absolute": lambda gradient: gradient.abs().sum(dim=1, dtype=torch.float64),
@@ -48,11 +52,11 @@ class EstimatorSettings:
     """How importance is estimated.
 
     Attributes:
-        dropout: probability p of both kinds of dropout; `fisher` has none.
+        dropout: probability p of both kinds of dropout; of `kl_dropout` alone.
         seed: seed of the dropout masks.
-        estimator: kl_dropout | fisher.
+        estimator: kl_dropout | fisher | wanda.
         reduce: signed | absolute | squared.
-        pairs: pairs of dropout passes over each micro-batch, whose gradients are averaged; 1 under `fisher`.
+        pairs: pairs of dropout passes over each micro-batch, whose gradients are averaged; of `kl_dropout` alone.
     """
 
     dropout: float
@@ -62,46 +66,9 @@ class EstimatorSettings:
     pairs: int = 1
 
 
-@dataclass(frozen=True)
-class Scores:
-    """What the data says, in fp64 on the CPU.
-
-    Attributes:
-        halves: unit kind → [2, L, units], of the even and of the odd micro-batches, divided by all tokens or samples.
-        tokens, samples: how many real ones there were.
-        micro_batches: over all ranks.
-    """
-
-    halves: dict[str, Tensor]
-    tokens: int
-    samples: int
-    micro_batches: int
-
-    @property
-    def values(self) -> dict[str, Tensor]:
-        """Unit kind → [L, units], of all the data."""
-        return {kind: half.sum(dim=0) for kind, half in self.halves.items()}
-
-
-@dataclass
-class Sums:
-    """What one rank has added up so far; an interrupted estimation continues from here.
-
-    Attributes:
-        values: unit kind → [2, L, units], fp64, of even and odd micro-batches: the order of additions, which differs
-            between numbers of ranks, stays below fp32's rounding.
-        tokens, samples, micro_batches: how many are in the sums.
-    """
-
-    values: dict[str, Tensor]
-    tokens: int = 0
-    samples: int = 0
-    micro_batches: int = 0
-
-
-def no_sums(anatomy: Anatomy) -> Sums:
+def no_sums(anatomy: Anatomy, estimator: str = KL_DROPOUT) -> Sums:
     """The sums before the first micro-batch, on the CPU."""
-    counts = unit_counts(anatomy)
+    counts = unit_counts(anatomy, AXIS_OF[estimator])
     return Sums({kind: torch.zeros(HALVES, anatomy.num_layers, n, dtype=torch.float64) for kind, n in counts.items()})
 
 
@@ -134,15 +101,11 @@ def estimate(
         UserError: no token at all, scores that are not finite, or a model that cannot be gated.
     """
     anatomy = anatomy or anatomy_of(model)
-    sums = sums or no_sums(anatomy)
-    reduction = REDUCTIONS[settings.reduce]
-    with virtual_gates(model, settings.dropout if settings.estimator == KL_DROPOUT else 0.0, anatomy) as gates:
+    sums = sums or no_sums(anatomy, settings.estimator)
+    with _estimator(model, anatomy, settings) as scores_of:
         for index, batch in micro_batches:
-            # one backward pass gives a gradient a sample at every unit's gate: [L, B, units] a kind of unit
-            for kind, gradient in mean_gradients(model, gates, batch, index, settings).items():
-                sums.values[kind][index % HALVES] += reduction(sum_by_item(gradient, batch)).to(
-                    sums.values[kind].device
-                )
+            for kind, scores in scores_of(index, batch).items():
+                sums.values[kind][index % HALVES] += scores.to(sums.values[kind].device)
             here = int(batch["attention_mask"].sum())
             sums.tokens += here
             sums.samples += count_items(batch)
@@ -150,8 +113,28 @@ def estimate(
             if on_batch is not None:
                 on_batch(here)
         for _ in range(idle):
-            mean_gradients(model, gates, _two_tokens(), 0, settings)
-    return _over_ranks(sums, model.device, per_token=settings.reduce == "signed")
+            scores_of(0, _two_tokens())
+    by_columns = settings.estimator == WANDA
+    found = over_ranks(sums, model.device, per_token=by_columns or settings.reduce == "signed")
+    return column_scores(found, model, anatomy) if by_columns else found
+
+
+@contextmanager
+def _estimator(model: PreTrainedModel, anatomy: Anatomy, settings: EstimatorSettings) -> Iterator[ScoresOf]:
+    """What a micro-batch adds to the sums."""
+    if settings.estimator == WANDA:
+        with watched_inputs(model, anatomy) as squares_of:
+            yield lambda _, batch: squares_of(batch)
+        return
+    reduction = REDUCTIONS[settings.reduce]
+    with virtual_gates(model, settings.dropout if settings.estimator == KL_DROPOUT else 0.0, anatomy) as gates:
+
+        def scores_of(index: int, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            # one backward pass gives a gradient a sample at every unit's gate: [L, B, units] a kind of unit
+            found = mean_gradients(model, gates, batch, index, settings)
+            return {kind: reduction(sum_by_item(gradient, batch)) for kind, gradient in found.items()}
+
+        yield scores_of
 
 
 def mean_gradients(
@@ -215,7 +198,7 @@ def memory_estimate(
         bytes_per_number: of the model's precision.
         batch_size: items a micro-batch.
         longest: tokens of the longest item.
-        passes: forward passes that one backward runs through.
+        passes: forward passes that one backward runs through; 0: there is none, and no layer's activations are kept.
         shared_by: ranks that share the weights; 1: each holds them all.
     """
     tokens = batch_size * longest
@@ -229,33 +212,7 @@ def memory_estimate(
     rows = KL_CHUNK * anatomy.vocab_size * 4
     return {
         "weights": weights * bytes_per_number,
-        "activations": passes * anatomy.num_layers * layer,
+        "activations": max(1, passes * anatomy.num_layers) * layer,
         # themselves, their gradients, and those gradients' chunks before they are joined
-        "logits": 3 * passes * tokens * anatomy.vocab_size * bytes_per_number + 6 * rows,
+        "logits": (3 * passes * tokens * anatomy.vocab_size * bytes_per_number + 6 * rows) if passes else 0,
     }
-
-
-def _over_ranks(sums: Sums, device: torch.device, per_token: bool) -> Scores:
-    """Add up the ranks' sums and divide once, by all tokens or samples. Checks come after, so that ranks fail together.
-
-    Args:
-        device: where the ranks talk.
-    """
-    values = {kind: value.to(device) for kind, value in sums.values.items()}
-    counts = torch.tensor([sums.tokens, sums.samples, sums.micro_batches], dtype=torch.int64, device=device)
-    if distributed.is_available() and distributed.is_initialized():
-        for value in (*values.values(), counts):
-            distributed.all_reduce(value)
-    tokens, samples, micro_batches = counts.tolist()
-    if tokens == 0:
-        raise UserError("importance: the data holds not one token")
-    for kind, value in values.items():
-        if not torch.isfinite(value).all():
-            layer = int((~torch.isfinite(value)).any(dim=-1).any(dim=0).nonzero()[0])
-            raise UserError(
-                f"importance: the scores of '{kind}' in layer {layer} overflowed (NaN or infinity); try model.dtype: "
-                "float32, and check that the model's weights are sound"
-            )
-    divisor = tokens if per_token else samples
-    halves = {kind: (value / divisor).cpu() for kind, value in values.items()}
-    return Scores(halves, tokens, samples, micro_batches)

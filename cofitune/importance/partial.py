@@ -9,7 +9,7 @@ import torch
 
 from cofitune.checked import read_checked_tensors, write_checked_tensors
 from cofitune.errors import ArtifactError, RepairWarning
-from cofitune.importance.estimate import Sums
+from cofitune.importance.sums import Sums
 
 COUNTS = "counts"
 SUMS_FORMAT = 2  # 2: two halves; what an earlier version left is not gone on from

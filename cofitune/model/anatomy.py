@@ -172,6 +172,12 @@ class Anatomy:
             "up_proj": size.intermediate_size,
         }.get(module, self.hidden_size)
 
+    def num_columns(self, layer: int, module: str) -> int:
+        """A linear module's inputs in a layer; 0 where it has no such module."""
+        size = self.sizes[layer]
+        own = {"o_proj": size.num_heads * size.head_dim, "down_proj": size.intermediate_size}
+        return own.get(module, self.hidden_size) if self.has(layer, module) else 0
+
     def num_rows_of_tensor(self, layer: int, module: str) -> int:
         """Outputs of the tensor that a module lies in, those of the modules that it is fused with included."""
         return sum(self.num_rows(layer, part) for part in self.layout.parts(module))

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from cofitune.errors import RegionError
-from cofitune.importance_file import ATTENTION_HEADS, EXPERTS, FFN_NEURONS, FFN_OUTPUTS, known_units
+from cofitune.importance_file import (
+    ATTENTION_HEADS,
+    COLUMN_KIND,
+    EXPERTS,
+    FFN_NEURONS,
+    FFN_OUTPUTS,
+    known_units,
+)
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.region import Region
 
@@ -34,6 +41,9 @@ UNIT_OF_MODULE = {
 class Factor:
     """What multiplies a weight's update: `values` along one of its axes, or along its only one; in [0, 1], fp32.
 
+    Attributes:
+        across: of a weight [rows, columns] that has a factor on both, that along the other axis; None: there is none.
+
     Example:
         >>> rows = Factor(torch.tensor([1.0, 0.0]), axis=0)
         >>> (torch.ones(2, 3) * rows.shaped(torch.ones(2, 3))).tolist()
@@ -42,6 +52,20 @@ class Factor:
 
     values: Tensor
     axis: int
+    across: Tensor | None = None
+
+    def to(self, device: torch.device) -> Factor:
+        """The factor on a device."""
+        if self.values.device == device:
+            return self
+        return Factor(self.values.to(device), self.axis, None if self.across is None else self.across.to(device))
+
+    def scaled(self, tensor: Tensor) -> Tensor:
+        """A whole weight or bias times the factor, in the tensor's own precision."""
+        result = tensor * self.shaped(tensor).to(tensor.dtype)
+        if self.across is None:
+            return result
+        return result * Factor(self.across, 1 - self.axis).shaped(tensor).to(tensor.dtype)
 
     def part_at_zero(self, tensor: Tensor) -> Tensor:
         """The rows (or columns) of a whole tensor that the factor 0 holds."""
@@ -121,14 +145,21 @@ def shuffle_units(importance: Mapping[str, Tensor], anatomy: Anatomy, seed: int)
     """The same importances on other units, layer by layer: as a control, a mask that knows how much and not where.
 
     Heads change places within their key/value group, and the groups with one another, so that the maxima over groups,
-    which mask keys and values, keep their mean, too.
+    which mask keys and values, keep their mean, too. So do the maxima over modules that share a tensor, whose columns
+    change places together.
 
     Args:
         importance: unit kind → [L, units].
     """
     generator = torch.Generator().manual_seed(seed)
+    of_tensors: dict[tuple[int, tuple[str, ...]], Tensor] = {}
 
     def order(kind: str, layer: int, units: int) -> Tensor:
+        if kind.endswith(COLUMN_KIND):
+            tensor = layer, anatomy.layout.parts(kind.removesuffix(COLUMN_KIND))
+            if tensor not in of_tensors:
+                of_tensors[tensor] = torch.randperm(units, generator=generator)
+            return of_tensors[tensor]
         if kind != ATTENTION_HEADS:
             return torch.randperm(units, generator=generator)
         num_groups = anatomy.sizes[layer].num_key_value_heads
@@ -164,7 +195,13 @@ def freeze_factors(region: Region, anatomy: Anatomy) -> dict[str, Factor]:
 
 def join(held: Mapping[str, Factor], mask: Mapping[str, Factor]) -> dict[str, Factor]:
     """Both at once: where a parameter has two factors, their product."""
-    both = {n: Factor(mask[n].values * held[n].values, held[n].axis) for n in held.keys() & mask.keys()}
+
+    def product(one: Factor, other: Factor) -> Factor:
+        if one.axis == other.axis:
+            return Factor(one.values * other.values, one.axis)
+        return Factor(one.values, one.axis, across=other.values)
+
+    both = {name: product(held[name], mask[name]) for name in held.keys() & mask.keys()}
     return {**held, **mask, **both}
 
 

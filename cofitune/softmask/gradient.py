@@ -43,20 +43,9 @@ class _scaler:
         self.name, self.factor, self.kept, self.held = name, factor, kept, held
 
     def __call__(self, gradient: Tensor) -> Tensor:
-        self.factor = _beside(self.factor, gradient)
-        masked = _scaled(gradient, self.factor)
+        self.factor = self.factor.to(gradient.device)
+        masked = self.factor.scaled(gradient)
         if self.kept is not None and self.kept.watching:
-            free = _scaled(gradient, _beside(self.held, gradient)) if self.held is not None else gradient
+            free = self.held.to(gradient.device).scaled(gradient) if self.held is not None else gradient
             self.kept.add(self.name, free, masked)
         return masked
-
-
-def _beside(factor: Factor, gradient: Tensor) -> Factor:
-    """The factor on the gradient's device."""
-    if factor.values.device == gradient.device:
-        return factor
-    return Factor(factor.values.to(gradient.device), factor.axis)
-
-
-def _scaled(gradient: Tensor, factor: Factor) -> Tensor:
-    return gradient * factor.shaped(gradient).to(gradient.dtype)

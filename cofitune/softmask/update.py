@@ -97,7 +97,7 @@ class UpdateMask:
 
 def hold_back(new: Tensor, old: Tensor, shard: Shard, factor: Factor) -> None:
     """In place: new ← old + f·(new − old), each element by its unit's f; `old` is lost. Both are [shard.numel]."""
-    values = factor.values.to(new.device, new.dtype)
+    by_row, by_column = _along(factor, new)
     columns = math.prod(shard.shape[1:])
     for begin, end in _stretches(shard, columns):
         first = shard.start + begin
@@ -105,9 +105,17 @@ def hold_back(new: Tensor, old: Tensor, shard: Shard, factor: Factor) -> None:
         rows = max(1, (end - begin) // columns)
         # `lerp` gives exactly `old` at factor 0 and exactly `new` at factor 1
         part = (rows, (end - begin) // rows)
-        weight = values[row : row + rows, None] if factor.axis == 0 else values[None, column : column + part[1]]
+        along = [] if by_row is None else [by_row[row : row + rows, None]]
+        along += [] if by_column is None else [by_column[None, column : column + part[1]]]
+        weight = along[0] if len(along) == 1 else along[0] * along[1]
         target = new[begin:end].view(part)
         target.copy_(old[begin:end].view(part).lerp_(target, weight.expand(part)))
+
+
+def _along(factor: Factor, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """A factor's values by row and by column, on the device and in the precision of a tensor; None: all 1."""
+    along, across = (None if v is None else v.to(like.device, like.dtype) for v in (factor.values, factor.across))
+    return (along, across) if factor.axis == 0 else (across, along)
 
 
 def _piece(flat: Tensor, shard: Shard) -> Tensor:

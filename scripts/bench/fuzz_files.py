@@ -86,8 +86,8 @@ def _text(value: Any) -> str:
 def _write_sums(folder: Path) -> None:
     import torch
 
-    from cofitune.importance.estimate import Sums
     from cofitune.importance.partial import save_sums
+    from cofitune.importance.sums import Sums
 
     save_sums(folder / "0-of-1.safetensors", Sums({"a": torch.rand(2, 3).double()}, 10, 4, 2), "mine")
 

@@ -22,10 +22,11 @@ from torch import Tensor
 
 from cofitune.config.load import load_config
 from cofitune.data.batches import Batch
-from cofitune.importance.estimate import FISHER, HALVES, KL_DROPOUT, REDUCTIONS, gate_gradients
+from cofitune.importance.estimate import FISHER, KL_DROPOUT, REDUCTIONS, gate_gradients
 from cofitune.importance.gates import virtual_gates
 from cofitune.importance.normalize import NORMALIZATIONS
 from cofitune.importance.reliability import reliability
+from cofitune.importance.sums import HALVES
 from cofitune.importance_file import unit_counts
 from cofitune.ranks import Rank
 from cofitune.recipes.from_config import load_base

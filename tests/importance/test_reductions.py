@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cofitune.importance.estimate import FISHER, KL_DROPOUT, EstimatorSettings, Scores, estimate
+from cofitune.importance.estimate import FISHER, KL_DROPOUT, EstimatorSettings, estimate
+from cofitune.importance.sums import Scores
 from cofitune.importance_file import UNIT_KINDS, unit_counts
 from cofitune.model.anatomy import anatomy_of
 

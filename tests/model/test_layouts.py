@@ -53,7 +53,7 @@ from cofitune.data.chat import Example
 from cofitune.errors import UserError
 from cofitune.importance.estimate import EstimatorSettings, estimate
 from cofitune.importance.gates import seeded_dropout, virtual_gates
-from cofitune.importance_file import ATTENTION_HEADS, FFN_NEURONS, FFN_OUTPUTS, unit_counts
+from cofitune.importance_file import ATTENTION_HEADS, COLUMNS, FFN_NEURONS, FFN_OUTPUTS, ROWS, unit_counts
 from cofitune.model.anatomy import Anatomy, anatomy_of
 from cofitune.model.region import freeze_outside, resolve_region
 from cofitune.softmask.factors import build_factors, freeze_factors, join
@@ -299,9 +299,21 @@ def factor_of(importance: dict[str, Tensor], anatomy: Anatomy, layer: int, modul
     return factor
 
 
-def random_importance(anatomy: Anatomy) -> dict[str, Tensor]:
+def column_factor_of(
+    importance: dict[str, Tensor], anatomy: Anatomy, layer: int, module: str, tensor: Tensor, masked: tuple[str, ...]
+) -> Tensor:
+    """The factor of each element of one of the copy's tensors, input column by input column; a bias has none."""
+    factor = torch.ones_like(tensor)
+    sharing = [m for m in anatomy.layout.parts(module) if m in masked]
+    for column in range(tensor.shape[1] if tensor.dim() == 2 else 0):
+        factor[:, column] = 1 - max(float(importance[f"{m}_columns"][layer, column]) for m in sharing)
+    return factor
+
+
+def random_importance(anatomy: Anatomy, axis: str = ROWS) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(5)
-    importance = {k: torch.rand(L, units, generator=generator) for k, units in unit_counts(anatomy).items()}
+    counts = unit_counts(anatomy, axis)
+    importance = {k: torch.rand(anatomy.num_layers, units, generator=generator) for k, units in counts.items()}
     for values in importance.values():
         values[:, 1] = 1.0  # must not move in update mode
     return importance
@@ -349,7 +361,8 @@ def reference_step(family: str, model: PreTrainedModel, case: dict[str, Any]) ->
     """Two steps of the unfused copy in plain PyTorch; each module's own tensors trained or frozen, and masked."""
     anatomy = anatomy_of(model)
     twin, modules = unfused(family, model)
-    importance = random_importance(anatomy)
+    axis = case.get("axis", ROWS)
+    importance = random_importance(anatomy, axis)
     twin.requires_grad_(False)
     trained = {
         (i, m, kind): p
@@ -359,7 +372,9 @@ def reference_step(family: str, model: PreTrainedModel, case: dict[str, Any]) ->
     }
     for parameter in trained.values():
         parameter.requires_grad_(True)
-    factors = {key: factor_of(importance, anatomy, key[0], key[1], p) for key, p in trained.items()}
+    masked = (case["modules"],) if axis == COLUMNS else ()
+    by_hand: Any = column_factor_of if axis == COLUMNS else factor_of
+    factors = {key: by_hand(importance, anatomy, key[0], key[1], p, *masked) for key, p in trained.items()}
     optimizer = torch.optim.AdamW(trained.values(), lr=5e-3, betas=(0.9, 0.95), eps=1e-4, weight_decay=0.3)
     for _ in range(2):
         optimizer.zero_grad()

@@ -20,21 +20,25 @@ class Case:
     stage: int
     mask: str
     modules: tuple[str, ...]
+    axis: str = "rows"
 
     @property
     def name(self) -> str:
-        return f"{self.family}-{self.stage}-{self.mask}-{self.modules[0]}"
+        return f"{self.family}-{self.stage}-{self.mask}-{self.modules[0]}-{self.axis}"
 
 
 CASES = tuple(
-    Case(family, stage, mask, part)
+    Case(family, stage, mask, part, axis)
     for family in ("phi3", "gpt_neox", "gpt2", "falcon")  # a fused tensor of each kind: others have none of their own
-    for stage, mask, part in (
-        (2, "update", layouts.PARTS[0]),
-        (2, "gradient", layouts.PARTS[1]),
-        (3, "update", layouts.PARTS[0]),
-        (3, "gradient", layouts.PARTS[0]),
-        (3, "update", layouts.PARTS[1]),
+    for stage, mask, part, axis in (
+        (2, "update", layouts.PARTS[0], "rows"),
+        (2, "gradient", layouts.PARTS[1], "rows"),
+        (3, "update", layouts.PARTS[0], "rows"),
+        (3, "gradient", layouts.PARTS[0], "rows"),
+        (3, "update", layouts.PARTS[1], "rows"),
+        (1, "update", layouts.PARTS[0], "columns"),
+        (2, "gradient", layouts.PARTS[0], "columns"),
+        (3, "update", layouts.PARTS[1], "columns"),
     )
 )
 
@@ -46,6 +50,7 @@ def run_case(case: Case, folder: Path) -> None:
     from cofitune.files import write_tensors
     from cofitune.model.anatomy import anatomy_of
     from cofitune.model.region import freeze_outside, resolve_region
+    from cofitune.softmask.columns import build_column_factors
     from cofitune.softmask.factors import build_factors, freeze_factors, join
     from cofitune.softmask.gradient import mask_gradients
     from cofitune.softmask.update import mask_updates
@@ -58,7 +63,8 @@ def run_case(case: Case, folder: Path) -> None:
     model = layouts.build(case.family)
     anatomy = anatomy_of(model)
     region = resolve_region("1", case.modules, layouts.L, anatomy.modules)
-    factors = build_factors(layouts.random_importance(anatomy), region, region.modules, anatomy)
+    build = build_column_factors if case.axis == "columns" else build_factors
+    factors = build(layouts.random_importance(anatomy, case.axis), region, region.modules, anatomy)
     held = freeze_factors(region, anatomy)
     freeze_outside(model, set(region.parameter_names(anatomy)))
     mask_gradients(model, join(held, factors if case.mask == "gradient" else {}))

@@ -32,7 +32,7 @@ def test_two_ranks_step_as_the_unfused_copy_and_hold_the_rest_bit_for_bit(case: 
     model = layouts.build(case.family)
     anatomy = anatomy_of(model)
     region = resolve_region("1", case.modules, layouts.L, anatomy.modules)
-    known = {"layers": region.layers, "modules": region.modules, "mask": case.mask}
+    known = {"layers": region.layers, "modules": region.modules, "mask": case.mask, "axis": case.axis}
     expected = layouts.reference_step(case.family, model, known)
     before, base = layouts.trained_parts(case.family, model), dict(model.named_parameters())
     whole = load_file(two_ranks / f"{case.name}.safetensors")

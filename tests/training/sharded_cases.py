@@ -17,6 +17,7 @@ from cofitune.data.chat import IGNORED, Example
 from cofitune.importance_file import unit_counts
 from cofitune.model.anatomy import Anatomy, anatomy_of
 from cofitune.model.region import Region, freeze_outside, resolve_region
+from cofitune.softmask.columns import build_column_factors
 from cofitune.softmask.factors import Factor, build_factors
 from cofitune.training.engine import EngineSettings
 from tests.helpers import freeze_imports
@@ -46,6 +47,7 @@ class Case:
     prefix_cache: bool = False
     optimizer: str = "adamw"
     experts: bool = False
+    axis: str = "rows"
 
     def row(self) -> str:
         """The case as the first columns of a table."""
@@ -85,6 +87,10 @@ CASES = (
     Case("prefix_stage_3", "update", prefix_cache=True, checkpointing=True),
     Case("prefix_stage_3_offload", "none", prefix_cache=True, offload=True, accumulation=1),
     Case("prefix_sharded_loading", "update", prefix_cache=True, sharded_loading=True),
+    Case("columns_stage_1", "update", zero_stage=1, modules=ALL_MODULES, axis="columns"),
+    Case("columns_stage_2", "update", zero_stage=2, modules=ALL_MODULES, axis="columns", bias=True),
+    Case("columns_stage_3", "update", modules=ALL_MODULES, axis="columns", raw_sub_group=700),
+    Case("columns_gradient", "gradient", modules=ALL_MODULES, axis="columns", checkpointing=True),
     Case("experts_stage_2", "update", zero_stage=2, modules=("o_proj", "experts"), experts=True),
     Case("experts_stage_3", "update", modules=("o_proj", "experts"), experts=True, checkpointing=True),
     Case("experts_gradient", "gradient", modules=("experts",), experts=True, accumulation=1),
@@ -156,10 +162,10 @@ def region_of(case: Case) -> Region:
     return resolve_region("25%-75%", case.modules, LAYERS, (*ALL_MODULES, "experts"))
 
 
-def importance_of(anatomy: Anatomy) -> dict[str, Tensor]:
+def importance_of(anatomy: Anatomy, axis: str = "rows") -> dict[str, Tensor]:
     """A distinct importance for every unit; unit 1 of every kind has exactly 1 and must not move in update mode."""
     generator = torch.Generator().manual_seed(SEED)
-    counts = unit_counts(anatomy)
+    counts = unit_counts(anatomy, axis)
     importance = {kind: torch.rand(LAYERS, units, generator=generator) for kind, units in counts.items()}
     for values in importance.values():
         values[:, 1] = 1.0
@@ -168,7 +174,10 @@ def importance_of(anatomy: Anatomy) -> dict[str, Tensor]:
 
 def factors_of(case: Case, anatomy: Anatomy) -> dict[str, Factor]:
     """The soft mask of a case."""
-    return build_factors(importance_of(anatomy), region_of(case), case.modules, anatomy) if case.mask != "none" else {}
+    if case.mask == "none":
+        return {}
+    build = build_column_factors if case.axis == "columns" else build_factors
+    return build(importance_of(anatomy, case.axis), region_of(case), case.modules, anatomy)
 
 
 def plan_of(case: Case) -> Plan:

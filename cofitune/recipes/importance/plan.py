@@ -24,10 +24,10 @@ from cofitune.errors import ArtifactError, UserError
 from cofitune.files import gib
 from cofitune.host_memory import usable_memory
 from cofitune.importance.by_item import ITEMS, item_batches, items_of_rows
-from cofitune.importance.estimate import KL_DROPOUT, PASSES_OF, EstimatorSettings, memory_estimate
+from cofitune.importance.estimate import AXIS_OF, FISHER, KL_DROPOUT, PASSES_OF, EstimatorSettings, memory_estimate
 from cofitune.importance.kl import PASSES
 from cofitune.importance.partial import SUMS_FORMAT, has_sums
-from cofitune.importance_file import read_importance, unit_counts
+from cofitune.importance_file import ROWS, read_importance, unit_counts
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.check_weights import check_files
 from cofitune.model.load import choose_dtype, load_tokenizer
@@ -92,6 +92,11 @@ class ImportancePlan:
         )
 
     @property
+    def axis(self) -> str:
+        """What its units are of a weight: rows or columns."""
+        return AXIS_OF[self.config.importance.estimator]
+
+    @property
     def tokens(self) -> int:
         """Real tokens of all items, prompts included."""
         return int(self.examples.lengths.sum())
@@ -139,8 +144,8 @@ def plan_importance(config: Config, overwrite: bool = False, rank: Rank = ALONE)
     spoken = chat_template(config.data)
     template = set_template(tokenizer, spoken)
     sources = data_sources(requested.data)
-    # the KL looks at whole conversations, so nothing needs the response to be told apart
-    train_on = CONVERSATION if requested.estimator == KL_DROPOUT else "response"
+    # the others look at whole conversations, so nothing needs the response to be told apart
+    train_on = "response" if requested.estimator == FISHER else CONVERSATION
     encoding = Encoding(config.data.max_length, train_on, config.data.on_bad_item)
     encoded = encode_sources(sources, tokenizer, encoding, requested.max_items)
     examples = Examples.chain(e.examples for e in encoded)
@@ -165,7 +170,7 @@ def plan_importance(config: Config, overwrite: bool = False, rank: Rank = ALONE)
         template=template,
         chat_template=spoken.as_dict(tokenizer),
         batch_size=requested.per_device_batch_size,
-        passes=PASSES_OF[requested.estimator] * (requested.passes // PASSES),
+        passes=max(1, PASSES_OF[requested.estimator]) * (requested.passes // PASSES),
         memory=needed(shared_by=rank.world_size) if sharding.sharded else whole,
         sharding=sharding,
     )
@@ -239,7 +244,8 @@ def make_manifest(plan: ImportancePlan) -> dict[str, object]:
         "base": config.model.name,
         "base_fingerprint": fingerprint(config.model.name, config.model.revision),
         "model_type": plan.anatomy.model_type,
-        "sizes": {"num_layers": plan.anatomy.num_layers, **unit_counts(plan.anatomy)},
+        **({"axis": plan.axis} if plan.axis != ROWS else {}),
+        "sizes": {"num_layers": plan.anatomy.num_layers, **unit_counts(plan.anatomy, plan.axis)},
         "dtype": str(choose_dtype(config.model.dtype)).removeprefix("torch."),
         "estimator": requested.estimator,
         "reduce": requested.reduced_by,

@@ -18,7 +18,7 @@ def print_plan(plan: ImportancePlan, rank: Rank, console: Console) -> None:
     """Say what is estimated on what, how much work that is, which memory it takes and what is written."""
     anatomy = plan.anatomy
     say(console, f"importance of {anatomy.model_type}: {anatomy.num_layers} layers × units")
-    for kind in unit_counts(anatomy):
+    for kind in unit_counts(anatomy, plan.axis):
         counts = layer_units(anatomy, kind)
         each = "–".join(f"{count:,}" for count in sorted({min(filter(None, counts)), max(counts)}))
         say(console, f"  {kind.replace('_', ' '):<16} {each:>7} a layer  {sum(counts):>10,} in all")

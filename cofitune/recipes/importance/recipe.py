@@ -19,10 +19,11 @@ from cofitune.config.schema import Config
 from cofitune.distributed import LONGEST_WAIT, all_reduce_max, check_agreement, device_of, run_on_rank_zero
 from cofitune.errors import install
 from cofitune.files import check_unlocked, exclusive, write_text
-from cofitune.importance.estimate import Scores, estimate, no_sums
+from cofitune.importance.estimate import estimate, no_sums
 from cofitune.importance.normalize import NORMALIZATIONS, over_own_units
 from cofitune.importance.partial import load_sums, save_sums, sums_path
 from cofitune.importance.reliability import reliability
+from cofitune.importance.sums import Scores
 from cofitune.importance_file import Reliability, layer_units, reliability_entry, write_importance
 from cofitune.model.load import choose_dtype
 from cofitune.ranks import Rank, is_launched, this_rank
@@ -156,7 +157,7 @@ def _estimate(plan: ImportancePlan, rank: Rank, console: Console) -> Scores:
     sharded = bool(all_reduce_max(int(plan.sharding.sharded), device))
     identity = identity_of(plan)
     path = sums_path(plan.partial, rank.rank, rank.world_size, sharded)
-    sums = load_sums(path, identity) or no_sums(plan.anatomy)
+    sums = load_sums(path, identity) or no_sums(plan.anatomy, config.importance.estimator)
     if sums.micro_batches:
         say(console, f"continuing after {sums.micro_batches} micro-batches of an interrupted run")
     if sharded:

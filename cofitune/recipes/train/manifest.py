@@ -86,6 +86,7 @@ def _trained(plan: TrainPlan) -> dict[str, object]:
             "apply_to": softmask.apply_to if plan.masked else "none",
             "control": softmask.control if plan.masked else "none",
             "modules": list(plan.masked),
+            **({"axis": softmask.axis} if softmask.axis != "rows" else {}),
             "strength": softmask.strength,
             "threshold": softmask.threshold,
         },

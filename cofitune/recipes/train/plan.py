@@ -197,7 +197,7 @@ def plan_train(
     dtype = choose_dtype(model.dtype)
     resolve.check_zero_stage(config.deepspeed.zero_stage, dtype, softmask.apply_to, train.l2_to_base, bool(held))
     folders = [Path(f) for f in softmask.importance or (config.run / "importance",)]
-    importance = resolve.find_importance(folders, anatomy, needs, base) if masked else {}
+    importance = resolve.find_importance(folders, anatomy, needs, base, softmask.axis) if masked else {}
     factors = resolve.make_factors(softmask, importance, region, masked, anatomy, train.seed) if importance else {}
     data = known_data or read_train_data(model, config.data, config.importance.data, needs)
     made_by = BaseIdentity(model.name, base, thinks=config.eval.think_end_token is not None)

@@ -27,7 +27,8 @@ def print_plan(plan: TrainPlan, console: Console) -> None:
         say(console, f"{what}: {entry['path']} (sha256 {entry['sha256'][:12]})")
     apply_to = config.softmask.apply_to if plan.masked else "none"
     control = f", control: {config.softmask.control}" if config.softmask.control != "none" and plan.masked else ""
-    masked = f" on {', '.join(plan.masked)}{control}" if plan.masked else ""
+    axis = ", along input columns" if config.softmask.axis == "columns" else ""
+    masked = f" on {', '.join(plan.masked)}{axis}{control}" if plan.masked else ""
     say(console, f"soft mask: {apply_to}{masked}")
     if config.train.l2_to_base:
         say(console, f"pull towards the base: λ = {config.train.l2_to_base:g}, decoupled")

@@ -11,7 +11,7 @@ from torch import Tensor
 from cofitune.config import schema
 from cofitune.data.batches import Plan
 from cofitune.errors import ArtifactError, UserError
-from cofitune.importance_file import ImportanceFile, merge_importance, read_importance, read_reliability
+from cofitune.importance_file import COLUMNS, ROWS, ImportanceFile, merge_importance, read_importance, read_reliability
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.layouts import expand_modules
 from cofitune.model.load import choose_dtype
@@ -28,6 +28,7 @@ from cofitune.recipes.from_config import base_config
 from cofitune.recipes.prerequisites import Prerequisites
 from cofitune.reports.importance.table import remedy, unreliable
 from cofitune.search.winner import FILE_NAME, read_winner
+from cofitune.softmask.columns import build_column_factors, check_columns
 from cofitune.softmask.factors import Factor, build_factors, check_masked, harden, shuffle_units
 from cofitune.training.engine import EngineSettings
 from cofitune.training.peft import AdapterPlan, plan_adapter
@@ -104,15 +105,17 @@ def masked_modules(softmask: schema.SoftMask, region: Region, anatomy: Anatomy) 
             "softmask.apply_to: region.match trains no tensor with units (heads, neurons, outputs) that a mask could "
             "lie on; set it to none"
         )
-    if softmask.modules is None:
-        return region.modules
-    modules = expand_modules(softmask.modules, anatomy.modules, "softmask.modules")
-    check_masked(modules, region)
+    modules = region.modules
+    if softmask.modules is not None:
+        modules = expand_modules(softmask.modules, anatomy.modules, "softmask.modules")
+        check_masked(modules, region)
+    if softmask.axis == COLUMNS:
+        check_columns(modules, region, anatomy)
     return modules
 
 
 def find_importance(
-    folders: Sequence[Path], anatomy: Anatomy, needs: Prerequisites, base: str | None
+    folders: Sequence[Path], anatomy: Anatomy, needs: Prerequisites, base: str | None, axis: str = ROWS
 ) -> dict[str, Tensor]:
     """The importance vectors of the soft mask: unit kind → [L, units]; empty where a dry run lacks some.
 
@@ -121,16 +124,17 @@ def find_importance(
     Args:
         folders: of `cofitune importance`; several are merged unit by unit.
         base: the base's fingerprint, of which they must be; None where a dry run has no weights to know it by.
+        axis: `softmask.axis`, which units they must be of.
 
     Raises:
-        ArtifactError: a folder has none, or those of another base.
+        ArtifactError: a folder has none, or those of another base or of other units.
     """
     if this_rank().rank:
         return {}
     sets = []
     for number, folder in enumerate(folders, start=1):
         try:
-            read = _importance_in(folder, anatomy, base)
+            read = _importance_in(folder, anatomy, base, axis)
         except ArtifactError as error:
             if (folder / "manifest.json").is_file():  # there, and not what is needed
                 raise
@@ -150,13 +154,23 @@ def find_importance(
     return merge_importance(sets) if len(sets) == len(folders) else {}
 
 
-def _importance_in(folder: Path, anatomy: Anatomy, base: str | None) -> ImportanceFile | None:
+def _importance_in(folder: Path, anatomy: Anatomy, base: str | None, axis: str) -> ImportanceFile | None:
     if not (folder / "manifest.json").is_file():
         raise ArtifactError(
             f"softmask: no importance in {folder}; run `cofitune importance` with this config first, name its "
             "folder in softmask.importance, or set softmask.apply_to: none"
         )
-    return read_importance(folder, anatomy, base) if base is not None else None
+    if base is None:
+        return None
+    read = read_importance(folder, anatomy, base)
+    if read.axis != axis:
+        holds = {ROWS: "heads, neurons and outputs", COLUMNS: "input columns"}
+        makes = {ROWS: "fisher or kl_dropout", COLUMNS: "wanda"}
+        raise ArtifactError(
+            f"softmask.axis: {axis} needs an importance of {holds[axis]} (importance.estimator: {makes[axis]}), and "
+            f"{folder} is of {holds[read.axis]}; set axis: {read.axis}, or name another in softmask.importance"
+        )
+    return read
 
 
 def make_factors(
@@ -173,7 +187,8 @@ def make_factors(
     if softmask.control == "shuffled":
         importance = shuffle_units(importance, anatomy, seed)
     uniform = softmask.control == "uniform"
-    return build_factors(importance, region, masked, anatomy, softmask.strength, uniform=uniform)
+    build = build_column_factors if softmask.axis == COLUMNS else build_factors
+    return build(importance, region, masked, anatomy, softmask.strength, uniform=uniform)
 
 
 def checkpointed_layers(requested: bool | int | str, depth: int) -> int:

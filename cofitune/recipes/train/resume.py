@@ -45,6 +45,7 @@ def identity(plan: TrainPlan) -> dict[str, Any]:
     if plan.masked:
         softmask |= {
             "modules": list(plan.masked),
+            **({"axis": config.softmask.axis} if config.softmask.axis != "rows" else {}),
             "strength": config.softmask.strength,
             **({"threshold": config.softmask.threshold} if config.softmask.threshold is not None else {}),
             **({"control": config.softmask.control} if config.softmask.control != "none" else {}),

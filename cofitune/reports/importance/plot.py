@@ -11,10 +11,11 @@ from torch import Tensor
 
 from cofitune.importance_file import ATTENTION_HEADS, Reliability, known_units
 from cofitune.reports.figure import SERIES, Picture, draw
-from cofitune.reports.importance.table import TITLES
+from cofitune.reports.importance.table import title_of
 
 COLOURS = "cividis"  # alike to readers with and without colour blindness, and in grey
 COLUMNS = 100  # a wide layer is shown in percent of its units
+PANELS = 4  # side by side
 
 
 def importance_picture(
@@ -34,9 +35,7 @@ def importance_picture(
     by_layer = torch.stack([vector.float().nanmean(dim=-1) for vector in vectors.values()]).mean(dim=0).tolist()
 
     def paint(figure: Any, narrow: bool) -> None:
-        count = len(vectors) + 1
-        sizes = {} if narrow else {"width_ratios": [3] * len(vectors) + [1]}
-        *panels, last = figure.subplots(*((count, 1) if narrow else (1, count)), squeeze=False, **sizes).ravel()
+        panels, last = _panels(figure, len(vectors), narrow)
         image: Any = None
         for number, (axes, (kind, vector)) in enumerate(zip(panels, vectors.items(), strict=True)):
             is_sorted = kind != ATTENTION_HEADS
@@ -47,9 +46,9 @@ def importance_picture(
                 extent=extent,
             )  # fmt: skip
             axes.grid(visible=False)
-            axes.set_title(f"{TITLES[kind]}, {vector.shape[1]:,} a layer", loc="left")
+            axes.set_title(f"{title_of(kind)}, {vector.shape[1]:,} a layer", loc="left")
             axes.set_xlabel("units, most important first (%)" if is_sorted else "head (index)")
-            if narrow or number == 0:
+            if narrow or number % PANELS == 0:
                 axes.set_ylabel("layer (index)")
             for axis in (axes.xaxis, axes.yaxis):
                 axis.get_major_locator().set_params(integer=True)
@@ -61,7 +60,7 @@ def importance_picture(
         last.set_title("layer's mean", loc="left")
         last.set_xlabel("importance")
         for number, (kind, correlations) in enumerate(halves.items()):
-            last.plot(correlations, range(len(correlations)), color=SERIES[number], label=f"halves, {TITLES[kind]}")
+            last.plot(correlations, range(len(correlations)), color=SERIES[number], label=f"halves, {title_of(kind)}")
         if halves:
             last.set_title("layer's mean; rank correlation of two halves", loc="left", fontsize=6)
             last.legend(fontsize=5, loc="lower right")
@@ -71,12 +70,23 @@ def importance_picture(
         bar = figure.colorbar(image, ax=[*panels, last], label="importance (0: free, 1: held)", **side)
         bar.outline.set_visible(False)
 
-    means = "; ".join(f"{TITLES[kind]} {float(v.nanmean()):.2f}" for kind, v in vectors.items())
+    means = "; ".join(f"{title_of(kind)} {float(v.nanmean()):.2f}" for kind, v in vectors.items())
     caption = (
         "Importance of the units of each layer, from 0 (free to move) to 1 (held): attention heads as they stand, the "
         "others sorted within their layer, and each layer's mean. Layer 0 is the lowest."
     )
-    return draw(name, caption, f"Heat maps, layers by units. Mean importance: {means}.", paint, (2.6, 7.6))
+    heights = (2.6 * math.ceil(len(vectors) / PANELS), 1.9 * (len(vectors) + 1))
+    return draw(name, caption, f"Heat maps, layers by units. Mean importance: {means}.", paint, heights)
+
+
+def _panels(figure: Any, count: int, narrow: bool) -> tuple[list[Any], Any]:
+    """The axes of so many kinds of units, and those of the layers' means: below one another, or four side by side."""
+    if narrow:
+        *panels, last = figure.subplots(count + 1, 1, squeeze=False).ravel()
+        return panels, last
+    rows, wide = math.ceil(count / PANELS), min(count, PANELS)
+    grid = figure.add_gridspec(rows, wide + 1, width_ratios=[3] * wide + [1])
+    return [figure.add_subplot(grid[n // wide, n % wide]) for n in range(count)], figure.add_subplot(grid[:, wide])
 
 
 def by_rank(vector: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cofitune.importance_file import (
     ATTENTION_HEADS,
+    COLUMN_KIND,
     ENOUGH,
     EXPERTS,
     FFN_NEURONS,
@@ -24,6 +25,7 @@ from cofitune.importance_file import (
 )
 
 TITLES = {ATTENTION_HEADS: "heads", FFN_NEURONS: "neurons", FFN_OUTPUTS: "outputs", EXPERTS: "experts"}
+MOST_KINDS = 3  # side by side in a table of 80 columns
 HIGH, LOW = 0.9, 0.1
 MORE_ITEMS = "more items (importance.data, importance.max_items)"
 
@@ -35,7 +37,15 @@ def importance_report(vectors: dict[str, Tensor]) -> RenderableType:
         vectors: each unit kind → [L, units] in [0, 1].
     """
     legend = Text(f"mean importance; share of units above {HIGH} and below {LOW}; most important unit", style="dim")
-    return Group(importance_table(vectors), legend, Text(summary(vectors)))
+    kinds = list(vectors)
+    parts = [kinds[first : first + MOST_KINDS] for first in range(0, len(kinds), MOST_KINDS)]
+    tables = [importance_table({kind: vectors[kind] for kind in part}) for part in parts]
+    return Group(*tables, legend, Text(summary(vectors)))
+
+
+def title_of(kind: str) -> str:
+    """A kind of unit in words: `heads`, `q columns`."""
+    return TITLES.get(kind) or kind.removesuffix(COLUMN_KIND).removesuffix("_proj") + " columns"
 
 
 def importance_table(vectors: dict[str, Tensor]) -> Table:
@@ -44,11 +54,13 @@ def importance_table(vectors: dict[str, Tensor]) -> Table:
     Args:
         vectors: each unit kind → [L, units] in [0, 1].
     """
-    table = Table(title="Importance", box=None, padding=(0, 1, 0, 0), header_style="bold", title_style="bold")
+    of_columns = all(kind.endswith(COLUMN_KIND) for kind in vectors)
+    title = "Importance of input columns" if of_columns else "Importance"
+    table = Table(title=title, box=None, padding=(0, 1, 0, 0), header_style="bold", title_style="bold")
     table.add_column("\nlayer", justify="right", no_wrap=True)
     for kind in vectors:
         for number, head in enumerate(("mean", f">{HIGH}", f"<{LOW}", "top")):
-            title = TITLES[kind] if number == 0 else ""
+            title = title_of(kind).removesuffix(" columns") if number == 0 else ""
             table.add_column(f"{title}\n{head}", justify="right", no_wrap=True, style="dim" if head == "top" else "")
         table.add_column("\n", width=1)
     num_layers = max(len(v) for v in vectors.values())
@@ -60,11 +72,11 @@ def importance_table(vectors: dict[str, Tensor]) -> Table:
 
 def summary(vectors: dict[str, Tensor]) -> str:
     """One sentence: how much of the training step the mask leaves, and which layer it holds back most and least."""
-    *kinds, last = (f"{1 - float(v.nanmean()):.0%} for the {TITLES[kind]}" for kind, v in vectors.items())
+    *kinds, last = (f"{1 - float(v.nanmean()):.0%} for the {title_of(kind)}" for kind, v in vectors.items())
     kept = " and ".join(filter(None, (", ".join(kinds), last)))
     by_layer = torch.stack([v.nanmean(dim=-1) for v in vectors.values()]).mean(dim=0)
     most, least = int(by_layer.argmax()), int(by_layer.argmin())
-    silent = [f"{TITLES[kind]} of layer {layer}" for kind, v in vectors.items() for layer in _all_zero(v)]
+    silent = [f"{title_of(kind)} of layer {layer}" for kind, v in vectors.items() for layer in _all_zero(v)]
     text = (
         f"As a soft mask it leaves, on average, this share of an update: {kept}; it holds layer {most} back most and "
         f"layer {least} least."
@@ -83,7 +95,7 @@ def reliability_text(reliable: Mapping[str, Reliability], estimator: object = No
     if not reliable:
         return "Reliability: not known; it takes at least two micro-batches."
     figures = ", ".join(
-        f"{TITLES[kind]} {'–' if one.whole is None else f'{one.whole:.2f}'}"
+        f"{title_of(kind)} {'–' if one.whole is None else f'{one.whole:.2f}'}"
         f"{'' if one.split_half is None else f' (halves {one.split_half:.2f})'}"
         for kind, one in reliable.items()
     )
@@ -95,7 +107,7 @@ def reliability_text(reliable: Mapping[str, Reliability], estimator: object = No
 
 def remedy(estimator: object) -> str:
     """What makes an importance of this estimator more reliable."""
-    if estimator == "fisher":  # which takes no draws
+    if estimator in ("fisher", "wanda"):  # which take no draws
         return MORE_ITEMS
     return f"{MORE_ITEMS}, more draws (importance.passes) or importance.estimator: fisher"
 

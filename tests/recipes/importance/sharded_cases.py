@@ -19,6 +19,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "absolute": ("importance.reduce=absolute",),
     "fisher": ("importance.estimator=fisher", "importance.dropout=0.003"),
     "idle": ("importance.max_items=1",),  # one micro-batch for two ranks
+    "wanda": ("importance.estimator=wanda", "importance.dropout=0.003"),
     "gpt2": ("model.name={folder}/gpt2",),  # Conv1D, positions that are learnt, a head tied to the embedding
 }
 
@@ -75,7 +76,8 @@ def watch_memory(watched: list[tuple[str, int]]) -> None:
         def after_layer(layer: nn.Module, inputs: Any, output: Any) -> None:
             state: Tensor = output if torch.is_tensor(output) else output[0]
             watched.append(("forward", gathered_weights(model)))
-            state.register_hook(lambda _: watched.append(("backward", gathered_weights(model))))
+            if state.requires_grad:
+                state.register_hook(lambda _: watched.append(("backward", gathered_weights(model))))
 
         for one in model.modules():
             if one.__class__.__name__.endswith(("DecoderLayer", "Block")):

@@ -68,7 +68,8 @@ def test_two_ranks_that_share_the_weights_equal_one_that_holds_them(name: str, t
     two = two_ranks / f"two-{name}" / "importance"
     for file in ("scores.safetensors", "importance.safetensors"):
         expected, result = read_tensors(one / file, "file"), read_tensors(two / file, "file")
-        for kind in UNIT_KINDS:
+        assert set(expected) == set(result) and (name == "wanda" or set(expected) == set(UNIT_KINDS))
+        for kind in expected:
             largest = float(expected[kind].abs().max())
             assert largest > 0
             assert float((expected[kind] - result[kind]).abs().max()) <= 1e-5 * largest, (file, kind)
@@ -89,7 +90,7 @@ def test_no_rank_ever_holds_much_more_than_two_layers(name: str, two_ranks: Path
     anatomy = read_anatomy(read_model_config(model))
     for rank in (0, 1):
         watched = json.loads((two_ranks / f"{name}-{rank}.json").read_text())
-        assert {when for when, _ in watched} == {"forward", "backward"}
+        assert {when for when, _ in watched} == ({"forward"} if name == "wanda" else {"forward", "backward"})
         # fetching ahead may go one weight beyond what DeepSpeed was told
         assert max(numel for _, numel in watched) <= 1.05 * gathered_at_once(anatomy) < 0.6 * anatomy.num_parameters
 

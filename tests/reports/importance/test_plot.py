@@ -36,6 +36,14 @@ def test_the_picture_is_a_png_and_an_svg_with_units_on_their_axes(tmp_path: Path
     assert [p.read_bytes() for p in again] == [png.read_bytes(), svg.read_bytes()]
 
 
+def test_columns_of_seven_modules_have_a_panel_each() -> None:
+    modules = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    vectors = {f"{module}_columns": torch.rand(4, 48) for module in modules}
+    drawn = importance_picture("importance", vectors)
+    for text in (drawn.wide, drawn.narrow):
+        assert all(f"{module.removesuffix('_proj')} columns, 48 a layer" in text for module in modules)
+
+
 def test_the_reliability_of_each_layer_is_drawn_and_listed(tmp_path: Path) -> None:
     vectors = make_vectors()
     by_layer = tuple(0.5 + layer / 100 for layer in range(29))

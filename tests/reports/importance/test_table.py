@@ -47,6 +47,17 @@ def test_forty_layers_of_a_13b_fit_80_columns() -> None:
     assert len(text.splitlines()) <= 40 + 9
 
 
+def test_columns_of_seven_modules_stand_below_one_another() -> None:
+    modules = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    vectors = {f"{module}_columns": torch.rand(4, 27648) for module in modules}
+    text = render(importance_report(vectors))
+    assert text.count("Importance of input columns") == 3 and "gate" in text and "…" not in text
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert "for the q columns" in " ".join(text.split())
+    reliable = {kind: Reliability((0.9,), 0.9, 0.95) for kind in vectors}
+    assert "o columns 0.95 (halves 0.90)" in reliability_text(reliable, "wanda")
+
+
 def test_the_summary_says_what_is_held_back_and_what_says_nothing() -> None:
     text = summary(make_vectors())
     assert "75% for the heads, 37% for the neurons and 57% for the outputs" in text
