@@ -18,6 +18,7 @@ from cofitune.model.region import Region
 from cofitune.search.trial import Trial, trial_from_json, trial_id
 
 VERSION = 3
+LATER = ("computed_with",)  # entries of an identity that stores of an earlier version lack: these go on without them
 LINE = "line of the search store"  # in messages
 
 
@@ -108,12 +109,15 @@ def open_store(folder: Path, identity: Mapping[str, object], *, repair: bool = F
         made_with = read_json(card, "search store")
         if not isinstance(made_with, dict) or made_with.get("version") != VERSION:
             raise ArtifactError(f"{card}: this search store is damaged or of another version; --overwrite starts over")
-        changed = differences("", made_with.get("identity"), identity)
+        before = made_with.get("identity")
+        if isinstance(before, dict):  # its trials' ids are hashes of it as it was
+            identity = {key: value for key, value in identity.items() if key in before or key not in LATER}
+        changed = differences("", before, identity)
         if changed:
             shown = "; ".join(changed[:3]) + ("; …" if len(changed) > 3 else "")
             raise ArtifactError(
-                f"{folder} holds trials of another config ({shown}): their scores cannot be compared with new ones; "
-                "choose another output_dir, or --overwrite it"
+                f"{folder} holds trials of another config or machine ({shown}): their scores cannot be compared with "
+                "new ones; choose another output_dir, or --overwrite it"
             )
         if not path.is_file():
             raise ArtifactError(f"{path}: is gone, and with it all trials of {card.name}; --overwrite starts over")

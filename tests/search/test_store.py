@@ -194,3 +194,14 @@ def test_a_damaged_winner_is_refused(tmp_path: Path, text: str) -> None:
 def test_the_base_cannot_win(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError):
         write_winner(tmp_path, replace(FIRST, region=None), "", "f00")
+
+
+def test_trials_of_another_torch_are_refused_and_older_stores_go_on(tmp_path: Path) -> None:
+    now = {**IDENTITY, "computed_with": {"device": "cpu", "torch": "2.13.0"}}
+    region = Region.span(0, 0, ("up_proj",))
+    earlier = open_store(tmp_path / "earlier", IDENTITY)
+    assert open_store(tmp_path / "earlier", now).id_of(region) == earlier.id_of(region)
+    open_store(tmp_path / "now", now)
+    newer = {**IDENTITY, "computed_with": {"device": "cpu", "torch": "2.14.0"}}
+    with pytest.raises(ArtifactError, match=r"computed_with.torch is '2.13.0' there and '2.14.0' here"):
+        open_store(tmp_path / "now", newer)

@@ -12,6 +12,7 @@ from cofitune.config.schema import Config
 from cofitune.data.template import NAMED, template_sha256
 from cofitune.evaluation.items import LoadedTask
 from cofitune.model.load import choose_dtype
+from cofitune.recipes.computed_with import COMPUTED_WITH, computed_with
 from cofitune.recipes.from_config import comparable_data, kernels_recorded
 from cofitune.recipes.search.trial_config import base_rate
 from cofitune.recipes.train.plan import TrainPlan
@@ -59,6 +60,8 @@ def search_identity(
             "batch_size": plan.measure.tasks.batch_size,
             "tasks": {one.task.title: _task(one, by_loss) for one in loaded},
         },
+        # a cluster's nodes may differ from this machine, and say so themselves
+        COMPUTED_WITH: computed_with("on the cluster" if config.search.executor == "ray" else None),
     }
 
 

@@ -13,6 +13,7 @@ from cofitune.data.encoded import tokenizer_sha256
 from cofitune.distributed import run_on_rank_zero
 from cofitune.errors import ArtifactError, UserError, differences
 from cofitune.files import read_json
+from cofitune.recipes.computed_with import COMPUTED_WITH, changed_since, computed_with
 from cofitune.recipes.folders import versions_of_packages
 from cofitune.recipes.from_config import comparable_data, kernels_recorded
 from cofitune.recipes.train.plan import TrainPlan
@@ -31,7 +32,8 @@ def identity(plan: TrainPlan) -> dict[str, Any]:
     """What a training must not change on its way, by contents and not by path, as JSON values.
 
     Neither the ranks, nor the ZeRO stage, nor the settings of saving are part of it, as long as an optimizer step takes
-    the same items.
+    the same items. What computes is in it only to be told where it has changed: nobody should lose a training to a
+    newer package.
     """
     config = plan.config
     # an item that `on_bad_item: error` stops at never gets here: with the same contents it changes nothing
@@ -72,6 +74,7 @@ def identity(plan: TrainPlan) -> dict[str, Any]:
             "items_a_step": plan.steps.per_step,
         },
         "rehearsal": plan.rehearsal.trained_on() if plan.rehearsal and plan.rehearsal.loss else None,
+        COMPUTED_WITH: computed_with(),
     }
 
 
@@ -87,7 +90,7 @@ def _all_decays(plan: TrainPlan) -> bool:
 def agreed(plan: TrainPlan) -> dict[str, object]:
     """What all ranks must have found alike before they train: contents, since paths may be each machine's own."""
     train = plan.config.train.model_dump(mode="json", exclude={"rehearsal", "drift_data"})
-    found = identity(plan)
+    found = {name: value for name, value in identity(plan).items() if name != COMPUTED_WITH}  # GPUs may be mixed
     return {
         "packages": versions_of_packages(),
         "items": len(plan.examples),
@@ -155,7 +158,7 @@ def check_resume(plan: TrainPlan, result: Checkpoint) -> None:
         )
     if plan.adapter and plan.adapter_begins is None:  # known once it is in the model, when this is called once more
         now["adapter"]["begins"] = (before.get("adapter") or {}).get("begins")
-    changed = differences("", before, now)
+    changed = differences("", *({k: v for k, v in one.items() if k != COMPUTED_WITH} for one in (before, now)))
     if changed:
         raise ArtifactError(
             f"{result.folder} is another training's checkpoint ({'; '.join(changed)}); --overwrite starts again, or "
@@ -190,6 +193,10 @@ def find_checkpoint(plan: TrainPlan, console: Console) -> Checkpoint | None:
             return
         check_resume(plan, result)
         tell(f"resume: continuing after step {result.step} ({result.folder})")
+        before = result.identity.get(COMPUTED_WITH)
+        changed = changed_since(before if isinstance(before, dict) else {}, computed_with())
+        if changed:
+            tell(f"note: it was computed with another {changed}; the steps to come may differ in their last digits")
 
     run_on_rank_zero(agree)
     return result

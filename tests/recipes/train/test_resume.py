@@ -249,14 +249,56 @@ def test_another_trainings_checkpoint_is_refused_by_the_entry_that_differs(
     assert message in output and output.count("\n") == 1, "one message"
 
 
-def _as_written_before(checkpoints: Path, *settings: str) -> None:
-    """Take settings that an earlier version did not know out of the newest checkpoint's identity."""
+def _change_identity(checkpoints: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Write the newest checkpoint's identity anew."""
     path = max(checkpoints.glob("step-*")) / "manifest.json"
     manifest = read_json(path, "manifest")
     del manifest["manifest_sha256"]
-    for name in settings:
-        del manifest["identity"]["train"][name]
+    change(manifest["identity"])
     write_json(path, {**manifest, "manifest_sha256": sha256_json(manifest)})
+
+
+def _as_written_before(checkpoints: Path, *settings: str) -> None:
+    """Take settings that an earlier version did not know out of the newest checkpoint's identity."""
+
+    def forget(identity: dict[str, Any]) -> None:
+        for name in settings:
+            del identity["train"][name]
+
+    _change_identity(checkpoints, forget)
+
+
+@pytest.mark.parametrize(
+    ("before", "message"),
+    [
+        ({"torch": "1.13.0"}, f"note: it was computed with another torch 1.13.0, now {torch.__version__}; the steps"),
+        (
+            {"device": "NVIDIA H100"},
+            "note: it was computed with another device NVIDIA H100, now cpu; the steps to come",
+        ),
+        ({}, None),
+        (None, None),  # an earlier version did not write it down
+    ],
+)
+def test_another_package_or_device_is_told_and_stops_no_training(
+    before: dict[str, str] | None,
+    message: str | None,
+    config: dict[str, Any],
+    shared_runs: SharedRuns,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def change(identity: dict[str, Any]) -> None:
+        made_with = identity.pop("computed_with")
+        if before is not None:
+            identity["computed_with"] = made_with | before
+
+    _change_identity(shared_runs.interrupted(monkeypatch, config), change)
+    capsys.readouterr()
+    assert run_train(monkeypatch, config, "--resume") == 0
+    output = " ".join(capsys.readouterr().out.split())
+    assert ("computed with another" in output) == (message is not None)
+    assert message is None or message in output
 
 
 def test_an_earlier_versions_checkpoint_continues_where_all_decays(
