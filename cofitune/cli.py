@@ -80,7 +80,8 @@ def search(
     num_processes: NumProcesses = None,
     hostfile: HostFile = None,
     repeat: Annotated[
-        int | None, typer.Option(min=1, help="Seeds for the leading regions, to see how sure the winner is.")
+        str | None,
+        typer.Option(metavar="N|auto", help="Seeds for the leading regions, to see how sure the winner is."),
     ] = None,
 ) -> None:
     """Find the region (layer range × modules) with the best balance of speciality and versatility."""

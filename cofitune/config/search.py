@@ -86,10 +86,14 @@ class Search(Section):
         description="loss: drifts that are at most this part above the least count as equal to it, and of equals the "
         "region with the fewest trained weights wins",
     )
-    repeat: int = Field(
-        1, gt=0, description="seeds that the leading regions are trained with, to see how far a seed moves the result"
+    repeat: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
+        1,
+        description="seeds that the leading regions are trained with, to see how far a seed moves the result; auto: "
+        "those that tie get another seed each in every round, those that are worse beyond chance drop out, until one "
+        "is left",
     )
     repeat_regions: int = Field(4, ge=2, description="repeat: how many regions, the leaders first")
+    repeat_most: int = Field(5, ge=2, description="repeat: auto: seeds that a region is trained with at most")
     objective: Literal["unified", "speciality", "versatility"] = Field(
         "unified",
         description="the score that decides; speciality: among the regions that keep the versatility of floor; "
@@ -145,6 +149,11 @@ class Search(Section):
         "local", description="where trials run: one after the other on the ranks of this call, or on a Ray cluster"
     )
     ray: Ray = Field(default_factory=Ray, description="what executor: ray asks the cluster for")
+
+    @property
+    def most_seeds(self) -> int:
+        """Seeds that a region is trained with at most."""
+        return self.repeat_most if self.repeat == "auto" else self.repeat
 
     @property
     def measured_steps(self) -> tuple[int, ...]:

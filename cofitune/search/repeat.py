@@ -19,8 +19,8 @@ class Reliability:
     Attributes:
         seeds: of each region in the sample.
         regions: ids of the sample's trials with the first seed.
-        correlation: Spearman's between two seeds over the sample, the mean over all pairs of seeds; None for fewer than
-            three regions.
+        correlation: Spearman's between two seeds over the regions that have both, the mean over all pairs of seeds;
+            None for fewer than three regions.
         deviation: standard deviation of one training, pooled over the sample; None where no region has two figures.
         freedom: its degrees of freedom.
         means: of each finished region, over the seeds that it has figures of.
@@ -40,13 +40,13 @@ class Reliability:
         """Of a region's mean over all seeds."""
         return None if self.deviation is None else self.deviation / len(self.seeds) ** 0.5
 
-    def ties(self, winner: str) -> tuple[str, ...]:
-        """Regions whose mean is not told from the winner's, by a 95 % t-interval with the pooled deviation."""
+    def ties(self, winner: str, confidence: float = CONFIDENCE) -> tuple[str, ...]:
+        """Regions whose mean is not told from the winner's, by a t-interval with the pooled deviation."""
         if self.deviation is None or winner not in self.means:
             return ()
         from scipy.stats import t
 
-        reach = float(t.ppf((1 + CONFIDENCE) / 2, self.freedom)) * self.deviation
+        reach = float(t.ppf((1 + confidence) / 2, self.freedom)) * self.deviation
 
         def within(region: str) -> bool:
             spread = (1 / self.counts[winner] + 1 / self.counts[region]) ** 0.5
@@ -60,12 +60,12 @@ def judge_seeds(values: Mapping[str, Sequence[float | None]], seeds: Sequence[in
 
     Args:
         values: by region's id what decides, a figure a seed in the order of `seeds`, None where there is none; a region
-            outside the sample has the first seed's alone.
+            outside the sample has those of the first seeds alone.
     """
     sample = {region: own for region, own in values.items() if len(own) == len(seeds)}
     pairs = []
     for first, second in combinations(range(len(seeds)), 2):
-        both = [(own[first], own[second]) for own in sample.values()]
+        both = [(own[first], own[second]) for own in values.values() if len(own) > second]
         known = [(a, b) for a, b in both if a is not None and b is not None]
         pairs.append(rank_correlation([a for a, _ in known], [b for _, b in known]))
     found = [value for value in pairs if value is not None]

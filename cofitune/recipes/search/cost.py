@@ -118,7 +118,12 @@ def _repeat_lines(plan: SearchPlan, expected: Expected) -> list[str]:
     if not count:
         return []
     seconds = expected.seconds(count * search.train_steps, count)
-    best, seeds = min(search.repeat_regions, plan.at_most), many(search.repeat - 1, "further seed")
+    best, seeds = min(search.repeat_regions, plan.at_most), many(search.most_seeds - 1, "further seed")
+    if search.repeat == "auto":
+        return [
+            f"Then those of the {best} best that tie are trained with up to {seeds}: at most {many(count, 'trial')}, "
+            f"{duration(seconds)}."
+        ]
     return [f"Then the {best} best are trained with {seeds}: {many(count, 'trial')}, about {duration(seconds)}."]
 
 

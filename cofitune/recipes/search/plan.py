@@ -87,9 +87,9 @@ class SearchPlan:
 
     @property
     def most_repeats(self) -> int:
-        """Trials with a further seed that follow."""
+        """Trials with a further seed that follow at most."""
         search = self.config.search
-        return (search.repeat - 1) * min(search.repeat_regions, self.at_most)
+        return (search.most_seeds - 1) * min(search.repeat_regions, self.at_most)
 
 
 def plan_search(config: Config, overwrite: bool = False, dry_run: bool = False, ranks: int = 1) -> SearchPlan:

@@ -16,7 +16,7 @@ from cofitune.recipes.on_plan import OnPlan, PlanFacts
 from cofitune.recipes.search.cost import Measure, cost_lines
 from cofitune.recipes.search.plan import SearchPlan, plan_search
 from cofitune.recipes.search.proxy import Proxy, StartProxy, make_proxy
-from cofitune.recipes.search.repeats import Decision, decide, repeat_leaders
+from cofitune.recipes.search.repeats import Decision, Repeats, decide, repeat_leaders
 from cofitune.recipes.search.result import Result, make_result, row_of
 from cofitune.recipes.search.trials import Trials
 from cofitune.recipes.trial.executor import TrialExecutor
@@ -155,7 +155,7 @@ def _search(
     result = tree.search(
         plan.root, plan.levels, rules=rules, run_jobs=run_jobs, store=store, on_trial=tell, on_level=expect
     )
-    repeats = repeat_leaders(plan, rules, result, run_jobs, store, tell) if plan.most_repeats else {}
+    repeats = repeat_leaders(plan, rules, result, run_jobs, store, tell) if plan.most_repeats else Repeats()
     return decide(plan, rules.objective, result, repeats)
 
 

@@ -13,6 +13,7 @@ from cofitune.reports.search.loss_sentences import (
     ONE_SEED,
     loss_winner_sentence,
     margin_sentence,
+    race_sentence,
     reliability_sentence,
 )
 from cofitune.reports.search.row import LOSSES, Row
@@ -135,9 +136,16 @@ def _seeds_sentence(rows: tuple[Row, ...], decision: Decision, unit: str) -> str
     if judged is None:
         return None
     tied, others = len(judged.ties(decision.result.winner.id)), len(judged.means) - 1
-    return reliability_sentence(
-        len(judged.seeds), len(judged.regions), judged.correlation, judged.standard_error, unit, tied, others
-    )
+    repeats = decision.repeats
+    if repeats.race is None:
+        return reliability_sentence(
+            len(judged.seeds), len(judged.regions), judged.correlation, judged.standard_error, unit, tied, others
+        )
+    further = sum(map(len, repeats.trials.values()))
+    return race_sentence(
+        len(repeats.trials), further, len(judged.seeds), len(repeats.race.left), repeats.race.reason, judged.deviation,
+        unit, tied, others,
+    )  # fmt: skip
 
 
 def _about_losses(plan: SearchPlan, decision: Decision) -> dict[str, object]:
@@ -161,7 +169,8 @@ def _about_seeds(decision: Decision) -> dict[str, object]:
             "means": judged.means,
             "tied": list(judged.ties(decision.result.winner.id)),
         },
-        "repeats": [json.loads(trial.to_json()) for own in decision.repeats.values() for trial in own],
+        "repeats": [json.loads(trial.to_json()) for own in decision.repeats.trials.values() for trial in own],
+        **({"race": {"left": list(race.left), "ended": race.reason}} if (race := decision.repeats.race) else {}),
     }
 
 

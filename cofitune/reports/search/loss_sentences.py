@@ -80,3 +80,37 @@ def reliability_sentence(
         f"{begin}: the rank correlation between seeds is {agree}, the standard error of a region's mean {error:.2g} "
         f"{unit}; {tied} of {many(others, 'other region')} {verb} with the winner within it (95 %)."
     )
+
+
+def race_sentence(
+    leaders: int,
+    further: int,
+    seeds: int,
+    left: int,
+    reason: str,
+    deviation: float | None,
+    unit: str,
+    tied: int,
+    others: int,
+) -> str:
+    """How rounds of further seeds ended.
+
+    Args:
+        leaders: regions that the rounds began with.
+        further: trainings with a further seed.
+        seeds: that those which stayed longest have.
+        left: regions that no round told from the best beyond chance.
+        reason: why the rounds ended.
+        deviation: of one training, in `unit`; None where it is not known.
+        tied: regions that cannot be told from the winner by it, of `others`.
+    """
+    begin = f"Rounds of seeds over the {many(leaders, 'leading region')}: {many(further, 'further training')}"
+    if deviation is None:
+        return f"{begin}, too few with a figure to say how far a seed moves it (ended by {reason})."
+    verb = "ties" if tied == 1 else "tie"
+    return (
+        f"{begin}, up to {many(seeds, 'seed')} a region, until {left} of them "
+        f"{'was' if left == 1 else 'were'} left that no round told from the best beyond chance (95 % for all rounds "
+        f"together; ended by {reason}). A seed moves one training by {deviation:.2g} {unit} (standard deviation); "
+        f"{tied} of {many(others, 'other region')} {verb} with the winner within it (95 %)."
+    )

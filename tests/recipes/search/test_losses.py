@@ -266,6 +266,35 @@ def test_further_seeds_tell_how_sure_the_winner_is(settings: dict[str, Any]) -> 
     assert run(searching(settings, repeat=3, repeat_regions=4), again)[2] == tree and not again.requests
 
 
+def test_rounds_of_seeds_drop_what_is_worse_and_go_on_after_a_stop(settings: dict[str, Any]) -> None:
+    """The three regions of the upper layers drift alike, and the lower layers' more."""
+    rounds = {"repeat": "auto", "repeat_regions": 4, "repeat_most": 3}
+    _, told, _ = run(searching(settings, **rounds), Trainer(), dry_run=True)
+    assert "those of the 4 best that tie are trained with up to 2 further seeds: at most 8 trials" in told
+    trainer = Trainer(noise=0.0001)
+    folder, shown, tree = run(searching(settings, **rounds), trainer)
+    seeds = [r.config.train.seed for r in trainer.requests if r.train]
+    assert seeds == [11] * 4 + [12] * 4 + [13] * 3 and len(tree["repeats"]) == 7
+    upper = {t["id"] for t in tree["trials"] if t["region"]["layers"] == "2-3"}
+    assert set(tree["race"]["left"]) == upper and tree["winner"] in upper
+    assert "Rounds of seeds over the 4 leading regions: 7 further trainings, up to 3 seeds a region, until 3" in shown
+    assert "ended by search.repeat_most: 3" in shown and "2 of 3 other regions tie with the winner" in shown
+    again = Trainer(noise=0.0001)
+    assert run(searching(settings, **rounds), again)[2] == tree and not again.requests
+    lines = (folder / "trials.jsonl").read_text().splitlines(keepends=True)
+    (folder / "trials.jsonl").write_text("".join(lines[:-2]))  # it was killed before the last two
+    assert run(searching(settings, **rounds), again)[2]["race"] == tree["race"] and len(again.requests) == 2
+
+
+def test_rounds_of_seeds_end_with_the_budget(settings: dict[str, Any]) -> None:
+    trainer = Trainer(noise=0.05)
+    rounds = {"repeat": "auto", "repeat_regions": 4, "repeat_most": 9, "budget_trials": 9}
+    _, shown, tree = run(searching(settings, **rounds), trainer)
+    assert len([r for r in trainer.requests if r.train]) == 9 and len(tree["repeats"]) == 5
+    assert tree["race"]["ended"] == "search.budget_trials: 9" and len(tree["race"]["left"]) > 1
+    assert tree["winner"] in tree["race"]["left"] and "ended by search.budget_trials: 9" in shown
+
+
 def test_the_winner_is_the_best_mean_over_the_seeds(settings: dict[str, Any]) -> None:
     class Lucky(Trainer):
         """The first seed flatters the upper layers."""
