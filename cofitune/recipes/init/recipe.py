@@ -97,9 +97,11 @@ def init(options: InitOptions, *, overwrite: bool, ask: Ask | None, console: Con
         say(console, "written  ", (str(path), "bold"))
     name = shlex.quote(str(file))
     say(console, f"\nnext:  cofitune config validate {name}")
-    for command in ("train --dry-run", "rehearse", "train", "eval"):
+    for command in ("train --dry-run", "rehearse", "train", "eval") if len(files) == 1 else ("train --dry-run",):
         word, _, option = command.partition(" ")
         say(console, f"       cofitune {word} {name} {option}".rstrip())
+    for script in files[1:]:
+        say(console, f"       sbatch {shlex.quote(str(script))}")
     return files
 
 

@@ -109,6 +109,16 @@ def test_a_template_goes_by_its_name_and_holds_the_users_files(folder: Path, tem
         assert "#SBATCH --signal=TERM@300" in script.read_text() and '"$@" --resume' in script.read_text()
 
 
+@pytest.mark.parametrize("template", ["7b", "slurm"])
+def test_what_comes_next_is_the_batch_script_where_there_is_one(
+    folder: Path, template: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(monkeypatch, "init", "--template", template, "--data", "law_train.jsonl") == 0
+    said = capsys.readouterr().out
+    assert "cofitune train law.yaml --dry-run" in said
+    assert ("sbatch law.sbatch" in said) == ("cofitune eval law.yaml" not in said) == (template == "slurm")
+
+
 def test_a_template_without_a_model_names_its_own(folder: Path) -> None:
     path = quiet(template="13b", data="law_train.jsonl")
     config = load_config(path)
