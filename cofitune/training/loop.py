@@ -122,7 +122,7 @@ def fit(
 
     Args:
         on_step: gets a step's record, and the signal after which the ranks will stop here, or 0.
-        prefix: keeps the frozen prefix's activations, and gives them back once all ranks have those of a whole step.
+        prefix: keeps the frozen prefix's activations, and gives them back once all ranks have those of a micro-batch.
         meter: knows what a step needs of the devices.
         asked: the signal (SIGINT or SIGTERM) by which this rank was asked to stop, or 0. One rank is enough.
 
@@ -143,7 +143,7 @@ def fit(
         counts = count_over_ranks(batches, schedule.accumulation, prefix, engine.device)
         learning_rate = engine.get_lr()[0]  # before the step: the schedule moves on with it
         # forward and backward of each micro-batch; the last one takes the optimizer's step
-        sums = _take_step(engine, _losses(batches, counts, settings), prefix, counts.missing or ())
+        sums = _take_step(engine, _losses(batches, counts, settings), prefix)
         # one reduction for the losses and for the signals: every rank must learn of a stop in the same step
         loss_sum, rehearsal_sum, stop_signal = _agree(sums, asked())
         record = StepRecord(
@@ -202,23 +202,29 @@ def _losses(batches: Sequence[Batch], counts: StepCounts, settings: FitSettings)
     """
     schedule, rehearsal = settings.schedule, settings.rehearsal
     scale = schedule.world_size * len(batches)
-    parts = [_Part(batches[: schedule.accumulation], scale / max(1, counts.supervised))]
+    work = list(zip(batches, counts.missing, strict=True))
+    parts = [_Part(work[: schedule.accumulation], scale / max(1, counts.supervised))]
     if rehearsal:
         weight = rehearsal.weight * scale / max(1, counts.rehearsed)
-        parts.append(_Part(batches[schedule.accumulation :], weight, rehearsal.kind))
+        parts.append(_Part(work[schedule.accumulation :], weight, rehearsal.kind))
     return parts
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A step's micro-batches of one loss, and what its sum is multiplied by; `rehearsal` is nll or kl, else None."""
+    """A step's micro-batches of one loss, each with what the prefix cache lacks of it on all ranks together.
 
-    batches: Sequence[Batch]
+    Attributes:
+        weight: what the sum of the loss is multiplied by.
+        rehearsal: nll or kl, else None.
+    """
+
+    batches: Sequence[tuple[Batch, Sequence[int]]]
     weight: float
     rehearsal: str | None = None
 
 
-def _take_step(engine: Engine, parts: Sequence[_Part], prefix: Prefix | None, missing: Sequence[int]) -> Tensor:
+def _take_step(engine: Engine, parts: Sequence[_Part], prefix: Prefix | None) -> Tensor:
     """Forward and backward of each micro-batch, and with the last the optimizer's step.
 
     Returns:
@@ -226,9 +232,9 @@ def _take_step(engine: Engine, parts: Sequence[_Part], prefix: Prefix | None, mi
     """
     total = torch.zeros(2, dtype=torch.float64, device=engine.device)
     for number, part in enumerate(parts):
-        for batch in part.batches:
+        for batch, missing in part.batches:
             inputs = {k: v.to(engine.device, non_blocking=True) for k, v in batch.items()}
-            # what is missing is summed over the ranks: under ZeRO-3 all must go one way
+            # what is missing is summed over the ranks: under ZeRO-3 all must go one way at a time
             with prefix.around(inputs, missing) if prefix else nullcontext():
                 loss = (
                     summed_loss(engine, inputs)

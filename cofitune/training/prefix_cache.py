@@ -97,14 +97,14 @@ def changing_prefix(config: Mapping[str, object]) -> str | None:
 class Prefix(Protocol):
     """Keeps what enters a layer of the frozen prefix, and gives it back in place of all that lies below."""
 
-    def count_missing(self, batches: Sequence[Batch]) -> list[int]:
-        """How much of these batches is not kept yet on this rank, in as many numbers as on every other rank."""
+    def count_missing(self, batch: Batch) -> list[int]:
+        """How much of a micro-batch is not kept yet on this rank, in as many numbers as on every other rank."""
 
     def around(self, batch: Batch, missing: Sequence[int]) -> AbstractContextManager[None]:
         """What the batch's forward pass runs in.
 
         Args:
-            missing: of the whole step, summed over all ranks.
+            missing: of the micro-batches that all ranks run at this time, summed.
         """
 
 
@@ -124,26 +124,27 @@ class PrefixCache:
         self._rows = whole[: plan.row_bytes].view(plan.dtype).view(-1, plan.hidden_size)  # [tokens of all items, H]
         self._kept = whole[plan.row_bytes :]
 
-    def count_missing(self, batches: Sequence[Batch]) -> list[int]:
-        """How many rows of these batches are not kept yet (on this rank: what others keep, it may read)."""
-        return [sum(int((self._kept[batch["indices"].tolist()] == 0).sum()) for batch in batches)]
+    def count_missing(self, batch: Batch) -> list[int]:
+        """How many items of the batch are not kept yet (on this rank: what others keep, it may read)."""
+        return [int((self._kept[batch["indices"].tolist()] == 0).sum())]
 
     def around(self, batch: Batch, missing: Sequence[int]) -> AbstractContextManager[None]:
-        """Keep the batch, or read it where nothing of its step is missing on any rank."""
+        """Read the batch, or keep what it lacks where a rank lacks some of its own: all run the same layers."""
         return self.writing(batch) if any(missing) else self.reading(batch)
 
     @contextmanager
     def writing(self, batch: Batch) -> Iterator[None]:
-        """Inside, one whole forward pass of the batch is kept."""
+        """Inside, one whole forward pass of the batch is run, and of its items those are kept that were not yet."""
 
         def keep(hidden: Tensor) -> None:
             if hidden.dtype != self._plan.dtype:
                 raise RuntimeError(
                     f"hidden states are {hidden.dtype}, the prefix cache was made for {self._plan.dtype}"
                 )
-            for row, begin, kept in self._places(batch):
-                kept.copy_(hidden[row, begin : begin + len(kept)])
-            self._kept[batch["indices"].tolist()] = 1
+            for index, (row, begin, kept) in zip(batch["indices"].tolist(), self._places(batch), strict=True):
+                if not self._kept[index]:
+                    kept.copy_(hidden[row, begin : begin + len(kept)])
+                    self._kept[index] = 1
 
         with capture_layer_input(self._model, self._plan.layers, self._plan.first, keep):
             yield

@@ -111,14 +111,14 @@ class TrainingPrefix:
         self._model, self._layers, self._store = model, layers, store
         self._usable, self._keeps = usable, keeps  # the highest first
 
-    def count_missing(self, batches: Sequence[Batch]) -> list[int]:
-        """For each usable layer, how many of these batches are not kept."""
-        keys = [_contents(batch) for batch in batches]
-        return [sum((layer, key) not in self._store for key in keys) for layer in self._usable]
+    def count_missing(self, batch: Batch) -> list[int]:
+        """For each usable layer, 1 where the batch is not kept."""
+        contents = _contents(batch)
+        return [int((layer, contents) not in self._store) for layer in self._usable]
 
     @contextmanager
     def around(self, batch: Batch, missing: Sequence[int]) -> Iterator[None]:
-        """Begin at the highest layer of which no rank lacks a batch; keep what enters the one that is to be kept."""
+        """Begin at the highest layer of which no rank lacks its batch; keep what enters the one that is to be kept."""
         contents = _contents(batch)
         lacking = dict(zip(self._usable, missing, strict=True))
         begin = next((layer for layer, count in lacking.items() if not count), None)

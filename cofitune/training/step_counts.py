@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -21,32 +22,39 @@ class StepCounts:
     Attributes:
         supervised: tokens that carry the task's loss.
         rehearsed: tokens that carry the rehearsal's.
-        tokens: real tokens.
         positions: tokens and padding.
-        pairs: pairs of tokens of one item.
-        missing: what the prefix cache does not keep yet, in its own units; None without one.
+        tokens: real tokens of each micro-batch.
+        pairs: pairs of tokens of one item, of each micro-batch.
+        missing: of each micro-batch, what the prefix cache does not keep yet, in its own units; nothing without one.
     """
 
     supervised: int
     rehearsed: int
-    tokens: int
     positions: int
-    pairs: int
-    missing: tuple[int, ...] | None
+    tokens: tuple[int, ...]
+    pairs: tuple[int, ...]
+    missing: tuple[tuple[int, ...], ...]
 
     def figures(self, seconds: float, meter: Meter | None) -> dict[str, Any]:
         """What a StepRecord tells of the step's work and time, by its fields."""
-        reused = self.missing is not None and not any(self.missing)  # the frozen prefix was not computed
-        learnt = self.supervised + self.rehearsed
+        tokens = sum(self.tokens)
         return {
             "supervised_tokens": self.supervised,
             "rehearsal_tokens": self.rehearsed,
-            "tokens": self.tokens,
+            "tokens": tokens,
             "seconds": seconds,
-            "tokens_per_second": self.tokens / seconds,
-            "padded_share": 1 - self.tokens / self.positions,
-            "mfu": meter.mfu(self.tokens, self.pairs, learnt, seconds, reused) if meter else None,
+            "tokens_per_second": tokens / seconds,
+            "padded_share": 1 - tokens / self.positions,
+            "mfu": meter.mfu(self._flops(meter), seconds) if meter else None,
         }
+
+    def _flops(self, meter: Meter) -> int:
+        """What the step needed: of a micro-batch that was kept, the frozen prefix was not computed."""
+        total = meter.cost.flops(0, 0, self.supervised + self.rehearsed)
+        for tokens, pairs, missing in zip(self.tokens, self.pairs, self.missing, strict=True):
+            kept = bool(missing) and not any(missing)
+            total += (meter.cached_cost if kept else meter.cost).flops(tokens, pairs, 0)
+        return total
 
 
 def count_over_ranks(batches: Sequence[Batch], of_task: int, prefix: Prefix | None, device: torch.device) -> StepCounts:
@@ -57,22 +65,28 @@ def count_over_ranks(batches: Sequence[Batch], of_task: int, prefix: Prefix | No
         of_task: how many of them, the first ones, are the task's; the others are the rehearsal's.
         device: where the ranks talk.
     """
-    local = [*_count(batches, of_task), *(prefix.count_missing(batches) if prefix else [])]
-    supervised, rehearsed, tokens, positions, pairs, *missing = all_reduce_sum(
-        torch.tensor(local, device=device)
-    ).tolist()
-    return StepCounts(supervised, rehearsed, tokens, positions, pairs, tuple(missing) if prefix else None)
-
-
-def _count(batches: Sequence[Batch], of_task: int) -> list[int]:
-    """One rank's supervised and rehearsed tokens, real tokens, positions, and pairs of tokens of one item."""
-    masks = [b["attention_mask"] for b in batches]
-    # the p-th token of an item, counted from 0, adds 2p + 1 to the square of its length
-    places = [b.get("position_ids", torch.arange(b["input_ids"].shape[1])) for b in batches]
-    return [
+    whole = [
         sum(map(count_supervised, batches[:of_task])),
         sum(map(count_supervised, batches[of_task:])),
-        sum(int(mask.sum()) for mask in masks),
-        sum(mask.numel() for mask in masks),
-        sum(int(((2 * place + 1) * mask).sum()) for place, mask in zip(places, masks, strict=True)),
+        sum(batch["attention_mask"].numel() for batch in batches),
     ]
+    each = [[*_count(batch), *(prefix.count_missing(batch) if prefix else [])] for batch in batches]
+    local = torch.tensor([*whole, *chain.from_iterable(each)], device=device)
+    supervised, rehearsed, positions, *flat = all_reduce_sum(local).tolist()
+    rows = [tuple(flat[start : start + len(each[0])]) for start in range(0, len(flat), len(each[0]))]
+    return StepCounts(
+        supervised,
+        rehearsed,
+        positions,
+        tokens=tuple(row[0] for row in rows),
+        pairs=tuple(row[1] for row in rows),
+        missing=tuple(row[2:] for row in rows),
+    )
+
+
+def _count(batch: Batch) -> list[int]:
+    """A micro-batch's real tokens, and its pairs of tokens of one item."""
+    mask = batch["attention_mask"]
+    # the p-th token of an item, counted from 0, adds 2p + 1 to the square of its length
+    place = batch.get("position_ids", torch.arange(mask.shape[1]))
+    return [int(mask.sum()), int(((2 * place + 1) * mask).sum())]

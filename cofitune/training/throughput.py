@@ -127,12 +127,13 @@ class Meter:
     peak: float | None
     device_name: str
 
-    def mfu(self, tokens: int, pairs: int, supervised: int, seconds: float, cached: bool) -> float | None:
-        """The share, in [0, 1], of the devices' arithmetic that the step's real tokens needed."""
-        if self.peak is None:
-            return None
-        cost = self.cached_cost if cached else self.cost
-        return cost.flops(tokens, pairs, supervised) / (seconds * self.peak)
+    def mfu(self, flops: int, seconds: float) -> float | None:
+        """The share, in [0, 1], of the devices' arithmetic that was needed.
+
+        Args:
+            flops: what the step's real tokens needed.
+        """
+        return None if self.peak is None else flops / (seconds * self.peak)
 
 
 def start_meter(anatomy: Anatomy, region: Region, dtype: torch.dtype, world_size: int) -> Meter:

@@ -12,15 +12,17 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from cofitune.data.batches import Batch, plan_steps, rank_micro_batches
+from cofitune.data.batches import Batch, RehearsalMix, collate, plan_steps, rank_micro_batches
 from cofitune.data.chat import IGNORED, Example
 from cofitune.data.packing import join
 from cofitune.errors import UserError
 from cofitune.model.region import freeze_outside
 from cofitune.training.engine import EngineSettings, checkpoint_layers, release, start_distributed, start_engine
-from cofitune.training.loop import FitSettings, fit
+from cofitune.training.loop import FitSettings, RehearsalLoss, fit
 from cofitune.training.loss import summed_loss
 from cofitune.training.prefix_cache import PrefixCache, PrefixPlan, changing_prefix
+from cofitune.training.step_counts import StepCounts
+from cofitune.training.throughput import Cost, Meter
 
 pytestmark = pytest.mark.processes
 
@@ -87,7 +89,7 @@ def test_the_loss_and_its_gradient_are_the_same_bit_for_bit(kind: str, tmp_path:
             module.register_forward_hook(lambda *_, name=name: called.append(name))
     with cache.writing(batch):
         loss, gradients = _gradients(model, batch)
-    assert cache.count_missing([batch]) == [0]
+    assert cache.count_missing(batch) == [0]
     assert any(name.startswith(f"{layers}.0") for name in called)
     called.clear()
     with cache.reading(batch):
@@ -119,19 +121,40 @@ def test_packs_are_kept_too_a_row_each_or_all_in_one(flat: bool, tmp_path: Path)
         torch.testing.assert_close(summed_loss(model, other[0]), loss)
 
 
-def _losses(tmp_path: Path, cached: bool, stage: int, micro_batch: int, longest: int) -> tuple[list[float], int]:
-    """Losses of four and a half epochs, and how often the lowest frozen layer ran."""
+def test_what_is_kept_stays_where_it_comes_beside_what_is_not(tmp_path: Path) -> None:
     start_distributed()
-    model, examples = _model(), _examples(7, longest)
+    model, examples = _model(), _examples(3)
+    cache = PrefixCache(model, _plan(examples, tmp_path))
+    first, second = ({**collate([examples[i] for i in of], 0), "indices": torch.tensor(of)} for of in ((0, 1), (1, 2)))
+    with cache.writing(first):
+        summed_loss(model, first)
+    assert cache.count_missing(second) == [1]
+    cache._rows.fill_(7.0)
+    with cache.around(second, [1]):
+        summed_loss(model, second)
+    assert cache.count_missing(second) == [0]
+    starts = cache._starts
+    assert (cache._rows[: starts[2]] == 7.0).all(), "what was there is not written again"
+    assert not (cache._rows[starts[2] :] == 7.0).any()
+
+
+def _losses(
+    tmp_path: Path, cached: bool, stage: int, micro_batch: int, longest: int, rehearsal: RehearsalMix | None = None
+) -> tuple[list[float], int]:
+    """Losses of four and a half epochs of 7 items, and how often the lowest frozen layer ran."""
+    start_distributed()
+    model, examples = _model(), _examples(7 + (rehearsal.size if rehearsal else 0), longest)
     checkpoint_layers(model, "model.layers", FIRST)
     ran: list[int] = []
     model.model.layers[0].register_forward_hook(lambda *_: ran.append(1))
     settings = replace(SETTINGS, zero_stage=stage, micro_batch=micro_batch)
+    plan = plan_steps(7, micro_batch, settings.accumulation, 1, 1, STEPS, rehearsal=rehearsal)
+    settings = replace(settings, rehearsal_micro_batches=plan.rehearsal_micro_batches)
     engine = start_engine(model, settings)
-    plan = plan_steps(7, micro_batch, settings.accumulation, 1, 1, STEPS)
     cache = PrefixCache(engine.module, _plan(examples, tmp_path)) if cached else None
     losses: list[float] = []
-    fit(engine, examples, FitSettings(plan, 3, 0), lambda record, _: losses.append(record.loss), prefix=cache)
+    fitting = FitSettings(plan, 3, 0, rehearsal=RehearsalLoss("nll", 1.0) if rehearsal else None)
+    fit(engine, examples, fitting, lambda record, _: losses.append(record.loss), prefix=cache)
     release(engine)
     return losses, len(ran)
 
@@ -143,6 +166,25 @@ def test_the_loss_curve_over_epochs_is_the_same_to_fp32_rounding(stage: int, tmp
     assert cached == pytest.approx(whole, rel=1e-6)
     assert whole[-1] < whole[0] - 0.05, "training moved: the comparison would prove nothing otherwise"
     assert (ran_whole, ran_cached) == (STEPS * 2, 2 * 2), "two steps an epoch, two micro-batches a step"
+
+
+@pytest.mark.parametrize(("size", "unseen"), [(30, STEPS), (1, 1)])
+def test_rehearsal_that_is_new_does_not_stop_the_reuse_of_the_items(size: int, unseen: int, tmp_path: Path) -> None:
+    """An answer a step beside four items: of a large pool always another one, of a pool of one always the same."""
+    rehearsal = RehearsalMix(first=7, size=size, share=0.2)
+    whole, ran_whole = _losses(tmp_path, False, 3, 2, 12, rehearsal)
+    cached, ran_cached = _losses(tmp_path, True, 3, 2, 12, rehearsal)
+    assert cached == pytest.approx(whole, rel=1e-6)
+    assert (ran_whole, ran_cached) == (STEPS * 3, 2 * 2 + unseen), "the items' micro-batches run in the first epoch"
+
+
+def test_a_step_needs_what_its_micro_batches_do_that_were_not_kept() -> None:
+    whole, cached = Cost(100, 10, 5), Cost(60, 6, 5)
+    counts = StepCounts(7, 2, 50, tokens=(20, 12, 8), pairs=(40, 30, 20), missing=((0,), (3,), ()))
+    figures = counts.figures(2.0, Meter(whole, cached, 1e4, "some device"))
+    flops = (20 * 60 + 40 * 6) + (12 * 100 + 30 * 10) + (8 * 100 + 20 * 10) + 9 * 5
+    assert figures["mfu"] == pytest.approx(flops / 2e4)
+    assert figures["tokens"] == 40 and figures["padded_share"] == pytest.approx(0.2)
 
 
 def test_the_loss_curve_is_the_same_bit_for_bit_where_the_shapes_are(tmp_path: Path) -> None:
@@ -157,8 +199,8 @@ def test_the_file_has_no_name_left_and_the_size_that_was_told(tmp_path: Path) ->
     assert plan.num_bytes == sum(plan.lengths) * HIDDEN * 4 + 5
     cache = PrefixCache(_model(), plan)
     assert list(tmp_path.iterdir()) == []
-    batches = rank_micro_batches(_examples(5), range(5), plan_steps(5, 5, 1, 1, 1, None), 0, 0)
-    assert cache.count_missing(batches) == [5]
+    (batch,) = rank_micro_batches(_examples(5), range(5), plan_steps(5, 5, 1, 1, 1, None), 0, 0)
+    assert cache.count_missing(batch) == [5]
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

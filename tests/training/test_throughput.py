@@ -110,5 +110,5 @@ def test_mfu_is_needed_over_possible() -> None:
     region = resolve_region("all", ("all",), anatomy.num_layers)
     cost = training_cost(anatomy, region)
     meter = Meter(cost, cost, 4.0 * cost.flops(100, 5000, 30), "some device")
-    assert meter.mfu(100, 5000, 30, seconds=0.5, cached=False) == pytest.approx(0.5)
-    assert Meter(cost, cost, None, "cpu").mfu(100, 5000, 30, 0.5, False) is None
+    assert meter.mfu(cost.flops(100, 5000, 30), seconds=0.5) == pytest.approx(0.5)
+    assert Meter(cost, cost, None, "cpu").mfu(1, 0.5) is None

@@ -120,7 +120,7 @@ def test_a_resumed_rehearsal_ends_with_the_bits_of_an_uninterrupted_one(
 def test_a_prefix_cache_keeps_rehearsed_answers_too_and_changes_no_loss(
     kind: str, rehearsal_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From step 6 on a step's answers have all been seen: it begins at the lowest trained layer."""
+    """Of two steps an epoch the items are read from step 3 on; the answers, of which all were seen, from step 6 on."""
     rehearsal_config["train"].update(max_steps=9, save_steps=None)
     rehearsal_config["train"]["rehearsal"]["loss"] = kind
     folder, reads, real = rehearsal_config["output_dir"], [0], PrefixCache.reading
@@ -132,7 +132,7 @@ def test_a_prefix_cache_keeps_rehearsed_answers_too_and_changes_no_loss(
     monkeypatch.setattr(PrefixCache, "reading", reading)
     assert run_train(monkeypatch, rehearsal_config) == 0 and reads == [0]
     assert run_train(monkeypatch, rehearsal_config, f"output_dir={folder}-kept", "train.prefix_cache=memory") == 0
-    assert reads[0] == 3 * 4, "two micro-batches of the task and one rehearsed in each of the last four steps"
+    assert reads[0] == 2 * 7 + 4, "two micro-batches of the task a step, and one rehearsed"
     for one, other in zip(lines(folder, "loss"), lines(f"{folder}-kept", "loss"), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
         assert one["rehearsal_loss"] == pytest.approx(other["rehearsal_loss"], rel=1e-5, abs=1e-6)
