@@ -97,13 +97,3 @@ def check_causal(model: PreTrainedModel) -> None:
         raise UserError(
             f"model.name: model type {kind} has no input embedding or no head: it is no causal language model"
         )
-
-
-def supports_packing(config: PretrainedConfig, trust_remote_code: bool = False) -> bool:
-    """Whether the model tells packed sequences apart by their positions.
-
-    All of transformers' models do that make their masks and call their attention through its common interface (its
-    own flag for that has a private name); a model's own code may do anything.
-    """
-    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-    return known and not trust_remote_code and MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_attention_backend

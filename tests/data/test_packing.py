@@ -15,7 +15,7 @@ from cofitune.data.batches import Plan, collate, count_supervised, rank_micro_ba
 from cofitune.data.chat import IGNORED, Example
 from cofitune.data.encoded import SCHEMA, Examples
 from cofitune.data.packing import Packs, join, pack_lengths
-from cofitune.model.kind import supports_packing
+from cofitune.model.packing import refuses_packing
 from cofitune.training.engine import checkpoint_layers
 from cofitune.training.loss import summed_loss
 
@@ -103,7 +103,7 @@ def test_packs_have_the_loss_and_gradients_of_their_items_alone(model_type: str,
     model = tiny(model_type, **MODELS[model_type])
     model.set_attn_implementation(attention)
     model.train()
-    assert supports_packing(model.config)
+    assert refuses_packing(model.config, flash=False) is None
     examples = some_examples()
     expected, gradients = loss_and_gradients(model, [collate([e], 0) for e in examples])
     packs = [join(examples[:4]), join(examples[4:6]), join(examples[6:])]  # of unequal lengths, so that two are padded
@@ -147,9 +147,3 @@ def test_a_flat_plan_lays_a_micro_batch_in_one_row() -> None:
         assert sum(map(count_supervised, batches)) == sum(e.num_supervised for e in examples)
         assert sorted(i for b in batches for i in b["indices"].tolist()) == [0, 1, 2, 3]
         assert not flat or all(b["attention_mask"].all() for b in batches)
-
-
-def test_models_whose_code_is_their_own_are_not_packed() -> None:
-    config = AutoConfig.for_model("llama")
-    assert supports_packing(config) and not supports_packing(config, trust_remote_code=True)
-    assert not supports_packing(AutoConfig.for_model("mamba"))

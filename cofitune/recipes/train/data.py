@@ -18,8 +18,8 @@ from cofitune.data.packing import Packs, pack_lengths
 from cofitune.data.read import ItemCounts, bad_item, make_item
 from cofitune.data.sources import OpenSource, open_source
 from cofitune.errors import DataError, UserError
-from cofitune.model.kind import supports_packing
 from cofitune.model.load import load_tokenizer
+from cofitune.model.packing import refuses_packing
 from cofitune.ranks import this_rank
 from cofitune.recipes.from_config import base_config, chat_template, data_sources
 from cofitune.recipes.prerequisites import Prerequisites
@@ -147,11 +147,9 @@ def replayed(data: schema.Data, general: tuple[schema.Source, ...]) -> tuple[sch
 
 def _check_packing(model: schema.Model) -> None:
     """Raise a UserError where the model would let the conversations of a pack see each other."""
-    config = base_config(model)
-    if not supports_packing(config, model.trust_remote_code):
+    if reason := refuses_packing(base_config(model), model.has_flash_attention, model.trust_remote_code):
         raise UserError(
-            f"data.packing: the attention of {config.model_type} cannot keep the conversations of a pack apart; "
-            "set it to false"
+            f"data.packing: the conversations of a pack must not see each other, and {reason}; set it to false"
         )
 
 
