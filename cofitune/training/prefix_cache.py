@@ -10,15 +10,16 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from cofitune.data.batches import Batch
 from cofitune.distributed import run_on_rank_zero
@@ -26,8 +27,14 @@ from cofitune.errors import UserError
 from cofitune.files import gib
 from cofitune.host_memory import free_memory
 from cofitune.temporary import open_held, remove_leftovers
+from cofitune.training.layer_input import LayerInput
 
 SHARED_MEMORY = Path("/dev/shm")
+RANDOM = ("drop", "jitter")  # in the names of settings by which a layer answers otherwise every time
+READS_BELOW = {  # setting → what layers above the prefix read beside its hidden states
+    "num_kv_shared_layers": "keys and values of lower ones",
+    "hidden_size_per_layer_input": "the embedding",
+}
 
 
 @dataclass(frozen=True)
@@ -80,22 +87,39 @@ class PrefixPlan:
             )
 
 
-def changing_prefix(config: Mapping[str, object]) -> str | None:
+def changing_prefix(config: PretrainedConfig) -> str | None:
     """Why a model's prefix would not give the same hidden states again, or its upper layers need more than those.
 
     Args:
-        config: the model's configuration, as a mapping.
+        config: the model's; of one with images, its text model's is looked at.
     """
-    for key, value in config.items():
-        if "drop" in key and "classifier" not in key and isinstance(value, int | float) and value > 0:
+    described = config.get_text_config().to_dict()
+    for key, value in _settings(described):
+        if any(word in key for word in RANDOM) and "classifier" not in key and value > 0:
             return f"the model's config sets {key}: {value}, which changes the frozen layers' activations every time"
-    if config.get("num_kv_shared_layers"):
-        return "the model's upper layers read keys and values of lower ones (num_kv_shared_layers)"
+    for key, what in READS_BELOW.items():
+        if described.get(key):
+            return f"the model's upper layers read {what} ({key})"
     return None
 
 
+def _settings(config: Mapping[str, object]) -> Iterator[tuple[str, float]]:
+    """Yield all numbers of a config, those of its sections too."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _settings(value)
+        elif isinstance(value, int | float):
+            yield key, value
+
+
 class Prefix(Protocol):
-    """Keeps what enters a layer of the frozen prefix, and gives it back in place of all that lies below."""
+    """Keeps what enters a layer of the frozen prefix, and gives it back in place of all that lies below.
+
+    Attributes:
+        highest: what enters the highest layer that a forward pass may begin at; None: it begins at none.
+    """
+
+    highest: LayerInput | None
 
     def count_missing(self, batch: Batch) -> list[int]:
         """How much of a micro-batch is not kept yet on this rank, in as many numbers as on every other rank."""
@@ -117,7 +141,8 @@ class PrefixCache:
         Raises:
             UserError: the ranks are on several machines, or the room is not to be had.
         """
-        self._model = model
+        self.highest: LayerInput | None = LayerInput(model, plan.layers, plan.first)
+        self._input = self.highest
         self._plan = plan
         self._starts = [0, *accumulate(plan.lengths)]
         whole = _shared_bytes(plan)
@@ -146,7 +171,7 @@ class PrefixCache:
                     kept.copy_(hidden[row, begin : begin + len(kept)])
                     self._kept[index] = 1
 
-        with capture_layer_input(self._model, self._plan.layers, self._plan.first, keep):
+        with self._input.capture(keep):
             yield
 
     @contextmanager
@@ -156,7 +181,7 @@ class PrefixCache:
         hidden = torch.zeros(rows, longest, self._plan.hidden_size, dtype=self._plan.dtype)
         for row, begin, kept in self._places(batch):
             hidden[row, begin : begin + len(kept)] = kept
-        with replay_layer_input(self._model, self._plan.layers, self._plan.first, hidden.to(batch["input_ids"].device)):
+        with self._input.replay(hidden.to(batch["input_ids"].device)):
             yield
 
     def _places(self, batch: Batch) -> Iterator[tuple[int, int, Tensor]]:
@@ -170,57 +195,6 @@ class PrefixCache:
             else:
                 yield 0, column, kept
                 column += len(kept)
-
-
-@contextmanager
-def capture_layer_input(model: nn.Module, layers: str, first: int, keep: Callable[[Tensor], None]) -> Iterator[None]:
-    """Inside, `keep` is told of what enters layer `first`, [B, T, H].
-
-    Args:
-        layers: path of the model's list of decoder layers.
-    """
-
-    def tell(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
-        keep((args[0] if args else kwargs["hidden_states"]).detach())
-
-    handle = model.get_submodule(f"{layers}.{first}").register_forward_pre_hook(tell, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def replay_layer_input(model: nn.Module, layers: str, first: int, hidden: Tensor) -> Iterator[None]:
-    """Inside, the model's forward pass begins at layer `first` with `hidden` [B, T, H].
-
-    A stand-in takes the place of the embedding and of every layer below, so that the model's own code still makes masks
-    and positions, and ZeRO-3 has nothing to gather there.
-    """
-    given = _Given(hidden)
-    places: Any = model.get_submodule(layers)
-    embedding = model.get_input_embeddings()  # type: ignore[operator]
-    below = [places[index] for index in range(first)]
-    model.set_input_embeddings(given)  # type: ignore[operator]
-    for index in range(first):
-        places[index] = given
-    try:
-        yield
-    finally:
-        model.set_input_embeddings(embedding)  # type: ignore[operator]
-        for index, layer in enumerate(below):
-            places[index] = layer
-
-
-class _Given(nn.Module):
-    """Answers with the same hidden states whatever it is asked."""
-
-    def __init__(self, hidden: Tensor) -> None:
-        super().__init__()
-        self._hidden = hidden
-
-    def forward(self, *_: object, **__: object) -> Tensor:
-        return self._hidden
 
 
 def _shared_bytes(plan: PrefixPlan) -> Tensor:

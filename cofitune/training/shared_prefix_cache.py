@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cofitune.data.batches import Batch
-from cofitune.training.prefix_cache import capture_layer_input, replay_layer_input
+from cofitune.training.layer_input import LayerInput, Outputs
 
 Key = tuple[int, bytes]  # a layer, and a batch's contents
 
@@ -108,31 +108,29 @@ class TrainingPrefix:
     """A `Prefix` for one training: it begins at the highest layer that is kept, and keeps what it lacks."""
 
     def __init__(self, model: nn.Module, layers: str, store: Store, usable: Sequence[int], keeps: int | None) -> None:
-        self._model, self._layers, self._store = model, layers, store
-        self._usable, self._keeps = usable, keeps  # the highest first
+        self._store, self._keeps = store, keeps
+        outputs: Outputs = {}
+        self._inputs = {layer: LayerInput(model, layers, layer, outputs) for layer in usable}  # the highest first
+        self.highest = next(iter(self._inputs.values()), None)
 
     def count_missing(self, batch: Batch) -> list[int]:
         """For each usable layer, 1 where the batch is not kept."""
         contents = _contents(batch)
-        return [int((layer, contents) not in self._store) for layer in self._usable]
+        return [int((layer, contents) not in self._store) for layer in self._inputs]
 
     @contextmanager
     def around(self, batch: Batch, missing: Sequence[int]) -> Iterator[None]:
         """Begin at the highest layer of which no rank lacks its batch; keep what enters the one that is to be kept."""
         contents = _contents(batch)
-        lacking = dict(zip(self._usable, missing, strict=True))
+        lacking = dict(zip(self._inputs, missing, strict=True))
         begin = next((layer for layer, count in lacking.items() if not count), None)
         with ExitStack() as stack:
             if begin is not None:
                 hidden = self._store.get((begin, contents)).to(batch["input_ids"].device)
-                stack.enter_context(replay_layer_input(self._model, self._layers, begin, hidden))
+                stack.enter_context(self._inputs[begin].replay(hidden))
             if self._keeps is not None and lacking[self._keeps]:
                 key = (self._keeps, contents)
-                stack.enter_context(
-                    capture_layer_input(
-                        self._model, self._layers, self._keeps, lambda hidden: self._store.put(key, hidden)
-                    )
-                )
+                stack.enter_context(self._inputs[self._keeps].capture(lambda hidden: self._store.put(key, hidden)))
             yield
 
 

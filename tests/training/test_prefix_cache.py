@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DbrxConfig,
+    Gemma4Config,
+    Gemma4TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MixtralConfig,
+    PretrainedConfig,
+)
 
 from cofitune.data.batches import Batch, RehearsalMix, collate, plan_steps, rank_micro_batches
 from cofitune.data.chat import IGNORED, Example
@@ -232,12 +242,17 @@ def test_ranks_on_two_machines_are_refused(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ({"attention_dropout": 0.1}, "attention_dropout: 0.1"),
-        ({"resid_pdrop": 0.2}, "resid_pdrop"),
-        ({"num_kv_shared_layers": 2}, "num_kv_shared_layers"),
-        ({"attention_dropout": 0.0, "hidden_size": 16, "classifier_dropout": 0.1}, None),
+        (LlamaConfig(attention_dropout=0.1), "attention_dropout: 0.1"),
+        (GPT2Config(resid_pdrop=0.2, embd_pdrop=0.0, attn_pdrop=0.0), "resid_pdrop: 0.2"),
+        (DbrxConfig(attn_config={"attn_pdrop": 0.1}), "attn_pdrop: 0.1"),
+        (MixtralConfig(router_jitter_noise=0.01), "router_jitter_noise: 0.01"),
+        (Gemma4TextConfig(num_kv_shared_layers=2, hidden_size_per_layer_input=0), "num_kv_shared_layers"),
+        (Gemma4Config(text_config={"num_kv_shared_layers": 2}), "num_kv_shared_layers"),
+        (Gemma4TextConfig(num_kv_shared_layers=0, hidden_size_per_layer_input=16), "hidden_size_per_layer_input"),
+        (Gemma4TextConfig(num_kv_shared_layers=0, hidden_size_per_layer_input=0), None),
+        (LlamaConfig(attention_dropout=0.0, classifier_dropout=0.1), None),
     ],
 )
-def test_a_prefix_that_changes_is_named(config: dict[str, Any], reason: str | None) -> None:
+def test_a_prefix_that_changes_is_named(config: PretrainedConfig, reason: str | None) -> None:
     result = changing_prefix(config)
     assert result is None if reason is None else reason in str(result)

@@ -10,11 +10,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cofitune.data.batches import count_positions, plan_steps, rank_micro_batches, step_indices
+from cofitune.data.batches import collate, count_positions, plan_steps, rank_micro_batches, step_indices
 from cofitune.data.chat import IGNORED, Example
 from cofitune.model.region import freeze_outside
 from cofitune.training.engine import EngineSettings, checkpoint_layers, release, start_distributed, start_engine
+from cofitune.training.layer_input import check_replay
 from cofitune.training.loop import FitSettings, fit
+from cofitune.training.loss import summed_loss
 from cofitune.training.shared_base import SharedBase
 from cofitune.training.shared_prefix_cache import DiskStore, MemoryStore, SharedPrefix, Store
 from cofitune.zero import free_engine
@@ -60,6 +62,11 @@ def train(held: SharedBase, first: int, stage: int, shared: SharedPrefix | None,
     )  # fmt: skip
     engine = start_engine(model, settings)
     prefix = shared.of_training(model, LAYERS, first, keep) if shared else None
+    if prefix and prefix.highest:
+        item = collate(items()[:1], 0)
+        check_replay(engine, prefix.highest, lambda: summed_loss(engine, item), "search.prefix_cache")
+        assert engine.module.training
+        ran.clear()
     seen: list[tuple[float, float]] = []
     fitting = FitSettings(plan_steps(7, MICRO, ACCUMULATION, 1, 1, STEPS), SEED, 0)
     fit(engine, items(), fitting, lambda record, _: seen.append((record.loss, record.grad_norm)), prefix=prefix)

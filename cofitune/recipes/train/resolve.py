@@ -255,7 +255,7 @@ def plan_prefix(
     """
     if kind == "none" or first == 0:
         return None
-    reason = changing_prefix(base_config(model).to_dict())
+    reason = changing_prefix(base_config(model))
     if reason:
         raise UserError(f"train.prefix_cache: {kind} would not give the same loss: {reason}; set it to none")
     if not anatomy.modules:

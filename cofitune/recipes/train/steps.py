@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
+from cofitune.data.batches import collate
 from cofitune.distributed import run_on_rank_zero
 from cofitune.errors import Stopped, UserError
 from cofitune.model.region import freeze_outside
@@ -27,7 +28,9 @@ from cofitune.training.drift import HeldOut
 from cofitune.training.engine import ELEMENTS_AT_ONCE, checkpoint_layers, start_engine
 from cofitune.training.fused import fuse_operations
 from cofitune.training.l2 import DecoupledL2SP
+from cofitune.training.layer_input import check_replay
 from cofitune.training.loop import FitSettings, StepRecord, fit
+from cofitune.training.loss import summed_loss
 from cofitune.training.peft import insert_adapter
 from cofitune.training.prefix_cache import Prefix, PrefixCache
 from cofitune.training.signals import StopRequest
@@ -169,8 +172,11 @@ def take_steps(
             for callback in callbacks:
                 callback(record, stopped_by)
 
+        setting = "train.prefix_cache" if prefix is None else "search.prefix_cache"
         if plan.prefix and prefix is None:
             prefix = PrefixCache(run.engine.module, plan.prefix)
+        if prefix:
+            _check_prefix(run, prefix, setting)
         with StopRequest(listens=plan.config.train.save_steps is not None) as stop:
             try:
                 stopped_by = fit(
@@ -180,6 +186,15 @@ def take_steps(
                 raise UserError(f"{error} ({saver.resume_hint()})", everywhere=rank != 0) from error
     if stopped_by:
         raise Stopped(f"stopped by {signal.Signals(stopped_by).name}: {saver.resume_hint()}", stopped_by)
+
+
+def _check_prefix(run: TrainRun, prefix: Prefix, setting: str) -> None:
+    """Raise a UserError where the model would not begin above its frozen layers with the same."""
+    if prefix.highest is None:
+        return
+    engine, pad = run.engine, run.plan.data.tokenizer.pad_token_id if run.plan.data.tokenizer else 0
+    item = {name: tensor.to(engine.device) for name, tensor in collate([run.plan.examples[0]], pad).items()}
+    check_replay(engine, prefix.highest, lambda: summed_loss(engine, item), setting)
 
 
 def _start_meter(plan: TrainPlan, console: Console) -> Meter | None:

@@ -27,7 +27,7 @@ def check_prefix(config: Config) -> None:
     kind = config.search.prefix_cache
     if kind == "none":
         return
-    reason = changing_prefix(base_config(config.model).to_dict())
+    reason = changing_prefix(base_config(config.model))
     if config.model.trust_remote_code:
         reason = "with model.trust_remote_code the model's layers are code that we do not know"
     if reason:
