@@ -60,7 +60,7 @@ def test_the_ready_configs_plan_from_a_config_json_alone(
     [
         ("llama-7b", 1, 80, 2, True),
         ("llama-7b", 1, 40, 2, True),
-        ("llama-7b", 1, 32, 3, False),
+        ("llama-7b", 1, 24, 3, False),
         ("llama-7b", 8, 24, 2, True),
         ("llama-13b", 1, 80, 2, True),
         ("llama-13b", 1, 48, 3, False),
@@ -77,3 +77,18 @@ def test_the_ready_configs_offload_nothing_where_they_fit(
     plan = plan_train(config, ranks, dry_run=True).fitted(gib * GIB)
     assert plan.settings.zero_stage == stage and plan.footprint.memory.host_offloaded == 0
     assert (plan.footprint.memory.device <= SHARE * gib * GIB) == fits
+
+
+@pytest.mark.parametrize(("name", "gib"), [("llama-7b", 24), ("llama-13b", 48)])
+def test_one_small_gpu_holds_what_is_offloaded_as_the_comment_says(
+    name: str, gib: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    text = Path(f"configs/{name}.yaml").read_text(encoding="utf-8")
+    assert (
+        f"on a single GPU of {gib} GB or less needs, slowly, ZeRO-3: offload_optimizer: cpu, offload_param: cpu" in text
+    )
+    offload = ["deepspeed.offload_optimizer=cpu", "deepspeed.offload_param=cpu"]
+    changes = [f"model.name={_llama_folder(tmp_path / 'model', name)}", f"output_dir={tmp_path / 'run'}", *offload]
+    plan = plan_train(load_config(f"configs/{name}.yaml", changes), 1, dry_run=True).fitted(gib * GIB)
+    assert plan.settings.zero_stage == 3 and plan.footprint.memory.device <= SHARE * gib * GIB
