@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from cofitune.data.batches import Plan, plan_steps
+from cofitune.data.batches import Plan, collate, plan_steps
 from cofitune.data.chat import IGNORED, Example
 from cofitune.importance_file import unit_counts
 from cofitune.model.anatomy import Anatomy, anatomy_of
@@ -243,7 +243,9 @@ def run_case(case: Case, folder: Path) -> None:
     from cofitune.files import write_json, write_tensors
     from cofitune.training.delta import collect
     from cofitune.training.hashing import hash_parameters
+    from cofitune.training.layer_input import check_replay
     from cofitune.training.loop import FitSettings, StepRecord, fit
+    from cofitune.training.loss import summed_loss
     from cofitune.training.prefix_cache import PrefixCache, PrefixPlan
     from cofitune.training.validation import validate
 
@@ -256,6 +258,9 @@ def run_case(case: Case, folder: Path) -> None:
     anatomy, first, dtype = anatomy_of(model), region_of(case).first, settings_of(case).dtype
     kept = PrefixPlan(anatomy.layout.layers, first, lengths, anatomy.hidden_size, dtype, folder)
     prefix = PrefixCache(model, kept) if case.prefix_cache else None
+    if prefix and prefix.highest:
+        item = collate(examples[:1], 0)
+        check_replay(engine, prefix.highest, lambda: summed_loss(engine, item), "train.prefix_cache")
     model.model.layers[0].register_forward_hook(lambda layer, *_: ran.append(1) if layer.training else None)
 
     def on_step(record: StepRecord, _: int) -> None:
