@@ -241,10 +241,8 @@ def findings(content: dict[str, Any]) -> Iterator[str]:
             f"({-change['high']:.1f} to {-change['low']:.1f})."
         )
     elif own:
-        yield (
-            f"**{reference} forgets nothing here that the items can tell from chance**, so that nothing can be kept: "
-            "raise --rates or --steps."
-        )
+        raised = ", so that nothing can be kept: raise --rates or --steps" if reference == "full" else ""
+        yield f"**{reference} forgets nothing here that the items can tell from chance**{raised}."
     for level in content["matched"]:
         ahead = []
         for method, row in level["rows"].items():
