@@ -135,6 +135,13 @@ def open_store(folder: Path, identity: Mapping[str, object], *, repair: bool = F
     return Store(path, identity, [trial for _, trial in lines])
 
 
+def with_stored(folder: Path, identity: Mapping[str, object], key: str) -> dict[str, object]:
+    """The identity with the store's own value of a key, where it has one."""
+    made_with = read_json(folder / "store.json", "search store")
+    before = made_with.get("identity")
+    return {**identity, **({key: before[key]} if isinstance(before, dict) and key in before else {})}
+
+
 def _parsed(text: str) -> tuple[str, Trial]:
     return text, trial_from_json(text)
 

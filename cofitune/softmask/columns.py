@@ -55,6 +55,11 @@ def build_column_factors(
             values = 1 - strength * torch.stack(own).amax(dim=0)
             values = values.mean().repeat(len(values)) if uniform else values
             factors[name] = Factor(values, 1 - anatomy.row_axis)
+    if not factors:
+        raise RegionError(
+            f"softmask.axis: columns finds no trained weight of {', '.join(modules)}, whose columns it could mask; set "
+            "axis: rows or apply_to: none"
+        )
     return factors
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from cofitune.distributed import all_reduce_max
 from cofitune.errors import UserError
 
 if TYPE_CHECKING:
@@ -147,7 +148,9 @@ def replay_difference(layer_input: LayerInput, run: Callable[[], Tensor]) -> str
         )
     if not _same(whole, replayed):
         return "it is given more than the hidden states of the layers below"
-    if not torch.equal(loss, again) and torch.equal(loss, run()):
+    differs = not torch.equal(loss, again)
+    # all ranks or none: under ZeRO-3 a pass of one rank alone would wait for the others'
+    if all_reduce_max(int(differs), loss.device) and torch.equal(loss, run()) and differs:
         return "something above it reads the embedding or the layers below"
     return None
 

@@ -12,7 +12,7 @@ import pytest
 from cofitune.errors import ArtifactError, RepairWarning, UserError
 from cofitune.files import exclusive
 from cofitune.model.region import Region
-from cofitune.search.store import open_store, read_trials
+from cofitune.search.store import open_store, read_trials, with_stored
 from cofitune.search.trial import Trial
 from cofitune.search.winner import read_winner, write_winner
 
@@ -203,5 +203,6 @@ def test_trials_of_another_torch_are_refused_and_older_stores_go_on(tmp_path: Pa
     assert open_store(tmp_path / "earlier", now).id_of(region) == earlier.id_of(region)
     open_store(tmp_path / "now", now)
     newer = {**IDENTITY, "computed_with": {"device": "cpu", "torch": "2.14.0"}}
+    assert with_stored(tmp_path / "now", newer, "computed_with") == now, "for who only looks"
     with pytest.raises(ArtifactError, match=r"computed_with.torch is '2.13.0' there and '2.14.0' here"):
         open_store(tmp_path / "now", newer)

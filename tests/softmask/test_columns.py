@@ -11,7 +11,7 @@ from torch import Tensor
 from cofitune.errors import RegionError
 from cofitune.importance_file import COLUMNS, column_kind
 from cofitune.model.anatomy import anatomy_of
-from cofitune.model.region import resolve_region
+from cofitune.model.region import match_region, resolve_region
 from cofitune.softmask.columns import build_column_factors
 from cofitune.softmask.factors import Factor, freeze_factors, join, shuffle_units
 from cofitune.softmask.gradient import mask_gradients
@@ -45,6 +45,15 @@ def test_every_element_has_its_own_columns_factor(family: str, modules: tuple[st
             own = layouts.column_factor_of(importance, anatomy, layer, module, found, region.modules)
             expected = 1 - 0.7 * (1 - own)
             torch.testing.assert_close(found, expected if kind == "weight" else torch.ones_like(found))
+
+
+def test_a_region_of_biases_alone_has_no_columns() -> None:
+    anatomy = anatomy_of(layouts.build("gpt2"))
+    region = match_region(r".*mlp\.c_fc\.bias", anatomy)
+    importance = layouts.random_importance(anatomy, COLUMNS)
+    assert region.modules, "so it trains, and would have trained unmasked"
+    with pytest.raises(RegionError, match="finds no trained weight of up_proj"):
+        build_column_factors(importance, region, region.modules, anatomy)
 
 
 def test_the_uniform_control_is_each_weights_mean() -> None:

@@ -52,6 +52,7 @@ def score_whole(
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in read], device=model.device)
     first = min(len(context) for context, _ in pairs) - 1  # what comes before has no logits that count
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=width - first).logits
+    logits = logits[:, first - width :]  # some models know no logits_to_keep, and say nothing
     results = []
     for row, (context, continuation) in zip(logits, pairs, strict=True):
         begin = len(context) - 1 - first

@@ -171,8 +171,11 @@ class ChatTemplateLM(ChatTemplateLMBase):
         return self._score_batch(list(rows), [rows[tuple(c)] for _, c, _ in requests], [c for _, _, c in requests])
 
     def _score_whole(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
-        """Contexts and continuations that no cache joins, longest first, `batch_size` at once."""
-        order = sorted(range(len(pairs)), key=lambda n: -len(pairs[n][0]) - len(pairs[n][1]))
+        """Contexts and continuations that no cache joins, longest first, `batch_size` at once.
+
+        Contexts of like lengths go together: logits exist from the end of the shortest one on.
+        """
+        order = sorted(range(len(pairs)), key=lambda n: (-len(pairs[n][0]), -len(pairs[n][1])))
         results: dict[int, tuple[float, bool]] = {}
         for part in in_batches(order, self.batch_size):
             results |= dict(zip(part, score_whole(self.model, [pairs[n] for n in part]), strict=True))

@@ -41,8 +41,9 @@ def memory_lines(needed: AskingMemory, device: DeviceMemory, sizes: Mapping[str,
     takes = needed.bytes_with(sizes)
     room = device.total if device.free is None else device.free
     lines = [
-        f"memory   about {gib(takes)} on each device (weights {gib(needed.weights)}); free is {gib(room)} "
-        + ("on this GPU" if device.on_gpu else "for a rank here")
+        f"memory   about {gib(takes)} on each device (weights {gib(needed.weights)}); "
+        + (f"free is {gib(room)}" if device.free is not None else f"there is {gib(room)}, whoever uses it,")
+        + (" on this GPU" if device.on_gpu else " for a rank here")
     ]
     if takes > room:
         title = max(sizes, key=lambda t: needed.items[t] * sizes[t])

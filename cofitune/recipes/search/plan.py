@@ -16,6 +16,7 @@ from cofitune.evaluation.items import LoadedTask
 from cofitune.evaluation.tasks import load_tasks
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.region import Region
+from cofitune.recipes.computed_with import COMPUTED_WITH
 from cofitune.recipes.evaluate.plan import plan_eval
 from cofitune.recipes.folders import check_folder
 from cofitune.recipes.from_config import base_anatomy, base_config, eval_tasks, tasks_by_category
@@ -28,7 +29,7 @@ from cofitune.recipes.train.plan import TrainPlan, plan_train
 from cofitune.recipes.trial.loss_items import read_loss_items
 from cofitune.recipes.trial.prefix_cache import check_prefix, layer_bytes
 from cofitune.search.space import Level, PlannedLevel, check_levels, plan, whole_model
-from cofitune.search.store import open_store
+from cofitune.search.store import open_store, with_stored
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,8 @@ def plan_search(config: Config, overwrite: bool = False, dry_run: bool = False, 
         missing=training.missing,
     )
     if made.has_store and not overwrite and training.base_fingerprint:
+        if dry_run:  # to look from a machine without GPUs is allowed: nothing is compared with what they computed
+            made = replace(made, identity=with_stored(folder, made.identity, COMPUTED_WITH))
         open_store(folder, made.identity)
     return made
 

@@ -89,7 +89,9 @@ def train_trial(
         check_agreement(agreed(plan))
     with explaining_out_of_memory(footprint):
         base.place(device() if footprint.shared_base else HOST)
-        model = base.instantiate(trains=plan.trained)
+        # where the engine moves or shares out weights it copies them; else it may write into what is held
+        writes = plan.settings.zero_stage < 3 and (footprint.shared_base or device() == HOST)
+        model = base.instantiate(trains=plan.trained if writes else ())
         prepared = prepare_model(model, plan)
         plan, engine = prepared.plan, prepared.engine
         run = start_run(prepared, _reached(plan, stop_step, console), held_out=None)

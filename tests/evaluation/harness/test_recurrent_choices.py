@@ -14,7 +14,10 @@ from cofitune.evaluation.harness.model import ChatTemplateLM
 from cofitune.model.decode import has_key_value_cache
 from tests.families import tiny_config
 
-RECURRENT = "bamba falcon_h1 granitemoehybrid jamba lfm2 mamba mamba2 olmo_hybrid qwen3_next recurrent_gemma zamba2"
+RECURRENT = (
+    "bamba falcon_h1 granitemoehybrid jamba lfm2 mamba mamba2 minimax olmo_hybrid qwen3_next recurrent_gemma rwkv "
+    "xlstm zamba2"
+)
 CONTEXTS = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14]]
 CHOICES = [[20], [21, 22], [23, 24, 25, 26]]
 REQUESTS = [(("", ""), context, choice) for context in CONTEXTS for choice in CHOICES]
