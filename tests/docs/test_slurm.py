@@ -31,4 +31,5 @@ def test_srun_starts_what_shares_its_work_and_nothing_else() -> None:
 
 
 def test_a_job_that_meets_its_time_limit_saves_and_goes_on() -> None:
+    assert 'cofitune eval "$@" || echo' in SCRIPT, "a trained model is exported, scored or not"
     assert "#SBATCH --signal=TERM@" in SCRIPT and re.search(r"(?m)cofitune train .* --resume$", SCRIPT)
