@@ -296,7 +296,7 @@ def test_replay_is_a_share_of_every_epoch_whatever_the_sizes(
 @pytest.mark.parametrize(
     "raw, output",
     [
-        ({"adapter": {}, "region": {"layers": "all"}}, "leave region out"),
+        ({"adapter": {}, "region": {"layers": "all"}}, "set region: null"),
         (
             {"adapter": {}, "softmask": {"apply_to": "update"}},
             "an adapter trains none of the model's own; set it to none",

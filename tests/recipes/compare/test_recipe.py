@@ -227,7 +227,7 @@ def test_methods_are_laid_over_the_config_and_every_mistake_is_named(config: dic
     with pytest.raises(ConfigError) as result:
         compare_plan._runs(load(config), tmp_path / "compare")
     assert "compare.methods.a: train.learning_rat: unknown key; did you mean 'learning_rate'?" in str(result.value)
-    assert "compare.methods.b" in str(result.value) and "leave region out" in str(result.value)
+    assert "compare.methods.b" in str(result.value) and "set region: null" in str(result.value)
 
 
 @pytest.mark.parametrize(
