@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from rich.console import Console
@@ -77,80 +76,60 @@ def export(
     """
     console = console or Console()
     _check_alpha(alpha, keep)
-    if run.suffix in (".yaml", ".yml") and run.is_file():
-        run = load_config(run).run
-    folder = run if run.name == "train" else run / "train"
-    manifest = read_manifest(folder)
-    check_trusted(manifest, trust_remote_code)
-    name, revision = _place_of_base(manifest, base)
-    files, written_as = weight_files(name, revision, code=trust_remote_code), DTYPES[dtype or manifest["dtype"]]
-    to, size = check_target(to, [run, files[0].parent], overwrite), size_as(files, written_as)
-    if not dry_run:  # before an hour of choosing and writing
-        check_room(to, size, free_bytes(to))
-        if hub:
-            check_hub(hub)
-    if alpha == "auto" and not dry_run:
-        from cofitune.recipes.alpha.recipe import choose_alpha  # late, for it evaluates: a third of all imports
-
-        alpha = choose_alpha(run, keep, base=(name, revision), trust_remote_code=trust_remote_code, console=console)
-    delta = read_delta(folder, fingerprint(name, revision))
-    parts = ExportParts(
-        files=files,
-        delta=delta,
-        place=(name, revision),
-        dtype=written_as,
-        alpha=1.0 if alpha == "auto" else alpha,
-        trust_remote_code=trust_remote_code,
-        run=folder.parent,
-    )
+    source = _find_source(run, base, dtype, trust_remote_code)
+    to = check_target(to, [source.run, source.files[0].parent], overwrite)
     if dry_run:
-        plan = _print_plan(to, parts, alpha, hub, console)
+        plan = _print_plan(to, source, alpha, hub, console)
         if on_plan:
             on_plan(plan)
         return to
-    say(
-        console,
-        f"writes {gib(size)} into {to}; stopped, it takes away what it wrote (killed outright, the next export or "
-        "conversion beside it does), and the same command begins anew",
-    )
-    write_model_folder(to, "export", partial(_fill_folder, parts=parts, title=to.name))
-    how = f" at alpha {alpha:g}" if alpha != 1 else ""
-    say(console, f"wrote {to}: {name} with {len(delta.tensors)} trained tensors{how}, {parts.dtype_name}")
+    check_room(to, source.size, free_bytes(to))  # before an hour of choosing and writing
+    if hub:
+        check_hub(hub)
+    chosen = _choose_alpha(alpha, keep, source, console)
+    _write(to, source, source.read_delta(), chosen, console)
     if hub:
         push(to, hub, console)
     return to
 
 
-def _place_of_base(manifest: Mapping[str, Any], moved: str | None) -> tuple[str, str | None]:
-    """The base's name and revision: the manifest's, or where it is now."""
-    name, revision = (moved, None) if moved else (manifest["base"], manifest["revision"])
-    if is_missing_folder(name):
-        raise UserError(f"the base model {name} is not here (seen from {Path.cwd()}); say where it is with --base")
-    return name, revision
+@dataclass(frozen=True)
+class ExportSource:
+    """Where an export reads, and the dtype that it writes.
 
+    Attributes:
+        run: the run as it was named, or the output_dir of its config.
+        train: its folder with the delta.
+        place: the base's name and revision.
+        files: the base's weight files.
+        dtype: what every floating-point tensor is written in.
+        trust_remote_code: whether code of the base's folder may run.
+    """
 
-def _print_plan(
-    to: Path, parts: ExportParts, alpha: float | Literal["auto"], hub: HubTarget | None, console: Console
-) -> PlanFacts:
-    """Say what an export would write and upload, and return the same in numbers and names."""
-    how = "auto" if alpha == "auto" else f"{alpha:g}"
-    count, size = len(parts.delta.tensors), size_as(parts.files, parts.dtype)
-    say(
-        console,
-        f"would write {to}: {parts.place[0]} with {count} trained tensors at alpha {how}, {gib(size)} in "
-        f"{parts.dtype_name}",
-    )
-    if hub:
-        say(console, f"would upload it to {hub}")
-    return {
-        "folder": str(to),
-        "base": parts.place[0],
-        "tensors": count,
-        "alpha": alpha,
-        "dtype": parts.dtype_name,
-        "bytes": size,
-        "hub": hub.as_dict() if hub else None,
-    }
+    run: Path
+    train: Path
+    place: tuple[str, str | None]
+    files: list[Path]
+    dtype: torch.dtype
+    trust_remote_code: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes of the weights to write."""
+        return size_as(self.files, self.dtype)
+
+    @property
+    def dtype_name(self) -> str:
+        """As config.json spells it."""
+        return str(self.dtype).removeprefix("torch.")
+
+    def read_delta(self) -> Delta:
+        """The run's tensors and manifest.
+
+        Raises:
+            ArtifactError: they are of another base.
+        """
+        return read_delta(self.train, fingerprint(*self.place))
 
 
 def _check_alpha(alpha: float | Literal["auto"], keep: float) -> None:
@@ -162,55 +141,87 @@ def _check_alpha(alpha: float | Literal["auto"], keep: float) -> None:
         raise UserError(f"--alpha {alpha:g}: from 0, the base, to 1, the run; or auto")
 
 
-@dataclass(frozen=True)
-class ExportParts:
-    """What an export is made of.
-
-    Attributes:
-        files: the base's weight files.
-        delta: the run's, with its manifest.
-        place: the base's name and revision, for its tokenizer.
-        dtype: what every floating-point tensor is written in.
-        alpha: how much of the training stays.
-        trust_remote_code: whether the base's tokenizer may run code of its folder.
-        run: the config's output_dir, whose scores the model card tells.
-    """
-
-    files: list[Path]
-    delta: Delta
-    place: tuple[str, str | None]
-    dtype: torch.dtype
-    alpha: float
-    trust_remote_code: bool
-    run: Path
-
-    @property
-    def dtype_name(self) -> str:
-        """As config.json spells it."""
-        return str(self.dtype).removeprefix("torch.")
+def _find_source(run: Path, base: str | None, dtype: str | None, trust_remote_code: bool) -> ExportSource:
+    """The run and its base: where the run's manifest says, or where `base` does."""
+    if run.suffix in (".yaml", ".yml") and run.is_file():
+        run = load_config(run).run
+    train = run if run.name == "train" else run / "train"
+    manifest = read_manifest(train)
+    check_trusted(manifest, trust_remote_code)
+    place = (base, None) if base else (manifest["base"], manifest["revision"])
+    if is_missing_folder(place[0]):
+        raise UserError(f"the base model {place[0]} is not here (seen from {Path.cwd()}); say where it is with --base")
+    files = weight_files(*place, code=trust_remote_code)
+    return ExportSource(run, train, place, files, DTYPES[dtype or manifest["dtype"]], trust_remote_code)
 
 
-def _fill_folder(folder: Path, parts: ExportParts, title: str) -> None:
+def _choose_alpha(alpha: float | Literal["auto"], keep: float, source: ExportSource, console: Console) -> float:
+    if alpha != "auto":
+        return alpha
+    from cofitune.recipes.alpha.recipe import choose_alpha  # late, for it evaluates: a third of all imports
+
+    trusted = source.trust_remote_code
+    return choose_alpha(source.run, keep, base=source.place, trust_remote_code=trusted, console=console)
+
+
+def _print_plan(
+    to: Path, source: ExportSource, alpha: float | Literal["auto"], hub: HubTarget | None, console: Console
+) -> PlanFacts:
+    """Say what an export would write and upload, and return the same in numbers and names."""
+    how = "auto" if alpha == "auto" else f"{alpha:g}"
+    count, size = len(source.read_delta().tensors), source.size
+    say(
+        console,
+        f"would write {to}: {source.place[0]} with {count} trained tensors at alpha {how}, {gib(size)} in "
+        f"{source.dtype_name}",
+    )
+    if hub:
+        say(console, f"would upload it to {hub}")
+    return {
+        "folder": str(to),
+        "base": source.place[0],
+        "tensors": count,
+        "alpha": alpha,
+        "dtype": source.dtype_name,
+        "bytes": size,
+        "hub": hub.as_dict() if hub else None,
+    }
+
+
+def _write(to: Path, source: ExportSource, delta: Delta, alpha: float, console: Console) -> None:
+    """Write the folder, and say so before and after."""
+    say(
+        console,
+        f"writes {gib(source.size)} into {to}; stopped, it takes away what it wrote (killed outright, the next export "
+        "or conversion beside it does), and the same command begins anew",
+    )
+    write_model_folder(to, "export", partial(_fill_folder, source=source, delta=delta, alpha=alpha, title=to.name))
+    how = f" at alpha {alpha:g}" if alpha != 1 else ""
+    count = len(delta.tensors)
+    say(console, f"wrote {to}: {source.place[0]} with {count} trained tensors{how}, {source.dtype_name}")
+
+
+def _fill_folder(folder: Path, source: ExportSource, delta: Delta, alpha: float, title: str) -> None:
     """Write weights, tokenizer, model card and config."""
-    manifest, base = parts.delta.manifest, parts.files[0].parent
-    _write_weights(parts, folder)
-    tokenizer = load_tokenizer(*parts.place, parts.trust_remote_code)
+    manifest, place, trusted, base = delta.manifest, source.place, source.trust_remote_code, source.files[0].parent
+    _write_weights(folder, source, delta, alpha)
+    tokenizer = load_tokenizer(*place, trusted)
     set_template(tokenizer, ChatTemplate.from_manifest(manifest))
     without_day(tokenizer)
-    generation = read_generation_config(*parts.place, read_model_config(*parts.place, parts.trust_remote_code))
+    generation = read_generation_config(*place, read_model_config(*place, trusted))
     write_tokenizer(folder, base, tokenizer)
     write_generation(folder, base, tokenizer, generation)
-    card = model_card(manifest, base, parts.run, parts.alpha, parts.dtype_name, title)
+    card = model_card(manifest, base, source.train.parent, alpha, source.dtype_name, title)
     write_text(folder / CARD, card)  # before the rest: the base's own card is another model's
-    note = {"cofitune_alpha": parts.alpha} if parts.alpha != 1 else {}
-    copy_rest(base, folder, {"dtype": parts.dtype_name, **note})
+    note = {"cofitune_alpha": alpha} if alpha != 1 else {}
+    copy_rest(base, folder, {"dtype": source.dtype_name, **note})
 
 
-def _write_weights(parts: ExportParts, folder: Path) -> None:
+def _write_weights(folder: Path, source: ExportSource, delta: Delta, alpha: float) -> None:
     """The base's weight files one at a time, each trained tensor in its place."""
-    files, dtype, alpha = parts.files, parts.dtype, parts.alpha
-    names = parts.delta.manifest.get("names", {})
-    trained = _tensors_in_files(parts)
+    files, dtype = source.files, source.dtype
+    names = delta.manifest.get("names", {})
+    trained = _tensors_in_files(source, delta)
     placed: set[str] = set()
     weight_map: dict[str, str] = {}
     size = 0
@@ -242,16 +253,17 @@ def _write_weights(parts: ExportParts, folder: Path) -> None:
         write_json(folder / "model.safetensors.index.json", index)
 
 
-def _tensors_in_files(parts: ExportParts) -> dict[str, Tensor]:
+def _tensors_in_files(source: ExportSource, delta: Delta) -> dict[str, Tensor]:
     """The trained tensors by their names in the model; those that weight files hold otherwise, as these hold them."""
-    tensors, names = parts.delta.tensors, parts.delta.manifest.get("names", {})
+    tensors, names = delta.tensors, delta.manifest.get("names", {})
     keys: set[str] = set()
-    for file in parts.files:
+    for file in source.files:
         with safe_open(file, framework="pt") as shard:
             keys.update(shard.keys())
     as_they_are = {parameter_name(k, tensors, names.get("prefix", ""), names.get("aliases", {})) for k in keys}
     otherwise = {name: tensor for name, tensor in tensors.items() if name not in as_they_are}
     if not otherwise:
         return tensors
-    model = build_empty(read_model_config(*parts.place, parts.trust_remote_code), parts.trust_remote_code)
+    trusted = source.trust_remote_code
+    model = build_empty(read_model_config(*source.place, trusted), trusted)
     return {n: t for n, t in tensors.items() if n not in otherwise} | as_in_files(model, otherwise)
