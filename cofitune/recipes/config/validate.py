@@ -6,7 +6,6 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 from rich.console import Console
 
@@ -26,6 +25,7 @@ from cofitune.recipes.prerequisites import Prerequisites
 from cofitune.recipes.search.levels import search_levels
 from cofitune.recipes.train import resolve
 from cofitune.recipes.train.rehearsal import rehearsal_folder
+from cofitune.recipes.train.softmask import importance_folders, masked_modules
 from cofitune.reports.console import say
 from cofitune.reports.text import many, region_text
 from cofitune.search.space import check_levels
@@ -138,19 +138,17 @@ def _check_model(config: Config, found: Findings) -> str:
     anatomy = base_anatomy(model, base_config(model, config.data.max_length))
     about = f"{model.name}, {anatomy.num_layers} layers"
     needs = Prerequisites(dry_run=True)
-    if config.adapter is not None:
-        region, _ = resolve.find_adapter(config.adapter, anatomy)
-        return f"{about}; {config.adapter.kind} on {region_text(region)}"
-    if config.region == "search" and not (config.run / "search" / "region.yaml").is_file():
+    if config.adapter is None and config.region == "search" and not (config.run / "search" / "region.yaml").is_file():
         found.missing.append("region: `cofitune search` with this config finds it")
         return about
-    region = resolve.find_region(config.region, anatomy, config.run / "search", needs, None)
-    resolve.masked_modules(config.softmask, region, anatomy)
+    region, adapter = resolve.find_trained(config, anatomy, needs, None)
+    if adapter is not None:
+        return f"{about}; {adapter.kind} on {region_text(region)}"
+    masked_modules(config.softmask, region, anatomy)
     if config.softmask.apply_to != "none":
-        folders = [Path(f) for f in config.softmask.importance or (config.run / "importance",)]
         found.missing += [
             f"softmask: `cofitune importance` makes {folder}"
-            for folder in folders
+            for folder in importance_folders(config)
             if not (folder / "manifest.json").is_file()
         ]
     return f"{about}; region {region_text(region)}, {region.num_parameters(anatomy):,} trained weights"

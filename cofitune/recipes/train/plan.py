@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from cofitune.config import schema
 from cofitune.config.schema import Config
 from cofitune.data.batches import Plan, plan_steps
 from cofitune.data.chat import Example
@@ -21,6 +20,7 @@ from cofitune.recipes.prerequisites import Prerequisites
 from cofitune.recipes.train import resolve
 from cofitune.recipes.train.data import TrainData, read_train_data
 from cofitune.recipes.train.rehearsal import BaseIdentity, Joined, Rehearsed, read_rehearsed
+from cofitune.recipes.train.softmask import plan_mask
 from cofitune.softmask.factors import Factor, freeze_factors, join
 from cofitune.training.engine import EngineSettings, check_config
 from cofitune.training.fit_device import choose_checkpointed, choose_hpz_ranks, choose_stage, device_bytes, ranks_here
@@ -179,7 +179,7 @@ def plan_train(
     Raises:
         UserError: the first thing that would make the run impossible or not what the config says.
     """
-    train, model, softmask = config.train, config.model, config.softmask
+    train, model = config.train, config.model
     check_usable(train.report_to)
     check_optimizer(train.optimizer)
     needs = Prerequisites(dry_run)
@@ -187,30 +187,16 @@ def plan_train(
     kernels_recorded(model, anatomy.model_type)  # or a refusal
     resolve.check_recomputation(train.gradient_checkpointing, anatomy)
     base = needs.check_base(model, anatomy)
-    adapter = None
-    if config.adapter is not None:
-        region, adapter = resolve.find_adapter(config.adapter, anatomy)
-    else:
-        region = resolve.find_region(config.region, anatomy, config.run / "search", needs, base)
-    masked = resolve.masked_modules(softmask, region, anatomy)
+    region, adapter = resolve.find_trained(config, anatomy, needs, base)
     held = freeze_factors(region, anatomy)
     dtype = choose_dtype(model.dtype)
-    resolve.check_zero_stage(config.deepspeed.zero_stage, dtype, softmask.apply_to, train.l2_to_base, bool(held))
-    folders = [Path(f) for f in softmask.importance or (config.run / "importance",)]
-    importance = resolve.find_importance(folders, anatomy, needs, base, softmask.axis) if masked else {}
-    factors = resolve.make_factors(softmask, importance, region, masked, anatomy, train.seed) if importance else {}
+    resolve.check_zero_stage(config.deepspeed.zero_stage, dtype, config.softmask.apply_to, train.l2_to_base, bool(held))
+    masked, factors = plan_mask(config, region, anatomy, needs, base)
     data = known_data or read_train_data(model, config.data, config.importance.data, needs)
     made_by = BaseIdentity(model.name, base, thinks=config.eval.think_end_token is not None)
     rehearsal = read_rehearsed(train, config.data, data, made_by, config.run, needs)
-    if rehearsal:
-        needs.use("rehearsal", rehearsal.manifest)
-    flat = config.data.packing and model.has_flash_attention
-    steps = _plan_steps(train, data, rehearsal, world_size, flat)
-    if train.learning_rate > HIGH_RATE:
-        needs.notes.append(
-            f"warning: train.learning_rate: {train.learning_rate:g} is far above what AdamW takes (1e-5 to 1e-3): the "
-            "training is likely to diverge"
-        )
+    steps = _plan_steps(config, data, rehearsal, world_size)
+    _warn_of_rate(train.learning_rate, needs)
     settings = resolve.engine_settings(train, config.deepspeed, dtype, steps)
     if config.deepspeed.raw:
         check_config(settings)
@@ -234,15 +220,28 @@ def plan_train(
         rehearsal=rehearsal,
         stored=stored_dtype(weight_files(model.name, model.revision, download=False)) if base else None,
     )
-    plan = plan.fitted(device_bytes(world_size))
-    if steps.num_epochs == 1:  # one pass over the data would reuse nothing
+    return _with_prefix(plan.fitted(device_bytes(world_size)))
+
+
+def _warn_of_rate(rate: float, needs: Prerequisites) -> None:
+    if rate > HIGH_RATE:
+        needs.notes.append(
+            f"warning: train.learning_rate: {rate:g} is far above what AdamW takes (1e-5 to 1e-3): the training is "
+            "likely to diverge"
+        )
+
+
+def _with_prefix(plan: TrainPlan) -> TrainPlan:
+    if plan.steps.num_epochs == 1:  # one pass over the data would reuse nothing
         return plan
-    prefix = resolve.plan_prefix(train.prefix_cache, model, anatomy, region.first, plan.lengths, plan.folder)
+    train, model = plan.config.train, plan.config.model
+    prefix = resolve.plan_prefix(train.prefix_cache, model, plan.anatomy, plan.region.first, plan.lengths, plan.folder)
     return replace(plan, prefix=prefix)
 
 
-def _plan_steps(train: schema.Train, data: TrainData, rehearsal: Rehearsed | None, world_size: int, flat: bool) -> Plan:
-    """How the examples are shared out over steps, ranks and micro-batches; `flat`: packs lie in one row."""
+def _plan_steps(config: Config, data: TrainData, rehearsal: Rehearsed | None, world_size: int) -> Plan:
+    """How the examples are shared out over steps, ranks and micro-batches."""
+    train = config.train
     return plan_steps(
         data.mixture,
         micro_batch=train.per_device_train_batch_size,
@@ -250,6 +249,6 @@ def _plan_steps(train: schema.Train, data: TrainData, rehearsal: Rehearsed | Non
         world_size=world_size,
         epochs=train.num_train_epochs,
         max_steps=train.max_steps,
-        flat=flat,
+        flat=config.data.packing and config.model.has_flash_attention,  # packs lie in one row
         rehearsal=rehearsal.mix(len(data.examples)) if rehearsal else None,
     )

@@ -160,6 +160,7 @@ def read_rehearsed(
             f"train.max_drift: {measured.folder} holds out no item to measure drift on; make it with "
             "rehearsal.held_out above 0"
         )
+    needs.use("rehearsal", folder / "manifest.json")
     if requested is None:
         return Rehearsed(folder, rehearsal.sha256, [], np.empty(0, np.int32), 0, ItemCounts(), 0.0, None, held_out)
     return replace(_trained(requested, rehearsal, settings, data.packed_into), held_out=held_out)

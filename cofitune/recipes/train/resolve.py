@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from cofitune.config import schema
+from cofitune.config.schema import Config
 from cofitune.data.batches import Plan
-from cofitune.errors import ArtifactError, UserError
-from cofitune.importance_file import COLUMNS, ROWS, ImportanceFile, merge_importance, read_importance, read_reliability
+from cofitune.errors import UserError
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.layouts import expand_modules
 from cofitune.model.load import choose_dtype
@@ -23,30 +22,34 @@ from cofitune.model.region import (
     match_region,
     resolve_region,
 )
-from cofitune.ranks import this_rank
 from cofitune.recipes.from_config import base_config
 from cofitune.recipes.prerequisites import Prerequisites
-from cofitune.reports.importance.table import remedy, unreliable
 from cofitune.search.winner import FILE_NAME, read_winner
-from cofitune.softmask.columns import build_column_factors, check_columns
-from cofitune.softmask.factors import Factor, build_factors, check_masked, harden, shuffle_units
 from cofitune.training.engine import EngineSettings
 from cofitune.training.peft import AdapterPlan, plan_adapter
 from cofitune.training.prefix_cache import SHARED_MEMORY, PrefixPlan, changing_prefix
 
 
-def find_region(
-    requested: schema.Region | str | None, anatomy: Anatomy, search_folder: Path, needs: Prerequisites, base: str | None
-) -> Region:
-    """The section `region`, or what a search has found.
+def find_trained(
+    config: Config, anatomy: Anatomy, needs: Prerequisites, base: str | None
+) -> tuple[Region, AdapterPlan | None]:
+    """What trains: a region, or an adapter and the region that carries it.
 
     Args:
-        search_folder: where `cofitune search` has left its winner, which `region: search` means.
-        base: the base's fingerprint, of which the winner must be.
+        base: the base's fingerprint, of which a search's winner must be.
 
     Raises:
-        UserError: it names no tensor of this model, or there is no winner.
+        UserError: it names no tensor of this model or none that can carry an adapter, or there is no winner.
     """
+    if config.adapter is not None:
+        return _find_adapter(config.adapter, anatomy)
+    return _find_region(config.region, anatomy, config.run / "search", needs, base), None
+
+
+def _find_region(
+    requested: schema.Region | str | None, anatomy: Anatomy, search_folder: Path, needs: Prerequisites, base: str | None
+) -> Region:
+    """The section `region`, or what `cofitune search` has left in its folder, which `region: search` means."""
     if requested is None:
         raise RuntimeError("the schema lets no config without a region or an adapter through")
     if isinstance(requested, schema.Region):
@@ -64,12 +67,8 @@ def find_region(
     return region
 
 
-def find_adapter(requested: schema.Adapter, anatomy: Anatomy) -> tuple[Region, AdapterPlan]:
-    """The modules that carry an adapter, of all layers or of some, and the adapter.
-
-    Raises:
-        UserError: modules are named in a model whose layout is not known, or cannot carry an adapter.
-    """
+def _find_adapter(requested: schema.Adapter, anatomy: Anatomy) -> tuple[Region, AdapterPlan]:
+    """The modules that carry an adapter, of all layers or of some, and the adapter."""
     depth = anatomy.num_layers
     # where there is no list of layers, all-linear has nothing to say which of them are meant
     layers = layer_set(requested.layers or "all", depth, "adapter.layers") if depth else ()
@@ -90,105 +89,6 @@ def find_adapter(requested: schema.Adapter, anatomy: Anatomy) -> tuple[Region, A
         effective_rank=requested.effective_rank,
     )
     return region, adapter
-
-
-def masked_modules(softmask: schema.SoftMask, region: Region, anatomy: Anatomy) -> tuple[str, ...]:
-    """The modules under the soft mask; empty without one.
-
-    Raises:
-        UserError: the region has none that a mask could lie on.
-    """
-    if softmask.apply_to == "none":
-        return ()
-    if not region.modules:
-        raise UserError(
-            "softmask.apply_to: region.match trains no tensor with units (heads, neurons, outputs) that a mask could "
-            "lie on; set it to none"
-        )
-    modules = region.modules
-    if softmask.modules is not None:
-        modules = expand_modules(softmask.modules, anatomy.modules, "softmask.modules")
-        check_masked(modules, region)
-    if softmask.axis == COLUMNS:
-        check_columns(modules, region, anatomy)
-    return modules
-
-
-def find_importance(
-    folders: Sequence[Path], anatomy: Anatomy, needs: Prerequisites, base: str | None, axis: str = ROWS
-) -> dict[str, Tensor]:
-    """The importance vectors of the soft mask: unit kind → [L, units]; empty where a dry run lacks some.
-
-    Empty on all ranks but the first, too, which tells the others when they have met.
-
-    Args:
-        folders: of `cofitune importance`; several are merged unit by unit.
-        base: the base's fingerprint, of which they must be; None where a dry run has no weights to know it by.
-        axis: `softmask.axis`, which units they must be of.
-
-    Raises:
-        ArtifactError: a folder has none, or those of another base or of other units.
-    """
-    if this_rank().rank:
-        return {}
-    sets = []
-    for number, folder in enumerate(folders, start=1):
-        try:
-            read = _importance_in(folder, anatomy, base, axis)
-        except ArtifactError as error:
-            if (folder / "manifest.json").is_file():  # there, and not what is needed
-                raise
-            needs.lack(error)
-            continue
-        if read is not None:
-            sets.append(read.vectors)
-            noise = unreliable(read_reliability(read.manifest))
-            if noise:
-                figures = ", ".join(f"{kind.replace('_', ' ')} {r:.2f}" for kind, r in noise.items())
-                needs.notes.append(
-                    f"warning: the importance in {folder} is mostly noise (reliability: {figures}; 1 is best), and so "
-                    f"is the soft mask made of it: {remedy(read.manifest.get('estimator'))}"
-                )
-            name = "importance" if len(folders) == 1 else f"importance {number}"
-            needs.use(name, folder / "importance.safetensors", read.sha256)
-    return merge_importance(sets) if len(sets) == len(folders) else {}
-
-
-def _importance_in(folder: Path, anatomy: Anatomy, base: str | None, axis: str) -> ImportanceFile | None:
-    if not (folder / "manifest.json").is_file():
-        raise ArtifactError(
-            f"softmask: no importance in {folder}; run `cofitune importance` with this config first, name its "
-            "folder in softmask.importance, or set softmask.apply_to: none"
-        )
-    if base is None:
-        return None
-    read = read_importance(folder, anatomy, base)
-    if read.axis != axis:
-        holds = {ROWS: "heads, neurons and outputs", COLUMNS: "input columns"}
-        makes = {ROWS: "fisher or kl_dropout", COLUMNS: "wanda"}
-        raise ArtifactError(
-            f"softmask.axis: {axis} needs an importance of {holds[axis]} (importance.estimator: {makes[axis]}), and "
-            f"{folder} is of {holds[read.axis]}; set axis: {read.axis}, or name another in softmask.importance"
-        )
-    return read
-
-
-def make_factors(
-    softmask: schema.SoftMask,
-    importance: dict[str, Tensor],
-    region: Region,
-    masked: tuple[str, ...],
-    anatomy: Anatomy,
-    seed: int,
-) -> dict[str, Factor]:
-    """The soft mask, or the control that stands in for it; `seed`: of the shuffled control."""
-    if softmask.threshold is not None:
-        importance = harden(importance, softmask.threshold)
-    if softmask.control == "shuffled":
-        importance = shuffle_units(importance, anatomy, seed)
-    uniform = softmask.control == "uniform"
-    build = build_column_factors if softmask.axis == COLUMNS else build_factors
-    return build(importance, region, masked, anatomy, softmask.strength, uniform=uniform)
 
 
 def checkpointed_layers(requested: bool | int | str, depth: int) -> int:
