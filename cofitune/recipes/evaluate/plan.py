@@ -147,7 +147,7 @@ def plan_eval(
     """
     folder = check_folder(config, "eval", overwrite)
     check_attention(config.model.attn_implementation)
-    grading = versions()
+    grading = versions()  # or a refusal
     wanted = eval_tasks(config.eval)
     lacking = {task.title: error for task in wanted if dry_run and (error := lacking_rehearsal(task))}
     tasks = load_tasks(task for task in wanted if task.title not in lacking)
@@ -168,15 +168,30 @@ def plan_eval(
             made_by = base.name, base.fingerprint, tokenizer_sha256(base.tokenizer)
             check_base(loaded.rehearsal, *made_by, written_day(base.tokenizer, config.data))
     tasks = fit_lengths(tasks, base.tokenizer, positions)
+    plan = EvalPlan(
+        config=config,
+        folder=folder,
+        models=models,
+        tasks=tasks,
+        settings=_settings(config, models, grading),
+        positions=positions,
+        requirements=_requirements(require, models, tasks),
+        missing=tuple(missing),
+    )
+    return _with_chosen_batches(plan, overwrite) if config.eval.batch_size == AUTO else plan
+
+
+def _settings(config: Config, models: Sequence[EvalTarget], grading: dict[str, str]) -> dict[str, Any]:
+    """What all answers depend on besides weights and tasks, as the config has it."""
     kernels = [kernels_recorded(config.model, model.source.model_type) for model in models]  # or one that has none
-    settings = {
+    return {
         "dtype": str(choose_dtype(config.model.dtype)).removeprefix("torch."),
         "attn_implementation": config.model.attn_implementation,
         **kernels[0],
         "batch_size": config.eval.batch_size,
         "device": device_name(),
         "trust_remote_code": config.model.trust_remote_code,
-        **base.asked,
+        **models[0].source.asked,
         "versions": {
             "cofitune": __version__,
             **grading,
@@ -186,21 +201,16 @@ def plan_eval(
             **({"flash-attn": package_version("flash-attn")} if config.model.has_flash_attention else {}),
         },
     }
+
+
+def _requirements(
+    require: Sequence[str], models: Sequence[EvalTarget], tasks: Sequence[LoadedTask]
+) -> list[Requirement]:
+    """The gate; a requirement that names no model means the run, or the only one beside the base."""
     compared = [m.name for m in models[1:]]
     meant = "run" if "run" in compared else compared[0] if len(compared) == 1 else None
     counted = {t.task.title: t.task.category for t in tasks if t.metric.unit == "share"}
-    requirements = read_requirements(require, counted, compared, meant)
-    plan = EvalPlan(
-        config=config,
-        folder=folder,
-        models=models,
-        tasks=tasks,
-        settings=settings,
-        positions=positions,
-        requirements=requirements,
-        missing=tuple(missing),
-    )
-    return _with_chosen_batches(plan, overwrite) if config.eval.batch_size == AUTO else plan
+    return read_requirements(require, counted, compared, meant)
 
 
 def _with_chosen_batches(plan: EvalPlan, overwrite: bool) -> EvalPlan:
