@@ -56,7 +56,7 @@ def cost_lines(plan: SearchPlan, store: Store | None, measure: Measure, proxy_ra
     about = "about" if all(level.exact for level in plan.planned) else "at most about"
     what = "measuring" if plan.measure.kind == "loss" else "an evaluation"
     lines.insert(0, f"A step takes {expected.a_step:.2f} s, {what} {duration(expected.besides)} ({source}).")
-    rungs = _rungs(plan.config.search)
+    rungs = plan.rungs
     thinned = rungs or _usual_rungs(plan.config.search)
     plain, halved = (
         base_seconds + proxy_seconds + expected.seconds(w.steps, w.parts)
@@ -99,11 +99,6 @@ def _work(plan: SearchPlan, rungs: SuccessiveHalving | None) -> Work:
             count, before = rungs.most_after(count, search.beam), step
         steps, parts = steps + count * (search.train_steps - before), parts + count
     return Work(steps, parts)
-
-
-def _rungs(search: Search) -> SuccessiveHalving | None:
-    halving = search.halving
-    return SuccessiveHalving(halving.steps, halving.keep, search.early_stop) if halving else None
 
 
 def _usual_rungs(search: Search) -> SuccessiveHalving | None:

@@ -28,6 +28,7 @@ from cofitune.recipes.search.trial_config import trial_config
 from cofitune.recipes.train.plan import TrainPlan, plan_train
 from cofitune.recipes.trial.loss_items import read_loss_items
 from cofitune.recipes.trial.prefix_cache import check_prefix, layer_bytes
+from cofitune.search.halving import SuccessiveHalving
 from cofitune.search.space import Level, PlannedLevel, check_levels, plan, whole_model
 from cofitune.search.store import open_store, with_stored
 
@@ -80,6 +81,13 @@ class SearchPlan:
         """The lowest trained layers of the regions, layer 0 excepted: what enters them can be kept."""
         regions = (region for level in self.planned for region in level.candidates)
         return tuple(sorted({region.first for region in regions} - {0}))
+
+    @property
+    def rungs(self) -> SuccessiveHalving | None:
+        """Where weak trials stop early; None: nowhere."""
+        search = self.config.search
+        halving = search.halving
+        return SuccessiveHalving(halving.steps, halving.keep, search.early_stop) if halving else None
 
     @property
     def at_most(self) -> int:

@@ -29,10 +29,9 @@ from cofitune.reports.search.tree import PlanRow, plan_report, search_report
 from cofitune.search import tree
 from cofitune.search.budget import Budget
 from cofitune.search.equal_loss import EqualLoss
-from cofitune.search.halving import SuccessiveHalving
 from cofitune.search.level import Job, SearchSettings
 from cofitune.search.objective import Objective
-from cofitune.search.store import Store, open_store
+from cofitune.search.store import open_store
 from cofitune.search.trial import Trial
 from cofitune.search.winner import write_winner
 
@@ -88,31 +87,24 @@ def search(
         return plan.folder
     with exclusive(plan.folder, "search"):
         start_folder(config, "search", overwrite)
-        store = open_store(plan.folder, plan.identity, repair=True)
+        trials = Trials(plan, open_store(plan.folder, plan.identity, repair=True), execute)
         proxy = make_proxy(plan, start_proxy)
-        trials = Trials(plan, store, execute)
         say(console, stopped(overwrite))
         with _watched(watcher, console, plan.at_most, at_once) as watching:
-            if not trials.knows_base:
-                say(console, "scoring the base, which trains nothing")
-            base = trials.score_base()
-            rules = _rules(plan, base, trials, proxy, at_once)
-            decision = _search(plan, rules, trials, store, watching, base)
-        winner = decision.result.winner
-        result = make_result(plan, store, decision, rules.objective, trials, proxy)
-        path = _write(plan, winner, result)
-    console.print(search_report(result.base, result.rows, winner.id, result.sentences), crop=False)
-    say(console, f"{path}: `region: search` in this config trains it")
+            base = _score_base(trials, console)
+            decision = _search(plan, _rules(plan, base, trials, proxy, at_once), trials, watching, base)
+        _conclude(plan, decision.result.winner, make_result(plan, decision, trials, proxy), console)
     return plan.folder
 
 
-def _write(plan: SearchPlan, winner: Trial, result: Result) -> Path:
-    """Write tree.json, the winner's region.yaml, whose path is given, and the plot."""
+def _conclude(plan: SearchPlan, winner: Trial, result: Result, console: Console) -> None:
+    """Write tree.json, the winner's region.yaml and the plot, and show the tree."""
     write_checked_json(plan.folder / "tree.json", result.tree)
     path = write_winner(plan.folder, winner, " ".join(result.sentences), plan.identity["model"]["fingerprint"])
     if figure.can_draw():
         figure.write_picture(plan.folder, search_picture("search", result.tree))
-    return path
+    console.print(search_report(result.base, result.rows, winner.id, result.sentences), crop=False)
+    say(console, f"{path}: `region: search` in this config trains it")
 
 
 @contextmanager
@@ -125,13 +117,18 @@ def _watched(watcher: Watcher | None, console: Console, at_most: int, at_once: i
         yield live
 
 
-def _search(
-    plan: SearchPlan, rules: SearchSettings, trials: Trials, store: Store, watcher: Watcher, base: Trial
-) -> Decision:
+def _score_base(trials: Trials, console: Console) -> Trial:
+    if not trials.knows_base:
+        say(console, "scoring the base, which trains nothing")
+    return trials.score_base()
+
+
+def _search(plan: SearchPlan, rules: SearchSettings, trials: Trials, watcher: Watcher, base: Trial) -> Decision:
     """Walk the tree, and train its leaders with further seeds where that is asked for.
 
     Whoever watches is told, and the weights of what goes no further are dropped.
     """
+    store = trials.store
     watcher.on_base(row_of(base, store))
     finished: list[Trial] = []
     first_seed = plan.config.train.seed
@@ -162,7 +159,6 @@ def _search(
 def _rules(plan: SearchPlan, base: Trial, trials: Trials, proxy: Proxy | None, at_once: int | None) -> SearchSettings:
     """What the section `search` says, in the search's own words."""
     requested = plan.config.search
-    halving = requested.halving
     by_loss = plan.measure.kind == "loss"
     return SearchSettings(
         steps=requested.train_steps,
@@ -170,7 +166,7 @@ def _rules(plan: SearchPlan, base: Trial, trials: Trials, proxy: Proxy | None, a
         objective=EqualLoss(base, requested.reach, requested.tolerance)
         if by_loss
         else Objective(requested.objective, requested.floor, base),
-        rungs=SuccessiveHalving(halving.steps, halving.keep, requested.early_stop) if halving else None,
+        rungs=plan.rungs,
         compare=trials.compare,
         budget=Budget(requested.budget_hours, requested.budget_trials, at_once),
         proxy_score=proxy.proxy_score if proxy else None,

@@ -38,12 +38,14 @@ class Decision:
         repeats: the trials with further seeds.
         reliability: None with one seed.
         common: under losses, the speciality loss at which all trials are compared, in nats a token.
+        objective: what trials are ranked by.
     """
 
     result: SearchResult
     repeats: Repeats
     reliability: Reliability | None
     common: float | None
+    objective: Ranking
 
 
 def repeat_leaders(
@@ -93,13 +95,13 @@ def decide(plan: SearchPlan, objective: Ranking, result: SearchResult, repeats: 
     """
     values, common = _figures(plan, objective, result, repeats.trials)
     if plan.config.search.repeat == 1:
-        return Decision(result, Repeats(), None, common)
+        return Decision(result, Repeats(), None, common, objective)
     first = plan.config.train.seed
     trained = max(map(len, values.values()), default=1) if repeats.race else plan.config.search.most_seeds
     reliability = judge_seeds(values, range(first, first + trained))
     left = set(repeats.race.left) if repeats.race else _with_all_seeds(reliability)
     best = _by_mean(objective, result, reliability, left)
-    return Decision(_with_winner(result, best), repeats, reliability, common)
+    return Decision(_with_winner(result, best), repeats, reliability, common, objective)
 
 
 def _figures(

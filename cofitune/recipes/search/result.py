@@ -27,7 +27,6 @@ from cofitune.reports.search.sentences import (
     winner_sentence,
 )
 from cofitune.search.equal_loss import UNIT, EqualLoss
-from cofitune.search.objective import Ranking
 from cofitune.search.proxy import rank_correlation
 from cofitune.search.store import Store
 from cofitune.search.trial import Trial
@@ -65,12 +64,10 @@ def row_of(trial: Trial, store: Store) -> Row:
     return replace(row, scale=LOSSES, speciality=trial.loss, versatility=trial.drift, margins=trial.margins)
 
 
-def make_result(
-    plan: SearchPlan, store: Store, decision: Decision, objective: Ranking, trials: Trials, proxy: Proxy | None
-) -> Result:
+def make_result(plan: SearchPlan, decision: Decision, trials: Trials, proxy: Proxy | None) -> Result:
     """Compare every finished trial with the winner, judge the proxy, and put it all into words and into JSON."""
-    result = decision.result
-    rows = tuple(_row(trial, decision, store, objective, trials) for trial in result.trials)
+    result, objective, store = decision.result, decision.objective, trials.store
+    rows = tuple(_row(trial, decision, trials) for trial in result.trials)
     base = objective.base
     if base is None:
         raise ValueError("a search has a base")
@@ -81,7 +78,7 @@ def make_result(
     runner_up = result.runner_up.id if result.runner_up else None
     untried = result.untried
     sentences = [
-        *_winner_sentences(base_row, rows, decision, objective),
+        *_winner_sentences(base_row, rows, decision),
         stopped_sentence(rows),
         untried_sentence(untried.reason, untried.regions, [str(level) for level in untried.levels]),
         pruned_sentence(untried.pruned),
@@ -117,9 +114,9 @@ def make_result(
     return Result(base_row, rows, output, content)
 
 
-def _winner_sentences(base: Row, rows: tuple[Row, ...], decision: Decision, objective: Ranking) -> list[str | None]:
+def _winner_sentences(base: Row, rows: tuple[Row, ...], decision: Decision) -> list[str | None]:
     """Who won, what that was worth, and what ties with it."""
-    winner = decision.result.winner
+    winner, objective = decision.result.winner, decision.objective
     runner_up = decision.result.runner_up.id if decision.result.runner_up else None
     by_loss = isinstance(objective, EqualLoss)
     seeds = _seeds_sentence(rows, decision, UNIT if by_loss else "points")
@@ -174,9 +171,9 @@ def _about_seeds(decision: Decision) -> dict[str, object]:
     }
 
 
-def _row(trial: Trial, decision: Decision, store: Store, objective: Ranking, trials: Trials) -> Row:
+def _row(trial: Trial, decision: Decision, trials: Trials) -> Row:
     """A trial beside the winner. Only what was trained to its end is compared with it."""
-    row, result = row_of(trial, store), decision.result
+    row, result, objective = row_of(trial, trials.store), decision.result, decision.objective
     if not trial.done:
         return row
     if isinstance(objective, EqualLoss):

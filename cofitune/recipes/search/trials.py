@@ -25,16 +25,20 @@ WITH_INTERVALS = ("speciality", "versatility", "unified")
 
 
 class Trials:
-    """Runs the trials of one search, and keeps what each of them scored on every item."""
+    """Runs the trials of one search, and keeps what each of them scored on every item.
+
+    Attributes:
+        store: where they are written down.
+    """
 
     def __init__(self, plan: SearchPlan, store: Store, execute: TrialExecutor) -> None:
-        self._plan, self._store, self._execute = plan, store, execute
+        self._plan, self.store, self._execute = plan, store, execute
         self._answers = KeptAnswers(plan.folder / "items")
 
     @property
     def knows_base(self) -> bool:
         """Whether the base was scored before."""
-        return self._store.at(BASE, None) is not None
+        return self.store.at(BASE, None) is not None
 
     def score_base(self) -> Trial:
         """Score the untouched model once; every trial is shown against it.
@@ -42,7 +46,7 @@ class Trials:
         Raises:
             UserError: that failed.
         """
-        known = self._store.at(BASE, None)
+        known = self.store.at(BASE, None)
         if known is not None:
             return known
         folder = self._folder(BASE)
@@ -50,7 +54,7 @@ class Trials:
         request = TrialRequest(BASE, trial_config(self._plan, None, folder), folder, train=False)
         (result,) = self._execute([request])
         base = self._trial(result, None, 0)
-        self._store.append(base)
+        self.store.append(base)
         self.drop_weights(BASE)
         if not base.done:
             raise UserError(f"search: the base could not be scored, so no trial was started: {base.reason}")
@@ -59,7 +63,7 @@ class Trials:
     def run(self, jobs: Sequence[Job]) -> Iterator[Trial]:
         """Run the jobs and yield each trial as it ends, failed ones too."""
         requests = {job.id: self._request(job) for job in jobs}
-        begun = {job.id: self._store.resume_step(job.id, job.stop_step or self._steps) for job in jobs}
+        begun = {job.id: self.store.resume_step(job.id, job.stop_step or self._steps) for job in jobs}
         regions = {job.id: job.region for job in jobs}
         for result in self._execute(list(requests.values())):
             yield self._trial(result, regions[result.request.id], begun[result.request.id])
@@ -93,7 +97,7 @@ class Trials:
     def _request(self, job: Job) -> TrialRequest:
         """Make the trial's folder ready: empty, unless it continues where it paused, and with the base's answers."""
         folder = self._folder(job.id)
-        if not self._store.resume_step(job.id, job.stop_step or self._steps):
+        if not self.store.resume_step(job.id, job.stop_step or self._steps):
             shutil.rmtree(folder, ignore_errors=True)  # what a killed or failed attempt left
         answers = self._folder(BASE) / "eval" / "cache"
         if answers.is_dir() and not (folder / "eval" / "cache").exists():

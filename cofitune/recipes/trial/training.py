@@ -88,10 +88,7 @@ def train_trial(
     if world_size_or_one() > 1:
         check_agreement(agreed(plan))
     with explaining_out_of_memory(footprint):
-        base.place(device() if footprint.shared_base else HOST)
-        # where the engine moves or shares out weights it copies them; else it may write into what is held
-        writes = plan.settings.zero_stage < 3 and (footprint.shared_base or device() == HOST)
-        model = base.instantiate(trains=plan.trained if writes else ())
+        model = _instantiate(base, plan, stays=footprint.shared_base)
         prepared = prepare_model(model, plan)
         plan, engine = prepared.plan, prepared.engine
         run = start_run(prepared, _reached(plan, stop_step, console), held_out=None)
@@ -115,6 +112,14 @@ def train_trial(
     if not pauses:
         run_on_rank_zero(lambda: remove_checkpoints(folder / "checkpoints"))
     return trained
+
+
+def _instantiate(base: SharedBase, plan: TrainPlan, stays: bool) -> PreTrainedModel:
+    """A model object around the base's weights; `stays`: whether the base is on the device, and stays there."""
+    base.place(device() if stays else HOST)
+    # where the engine moves or shares out weights it copies them; else it may write into what is held
+    writes = plan.settings.zero_stage < 3 and (stays or device() == HOST)
+    return base.instantiate(trains=plan.trained if writes else ())
 
 
 def _reached(plan: TrainPlan, stop_step: int | None, console: Console) -> Checkpoint | None:
