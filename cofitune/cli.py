@@ -8,22 +8,20 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from cofitune import __version__, cli_setup
+from cofitune import __version__, cli_setup, cli_trained
 from cofitune.cli_group import Commands
+from cofitune.cli_options import ConfigPath, DryRun, HostFile, NumProcesses, Overrides, Overwrite, Resume
 from cofitune.cli_output import OUTPUT
-from cofitune.cli_setup import ConfigPath, Overrides, TrustRemoteCode, check_dtype
 from cofitune.config.day import begin_day
-from cofitune.config.eval import KEEP, as_alpha
 from cofitune.config.load import load_config
 from cofitune.config.renamed import RenamedKeyWarning
 from cofitune.config.schema import Config
@@ -38,10 +36,8 @@ from cofitune.ranks import this_rank
 from cofitune.results import (
     CompareResult,
     EvalResult,
-    ExportResult,
     ImportanceResult,
     RehearseResult,
-    ReportResult,
     Result,
     SearchResult,
     TrainResult,
@@ -57,18 +53,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop; nothing is written.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what this command wrote before.")]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on from the newest whole checkpoint; without one, from the beginning.")
-]
-NumProcesses = Annotated[
-    int | None, typer.Option(min=1, help="Ranks on this machine. Default: one a GPU, or one on the CPU.")
-]
-HostFile = Annotated[
-    Path | None, typer.Option(help="Ranks on several machines, through ssh: a file with `NAME slots=N` a line.")
-]
 
 
 @app.command()
@@ -286,118 +270,9 @@ def compare(
     )
 
 
-@app.command()
-def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run: a config's output_dir, or the config.")],
-    to: Annotated[Path, typer.Option(help="The folder to write.")],
-    base: Annotated[str | None, typer.Option(help="Where the base model is now, if it has moved.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16. Default: the training's.")] = None,
-    alpha: Annotated[
-        str,
-        typer.Option(
-            metavar="ALPHA|auto",
-            help="How much of the training to keep, from 0, the base, to 1, all of it; auto: as little as keeps enough "
-            "of the gain on the run's development items.",
-        ),
-    ] = "1",
-    keep: Annotated[
-        float | None,
-        typer.Option(help=f"With --alpha auto: the share of the gain that is enough. Default: {KEEP:g}."),
-    ] = None,
-    push_to_hub: Annotated[
-        str | None, typer.Option(metavar="ORG/NAME", help="Upload it to the hub, too, into a private repository.")
-    ] = None,
-    public: Annotated[
-        bool, typer.Option("--public", help="With --push-to-hub: a repository that all may read.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
-    dry_run: DryRun = False,
-    trust_remote_code: TrustRemoteCode = False,
-) -> None:
-    """Write a trained run as a complete Hugging Face folder."""
-    launcher.require_single_process("export")
-    check_dtype(dtype)
-    requested = _alpha(alpha)
-    if keep is not None and requested != "auto":
-        raise UserError(f"--keep {keep:g}: says how --alpha auto chooses; leave it out, or ask for --alpha auto")
-    if public and push_to_hub is None:
-        raise UserError("--public: is of --push-to-hub; leave it out, or name a repository")
-    from cofitune.recipes import export as recipe
-    from cofitune.recipes.push import HubTarget
-
-    enough = KEEP if keep is None else keep
-    hub = HubTarget(push_to_hub, public) if push_to_hub is not None else None
-    folder = recipe.export(
-        run,
-        to,
-        base=base,
-        dtype=dtype,
-        alpha=requested,
-        keep=enough,
-        overwrite=overwrite,
-        trust_remote_code=trust_remote_code,
-        hub=hub,
-        dry_run=dry_run,
-        console=OUTPUT.console(),
-        on_plan=OUTPUT.plan,
-    )
-    if not dry_run:
-        uploaded = {"hub": hub.as_dict()} if hub else {}
-        OUTPUT.on_done(lambda: {**ExportResult.read(folder).to_dict(), **uploaded})
-
-
-@app.command()
-def chat(
-    model: Annotated[
-        str, typer.Argument(metavar="RUN", help="A run (a config's output_dir), a model folder, or a hub name.")
-    ],
-    prompt: Annotated[
-        list[str] | None, typer.Option(help="Answer this and end. May be repeated: a conversation each.")
-    ] = None,
-    alpha: Annotated[
-        str, typer.Option(metavar="ALPHA|auto", help="How much of its training the run has, as in `cofitune export`.")
-    ] = "1",
-    base_only: Annotated[bool, typer.Option("--base-only", help="The base alone answers.")] = False,
-    run_only: Annotated[bool, typer.Option("--run-only", help="The run alone answers.")] = False,
-    system: Annotated[str | None, typer.Option(help="A system turn that opens every conversation.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, at most.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy decoding; above, answers are sampled.")] = 0,
-    seed: Annotated[int, typer.Option(help="Of sampled answers; base and run have the same.")] = 1234,
-    base: Annotated[str | None, typer.Option(help="Where the base model is now, if it has moved.")] = None,
-    trust_remote_code: TrustRemoteCode = False,
-) -> None:
-    """Talk with the base and the run, side by side: what was learnt, and what was lost."""
-    launcher.require_single_process("chat")
-    if base_only and run_only:
-        raise UserError("--base-only and --run-only: give one; without either both answer")
-    from cofitune.recipes.chat import recipe
-
-    exchanges = recipe.chat(
-        model,
-        prompt or (),
-        base=base,
-        alpha=_alpha(alpha),
-        only="base" if base_only else "run" if run_only else None,
-        options=recipe.ChatOptions(max_new_tokens, temperature, seed, system),
-        trust_remote_code=trust_remote_code,
-        console=OUTPUT.console(),
-    )
-    OUTPUT.on_done(lambda: {"model": model, "exchanges": [asdict(one) for one in exchanges]})
-
-
-@app.command()
-def report(
-    place: Annotated[Path, typer.Argument(metavar="RUN", help="The run: a config's output_dir; or a folder of runs.")],
-    to: Annotated[Path | None, typer.Option(help="The folder to write. Default: `report` in RUN.")] = None,
-) -> None:
-    """Write one page, report.html, of what was learnt, what was forgotten and how; and its plots."""
-    launcher.require_single_process("report")
-    from cofitune.recipes.report import recipe
-
-    page = recipe.report(place, to, console=OUTPUT.console())
-    OUTPUT.on_done(lambda: ReportResult(page).to_dict())
-
-
+app.command()(cli_trained.export)
+app.command()(cli_trained.chat)
+app.command()(cli_trained.report)
 app.add_typer(cli_setup.config_app, name="config")
 app.command()(cli_setup.init)
 app.command()(cli_setup.convert)
@@ -454,19 +329,14 @@ def main() -> None:
     code = 1  # a traceback's
     try:
         app()
-    except UserError as error:
-        if OUTPUT.verbose:
-            traceback.print_exc()
-        OUTPUT.error(str(error), error.problems if isinstance(error, ConfigError) else ())
-        failures.say_mistake(error)
-        sys.exit(code := failures.USER_ERROR)
-    except OSError as error:
-        if (refused := refused_by_machine(error)) is None:
+    except (UserError, OSError) as error:
+        mistake = error if isinstance(error, UserError) else refused_by_machine(error)
+        if mistake is None:
             raise
         if OUTPUT.verbose:
             traceback.print_exc()
-        OUTPUT.error(str(refused))
-        failures.say_mistake(refused)
+        OUTPUT.error(str(mistake), mistake.problems if isinstance(mistake, ConfigError) else ())
+        failures.say_mistake(mistake)
         sys.exit(code := failures.USER_ERROR)
     except Stopped as stopped:
         OUTPUT.error(str(stopped))
@@ -477,9 +347,8 @@ def main() -> None:
         code = end.code if isinstance(end.code, int) else 1 if end.code else 0
         raise
     finally:
-        signal.signal(
-            signal.SIGTERM, signal.SIG_DFL
-        )  # what is left to do on exit must not be interrupted by a traceback
+        # what is left to do on exit must not be interrupted by a traceback
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         OUTPUT.close(code)
         if failures.launched_by_us():
             sys.excepthook = failures.tell_parent  # only now: torch's process group has put one of its own there
@@ -515,10 +384,3 @@ def _tell(read: Callable[[Path], Result], config: Config, dry_run: bool) -> None
     """What `--json` prints, once the command has ended: read from what lies in the run's folder then."""
     if not dry_run:  # which has told its plan
         OUTPUT.on_done(lambda: read(config.run).to_dict())
-
-
-def _alpha(text: str) -> float | Literal["auto"]:
-    try:
-        return as_alpha(text)
-    except ValueError as error:
-        raise UserError(f"--alpha {error}") from None

@@ -13,33 +13,15 @@ from rich.table import Table
 from rich.text import Text
 
 from cofitune.cli_group import Commands
+from cofitune.cli_options import ConfigPath, Overrides, TrustRemoteCode, check_dtype
 from cofitune.cli_output import OUTPUT
 from cofitune.config.json_schema import Of, json_schema
 from cofitune.config.load import read_config
-from cofitune.errors import UserError
 from cofitune.launch.launcher import require_single_process
-
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The config, shared by all commands.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, such as train.learning_rate=1e-4.")
-]
-TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run code that the base's folder brings along.")
-]
 
 config_app = typer.Typer(
     cls=Commands, no_args_is_help=True, help="Show a config as it is read, check it, or write its JSON Schema."
 )
-
-
-def check_dtype(dtype: str | None) -> None:
-    """Refuse a dtype that weights are not written in.
-
-    Raises:
-        UserError: it is another one.
-    """
-    if dtype not in (None, "float32", "bfloat16"):
-        raise UserError(f"--dtype {dtype}: must be float32 or bfloat16")
 
 
 @config_app.command()

@@ -12,7 +12,7 @@ PAGE = (ROOT / "docs" / "multi_node.md").read_text(encoding="utf-8")
 
 def single() -> set[str]:
     """The commands that refuse to be one of several ranks."""
-    files = (ROOT / "cofitune" / name for name in ("cli.py", "cli_setup.py"))
+    files = (ROOT / "cofitune").glob("cli*.py")
     return set(re.findall(r'require_single_process\("(\w+)"\)', "".join(f.read_text(encoding="utf-8") for f in files)))
 
 
