@@ -1,11 +1,11 @@
 """Every region of a small space, tried with two seeds, and what the searches find of it: `scripts/bench/grid`.
 
-The grid is `cofitune search` with a beam that expands everything: 7 layer ranges × {all, mha, ffn, up+down}; then the
-same regions are trained with a second seed, in a shuffled order, so that a part of them is a fair sample. Both are done
-under each measure (`search.measure`: losses and drift, or the scores of an evaluation): the rank correlation between
-the seeds says how far a measure repeats itself. The tree search has the same trials and takes them from the grid's
-store, since a trial's figures do not depend on what ran before it. The fast search (proxy, halving) pauses trials on
-the way, so it is run for itself, with a fifth of the grid's seconds for its budget.
+The grid is `cofitune search` with a beam that expands everything: 7 layer ranges × {all, mha, ffn, up+down}, or fewer
+(`--modules`); then the same regions are trained with a second seed, in a shuffled order, so that a part of them is a
+fair sample. Both are done under each measure (`search.measure`: losses and drift, or the scores of an evaluation): the
+rank correlation between the seeds says how far a measure repeats itself. The tree search has the same trials and takes
+them from the grid's store, since a trial's figures do not depend on what ran before it. The fast search (proxy,
+halving) pauses trials on the way, so it is run for itself, with a fifth of the grid's seconds for its budget.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from typing import Any
 
 from command import cofitune
 from grid_config import (
-    ALL_REGIONS,
-    GRID,
     MEASURES,
+    MODULES,
     REPOSITORY,
     SEEDS,
-    TREE,
+    grid_levels,
+    number_of_regions,
+    tree_levels,
     write_config,
     write_rehearsal_config,
 )
@@ -80,6 +81,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--hours", type=float, default=2.0, help="start no trial after this long; call it again")
     parser.add_argument("--steps", type=int, default=16, help="optimizer steps of a trial, of 8 items each")
     parser.add_argument("--rung", type=int, default=6, help="step at which the fast search thins its trials out")
+    parser.add_argument("--points", type=int, default=4, help="of a trial's curve under losses (default: %(default)s)")
+    parser.add_argument("--modules", nargs="+", choices=MODULES, default=list(MODULES), help="beside all; default: all")
     parser.add_argument("--items", type=int, default=40, help="items of each task (ifeval: a third of it)")
     parser.add_argument(
         "--prompts", type=int, default=120, help="general prompts that the base answers; half for drift"
@@ -100,7 +103,8 @@ def try_all(arguments: argparse.Namespace, measure: str, hours_left: HoursLeft) 
         return
     folder = arguments.work / measure
     spent = seconds_in(folder) / 3600
-    path = write_config(arguments, measure, measure, GRID, beam=ALL_REGIONS, budget_hours=spent + hours_left())
+    levels, regions = grid_levels(arguments.modules), number_of_regions(arguments.modules)
+    path = write_config(arguments, measure, measure, levels, beam=regions, budget_hours=spent + hours_left())
     try:
         cofitune("search", path)
     except subprocess.CalledProcessError:
@@ -109,9 +113,9 @@ def try_all(arguments: argparse.Namespace, measure: str, hours_left: HoursLeft) 
         print(f"the hours ended before one trial under {measure} was whole")
         return
     grid = read_grid(folder, measure, SEEDS)
-    if grid and len(grid.first) == ALL_REGIONS:
+    if grid and len(grid.first) == regions:
         hand_on(folder, arguments.work / f"{measure}-tree")
-        cofitune("search", write_config(arguments, f"{measure}-tree", measure, TREE))
+        cofitune("search", write_config(arguments, f"{measure}-tree", measure, tree_levels(arguments.modules)))
     if grid:
         train_again(path, grid, hours_left)
 
@@ -120,12 +124,16 @@ def try_fast(arguments: argparse.Namespace, measure: str, hours_left: HoursLeft)
     """Let the fast search look, with its share of the grid's seconds, once the whole grid is there."""
     grid = read_grid(arguments.work / measure, measure, SEEDS)
     name = f"{measure}-fast"
-    if grid is None or len(grid.first) < ALL_REGIONS or (arguments.work / name / "search" / "tree.json").exists():
+    is_whole = grid is not None and len(grid.first) == number_of_regions(arguments.modules)
+    if grid is None or not is_whole or (arguments.work / name / "search" / "tree.json").exists():
         return
     allowed = (TARGETS["fast"] * grid.seconds() + grid.base.seconds) / 3600  # a search's budget has the base in it
     if hours_left() > allowed - seconds_in(arguments.work / name) / 3600:
         fast: dict[str, Any] = {"proxy": "prune", "proxy_keep": 0.5, "halving": arguments.halving}
-        cofitune("search", write_config(arguments, name, measure, TREE, budget_hours=allowed, **fast))
+        cofitune(
+            "search",
+            write_config(arguments, name, measure, tree_levels(arguments.modules), budget_hours=allowed, **fast),
+        )
 
 
 def hand_on(grid: Path, tree: Path) -> None:
@@ -185,9 +193,10 @@ def write_results(arguments: argparse.Namespace) -> None:
         print("not one trial is finished yet; call it again")
         return
     settings: dict[str, Any] = {
-        name: getattr(arguments, name) for name in ("command", "max_length", "steps", "items", "prompts", "rehearse")
+        name: getattr(arguments, name)
+        for name in ("command", "max_length", "steps", "points", "items", "prompts", "rehearse")
     }
-    text = report(results, settings, machine(), TARGETS, ALL_REGIONS)
+    text = report(results, settings, machine(), TARGETS, number_of_regions(arguments.modules))
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "grid.md").write_text(text)
     numbers: Sequence[dict[str, Any]] = [one.to_json() for one in results]

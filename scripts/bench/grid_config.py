@@ -13,16 +13,29 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 MEASURES = ("loss", "score")
 SEEDS = (1234, 1235)
 RANGES = ["bottom1", "bottom2", "middle", "top", "bottom-plus", "middle-plus", "top-plus"]
-MODULES = [["mha"], ["ffn"], ["up_proj", "down_proj"]]
-GRID = [{"layers": RANGES}, {"modules": MODULES}]
-TREE = [
-    {"layers": ["bottom-plus", "middle-plus", "top-plus"]},
-    {"layers": ["bottom1", "bottom2", "middle", "top"]},
-    {"modules": [["mha"], ["ffn"], ["all"]]},
-    {"modules": [["up_proj", "down_proj"]]},
-]
-ALL_REGIONS = len(RANGES) * (1 + len(MODULES))
+MODULES = {"mha": ["mha"], "ffn": ["ffn"], "up+down": ["up_proj", "down_proj"]}  # beside all of a range
 REHEARSAL = "base"  # the folder below --work in which the base answers general prompts
+
+
+def grid_levels(modules: Sequence[str]) -> list[dict[str, Any]]:
+    """Every range, and in each of them every choice of modules."""
+    return [{"layers": RANGES}, {"modules": [MODULES[name] for name in modules]}]
+
+
+def tree_levels(modules: Sequence[str]) -> list[dict[str, Any]]:
+    """The paper's tree, as far as the grid has its regions."""
+    groups = [[name] for name in ("mha", "ffn") if name in modules]
+    levels: list[dict[str, Any]] = [{"layers": RANGES[4:]}, {"layers": RANGES[:4]}]
+    if groups:
+        levels.append({"modules": [*groups, ["all"]]})
+    if "up+down" in modules:
+        levels.append({"modules": [MODULES["up+down"]]})
+    return levels
+
+
+def number_of_regions(modules: Sequence[str]) -> int:
+    """How many regions the grid has."""
+    return len(RANGES) * (1 + len(modules))
 
 
 def write_config(arguments: argparse.Namespace, name: str, measure: str, levels: Sequence[Any], **search: Any) -> Path:
@@ -55,6 +68,7 @@ def write_config(arguments: argparse.Namespace, name: str, measure: str, levels:
             "levels": list(levels),
             "measure": measure,
             "train_steps": arguments.steps,
+            "points": arguments.points,
             "limit": None,
             "prefix_cache": "memory",
             "eval": {

@@ -43,21 +43,23 @@ def test_compare_writes_a_config(
 
 @pytest.mark.parametrize("bench", ["grid"], indirect=True)
 @pytest.mark.parametrize("measure", ["loss", "score"])
+@pytest.mark.parametrize("modules", [(), ("up+down",), ("mha", "ffn")])
 def test_grid_writes_configs_of_one_space(
-    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measure: str
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measure: str, modules: tuple[str, ...]
 ) -> None:
-    arguments = typed(bench, tmp_path, monkeypatch)
+    arguments = typed(bench, tmp_path, monkeypatch, *(("--modules", *modules) if modules else ()))
+    count, tree = bench.number_of_regions(arguments.modules), bench.tree_levels(arguments.modules)
     regions = []
-    for name, levels, beam in (("grid", bench.GRID, bench.ALL_REGIONS), ("tree", bench.TREE, 1)):
+    for name, levels, beam in (("grid", bench.grid_levels(arguments.modules), count), ("tree", tree, 1)):
         config = load_config(bench.write_config(arguments, name, measure, levels, beam=beam))
         assert [task.title for task in config.search.eval.speciality] == ["law"]  # type: ignore[union-attr]
         asked = [Level(level.layers or (), level.modules or ()) for level in config.search.levels]  # type: ignore[union-attr]
         planned = plan(asked, NUM_LAYERS, beam)
         regions.append({region for level in planned for region in level.candidates})
         most = sum(level.most for level in planned)
-        assert most == bench.ALL_REGIONS if name == "grid" else most < bench.TARGETS["tree"] * bench.ALL_REGIONS
+        assert most == count if name == "grid" else modules or most < bench.TARGETS["tree"] * count
     assert regions[1] <= regions[0], "what the tree tries is in the grid"
-    load_config(bench.write_config(arguments, "fast", measure, bench.TREE, proxy="prune", halving=arguments.halving))
+    load_config(bench.write_config(arguments, "fast", measure, tree, proxy="prune", halving=arguments.halving))
 
 
 @pytest.mark.parametrize("bench", ["grid"], indirect=True)
@@ -65,11 +67,14 @@ def test_grid_trains_alike_under_both_measures(
     bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = typed(bench, tmp_path, monkeypatch)
-    configs = [load_config(bench.write_config(arguments, m, m, bench.GRID)) for m in ("loss", "score")]
+    configs = [
+        load_config(bench.write_config(arguments, m, m, bench.grid_levels(arguments.modules)))
+        for m in ("loss", "score")
+    ]
     trainings = [config.train.model_dump(exclude={"drift_data"}) for config in configs]
     assert trainings[0] == trainings[1] and configs[0].data == configs[1].data
     answers = load_config(bench.write_rehearsal_config(arguments))
     assert configs[0].train.drift_data == str(Path(answers.output_dir or "") / "rehearsal")
     rehearsing = typed(bench, tmp_path, monkeypatch, "--rehearse")
-    config = load_config(bench.write_config(rehearsing, "loss", "loss", bench.GRID))
+    config = load_config(bench.write_config(rehearsing, "loss", "loss", bench.grid_levels(arguments.modules)))
     assert config.train.rehearsal and config.train.rehearsal.path == configs[0].train.drift_data
