@@ -8,7 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
@@ -314,6 +314,12 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
+@cache
+def _commands() -> Callable[[], Any]:
+    """All commands with their options: typer would read every signature anew at each call."""
+    return typer.main.get_command(app)
+
+
 def main() -> None:
     """Run the command line: a user's mistake is one message and exit code 2, anything else a traceback."""
     for stream in (sys.stdout, sys.stderr):
@@ -328,7 +334,7 @@ def main() -> None:
     NOTES_SAID.clear()
     code = 1  # a traceback's
     try:
-        app()
+        _commands()()
     except (UserError, OSError) as error:
         mistake = error if isinstance(error, UserError) else refused_by_machine(error)
         if mistake is None:

@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -146,9 +147,10 @@ def _append(path: Path, text: str) -> None:
 OUTPUT = Output()
 
 
-def shared_parameters() -> list[Parameter]:
+@cache
+def shared_parameters() -> tuple[Parameter, ...]:
     """The options that every command has; each tells `OUTPUT` where it is given."""
-    return list(typer.main.get_command(_SHARED).params)
+    return tuple(typer.main.get_command(_SHARED).params)
 
 
 def _on_json(context: typer.Context, value: bool) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dis
+from functools import cache
 from inspect import CO_VARARGS, CO_VARKEYWORDS
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 
@@ -22,5 +23,9 @@ def _content(function: FunctionType) -> tuple[Any, ...]:
     code = function.__code__
     more = code.co_flags & (CO_VARARGS | CO_VARKEYWORDS)  # other flags are of the file
     arguments = code.co_argcount, code.co_kwonlyargcount, more, code.co_varnames
-    instructions = [(i.opname, i.argval) for i in dis.get_instructions(function) if i.opname != "RESUME"]
-    return arguments, function.__defaults__, function.__kwdefaults__, instructions
+    return arguments, function.__defaults__, function.__kwdefaults__, _instructions(code)
+
+
+@cache
+def _instructions(code: CodeType) -> list[tuple[str, Any]]:
+    return [(i.opname, i.argval) for i in dis.get_instructions(code) if i.opname != "RESUME"]

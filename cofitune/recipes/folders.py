@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,7 @@ def versions_of_packages() -> dict[str, str]:
     return {"python": python, "cofitune": __version__, **{name: package_version(name) for name in PACKAGES}}
 
 
+@cache
 def package_version(package: str) -> str:
     try:
         return metadata.version(package)
