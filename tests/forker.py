@@ -52,7 +52,7 @@ MODULES = (
 )  # fmt: skip
 READ_ON_IMPORT = ("HF_", "OMP_", "PYTHON", "TRANSFORMERS_", "LC_", "LANG", "CUDA_", "LD_", "TORCH_COMPILE")
 ENABLED = [True]  # whether processes are forked: a test may want interpreters that import by themselves
-EXPECTED = {"PYTHONPATH"}  # tests put the repository there, which the forker has
+HEEDED = {"PYTHONPATH", "PYTHONIOENCODING"}  # by `_run`
 
 
 class Forker:
@@ -140,7 +140,7 @@ def _understood(given: dict[str, Any]) -> dict[str, Any] | None:
     if kind != SCRIPT and not any(name in what for name in ("cofitune", "torch.distributed.run", "tests.")):
         return None
     environment = {os.fsdecode(k): os.fsdecode(v) for k, v in (given["env"] or os.environ).items()}
-    names = {n for n in (*environment, *os.environ) if n.startswith(READ_ON_IMPORT)} - EXPECTED
+    names = {n for n in (*environment, *os.environ) if n.startswith(READ_ON_IMPORT)} - HEEDED
     if any(environment.get(name) != os.environ.get(name) for name in names):
         return None
     return {
@@ -239,12 +239,14 @@ def _put_in_place(numbers: list[int], got: list[int]) -> None:
 
 def _open_streams(unbuffered: bool) -> None:
     """Open the three standard streams on what their descriptors are now, as a new Python does."""
-    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # type: ignore[misc]  # noqa: SIM115
-    for name, number, errors in (("stdout", 1, "strict"), ("stderr", 2, "backslashreplace")):
+    given, _, mistakes = os.environ.get("PYTHONIOENCODING", "").partition(":")
+    encoding, strict = given or "utf-8", mistakes or "strict"
+    sys.stdin = sys.__stdin__ = open(0, encoding=encoding, errors=strict, closefd=False)  # type: ignore[misc]  # noqa: SIM115
+    for name, number, errors in (("stdout", 1, strict), ("stderr", 2, "backslashreplace")):
         binary = os.fdopen(number, "wb", closefd=False)
         line_buffered = number == 2 or os.isatty(number)
         stream = io.TextIOWrapper(
-            binary, encoding="utf-8", errors=errors, line_buffering=line_buffered, write_through=unbuffered
+            binary, encoding=encoding, errors=errors, line_buffering=line_buffered, write_through=unbuffered
         )
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
@@ -262,6 +264,8 @@ def _run(request: dict[str, Any]) -> None:
     _open_streams("-u" in request["flags"])
     if "-W" in request["flags"]:
         warnings.simplefilter("ignore")
+    packages = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[1:1] = [folder for folder in packages if folder and folder not in sys.path]
     if request["kind"] == "-c":
         sys.argv, sys.path[0] = ["-c", *request["arguments"]], ""
         exec(compile(request["what"], "<string>", "exec"), {"__name__": "__main__"})
@@ -306,8 +310,10 @@ def _prepare() -> None:
     from torch.distributed.elastic.rendezvous import dynamic_rendezvous
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
+    from cofitune import cli
     from cofitune.zero import skip_cpu_communication_op, skip_muon_compilation
 
+    cli._commands()
     skip_muon_compilation()
     skip_cpu_communication_op()  # DeepSpeed asks the compiler what it can build
     get_checkpoint_conversion_mapping("llama")  # it compiles a thousand patterns and keeps them

@@ -21,6 +21,7 @@ TELL = """
 import json, os, sys, cofitune
 about = {"argv": sys.argv, "folder": os.getcwd(), "parent": os.getppid(), "own session": os.getsid(0) == os.getpid()}
 about |= {"name": os.environ.get("NAME"), "input": sys.stdin.read(), "main": __name__, "unread": "GONE" in os.environ}
+about |= {"encoding": sys.stdout.encoding, "errors": sys.stdout.errors, "packages": "/packages" in sys.path}
 about |= {"open": os.path.realpath("/proc/self/fd/" + sys.argv[1]).endswith("/lock")}
 print(json.dumps(about))
 print("to stderr", file=sys.stderr)
@@ -29,7 +30,8 @@ sys.exit(3)
 
 
 def tell(folder: Path, what: list[str], descriptor: int, **options: Any) -> tuple[dict[str, Any], str, int]:
-    environment = {name: value for name, value in os.environ.items() if name != "GONE"} | {"NAME": "Wert ü"}
+    own = {"NAME": "Wert ü", "PYTHONPATH": "/packages", "PYTHONIOENCODING": "iso8859-1:replace"}
+    environment = {name: value for name, value in os.environ.items() if name != "GONE"} | own
     done = subprocess.run(
         [sys.executable, *what, str(descriptor)],
         cwd=folder, env=environment, input="line\n", capture_output=True, text=True, check=False, **options,
@@ -51,6 +53,7 @@ def test_it_has_what_an_interpreter_has(
         assert forked == tell(tmp_path, what, file.fileno(), **options)
     about, stderr, code = forked
     assert (stderr, code) == ("to stderr\n", 3)
+    assert (about["encoding"], about["errors"], about["packages"]) == ("iso8859-1", "replace", True)
     assert about["parent"] == os.getpid() and about["own session"] == about["open"] == inherits
 
 

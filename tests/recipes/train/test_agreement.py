@@ -28,7 +28,6 @@ def machine(here: Path, model: Path, items: int, **config: Any) -> Path:
     return here
 
 
-@pytest.mark.interpreter  # whose PYTHONPATH has packages of its own
 def test_another_copy_of_data_config_or_packages_is_named(tmp_path: Path, tiny_model_folder: Path) -> None:
     machines = []
     for rank, name in enumerate(("a", "b")):
