@@ -35,6 +35,7 @@ LONG = (
     "training/test_sharded_rehearsal.py",
 )
 FROZEN = [0]  # modules that were loaded when the garbage collector was last told to leave them out
+os.environ["HF_HUB_OFFLINE"] = "1"  # or what asks a hub that does not answer tries it again for half a minute
 WORKERS = os.environ.get("PYTEST_XDIST_WORKER_COUNT")
 if WORKERS:  # before torch is imported: workers that each took every core would wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(WORKERS))))

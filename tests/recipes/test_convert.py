@@ -266,6 +266,7 @@ def test_a_hub_model_with_code_of_its_own_is_fetched_with_it(
     (folder / "own.py").write_text(MODELING)
     code = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
     edit(folder / "config.json", model_type="own_llama", architectures=["OwnForCausalLM"], auto_map=code)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)

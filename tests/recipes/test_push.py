@@ -26,6 +26,7 @@ def run(tmp_path: Path, tiny_model_folder: Path) -> Path:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub that this process asks, with a token that it knows."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # its storage is another server's
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with serve() as result:

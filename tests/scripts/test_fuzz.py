@@ -22,7 +22,6 @@ INPUTS = {
 def fuzz(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The script as a module."""
     monkeypatch.syspath_prepend(str(BENCH))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     import fuzz
 
     yield fuzz

@@ -93,7 +93,7 @@ def command_line(model: Path, tasks: list[EvalTask], folder: Path, *options: str
     places = f"--include_path {folder}/include --output_path {folder}/out --log_samples"
     command = [sys.executable, "-m", "lm_eval", "run", *settings.split(), *places.split(), *options]
     alone = {name: value for name, value in os.environ.items() if name not in VARIABLES}  # of whom no test made a rank
-    subprocess.run(command, check=True, capture_output=True, env={**alone, "HF_HUB_OFFLINE": "1"})
+    subprocess.run(command, check=True, capture_output=True, env=alone)
     (report,) = (folder / "out").rglob("results_*.json")
     logged = {
         task.title: [json.loads(line) for line in next(report.parent.glob(f"samples_{task.harness}_*")).open()]

@@ -141,7 +141,6 @@ def test_a_mistake_is_one_message(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # or it is tried again and again
     places = {"RUN": run, "MODEL": decided_model_folder}
     assert run_command(monkeypatch, "chat", *(places.get(word, word) for word in words)) == 2
     assert message in capsys.readouterr().err

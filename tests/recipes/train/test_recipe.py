@@ -322,7 +322,6 @@ def test_a_users_mistake_is_one_message_exit_2_and_no_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     _break(config, tmp_path, tiny_model_folder, how)
     assert run_train(monkeypatch, config) == 2
     output = capsys.readouterr()
