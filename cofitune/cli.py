@@ -137,13 +137,10 @@ def rehearse(
     from cofitune.recipes.rehearse import plan as planning
     from cofitune.recipes.rehearse import recipe
 
-    if planning.choose_engine(resolved.rehearsal.engine) == "vllm" and not dry_run:
-        launcher.require_single_process("rehearse with vllm")  # which takes all GPUs in one process
-    elif launcher.launch_ranks_if_needed(
-        num_processes,
-        hostfile,
-        dry_run,
-        lambda _: planning.plan_rehearse(resolved, overwrite),
+    asked_for_ranks = hostfile is not None or (num_processes or 1) > 1
+    takes_all_gpus = planning.choose_engine(resolved.rehearsal.engine, asked_for_ranks) == "vllm"
+    if not takes_all_gpus and launcher.launch_ranks_if_needed(
+        num_processes, hostfile, dry_run, lambda _: planning.plan_rehearse(resolved, overwrite)
     ):
         return
     ranks = launcher.choose_ranks(num_processes, hostfile).count if dry_run else 1

@@ -19,6 +19,7 @@ from cofitune.distributed import device
 from cofitune.errors import ArtifactError, ConfigError, UserError
 from cofitune.files import read_json, sha256_json
 from cofitune.model.load import choose_dtype
+from cofitune.ranks import this_rank
 from cofitune.recipes.folders import check_folder, package_version
 from cofitune.recipes.from_config import data_sources, written_day
 from cofitune.recipes.prerequisites import Prerequisites
@@ -188,12 +189,16 @@ def plan_rehearse(config: Config, overwrite: bool = False, dry_run: bool = False
     return plan
 
 
-def choose_engine(requested: str) -> str:
+def choose_engine(requested: str, asked_for_ranks: bool = False) -> str:
     """Resolve `rehearsal.engine`.
 
+    Args:
+        asked_for_ranks: whether several ranks are to answer; here or as a rank of several, `auto` is transformers.
+
     Raises:
-        UserError: vLLM is asked for and not installed, or there is no GPU for it.
+        UserError: vLLM is asked for, and not installed, or there is no GPU for it, or several ranks are asked for.
     """
+    several = asked_for_ranks or this_rank().world_size > 1
     installed = importlib.util.find_spec("vllm") is not None
     if requested == "vllm":
         if not installed:
@@ -202,7 +207,13 @@ def choose_engine(requested: str) -> str:
             )
         if not torch.cuda.is_available():
             raise UserError("rehearsal.engine: vllm needs a GPU, and there is none here; use transformers")
-    return "vllm" if requested != "transformers" and installed and torch.cuda.is_available() else "transformers"
+        if several:
+            raise UserError(
+                "rehearsal.engine: vllm is one process that takes all GPUs: leave out --num-processes and --hostfile, "
+                "torchrun and srun; or use transformers, whose ranks share the prompts"
+            )
+    is_vllm = requested != "transformers" and installed and torch.cuda.is_available() and not several
+    return "vllm" if is_vllm else "transformers"
 
 
 def _reasons(account: ItemCounts) -> str:

@@ -632,6 +632,27 @@ def test_vllm_that_is_not_there_is_named(place: Place, monkeypatch: pytest.Monke
         assert planning.choose_engine("auto") == planning.choose_engine("transformers") == "transformers"
 
 
+@pytest.fixture
+def vllm_and_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = planning.importlib.util.find_spec
+    monkeypatch.setattr(planning.importlib.util, "find_spec", lambda n, *_: object() if n == "vllm" else real(n))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+@pytest.mark.usefixtures("vllm_and_a_gpu")
+def test_several_ranks_answer_with_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM takes all GPUs in one process; under srun or torchrun, and with --num-processes, ranks are wanted."""
+    assert planning.choose_engine("auto") == planning.choose_engine("vllm") == "vllm"
+    assert planning.choose_engine("auto", asked_for_ranks=True) == "transformers"
+    with pytest.raises(UserError, match="leave out --num-processes and --hostfile"):
+        planning.choose_engine("vllm", asked_for_ranks=True)
+    for name, value in (("RANK", "1"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    assert planning.choose_engine("auto") == "transformers"
+    with pytest.raises(UserError, match="torchrun and srun"):
+        planning.choose_engine("vllm")
+
+
 def under_vllm(monkeypatch: pytest.MonkeyPatch, place: Place) -> list[str]:
     """Have what writes elsewhere stand for vLLM; returns what was done, in order."""
     order: list[str] = []
@@ -658,7 +679,7 @@ def under_vllm(monkeypatch: pytest.MonkeyPatch, place: Place) -> list[str]:
     load = writer.load_base
     monkeypatch.setattr(writer, "load_base", load_base)
     monkeypatch.setattr(writer, "VllmGenerator", Stub)
-    monkeypatch.setattr(planning, "choose_engine", lambda _: "vllm")
+    monkeypatch.setattr(planning, "choose_engine", lambda *_: "vllm")
     return order
 
 
