@@ -143,6 +143,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _no_fsync() -> Iterator[None]:
+    """Wait for no disk: what tests write need not outlive a power cut. The forker does the same for processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _forked_processes() -> None:
     """Fork the Python processes that tests start from one that has imported everything."""
     forker.install()

@@ -137,7 +137,7 @@ def _understood(given: dict[str, Any]) -> dict[str, Any] | None:
     if len(words) < 2 or words[0] not in ("-m", "-c", SCRIPT) or flags not in ([], ["-u"], ["-W", "ignore"]):
         return None
     kind, what, *arguments = words
-    if kind != SCRIPT and not any(name in what for name in ("cofitune", "torch.distributed.run", "tests.")):
+    if kind != SCRIPT and not any(name in what for name in ("cofitune", "torch.distributed.run", "lm_eval", "tests.")):
         return None
     environment = {os.fsdecode(k): os.fsdecode(v) for k, v in (given["env"] or os.environ).items()}
     names = {n for n in (*environment, *os.environ) if n.startswith(READ_ON_IMPORT)} - HEEDED
@@ -313,6 +313,7 @@ def _prepare() -> None:
     from cofitune import cli
     from cofitune.zero import skip_cpu_communication_op, skip_muon_compilation
 
+    os.fsync = lambda fd: None  # a tiny training waits for the disk twenty times
     cli._commands()
     skip_muon_compilation()
     skip_cpu_communication_op()  # DeepSpeed asks the compiler what it can build
