@@ -22,7 +22,7 @@ from cofitune.softmask.factors import Factor, build_factors
 from cofitune.training.engine import EngineSettings
 from tests.helpers import freeze_imports
 
-VOCAB, LAYERS, STEPS, WORLD, MICRO, ACCUMULATION, SEED = 64, 4, 7, 2, 2, 2, 5
+VOCAB, LAYERS, STEPS, WORLD, MICRO, ACCUMULATION, SEED = 64, 4, 5, 2, 2, 2, 5
 VALIDATION = 5  # items: at the second forward there is one for two ranks
 M = TypeVar("M", bound=PreTrainedModel)
 ALL_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -181,7 +181,7 @@ def factors_of(case: Case, anatomy: Anatomy) -> dict[str, Factor]:
 
 
 def plan_of(case: Case) -> Plan:
-    """Seven steps: more than one pass, whose last step is short."""
+    """Five steps: more than one pass, whose last step is short."""
     return plan_steps(13, MICRO, case.accumulation, WORLD, 1, STEPS)
 
 

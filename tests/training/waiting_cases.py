@@ -13,7 +13,7 @@ from tests.helpers import freeze_imports
 from tests.training import sharded_cases as sharded
 from tests.training import state_cases as cases
 
-TIMEOUT, LONGER = 4, 7  # seconds: of a collective, and of rank 0's work
+TIMEOUT, LONGER = 4, 5  # seconds: of a collective, and of rank 0's work
 
 
 def main() -> None:
