@@ -25,6 +25,7 @@ LONG = (
     "launch/test_hostfile.py",
     "model/test_layouts.py",
     "recipes/compare/test_recipe.py",
+    "evaluation/harness/test_tasks.py",
     "recipes/train/test_resume.py",
     "recipes/compare/test_baselines.py",
     "recipes/train/test_drift.py",
