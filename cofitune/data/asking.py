@@ -97,14 +97,14 @@ def fixed_opening(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _opening(tokenizer: PreTrainedTokenizerBase, roles: tuple[str, ...]) -> Prompt:
     """What every response begins with behind the generation prompt: only tokens that no answer changes."""
-    store, key = remembered(tokenizer, ("opening", roles))
-    if key not in store:
+
+    def find_out() -> Prompt:
         try:
-            store[key] = _find_opening(tokenizer, marked([{"role": role} for role in roles]))
+            return _find_opening(tokenizer, marked([{"role": role} for role in roles]))
         except (TemplateError, BadItemError):  # a given response has no place there, so that nothing opens it
-            store[key] = Prompt("", ())
-    result: Prompt = store[key]
-    return result
+            return Prompt("", ())
+
+    return remembered(tokenizer, ("opening", roles), find_out)
 
 
 def _find_opening(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, object]]) -> Prompt:

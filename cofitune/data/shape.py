@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from jinja2 import TemplateError
@@ -15,6 +15,7 @@ from cofitune.data.template import merges_system, render
 
 MARK = "q7f3a9zk{}x"  # stands in for a text; no template writes it, and none trims it
 Messages = Sequence[Mapping[str, Any]]
+T = TypeVar("T")
 
 _KNOWN: WeakKeyDictionary[PreTrainedTokenizerBase, dict[object, Any]] = WeakKeyDictionary()
 
@@ -32,10 +33,14 @@ class Around:
     tail: str
 
 
-def remembered(tokenizer: PreTrainedTokenizerBase, key: object) -> tuple[dict[object, Any], object]:
-    """A store of what is known of the tokenizer under its present template, and the full key in it."""
+def remembered(tokenizer: PreTrainedTokenizerBase, key: object, find_out: Callable[[], T]) -> T:
+    """What is known under this key of the tokenizer with its present template; the first time it is found out."""
     store = _KNOWN.setdefault(tokenizer, {})
-    return store, (tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token, key)
+    key = tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token, key
+    if key not in store:
+        store[key] = find_out()
+    result: T = store[key]
+    return result
 
 
 def mark(index: int) -> str:
@@ -60,28 +65,28 @@ def split_at_response(
 
 def around_response(tokenizer: PreTrainedTokenizerBase, roles: tuple[str, ...]) -> Around | None:
     """What stands around the response at the end of turns of these roles; None where the two cannot be told apart."""
-    store, key = remembered(tokenizer, ("around", roles))
-    if key not in store:
+
+    def find_out() -> Around | None:
         messages = marked([{"role": role} for role in roles])
         prompt = render(tokenizer, messages[:-1], add_generation_prompt=True)
         parts = split_at_response(tokenizer, messages, ())
         fits = parts is not None and parts[0].startswith(prompt)
-        store[key] = Around(parts[0][len(prompt) :], parts[1]) if parts is not None and fits else None
-    result: Around | None = store[key]
-    return result
+        return Around(parts[0][len(prompt) :], parts[1]) if parts is not None and fits else None
+
+    return remembered(tokenizer, ("around", roles), find_out)
 
 
 def dropped_turns(
     tokenizer: PreTrainedTokenizerBase, messages: Messages, tools: Sequence[Mapping[str, object]] = ()
 ) -> list[int]:
     """Places of the turns whose text the template never writes, whatever it is."""
-    store, key = remembered(tokenizer, ("dropped", _pattern(messages), bool(tools)))
-    if key not in store:
+
+    def find_out() -> list[int]:
         ends_open = messages[-1]["role"] != "assistant"
         text = render(tokenizer, marked(messages), add_generation_prompt=ends_open, tools=tools)
-        store[key] = [index for index, m in enumerate(messages) if m["content"] and mark(index) not in text]
-    result: list[int] = store[key]
-    return result
+        return [index for index, m in enumerate(messages) if m["content"] and mark(index) not in text]
+
+    return remembered(tokenizer, ("dropped", _pattern(messages), bool(tools)), find_out)
 
 
 def system_advice(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
@@ -116,10 +121,7 @@ def next_turn_opening(tokenizer: PreTrainedTokenizerBase) -> str:
     The first Llama-3-Instruct's template did so. Mistral's write the same whether they are asked to or not, too, but
     nothing behind a response's end.
     """
-    store, key = remembered(tokenizer, "next turn's opening")
-    if key not in store:
-        store[key] = _next_turn_opening(tokenizer)
-    return str(store[key])
+    return remembered(tokenizer, "next turn's opening", lambda: _next_turn_opening(tokenizer))
 
 
 def _next_turn_opening(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -140,10 +142,7 @@ def end_before_next_turn(tokenizer: PreTrainedTokenizerBase) -> str:
 
     Some templates (GLM-4's) close a turn by the next turn's own opening token, at which a generation stops.
     """
-    store, key = remembered(tokenizer, "end before next turn")
-    if key not in store:
-        store[key] = _end_before_next_turn(tokenizer)
-    return str(store[key])
+    return remembered(tokenizer, "end before next turn", lambda: _end_before_next_turn(tokenizer))
 
 
 def _end_before_next_turn(tokenizer: PreTrainedTokenizerBase) -> str:

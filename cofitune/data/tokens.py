@@ -125,22 +125,14 @@ def _end_of_prompt(
 
 
 def _control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    store, key = remembered(tokenizer, "control ids")
-    if key not in store:
-        store[key] = frozenset(control_tokens(tokenizer).values())
-    result: frozenset[int] = store[key]
-    return result
+    return remembered(tokenizer, "control ids", lambda: frozenset(control_tokens(tokenizer).values()))
 
 
 def _known_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids, remembered where the text is short: what stands between a control token and a response repeats."""
     if len(text) > LONGEST_KEPT:
         return token_ids(tokenizer, text)
-    store, key = remembered(tokenizer, ("ids", text))
-    if key not in store:
-        store[key] = token_ids(tokenizer, text)
-    result: list[int] = store[key]
-    return result
+    return remembered(tokenizer, ("ids", text), lambda: token_ids(tokenizer, text))
 
 
 def _tokenize_behind(
