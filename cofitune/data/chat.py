@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, overload
 
 from jinja2 import TemplateError
 from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -21,8 +22,8 @@ from cofitune.data.top_k import TopK
 from cofitune.data.turns import REASONING
 
 __all__ = [
-    "IGNORED", "PLAIN_TEMPLATE", "ChatTemplate", "EncodedItem", "Example", "encode", "encode_item", "encode_rows",
-    "end_ids", "render", "set_template", "template_ends",
+    "IGNORED", "PLAIN_TEMPLATE", "ChatTemplate", "EncodedItem", "Example", "LazyExamples", "encode", "encode_item",
+    "encode_rows", "end_ids", "render", "set_template", "template_ends",
 ]  # fmt: skip
 
 IGNORED = -100  # the label that torch's cross-entropy skips
@@ -48,6 +49,23 @@ class Example:
         """Tokens that carry the loss. The first token of all is never predicted, so it never counts."""
         predicted = self.labels[1:]
         return len(predicted) - predicted.count(IGNORED)
+
+
+class LazyExamples(Sequence[Example]):
+    """Examples that are made when they are asked for; those of a slice all at once."""
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self.example(i) for i in range(*index.indices(len(self)))]
+        return self.example(index)
+
+    @abstractmethod
+    def example(self, index: int) -> Example:
+        """One of them."""
 
 
 def encode_rows(

@@ -11,14 +11,13 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerBase
 
-from cofitune.data.chat import IGNORED, Example, encode_rows
+from cofitune.data.chat import IGNORED, Example, LazyExamples, encode_rows
 from cofitune.data.encoded_cache import ITEMS, new_entry, read_entry, write_account
 from cofitune.data.read import ItemCounts, Row
 from cofitune.data.sources import OpenSource, Source, open_source
@@ -49,7 +48,7 @@ class Encoding:
     on_bad_item: str = "error"
 
 
-class Examples(Sequence[Example]):
+class Examples(LazyExamples):
     """Tokenized items in memory-mapped Arrow tables; only what is asked for is read.
 
     Attributes:
@@ -70,13 +69,8 @@ class Examples(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.lengths)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def example(self, index: int) -> Example:
+        """One of them."""
         ids = self._table["input_ids"][index].values.to_numpy()
         supervised = self._table["supervised"][index].values.to_numpy(zero_copy_only=False)
         return Example(ids.tolist(), np.where(supervised, ids, IGNORED).tolist())

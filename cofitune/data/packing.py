@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from typing import Protocol, overload
+from typing import Protocol
 
 import numpy as np
 
-from cofitune.data.chat import IGNORED, Example
+from cofitune.data.chat import IGNORED, Example, LazyExamples
 from cofitune.data.top_k import TopK
 
 
@@ -58,7 +58,7 @@ class WithLengths(Protocol):
     def __getitem__(self, index: int, /) -> Example: ...
 
 
-class Packs(Sequence[Example]):
+class Packs(LazyExamples):
     """Packs of examples, each read as one example with its parts' lengths.
 
     Attributes:
@@ -73,13 +73,8 @@ class Packs(Sequence[Example]):
     def __len__(self) -> int:
         return len(self._packs)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def example(self, index: int) -> Example:
+        """One of them."""
         return join([self._examples[int(item)] for item in self._packs[index]])
 
 

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from cofitune.data.chat import IGNORED, Example
+from cofitune.data.chat import IGNORED, Example, LazyExamples
 from cofitune.data.formats import BadItemError
 from cofitune.data.read import ItemCounts, bad_item
 from cofitune.data.top_k import TopK
@@ -101,7 +101,7 @@ class Rehearsal:
             return TopK(*(file.get_slice(name)[rows] for name in ("indices", "log_probs", "rest")))
 
 
-class RehearsalExamples(Sequence[Example]):
+class RehearsalExamples(LazyExamples):
     """Some items of a rehearsal as a training reads them.
 
     Attributes:
@@ -131,15 +131,8 @@ class RehearsalExamples(Sequence[Example]):
     def __len__(self) -> int:
         return len(self._chosen)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def example(self, index: int) -> Example:
+        """One of them."""
         place = self._chosen[index]
         ids, prompt = self._ids(place), len(self._rehearsal.items[place].prompt_ids)
         top_k = self._rehearsal.probabilities_of(place).first(len(ids) - prompt) if self._with_top_k else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from cofitune.config import schema
 from cofitune.config.train import TrainRehearsal
 from cofitune.data.asking import fixed_opening
 from cofitune.data.batches import RehearsalMix
-from cofitune.data.chat import Example
+from cofitune.data.chat import Example, LazyExamples
 from cofitune.data.encoded import tokenizer_sha256
 from cofitune.data.packing import Packs, pack_lengths
 from cofitune.data.read import ItemCounts
@@ -74,7 +73,7 @@ class Rehearsed:
         return {**self.trained_on(), **held_out}
 
 
-class Joined(Sequence[Example]):
+class Joined(LazyExamples):
     """Two sequences of examples as one; nothing is copied."""
 
     def __init__(self, first: Sequence[Example], second: Sequence[Example]) -> None:
@@ -83,15 +82,8 @@ class Joined(Sequence[Example]):
     def __len__(self) -> int:
         return len(self._first) + len(self._second)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def example(self, index: int) -> Example:
+        """One of them."""
         return self._first[index] if index < len(self._first) else self._second[index - len(self._first)]
 
 
