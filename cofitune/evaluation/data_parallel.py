@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import distributed
 from torch.distributed import ProcessGroup
 
-from cofitune.distributed import LONGEST_WAIT, device, waiting_group
-from cofitune.errors import UserError
+from cofitune.distributed import LONGEST_WAIT, device, run_on_rank_zero, waiting_group
 
 T = TypeVar("T")
 
@@ -66,20 +65,7 @@ class BatchSharding:
         Raises:
             UserError: rank 0 met one; every rank raises it.
         """
-        if self.world_size == 1:
-            return work()
-        result: list[Any] = [None, None]  # what came of it, or a mistake's words
-        mistake: UserError | None = None
-        if self.rank == 0:
-            try:
-                result[0] = work()
-            except UserError as error:
-                mistake, result[1] = error, str(error)
-        value, message = self.broadcast(result)
-        if message is not None:
-            raise mistake or UserError(message, everywhere=True)
-        done: T = value
-        return done
+        return work() if self.world_size == 1 else run_on_rank_zero(work)
 
     def least(self, own: Mapping[str, int]) -> dict[str, int]:
         """Of each number the smallest of any rank; all ranks have the same names."""
