@@ -32,12 +32,7 @@ def add_suites(data: dict[str, object], sources: dict[Place, str], read: Read) -
         What is wrong with a suite, if anything.
     """
     problems = []
-    for place in SECTIONS:
-        section = _at(data, place)
-        name = None if section is None else section.get("suite")
-        if section is None or not isinstance(name, str):
-            continue
-        del section["suite"]
+    for place, section, name in _taken_out(data, "suite"):
         try:
             path = find_shipped("suite", name)
         except ValueError as error:
@@ -58,17 +53,21 @@ def add_suites(data: dict[str, object], sources: dict[Place, str], read: Read) -
 
 def start_from_data(data: dict[str, object]) -> None:
     """Let the relative paths of a section's tasks start from its `data`; `data` is gone afterwards."""
-    for place in SECTIONS:
-        section = _at(data, place)
-        folder = None if section is None else section.get("data")
-        if section is None or not isinstance(folder, str):
-            continue
-        del section["data"]
+    for _, section, folder in _taken_out(data, "data"):
         for task in _tasks(section):
             for key in TASK_PATHS:
                 path = task.get(key)
                 if isinstance(path, str) and not path.startswith(("~", "${")):
                     task[key] = str(Path(folder) / path)
+
+
+def _taken_out(data: dict[str, object], key: str) -> Iterator[tuple[Place, dict[str, object], str]]:
+    """The sections of tasks that say a text under this key, which is gone from them; each with its place and text."""
+    for place in SECTIONS:
+        section = _at(data, place)
+        if section is not None and isinstance(text := section.get(key), str):
+            del section[key]
+            yield place, section, text
 
 
 def _missing_parts(section: dict[str, object], suite: dict[str, object]) -> Iterator[tuple[Place, dict[str, object]]]:
