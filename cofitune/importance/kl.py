@@ -67,12 +67,9 @@ def _kl_at_head(
         hidden.append(args[0][places])  # [N, H]
         return (hidden[0][:1].detach(),)
 
-    with seeded_dropout(*draws[0], ids.device):
-        handle = head.register_forward_pre_hook(leave, prepend=True)  # before ZeRO-3's, which watch what enters
-        try:
-            model(input_ids=ids, attention_mask=mask, use_cache=False)
-        finally:
-            handle.remove()
+    # before ZeRO-3's hooks, which watch what enters
+    with seeded_dropout(*draws[0], ids.device), head.register_forward_pre_hook(leave, prepend=True):
+        model(input_ids=ids, attention_mask=mask, use_cache=False)
     restore_backward_counters(model, hidden[0])
     scaling = scaling_of(model)
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -176,12 +176,10 @@ def _watched(model: nn.Module, anatomy: Anatomy, norm: Norm, sums: Mapping[str, 
 
         return look
 
-    handles = [parameters[name].register_post_accumulate_grad_hook(hook_of(name)) for name in owners]
-    try:
+    with ExitStack() as hooks:
+        for name in owners:
+            hooks.enter_context(parameters[name].register_post_accumulate_grad_hook(hook_of(name)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _own(gradient: Tensor, anatomy: Anatomy, layer: int, module: str, owners: int) -> Tensor:

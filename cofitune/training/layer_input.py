@@ -51,13 +51,11 @@ class LayerInput:
             return look
 
         places = [self._model.get_submodule(f"{self._layers}.{index}") for index in range(self.first)]
-        handles = [place.register_forward_hook(note(index)) for index, place in enumerate(places)]
-        handles.append(self._layer.register_forward_pre_hook(tell, with_kwargs=True))
-        try:
+        with ExitStack() as hooks:
+            for index, place in enumerate(places):
+                hooks.enter_context(place.register_forward_hook(note(index)))
+            hooks.enter_context(self._layer.register_forward_pre_hook(tell, with_kwargs=True))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     @contextmanager
     def replay(self, hidden: Tensor) -> Iterator[None]:
@@ -86,11 +84,8 @@ class LayerInput:
         def copy(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
             entered.append(_copied((args, kwargs)))
 
-        handle = self._layer.register_forward_pre_hook(copy, with_kwargs=True)
-        try:
+        with self._layer.register_forward_pre_hook(copy, with_kwargs=True):
             yield
-        finally:
-            handle.remove()
 
     @property
     def _layer(self) -> nn.Module:

@@ -185,8 +185,5 @@ def _head_sees(model: Model, rows: Tensor, positions: Tensor) -> Iterator[None]:
     if head is None:
         yield
         return
-    handle = head.register_forward_pre_hook(lambda _, args: (args[0][rows, positions],))
-    try:
+    with head.register_forward_pre_hook(lambda _, args: (args[0][rows, positions],)):
         yield
-    finally:
-        handle.remove()
