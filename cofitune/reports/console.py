@@ -1,8 +1,10 @@
-"""One way to print a line of text, so that no command has to think of markup, colours or wrapping."""
+"""One way to print a line of text, and to begin a table: no command has to think of markup, colours or wrapping."""
 
 from __future__ import annotations
 
-from rich.console import Console
+from rich import box
+from rich.console import Console, JustifyMethod
+from rich.table import Table
 from rich.text import Text
 
 Part = str | tuple[str, str]  # text, or text and its style
@@ -26,3 +28,17 @@ def say(console: Console, *parts: Part, style: str = "") -> None:
         steps: 12 of 32 items
     """
     console.print(Text.assemble(*parts, style=style), highlight=False, soft_wrap=True)
+
+
+def plain_table(
+    title: str | Text | None = None, *, title_style: str | None = None, title_justify: JustifyMethod = "center"
+) -> Table:
+    """A table without vertical lines and with little padding, so that 80 columns hold it."""
+    return Table(
+        title=title,
+        title_style=title_style,
+        title_justify=title_justify,
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )

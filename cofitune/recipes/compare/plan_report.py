@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from cofitune.files import gib
 from cofitune.recipes.compare.plan import SCORED, ComparePlan, Run, required_disk_bytes
 from cofitune.recipes.folders import free_bytes
 from cofitune.recipes.on_plan import PlanFacts
-from cofitune.reports.console import say, stopped
+from cofitune.reports.console import plain_table, say, stopped
 from cofitune.reports.text import duration
 
 
@@ -30,7 +28,7 @@ def print_plan(
         done: names of finished runs.
         is_auto: whether the config left the batches of the evaluation open.
     """
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = plain_table()
     for name in ("method", "peak rates"):
         table.add_column(name, overflow="fold")
     for name in ("seeds", "steps a run", "trainable parameters", "runs", "done"):

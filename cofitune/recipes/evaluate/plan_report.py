@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from cofitune.evaluation.batch_size import device_memory
 from cofitune.recipes.evaluate.batches import AUTO, asking_memory, memory_lines
 from cofitune.recipes.evaluate.plan import EvalPlan, Results
 from cofitune.recipes.on_plan import PlanFacts
-from cofitune.reports.console import say, stopped
+from cofitune.reports.console import plain_table, say, stopped
 
 
 def print_plan(plan: EvalPlan, known: Results, console: Console, overwrite: bool = False) -> None:
     """Say what is asked of which model, what is known already, and what will be written."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = plain_table()
     for name in ("category", "task", "kind", "metric"):
         table.add_column(name)
     for name in ("items", "longest prompt, tokens"):
@@ -27,7 +25,7 @@ def print_plan(plan: EvalPlan, known: Results, console: Console, overwrite: bool
         table.add_row(*map(Text, (task.category, task.title, task.kind, loaded.metric.name, items, tokens)))
     console.print(table)
     tell_left_out(plan, console)
-    models = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    models = plain_table()
     for name in ("model", "role", "path", "to score"):
         models.add_column(name, overflow="fold")
     for model in plan.models:

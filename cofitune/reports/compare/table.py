@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from cofitune.reports.compare.content import MATCHED, SCORES, Comparison, Difference, Level
+from cofitune.reports.console import plain_table
 from cofitune.reports.text import NONE, number, signed
 
 
@@ -22,13 +22,8 @@ def comparison_tables(content: Comparison) -> Iterator[Table]:
 
 def matched_table(level: Level, reference: str) -> Table:
     """A row a method: versatility and its difference to the reference's, and instruction following by itself."""
-    table = Table(
-        title=Text(f"at a speciality of {number(level.speciality)} ({level.point}: {level.why})", style="bold"),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
+    title = Text(f"at a speciality of {number(level.speciality)} ({level.point}: {level.why})", style="bold")
+    table = plain_table(title, title_justify="left")
     table.add_column("method", overflow="fold")
     for name in ("versatility", f"to {reference}, 95 %", "instruct", f"to {reference}, 95 %"):
         table.add_column(Text(name), justify="right", overflow="fold")
@@ -42,13 +37,7 @@ def matched_table(level: Level, reference: str) -> Table:
 
 def points_table(content: Comparison) -> Table:
     """Every point, method by method: its scores, and whether it is on its method's frontier."""
-    table = Table(
-        title="every point, means over seeds; ● on its method's frontier, · dominated",
-        title_style="",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
+    table = plain_table("every point, means over seeds; ● on its method's frontier, · dominated", title_style="")
     for name in ("method", "rate", "alpha", "", *SCORES):
         table.add_column(name, justify="left" if name == "method" else "right", overflow="fold")
     table.add_row("base", "", "0", "", *(number(content.base[s]) for s in SCORES))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from rich import box
 from rich.table import Table
 
+from cofitune.reports.console import plain_table
 from cofitune.reports.shape import Entry
 from cofitune.reports.text import NONE, number
 
@@ -12,7 +12,7 @@ from cofitune.reports.text import NONE, number
 def alpha_table(content: Entry) -> Table:
     """A row an alpha, from the run down to the base: the development score, the gain kept, and the drift."""
     figure = "dev loss" if "loss" in content["points"][0] else "dev score"
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = plain_table()
     for name in ("alpha", figure, "gain kept", "drift", ""):
         table.add_column(name, justify="right" if name else "left")
     for point in content["points"]:

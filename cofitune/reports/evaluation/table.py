@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from cofitune.reports.console import plain_table
 from cofitune.reports.evaluation.rows import NOISE, Cell, score_rows
 from cofitune.reports.evaluation.scores import CATEGORIES, DRIFT, Comparison, GateVerdict, Scores
 from cofitune.reports.shape import Entry
@@ -24,14 +24,11 @@ def scores_table(scores: Scores) -> Table:
         without colour in 80 columns for two models, where task names are not long.
     """
     base, others = scores.base, scores.others
-    table = Table(
-        title="0 is guessing, 100 all right; in brackets the share of right answers"
+    table = plain_table(
+        "0 is guessing, 100 all right; in brackets the share of right answers"
         if len(others) < 2
         else f"0 is guessing, 100 all right; below, the change against {base} and its 95 % interval",
         title_style="",
-        box=box.SIMPLE_HEAD,  # without vertical lines and with little padding: 80 columns hold it
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
     )
     table.add_column("task", overflow="fold")
     columns = ["items", base, *others]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rich import box
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from cofitune.reports.console import plain_table
 from cofitune.reports.evaluation.rows import ScoreRow, score_rows
 from cofitune.reports.evaluation.scores import Scores
 from cofitune.reports.evaluation.table import scores_table, stacked
@@ -61,14 +61,7 @@ def _turned(scores: Scores, rows: Sequence[ScoreRow], width: int, title: str) ->
 
 
 def _empty(title: str) -> Table:
-    table = Table(
-        title=title,
-        title_style="",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
+    table = plain_table(title, title_style="", title_justify="left")
     table.add_column("model", overflow="fold", max_width=MODEL)
     return table
 
