@@ -14,7 +14,7 @@ from cofitune.errors import RegionError
 from cofitune.importance_file import EXPERTS, column_kind, known_units
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.region import Region
-from cofitune.softmask.factors import Factor, check_masked
+from cofitune.softmask.factors import Factor, check_masked, factor_values
 
 
 def build_column_factors(
@@ -33,9 +33,7 @@ def build_column_factors(
 
     Args:
         importance: column kind → [L, columns] in [0, 1].
-        modules: modules to mask, each of them trained.
-        strength: s in the factor 1 − s·I, in (0, 1].
-        uniform: as a control, each weight gets its mean factor on all of its columns.
+        modules, strength, uniform: as `build_factors` takes them.
 
     Raises:
         RegionError: a module to mask is not trained, has no columns, or shares its tensor with one that trains
@@ -52,8 +50,7 @@ def build_column_factors(
                 continue
             parts = [part for part in anatomy.layout.parts(module) if part in modules]
             own = [known_units(importance[column_kind(part)][layer].float()) for part in parts]
-            values = 1 - strength * torch.stack(own).amax(dim=0)
-            values = values.mean().repeat(len(values)) if uniform else values
+            values = factor_values(torch.stack(own).amax(dim=0), strength, uniform)
             factors[name] = Factor(values, 1 - anatomy.row_axis)
     if not factors:
         raise RegionError(

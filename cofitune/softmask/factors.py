@@ -111,8 +111,8 @@ def build_factors(
             if not anatomy.has(layer, module):
                 continue
             of_units = importance[UNIT_OF_MODULE[module]][layer].float()
-            values = 1 - strength * _unit_per_row(known_units(of_units), layer, module, anatomy)
-            values = values.mean().repeat(len(values)) if uniform else values
+            importances = _unit_per_row(known_units(of_units), layer, module, anatomy)
+            values = factor_values(importances, strength, uniform)
             for name in anatomy.parameter_names(layer, module):
                 is_bias = len(anatomy.shapes[name]) == 1
                 if name not in trained or (is_bias and module == "o_proj"):
@@ -123,6 +123,12 @@ def build_factors(
                     factor = factors.setdefault(name, _uniform(1.0, name, layer, module, anatomy))
                     factor.values[anatomy.rows(layer, module)] = values
     return factors
+
+
+def factor_values(importance: Tensor, strength: float, uniform: bool) -> Tensor:
+    """1 − s·I for each row or column [n], or, as a control, their mean for all."""
+    values = 1 - strength * importance
+    return values.mean().repeat(len(values)) if uniform else values
 
 
 def harden(importance: Mapping[str, Tensor], threshold: float) -> dict[str, Tensor]:
