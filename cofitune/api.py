@@ -19,8 +19,7 @@ from cofitune.config.day import VARIABLE, begin_day
 from cofitune.config.eval import KEEP
 from cofitune.config.load import dump_config
 from cofitune.config.schema import Config
-from cofitune.executors import local
-from cofitune.executors.ray import executor
+from cofitune.executors.search import run_with_executor
 from cofitune.launch import command, launcher
 from cofitune.results import (
     CompareResult,
@@ -185,17 +184,7 @@ def search(
 
     with _called(resolved, num_processes, hostfile, console) as call:
         run = partial(recipe.search, resolved, overwrite=overwrite, console=call.console)
-        requested = resolved.search.ray
-        if resolved.search.executor == "ray":
-            demand = executor.choose_demand(num_processes, hostfile, requested.gpus_per_trial, requested.cpus_per_trial)
-            with executor.ray_executor(demand, requested.address, say=call.console.out) as on_ray:
-                here = partial(command.start_proxy, ranks=launcher.ONE_PROCESS)
-                run(execute=on_ray, start_proxy=here, measure=on_ray.measure, at_once=None, ranks=demand.ranks)
-        else:
-            with local.local_executor(call.ranks, resolved.run / "search") as execute:
-                measure = partial(local.measure_trial, ranks=call.ranks)
-                start_proxy = partial(command.start_proxy, ranks=call.ranks)
-                run(execute=execute, start_proxy=start_proxy, measure=measure, ranks=call.ranks.count)
+        run_with_executor(run, resolved, num_processes, hostfile, call.console.out)
     return SearchResult.read(resolved.run)
 
 

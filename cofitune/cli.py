@@ -27,7 +27,7 @@ from cofitune.config.renamed import RenamedKeyWarning
 from cofitune.config.schema import Config
 from cofitune.errors import ConfigError, RepairWarning, Stopped, UserError, refused_by_machine
 from cofitune.executors import local
-from cofitune.executors.ray import executor
+from cofitune.executors.search import run_with_executor
 from cofitune.launch import command, failures, launcher
 from cofitune.launch.hostfile import Place
 from cofitune.launch.parent import end_with_parent
@@ -76,25 +76,8 @@ def search(
     from cofitune.recipes.search import recipe
 
     console = OUTPUT.console()
-    run = partial(
-        recipe.search,
-        resolved,
-        overwrite=overwrite,
-        dry_run=dry_run,
-        console=console,
-        on_plan=OUTPUT.plan,
-    )
-    requested = resolved.search.ray
-    if resolved.search.executor == "ray":
-        demand = executor.choose_demand(num_processes, hostfile, requested.gpus_per_trial, requested.cpus_per_trial)
-        with executor.ray_executor(demand, requested.address, say=console.out) as on_ray:
-            here = partial(command.start_proxy, ranks=launcher.ONE_PROCESS)
-            run(execute=on_ray, start_proxy=here, measure=on_ray.measure, at_once=None, ranks=demand.ranks)
-        return
-    ranks = launcher.choose_ranks(num_processes, hostfile)
-    measure, start_proxy = partial(local.measure_trial, ranks=ranks), partial(command.start_proxy, ranks=ranks)
-    with local.local_executor(ranks, resolved.run / "search") as execute:
-        run(execute=execute, start_proxy=start_proxy, measure=measure, ranks=ranks.count)
+    run = partial(recipe.search, resolved, overwrite=overwrite, dry_run=dry_run, console=console, on_plan=OUTPUT.plan)
+    run_with_executor(run, resolved, num_processes, hostfile, console.out)
 
 
 @app.command()
