@@ -67,8 +67,7 @@ class Adapter(Section):
     @model_validator(mode="after")
     def _settings_are_the_kinds(self) -> Adapter:
         strange = OF_LORA if self.kind == "osf" else ("effective_rank",)
-        given = [name for name in strange if getattr(self, name) != type(self).model_fields[name].default]
-        if given:
+        if given := self.changed(strange):
             raise ValueError(f"{', '.join(given)}: not read by kind: {self.kind}")
         return self
 

@@ -87,8 +87,7 @@ class Task(Section):
         if (self.path is None) == (self.harness is None):
             raise ValueError("a task needs either path (a JSONL file) or harness (a task's name), and not both")
         strange = self._OF_PATH if self.harness else self._OF_HARNESS
-        given = [name for name in strange if getattr(self, name) != type(self).model_fields[name].default]
-        if given:
+        if given := self.changed(strange):
             raise ValueError(f"{', '.join(given)}: not with {'harness' if self.harness else 'path'}")
         return self._check_metric() if self.path else self
 
@@ -102,8 +101,7 @@ class Task(Section):
                 f"metric {self.metric} does not fit kind {self.kind}{near} (accepted: {', '.join(accepted)})"
             )
         strange = self._NOT_OF_DRIFT if self.kind == "drift" else ()
-        given = [name for name in strange if getattr(self, name) != type(self).model_fields[name].default]
-        if given:
+        if given := self.changed(strange):
             raise ValueError(f"{', '.join(given)}: not with kind drift, which reads the base's own prompts and answers")
         if self.scored_by == "regex" and self.pattern is None:
             raise ValueError("metric: regex needs a pattern")

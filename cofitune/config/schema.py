@@ -169,12 +169,11 @@ class Importance(Section):
             )
         if self.estimator != "kl_dropout":
             default = ", the default," if self.estimator == "fisher" else ""
-            for name in ("passes", "dropout"):
-                if getattr(self, name) != type(self).model_fields[name].default:
-                    raise ValueError(
-                        f"{name}: {getattr(self, name)} is for estimator: kl_dropout; {self.estimator}{default} drops "
-                        "nothing and takes one pass. Say estimator: kl_dropout, or leave it out"
-                    )
+            for name in self.changed(("passes", "dropout")):
+                raise ValueError(
+                    f"{name}: {getattr(self, name)} is for estimator: kl_dropout; {self.estimator}{default} drops "
+                    "nothing and takes one pass. Say estimator: kl_dropout, or leave it out"
+                )
         if self.normalized_by == "zscore_tanh" and self.reduced_by != "signed":
             raise ValueError(
                 f"normalize: zscore_tanh does not fit reduce: {self.reduced_by}, whose scores are never negative: the "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
@@ -63,3 +64,7 @@ Names = Annotated[tuple[str, ...], BeforeValidator(as_list, json_schema_input_ty
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False, protected_namespaces=())
+
+    def changed(self, names: Iterable[str]) -> list[str]:
+        """Those of these fields that are not at their default."""
+        return [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
