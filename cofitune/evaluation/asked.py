@@ -50,16 +50,6 @@ def ask_item(tokenizer: PreTrainedTokenizerBase, item: EvalItem, task: EvalTask)
     return Asked(text, ids, texts, tuple(split_tokens(tokenizer, text, answer) for answer in texts))
 
 
-def render_prompt(tokenizer: PreTrainedTokenizerBase, item: EvalItem, prompt: str = "chat") -> str:
-    """The text that the model sees for an item, up to where its answer begins.
-
-    Args:
-        prompt: chat: the item in the template, as a user's turn; continuation: the item's text alone, behind the token
-            with which the tokenizer begins every text, where there is one.
-    """
-    return ask_item(tokenizer, item, EvalTask("", "", "", "generate", "", prompt=prompt)).prompt
-
-
 def split_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, continuation: str) -> GivenAnswer:
     """Tokens of `prompt + continuation` in two parts; a token astride belongs to the prompt.
 

@@ -10,10 +10,11 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from cofitune.errors import DataError
-from cofitune.evaluation.asked import ask_item, render_prompt
+from cofitune.evaluation.asked import ask_item
 from cofitune.evaluation.items import EvalItem, EvalTask, LoadedTask
 from cofitune.evaluation.lengths import fit_lengths
 from cofitune.evaluation.tasks import load_tasks
+from tests.evaluation.prompts import render_prompt
 from tests.helpers import write_jsonl
 
 

@@ -18,12 +18,12 @@ from cofitune.data.chat import encode, set_template
 from cofitune.data.read import Item
 from cofitune.errors import UserError
 from cofitune.evaluation import ifeval, metrics
-from cofitune.evaluation.asked import render_prompt
 from cofitune.evaluation.items import EvalTask, LoadedTask
 from cofitune.evaluation.samples import TaskResult
 from cofitune.evaluation.score import ScoreRequest, own_code, score_model
 from cofitune.evaluation.tasks import load_tasks
 from cofitune.model.load import load_model, load_tokenizer
+from tests.evaluation.prompts import render_prompt
 from tests.helpers import write_jsonl
 
 QUESTIONS: list[dict[str, Any]] = [

@@ -193,7 +193,9 @@ def _noise(bootstrap: Bootstrap, names: list[str], compared: Compared) -> dict[s
     groups = [[names.index(name) for name in group] for group in compared.seed_groups]
     scores = {
         "summary": seed_noise([[bootstrap.summary(m).by_name() for m in group] for group in groups]),
-        "tasks": seed_noise([[_task_figures(bootstrap, m) for m in group] for group in groups]),
+        "tasks": seed_noise(
+            [[{title: s.score for title, s in bootstrap.task_scores(m).items()} for m in group] for group in groups]
+        ),
     }
     freedom, runs = sum(len(group) - 1 for group in groups), min(len(group) for group in groups)
     limits = {}
@@ -202,10 +204,6 @@ def _noise(bootstrap: Bootstrap, names: list[str], compared: Compared) -> dict[s
         limits[against] = {part: {name: limit(s) for name, s in figures.items()} for part, figures in scores.items()}
     told = [list(group) for group in compared.seed_groups]
     return {"scores": scores, "limits": limits, "freedom": freedom, "runs": told, "reason": None}
-
-
-def _task_figures(bootstrap: Bootstrap, model: int) -> dict[str, float | None]:
-    return {title: score.score for title, score in bootstrap.task_scores(model).items()}
 
 
 def _model(bootstrap: Bootstrap, model: int, results: Mapping[str, TaskResult]) -> dict[str, object]:

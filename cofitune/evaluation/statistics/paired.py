@@ -141,17 +141,12 @@ class Bootstrap:
 
     def change(self, name: str, model: int, reference: int) -> Estimate | None:
         """Change of a summary score (`SUMMARIES`) from the reference to the model; None where there is no task."""
-        values, drawn = self._summary[name], self._summary_drawn[name]
-        if values is None or drawn is None:
-            return None
-        difference = float(values[model] - values[reference])
-        return estimate(difference, drawn[:, model] - drawn[:, reference])
+        drawn = self.draws(name)
+        return None if drawn is None else _change(*drawn, model, reference)
 
     def task_change(self, title: str, model: int, reference: int) -> Estimate:
         """Change of a task's score from the reference to the model."""
-        values, drawn = self._scores[title].score, self._drawn[title].score
-        difference = float(values[model] - values[reference])
-        return estimate(difference, drawn[:, model] - drawn[:, reference])
+        return _change(*self.task_draws(title), model, reference)
 
     def ratio(self, name: str, above: tuple[int, int | None], below: tuple[int, int | None], what: str) -> Ratio:
         """100·(a − b)/(c − d) of a summary score for `above` = (a, b) and `below` = (c, d); None stands for 0.
@@ -159,9 +154,9 @@ class Bootstrap:
         Args:
             what: the denominator in words, for the reason why there is no ratio.
         """
-        values, drawn = self._summary[name], self._summary_drawn[name]
-        if values is None or drawn is None:
+        if (known := self.draws(name)) is None:
             return Ratio(None, "there is no task to take it from")
+        values, drawn = known
         bottom_drawn = _minus(drawn.T, below)
         bottom = estimate(float(_minus(values, below)), bottom_drawn)
         if bottom.holds_zero:
@@ -269,6 +264,10 @@ def estimate(value: float, drawn: Array, confidence: float = CONFIDENCE) -> Esti
     tail = (1 - confidence) / 2
     low, high = np.nanquantile(drawn, [tail, 1 - tail])
     return Estimate(value, float(low), float(high))
+
+
+def _change(values: Array, drawn: Array, model: int, reference: int) -> Estimate:
+    return estimate(float(values[model] - values[reference]), drawn[:, model] - drawn[:, reference])
 
 
 def _minus(values: Array, pair: tuple[int, int | None]) -> Array:
