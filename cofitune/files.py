@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,7 +23,7 @@ CHECKSUM = "checksum"  # of JSON that we wrote, in it
 DEEPEST = 100  # levels of JSON that is read; ours has about ten
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place in one step.
 
     A process that dies on the way leaves the old file, or none, but never half a file. The file's mode is the umask's.
@@ -50,7 +51,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
-    write_atomically(path, lambda temporary: _write_utf8(temporary, text))
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, value: object) -> None:
@@ -136,6 +137,17 @@ def read_tensors(path: Path, what: str) -> dict[str, Tensor]:
         raise ArtifactError(f"{path}: no {what} here") from None
     except SafetensorError as error:
         raise ArtifactError(f"{path}: this {what} is damaged: {error}") from None
+
+
+def remove_files(folder: Path, *names: re.Pattern[str]) -> None:
+    """Take away the files of these names, and the folder where nothing else lies in it; there may be none."""
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if path.is_file() and any(name.fullmatch(path.name) for name in names):
+            path.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def fsync_folder(folder: Path) -> None:
@@ -267,10 +279,6 @@ def _open_lock(path: Path, folder: Path, what: str, kind: int = fcntl.LOCK_EX) -
 def gib(count: float) -> str:
     """Bytes as GiB, or MiB below one GiB."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
-
-
-def _write_utf8(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def cache_folder() -> Path:

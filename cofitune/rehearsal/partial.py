@@ -14,7 +14,7 @@ from torch import Tensor
 from cofitune.checked import read_checked_tensors, write_checked_tensors
 from cofitune.data.top_k import TopK
 from cofitune.errors import ArtifactError, RepairWarning
-from cofitune.files import read_json, write_json
+from cofitune.files import read_json, remove_files, write_json
 from cofitune.rehearsal.generate import Answer
 from cofitune.temporary import TEMPORARY
 
@@ -56,13 +56,7 @@ class Partial:
 
     def remove(self) -> None:
         """Take away what we wrote into it, and the folder where nothing else lies in it."""
-        if not self._folder.is_dir():
-            return
-        for path in self._folder.iterdir():
-            if OWN.fullmatch(path.name) or TEMPORARY.fullmatch(path.name):
-                path.unlink()
-        if not any(self._folder.iterdir()):
-            self._folder.rmdir()
+        remove_files(self._folder, OWN, TEMPORARY)
 
     def has(self, stage: str, number: int) -> bool:
         """Whether a batch was answered; of one whose file is damaged that is said, and it is answered again."""

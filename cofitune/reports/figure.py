@@ -77,7 +77,7 @@ def draw(name: str, caption: str, alt: str, paint: Paint, heights: tuple[float, 
 def write_picture(folder: Path, picture: Picture) -> tuple[Path, Path]:
     """Write NAME.png and NAME.svg into the folder."""
     png, svg = folder / f"{picture.name}.png", folder / f"{picture.name}.svg"
-    write_atomically(png, lambda to: _write_bytes(to, picture.png))
+    write_atomically(png, lambda to: to.write_bytes(picture.png))
     write_text(svg, writable(picture.svg))
     return png, svg
 
@@ -159,10 +159,6 @@ def _inline(svg: str, prefix: str, alt: str) -> str:
     view = body[body.index("viewBox=") :].split('"')[1]
     head = f'<svg viewBox="{view}" role="img" aria-label="{escape(alt)}">'
     return head + re.sub(r"\n+", "\n", body[body.index(">") + 1 :])
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
 
 
 def can_draw() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from cofitune.files import fsync_folder
+from cofitune.files import fsync_folder, remove_files
 
 NAME = re.compile(r"step-(\d{6,})")
 UNFINISHED = re.compile(r"\.step-\d{6,}(\.old)?\.tmp")
@@ -70,13 +70,7 @@ def remove_checkpoint(folder: Path) -> None:
 
 def empty(folder: Path) -> None:
     """Take away what we wrote into a checkpoint's folder, and the folder where nothing else lies in it."""
-    if not folder.is_dir():
-        return
-    for path in folder.iterdir():
-        if OWN.fullmatch(path.name) and path.is_file():
-            path.unlink()
-    if not any(folder.iterdir()):
-        folder.rmdir()
+    remove_files(folder, OWN)
 
 
 def _free(path: Path) -> Path:

@@ -148,11 +148,7 @@ def read_files(folder: Path, patterns: tuple[str, ...]) -> dict[str, bytes]:
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write what `read_files` gave. `eval/scores.json` comes last: where it is, all is there."""
     for name in sorted(files, key=lambda name: (name == "eval/scores.json", name)):
-        write_atomically(folder / name, lambda to, name=name: _write(to, files[name]))  # type: ignore[misc]
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
+        write_atomically(folder / name, lambda to, name=name: to.write_bytes(files[name]))  # type: ignore[misc]
 
 
 def _trial_folder(errand: RemoteTrial) -> Path:
