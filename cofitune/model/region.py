@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby
@@ -31,6 +31,11 @@ NAMED_RANGES = {
 }
 _PERCENT = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*%\s*-\s*(\d+(?:\.\d+)?)\s*%\s*$")
 _INDICES = re.compile(r"^\s*(\d+)\s*(?:-\s*(\d+))?\s*$")
+
+
+def stretch_text(layers: Sequence[int]) -> str:
+    """Layers that follow each other, as a config writes them: `0-3`, or `8`."""
+    return f"{layers[0]}-{layers[-1]}" if len(layers) > 1 else str(layers[0])
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class Region:
         """The layers as a config writes them: `0-3,8`."""
         stretches = groupby(enumerate(self.layers), key=lambda item: item[1] - item[0])
         ends = [[layer for _, layer in stretch] for _, stretch in stretches]
-        return ",".join(f"{s[0]}-{s[-1]}" if len(s) > 1 else str(s[0]) for s in ends)
+        return ",".join(map(stretch_text, ends))
 
     def __str__(self) -> str:
         if self.matched:

@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+
+from cofitune.reports.bar import Bar
 
 
-class EvalProgress:
-    """A context manager around one model's tasks; without a terminal it is silent, and a line a task tells all."""
+class EvalProgress(Bar):
+    """Around one model's tasks; without a terminal it is silent, and a line a task tells all."""
 
     def __init__(self, console: Console, model: str, items: int) -> None:
         """Count up to `items`, those of all tasks together."""
         self._before, self._task_items = 0, 0
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            MofNCompleteColumn(),
-            TextColumn("items"),
-            BarColumn(bar_width=24),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=console.quiet or not console.is_terminal,
-        )
+        named = TextColumn("{task.description}", markup=False)
+        columns = named, MofNCompleteColumn(), TextColumn("items"), BarColumn(bar_width=24)
+        super().__init__(console, *columns, visible=not console.quiet)
         self._model = model
         self._task = self._bar.add_task(model, total=items)
-
-    def __enter__(self) -> EvalProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
 
     @property
     def done(self) -> int:

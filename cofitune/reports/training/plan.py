@@ -13,7 +13,7 @@ from rich.text import Text
 from cofitune.data.read import ItemCounts
 from cofitune.files import gib
 from cofitune.model.anatomy import Anatomy
-from cofitune.model.region import Region
+from cofitune.model.region import Region, stretch_text
 from cofitune.reports.console import say
 from cofitune.training.memory import Memory
 
@@ -24,13 +24,10 @@ def region_map(region: Region, anatomy: Anatomy, masked: tuple[str, ...] = ()) -
     table.add_column("layers", justify="right")
     for module in anatomy.modules:
         table.add_column(Text(module), justify="center")
-    rows = [
-        tuple(_cell(layer, module, region, anatomy, masked) for module in anatomy.modules) for layer in _depth(anatomy)
-    ]
-    for cells, layers in groupby(_depth(anatomy), key=lambda layer: rows[layer]):
-        stretch = list(layers)
-        label = f"{stretch[0]}-{stretch[-1]}" if len(stretch) > 1 else str(stretch[0])
-        table.add_row(label, *cells)
+    depth = range(anatomy.num_layers)
+    rows = [tuple(_cell(layer, module, region, anatomy, masked) for module in anatomy.modules) for layer in depth]
+    for cells, layers in groupby(depth, key=lambda layer: rows[layer]):
+        table.add_row(stretch_text(list(layers)), *cells)
     return table
 
 
@@ -86,10 +83,6 @@ def print_memory(console: Console, memory: Memory, world_size: int) -> None:
         f"memory on the host (estimated): {gib(memory.host_loading)} while the weights load, then "
         f"{gib(memory.host_offloaded)} offloaded",
     )
-
-
-def _depth(anatomy: Anatomy) -> range:
-    return range(anatomy.num_layers)
 
 
 def _cell(layer: int, module: str, region: Region, anatomy: Anatomy, masked: tuple[str, ...]) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
+from cofitune.reports.bar import Bar
 from cofitune.reports.console import say
 from cofitune.reports.text import clock
 
@@ -34,8 +35,8 @@ def show_tokenizing(console: Console) -> Iterator[Callable[[str, int], None]]:
         status.stop()
 
 
-class TrainProgress:
-    """A context manager around the steps.
+class TrainProgress(Bar):
+    """Around the steps.
 
     Where there is no terminal it prints plain lines instead: about ten over the whole training, or one a minute where
     that is more.
@@ -45,28 +46,13 @@ class TrainProgress:
         self._console, self._num_steps, self._visible = console, num_steps, visible
         self._done = self._done_before = done
         self._began = self._spoke = time.monotonic()
-        self._bar = Progress(
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not (visible and console.is_terminal),
-        )
+        columns = TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=24)
+        super().__init__(console, *columns, TextColumn("{task.fields[figures]}"), visible=visible)
         self._task = self._bar.add_task("train", total=num_steps, completed=done, figures="")
 
-    def __enter__(self) -> TrainProgress:
-        self._bar.start()
+    def __enter__(self) -> Self:
         self._began = self._spoke = time.monotonic()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
+        return super().__enter__()
 
     def advance(
         self, loss: float, rate: float, speed: float, mfu: float | None = None, rehearsal: float | None = None
@@ -93,8 +79,8 @@ class TrainProgress:
             say(self._bar.console, line)
 
 
-class CountProgress:
-    """A context manager around things that are done one after the other, all of one kind.
+class CountProgress(Bar):
+    """Around things that are done one after the other, all of one kind.
 
     Where there is no terminal it prints about ten plain lines instead.
     """
@@ -104,24 +90,9 @@ class CountProgress:
         self._done = self._at_start = 0
         self._told = 0
         self._began: float | None = None
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
-        self._bar = Progress(
-            *columns,
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=console.quiet or not console.is_terminal,
-        )
+        columns = TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn()
+        super().__init__(console, *columns, visible=not console.quiet)
         self._task = self._bar.add_task(what, total=total)
-
-    def __enter__(self) -> CountProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
 
     def advance(self, count: int) -> None:
         """`count` more are done; the first call counts those of an earlier process."""

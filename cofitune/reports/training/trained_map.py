@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 from cofitune.model.layouts import MODULES
+from cofitune.model.region import stretch_text
 
 FROZEN, TRAINED, MASKED, PART, CARRIER = "frozen", "trained", "masked", "part", "carrier"
 HELD = " (held part)"  # after the name of a tensor of which a part is frozen (training/delta.py)
@@ -68,13 +69,8 @@ def trained_map(
         )  # fmt: skip
 
     quiet = tuple(dict.fromkeys(column for _, column in cells if column not in columns))
-    return TrainedMap(columns, tuple(_stretches(layers, row)), quiet, tuple(outside))
-
-
-def _stretches(layers: Sequence[int], row: Callable[[int], tuple[str, ...]]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    for states, same in groupby(layers, key=row):
-        stretch = list(same)
-        yield (f"{stretch[0]}-{stretch[-1]}" if len(stretch) > 1 else str(stretch[0])), states
+    rows = tuple((stretch_text(list(same)), states) for states, same in groupby(layers, key=row))
+    return TrainedMap(columns, rows, quiet, tuple(outside))
 
 
 def _column(rest: str) -> str:
