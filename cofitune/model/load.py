@@ -32,6 +32,11 @@ def choose_dtype(dtype: str) -> torch.dtype:
     return DTYPES[dtype]
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """As config.json spells it: `bfloat16`."""
+    return str(dtype).removeprefix("torch.")
+
+
 def load_model(
     name: str,
     dtype: torch.dtype,

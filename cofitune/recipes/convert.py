@@ -24,7 +24,7 @@ from cofitune.files import gib
 from cofitune.model.anatomy import read_anatomy, read_model_config
 from cofitune.model.check_weights import check_files
 from cofitune.model.folder import ADAPTER, first_line, read_object
-from cofitune.model.load import DTYPES, load_model, load_tokenizer
+from cofitune.model.load import DTYPES, dtype_name, load_model, load_tokenizer
 from cofitune.model.quantised import PLAIN, quantisation
 from cofitune.model.weight_files import local_folder, stored_dtype, weight_files
 from cofitune.recipes.folders import free_bytes
@@ -131,9 +131,7 @@ def _plan(
     stored = stored_dtype(files)
     chosen = DTYPES[dtype] if dtype else torch.float32 if stored == torch.float32 else torch.bfloat16
     if not (adapter or method) and stored == chosen:
-        raise UserError(
-            f"{name}: nothing to convert: its weights are plain {str(stored).removeprefix('torch.')} already"
-        )
+        raise UserError(f"{name}: nothing to convert: its weights are plain {dtype_name(chosen)} already")
     if adapter:
         _check_adapter(adapter)
     return Conversion(source, adapter, method, chosen, title, trusted)
@@ -144,7 +142,7 @@ def _sentence(conversion: Conversion) -> str:
     parts = [
         f"dequantises {conversion.method}" if conversion.method else "",
         f"merges the adapter {conversion.adapter}" if conversion.adapter else "",
-        f"writes {str(conversion.dtype).removeprefix('torch.')}",
+        f"writes {dtype_name(conversion.dtype)}",
     ]
     return f"{conversion.title}: {', '.join(filter(None, parts))}"
 
@@ -170,7 +168,7 @@ def _fill_folder(folder: Path, conversion: Conversion) -> None:
             shutil.copyfile(file, folder / file.name)
     note = {"base": public_name(conversion.title), "quantised": conversion.method}
     note |= {"adapter": public_name(str(adapter)) if adapter else None}
-    changes = {"dtype": str(conversion.dtype).removeprefix("torch."), CONVERTED: note}
+    changes = {"dtype": dtype_name(conversion.dtype), CONVERTED: note}
     copy_rest(source, folder, changes, without=["quantization_config"])
     config = read_model_config(str(folder), None, conversion.trust_remote_code)
     check_files(weight_files(str(folder)), read_anatomy(config, conversion.trust_remote_code))

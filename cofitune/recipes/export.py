@@ -17,13 +17,13 @@ from cofitune.config.load import load_config
 from cofitune.data.template import ChatTemplate, set_template, without_day
 from cofitune.errors import ArtifactError, UserError
 from cofitune.files import gib, write_json, write_tensors, write_text
-from cofitune.model.anatomy import build_empty, is_missing_folder, read_model_config
+from cofitune.model.anatomy import build_empty, read_model_config
 from cofitune.model.folder import read_generation_config
-from cofitune.model.load import DTYPES, load_tokenizer
+from cofitune.model.load import DTYPES, dtype_name, load_tokenizer
 from cofitune.model.recognise import as_in_files
 from cofitune.model.weight_files import fingerprint, parameter_name, size_as, weight_files
 from cofitune.recipes.exported_tokenizer import write_generation, write_tokenizer
-from cofitune.recipes.folders import check_trusted, free_bytes
+from cofitune.recipes.folders import check_trusted, find_base, free_bytes
 from cofitune.recipes.model_card import FILE as CARD
 from cofitune.recipes.model_card import model_card
 from cofitune.recipes.model_folder import check_room, check_target, copy_rest, write_model_folder
@@ -121,7 +121,7 @@ class ExportSource:
     @property
     def dtype_name(self) -> str:
         """As config.json spells it."""
-        return str(self.dtype).removeprefix("torch.")
+        return dtype_name(self.dtype)
 
     def read_delta(self) -> Delta:
         """The run's tensors and manifest.
@@ -148,9 +148,7 @@ def _find_source(run: Path, base: str | None, dtype: str | None, trust_remote_co
     train = run if run.name == "train" else run / "train"
     manifest = read_manifest(train)
     check_trusted(manifest, trust_remote_code)
-    place = (base, None) if base else (manifest["base"], manifest["revision"])
-    if is_missing_folder(place[0]):
-        raise UserError(f"the base model {place[0]} is not here (seen from {Path.cwd()}); say where it is with --base")
+    place = find_base(manifest, (base, None) if base else None)
     files = weight_files(*place, code=trust_remote_code)
     return ExportSource(run, train, place, files, DTYPES[dtype or manifest["dtype"]], trust_remote_code)
 

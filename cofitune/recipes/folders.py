@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -18,10 +18,13 @@ from cofitune.config.load import dump_config, load_resolved
 from cofitune.config.schema import FREE_SETTINGS, SECTIONS_READ, Config, EvalModel
 from cofitune.errors import UserError, differences
 from cofitune.files import gib, write_text
+from cofitune.model.anatomy import is_missing_folder
 from cofitune.recipes.own_files import foreign_files, is_own_config, remove_own
 from cofitune.temporary import remove_leftovers
 
 PACKAGES = ("torch", "transformers", "deepspeed", "lm-eval")
+
+Place = tuple[str, str | None]  # a model's name and revision
 
 
 def check_folder(config: Config, command: str, overwrite: bool, resumes: bool = False) -> Path:
@@ -195,6 +198,18 @@ def no_run(requested: EvalModel) -> UserError:
         f"eval.models: {requested.path} at alpha {requested.alpha}: only a run whose training has finished "
         "(train/manifest.json) has a base to go back to"
     )
+
+
+def find_base(manifest: Mapping[str, Any], moved: Place | None = None) -> Place:
+    """A run's base: where the run's manifest says, or where it is now.
+
+    Raises:
+        UserError: it is a folder that is not here.
+    """
+    place = moved or (str(manifest["base"]), manifest["revision"])
+    if is_missing_folder(place[0]):
+        raise UserError(f"the base model {place[0]} is not here (seen from {Path.cwd()}); say where it is with --base")
+    return place
 
 
 def check_trusted(manifest: dict[str, object], trusted: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 from rich import box
 from rich.console import Console, JustifyMethod
 from rich.table import Table
@@ -28,6 +30,11 @@ def say(console: Console, *parts: Part, style: str = "") -> None:
         steps: 12 of 32 items
     """
     console.print(Text.assemble(*parts, style=style), highlight=False, soft_wrap=True)
+
+
+def show_status(console: Console, text: str) -> AbstractContextManager[object]:
+    """Around what takes a while: on a terminal `text` is shown meanwhile."""
+    return console.status(Text(text)) if console.is_terminal else nullcontext()
 
 
 def plain_table(

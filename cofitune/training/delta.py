@@ -15,6 +15,7 @@ from cofitune.checked import shaped
 from cofitune.distributed import rank_or_zero
 from cofitune.errors import ArtifactError, UserError, WriteError
 from cofitune.files import read_json, read_tensors, sha256_file, write_checked_json, write_tensors
+from cofitune.model.weight_files import remembered_sha256
 from cofitune.zero import gathered
 
 FORMAT = 1
@@ -89,6 +90,13 @@ class _Manifest(dict[str, Any]):
 
     def __missing__(self, key: str) -> NoReturn:
         raise ArtifactError(f"{self.folder}/manifest.json: this training manifest is damaged: it has no {key}")
+
+
+def check_delta(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise an ArtifactError where the tensors' file is not the one that the manifest names; it may be gone."""
+    delta = folder / "delta.safetensors"
+    if delta.is_file() and remembered_sha256(delta) != manifest["delta_sha256"]:
+        raise ArtifactError(f"{delta}: its bytes are not those that the manifest names; train again")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

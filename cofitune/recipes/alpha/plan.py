@@ -22,19 +22,17 @@ from cofitune.evaluation.items import EvalTask
 from cofitune.evaluation.metrics import METRICS
 from cofitune.evaluation.tasks import load_drift, load_tasks
 from cofitune.files import sha256_file, sha256_json
-from cofitune.model.anatomy import is_missing_folder
 from cofitune.model.load import load_tokenizer
-from cofitune.model.weight_files import fingerprint, remembered_sha256
+from cofitune.model.weight_files import fingerprint
 from cofitune.recipes.alpha.batches import Batches
 from cofitune.recipes.alpha.measure import DriftMeasure, LossMeasure, Measure, TaskMeasure
-from cofitune.recipes.folders import check_trusted
+from cofitune.recipes.folders import Place, check_trusted, find_base
 from cofitune.recipes.from_config import base_config, data_sources, eval_tasks, kernels_recorded
 from cofitune.rehearsal.items import check_base
-from cofitune.training.delta import read_manifest
+from cofitune.training.delta import check_delta, read_manifest
 
 FORMAT = 1  # of alpha.json
 FOLDER = "alpha"  # below a run
-Place = tuple[str, str | None]  # a model's name and revision
 
 
 @dataclass(frozen=True)
@@ -119,13 +117,9 @@ def plan_alpha(run: Path, base: Place | None = None, *, trust_remote_code: bool 
     train = run if run.name == "train" else run / "train"
     manifest = read_manifest(train)
     config = load_resolved(_own_config_file(train))
-    name, revision = base or (manifest["base"], manifest["revision"])
-    if is_missing_folder(name):
-        raise UserError(f"the base model {name} is not here (seen from {Path.cwd()}); say where it is with --base")
+    name, revision = find_base(manifest, base)
     base_fingerprint = fingerprint(name, revision)
-    delta = train / "delta.safetensors"
-    if delta.is_file() and remembered_sha256(delta) != manifest["delta_sha256"]:
-        raise ArtifactError(f"{delta}: its bytes are not those that the manifest names; train again")
+    check_delta(train, manifest)
     check_trusted(manifest, trust_remote_code)
     about = {"name": name, "revision": revision, "dtype": manifest["dtype"]}
     model = config.model.model_copy(update={**about, "trust_remote_code": trust_remote_code})

@@ -10,7 +10,7 @@ import errno
 import gc
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from cofitune.recipes.alpha.measure import DriftMeasure, Measure
 from cofitune.recipes.alpha.plan import FORMAT, AlphaPlan, Place, plan_alpha
 from cofitune.recipes.folders import no_run, train_folder
 from cofitune.recipes.from_config import load_base
-from cofitune.reports.console import say
+from cofitune.reports.console import say, show_status
 from cofitune.reports.evaluation.alpha_table import alpha_sentence, alpha_table
 from cofitune.training.delta import Delta, delta_applied, read_delta, read_manifest
 
@@ -207,8 +207,7 @@ def _measure_until_decided(plan: AlphaPlan, points: Points, keep: float, console
     delta = read_delta(plan.train, plan.base_fingerprint)
     with _loaded(plan) as model:
         while not decided:
-            status = console.status(f"alpha {alpha:g} on development items") if console.is_terminal else nullcontext()
-            with status:
+            with show_status(console, f"alpha {alpha:g} on development items"):
                 points[alpha] = _measure(plan, model, delta, alpha)
             write_checked_json(plan.file, _content(plan, points, None, keep))
             alpha, decided = next_alpha(_kept(plan, points), keep)

@@ -21,7 +21,7 @@ from cofitune.model.folder import read_generation_config
 from cofitune.model.load import DTYPES, choose_dtype, load_tokenizer
 from cofitune.model.weight_files import fingerprint
 from cofitune.recipes.alpha.recipe import choose_alpha
-from cofitune.recipes.folders import check_trusted, train_folder
+from cofitune.recipes.folders import check_trusted, find_base, train_folder
 from cofitune.training.delta import Delta, read_delta, read_manifest
 
 Only = Literal["base", "run"]
@@ -90,9 +90,7 @@ def plan_chat(
         return _plan_whole(model, trust_remote_code)
     manifest = read_manifest(train)
     check_trusted(manifest, trust_remote_code)
-    place = (base, None) if base else (str(manifest["base"]), manifest["revision"])
-    if is_missing_folder(place[0]):
-        raise UserError(f"the base model {place[0]} is not here (seen from {Path.cwd()}); say where it is with --base")
+    place = find_base(manifest, (base, None) if base else None)
     tokenizer = load_tokenizer(place[0], place[1], trust_remote_code)
     set_template(tokenizer, ChatTemplate.from_manifest(manifest))
     if only == "base":

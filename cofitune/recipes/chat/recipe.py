@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from rich.console import Console
-from rich.text import Text
 from transformers import PreTrainedModel
 
 from cofitune.data.asking import make_prompt_tokens
@@ -18,7 +17,7 @@ from cofitune.model.load import load_model
 from cofitune.recipes.chat.plan import ChatPlan, Only, Speaker, plan_chat, run_at
 from cofitune.rehearsal.generate import Sampling, TransformersGenerator
 from cofitune.reports.chat import Screen, open_screen
-from cofitune.reports.console import say
+from cofitune.reports.console import say, show_status
 from cofitune.training.delta import delta_applied
 
 HELP = "/new begins a new conversation, /quit ends"
@@ -76,7 +75,7 @@ def chat(
     if options.max_new_tokens < 1 or options.temperature < 0:
         raise UserError("--max-new-tokens: at least 1; --temperature: 0, which is greedy, or above")
     conversations = [_Conversation(plan, options, text) for text in prompts]  # refused before weights load
-    with _status(console, f"loading {plan.place[0]}"):
+    with show_status(console, f"loading {plan.place[0]}"):
         weights = load_model(plan.place[0], plan.dtype, "auto", plan.place[1], trust_remote_code).to(device()).eval()
     screen = open_screen(console, [speaker.name for speaker in plan.speakers])
     if prompts:
@@ -183,7 +182,3 @@ def _speaking(plan: ChatPlan, speaker: Speaker, weights: PreTrainedModel) -> Abs
     if plan.delta is None or speaker.alpha == 0:
         return nullcontext()
     return delta_applied(weights, plan.delta, speaker.alpha)
-
-
-def _status(console: Console, text: str) -> AbstractContextManager[object]:
-    return console.status(Text(text)) if console.is_terminal else nullcontext()

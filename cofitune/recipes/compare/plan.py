@@ -11,6 +11,7 @@ from cofitune.errors import ArtifactError, ConfigError, UserError
 from cofitune.evaluation.batch_size import MOST_ON_HOST
 from cofitune.evaluation.statistics.matched import BASE
 from cofitune.files import read_json, sha256_json
+from cofitune.model.load import dtype_name
 from cofitune.model.weight_files import fingerprint
 from cofitune.recipes.evaluate.batches import AUTO
 from cofitune.recipes.evaluate.plan import EvalPlan, plan_eval
@@ -221,7 +222,7 @@ def _check_alike(run: Run, plan: TrainPlan) -> None:
         ArtifactError: it took other steps, on other ranks or in another precision.
     """
     made = read_json(run.folder / "train" / "manifest.json", "training manifest")
-    dtype = str(plan.settings.dtype).removeprefix("torch.")
+    dtype = dtype_name(plan.settings.dtype)
     now = {"ranks": plan.steps.world_size, "steps": plan.steps.num_steps, "dtype": dtype}
     unlike = [f"{what} {made.get(what)} there, {value} now" for what, value in now.items() if made.get(what) != value]
     if unlike:

@@ -21,11 +21,11 @@ from cofitune.evaluation.lengths import max_positions
 from cofitune.model.anatomy import is_missing_folder, read_model_config
 from cofitune.model.folder import read_generation_config
 from cofitune.model.load import DTYPES, choose_dtype, load_tokenizer
-from cofitune.model.weight_files import fingerprint, remembered_sha256, stored_dtype, weight_files
+from cofitune.model.weight_files import fingerprint, stored_dtype, weight_files
 from cofitune.recipes.evaluate.targets import EvalTarget, Source, check_dtypes, check_names, check_side_by_side
 from cofitune.recipes.folders import no_run, train_folder
 from cofitune.recipes.from_config import chat_template
-from cofitune.training.delta import read_manifest
+from cofitune.training.delta import check_delta, read_manifest
 
 PARTS = ("dtype", "template", "region", "adapter", "softmask", "steps", "ranks")  # of a manifest, what was trained
 GetSource = Callable[[str, str | None], Source]  # by name and revision
@@ -130,9 +130,7 @@ def _run(requested: EvalModel, train: Path, own: Source, source: GetSource, is_o
             f"{about['kwargs']}, system: {about['system']}) than it would be asked in; set data.template, "
             "data.chat_template_kwargs and data.system as its config.yaml has them"
         )
-    delta = train / "delta.safetensors"
-    if delta.is_file() and remembered_sha256(delta) != manifest["delta_sha256"]:
-        raise ArtifactError(f"{delta}: its bytes are not those that the manifest names; train again")
+    check_delta(train, manifest)
     training, seed = _training(train, manifest)
     alpha = requested.known_alpha
     if training is not None and (alpha != 1 or requested.keep):

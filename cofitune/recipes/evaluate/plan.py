@@ -27,7 +27,7 @@ from cofitune.evaluation.statistics.gate import Requirement, read_requirements
 from cofitune.evaluation.tasks import lacking_rehearsal, load_tasks
 from cofitune.files import sha256_json
 from cofitune.model.attention import check_attention
-from cofitune.model.load import choose_dtype
+from cofitune.model.load import choose_dtype, dtype_name
 from cofitune.recipes.evaluate.batches import AUTO, asking_memory
 from cofitune.recipes.evaluate.models import find_models
 from cofitune.recipes.evaluate.targets import EvalTarget
@@ -185,7 +185,7 @@ def _settings(config: Config, models: Sequence[EvalTarget], grading: dict[str, s
     """What all answers depend on besides weights and tasks, as the config has it."""
     kernels = [kernels_recorded(config.model, model.source.model_type) for model in models]  # or one that has none
     return {
-        "dtype": str(choose_dtype(config.model.dtype)).removeprefix("torch."),
+        "dtype": dtype_name(choose_dtype(config.model.dtype)),
         "attn_implementation": config.model.attn_implementation,
         **kernels[0],
         "batch_size": config.eval.batch_size,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.text import Text
 from transformers import PreTrainedModel
 
 from cofitune.checked import shaped
@@ -35,7 +34,7 @@ from cofitune.recipes.folders import start_folder
 from cofitune.recipes.from_config import load_base
 from cofitune.recipes.on_plan import OnPlan
 from cofitune.recipes.summary import write_summary
-from cofitune.reports.console import say
+from cofitune.reports.console import say, show_status
 from cofitune.reports.evaluation.progress import EvalProgress
 from cofitune.reports.evaluation.scores import GateVerdict
 from cofitune.reports.evaluation.table import verdict_line
@@ -210,7 +209,7 @@ def _load_and_score(
     todo.sort(key=lambda m: places[m.source.place])  # stable, so that the base comes before its runs
     for (name, revision), group in groupby(todo, key=lambda m: m.source.place):
         requested = plan.config.model.model_copy(update={"name": name, "revision": revision})
-        with _status(console, f"loading {name}"), _explaining_loading(plan, name):
+        with show_status(console, f"loading {name}"), _explaining_loading(plan, name):
             weights = load_base(requested, with_kernels=True).to(device())
         for model in group:
             with _with_delta(weights, model):
@@ -278,7 +277,3 @@ def _score(
         )
         with plan.explaining_out_of_memory(lambda: (f"'{model.name}' was asked '{asked}'", plan.batch_sizes[asked])):
             score_model(weights, request, on_start=begin, on_result=keep)
-
-
-def _status(console: Console, text: str) -> AbstractContextManager[object]:
-    return console.status(Text(text)) if console.is_terminal else nullcontext()

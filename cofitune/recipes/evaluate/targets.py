@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cofitune.errors import UserError
 from cofitune.evaluation.tasks import is_title
-from cofitune.model.load import coarser
+from cofitune.model.load import coarser, dtype_name
 
 WHY = {
     "template": "data.template: plain asks all alike",
@@ -128,7 +128,7 @@ def check_dtypes(models: Sequence[EvalTarget], dtype: torch.dtype) -> None:
     base, *others = models
     for model in others:
         if coarser((scored(base), scored(model))) != scored(base):
-            own, theirs = (str(scored(m)).removeprefix("torch.") for m in (model, base))
+            own, theirs = (dtype_name(scored(m)) for m in (model, base))
             raise UserError(
                 f"these models cannot be put side by side: the weights of '{model.name}' ({model.path}) are in {own}, "
                 f"those of '{base.name}' would be scored in {theirs}; model.dtype=bfloat16 rounds all alike"

@@ -30,7 +30,7 @@ from cofitune.importance.partial import SUMS_FORMAT, has_sums
 from cofitune.importance_file import ROWS, read_importance, unit_counts
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.check_weights import check_files
-from cofitune.model.load import choose_dtype, load_tokenizer
+from cofitune.model.load import choose_dtype, dtype_name, load_tokenizer
 from cofitune.model.weight_files import fingerprint, weight_files
 from cofitune.ranks import Rank
 from cofitune.recipes.folders import check_folder, versions_of_packages
@@ -246,7 +246,7 @@ def make_manifest(plan: ImportancePlan) -> dict[str, object]:
         "model_type": plan.anatomy.model_type,
         **({"axis": plan.axis} if plan.axis != ROWS else {}),
         "sizes": {"num_layers": plan.anatomy.num_layers, **unit_counts(plan.anatomy, plan.axis)},
-        "dtype": str(choose_dtype(config.model.dtype)).removeprefix("torch."),
+        "dtype": dtype_name(choose_dtype(config.model.dtype)),
         "estimator": requested.estimator,
         "reduce": requested.reduced_by,
         "normalize": requested.normalized_by,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.text import Text
 from torch import Tensor, distributed
 from transformers import PreTrainedModel
 
@@ -42,7 +41,7 @@ from cofitune.recipes.importance.plan import (
 from cofitune.recipes.importance.plan_report import plan_facts, print_plan
 from cofitune.recipes.on_plan import OnPlan
 from cofitune.recipes.own_files import remove_own, remove_partial
-from cofitune.reports.console import say
+from cofitune.reports.console import say, show_status
 from cofitune.reports.figure import EXTRA, can_draw, write_picture
 from cofitune.reports.importance.plot import importance_picture
 from cofitune.reports.importance.table import importance_report, reliability_text, spread_csv
@@ -164,7 +163,7 @@ def _estimate(plan: ImportancePlan, rank: Rank, console: Console) -> Scores:
         say(console, f"{rank.world_size} ranks share the weights (ZeRO-3)")
     total = len(range(rank.rank, len(plan.batches), rank.world_size))
     left = total - sums.micro_batches
-    loading = console.status(Text(f"loading {config.model.name}")) if console.is_terminal else nullcontext()
+    loading = show_status(console, f"loading {config.model.name}")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     progress = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console)
     with _model(plan, device, sharded, loading) as model, progress:

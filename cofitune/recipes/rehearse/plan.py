@@ -18,7 +18,7 @@ from cofitune.data.sources import OpenSource, open_source
 from cofitune.distributed import device
 from cofitune.errors import ArtifactError, ConfigError, UserError
 from cofitune.files import read_json, sha256_json
-from cofitune.model.load import choose_dtype
+from cofitune.model.load import choose_dtype, dtype_name
 from cofitune.ranks import this_rank
 from cofitune.recipes.folders import check_folder, package_version
 from cofitune.recipes.from_config import data_sources, written_day
@@ -114,7 +114,7 @@ class RehearsePlan:
             "tokenizer_sha256": tokenizer_sha256(self.base.tokenizer) if self.base.tokenizer else None,
             "template": self.base.template,
             "opening": self.begins_with,
-            "dtype": str(choose_dtype(model.dtype)).removeprefix("torch."),
+            "dtype": dtype_name(choose_dtype(model.dtype)),
             "attn_implementation": model.attn_implementation,
             "device": device().type,  # the ranks' GPUs may be of several models
             "prompts_sha256": sha256_json([[list(p.messages), list(p.ids)] for p in self.prompts]),
@@ -182,7 +182,7 @@ def plan_rehearse(config: Config, overwrite: bool = False, dry_run: bool = False
         engine=choose_engine(requested.engine),
     )
     if not plan.prompts and not requested.self_prompted:
-        raise UserError(f"rehearsal.data: not one prompt is left ({_reasons(reader.account)})")
+        raise UserError(f"rehearsal.data: not one prompt is left ({reasons_text(reader.account)})")
     is_finished = plan.manifest.is_file() and not overwrite
     if is_finished and not base.missing and not plan.partial.is_of(plan.made_of()):
         _check_finished(plan)
@@ -216,7 +216,8 @@ def choose_engine(requested: str, asked_for_ranks: bool = False) -> str:
     return "vllm" if is_vllm else "transformers"
 
 
-def _reasons(account: ItemCounts) -> str:
+def reasons_text(account: ItemCounts) -> str:
+    """How many items were left out for which reason."""
     return ", ".join(f"{count:,} × {reason}" for reason, count in account.reasons.items())
 
 

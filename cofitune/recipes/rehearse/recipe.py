@@ -22,7 +22,7 @@ from cofitune.files import exclusive, sha256_json
 from cofitune.ranks import Rank, is_launched, this_rank
 from cofitune.recipes.folders import check_disk_space, start_folder, versions_of_packages
 from cofitune.recipes.on_plan import OnPlan
-from cofitune.recipes.rehearse.plan import RehearsePlan, plan_rehearse
+from cofitune.recipes.rehearse.plan import RehearsePlan, plan_rehearse, reasons_text
 from cofitune.recipes.rehearse.plan_report import plan_facts, print_plan, print_result
 from cofitune.recipes.rehearse.prompts import Prompt, note, shortened, text_of
 from cofitune.recipes.rehearse.writer import Writer
@@ -172,9 +172,8 @@ def _choose(
         kept.append(index)
     if not kept:
         raise UserError(
-            f"rehearsal: not one of {len(prompts):,} answers is worth keeping ("
-            + ", ".join(f"{count:,} × {reason}" for reason, count in account.reasons.items())
-            + "): can this base answer in its template?"
+            f"rehearsal: not one of {len(prompts):,} answers is worth keeping ({reasons_text(account)}): can this base "
+            "answer in its template?"
         )
     held_out = _held_out([prompts[i] for i in kept], requested.held_out, requested.seed)
     items = [

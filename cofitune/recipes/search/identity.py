@@ -11,7 +11,7 @@ from cofitune.config import schema
 from cofitune.config.schema import Config
 from cofitune.data.template import NAMED, template_sha256
 from cofitune.evaluation.items import LoadedTask
-from cofitune.model.load import choose_dtype
+from cofitune.model.load import choose_dtype, dtype_name
 from cofitune.recipes.computed_with import COMPUTED_WITH, computed_with
 from cofitune.recipes.from_config import comparable_data, kernels_recorded
 from cofitune.recipes.search.trial_config import base_rate
@@ -80,7 +80,7 @@ def _dtype(config: Config) -> str:
     """The precision of the trials: what `auto` comes to here; a cluster's nodes may differ from this machine."""
     if config.model.dtype == "auto" and config.search.executor == "ray":
         return "auto, on the cluster"
-    return str(choose_dtype(config.model.dtype)).removeprefix("torch.")
+    return dtype_name(choose_dtype(config.model.dtype))
 
 
 def _task(loaded: LoadedTask, by_loss: bool) -> dict[str, object]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cofitune import __version__
 from cofitune.config.schema import Region
+from cofitune.model.load import dtype_name
 from cofitune.recipes.folders import environment
 from cofitune.recipes.from_config import chat_template, kernels_recorded
 from cofitune.recipes.train.metrics import Watch
@@ -39,7 +40,7 @@ def make_manifest(
         "trust_remote_code": config.model.trust_remote_code,
         **stands_on(plan),
         "names": {"prefix": plan.anatomy.prefix, "aliases": plan.anatomy.aliases},
-        "dtype": str(plan.settings.dtype).removeprefix("torch."),
+        "dtype": dtype_name(plan.settings.dtype),
         **kernels_recorded(config.model, plan.anatomy.model_type),
         "template": plan.data.template,
         "chat_template": chat_template(plan.config.data).as_dict(plan.data.tokenizer),

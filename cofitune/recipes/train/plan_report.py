@@ -7,6 +7,7 @@ from rich.console import Console
 
 from cofitune.config.schema import DeepSpeed
 from cofitune.files import gib
+from cofitune.model.load import dtype_name
 from cofitune.recipes.folders import free_bytes
 from cofitune.recipes.on_plan import PlanFacts
 from cofitune.recipes.train.data import print_data
@@ -55,8 +56,8 @@ def print_plan(plan: TrainPlan, console: Console) -> None:
 def _print_conversion(plan: TrainPlan, console: Console) -> None:
     """Say where each rank makes a copy of the weights."""
     copies = plan.footprint.memory.host_loading // (plan.anatomy.num_parameters * plan.settings.dtype.itemsize)
-    if copies > 1:
-        stored, trained = (str(d).removeprefix("torch.") for d in (plan.stored, plan.settings.dtype))
+    if copies > 1 and plan.stored:
+        stored, trained = (dtype_name(d) for d in (plan.stored, plan.settings.dtype))
         say(
             console,
             f"  they are stored in {stored}: {copies} ranks convert a copy each; `cofitune convert "
@@ -84,7 +85,7 @@ def _print_steps(plan: TrainPlan, console: Console) -> None:
         f" of {plan.steps.per_step} {what} ("
         f"{train.per_device_train_batch_size} × {train.gradient_accumulation_steps} accumulated × {world_size} "
         f"rank{'s' if world_size > 1 else ''}), lr {train.learning_rate:g} {train.lr_scheduler_type}, "
-        f"ZeRO-{plan.settings.zero_stage}, {str(plan.settings.dtype).removeprefix('torch.')}",
+        f"ZeRO-{plan.settings.zero_stage}, {dtype_name(plan.settings.dtype)}",
     )
 
 
@@ -188,7 +189,7 @@ def plan_facts(plan: TrainPlan) -> PlanFacts:
         "ranks": plan.steps.world_size,
         "learning_rate": config.train.learning_rate,
         **plan.resolved,
-        "dtype": str(plan.settings.dtype).removeprefix("torch."),
+        "dtype": dtype_name(plan.settings.dtype),
         "items": len(plan.data.examples),
         "rehearsal_items": plan.rehearsal.items if plan.rehearsal else 0,
         "used": plan.used,

@@ -13,6 +13,7 @@ from cofitune.data.encoded import tokenizer_sha256
 from cofitune.distributed import run_on_rank_zero
 from cofitune.errors import ArtifactError, UserError, differences
 from cofitune.files import read_json
+from cofitune.model.load import dtype_name
 from cofitune.recipes.computed_with import COMPUTED_WITH, changed_since, computed_with
 from cofitune.recipes.folders import versions_of_packages
 from cofitune.recipes.from_config import comparable_data, kernels_recorded
@@ -58,7 +59,7 @@ def identity(plan: TrainPlan) -> dict[str, Any]:
     return {
         "model": {
             "base_fingerprint": plan.base_fingerprint,
-            "dtype": str(plan.settings.dtype).removeprefix("torch."),
+            "dtype": dtype_name(plan.settings.dtype),
             "attn_implementation": config.model.attn_implementation,
             **kernels_recorded(config.model, plan.anatomy.model_type),
             "layout": asdict(plan.anatomy.layout),

@@ -24,7 +24,7 @@ from cofitune.evaluation.data_parallel import join
 from cofitune.evaluation.out_of_memory import explaining_out_of_memory
 from cofitune.evaluation.score import ScoreRequest, score_model
 from cofitune.evaluation.tasks import load_tasks
-from cofitune.model.load import choose_dtype
+from cofitune.model.load import choose_dtype, dtype_name
 from cofitune.model.weight_files import fingerprint
 from cofitune.recipes.evaluate.plan import EvalPlan, plan_eval
 from cofitune.recipes.evaluate.recipe import run_evaluation
@@ -100,7 +100,7 @@ class TrialRunner:
             self._seconds |= {"train": sum(trained.seconds), "evaluate": trained.seconds_measuring}
             return TrialResult(request, curve=trained.curve, margins=trained.margins)
         doing = "the base's losses were measured", items.batch_size
-        dtype = str(choose_dtype(request.config.model.dtype)).removeprefix("torch.")
+        dtype = dtype_name(choose_dtype(request.config.model.dtype))
         with (
             self._counted("evaluate"),
             explaining_out_of_memory(lambda: doing, dtype, f"{_section(request.config)}.batch_size"),
