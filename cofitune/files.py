@@ -79,12 +79,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     return digest.hexdigest()
 
 
-def read_json(path: Path, what: str, shape: type = dict, *, ours: bool = True) -> Any:
-    """Read a JSON file; one that we wrote may carry its checksum (cofitune/checked.py), which is compared and left out.
+def read_json(path: Path, what: str, *, ours: bool = True) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    One that we wrote may carry its checksum (cofitune/checked.py), which is compared and left out.
 
     Args:
         what: names it in messages.
-        shape: what it must hold; by default an object.
         ours: whether we wrote it, or a version of us that knew no checksums.
 
     Raises:
@@ -101,10 +102,9 @@ def read_json(path: Path, what: str, shape: type = dict, *, ours: bool = True) -
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         deep = "nested too deeply" if isinstance(error, RecursionError) else error
         raise ArtifactError(f"{path}: this {what} is damaged: {deep}") from None
-    if not isinstance(value, shape):
-        kind = "an object" if shape is dict else f"a {shape.__name__}"
-        raise ArtifactError(f"{path}: this {what} is damaged: it must hold {kind}, not {value!r:.40}")
-    expected = value.pop(CHECKSUM, None) if ours and isinstance(value, dict) else None
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{path}: this {what} is damaged: it must hold an object, not {value!r:.40}")
+    expected = value.pop(CHECKSUM, None) if ours else None
     if expected is not None and expected != sha256_json(value):
         raise ArtifactError(f"{path}: this {what} is damaged: it is not what was written (its checksum differs)")
     return value

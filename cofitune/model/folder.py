@@ -35,10 +35,9 @@ def read_object(path: Path, what: str) -> dict[str, object]:
         UserError: it is missing, does not parse, or holds something else.
     """
     try:
-        value: dict[str, object] = read_json(path, what, ours=False)
+        return read_json(path, what, ours=False)
     except ArtifactError as error:
         raise UserError(f"{path}: {PULL}" if is_lfs_pointer(path) else str(error)) from None
-    return value
 
 
 def check_folder(folder: Path, name: str) -> None:

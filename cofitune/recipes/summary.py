@@ -70,7 +70,7 @@ def summarise_run(run: Path) -> dict[str, object]:
 
 
 def _read(path: Path, what: str) -> dict[str, Any] | None:
-    return dict(read_json(path, what)) if path.is_file() else None
+    return read_json(path, what) if path.is_file() else None
 
 
 def _training(manifest: Mapping[str, Any]) -> dict[str, object]:

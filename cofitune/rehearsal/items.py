@@ -192,7 +192,7 @@ def read_rehearsal(folder: Path) -> Rehearsal:
         ArtifactError: it is missing, damaged, or of another format.
     """
     manifest = read_json(folder / MANIFEST, "rehearsal (its manifest)")
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    if manifest.get("format") != FORMAT:
         raise ArtifactError(f"{folder}: this rehearsal is not of format {FORMAT}, which we read; {REMAKE}")
     for name, key in ((ITEMS, "items_sha256"), (TOP_K, "top_k_sha256")):
         if not (folder / name).is_file():

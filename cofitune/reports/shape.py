@@ -21,8 +21,6 @@ def read_shaped(path: Path, what: str, form: int, shape: Callable[[dict[str, obj
         ArtifactError: it is missing, damaged (`shape` raised a ValueError), or of another format than `form`.
     """
     content = read_json(path, what)
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{path}: this {what} is damaged: it is no JSON object")
     if content.get("format") != form:
         raise ArtifactError(
             f"{path}: its format is {content.get('format')}, and {form} is what we read; make it again with the "

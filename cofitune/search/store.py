@@ -107,7 +107,7 @@ def open_store(folder: Path, identity: Mapping[str, object], *, repair: bool = F
     identity = json.loads(json.dumps(identity))  # as it reads back: a tuple is a list there
     if card.exists():
         made_with = read_json(card, "search store")
-        if not isinstance(made_with, dict) or made_with.get("version") != VERSION:
+        if made_with.get("version") != VERSION:
             raise ArtifactError(f"{card}: this search store is damaged or of another version; --overwrite starts over")
         before = made_with.get("identity")
         if isinstance(before, dict):  # its trials' ids are hashes of it as it was

@@ -103,10 +103,7 @@ def read_artifacts(path: Path, name: str) -> Artifacts:
 
 def _json(path: Path, what: str) -> Entry | None:
     """Read one of ours, where it is there."""
-    if not path.is_file():
-        return None
-    value: Entry = read_json(path, what)
-    return value
+    return read_json(path, what) if path.is_file() else None
 
 
 def _read_changed(path: Path, scores: Scores | None) -> Mapping[str, Mapping[str, Sequence[Entry]]]:

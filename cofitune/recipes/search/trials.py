@@ -158,7 +158,7 @@ def _read_scores(folder: Path, model: str) -> dict[str, Any]:
     """
     path = folder / "eval" / "scores.json"
     content = read_json(path, "evaluation")
-    scores = content.get("models", {}).get(model) if isinstance(content, dict) else None
+    scores = content.get("models", {}).get(model)
     if not isinstance(scores, dict):
         raise TrialError(f"{path}: holds no scores of '{model}'")
     categories = {name: _number(value) for name, value in (scores.get("categories") or {}).items()}
