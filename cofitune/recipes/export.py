@@ -23,7 +23,7 @@ from cofitune.model.load import DTYPES, dtype_name, load_tokenizer
 from cofitune.model.recognise import as_in_files
 from cofitune.model.weight_files import fingerprint, parameter_name, size_as, weight_files
 from cofitune.recipes.exported_tokenizer import write_generation, write_tokenizer
-from cofitune.recipes.folders import check_trusted, find_base, free_bytes
+from cofitune.recipes.folders import Place, check_trusted, find_base, free_bytes
 from cofitune.recipes.model_card import FILE as CARD
 from cofitune.recipes.model_card import model_card
 from cofitune.recipes.model_folder import check_room, check_target, copy_rest, write_model_folder
@@ -108,7 +108,7 @@ class ExportSource:
 
     run: Path
     train: Path
-    place: tuple[str, str | None]
+    place: Place
     files: list[Path]
     dtype: torch.dtype
     trust_remote_code: bool

@@ -21,7 +21,7 @@ from cofitune.model.folder import read_generation_config
 from cofitune.model.load import DTYPES, choose_dtype, load_tokenizer
 from cofitune.model.weight_files import fingerprint
 from cofitune.recipes.alpha.recipe import choose_alpha
-from cofitune.recipes.folders import check_trusted, find_base, train_folder
+from cofitune.recipes.folders import Place, check_trusted, find_base, train_folder
 from cofitune.training.delta import Delta, read_delta, read_manifest
 
 Only = Literal["base", "run"]
@@ -48,7 +48,7 @@ class ChatPlan:
         delta: the run's; None where only whole weights speak.
     """
 
-    place: tuple[str, str | None]
+    place: Place
     dtype: torch.dtype
     trust_remote_code: bool
     tokenizer: PreTrainedTokenizerBase
@@ -150,7 +150,7 @@ def _plan_whole(model: str, trust_remote_code: bool) -> ChatPlan:
 
 
 def _plan(
-    place: tuple[str, str | None],
+    place: Place,
     tokenizer: PreTrainedTokenizerBase,
     *,
     dtype: torch.dtype,
