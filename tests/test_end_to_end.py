@@ -40,8 +40,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "model": {"name": str(SMALL_MODEL), "dtype": "float32"},
         "data": {"train": str(folder / "ledger_train.jsonl"), "max_length": 160},
         "region": "search",
-        "rehearsal": {"data": str(folder / "general_prompts.jsonl"), "max_items": 6, "max_new_tokens": 12},
-        "importance": {"data": str(folder / "general_train.jsonl"), "max_items": 8},
+        "rehearsal": {"data": str(folder / "general_prompts.jsonl"), "max_items": 4, "max_new_tokens": 12},
+        "importance": {"data": str(folder / "general_train.jsonl"), "max_items": 4},
         "softmask": {"apply_to": "update"},
         "train": {
             "learning_rate": 1e-3, "warmup_ratio": 0, "max_steps": 3, "per_device_train_batch_size": 2,
@@ -49,17 +49,17 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
         "eval": {
             "speciality": {
-                "path": str(folder / "ledger_test.jsonl"), "kind": "generate", "max_new_tokens": 32, "limit": 4,
+                "path": str(folder / "ledger_test.jsonl"), "kind": "generate", "max_new_tokens": 24, "limit": 2,
             },
             "versatility": {
-                "gen_kn": {"path": str(folder / "gen_kn.jsonl"), "kind": "multiple_choice", "limit": 8},
-                "gen_rs": {"path": str(folder / "gen_rs.jsonl"), "kind": "multiple_choice", "limit": 8},
-                "instruct": {"path": str(folder / "instruct.jsonl"), "kind": "ifeval", "max_new_tokens": 8, "limit": 4},
+                "gen_kn": {"path": str(folder / "gen_kn.jsonl"), "kind": "multiple_choice", "limit": 4},
+                "gen_rs": {"path": str(folder / "gen_rs.jsonl"), "kind": "multiple_choice", "limit": 4},
+                "instruct": {"path": str(folder / "instruct.jsonl"), "kind": "ifeval", "max_new_tokens": 8, "limit": 2},
             },
             "drift": str(folder / "run" / "rehearsal"),
         },
         "search": {"levels": [{"layers": ["bottom1", "top"]}, {"modules": [["up_proj", "down_proj"]]}],
-                   "train_steps": 1, "limit": 4},
+                   "train_steps": 1, "limit": 2},
         "output_dir": str(folder / "run"),
     }  # fmt: skip
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
