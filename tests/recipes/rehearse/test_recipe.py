@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from cofitune.recipes.rehearse import writer as writer_module
 from cofitune.recipes.train.plan import plan_train
 from cofitune.rehearsal.generate import Answer, Sampling, TransformersGenerator
 from cofitune.rehearsal.items import Rehearsal, RehearsalExamples, read_rehearsal
+from tests.helpers import outside_ranks
 
 pytestmark = pytest.mark.processes
 writer: Any = writer_module  # whose imports are replaced
@@ -220,7 +220,7 @@ def test_two_ranks_write_the_bytes_of_one(place: Place) -> None:
     path = place.folder / "two.yaml"
     path.write_text(dump_config(place.config("two", **SAMPLED)))
     command = [sys.executable, "-m", "cofitune", "rehearse", str(path), "--num-processes", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    environment = outside_ranks() | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert contents(place.folder / "two") == contents(place.folder / "one")
