@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from cofitune.errors import UserError
+from cofitune.importance.sparse_dropout import SparseDropout
 from cofitune.importance_file import ATTENTION_HEADS, EXPERTS, FFN_NEURONS, FFN_OUTPUTS, layer_units, unit_counts
 from cofitune.model.anatomy import Anatomy, anatomy_of
 from cofitune.training.autograd import Context
@@ -119,7 +120,8 @@ def seeded_dropout(seed: int, micro_batch: int, pass_index: int, device: torch.d
     words = hashlib.sha256(f"{seed}:{micro_batch}:{pass_index}".encode()).digest()  # neighbours share no stream
     number = int.from_bytes(words[:8], "big") >> 1  # torch takes 63 bits
     is_cuda = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if is_cuda else []):
+    sparse = nullcontext() if is_cuda else SparseDropout()  # kernels of GPUs draw as they go
+    with torch.random.fork_rng(devices=[device] if is_cuda else []), sparse:
         torch.default_generator.manual_seed(number)  # torch.manual_seed would reseed other ranks' GPUs as well
         if is_cuda:
             with torch.cuda.device(device):
