@@ -98,7 +98,7 @@ def main() -> None:
         "--device", default=USUAL["device"], help="cpu or cuda; a study is made on one kind of device throughout"
     )
     parser.add_argument(
-        "--part", type=_part, default=(1, 1), metavar="N/OF", help="2/3: only every third run, from the second on"
+        "--part", type=part_of, default=(1, 1), metavar="N/OF", help="2/3: only every third run, from the second on"
     )
     parser.add_argument("--steps", type=int, default=USUAL["steps"])
     parser.add_argument(
@@ -139,7 +139,7 @@ def main() -> None:
         print(f"{run.title:<50} seed {run.seed}  {message}  {figures['seconds']:.0f} s", flush=True)
 
 
-def _part(text: str) -> tuple[int, int]:
+def part_of(text: str) -> tuple[int, int]:
     """`2/3` as numbers."""
     part, _, parts = text.partition("/")
     if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
