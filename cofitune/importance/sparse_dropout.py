@@ -49,7 +49,9 @@ class SparseDropout(TorchFunctionMode):
 
     Example:
         >>> with SparseDropout():
-        ...     output = model(**batch)
+        ...     dropped = nn.functional.dropout(torch.ones(1000), p=0.5)
+        >>> sorted(set(dropped.tolist()))
+        [0.0, 2.0]
     """
 
     def __torch_function__(

@@ -18,6 +18,7 @@ from cofitune.model.folder import ODD_FILE, check_folder, first_line
 from cofitune.model.kind import auto_class, check_causal, check_kind
 from cofitune.model.layouts import ATTENTION, EXPERTS, FFN, MODULES, Layout
 from cofitune.model.norms import has_known_norms
+from cofitune.model.other_folders import is_missing_folder
 from cofitune.model.recognise import choose_layout, find_experts, names_in_files, true_shape
 from cofitune.model.sizes import Sizes, number, read_sizes
 
@@ -332,11 +333,6 @@ def read_model_config(name: str, revision: str | None = None, trust_remote_code:
         raise UserError(
             f"model.name: {name} is neither a folder with a config.json nor a hub model: {reason}"
         ) from error
-
-
-def is_missing_folder(name: str) -> bool:
-    """Whether a model's name can only be a folder's, and there is none: the hub would be asked in vain, and again."""
-    return not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1)
 
 
 def _odd_shape(anatomy: Anatomy, group: tuple[str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""What a folder is that is no model for transformers: told by its files, with what to name instead."""
+"""A model's name that is no model for transformers: what else the folder is, or that there is none."""
 
 from __future__ import annotations
 
@@ -33,3 +33,8 @@ def is_lfs_pointer(file: Path) -> bool:
             return opened.read(len(LFS)) == LFS
     except OSError:
         return False
+
+
+def is_missing_folder(name: str) -> bool:
+    """Whether a model's name can only be a folder's, and there is none: the hub would be asked in vain, and again."""
+    return not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1)

@@ -18,7 +18,7 @@ from cofitune.config.load import dump_config, load_resolved
 from cofitune.config.schema import FREE_SETTINGS, SECTIONS_READ, Config, EvalModel
 from cofitune.errors import UserError, differences
 from cofitune.files import gib, write_text
-from cofitune.model.anatomy import is_missing_folder
+from cofitune.model.other_folders import is_missing_folder
 from cofitune.recipes.own_files import foreign_files, is_own_config, remove_own
 from cofitune.temporary import remove_leftovers
 

@@ -16,9 +16,10 @@ from cofitune.data.chat import end_ids, set_template
 from cofitune.data.template import ChatTemplate
 from cofitune.errors import UserError
 from cofitune.evaluation.lengths import max_positions
-from cofitune.model.anatomy import is_missing_folder, read_model_config
+from cofitune.model.anatomy import read_model_config
 from cofitune.model.folder import read_generation_config
 from cofitune.model.load import DTYPES, choose_dtype, load_tokenizer
+from cofitune.model.other_folders import is_missing_folder
 from cofitune.model.weight_files import fingerprint
 from cofitune.recipes.alpha.recipe import choose_alpha
 from cofitune.recipes.folders import Place, check_trusted, find_base, train_folder

@@ -18,9 +18,10 @@ from cofitune.data.chat import set_template
 from cofitune.data.template import is_dated, template_sha256
 from cofitune.errors import ArtifactError, ConfigError, UserError
 from cofitune.evaluation.lengths import max_positions
-from cofitune.model.anatomy import is_missing_folder, read_model_config
+from cofitune.model.anatomy import read_model_config
 from cofitune.model.folder import read_generation_config
 from cofitune.model.load import DTYPES, choose_dtype, load_tokenizer
+from cofitune.model.other_folders import is_missing_folder
 from cofitune.model.weight_files import fingerprint, stored_dtype, weight_files
 from cofitune.recipes.evaluate.targets import EvalTarget, Source, check_dtypes, check_names, check_side_by_side
 from cofitune.recipes.folders import no_run, train_folder
