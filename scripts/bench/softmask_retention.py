@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import time
@@ -435,7 +436,8 @@ def answers(table: dict[tuple[str, str], dict[int, dict[str, Any]]]) -> str:
                     better = -mean if less else mean
                     seen = "not told apart" if abs(mean) <= half else "**better**" if better > 0 else "**worse**"
                     form = "+.3f" if less else "+.1f"
-                    parts.append(f"to {name} {mean:{form}} (± {half:{form[1:]}}), {seen}")
+                    spread = f"± {half:{form[1:]}}" if math.isfinite(half) else "one seed"
+                    parts.append(f"to {name} {mean:{form}} ({spread}), {seen}")
             lines.append(f"- {mask}, {title} ({unit}): {'; '.join(parts)}.")
     return "\n".join(lines)
 
@@ -454,6 +456,8 @@ def command(arguments: argparse.Namespace, settings: dict[str, Any]) -> str:
     usual = {"layers": "50%-75%", "modules": ["up_proj", "down_proj"], "rate": 5e-4, "target": 0.1, "every": 4,
              "steps": 240, "prompts": 96, "importance_items": 120, "items": None}  # fmt: skip
     own = {k: v for k, v in settings.items() if v != usual[k]}
+    if arguments.masks != list(MASKS):
+        own["masks"] = arguments.masks
     if arguments.seeds != 3:
         own["seeds"] = arguments.seeds
     words = [f" --{k.replace('_', '-')} {' '.join(v) if isinstance(v, list) else v}" for k, v in own.items()]

@@ -166,9 +166,9 @@ def _check_command(command: str, folder: Path) -> None:
 
 
 def _check_script_options(words: list[str]) -> None:
-    """A bench's options are in its own text or in the Python file beside it."""
+    """A bench's options are in its own text or in the Python files beside it."""
     path = ROOT / words[0]
-    sources = [path, path.with_suffix(".py"), path.with_name(f"{path.name}_study.py")]
+    sources = [path, path.with_suffix(".py"), *path.parent.glob(f"{path.name}_*.py")]
     text = "".join(source.read_text(encoding="utf-8") for source in sources if source.is_file())
     for option in (word.split("=")[0] for word in words[1:] if word.startswith("--")):
         assert option in text, f"{words[0]} has no {option}"
