@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -116,3 +119,31 @@ def test_importance_and_the_prefix_cache_see_the_limit(tmp_path: Path, monkeypat
     shared, trial = SimpleNamespace(kept_layers=()), SimpleNamespace(region=SimpleNamespace(first=3), config=config)
     keeps, message = trial_prefix.has_room(cast(Any, shared), cast(Any, trial))
     assert not keeps and "no room for the 1.0 GiB of layer 3: 512 MiB are free" in message
+
+
+TURNS = """
+import resource, sys
+from cofitune.host_memory import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+def turn():
+    made = [bytearray(2**22) for _ in range(64)]
+for _ in range(3):
+    turn()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+turn()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
+@pytest.mark.processes
+@pytest.mark.interpreter
+def test_freed_memory_is_used_again_without_the_system() -> None:
+    """256 MiB of blocks that are made and freed once more: the system clears next to no page for them."""
+    faults = {
+        how: int(subprocess.run([sys.executable, "-c", TURNS, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("given back", "kept")
+    }
+    assert faults["given back"] > 100  # with huge pages a fault clears 2 MiB
+    assert faults["kept"] < faults["given back"] / 10

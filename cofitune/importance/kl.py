@@ -85,7 +85,8 @@ def _kl_at_head(
 class _KLOfHidden(torch.autograd.Function):
     """KL(second pass ‖ first pass) of hidden states [N, H] each, whose gradients are made a chunk of rows at a time.
 
-    With p = softmax f1 and q = softmax f2: ∂/∂f1 = p − q, and ∂/∂f2 = q·(log q − log p − KL of the row).
+    With p = softmax f1 and q = softmax f2: ∂/∂f1 = p − q, and ∂/∂f2 = q·(log q − log p − KL of the row), in which the
+    normalisers of the softmax cancel: q·(f2 − f1 − Σ q·(f2 − f1)).
     """
 
     @staticmethod
@@ -98,11 +99,11 @@ class _KLOfHidden(torch.autograd.Function):
         for begin in range(0, len(first), KL_CHUNK):
             rows = slice(begin, begin + KL_CHUNK)
             one, two = (scaling.apply(nn.functional.linear(h[rows], weight, bias)) for h in (first, second))
-            log_p, log_q = one.float().log_softmax(-1), two.float().log_softmax(-1)
-            q, off = log_q.exp(), log_q - log_p
-            kl = (q * off).sum(-1, keepdim=True)
-            total += kl.sum()
-            to_logits = log_p.exp_().sub_(q), off.sub_(kl).mul_(q)
+            p, q = one.softmax(-1, dtype=torch.float32), two.softmax(-1, dtype=torch.float32)
+            off = two.float() - one.float()
+            mean = torch.linalg.vecdot(q, off).unsqueeze(-1)
+            total += (mean + _normaliser(one, p) - _normaliser(two, q)).sum()
+            to_logits = p.sub_(q), off.sub_(mean).mul_(q)
             for made, logits, whole in zip(to_logits, (one, two), gradients, strict=True):
                 torch.mm(scaling.pull_back(made, logits).to(weight.dtype), weight, out=whole[rows])
         ctx.save_for_backward(*gradients)
@@ -114,6 +115,12 @@ class _KLOfHidden(torch.autograd.Function):
         (scale,) = gradients
         first, second = (kept * scale.to(kept.dtype) for kept in ctx.saved_tensors)
         return first, second, None, None, None
+
+
+def _normaliser(logits: Tensor, probabilities: Tensor) -> Tensor:
+    """log Σ exp of each row [n, V] of `logits`, from its softmax at the likeliest place: [n, 1], fp32."""
+    highest, place = logits.max(-1, keepdim=True)
+    return highest.float() - probabilities.gather(-1, place).log()
 
 
 def kl_of_passes(first: Tensor, second: Tensor, mask: Tensor) -> Tensor:

@@ -60,12 +60,14 @@ def prepare(given: argparse.Namespace) -> tuple[dict[str, Turn], dict[str, Any]]
     """The model, the batch, and what each side does with them; and what there is to say of both."""
     import torch
 
+    from cofitune.host_memory import keep_freed_memory
     from cofitune.importance.estimate import FISHER, KL_DROPOUT, gate_gradients
     from cofitune.importance.gates import virtual_gates
     from cofitune.model.load import choose_dtype, load_model
 
     dtype = choose_dtype("auto")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    keep_freed_memory()  # as `cofitune importance` does on a CPU; the full step gains by it, too
     model = load_model(str(given.model), dtype).to(device)
     torch.manual_seed(SEED)
     ids = torch.randint(model.config.vocab_size, (given.batch, given.length), device=device)

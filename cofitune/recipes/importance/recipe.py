@@ -18,6 +18,7 @@ from cofitune.config.schema import Config
 from cofitune.distributed import LONGEST_WAIT, all_reduce_max, check_agreement, device_of, run_on_rank_zero
 from cofitune.errors import install
 from cofitune.files import check_unlocked, exclusive, write_text
+from cofitune.host_memory import keep_freed_memory
 from cofitune.importance.estimate import estimate, no_sums
 from cofitune.importance.normalize import NORMALIZATIONS, over_own_units
 from cofitune.importance.partial import load_sums, save_sums, sums_path
@@ -192,6 +193,8 @@ def _model(
 ) -> Iterator[PreTrainedModel]:
     """The base on this rank's device: whole, or its share of it."""
     base = plan.config.model
+    if device.type == "cpu":
+        keep_freed_memory()
     if not sharded:
         with loading:
             model = load_base(base).to(device)
