@@ -42,6 +42,7 @@ def cluster() -> Iterator[Any]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # keeps the driver, too, on the loopback device
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    import ray
     from ray.cluster_utils import Cluster
 
     soon = {"health_check_period_ms": 500, "health_check_failure_threshold": 3, "health_check_initial_delay_ms": 0}
@@ -49,7 +50,44 @@ def cluster() -> Iterator[Any]:
     made.second = made.add_node(**NODE)
     made.wait_for_nodes()
     yield made
+    ray.shutdown()
     made.shutdown()
+
+
+class KeptConnection:
+    """Ray, which a search that ends does not let go of: its workers, seconds to start each, serve the next test."""
+
+    def __init__(self, ray: Any) -> None:
+        self.ray = ray
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.ray, name)
+
+    def shutdown(self) -> None:
+        """Stay."""
+
+
+@pytest.fixture
+def kept(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The cluster, and all tests that ask for it on one connection to it."""
+    import ray
+
+    join = module.join_cluster
+
+    def join_once(address: str) -> KeptConnection:
+        return KeptConnection(ray if ray.is_initialized() else join(address))
+
+    monkeypatch.setattr(module, "join_cluster", join_once)
+    return cluster
+
+
+@pytest.fixture
+def apart(cluster: Any) -> Any:
+    """The cluster, to which nobody is connected."""
+    import ray
+
+    ray.shutdown()
+    return cluster
 
 
 def request(folder: Path, name: str, stop_step: int | None = None) -> TrialRequest:
@@ -63,7 +101,7 @@ def run(cluster: Any, work: Any, *requests: TrialRequest, output: list[str] | No
         return {result.request.id: result for result in execute(requests)}
 
 
-def test_as_many_trials_run_as_the_cluster_holds_and_files_come_back(cluster: Any, tmp_path: Path) -> None:
+def test_as_many_trials_run_as_the_cluster_holds_and_files_come_back(apart: Any, tmp_path: Path) -> None:
     def work(errand: RemoteTrial) -> Report:
         meeting = tmp_path / "meeting"
         meeting.mkdir(exist_ok=True)
@@ -80,27 +118,27 @@ def test_as_many_trials_run_as_the_cluster_holds_and_files_come_back(cluster: An
     cached = one.folder / "eval" / "cache" / "key" / "answers.jsonl"
     cached.parent.mkdir(parents=True)
     cached.write_text("the base's")
-    results = run(cluster, work, one, other)
+    results = run(apart, work, one, other)
     curve = (CurvePoint(4, 2.0, 0.1),)
     assert results == {r.id: TrialResult(r, None, {"train": 1.5}, curve) for r in (one, other)}
     assert (one.folder / "eval/scores.json").read_text() == f'{{"at": "{one.folder}/eval"}}', "the driver's folder"
     assert cached.read_text() == "the base's" and (other.folder / "eval/cache/key/more.jsonl").read_text() == "2"
 
 
-def test_a_trial_that_fails_is_an_outcome_and_the_others_go_on(cluster: Any, tmp_path: Path) -> None:
+def test_a_trial_that_fails_is_an_outcome_and_the_others_go_on(kept: Any, tmp_path: Path) -> None:
     def work(errand: RemoteTrial) -> Report:
         if errand.id == "bug":
             raise ValueError("a bug of ours")
         return Report("host", "/there", {"error": "out of memory"} if errand.id == "full" else {})
 
-    results = run(cluster, work, *(request(tmp_path, name) for name in ("bug", "full", "good")))
+    results = run(kept, work, *(request(tmp_path, name) for name in ("bug", "full", "good")))
     assert results["bug"].error == "on the cluster: ValueError: a bug of ours"
     assert results["full"].error == "out of memory"
     assert results["good"].error is None
 
 
 def test_a_trial_whose_worker_was_killed_runs_again_and_at_most_so_often(
-    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kept: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def work(errand: RemoteTrial) -> Report:
         tries = tmp_path / errand.id
@@ -112,7 +150,7 @@ def test_a_trial_whose_worker_was_killed_runs_again_and_at_most_so_often(
 
     monkeypatch.setattr(module, "RETRIES", 1)
     output: list[str] = []
-    results = run(cluster, work, request(tmp_path / "run", "once"), request(tmp_path / "run", "always"), output=output)
+    results = run(kept, work, request(tmp_path / "run", "once"), request(tmp_path / "run", "always"), output=output)
     assert results["once"].error is None and (tmp_path / "once").read_text() == "xx"
     assert results["always"].error == "the cluster lost it 2 times; at last worker crashed"
     assert (tmp_path / "always").read_text() == "xx"
@@ -122,7 +160,7 @@ def test_a_trial_whose_worker_was_killed_runs_again_and_at_most_so_often(
     ]
 
 
-def test_a_paused_trial_resumes_where_its_state_lies_and_leaves_nothing(cluster: Any, tmp_path: Path) -> None:
+def test_a_paused_trial_resumes_where_its_state_lies_and_leaves_nothing(kept: Any, tmp_path: Path) -> None:
     def work(errand: RemoteTrial) -> Report:
         import ray
 
@@ -137,7 +175,7 @@ def test_a_paused_trial_resumes_where_its_state_lies_and_leaves_nothing(cluster:
 
     first, last = request(tmp_path, "a", stop_step=2), request(tmp_path, "a")
     busy = [request(tmp_path, name) for name in ("b", "c", "d")]
-    with ray_executor(Demand(), cluster.address, work=work) as execute:
+    with ray_executor(Demand(), kept.address, work=work) as execute:
         list(execute([first]))
         began, node, _ = (first.folder / "eval/log").read_text().split(" ")
         assert began == "anew"
@@ -151,7 +189,7 @@ def test_a_paused_trial_resumes_where_its_state_lies_and_leaves_nothing(cluster:
     assert not list(Path(tempfile.gettempdir()).glob("cofitune-*/dropped")), "the search removes what it dropped"
 
 
-def test_what_is_running_ends_when_the_search_does(cluster: Any, tmp_path: Path) -> None:
+def test_what_is_running_ends_when_the_search_does(kept: Any, tmp_path: Path) -> None:
     def work(errand: RemoteTrial) -> Report:
         if errand.id == "short":
             return Report("host", "/there")
@@ -163,7 +201,7 @@ def test_what_is_running_ends_when_the_search_does(cluster: Any, tmp_path: Path)
             (tmp_path / f"{errand.id} ended").touch()
         return Report("host", "/there")
 
-    with ray_executor(Demand(), cluster.address, work=work) as execute:
+    with ray_executor(Demand(), kept.address, work=work) as execute:
         results = execute([request(tmp_path / "run", name) for name in ("short", "long", "queued", "queued too")])
         assert next(results).request.id == "short"
         wait_for(tmp_path / "long began")
@@ -197,9 +235,9 @@ with ray_executor(Demand(), sys.argv[1], work=work) as execute:
 
 
 @pytest.mark.interpreter  # Ray's driver has threads that know of no fork
-def test_a_signal_to_the_search_ends_its_tasks_and_has_its_own_exit_code(cluster: Any, tmp_path: Path) -> None:
+def test_a_signal_to_the_search_ends_its_tasks_and_has_its_own_exit_code(apart: Any, tmp_path: Path) -> None:
     (tmp_path / "search.py").write_text(SEARCH)
-    command = [sys.executable, str(tmp_path / "search.py"), cluster.address, str(tmp_path)]
+    command = [sys.executable, str(tmp_path / "search.py"), apart.address, str(tmp_path)]
     with subprocess.Popen(command) as search:
         wait_for(tmp_path / "began")
         search.terminate()
@@ -207,7 +245,7 @@ def test_a_signal_to_the_search_ends_its_tasks_and_has_its_own_exit_code(cluster
     assert (tmp_path / "ended").exists()
 
 
-def test_a_trial_is_measured_on_a_node(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_is_measured_on_a_node(kept: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(errand: RemoteTrial) -> Measured:
         if errand.ranks == 2:
             raise UserError("no memory")
@@ -215,35 +253,35 @@ def test_a_trial_is_measured_on_a_node(cluster: Any, tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(module, "measure_errand", measure)
     config = request(tmp_path, "a").config
-    with ray_executor(Demand(), cluster.address) as on_ray:
+    with ray_executor(Demand(), kept.address) as on_ray:
         assert on_ray.measure(config) == Measured(1.0, 1.0, 3.0)
     with (
         pytest.raises(UserError, match="could be measured on the cluster: .*no memory"),
-        ray_executor(Demand(2, cpus=1), cluster.address) as on_ray,
+        ray_executor(Demand(2, cpus=1), kept.address) as on_ray,
     ):
         on_ray.measure(config)
 
 
 def test_another_version_on_a_node_is_told_before_anything_runs(
-    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kept: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cofitune.executors.ray.node.__version__", "0.0")  # here: the nodes have the real one
     with pytest.raises(
         UserError, match=r"not every node can take trials:\n.*127\.0\.0\.1\): has cofitune .*here it is 0\.0"
     ):
-        run(cluster, None, request(tmp_path, "a"))
+        run(kept, None, request(tmp_path, "a"))
 
 
-def test_a_cluster_that_could_never_hold_a_trial_is_refused(cluster: Any, tmp_path: Path) -> None:
+def test_a_cluster_that_could_never_hold_a_trial_is_refused(kept: Any, tmp_path: Path) -> None:
     with (
         pytest.raises(UserError, match=r"gpus_per_trial: 1: no node of the cluster has a GPU"),
-        ray_executor(Demand(gpus=1), cluster.address) as execute,
+        ray_executor(Demand(gpus=1), kept.address) as execute,
     ):
         list(execute([request(tmp_path, "a")]))
 
 
 def test_a_real_trial_equals_the_local_executors_also_in_two_parts(
-    cluster: Any, tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+    apart: Any, tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums round alike
     words = ("contract", "seller", "tenant", "notice", "landlord", "buyer")
@@ -269,7 +307,7 @@ output_dir: {tmp_path}
 
     with local_executor(Ranks(1, (), ("--num-processes", "1"))) as execute:
         assert [result.error for result in execute([part("here", None)])] == [None]
-    with ray_executor(Demand(), cluster.address) as on_ray:
+    with ray_executor(Demand(), apart.address) as on_ray:
         for stop_step in (2, None):
             assert [result.error for result in on_ray([part("there", stop_step)])] == [None]
             assert len((tmp_path / "there/train/metrics.jsonl").read_text().splitlines()) == (stop_step or 4)
@@ -292,7 +330,7 @@ def left(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{port}", "auto", "no address"])
 def test_a_cluster_that_does_not_answer_is_told_at_once(
-    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+    apart: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -314,11 +352,11 @@ def test_without_ray_the_message_says_how_to_get_it(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("then", ["nobody", "another", "another with other versions"])
 def test_a_search_that_lost_its_last_node_waits_for_one_but_not_for_ever(
-    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
+    kept: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
 ) -> None:
     monkeypatch.setattr(module, "SECONDS_BETWEEN_LOOKS", 0.5)
     monkeypatch.setattr(module, "SECONDS_WITHOUT_NODES", 9 if then == "nobody" else 120)
-    nodes = [cluster.add_node(**TWO_CORES)]
+    nodes = [kept.add_node(**TWO_CORES)]
     output: list[str] = []
 
     def work(errand: RemoteTrial) -> Report:
@@ -331,16 +369,16 @@ def test_a_search_that_lost_its_last_node_waits_for_one_but_not_for_ever(
         if "waiting up to" in text and then != "nobody":
             if "other versions" in then:
                 monkeypatch.setattr("cofitune.executors.ray.node.__version__", "0.0")  # here: the node has the real one
-            nodes.append(cluster.add_node(**TWO_CORES))
+            nodes.append(kept.add_node(**TWO_CORES))
 
     def kill() -> None:
         wait_for(tmp_path, "began on *")
-        cluster.remove_node(nodes.pop(), allow_graceful=False)
+        kept.remove_node(nodes.pop(), allow_graceful=False)
 
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        with ray_executor(Demand(cpus=2), cluster.address, say=say, work=work) as execute:
+        with ray_executor(Demand(cpus=2), kept.address, say=say, work=work) as execute:
             if then == "another":
                 (result,) = execute([request(tmp_path / "run", "a")])
                 assert result.error is None
@@ -351,16 +389,16 @@ def test_a_search_that_lost_its_last_node_waits_for_one_but_not_for_ever(
     finally:
         killer.join()
         for node in nodes:
-            cluster.remove_node(node)
+            kept.remove_node(node)
     again, waits = sorted(output, key=lambda text: "waiting up to" in text)  # on a busy machine either comes first
     assert "it runs again, 1 of at most 3 times" in again
     assert "no node of the cluster has them" in waits and "waiting up to" in waits
 
 
 def test_a_trial_on_a_node_that_leaves_without_its_versions_runs_again(
-    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kept: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stays, joins = cluster.add_node(**TWO_CORES), cluster.add_node(**TWO_CORES)
+    stays, joins = kept.add_node(**TWO_CORES), kept.add_node(**TWO_CORES)
     staying, left = stays.node_id, tmp_path / "left"
     look, check = module.nodes_that_hold, module.check_versions
     looks: list[int] = []
@@ -372,7 +410,7 @@ def test_a_trial_on_a_node_that_leaves_without_its_versions_runs_again(
 
     def check_too_late(ray: Any, nodes: Any, joining: bool = False) -> set[str]:
         if joining and not left.exists():
-            cluster.remove_node(joins, allow_graceful=False)
+            kept.remove_node(joins, allow_graceful=False)
             left.touch()
         return check(ray, nodes, joining)
 
@@ -390,19 +428,19 @@ def test_a_trial_on_a_node_that_leaves_without_its_versions_runs_again(
     monkeypatch.setattr(module, "check_versions", check_too_late)
     output: list[str] = []
     try:
-        with ray_executor(Demand(cpus=2), cluster.address, say=output.append, work=work) as execute:
+        with ray_executor(Demand(cpus=2), kept.address, say=output.append, work=work) as execute:
             results = list(execute([request(tmp_path / "run", "a"), request(tmp_path / "run", "b")]))
     finally:
         for node in (stays,) if left.exists() else (stays, joins):
-            cluster.remove_node(node)
+            kept.remove_node(node)
     assert [result.error for result in results] == [None, None]
     assert len(list(tmp_path.glob("* began on *"))) == 3, "one trial was on the node that left"
     assert len(output) == 1 and "node gone before it told its versions" in output[0]
 
 
-def test_a_node_that_dies_in_the_middle_loses_no_trial(cluster: Any, tmp_path: Path) -> None:
+def test_a_node_that_dies_in_the_middle_loses_no_trial(kept: Any, tmp_path: Path) -> None:
     """The last test on this cluster: one of its nodes is gone afterwards."""
-    second = cluster.second.node_id
+    second = kept.second.node_id
 
     def work(errand: RemoteTrial) -> Report:
         import ray
@@ -417,12 +455,12 @@ def test_a_node_that_dies_in_the_middle_loses_no_trial(cluster: Any, tmp_path: P
 
     def kill() -> None:
         wait_for(tmp_path, f"* began on {second}")
-        cluster.remove_node(cluster.second, allow_graceful=False)
+        kept.remove_node(kept.second, allow_graceful=False)
 
     killer = threading.Thread(target=kill)
     killer.start()
     output: list[str] = []
-    results = run(cluster, work, request(tmp_path / "run", "a"), request(tmp_path / "run", "b"), output=output)
+    results = run(kept, work, request(tmp_path / "run", "a"), request(tmp_path / "run", "b"), output=output)
     killer.join()
     assert [result.error for result in results.values()] == [None, None]
     assert len(list(tmp_path.glob("* began on *"))) == 3
