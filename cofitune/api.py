@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -305,8 +305,20 @@ def chat(
 class _Call:
     """One call: how many ranks it asks for, and how they are started."""
 
-    def __init__(self, config: Config, ranks: launcher.Ranks, console: Console) -> None:
-        self.ranks, self.console, self._config = ranks, console, config
+    def __init__(
+        self, config: Config, num_processes: int | None, hostfile: Path | None, console: Console | None
+    ) -> None:
+        self.console, self._config = console or Console(), config
+        self._num_processes, self._hostfile = num_processes, hostfile
+
+    @cached_property
+    def ranks(self) -> launcher.Ranks:
+        """Ranks of this machine, or of the hostfile's; a search on Ray never asks, its ranks are the cluster's.
+
+        Raises:
+            UserError: there are not so many.
+        """
+        return launcher.choose_ranks(self._num_processes, self._hostfile)
 
     def in_ranks(
         self, name: str, flags: Mapping[str, bool], grace: int = command.SECONDS_TO_END, words: Sequence[str] = ()
@@ -340,7 +352,7 @@ def _called(
         os.environ.pop(VARIABLE, None)
         begin_day(config.run)
         launcher.grant_grace(config.train.stop_grace_seconds)
-        yield _Call(config, launcher.choose_ranks(num_processes, hostfile), console or Console())
+        yield _Call(config, num_processes, hostfile, console)
     finally:
         for name, value in before.items():
             os.environ.pop(name, None)

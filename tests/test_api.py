@@ -104,3 +104,18 @@ def test_several_ranks_are_processes_of_their_own(content: dict[str, Any], tmp_p
     assert two.manifest["ranks"] == 2 and "step 2/2" in (tmp_path / "said").read_text()
     with pytest.raises(cofitune.UserError, match=r"^/.*two.* was made by another config \(train\.seed"):
         cofitune.train({**content, "output_dir": tmp_path / "two"}, {"train.seed": 7}, num_processes=2, console=said)
+
+
+def test_a_search_on_a_cluster_asks_for_no_ranks_of_this_machine(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four ranks of a node, typed on a machine with one GPU."""
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("cofitune.recipes.search.recipe.search", lambda config, **options: asked.update(options))
+    monkeypatch.setattr("cofitune.results.SearchResult.read", lambda run: run)
+    overrides = {"search.executor": "ray", "output_dir": str(tmp_path / "run")}
+    assert cofitune.search(content, overrides, num_processes=4, console=QUIET) == tmp_path / "run"
+    assert asked["ranks"] == 4
+    with pytest.raises(cofitune.UserError, match="4 ranks asked for: .* has 1 GPU$"):
+        cofitune.search(content, num_processes=4, console=QUIET)
