@@ -84,7 +84,7 @@ class Search(Section):
         ge=0,
         allow_inf_nan=False,
         description="loss: drifts that are at most this part above the least count as equal to it, and of equals the "
-        "region with the fewest trained weights wins",
+        "region with the fewest trained weights wins; of those with up to a quarter more, the one that has learnt most",
     )
     repeat: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
         1,

@@ -6,7 +6,8 @@ therefore measured a few times along its training, and all are compared where th
 - The best trial's gain is how far the lowest speciality loss of all lies below the base's. Trials that made at least
   `reach` of it are compared; the common loss is the highest of their lowest losses, which all of them come down to.
 - They rank by their drift there (lower is better), by interpolation between the measurements. Those within `tolerance`
-  of the least count as equal to it, since another seed moves a drift by more: of them the fewest weights come first.
+  of the least count as equal to it, since another seed moves a drift by more. Of them the fewest weights come first; up
+  to a quarter more count as as few, since quarters of 30 layers have 7 or 8, and of those the one that has learnt most.
 - Trials that made less rank behind them, by the lowest loss they came to. Where no trial gained, all rank so.
 
 The common loss depends on which trials stand beside each other: those of a level for what is expanded, all finished
@@ -23,6 +24,7 @@ from cofitune.search.measured import CurvePoint, drift_at, lowest_loss
 from cofitune.search.trial import Trial
 
 UNIT = "nats a token"
+AS_FEW = 1.25  # times the fewest weights
 
 
 @dataclass(frozen=True)
@@ -56,18 +58,23 @@ class EqualLoss:
         return None if common is None else drift_at(self._curve(trial), common)
 
     def order(self, trials: Sequence[Trial]) -> list[Trial]:
-        """These trials, the best first; of equals the one with fewer trained weights, then the lower first layer."""
+        """These trials, the best first; what else is alike goes by fewer weights, then by the lower first layer."""
         common = self.common_loss(trials)
-        drifts = [drift for trial in trials if (drift := self.drift_of(trial, common)) is not None]
-        equal = self.equal_up_to(drifts)
+        drifts = {trial.id: drift for trial in trials if (drift := self.drift_of(trial, common)) is not None}
+        equal = self.equal_up_to(list(drifts.values()))
+        few = AS_FEW * min((t.num_trained for t in trials if drifts.get(t.id, math.inf) <= equal), default=0)
 
         def rank(trial: Trial) -> tuple[object, ...]:
-            drift = self.drift_of(trial, common)
+            drift = drifts.get(trial.id)
             loss = lowest_loss(trial.curve) if trial.curve else math.inf
+            if drift is None:
+                first: tuple[float, ...] = (1, loss)
+            elif drift > equal:
+                first = (0, drift)
+            else:
+                first = (0, -math.inf, *((0, loss) if trial.num_trained <= few else (1,)))
             region = trial.region
-            place = (region.layers, region.modules) if region else ((), ())
-            behind = (1, loss) if drift is None else (0, drift if drift > equal else -math.inf)
-            return (*behind, trial.num_trained, *place)
+            return (*first, trial.num_trained, *((region.layers, region.modules) if region else ((), ())))
 
         return sorted(trials, key=rank)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from cofitune.model.region import Region
@@ -49,6 +51,18 @@ def test_within_the_tolerance_the_fewest_weights_come_first() -> None:
     assert names(EqualLoss(BASE, tolerance=0.1).order([clear, close, least])) == ["close", "least", "clear"]
     assert names(EqualLoss(BASE, tolerance=0.2).order([least, close, clear])) == ["clear", "close", "least"]
     assert EqualLoss(BASE, tolerance=0.1).equal_up_to([-0.2, 0.1]) == -0.2, "below 0 nothing is near"
+
+
+def test_of_equals_with_about_as_few_weights_the_one_that_learnt_most_comes_first() -> None:
+    """Quarters of 30 layers: the top one ties with 7 layers, and has learnt far less than the third with 8."""
+    third = trial("third", (2.0, 0.050), (1.03, 0.047), weights=142, layer=15)
+    top = trial("top", (2.0, 0.050), (1.34, 0.051), weights=124, layer=23)
+    whole = trial("whole", (2.0, 0.050), (0.6, 0.050), weights=531)
+    leaky = trial("leaky", (2.0, 0.090), (0.9, 0.300), weights=120)
+    by = EqualLoss(BASE, tolerance=0.1)
+    assert names(by.order([leaky, whole, top, third])) == ["third", "top", "whole", "leaky"]
+    four = [leaky, whole, top, replace(third, num_trained=156)]
+    assert names(by.order(four)) == ["top", "third", "whole", "leaky"], "a quarter more is as few, not more than that"
 
 
 def test_who_does_not_come_so_far_ranks_behind_by_its_loss() -> None:

@@ -33,7 +33,11 @@ def loss_winner_sentence(
     reached = [row for row in finished if row.unified is not None]
     least = min((row.unified for row in reached if row.unified is not None), default=None)
     tied = least is not None and won.unified is not None and won.unified > least
-    what = "the fewest weights of those that tie for the least drift" if tied else "the least drift"
+    what = "the least drift"
+    if tied and any(row.tied and row.num_trained < won.num_trained for row in reached):
+        what = "the lowest loss of those with about the fewest weights that tie for the least drift"
+    elif tied:
+        what = "the fewest weights of those that tie for the least drift"
     text = (
         f"Winner: {region_text(won.region)}, with {what} at equal speciality loss of the {len(reached)} of "
         f"{many(len(finished), 'finished trial')} that reach it ({number(won.unified)} nats a token at a loss of "

@@ -58,6 +58,9 @@ def test_the_winner_says_at_which_loss_and_who_does_not_reach_it() -> None:
     tied = replace(BEST, unified=0.21, tied=False)
     text = loss_winner_sentence(BASE, [HALF, LATE, tied], "best", "half", 2.0)
     assert "with the fewest weights of those that tie for the least drift at equal speciality loss" in text
+    fewer = replace(LATE, unified=0.2, num_trained=BEST.num_trained - 1, tied=True)
+    text = loss_winner_sentence(BASE, [HALF, fewer, tied], "best", "half", 2.0)
+    assert "with the lowest loss of those with about the fewest weights that tie for the least drift at" in text
     assert "does not reach that loss" in loss_winner_sentence(BASE, ROWS, "best", "late", 2.0)
     assert "there is no runner-up" in loss_winner_sentence(BASE, [BEST], "best", None, 2.0)
 
