@@ -220,6 +220,19 @@ def _set_dropout(attention: nn.Module, name: str, probability: float) -> None:
         setattr(_find_dropout(attention, outer) if outer else attention, last, probability)
 
 
+def check_seeded(kernel: str) -> None:
+    """Find out whether an attention implementation drops what torch's seeds say.
+
+    Raises:
+        UserError: it is not known to.
+    """
+    if kernel not in SEEDED_KERNELS:
+        raise UserError(
+            f"model.attn_implementation: the paper's importance needs attention dropout, which {kernel} is not known "
+            f"to have; use one of {', '.join(SEEDED_KERNELS)}, or importance.estimator: fisher, which drops nothing"
+        )
+
+
 def _attentions(model: PreTrainedModel, layers: list[nn.Module], anatomy: Anatomy, dropout: float) -> list[nn.Module]:
     """The modules that drop attention probabilities, of the layers that have one.
 
@@ -227,11 +240,8 @@ def _attentions(model: PreTrainedModel, layers: list[nn.Module], anatomy: Anatom
         UserError: a dropout that we could not switch on: the importance would silently miss half of its noise.
     """
     layout, kind, kernel = anatomy.layout, model.config.model_type, model.config._attn_implementation
-    if kernel not in SEEDED_KERNELS:
-        raise UserError(
-            f"model.attn_implementation: importance needs attention dropout, which '{kernel}' is not known to have "
-            f"(use one of {', '.join(SEEDED_KERNELS)})"
-        )
+    if dropout:
+        check_seeded(kernel)
     name, found = layout.attention_dropout, []
     for index, layer in enumerate(layers):
         paths = {path for path, _ in layer.named_modules()}
@@ -249,7 +259,7 @@ def _attentions(model: PreTrainedModel, layers: list[nn.Module], anatomy: Anatom
             "model type falcon: with rotary positions its attention drops nothing, so the paper's importance cannot be "
             "estimated on it; use importance.estimator: fisher"
         )
-    if kernel == "eager" and getattr(model.config, "reorder_and_upcast_attn", False):
+    if dropout and kernel == "eager" and getattr(model.config, "reorder_and_upcast_attn", False):
         raise UserError(
             f"model type {kind}: with reorder_and_upcast_attn its eager attention drops nothing that could be set; "
             "use model.attn_implementation: sdpa"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from cofitune.config import schema
@@ -12,7 +13,7 @@ from cofitune.data.sources import Source
 from cofitune.data.template import ChatTemplate, is_dated
 from cofitune.evaluation.items import EvalTask
 from cofitune.model.anatomy import Anatomy, read_anatomy, read_model_config
-from cofitune.model.attention import check_attention
+from cofitune.model.attention import check_attention, check_device
 from cofitune.model.folder import check_trainable
 from cofitune.model.kernels import apply_kernels, choose_kernels
 from cofitune.model.layouts import Layout
@@ -21,15 +22,17 @@ from cofitune.model.load import choose_dtype, load_model
 NOT_ASKED = ("title", "category", "path", "on_bad_item")  # of a task, what no answer depends on
 
 
-def load_base(model: schema.Model, with_kernels: bool = False) -> PreTrainedModel:
+def load_base(model: schema.Model, with_kernels: bool = False, *, trains: bool = False) -> PreTrainedModel:
     """Load the base model as the section `model` says, on the CPU.
 
     Args:
         with_kernels: put in what `model.kernels` comes to.
+        trains: gradients are taken of it.
 
     Raises:
-        UserError: it cannot be loaded.
+        UserError: it cannot be loaded, or its attention does not run on this process's device.
     """
+    check_device(model.attn_implementation, trains, torch.cuda.is_available())
     loaded = load_model(
         model.name, choose_dtype(model.dtype), model.attn_implementation, model.revision, model.trust_remote_code
     )

@@ -231,3 +231,5 @@ def test_a_kernel_that_ignores_dropout_is_refused(model: Any) -> None:
     model.config._attn_implementation = "flex_attention"
     with pytest.raises(UserError, match="flex_attention"), virtual_gates(model, 0.1):
         pass
+    with virtual_gates(model, 0.0) as gates:  # fisher drops nothing
+        assert gates.renew(1)

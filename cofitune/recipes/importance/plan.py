@@ -25,6 +25,7 @@ from cofitune.files import gib
 from cofitune.host_memory import usable_memory
 from cofitune.importance.by_item import ITEMS, item_batches, items_of_rows
 from cofitune.importance.estimate import AXIS_OF, FISHER, KL_DROPOUT, PASSES_OF, EstimatorSettings, memory_estimate
+from cofitune.importance.gates import check_seeded
 from cofitune.importance.kl import PASSES
 from cofitune.importance.partial import SUMS_FORMAT, has_sums
 from cofitune.importance_file import ROWS, read_importance, unit_counts
@@ -135,6 +136,8 @@ def plan_importance(config: Config, overwrite: bool = False, rank: Rank = ALONE)
             "importance.data: names no data; give it general data, what the model should keep being able to do, for "
             "example importance: {data: [{path: data/general.jsonl}]}"
         )
+    if requested.estimator == KL_DROPOUT and model.attn_implementation != "auto":
+        check_seeded(model.attn_implementation)
     sums = config.run / "importance" / PARTIAL
     folder = check_folder(config, "importance", overwrite, resumes=sums.is_dir())  # whose sums: that is seen below
     anatomy = base_anatomy(model, base_config(model, config.data.max_length))

@@ -19,7 +19,7 @@ from cofitune.distributed import LONGEST_WAIT, all_reduce_max, check_agreement, 
 from cofitune.errors import install
 from cofitune.files import check_unlocked, exclusive, write_text
 from cofitune.host_memory import keep_freed_memory
-from cofitune.importance.estimate import estimate, no_sums
+from cofitune.importance.estimate import WANDA, estimate, no_sums
 from cofitune.importance.normalize import NORMALIZATIONS, over_own_units
 from cofitune.importance.partial import load_sums, save_sums, sums_path
 from cofitune.importance.reliability import reliability
@@ -192,16 +192,16 @@ def _model(
     plan: ImportancePlan, device: torch.device, sharded: bool, loading: AbstractContextManager[object]
 ) -> Iterator[PreTrainedModel]:
     """The base on this rank's device: whole, or its share of it."""
-    base = plan.config.model
+    base, trains = plan.config.model, plan.config.importance.estimator != WANDA
     if device.type == "cpu":
         keep_freed_memory()
     if not sharded:
         with loading:
-            model = load_base(base).to(device)
+            model = load_base(base, trains=trains).to(device)
         yield model
         return
     with loading:
-        load = partial(load_base, base)
+        load = partial(load_base, base, trains=trains)
         engine = share_frozen(load, choose_dtype(base.dtype), gathered_at_once(plan.anatomy))
     try:
         yield engine.module

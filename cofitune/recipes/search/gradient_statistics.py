@@ -114,11 +114,11 @@ def _is_sharded(config: Config, anatomy: Anatomy, items: Items) -> bool:
 def _model(config: Config, anatomy: Anatomy, sharded: bool) -> Iterator[PreTrainedModel]:
     """The base on this rank's device: whole, or its share of it."""
     if not sharded:
-        yield load_base(config.model).to(device())
+        yield load_base(config.model, trains=True).to(device())
         return
 
     def load() -> PreTrainedModel:
-        model = load_base(config.model)
+        model = load_base(config.model, trains=True)
         freeze_outside(model, module_weights(anatomy))
         hold_until_gradients(model)
         return model

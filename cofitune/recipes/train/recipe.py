@@ -15,6 +15,7 @@ from cofitune.config.schema import Config
 from cofitune.distributed import check_agreement, device, run_on_rank_zero
 from cofitune.errors import UserError
 from cofitune.files import check_unlocked, exclusive
+from cofitune.model.attention import check_device
 from cofitune.ranks import is_launched, this_rank
 from cofitune.recipes.folders import check_disk_space, check_folder
 from cofitune.recipes.from_config import load_base
@@ -88,6 +89,7 @@ def train(
 
     with explaining_out_of_memory(plan.footprint):
         start_distributed(config.train.ddp_timeout)
+        check_device(config.model.attn_implementation, trains=True, on_gpu=torch.cuda.is_available())
         plan = fit_smallest(_as_rank_zero_found(plan), console)
     with explaining_out_of_memory(plan.footprint):
         check_agreement(agreed(plan))

@@ -190,7 +190,7 @@ class TrialRunner:
 
         def load() -> SharedBase:
             check_agreement({"model": fingerprint(model.name, model.revision), "packages": versions_of_packages()})
-            return SharedBase(load_base(model, with_kernels=True))
+            return SharedBase(load_base(model, with_kernels=True, trains=True))
 
         return self._hold("base", model, load)
 

@@ -369,6 +369,10 @@ def test_the_sums_of_another_run_are_not_gone_on_from(made: Path, tmp_path: Path
         (["importance.data=nowhere.jsonl"], r"nowhere\.jsonl: no such data file"),
         (["model.name=./"], r"model\.name: \./ has no config\.json"),
         (["output_dir=general.jsonl/run"], "cannot be written"),
+        (
+            ["importance.estimator=kl_dropout", "model.attn_implementation=flex_attention"],
+            "needs attention dropout, which flex_attention is not known to have",
+        ),
     ],
 )
 def test_mistakes_are_found_before_the_weights_load(

@@ -264,6 +264,8 @@ def _break(config: dict[str, Any], tmp_path: Path, tiny_model_folder: Path, how:
         config["deepspeed"] = {"raw": {"zero_optimization": {"sub_group_size": "many"}}}
     elif how == "flash":
         config["model"]["attn_implementation"] = "flash_attention_2"
+    elif how == "flex on a CPU":
+        config["model"]["attn_implementation"] = "flex_attention"
     elif how == "bf16 stage 1":
         config["model"]["dtype"] = "bfloat16"
         config["deepspeed"] = {"zero_stage": 1}
@@ -306,6 +308,7 @@ def _break_the_model(config: dict[str, Any], tmp_path: Path, tiny_model_folder: 
         ("raw section", "zero_optimization must be a mapping"),
         ("raw value", "deepspeed.raw: DeepSpeed refuses zero_optimization.sub_group_size: sub_group_size"),
         ("flash", "model.attn_implementation: flash_attention_2 needs flash-attn, which is not installed: pip"),
+        ("flex on a CPU", "model.attn_implementation: flex_attention has no backward pass on a CPU"),
         ("bf16 stage 1", "use zero_stage: 2 or 3"),
         ("other names", "lack 36 of the model's tensors (model.layers.0."),
         ("other shapes", "model.layers.0.mlp.up_proj.weight has shape [7, 32], config.json says [48, 32]"),
