@@ -53,7 +53,7 @@ def test_within_the_tolerance_the_fewest_weights_come_first() -> None:
     assert EqualLoss(BASE, tolerance=0.1).equal_up_to([-0.2, 0.1]) == -0.2, "below 0 nothing is near"
 
 
-def test_of_equals_with_about_as_few_weights_the_one_that_learnt_most_comes_first() -> None:
+def test_of_equals_with_about_as_few_weights_the_best_learner_wins() -> None:
     """Quarters of 30 layers: the top one ties with 7 layers, and has learnt far less than the third with 8."""
     third = trial("third", (2.0, 0.050), (1.03, 0.047), weights=142, layer=15)
     top = trial("top", (2.0, 0.050), (1.34, 0.051), weights=124, layer=23)
