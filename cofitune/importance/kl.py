@@ -102,7 +102,7 @@ class _KLOfHidden(torch.autograd.Function):
             p, q = one.softmax(-1, dtype=torch.float32), two.softmax(-1, dtype=torch.float32)
             off = two.float() - one.float()
             mean = torch.linalg.vecdot(q, off).unsqueeze(-1)
-            total += (mean + _normaliser(one, p) - _normaliser(two, q)).sum()
+            total += (mean + _log_sum_exp(one, p) - _log_sum_exp(two, q)).sum()
             to_logits = p.sub_(q), off.sub_(mean).mul_(q)
             for made, logits, whole in zip(to_logits, (one, two), gradients, strict=True):
                 torch.mm(scaling.pull_back(made, logits).to(weight.dtype), weight, out=whole[rows])
@@ -117,7 +117,7 @@ class _KLOfHidden(torch.autograd.Function):
         return first, second, None, None, None
 
 
-def _normaliser(logits: Tensor, probabilities: Tensor) -> Tensor:
+def _log_sum_exp(logits: Tensor, probabilities: Tensor) -> Tensor:
     """log Σ exp of each row [n, V] of `logits`, from its softmax at the likeliest place: [n, 1], fp32."""
     highest, place = logits.max(-1, keepdim=True)
     return highest.float() - probabilities.gather(-1, place).log()

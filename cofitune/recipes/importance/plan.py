@@ -130,14 +130,8 @@ def plan_importance(config: Config, overwrite: bool = False, rank: Rank = ALONE)
     Raises:
         UserError: no data is named, or a file, an item, the model or the output folder cannot be used.
     """
+    _check_request(config)
     requested, model = config.importance, config.model
-    if not requested.data:
-        raise UserError(
-            "importance.data: names no data; give it general data, what the model should keep being able to do, for "
-            "example importance: {data: [{path: data/general.jsonl}]}"
-        )
-    if requested.estimator == KL_DROPOUT and model.attn_implementation != "auto":
-        check_seeded(model.attn_implementation)
     sums = config.run / "importance" / PARTIAL
     folder = check_folder(config, "importance", overwrite, resumes=sums.is_dir())  # whose sums: that is seen below
     anatomy = base_anatomy(model, base_config(model, config.data.max_length))
@@ -183,6 +177,18 @@ def plan_importance(config: Config, overwrite: bool = False, rank: Rank = ALONE)
     if not plan.interrupted:
         check_folder(config, "importance", overwrite)
     return plan
+
+
+def _check_request(config: Config) -> None:
+    """Find what the config alone shows to be impossible."""
+    requested, kernel = config.importance, config.model.attn_implementation
+    if not requested.data:
+        raise UserError(
+            "importance.data: names no data; give it general data, what the model should keep being able to do, for "
+            "example importance: {data: [{path: data/general.jsonl}]}"
+        )
+    if requested.estimator == KL_DROPOUT and kernel != "auto":
+        check_seeded(kernel)
 
 
 def choose_sharding(requested: str, whole: int, device: int, num_ranks: int) -> Sharding:
