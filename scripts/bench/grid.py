@@ -29,6 +29,7 @@ from grid_config import (
     grid_levels,
     number_of_regions,
     tree_levels,
+    trees,
     write_config,
     write_rehearsal_config,
 )
@@ -48,7 +49,7 @@ from cofitune.reports.text import region_text
 from cofitune.search.level import Job
 from cofitune.search.store import open_store, read_trials
 
-TARGETS = {"tree": 0.40, "fast": 0.20}  # share of the grid's seconds
+TARGETS = {"tree": 0.40, "up+down-tree": 0.40, "fast": 0.20}  # share of the grid's seconds
 HoursLeft = Callable[[], float]
 
 
@@ -114,8 +115,9 @@ def try_all(arguments: argparse.Namespace, measure: str, hours_left: HoursLeft) 
         return
     grid = read_grid(folder, measure, SEEDS)
     if grid and len(grid.first) == regions:
-        hand_on(folder, arguments.work / f"{measure}-tree")
-        cofitune("search", write_config(arguments, f"{measure}-tree", measure, tree_levels(arguments.modules)))
+        for name, tree in trees(arguments.modules).items():
+            hand_on(folder, arguments.work / f"{measure}-{name}")
+            cofitune("search", write_config(arguments, f"{measure}-{name}", measure, tree))
     if grid:
         train_again(path, grid, hours_left)
 
@@ -192,17 +194,18 @@ def write_results(arguments: argparse.Namespace) -> None:
     if not results:
         print("not one trial is finished yet; call it again")
         return
-    settings: dict[str, Any] = {
-        name: getattr(arguments, name)
-        for name in ("command", "max_length", "steps", "points", "items", "prompts", "rehearse")
+    name = "grid-rehearse" if arguments.rehearse else "grid"
+    settings: dict[str, Any] = {"name": name} | {
+        setting: getattr(arguments, setting)
+        for setting in ("command", "max_length", "steps", "points", "items", "prompts", "rehearse")
     }
     text = report(results, settings, machine(), TARGETS, number_of_regions(arguments.modules))
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "grid.md").write_text(text)
+    (arguments.out / f"{name}.md").write_text(text)
     numbers: Sequence[dict[str, Any]] = [one.to_json() for one in results]
-    (arguments.out / "grid.json").write_text(dump({**settings, "machine": machine(), "measures": numbers}))
+    (arguments.out / f"{name}.json").write_text(dump({**settings, "machine": machine(), "measures": numbers}))
     if can_draw():
-        write_picture(arguments.out, picture(results))
+        write_picture(arguments.out, picture(results, name))
     print(text)
 
 

@@ -33,6 +33,17 @@ def tree_levels(modules: Sequence[str]) -> list[dict[str, Any]]:
     return levels
 
 
+def modules_first_levels() -> list[dict[str, Any]]:
+    """The tree within up and down, as the demo searches: the modules are chosen, only the layers are searched for."""
+    return [{"modules": [MODULES["up+down"]]}, {"layers": RANGES[4:]}, {"layers": RANGES[:4]}]
+
+
+def trees(modules: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """The tree searches whose trials are the grid's, by name."""
+    named = {"tree": tree_levels(modules)}
+    return named | ({"up+down-tree": modules_first_levels()} if "up+down" in modules else {})
+
+
 def number_of_regions(modules: Sequence[str]) -> int:
     """How many regions the grid has."""
     return len(RANGES) * (1 + len(modules))

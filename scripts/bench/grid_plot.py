@@ -11,7 +11,7 @@ from grid_truth import TITLES, UNITS, Results
 from cofitune.reports.figure import INK, SERIES, Picture, draw
 
 
-def picture(results: Sequence[Results]) -> Picture:
+def picture(results: Sequence[Results], name: str) -> Picture:
     """The two seeds of every region against one another, a panel a measure."""
 
     def paint(figure: Any, narrow: bool) -> None:
@@ -31,4 +31,5 @@ def picture(results: Sequence[Results]) -> Picture:
 
     told = "; ".join(f"{one.grid.measure} {number_text(one.grid.correlation(), '+.2f')}" for one in results)
     caption = "Every region, trained with two seeds: on the line both say the same."
-    return draw("grid", caption, f"Rank correlation between the two seeds: {told}.", paint, (2.8, 2.6 * len(results)))
+    alt = f"Rank correlation between the two seeds: {told}."
+    return draw(name, caption, alt, paint, (2.8, 2.6 * len(results)))

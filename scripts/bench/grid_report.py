@@ -57,7 +57,7 @@ half of the base's answers to {settings["prompts"]} general prompts, margins on 
 piqa; nothing is generated. Under scores: the same {items} law items (squad_match), {items} of arc_easy, {items} of
 piqa, {max(1, items // 3)} of ifeval. Other jobs may have run beside, so seconds are noisy.
 
-![the two seeds](grid.png)"""
+![the two seeds]({settings["name"]}.png)"""
 
 
 def comparison(results: Sequence[Results], regions: int) -> str:

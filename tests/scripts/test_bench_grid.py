@@ -1,4 +1,4 @@
-"""What scripts/bench/grid counts with, on stores of trials made by hand, and a whole call at a tiny size."""
+"""What scripts/bench/grid counts with, on stores of trials made by hand."""
 
 from __future__ import annotations
 
@@ -103,9 +103,10 @@ def test_the_page_sets_the_measures_side_by_side_and_says_what_is_partial(truth:
         truth.Results(truth.read_grid(write_store(tmp_path / name, made), name, SEEDS), {"tree": None}, None)
         for name, made in (("loss", by_loss), ("score", by_score))
     ]
-    settings = {"command": "grid", "max_length": 8, "steps": 4, "items": 6, "prompts": 2, "rehearse": False}
+    settings = {"name": "grid", "command": "grid", "max_length": 8, "steps": 4, "items": 6, "prompts": 2, "rehearse": False}
     page = grid_report.report(results, settings, {"device": "CPU"}, {"tree": 0.4}, 6)
     assert "**Partial**: `score`: 4 of 6 regions, 0 with both seeds." in page and "`loss`:" not in page
+    assert "![the two seeds](grid.png)" in page
     assert "| loss | 6 of 6 | +1.00 |" in page and "| score | 0 of 6 | – |" in page
     assert "at least 0.7: met." in page and "0.50 over 4 regions, met" in page
-    assert grid_plot.picture(results).alt == "Rank correlation between the two seeds: loss +1.00; score –."
+    assert grid_plot.picture(results, "grid").alt == "Rank correlation between the two seeds: loss +1.00; score –."
