@@ -103,7 +103,15 @@ def test_the_page_sets_the_measures_side_by_side_and_says_what_is_partial(truth:
         truth.Results(truth.read_grid(write_store(tmp_path / name, made), name, SEEDS), {"tree": None}, None)
         for name, made in (("loss", by_loss), ("score", by_score))
     ]
-    settings = {"name": "grid", "command": "grid", "max_length": 8, "steps": 4, "items": 6, "prompts": 2, "rehearse": False}
+    settings = {
+        "name": "grid",
+        "command": "grid",
+        "max_length": 8,
+        "steps": 4,
+        "items": 6,
+        "prompts": 2,
+        "rehearse": False,
+    }
     page = grid_report.report(results, settings, {"device": "CPU"}, {"tree": 0.4}, 6)
     assert "**Partial**: `score`: 4 of 6 regions, 0 with both seeds." in page and "`loss`:" not in page
     assert "![the two seeds](grid.png)" in page
