@@ -126,9 +126,10 @@ def rehearse(
     """Let the base answer general prompts, to be trained on beside the task. Arguments as of `train`."""
     resolved = load_config(config, overrides)
     with _called(resolved, num_processes, hostfile, console) as call:
-        if not call.in_ranks("rehearse", {"--overwrite": overwrite}):
-            from cofitune.recipes.rehearse import recipe
+        from cofitune.recipes.rehearse import plan, recipe
 
+        takes_all_gpus = plan.choose_engine(resolved.rehearsal.engine, call.asked_for_ranks) == "vllm"
+        if takes_all_gpus or not call.in_ranks("rehearse", {"--overwrite": overwrite}):
             recipe.rehearse(resolved, overwrite=overwrite, console=call.console)
     return RehearseResult.read(resolved.run)
 
@@ -159,9 +160,10 @@ def evaluate(
     resolved = load_config(config, overrides).with_models(models, full_sft)
     with _called(resolved, num_processes, hostfile, console) as call:
         words = [word for text in require for word in ("--require", text)]
-        if not call.in_ranks("eval", {"--overwrite": overwrite}, words=words):
-            from cofitune.recipes.evaluate import recipe
+        from cofitune.recipes.evaluate import recipe
 
+        takes_all_gpus = recipe.takes_all_gpus(resolved, call.asked_for_ranks)
+        if takes_all_gpus or not call.in_ranks("eval", {"--overwrite": overwrite}, words=words):
             recipe.evaluate(resolved, require=require, overwrite=overwrite, console=call.console)
     return EvalResult.read(resolved.run)
 
@@ -319,6 +321,11 @@ class _Call:
             UserError: there are not so many.
         """
         return launcher.choose_ranks(self._num_processes, self._hostfile)
+
+    @property
+    def asked_for_ranks(self) -> bool:
+        """Whether the caller named several ranks."""
+        return launcher.asks_for_ranks(self._num_processes, self._hostfile)
 
     def in_ranks(
         self, name: str, flags: Mapping[str, bool], grace: int = command.SECONDS_TO_END, words: Sequence[str] = ()

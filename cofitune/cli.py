@@ -120,7 +120,7 @@ def rehearse(
     from cofitune.recipes.rehearse import plan as planning
     from cofitune.recipes.rehearse import recipe
 
-    asked_for_ranks = hostfile is not None or (num_processes or 1) > 1
+    asked_for_ranks = launcher.asks_for_ranks(num_processes, hostfile)
     takes_all_gpus = planning.choose_engine(resolved.rehearsal.engine, asked_for_ranks) == "vllm"
     if not takes_all_gpus and launcher.launch_ranks_if_needed(
         num_processes, hostfile, dry_run, lambda _: planning.plan_rehearse(resolved, overwrite)
@@ -206,7 +206,8 @@ def evaluate(
     def check(ranks: int) -> object:
         return recipe.check(resolved, overwrite, requested, console)
 
-    if launcher.launch_ranks_if_needed(num_processes, hostfile, dry_run, check):
+    takes_all_gpus = recipe.takes_all_gpus(resolved, launcher.asks_for_ranks(num_processes, hostfile))
+    if not takes_all_gpus and launcher.launch_ranks_if_needed(num_processes, hostfile, dry_run, check):
         # rank 0 has said everything; all is known now, and only the verdict is read off here
         overwrite, console = False, Console(quiet=True)
     done = recipe.evaluate(

@@ -243,10 +243,17 @@ class Eval(Section):
         description="what ends a model's reasoning, such as </think>: all models are left to think, and what stands "
         "behind it is the answer; null: they are asked to answer at once, in the form that training taught",
     )
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers",
+        description="what answers in `cofitune eval`, for the base and everything beside it; vllm: needs an "
+        "environment with vLLM; a run is merged into a temporary folder for it. Trials and comparisons ask the model "
+        "that they hold in memory, with transformers",
+    )
     batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
         "auto",
         description="items a batch, the same in everything that is compared; auto: of each task as many as the "
-        "device's memory holds, a power of two, at most 64 on a GPU and 16 on a CPU",
+        "device's memory holds, a power of two, at most 64 on a GPU and 16 on a CPU; under engine vllm, which makes "
+        "batches of its own, items handed over at once: 1024",
     )
 
     @property

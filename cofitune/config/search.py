@@ -162,6 +162,12 @@ class Search(Section):
         return tuple(sorted(spread | set(self.halving.steps if self.halving else ())))
 
     @model_validator(mode="after")
+    def _trials_are_asked_in_memory(self) -> Search:
+        if self.eval and self.eval.engine == "vllm":
+            raise ValueError("eval.engine: vllm is for `cofitune eval`; a trial is asked in memory, with transformers")
+        return self
+
+    @model_validator(mode="after")
     def _objectives_are_of_scores(self) -> Search:
         if self.measure == "loss" and self.objective != "unified":
             raise ValueError(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -19,13 +19,20 @@ from cofitune.evaluation.data_parallel import BatchSharding
 from cofitune.evaluation.drift import score_drift
 from cofitune.evaluation.harness.native import score_harness
 from cofitune.evaluation.harness.quiet import quiet_harness
-from cofitune.evaluation.items import EvalItem, LoadedTask
+from cofitune.evaluation.items import EvalItem, EvalTask, LoadedTask
 from cofitune.evaluation.lengths import fit_lengths, max_positions
 from cofitune.evaluation.samples import Sample, TaskResult
 
+if TYPE_CHECKING:
+    from lm_eval.api.model import LM
+    from vllm import LLM
+
 METRIC = "score"  # our name for a task's one metric inside the harness
+VLLM_ROOM = 3  # tokens: vLLM generates one even where it only reads, and the harness keeps two of a window free
 OWN_CODE = ("data", "evaluation", "model", "training/drift.py", "training/head_loss.py", "training/loss.py")
 LOSS_METRICS = ("nats_per_token", "nats_per_byte")
+# what answers a task: of ours the items as they are asked, None for the harness's own
+Answerer = Callable[["EvalTask", int, "Sequence[Asked] | None"], "LM"]
 
 
 @dataclass(frozen=True)
@@ -79,25 +86,76 @@ def score_model(
     ifeval.require_harness()
     tokenizer, share = request.tokenizer, request.share
     positions = request.positions or max_positions(model.config)
-    results = {}
     with quiet_harness(), _as_it_was(model):
         from cofitune.evaluation.harness.model import ChatTemplateLM, ChatTemplateLMBase
 
-        for task in fit_lengths(request.tasks, tokenizer, positions):
-            on_start(task)
-            size = request.batch_size if isinstance(request.batch_size, int) else request.batch_size[task.task.title]
+        def answerer(task: EvalTask, size: int, asked: Sequence[Asked] | None) -> ChatTemplateLMBase:
             shared = (model, tokenizer, size, share, positions)
-            if task.rehearsal is not None:
-                result = score_drift(model, tokenizer, task, size, share)
-            elif task.harness:
-                judge = ChatTemplateLMBase(*shared, think_end_token=task.task.think_end_token)
-                result = score_harness(judge, task)
-            else:
-                asked = [ask_item(tokenizer, item, task.task) for item in task.items]
-                judge = ChatTemplateLM(*shared, think_end_token=task.task.think_end_token, asked=asked)
-                result = _score_task(judge, task, asked)
-            results[task.task.title] = result
-            on_result(result)
+            if asked is None:
+                return ChatTemplateLMBase(*shared, think_end_token=task.think_end_token)
+            return ChatTemplateLM(*shared, think_end_token=task.think_end_token, asked=asked)
+
+        def drift(task: LoadedTask, size: int) -> TaskResult:
+            return score_drift(model, tokenizer, task, size, share)
+
+        return _score_tasks(request, positions, answerer, drift, on_start, on_result)
+
+
+def score_with_vllm(
+    model: LLM,
+    request: ScoreRequest,
+    ends: Sequence[int],
+    *,
+    on_start: Callable[[LoadedTask], None] = lambda task: None,
+    on_result: Callable[[TaskResult], None] = lambda result: None,
+) -> dict[str, TaskResult]:
+    """Ask a model in vLLM, as `score_model` asks one in memory; `batch_size` is how many items it is given at once.
+
+    Args:
+        model: from `cofitune.model.vllm_engine.vllm_model`, with room for the longest item and `VLLM_ROOM` more.
+        request: without tasks of drift, which compares with what transformers computed.
+        ends: tokens that end an answer.
+
+    Returns, Raises:
+        As `score_model`.
+    """
+    ifeval.require_harness()
+    with quiet_harness():
+        from cofitune.evaluation.harness.vllm_model import VllmLM, VllmLMBase
+
+        def answerer(task: EvalTask, size: int, asked: Sequence[Asked] | None) -> VllmLMBase:
+            shared = (model, request.tokenizer, size, request.share)
+            if asked is None:
+                return VllmLMBase(*shared, think_end_token=task.think_end_token)
+            return VllmLM(*shared, think_end_token=task.think_end_token, asked=asked, ends=ends)
+
+        def drift(task: LoadedTask, size: int) -> TaskResult:
+            raise RuntimeError(f"{task.task.title}: drift is not measured with vLLM")
+
+        return _score_tasks(request, request.positions, answerer, drift, on_start, on_result)
+
+
+def _score_tasks(
+    request: ScoreRequest,
+    positions: int | None,
+    answerer: Answerer,
+    drift: Callable[[LoadedTask, int], TaskResult],
+    on_start: Callable[[LoadedTask], None],
+    on_result: Callable[[TaskResult], None],
+) -> dict[str, TaskResult]:
+    results = {}
+    for task in fit_lengths(request.tasks, request.tokenizer, positions):
+        on_start(task)
+        size = request.batch_size if isinstance(request.batch_size, int) else request.batch_size[task.task.title]
+        if task.rehearsal is not None:
+            result = drift(task, size)
+        elif task.harness:
+            result = score_harness(answerer(task.task, size, None), task)
+        else:
+            asked = [ask_item(request.tokenizer, item, task.task) for item in task.items]
+            result = _score_task(answerer(task.task, size, asked), task, asked)
+        results[task.task.title] = result
+        on_result(result)
     return results
 
 
@@ -122,7 +180,7 @@ def own_code() -> list[Path]:
     return sorted(rooms + [package / name for name in OWN_CODE if name.endswith(".py")])
 
 
-def _score_task(judge: object, loaded: LoadedTask, asked: Sequence[Asked]) -> TaskResult:
+def _score_task(judge: LM, loaded: LoadedTask, asked: Sequence[Asked]) -> TaskResult:
     """Score one task; `asked` are its items as the model sees them."""
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.evaluator import evaluate

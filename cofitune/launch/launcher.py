@@ -40,6 +40,11 @@ class Ranks:
 ONE_PROCESS = Ranks(1, (), ("--num-processes", "1"))
 
 
+def asks_for_ranks(num_processes: int | None, hostfile: Path | None) -> bool:
+    """Whether several ranks were asked for by name; where nothing is said there is one for each GPU."""
+    return hostfile is not None or (num_processes or 1) > 1
+
+
 def choose_ranks(num_processes: int | None, hostfile: Path | None) -> Ranks:
     """What `--num-processes` and `--hostfile` ask for.
 

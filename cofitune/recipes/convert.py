@@ -93,7 +93,7 @@ def convert(
         config = read_model_config(str(conversion.source), None, trust_remote_code)
         config.__dict__.pop("quantization_config", None)  # the plain model's
         size = read_anatomy(config, trust_remote_code).num_parameters * conversion.dtype.itemsize
-        check_room(target, size, free_bytes(target))
+        check_room(f"--to {target}", size, free_bytes(target))
         say(console, f"{_sentence(conversion)}: {gib(size)}")
         write_model_folder(target, "conversion", partial(_fill_folder, conversion=conversion))
     say(console, f"wrote {target}; name it in model.name")

@@ -38,14 +38,15 @@ def write_model_folder(to: Path, command: str, fill: Callable[[Path], None]) -> 
             put_in_place(building, to)  # what is there is empty, or a folder of ours of which all files are known
 
 
-def check_room(target: Path, size: int, free: int) -> None:
+def check_room(target: str, size: int, free: int) -> None:
     """Refuse a folder whose disk has too little room for the weights; what is there is replaced only at the end.
 
     Args:
+        target: as the message names it.
         size, free: bytes.
     """
     if free < size:
-        raise UserError(f"--to {target}: needs {gib(size)}, and {gib(free)} are free there")
+        raise UserError(f"{target}: needs {gib(size)}, and {gib(free)} are free there")
 
 
 def copy_rest(source: Path, folder: Path, changes: Mapping[str, object], without: Iterable[str] = ()) -> None:

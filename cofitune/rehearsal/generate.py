@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from jinja2 import TemplateError
@@ -23,6 +23,9 @@ from cofitune.data.top_k import TopK
 from cofitune.errors import UserError
 from cofitune.model.decode import generate_rows
 from cofitune.training.loss import supervised_logits, top_k_of
+
+if TYPE_CHECKING:
+    from vllm import LLM
 
 TOKENS_AT_ONCE = 1024  # answer tokens whose logits are held at once: half a gigabyte at a vocabulary of 128k
 SEEDS_A_RUN = 1_000_003  # a prime keeps the batches of two seeds apart
@@ -155,25 +158,10 @@ class _Recorder:
 class VllmGenerator:
     """vLLM, in this process, over all of its GPUs. Needs vLLM's own environment."""
 
-    def __init__(
-        self, model: str, revision: str | None, dtype: str, ends: Sequence[int], max_length: int | None
-    ) -> None:
-        """Load the model.
-
-        Args:
-            model: folder or hub name.
-            max_length: tokens that a prompt and its answer may have; None: as the model's config says.
-        """
-        from vllm import LLM
-
+    def __init__(self, model: LLM, ends: Sequence[int]) -> None:
+        """`model`: from `cofitune.model.vllm_engine.vllm_model`; `ends`: tokens that end an answer."""
+        self._llm = model
         self._ends = sorted(ends)
-        self._llm = LLM(
-            model=model,
-            revision=revision,
-            dtype=dtype,
-            max_model_len=max_length,
-            tensor_parallel_size=max(1, torch.cuda.device_count()),
-        )
 
     def __call__(self, prompts: Sequence[Sequence[int]], sampling: Sampling, number: int) -> list[Answer]:
         from vllm import SamplingParams

@@ -248,8 +248,8 @@ def test_an_export_tells_its_size_and_needs_room_for_it(
     assert f"writes {gib(size)} into {to}; stopped, it takes away what it wrote (killed outright, " in shown
     assert f"the next export or conversion beside it does), and {words}" in shown
     with pytest.raises(UserError, match=rf"--to {to}: needs {gib(size)}, and {gib(size - 1)} are free there"):
-        check_room(to, size, size - 1)
-    check_room(to, size, size)
+        check_room(f"--to {to}", size, size - 1)
+    check_room(f"--to {to}", size, size)
 
 
 def test_an_export_takes_away_what_a_killed_one_beside_it_left(run: Path, tmp_path: Path) -> None:

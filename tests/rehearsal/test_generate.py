@@ -176,12 +176,7 @@ class FakeVllm:
     """Stands for vLLM: notes what it is asked, and answers with the prompt, an end and a token too many."""
 
     def __init__(self) -> None:
-        self.loaded: dict[str, Any] = {}
         self.asked: list[tuple[list[int], dict[str, Any]]] = []
-
-    def llm(self, **options: Any) -> Any:
-        self.loaded = options
-        return SimpleNamespace(generate=self.generate)
 
     def generate(self, prompts: list[dict[str, Any]], requested: Any, use_tqdm: bool) -> list[Any]:
         each = requested if isinstance(requested, list) else [requested] * len(prompts)
@@ -192,11 +187,8 @@ class FakeVllm:
 
 def test_vllm_is_asked_for_the_tokens_limits_and_seeds_that_were_set(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeVllm()
-    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=fake.llm, SamplingParams=SimpleNamespace))
-    generate = VllmGenerator("org/name", "v1", "bfloat16", (2, 1), 512)
-    assert {k: fake.loaded[k] for k in ("model", "revision", "dtype", "max_model_len")} == {
-        "model": "org/name", "revision": "v1", "dtype": "bfloat16", "max_model_len": 512
-    }  # fmt: skip
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=SimpleNamespace))
+    generate = VllmGenerator(SimpleNamespace(generate=fake.generate), (2, 1))
     prompts = [[5, 6], [5, 6], [7]]
     result = generate(prompts, Sampling(20, temperature=0.7, top_p=0.9, seed=3), 4)
     assert result == [Answer((5, 6, 1), True), Answer((5, 6, 1), True), Answer((7, 1), True)]

@@ -46,7 +46,7 @@ class ChatTemplateLMBase(HFLM):
             batch_size=batch_size,
             max_length=positions,
             add_bos_token=add_bos_token,
-            think_end_token=_as_token(tokenizer, think_end_token),
+            think_end_token=as_token(tokenizer, think_end_token),
         )
         self._share = share
 
@@ -298,7 +298,7 @@ class RowStops(StoppingCriteria):
         return list(self.tokenizer.batch_decode(rows, skip_special_tokens=True))
 
 
-def _as_token(tokenizer: PreTrainedTokenizerBase, text: str | None) -> str | int | None:
+def as_token(tokenizer: PreTrainedTokenizerBase, text: str | None) -> str | int | None:
     """The id of a special token, whose text decoding leaves out; else the text."""
     return None if text is None else control_tokens(tokenizer).get(text, text)
 

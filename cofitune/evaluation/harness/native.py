@@ -17,9 +17,8 @@ from cofitune.evaluation.items import LoadedTask
 from cofitune.evaluation.samples import Sample, TaskResult
 
 if TYPE_CHECKING:
+    from lm_eval.api.model import LM
     from lm_eval.api.task import Task
-
-    from cofitune.evaluation.harness.model import ChatTemplateLMBase
 
 MAX_GEN_TOKS = 256  # the harness's own limit where a task names none
 
@@ -64,7 +63,7 @@ def build_requests(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase) -> It
             before += len({request.doc_id for request in one.instances})
 
 
-def score_harness(judge: ChatTemplateLMBase, loaded: LoadedTask) -> TaskResult:
+def score_harness(judge: LM, loaded: LoadedTask) -> TaskResult:
     """Score one task, or the tasks of a group as one whose items are all of theirs."""
     from lm_eval.evaluator import evaluate
 

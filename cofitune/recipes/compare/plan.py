@@ -98,7 +98,11 @@ class ComparePlan:
         """The config of an evaluation of the base and these runs at every alpha; all share one cache of answers."""
         kept = [m for m in self.config.eval.models if m.role == BASE]
         models = (*kept, *(model for run in runs for model in run.models(self.compare.alphas)))
-        changed = {"eval": self.config.eval.model_copy(update={"models": models}), "compare": Compare()}
+        # who trained a model asks it, in memory
+        changed = {
+            "eval": self.config.eval.model_copy(update={"models": models, "engine": "transformers"}),
+            "compare": Compare(),
+        }
         return self.config.model_copy(update={**changed, "output_dir": str(self.folder / SCORED)})
 
     @property

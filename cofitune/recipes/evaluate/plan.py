@@ -22,12 +22,13 @@ from cofitune.evaluation.items import LoadedTask
 from cofitune.evaluation.lengths import fit_lengths
 from cofitune.evaluation.out_of_memory import Doing, explaining_out_of_memory
 from cofitune.evaluation.samples import TaskResult
-from cofitune.evaluation.score import versions
+from cofitune.evaluation.score import VLLM_ROOM, versions
 from cofitune.evaluation.statistics.gate import Requirement, read_requirements
 from cofitune.evaluation.tasks import lacking_rehearsal, load_tasks
 from cofitune.files import sha256_json
 from cofitune.model.attention import check_attention
 from cofitune.model.load import choose_dtype, dtype_name
+from cofitune.model.vllm_engine import check_vllm, vllm_version
 from cofitune.recipes.evaluate.batches import AUTO, asking_memory
 from cofitune.recipes.evaluate.models import find_models
 from cofitune.recipes.evaluate.targets import EvalTarget
@@ -36,6 +37,7 @@ from cofitune.recipes.from_config import NOT_ASKED, chat_template, eval_tasks, k
 from cofitune.rehearsal.items import check_base
 from cofitune.training.delta import read_manifest
 
+VLLM_ITEMS = 1024  # handed over at once; of a task that is stopped so many are lost
 Results = dict[str, dict[str, TaskResult]]  # by model, by task title
 
 
@@ -77,6 +79,17 @@ class EvalPlan:
         return {t.task.title: size if isinstance(size, int) else size[t.task.title] for t in self.tasks}
 
     @property
+    def uses_vllm(self) -> bool:
+        """Whether vLLM answers."""
+        return self.config.eval.engine == "vllm"
+
+    @property
+    def vllm_length(self) -> int:
+        """Tokens that vLLM needs room for: the longest item's and a few more, as far as the models have positions."""
+        longest = max(t.longest_whole for t in self.tasks) + VLLM_ROOM
+        return longest if self.positions is None else min(longest, self.positions + 1)
+
+    @property
     def about_tasks(self) -> dict[str, dict[str, object]]:
         """What each task's score depends on, by title, as scores.json tells it."""
         return {t.task.title: _about(t) for t in self.tasks}
@@ -88,7 +101,7 @@ class EvalPlan:
         task |= {"left_out": loaded.left_out, "asked_sha256": loaded.asked_sha256}
         task |= {"cut": loaded.cut, "cut_to": self.positions} if loaded.cut else {}
         settings = {name: value for name, value in self.settings.items() if name != "kernels"}
-        settings |= kernels_recorded(self.config.model, model.source.model_type)
+        settings |= {} if self.uses_vllm else kernels_recorded(self.config.model, model.source.model_type)
         settings |= {"batch_size": self.batch_sizes[loaded.task.title]}
         return {"model": model.weights, "task": task, "settings": settings}
 
@@ -146,7 +159,10 @@ def plan_eval(
             cannot stand side by side; a requirement is malformed.
     """
     folder = check_folder(config, "eval", overwrite)
-    check_attention(config.model.attn_implementation)
+    if config.eval.engine == "vllm":
+        check_vllm("eval.engine")
+    else:
+        check_attention(config.model.attn_implementation)
     grading = versions()  # or a refusal
     wanted = eval_tasks(config.eval)
     lacking = {task.title: error for task in wanted if dry_run and (error := lacking_rehearsal(task))}
@@ -160,9 +176,12 @@ def plan_eval(
     if dry_run and len(models) == 1:
         missing.append(f"no finished training in {config.run / 'train'}; run `cofitune train` first, to score it")
     _check_reasoning(models, tasks)
+    _check_engine(config, tasks)
     base = models[0].source
     known = [m.source.positions for m in models if m.source.positions is not None]
     positions = min(known, default=None)
+    if positions is not None and config.eval.engine == "vllm":
+        positions -= 1  # it generates a token even where it only reads
     for loaded in tasks:
         if loaded.rehearsal is not None:
             made_by = base.name, base.fingerprint, tokenizer_sha256(base.tokenizer)
@@ -178,16 +197,27 @@ def plan_eval(
         requirements=_requirements(require, models, tasks),
         missing=tuple(missing),
     )
-    return _with_chosen_batches(plan, overwrite) if config.eval.batch_size == AUTO else plan
+    if config.eval.batch_size != AUTO:
+        return plan
+    if plan.uses_vllm:
+        return plan.with_batches({t.task.title: VLLM_ITEMS for t in plan.tasks})
+    return _with_chosen_batches(plan, overwrite)
 
 
 def _settings(config: Config, models: Sequence[EvalTarget], grading: dict[str, str]) -> dict[str, Any]:
     """What all answers depend on besides weights and tasks, as the config has it."""
-    kernels = [kernels_recorded(config.model, model.source.model_type) for model in models]  # or one that has none
+    versions_of_engine = {}
+    if config.eval.engine == "vllm":  # whose kernels are its own
+        engine: dict[str, object] = {"engine": "vllm"}
+        versions_of_engine["vllm"] = vllm_version()
+    else:
+        kernels = [kernels_recorded(config.model, model.source.model_type) for model in models]  # or one that has none
+        engine = {"attn_implementation": config.model.attn_implementation, **kernels[0]}
+        if config.model.has_flash_attention:
+            versions_of_engine["flash-attn"] = package_version("flash-attn")
     return {
         "dtype": dtype_name(choose_dtype(config.model.dtype)),
-        "attn_implementation": config.model.attn_implementation,
-        **kernels[0],
+        **engine,
         "batch_size": config.eval.batch_size,
         "device": device_name(),
         "trust_remote_code": config.model.trust_remote_code,
@@ -198,7 +228,7 @@ def _settings(config: Config, models: Sequence[EvalTarget], grading: dict[str, s
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "tokenizers": package_version("tokenizers"),
-            **({"flash-attn": package_version("flash-attn")} if config.model.has_flash_attention else {}),
+            **versions_of_engine,
         },
     }
 
@@ -231,6 +261,16 @@ def _with_chosen_batches(plan: EvalPlan, overwrite: bool) -> EvalPlan:
                 sizes[title] = size
                 break
     return plan.with_batches(sizes)
+
+
+def _check_engine(config: Config, tasks: Sequence[LoadedTask]) -> None:
+    """Raise a UserError where vLLM is asked for what it cannot measure."""
+    drift = [t.task.title for t in tasks if t.rehearsal is not None]
+    if config.eval.engine == "vllm" and drift:
+        raise UserError(
+            f"eval.engine: vllm cannot measure '{drift[0]}': drift compares with probabilities that transformers has "
+            "computed, token by token; leave eval.drift out, or use transformers"
+        )
 
 
 def _check_reasoning(models: Sequence[EvalTarget], tasks: Sequence[LoadedTask]) -> None:

@@ -47,6 +47,15 @@ def print_plan(plan: EvalPlan, known: Results, console: Console, overwrite: bool
 def _print_asking(plan: EvalPlan, console: Console) -> None:
     """Say how the tasks are asked, and what that takes of a device."""
     settings = plan.settings
+    if plan.uses_vllm:
+        say(
+            console,
+            f"asked    {plan.vllm_length} positions, {settings['dtype']} on {settings['device']} by vLLM "
+            f"{settings['versions']['vllm']}, template {settings['template']}\n"
+            "memory   vLLM takes 0.9 of each GPU; runs are merged one after the other, in a temporary folder as large as "
+            "the model",
+        )
+        return
     needed = asking_memory(plan.config.model, plan.models, plan.tasks)
     memory = memory_lines(needed, device_memory(), plan.batch_sizes, settings["dtype"])
     say(

@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -15,14 +16,20 @@ from transformers import PreTrainedModel
 
 from cofitune.checked import shaped
 from cofitune.config.schema import Config
+from cofitune.data.chat import end_ids
 from cofitune.distributed import check_agreement, device
 from cofitune.errors import UserError
 from cofitune.evaluation.data_parallel import BatchSharding, join
 from cofitune.evaluation.items import LoadedTask
 from cofitune.evaluation.samples import TaskResult
-from cofitune.evaluation.score import ScoreRequest, score_model
+from cofitune.evaluation.score import ScoreRequest, score_model, score_with_vllm
 from cofitune.evaluation.statistics.gate import Verdict, judge
 from cofitune.files import check_unlocked, exclusive
+from cofitune.model.anatomy import read_model_config
+from cofitune.model.folder import read_generation_config
+from cofitune.model.load import DTYPES
+from cofitune.model.vllm_engine import check_vllm, vllm_model
+from cofitune.model.weight_files import weight_files
 from cofitune.ranks import Rank
 from cofitune.recipes.alpha.recipe import choose_alphas, read_chosen
 from cofitune.recipes.evaluate.batches import AUTO
@@ -32,6 +39,7 @@ from cofitune.recipes.evaluate.result import find_changed, make_scores, print_re
 from cofitune.recipes.evaluate.targets import EvalTarget
 from cofitune.recipes.folders import start_folder
 from cofitune.recipes.from_config import load_base
+from cofitune.recipes.merged import MergeSource, merged_for_a_while
 from cofitune.recipes.on_plan import OnPlan
 from cofitune.recipes.summary import write_summary
 from cofitune.reports.console import say, show_status
@@ -42,6 +50,7 @@ from cofitune.reports.text import number
 from cofitune.training.delta import delta_applied, read_delta
 
 WHAT = "evaluation"  # in messages
+Ask = Callable[..., object]  # with the request, `on_start` and `on_result`
 Weights = Callable[[EvalTarget], AbstractContextManager[PreTrainedModel]]
 
 
@@ -135,6 +144,17 @@ def plan_evaluation(
     return replace(plan_eval(choose_alphas(config, console), overwrite, require), config=config)
 
 
+def takes_all_gpus(config: Config, asked_for_ranks: bool) -> bool:
+    """Whether one process answers with vLLM, on all GPUs, so that no ranks are to be started.
+
+    Raises:
+        UserError: vLLM is asked for, and several ranks as well; or it is not installed.
+    """
+    if config.eval.engine == "vllm":
+        check_vllm("eval.engine", asked_for_ranks)
+    return config.eval.engine == "vllm"
+
+
 def check(config: Config, overwrite: bool, require: Sequence[str], console: Console) -> EvalPlan:
     """The plan for ranks that will be started, unless another process evaluates here.
 
@@ -182,12 +202,14 @@ def _evaluate(plan: EvalPlan, share: BatchSharding, console: Console, weights: W
     if asked := sum(len(result) for result in results.values()):
         say(console, f"{asked} of {len(plan.models) * len(plan.tasks)} results as scored before")
     todo = [m for m in plan.models if len(results[m.name]) < len(plan.tasks)]
-    if weights is None:
+    if weights is None and plan.uses_vllm:
+        _score_with_vllm(todo, plan, results, share, console)
+    elif weights is None:
         _load_and_score(todo, plan, results, share, console)
     else:
         for model in todo:
             with weights(model) as whole:
-                _score(plan, model, whole, results[model.name], share, console)
+                _score(plan, model, partial(score_model, whole), results[model.name], share, console)
     if share.rank != 0:
         return Evaluation(plan.folder)
     scores = make_scores(plan, results)
@@ -213,11 +235,32 @@ def _load_and_score(
             weights = load_base(requested, with_kernels=True).to(device())
         for model in group:
             with _with_delta(weights, model):
-                _score(plan, model, weights, results[model.name], share, console)
+                _score(plan, model, partial(score_model, weights), results[model.name], share, console)
         del weights  # its memory must be back before the next one loads
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _score_with_vllm(
+    todo: list[EvalTarget], plan: EvalPlan, results: Results, share: BatchSharding, console: Console
+) -> None:
+    """Every model is loaded whole, one after the other; a run is merged first."""
+    dtype, trusted = str(plan.settings["dtype"]), plan.config.model.trust_remote_code
+    for model in todo:
+        with ExitStack() as stack:
+            place = model.source.place
+            if model.train is not None:
+                files = weight_files(*place, code=trusted)
+                source = MergeSource(Path(model.path), model.train, place, files, DTYPES[dtype], trusted)
+                with show_status(console, f"merging {model.path}"):
+                    place = str(stack.enter_context(merged_for_a_while(source, model.alpha, plan.folder))), None
+            loaded = vllm_model(*place, dtype=dtype, max_length=plan.vllm_length, trust_remote_code=trusted)
+            with show_status(console, f"loading {model.path} into vLLM"):
+                whole = stack.enter_context(loaded)
+            ends = end_ids(model.source.tokenizer, read_generation_config(*place, read_model_config(*place, trusted)))
+            ask = partial(score_with_vllm, whole, ends=sorted(ends))
+            _score(plan, model, ask, results[model.name], share, console)
 
 
 def _explaining_loading(plan: EvalPlan, name: str) -> AbstractContextManager[None]:
@@ -236,12 +279,16 @@ def _with_delta(weights: PreTrainedModel, model: EvalTarget) -> Iterator[None]:
 def _score(
     plan: EvalPlan,
     model: EvalTarget,
-    weights: PreTrainedModel,
+    ask: Ask,
     results: dict[str, TaskResult],
     share: BatchSharding,
     console: Console,
 ) -> None:
-    """Score one model on the tasks that it lacks; each answer is kept as soon as its task is done."""
+    """Score one model on the tasks that it lacks; each answer is kept as soon as its task is done.
+
+    Args:
+        ask: `score_model` or `score_with_vllm`, with the model.
+    """
     width = max(len(m.name) for m in plan.models)
     missing = {t.task.title: t for t in plan.tasks if t.task.title not in results}
     asked = next(iter(missing))
@@ -276,4 +323,4 @@ def _score(
             share=replace(share, on_progress=progress.advance),
         )
         with plan.explaining_out_of_memory(lambda: (f"'{model.name}' was asked '{asked}'", plan.batch_sizes[asked])):
-            score_model(weights, request, on_start=begin, on_result=keep)
+            ask(request, on_start=begin, on_result=keep)

@@ -20,6 +20,7 @@ from cofitune.recipes.prerequisites import Prerequisites
 from cofitune.rehearsal.generate import opening_of_user_turn
 
 MOST_PROMPTS = 32  # a batch, under `batch_size: auto`
+VLLM_PROMPTS = 512  # what is lost at most where a rehearsal is stopped, too
 ROOM = 0.5  # of a device's memory beside the weights, for the keys and values of a batch
 RANKS_A_HOST = 4  # among which a host's memory is divided, so that batches do not depend on how many there are
 
@@ -78,15 +79,18 @@ def opening_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     return tuple(tokenizer(opening_of_user_turn(tokenizer), add_special_tokens=False)["input_ids"])
 
 
-def choose_batch_size(requested: int | str, dtype: str, base: Base, length: int) -> int:
+def choose_batch_size(requested: int | str, dtype: str, base: Base, length: int, engine: str) -> int:
     """`rehearsal.batch_size`, or as many prompts as the device's memory holds keys and values of.
 
     Args:
         dtype: the section `model`'s.
         length: tokens of the longest prompt and its answer.
+        engine: vllm fits the prompts that it is given into memory itself, and is slow where it is given few.
     """
     if requested != "auto":
         return int(requested)
+    if engine == "vllm":
+        return VLLM_PROMPTS
     anatomy = base.anatomy
     width = choose_dtype(dtype).itemsize
     keys = anatomy.num_key_value_heads * anatomy.head_dim or anatomy.hidden_size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +18,8 @@ from cofitune.distributed import device
 from cofitune.errors import ArtifactError, ConfigError, UserError
 from cofitune.files import read_json, sha256_json
 from cofitune.model.load import choose_dtype, dtype_name
-from cofitune.ranks import this_rank
-from cofitune.recipes.folders import check_folder, package_version
+from cofitune.model.vllm_engine import check_vllm, is_installed, is_one_of_several, vllm_version
+from cofitune.recipes.folders import check_folder
 from cofitune.recipes.from_config import data_sources, written_day
 from cofitune.recipes.prerequisites import Prerequisites
 from cofitune.recipes.rehearse.base import Base, choose_batch_size, opening_ids, read_base
@@ -126,7 +125,7 @@ class RehearsePlan:
                 "cofitune": __version__,
                 "torch": torch.__version__,
                 "transformers": transformers.__version__,
-                **({"vllm": package_version("vllm")} if self.engine == "vllm" else {}),
+                **({"vllm": vllm_version()} if self.engine == "vllm" else {}),
             },
         }
 
@@ -167,7 +166,7 @@ def plan_rehearse(config: Config, overwrite: bool = False, dry_run: bool = False
         opened=config.eval.think_end_token is None,
     )
     prompts = tuple(reader.prompts(opened, requested.max_items))
-    longest = max((len(p.ids) for p in prompts), default=0)
+    longest, engine = max((len(p.ids) for p in prompts), default=0), choose_engine(requested.engine)
     plan = RehearsePlan(
         config=config,
         folder=folder,
@@ -178,8 +177,10 @@ def plan_rehearse(config: Config, overwrite: bool = False, dry_run: bool = False
         examples=reader.examples,
         unread=tuple(tests.unread),
         opening=opening_ids(base.tokenizer) if base.tokenizer and requested.self_prompted else (),
-        batch_size=choose_batch_size(requested.batch_size, model.dtype, base, longest + requested.max_new_tokens),
-        engine=choose_engine(requested.engine),
+        batch_size=choose_batch_size(
+            requested.batch_size, model.dtype, base, longest + requested.max_new_tokens, engine
+        ),
+        engine=engine,
     )
     if not plan.prompts and not requested.self_prompted:
         raise UserError(f"rehearsal.data: not one prompt is left ({reasons_text(reader.account)})")
@@ -196,24 +197,13 @@ def choose_engine(requested: str, asked_for_ranks: bool = False) -> str:
         asked_for_ranks: whether several ranks are to answer; here or as a rank of several, `auto` is transformers.
 
     Raises:
-        UserError: vLLM is asked for, and not installed, or there is no GPU for it, or several ranks are asked for.
+        UserError: vLLM is asked for, and not installed, or several ranks are asked for.
     """
-    several = asked_for_ranks or this_rank().world_size > 1
-    installed = importlib.util.find_spec("vllm") is not None
     if requested == "vllm":
-        if not installed:
-            raise UserError(
-                "rehearsal.engine: vllm is not installed here; use transformers, or an environment with vllm"
-            )
-        if not torch.cuda.is_available():
-            raise UserError("rehearsal.engine: vllm needs a GPU, and there is none here; use transformers")
-        if several:
-            raise UserError(
-                "rehearsal.engine: vllm is one process that takes all GPUs: leave out --num-processes and --hostfile, "
-                "torchrun and srun; or use transformers, whose ranks share the prompts"
-            )
-    is_vllm = requested != "transformers" and installed and torch.cuda.is_available() and not several
-    return "vllm" if is_vllm else "transformers"
+        check_vllm("rehearsal.engine", asked_for_ranks)
+        return "vllm"
+    can = is_installed() and torch.cuda.is_available() and not is_one_of_several(asked_for_ranks)
+    return "vllm" if can and requested == "auto" else "transformers"
 
 
 def reasons_text(account: ItemCounts) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import torch
 from rich.console import Console
@@ -13,6 +13,7 @@ from cofitune.data.formats import BadItemError
 from cofitune.data.read import ItemCounts
 from cofitune.distributed import device
 from cofitune.evaluation.data_parallel import BatchSharding, in_batches
+from cofitune.model.vllm_engine import vllm_model
 from cofitune.recipes.from_config import load_base
 from cofitune.recipes.rehearse.plan import RehearsePlan
 from cofitune.recipes.rehearse.prompts import Prompt, encode_prompt, keep_prompt, note, read_tests, shortened
@@ -45,6 +46,7 @@ class Writer:
         self._partial: Partial = plan.partial
         self._model: PreTrainedModel | None = None
         self._generator: Generator | None = None
+        self._vllm = ExitStack()  # holds the model there
 
     def write_prompts(self, account: ItemCounts, examples: dict[str, list[str]]) -> list[Prompt]:
         """Prompts that the model writes itself, from where a user's turn opens.
@@ -172,8 +174,14 @@ class Writer:
         if self._generator is None:
             plan, model = self._plan, self._plan.config.model
             if plan.engine == "vllm":
-                dtype = str(plan.made_of()["dtype"])
-                self._generator = VllmGenerator(model.name, model.revision, dtype, plan.base.ends, plan.base.positions)
+                loaded = vllm_model(
+                    model.name,
+                    model.revision,
+                    dtype=str(plan.made_of()["dtype"]),
+                    max_length=plan.base.positions,
+                    trust_remote_code=model.trust_remote_code,
+                )
+                self._generator = VllmGenerator(self._vllm.enter_context(loaded), plan.base.ends)
             else:
                 pad = plan.base.tokenizer.pad_token_id if plan.base.tokenizer else 0
                 self._generator = TransformersGenerator(self._get_model(), plan.base.ends, pad)
@@ -181,6 +189,4 @@ class Writer:
 
     def _let_go(self) -> None:
         self._generator = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        self._vllm.close()

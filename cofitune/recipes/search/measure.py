@@ -110,6 +110,7 @@ def _limited(config: Config) -> schema.Eval:
     versatility = given.versatility.model_copy(update=parts)
     update: dict[str, object] = {"speciality": limited(given.speciality), "versatility": versatility}
     update["models"] = ()  # those beside the run are none of the search's
+    update["engine"] = "transformers"  # a trial is asked in memory
     if most is not None:
         update["limit"] = None  # each task has its own now
     return given.model_copy(update=update)

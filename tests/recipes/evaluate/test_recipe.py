@@ -82,7 +82,8 @@ class Place:
     def train(self, seed: int, run: str = "run", base: Path | None = None, **manifest: Any) -> Path:
         """A run as training leaves it: one matrix replaced, the manifest, the config."""
         base, folder = base or self.model, self.folder / run
-        tensor = torch.randn(48, 32, generator=torch.Generator().manual_seed(seed))
+        shape = load_file(base / "model.safetensors")[REPLACED].shape
+        tensor = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
         stood_on = {"base": str(base), "base_fingerprint": fingerprint(str(base)), "revision": None, "template": "chat"}
         (folder / "train").mkdir(parents=True, exist_ok=True)
         write_delta(

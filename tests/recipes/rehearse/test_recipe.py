@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from cofitune.config.load import dump_config
 from cofitune.config.schema import Config
 from cofitune.errors import ArtifactError, ConfigError, DataError, UserError
 from cofitune.files import write_json
+from cofitune.model import vllm_engine
 from cofitune.recipes import prerequisites
 from cofitune.recipes.rehearse import base, recipe
 from cofitune.recipes.rehearse import plan as planning
@@ -622,20 +624,23 @@ def test_a_written_prompt_that_leaves_no_room_for_an_answer_is_left_out(
 
 
 def test_vllm_that_is_not_there_is_named(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = planning.importlib.util.find_spec
-    for installed, message in ((None, "vllm is not installed here"), (object(), "vllm needs a GPU")):
-        there = lambda name, *_, given=installed: given if name == "vllm" else real(name)  # noqa: E731
-        monkeypatch.setattr(planning.importlib.util, "find_spec", there)
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        with pytest.raises(UserError, match=rf"rehearsal\.engine: {message}.*use transformers"):
-            place.run(engine="vllm")
-        assert planning.choose_engine("auto") == planning.choose_engine("transformers") == "transformers"
+    monkeypatch.setattr(vllm_engine, "is_installed", lambda: False)
+    with pytest.raises(UserError, match=r"rehearsal\.engine: vllm is not installed here.*use transformers"):
+        place.run(engine="vllm")
+    assert planning.choose_engine("auto") == planning.choose_engine("transformers") == "transformers"
+
+
+def test_on_a_cpu_vllm_answers_where_it_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (vllm_engine, planning):
+        monkeypatch.setattr(module, "is_installed", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert planning.choose_engine("auto") == "transformers" and planning.choose_engine("vllm") == "vllm"
 
 
 @pytest.fixture
 def vllm_and_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = planning.importlib.util.find_spec
-    monkeypatch.setattr(planning.importlib.util, "find_spec", lambda n, *_: object() if n == "vllm" else real(n))
+    for module in (vllm_engine, planning):
+        monkeypatch.setattr(module, "is_installed", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
 
@@ -659,11 +664,6 @@ def under_vllm(monkeypatch: pytest.MonkeyPatch, place: Place) -> list[str]:
     real: Any = writer.TransformersGenerator
 
     class Stub(real):
-        def __init__(self, model: str, revision: None, dtype: str, ends: Sequence[int], max_length: int) -> None:
-            assert (model, revision, dtype, max_length) == (str(place.model), None, "float32", 512)
-            super().__init__(AutoModelForCausalLM.from_pretrained(model).eval(), ends, 1)
-            order.append("vllm")
-
         def gives_probabilities(self, _: Sampling) -> bool:
             return False  # vLLM gives text alone
 
@@ -672,13 +672,22 @@ def under_vllm(monkeypatch: pytest.MonkeyPatch, place: Place) -> list[str]:
             results: list[Answer] = super().__call__(*raw)
             return results
 
+    @contextmanager
+    def vllm_model(name: str, revision: None, **options: Any) -> Iterator[Any]:
+        assert (name, revision) == (str(place.model), None)
+        assert options == {"dtype": "float32", "max_length": 512, "trust_remote_code": False}
+        order.append("vllm")
+        yield AutoModelForCausalLM.from_pretrained(name).eval()
+        order.append("ended")
+
     def load_base(model: Any) -> Any:
         order.append("base")
         return load(model)
 
     load = writer.load_base
     monkeypatch.setattr(writer, "load_base", load_base)
-    monkeypatch.setattr(writer, "VllmGenerator", Stub)
+    monkeypatch.setattr(writer, "vllm_model", vllm_model)
+    monkeypatch.setattr(writer, "VllmGenerator", lambda model, ends: Stub(model, ends, 1))
     monkeypatch.setattr(planning, "choose_engine", lambda *_: "vllm")
     return order
 
@@ -690,7 +699,7 @@ def test_under_vllm_all_is_written_first_and_then_read_by_the_base(
     order = under_vllm(monkeypatch, place)
     result = place.run(**SAMPLED)
     assert result.manifest["engine"] == "vllm"
-    assert order == ["vllm", *["written"] * 6, "base"]
+    assert order == ["vllm", *["written"] * 6, "ended", "base"]
     assert contents(place.folder / "run") == contents(place.folder / "plain")
     assert not (result.folder / "partial").exists()
 
@@ -711,7 +720,7 @@ def test_under_vllm_a_killed_reading_writes_no_prompt_or_answer_again(
     monkeypatch.setattr(writer, "store_probabilities", interrupted)
     with pytest.raises(KeyboardInterrupt):
         place.run(self_prompted=3)
-    assert order == ["vllm", *["written"] * 2, *["written"] * 7, "base"]
+    assert order == ["vllm", *["written"] * 2, *["written"] * 7, "ended", "base"]
     order.clear()
     result = place.run(self_prompted=3)
     assert order == ["base"] and len(result.items) == 14
