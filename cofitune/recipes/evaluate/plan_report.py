@@ -52,8 +52,8 @@ def _print_asking(plan: EvalPlan, console: Console) -> None:
             console,
             f"asked    {plan.vllm_length} positions, {settings['dtype']} on {settings['device']} by vLLM "
             f"{settings['versions']['vllm']}, template {settings['template']}\n"
-            "memory   vLLM takes 0.9 of each GPU; runs are merged one after the other, in a temporary folder as large as "
-            "the model",
+            "memory   vLLM takes 0.9 of each GPU; runs are merged one after the other, in a temporary folder as large "
+            "as the model",
         )
         return
     needed = asking_memory(plan.config.model, plan.models, plan.tasks)
