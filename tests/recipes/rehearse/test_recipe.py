@@ -689,6 +689,7 @@ def under_vllm(monkeypatch: pytest.MonkeyPatch, place: Place) -> list[str]:
     monkeypatch.setattr(writer, "vllm_model", vllm_model)
     monkeypatch.setattr(writer, "VllmGenerator", lambda model, ends: Stub(model, ends, 1))
     monkeypatch.setattr(planning, "choose_engine", lambda *_: "vllm")
+    monkeypatch.setattr(planning, "vllm_version", lambda: "1.0")
     return order
 
 
