@@ -246,8 +246,8 @@ class Eval(Section):
     engine: Literal["transformers", "vllm"] = Field(
         "transformers",
         description="what answers in `cofitune eval`, for the base and everything beside it; vllm: needs an "
-        "environment with vLLM; a run is merged into a temporary folder for it. Trials and comparisons ask the model "
-        "that they hold in memory, with transformers",
+        "environment with vLLM, and has its own attention and kernels; a run is merged into a temporary folder for it. "
+        "Trials and comparisons ask the model that they hold in memory, with transformers",
     )
     batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
         "auto",
