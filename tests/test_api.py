@@ -51,7 +51,7 @@ def test_importing_it_loads_no_torch_and_gives_all_names() -> None:
         "assert not {'torch', 'transformers', 'pandas'} & set(sys.modules); "
         f"assert all(callable(getattr(cofitune, name)) for name in {ALL}); assert set({ALL}) <= set(dir(cofitune))"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 def test_the_stub_names_what_the_package_gives() -> None:

@@ -21,7 +21,7 @@ def run(*arguments: str | bytes, **environment: str) -> subprocess.CompletedProc
         [*TRAIN, *arguments],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
         env={**os.environ, **environment},
     )

@@ -169,7 +169,7 @@ def test_processes_that_ask_at_once_make_it_once(
     processes = [context.Process(target=ask) for _ in range(3)]
     for process in processes:
         process.start()
-    answers = sorted(out.get(timeout=60) for _ in processes)
+    answers = sorted(out.get(timeout=300) for _ in processes)
     for process in processes:
         process.join()
     assert answers == [(0, 50), (0, 50), (1, 50)]
@@ -233,7 +233,7 @@ def test_memory_does_not_grow_with_the_data(
 
         process = context.Process(target=work)
         process.start()
-        grown = int(out.get(timeout=120))
+        grown = int(out.get(timeout=600))
         process.join()
         return grown
 

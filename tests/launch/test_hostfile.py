@@ -283,7 +283,7 @@ def test_a_port_that_is_taken_is_one_message(config: dict[str, Any], tmp_path: P
         port = str(other.getsockname()[1])
         rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         process = launch(config, tmp_path / "run", rank)
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=600)
     assert process.returncode == 2
     assert [line for line in err.splitlines() if "Traceback" in line or "error" in line] == [
         f"error: MASTER_PORT {port} on 127.0.0.1 is taken by another process: export another MASTER_PORT (torchrun: "

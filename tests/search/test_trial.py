@@ -105,7 +105,7 @@ def test_the_id_is_the_same_in_another_process_and_in_any_order_of_keys() -> Non
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     other = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment, timeout=120
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment, timeout=600
     )
     assert other.stdout.strip().splitlines()[-1] == mine
 

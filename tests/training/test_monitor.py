@@ -57,7 +57,7 @@ def test_wandb_writes_offline(tmp_path: Path) -> None:
     kept = {k: v for k, v in os.environ.items() if k not in VARIABLES and not k.startswith("WANDB_")}
     done = subprocess.run(
         [sys.executable, "-c", WANDB, str(tmp_path)],
-        env=kept | {"WANDB_MODE": "offline"}, capture_output=True, text=True, timeout=120, check=True,
+        env=kept | {"WANDB_MODE": "offline"}, capture_output=True, text=True, timeout=600, check=True,
     )  # fmt: skip
     assert "cofitune law" in done.stdout
     (written,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
@@ -123,6 +123,6 @@ def test_mlflow_itself_keeps_them_in_a_folder(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", MLFLOW, str(tmp_path)], cwd=tmp_path, check=True,
         env=kept | {"MLFLOW_TRACKING_URI": f"file://{tmp_path}/mlruns", "MLFLOW_ALLOW_FILE_STORE": "true"},
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.stdout.splitlines()[-1] == "law [(1, 2.5), (2, 2.25)]"

@@ -138,7 +138,7 @@ def test_a_training_that_runs_out_of_memory_says_what_to_change(tmp_path: Path, 
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, str(tmp_path / "c.yaml")],
         env={k: v for k, v in os.environ.items() if k not in VARIABLES} | {"MALLOC_ARENA_MAX": "1"},
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert "error: out of memory on the host: " in done.stderr

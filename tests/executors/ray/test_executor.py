@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,22 @@ NODE = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 80
 TWO_CORES = NODE | {"num_cpus": 2}
 
 
+def patiently(get_node: Callable[[str, str], Any]) -> Callable[[str, str], Any]:
+    """Ray asks without a pause whether a node is up, and gives up after half a minute: too little on a busy machine."""
+
+    def ask(gcs_address: str, node_id: str) -> Any:
+        end = time.monotonic() + 300
+        while True:
+            try:
+                return get_node(gcs_address, node_id)
+            except RuntimeError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.1)
+
+    return ask
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """Two nodes with one core each, on the loopback device, without a dashboard."""
@@ -43,15 +59,19 @@ def cluster() -> Iterator[Any]:
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # keeps the driver, too, on the loopback device
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     import ray
+    from ray._private import services
     from ray.cluster_utils import Cluster
 
     soon = {"health_check_period_ms": 500, "health_check_failure_threshold": 3, "health_check_initial_delay_ms": 0}
-    made = Cluster(True, head_node_args={**NODE, "include_dashboard": False, "_system_config": soon})
-    made.second = made.add_node(**NODE)
-    made.wait_for_nodes()
-    yield made
-    ray.shutdown()
-    made.shutdown()
+    head = {**NODE, "include_dashboard": False, "_system_config": soon}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(services, "get_node", patiently(services.get_node))
+        made = Cluster(True, head_node_args=head)
+        made.second = made.add_node(**NODE)
+        made.wait_for_nodes()
+        yield made
+        ray.shutdown()
+        made.shutdown()
 
 
 class KeptConnection:
@@ -399,7 +419,7 @@ def test_a_trial_on_a_node_that_leaves_without_its_versions_runs_again(
     kept: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stays, joins = kept.add_node(**TWO_CORES), kept.add_node(**TWO_CORES)
-    staying, left = stays.node_id, tmp_path / "left"
+    staying, leaving, left = stays.node_id, joins.node_id, tmp_path / "left"
     look, check = module.nodes_that_hold, module.check_versions
     looks: list[int] = []
 
@@ -410,6 +430,7 @@ def test_a_trial_on_a_node_that_leaves_without_its_versions_runs_again(
 
     def check_too_late(ray: Any, nodes: Any, joining: bool = False) -> set[str]:
         if joining and not left.exists():
+            wait_for(tmp_path, f"* began on {leaving}")
             kept.remove_node(joins, allow_graceful=False)
             left.touch()
         return check(ray, nodes, joining)

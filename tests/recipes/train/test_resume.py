@@ -508,7 +508,7 @@ def test_the_real_command_finishes_its_step_saves_and_says_so(
 ) -> None:
     process, folder = start(config, ranks)
     process.send_signal(signum)
-    output = process.communicate(timeout=60)[1]
+    output = process.communicate(timeout=300)[1]
     assert process.returncode == code, output
     reached = steps_of(folder)[-1]
     assert f"stopped by {signal.Signals(signum).name}: the state after step {reached} is in" in output
@@ -530,7 +530,7 @@ def test_a_signal_to_one_rank_stops_all_and_a_second_hurries_none(config: dict[s
     one = children_of(process.pid)[1]
     for _ in range(2):  # SLURM signals every process, and the launcher hands it on
         one.send_signal(signal.SIGTERM)
-    output = process.communicate(timeout=60)[1]
+    output = process.communicate(timeout=300)[1]
     assert process.returncode == 143, output
     reached = steps_of(folder)[-1]
     assert output.strip().startswith(f"stopped by SIGTERM: the state after step {reached}") and output.count("\n") == 1
