@@ -17,11 +17,13 @@ from tests.helpers import WORDS, SharedRuns, freeze_imports, write_jsonl
 TABLES = pytest.StashKey[dict[str, list[str]]]()
 # files that take the most CPU time, the longest first
 LONG = (
+    "executors/ray/test_executor.py",
+    "scripts/test_build_wheel.py",
     "test_end_to_end.py",
     "training/test_state.py",
     "training/test_sharded.py",
-    "executors/ray/test_executor.py",
-    "scripts/test_build_wheel.py",
+    "scripts/test_bench.py",
+    "launch/test_launcher.py",
     "launch/test_hostfile.py",
     "model/test_layouts.py",
     "recipes/compare/test_recipe.py",
