@@ -178,10 +178,7 @@ def plan_eval(
     _check_reasoning(models, tasks)
     _check_engine(config, tasks)
     base = models[0].source
-    known = [m.source.positions for m in models if m.source.positions is not None]
-    positions = min(known, default=None)
-    if positions is not None and config.eval.engine == "vllm":
-        positions -= 1  # it generates a token even where it only reads
+    positions = _positions(config, models)
     for loaded in tasks:
         if loaded.rehearsal is not None:
             made_by = base.name, base.fingerprint, tokenizer_sha256(base.tokenizer)
@@ -202,6 +199,14 @@ def plan_eval(
     if plan.uses_vllm:
         return plan.with_batches({t.task.title: VLLM_ITEMS for t in plan.tasks})
     return _with_chosen_batches(plan, overwrite)
+
+
+def _positions(config: Config, models: Sequence[EvalTarget]) -> int | None:
+    """Tokens that a prompt and its answer may have; None where no model says."""
+    positions = min((m.source.positions for m in models if m.source.positions is not None), default=None)
+    if positions is not None and config.eval.engine == "vllm":
+        positions -= 1  # it generates a token even where it only reads
+    return positions
 
 
 def _settings(config: Config, models: Sequence[EvalTarget], grading: dict[str, str]) -> dict[str, Any]:
