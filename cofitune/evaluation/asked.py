@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -27,6 +28,24 @@ class Asked:
     ids: tuple[int, ...]
     texts: tuple[str, ...] = ()
     answers: tuple[GivenAnswer, ...] = ()
+
+
+class AskedTokens:
+    """The tokens of all that will be asked, by the texts that the harness hands on."""
+
+    def __init__(self, asked: Iterable[Asked]) -> None:
+        items = list(asked)
+        self._prompts = {one.prompt: one.ids for one in items}
+        self._answers = {(a.prompt, text): given for a in items for text, given in zip(a.texts, a.answers, strict=True)}
+
+    def of_prompt(self, text: str) -> list[int]:
+        """A prompt's."""
+        return list(self._prompts[text])
+
+    def of_answer(self, prompt: str, text: str) -> tuple[list[int], list[int]]:
+        """A given answer's, behind those before it."""
+        given = self._answers[prompt, text]
+        return list(given.context), list(given.ids)
 
 
 def ask_item(tokenizer: PreTrainedTokenizerBase, item: EvalItem, task: EvalTask) -> Asked:

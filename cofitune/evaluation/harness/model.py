@@ -17,7 +17,7 @@ from transformers import StoppingCriteriaList as Criteria
 
 from cofitune.data.chat import end_ids
 from cofitune.data.control import control_tokens
-from cofitune.evaluation.asked import Asked
+from cofitune.evaluation.asked import Asked, AskedTokens
 from cofitune.evaluation.data_parallel import BatchSharding, in_batches
 from cofitune.evaluation.harness.choices import choice_turns, grows_by_copies, score_whole
 from cofitune.evaluation.harness.prefix import SharedPrefix, shared_length
@@ -122,12 +122,10 @@ class ChatTemplateLM(ChatTemplateLMBase):
         super().__init__(
             model, tokenizer, batch_size, share, positions, add_bos_token=False, think_end_token=think_end_token
         )
-        self._prompts = {one.prompt: one.ids for one in asked}
-        self._answers = {(a.prompt, text): given for a in asked for text, given in zip(a.texts, a.answers, strict=True)}
+        self._tokens = AskedTokens(asked)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        given = self._answers[context, continuation]
-        return list(given.context), list(given.ids)
+        return self._tokens.of_answer(context, continuation)
 
     def tok_batch_encode(
         self,
@@ -137,10 +135,10 @@ class ChatTemplateLM(ChatTemplateLMBase):
         truncation: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """The tokens of prompts, and which of them are no padding; both int64 [B, T]. None is too long to fit."""
-        rows = [self._prompts[text] for text in strings]
+        rows = [self._tokens.of_prompt(text) for text in strings]
         width = max(map(len, rows))
         pad = self.tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
+        ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
         return ids, mask
 

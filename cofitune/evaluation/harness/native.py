@@ -28,12 +28,20 @@ def reseed(one: Task) -> None:
     one.set_fewshot_seed(seed=FEWSHOT_SEED)
 
 
-def build_requests(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[int, str, str | int]]:
-    """What the model will be asked: an item's number, the context, and the continuation or the tokens it may have."""
+def render(
+    tokenizer: PreTrainedTokenizerBase, history: list[dict[str, str]], add_generation_prompt: bool, what: str
+) -> str:
+    """A prompt of the harness inside the chat template.
 
-    def template(history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        try:
-            return guarded(
+    Args:
+        what: is asked, for the message.
+
+    Raises:
+        UserError: the template refuses it.
+    """
+    try:
+        return str(
+            guarded(
                 lambda: tokenizer.apply_chat_template(
                     history,
                     tokenize=False,
@@ -41,10 +49,16 @@ def build_requests(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase) -> It
                     continue_final_message=not add_generation_prompt,
                 )
             )
-        except TemplateError as error:
-            raise UserError(
-                f"task '{loaded.task.title}': the model's chat template refuses a prompt: {error}"
-            ) from error
+        )
+    except TemplateError as error:
+        raise UserError(f"{what}: the model's chat template refuses a prompt: {error}") from error
+
+
+def build_requests(loaded: LoadedTask, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[int, str, str | int]]:
+    """What the model will be asked: an item's number, the context, and the continuation or the tokens it may have."""
+
+    def template(history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        return render(tokenizer, history, add_generation_prompt, f"task '{loaded.task.title}'")
 
     in_template, before = loaded.task.apply_chat_template, 0
     with quiet_harness():

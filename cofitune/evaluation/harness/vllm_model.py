@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import (
@@ -22,11 +21,10 @@ from lm_eval.models.utils import (
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedTokenizerBase
 
-from cofitune.errors import UserError
-from cofitune.evaluation.asked import Asked
+from cofitune.evaluation.asked import Asked, AskedTokens
 from cofitune.evaluation.data_parallel import BatchSharding, in_batches
 from cofitune.evaluation.harness.model import Request, as_token, split_stops
-from cofitune.evaluation.harness.native import MAX_GEN_TOKS
+from cofitune.evaluation.harness.native import MAX_GEN_TOKS, render
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
@@ -75,17 +73,7 @@ class VllmLMBase(TemplateLM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A prompt of the harness inside the chat template."""
-        try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    chat_history,
-                    tokenize=False,
-                    add_generation_prompt=add_generation_prompt,
-                    continue_final_message=not add_generation_prompt,
-                )
-            )
-        except TemplateError as error:
-            raise UserError(f"the model's chat template refuses a prompt: {error}") from error
+        return render(self.tokenizer, chat_history, add_generation_prompt, self.tokenizer_name)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """Log-likelihood (nats) of each continuation, and whether greedy decoding would give it."""
@@ -197,16 +185,14 @@ class VllmLM(VllmLMBase):
             ends: tokens that end an answer.
         """
         super().__init__(model, tokenizer, batch_size, share, think_end_token)
-        self._prompts = {one.prompt: one.ids for one in asked}
-        self._answers = {(a.prompt, text): given for a in asked for text, given in zip(a.texts, a.answers, strict=True)}
+        self._tokens = AskedTokens(asked)
         self._ends = sorted(ends)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        given = self._answers[context, continuation]
-        return list(given.context), list(given.ids)
+        return self._tokens.of_answer(context, continuation)
 
     def _prompt_ids(self, context: str) -> list[int]:
-        return list(self._prompts[context])
+        return self._tokens.of_prompt(context)
 
     @property
     def _eos(self) -> str | None:
