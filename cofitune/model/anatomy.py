@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
@@ -22,6 +23,7 @@ from cofitune.model.other_folders import is_missing_folder
 from cofitune.model.recognise import choose_layout, find_experts, names_in_files, true_shape
 from cofitune.model.sizes import Sizes, number, read_sizes
 
+OLDEST_TRANSFORMERS = (5, 23)  # as pyproject.toml asks for
 MOST_PARTS = 10_000  # layers or experts: each of them is built before its shape is known
 EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k")
 
@@ -314,8 +316,10 @@ def read_model_config(name: str, revision: str | None = None, trust_remote_code:
     """Read a model's configuration from a folder or the hub.
 
     Raises:
-        UserError: there is no such folder or hub model, or its config.json cannot be used.
+        UserError: there is no such folder or hub model, or its config.json cannot be used; or the installed
+            transformers is too old.
     """
+    _check_transformers()
     folder = Path(name)
     if is_missing_folder(name) and not folder.is_file():
         raise UserError(f"model.name: {name}: no such folder")
@@ -333,6 +337,16 @@ def read_model_config(name: str, revision: str | None = None, trust_remote_code:
         raise UserError(
             f"model.name: {name} is neither a folder with a config.json nor a hub model: {reason}"
         ) from error
+
+
+def _check_transformers() -> None:
+    """pip tells only once where another package's requirement (vLLM's) puts an older one in its place."""
+    if tuple(map(int, transformers.__version__.split(".")[:2])) < OLDEST_TRANSFORMERS:
+        oldest = ".".join(map(str, OLDEST_TRANSFORMERS))
+        raise UserError(
+            f"transformers {transformers.__version__} is installed, and cofitune needs {oldest} or later: under older "
+            f"ones conversations of a pack see each other in some families. pip install 'transformers>={oldest}'"
+        )
 
 
 def _odd_shape(anatomy: Anatomy, group: tuple[str, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from transformers import (
 )
 
 from cofitune.errors import RegionError, UserError
-from cofitune.model.anatomy import anatomy_of, read_anatomy, read_model_config
+from cofitune.model import anatomy
+from cofitune.model.anatomy import OLDEST_TRANSFORMERS, anatomy_of, read_anatomy, read_model_config
 from cofitune.model.layouts import GROUPS, MODULES, expand_modules
 from cofitune.model.recognise import true_shape
 from cofitune.model.region import check_present, match_region, resolve_region
@@ -162,3 +164,14 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "unheard_of"}', encoding="utf-8")
     with pytest.raises(UserError, match="unheard_of"):
         read_model_config(str(tmp_path))
+
+
+def test_an_older_transformers_is_refused(monkeypatch: pytest.MonkeyPatch, tiny_model_folder: Path) -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    oldest = ".".join(map(str, OLDEST_TRANSFORMERS))
+    assert any(line.startswith(f"transformers>={oldest},") for line in project["dependencies"])
+    monkeypatch.setattr(anatomy.transformers, "__version__", "5.20.3")
+    with pytest.raises(UserError, match=rf"transformers 5.20.3 is installed, and cofitune needs {oldest} or later"):
+        read_model_config(str(tiny_model_folder))
+    monkeypatch.setattr(anatomy.transformers, "__version__", "6.0.0.dev0")
+    assert read_model_config(str(tiny_model_folder)).model_type == "llama"
