@@ -14,6 +14,7 @@ from cofitune.data.batches import Plan, rank_micro_batches
 from cofitune.data.chat import IGNORED, Example
 from cofitune.data.top_k import TopK
 from cofitune.training.loss import kl_from_base, supervised_logits
+from cofitune.training.prefix_cache import Around, nothing_around
 
 if TYPE_CHECKING:
     from cofitune.zero import Engine
@@ -64,10 +65,20 @@ class HeldOut:
     tokens: int
 
 
-def measure_drift(engine: Engine, held_out: HeldOut, micro_batch: int, pad_token_id: int, step: int) -> DriftRecord:
+def measure_drift(
+    engine: Engine,
+    held_out: HeldOut,
+    micro_batch: int,
+    pad_token_id: int,
+    step: int,
+    around: Around = nothing_around,
+) -> DriftRecord:
     """One forward pass over the held-out answers, which the ranks share out. Every rank must call, and gets the same.
 
     Each rank runs equally many forwards (ZeRO-3 hangs otherwise), without gradients and without dropout.
+
+    Args:
+        around: what each batch's forward pass runs in.
     """
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     count = len(held_out.examples)
@@ -79,7 +90,8 @@ def measure_drift(engine: Engine, held_out: HeldOut, micro_batch: int, pad_token
             indices = range(start, min(start + plan.per_step, count))
             (batch,) = rank_micro_batches(held_out.examples, indices, plan, rank, pad_token_id)
             batch = {k: v.to(engine.device) for k, v in batch.items()}
-            logits, targets, _ = supervised_logits(engine, batch)
+            with around(batch):
+                logits, targets, _ = supervised_logits(engine, batch)
             sums[0] += cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
             sums[1] += (targets != IGNORED).sum()
             if "top_k_rest" in batch:

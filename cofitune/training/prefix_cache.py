@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -130,6 +130,25 @@ class Prefix(Protocol):
         Args:
             missing: of the micro-batches that all ranks run at this time, summed.
         """
+
+
+Around = Callable[[Batch], AbstractContextManager[None]]  # what a batch's forward pass runs in
+
+
+def nothing_around(_: Batch) -> AbstractContextManager[None]:
+    """The whole forward pass runs."""
+    return nullcontext()
+
+
+def around_shared(prefix: Prefix, device: torch.device) -> Around:
+    """What a forward pass outside of the training's steps runs in. Every rank enters it, with its own batch."""
+
+    def around(batch: Batch) -> AbstractContextManager[None]:
+        missing = torch.tensor(prefix.count_missing(batch), dtype=torch.int64, device=device)
+        torch.distributed.all_reduce(missing)
+        return prefix.around(batch, missing.tolist())
+
+    return around
 
 
 class PrefixCache:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from cofitune.data.batches import Plan, count_supervised, rank_micro_batches
 from cofitune.data.chat import Example
 from cofitune.training.loss import summed_loss
+from cofitune.training.prefix_cache import Around, nothing_around
 
 if TYPE_CHECKING:
     from cofitune.zero import Engine
@@ -37,16 +38,24 @@ class ValidationRecord:
 
 
 def validate(
-    engine: Engine, examples: Sequence[Example], micro_batch: int, pad_token_id: int, step: int
+    engine: Engine,
+    examples: Sequence[Example],
+    micro_batch: int,
+    pad_token_id: int,
+    step: int,
+    around: Around = nothing_around,
 ) -> ValidationRecord:
     """The mean loss over all items, which the ranks share out. Every rank must call, and gets the same.
 
     Each rank runs equally many forwards (ZeRO-3 hangs otherwise), without gradients and without dropout.
+
+    Args:
+        around: what each batch's forward pass runs in.
     """
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     plan = Plan(micro_batch, 1, world_size, len(examples), num_steps=1)
     engine.eval()
-    sums = _sum_losses(engine, engine.device, examples, plan, rank, pad_token_id)
+    sums = _sum_losses(engine, engine.device, examples, plan, rank, pad_token_id, around)
     engine.train()
     torch.distributed.all_reduce(sums)
     return ValidationRecord(step, _mean(sums))
@@ -67,6 +76,7 @@ def _sum_losses(
     plan: Plan,
     rank: int,
     pad_token_id: int,
+    around: Around = nothing_around,
 ) -> Tensor:
     """This rank's loss in nats and its supervised tokens, float64 [2]."""
     sums = torch.zeros(2, dtype=torch.float64, device=device)
@@ -74,7 +84,9 @@ def _sum_losses(
         for start in range(0, len(examples), plan.per_step):
             indices = range(start, min(start + plan.per_step, len(examples)))
             (batch,) = rank_micro_batches(examples, indices, plan, rank, pad_token_id)
-            sums[0] += summed_loss(model, {k: v.to(device) for k, v in batch.items()})
+            on_device = {k: v.to(device) for k, v in batch.items()}
+            with around(on_device):
+                sums[0] += summed_loss(model, on_device)
             sums[1] += count_supervised(batch)
     return sums
 

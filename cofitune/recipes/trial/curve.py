@@ -19,6 +19,7 @@ from cofitune.reports.console import say
 from cofitune.search.measured import Curve, CurvePoint
 from cofitune.training.drift import DriftRecord, HeldOut, measure_drift
 from cofitune.training.loop import StepRecord
+from cofitune.training.prefix_cache import Around, nothing_around
 from cofitune.training.validation import ValidationRecord, validate
 
 
@@ -31,7 +32,13 @@ class CurveRecorder:
         seconds: what measuring took in this part.
     """
 
-    def __init__(self, run: TrainRun, items: LossItems, console: Console) -> None:
+    def __init__(self, run: TrainRun, items: LossItems, console: Console, around: Around = nothing_around) -> None:
+        """Of one part of a trial.
+
+        Args:
+            around: what each forward pass runs in.
+        """
+        self._around = around
         self._run, self._items, self._console = run, items, console
         self._answers = _held_out(run.plan)
         self._at = frozenset(run.plan.config.search.measured_steps)
@@ -43,8 +50,8 @@ class CurveRecorder:
             return
         begun = time.perf_counter()
         run, size, pad = self._run, self._items.batch_size, self._items.pad_token_id
-        loss = validate(run.engine, self._items.development, size, pad, record.step)
-        drift = measure_drift(run.engine, self._answers, size, pad, record.step)
+        loss = validate(run.engine, self._items.development, size, pad, record.step, self._around)
+        drift = measure_drift(run.engine, self._answers, size, pad, record.step, self._around)
         run.watch.validations.append(loss)
         run.watch.drifts.append(drift)
         if torch.distributed.get_rank() == 0:
@@ -59,7 +66,7 @@ class CurveRecorder:
     def margins(self) -> dict[str, float]:
         """As `choice_margins`, of the model as it is now."""
         begun = time.perf_counter()
-        found = choice_margins(self._run.engine, self._items)
+        found = choice_margins(self._run.engine, self._items, self._around)
         self.seconds += time.perf_counter() - begun
         return found
 

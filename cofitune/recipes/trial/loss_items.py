@@ -22,6 +22,7 @@ from cofitune.files import sha256_json
 from cofitune.recipes.from_config import eval_tasks
 from cofitune.recipes.train.data import TrainData
 from cofitune.training.loss import supervised_logits
+from cofitune.training.prefix_cache import Around, nothing_around
 from cofitune.training.validation import validation_loss
 
 if TYPE_CHECKING:
@@ -58,6 +59,12 @@ class LossItems:
     left_out: int
     batch_size: int
     pad_token_id: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all of them."""
+        examples = [*self.development, *(example for one in self.choices for example in one.examples)]
+        return sum(len(example.input_ids) for example in examples)
 
     def sha256(self) -> str:
         """A hash over all tokens, labels and right answers."""
@@ -98,8 +105,11 @@ def read_loss_items(given: schema.Eval, max_length: int, data: TrainData) -> Los
     return LossItems(fitting, choices, left_out, given.known_batch_size, tokenizer.pad_token_id)
 
 
-def choice_margins(engine: Engine, items: LossItems) -> dict[str, float]:
+def choice_margins(engine: Engine, items: LossItems, around: Around = nothing_around) -> dict[str, float]:
     """By category, the mean margin of the right choice over the likeliest wrong one. Every rank must call, and gets it.
+
+    Args:
+        around: what each batch's forward pass runs in.
 
     Returns:
         Nats, summed over a choice's tokens; higher is better, below 0 the model prefers wrong ones.
@@ -108,7 +118,7 @@ def choice_margins(engine: Engine, items: LossItems) -> dict[str, float]:
     engine.eval()
     result = {}
     for choices in items.choices:
-        sums = _log_probs(engine, engine.device, choices.examples, items, rank, world_size)
+        sums = _log_probs(engine, engine.device, choices.examples, items, rank, world_size, around)
         torch.distributed.all_reduce(sums)
         result[choices.category] = mean_margin(choices, sums.tolist())
     engine.train()
@@ -139,7 +149,13 @@ def mean_margin(choices: Choices, log_probs: Sequence[float]) -> float:
 
 
 def _log_probs(
-    model: object, device: torch.device, examples: Sequence[Example], items: LossItems, rank: int, world_size: int
+    model: object,
+    device: torch.device,
+    examples: Sequence[Example],
+    items: LossItems,
+    rank: int,
+    world_size: int,
+    around: Around = nothing_around,
 ) -> Tensor:
     """Each example's log-probability of its labelled tokens, float64 [N]; 0 where another rank has it."""
     sums = torch.zeros(len(examples), dtype=torch.float64, device=device)
@@ -152,7 +168,8 @@ def _log_probs(
             (batch,) = rank_micro_batches(examples, indices, plan, rank, items.pad_token_id)
             names = batch.pop("indices").to(device)
             batch = {key: value.to(device) for key, value in batch.items()}
-            logits, targets, (rows, _) = supervised_logits(model, batch)
+            with around(batch):
+                logits, targets, (rows, _) = supervised_logits(model, batch)
             nats = cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none").double()
             sums.index_add_(0, names[rows], -nats)  # a silent row's one target is ignored: it adds 0
     return sums

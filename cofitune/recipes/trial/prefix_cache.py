@@ -34,12 +34,15 @@ def check_prefix(config: Config) -> None:
         raise UserError(f"search.prefix_cache: {kind} would not give the same loss: {reason}; set it to none")
 
 
-def layer_bytes(plan: TrainPlan) -> int:
+def layer_bytes(plan: TrainPlan, measured: int = 0) -> int:
     """Bytes that one kept layer takes on all ranks together.
 
     A search keeps a layer for each of its trials' lowest trained layers, layer 0 excepted.
+
+    Args:
+        measured: tokens of what losses are measured on.
     """
-    positions = count_positions(plan.steps, plan.lengths, plan.config.train.seed)
+    positions = count_positions(plan.steps, plan.lengths, plan.config.train.seed) + measured
     return positions * plan.anatomy.hidden_size * plan.settings.dtype.itemsize
 
 
@@ -53,10 +56,14 @@ def start_prefix(config: Config) -> SharedPrefix:
     return SharedPrefix(MemoryStore() if config.search.prefix_cache == "memory" else DiskStore(_folder(config)))
 
 
-def has_room(shared: SharedPrefix, plan: TrainPlan) -> tuple[bool, str]:
-    """Whether what enters the trial's lowest trained layer is to be kept, the same on every rank; and a word on it."""
+def has_room(shared: SharedPrefix, plan: TrainPlan, measured: int = 0) -> tuple[bool, str]:
+    """Whether what enters the trial's lowest trained layer is to be kept, the same on every rank; and a word on it.
+
+    Args:
+        measured: tokens of what losses are measured on.
+    """
     config = plan.config
-    first, needed = plan.region.first, layer_bytes(plan)
+    first, needed = plan.region.first, layer_bytes(plan, measured)
     if first in shared.kept_layers:
         return True, f"prefix cache: from layer {first} on, where it was kept"
     in_memory = config.search.prefix_cache == "memory"

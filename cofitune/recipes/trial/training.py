@@ -24,7 +24,7 @@ from cofitune.training.delta import collect
 from cofitune.training.engine import release
 from cofitune.training.fit_device import base_may_stay, smallest_device_bytes
 from cofitune.training.out_of_memory import explaining_out_of_memory
-from cofitune.training.prefix_cache import Prefix
+from cofitune.training.prefix_cache import Prefix, around_shared, nothing_around
 from cofitune.training.shared_base import HOST, SharedBase
 from cofitune.training.shared_prefix_cache import SharedPrefix
 from cofitune.training.state import save_state
@@ -92,10 +92,12 @@ def train_trial(
         prepared = prepare_model(model, plan)
         plan, engine = prepared.plan, prepared.engine
         run = start_run(prepared, _reached(plan, stop_step, console), held_out=None)
-        recorder = CurveRecorder(run, items, console) if items else None
+        trains = run.start_step != stop_step
+        prefix = _prefix(model, plan, shared, console, items) if trains else None  # it is checked before the first step
+        around = around_shared(prefix, engine.device) if prefix and prefix.highest else nothing_around
+        recorder = CurveRecorder(run, items, console, around) if items else None
         before = len(run.watch.records)
-        if run.start_step != stop_step:
-            prefix = _prefix(model, plan, shared, console)
+        if trains:
             callbacks = [recorder.after_step] if recorder else []
             take_steps(run, console, stop_step=stop_step, prefix=prefix, callbacks=callbacks)
             if pauses and saves:
@@ -135,9 +137,13 @@ def _reached(plan: TrainPlan, stop_step: int | None, console: Console) -> Checkp
     return find_checkpoint(plan, console) if run_on_rank_zero(look) else None
 
 
-def _prefix(model: PreTrainedModel, plan: TrainPlan, shared: SharedPrefix | None, console: Console) -> Prefix | None:
+def _prefix(
+    model: PreTrainedModel, plan: TrainPlan, shared: SharedPrefix | None, console: Console, items: LossItems | None
+) -> Prefix | None:
     if shared is None or plan.region.first == 0:
         return None
-    keep, message = has_room(shared, plan)
+    held_out = plan.rehearsal.held_out if plan.rehearsal else None
+    answers = sum(len(example.input_ids) for example in held_out.examples) if held_out else 0
+    keep, message = has_room(shared, plan, items.tokens + answers if items else 0)
     say(console, message)
     return shared.of_training(model, plan.anatomy.layout.layers, plan.region.first, keep)

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from rich.console import Console
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from cofitune.config.load import load_config
 from cofitune.config.schema import Config
@@ -167,7 +168,10 @@ def test_two_ranks_measure_what_one_does_and_go_on_where_they_paused(
     settings: dict[str, Any], runner: TrialRunner, tmp_path: Path
 ) -> None:
     one = runner.run(request(settings, tmp_path / "one"))
-    halved = settings | {"train": settings["train"] | {"per_device_train_batch_size": 2}}  # on each of two ranks
+    halved = settings | {
+        "train": settings["train"] | {"per_device_train_batch_size": 2},  # on each of two ranks
+        "search": settings["search"] | {"prefix_cache": "memory"},
+    }
     parts = [request(halved, tmp_path / "two", stop_step=step) for step in (2, None)]
     with local_executor(Ranks(2, (), ("--num-processes", "2"))) as execute:
         half, whole = execute(parts)
@@ -221,3 +225,30 @@ def test_requests_and_results_travel_as_json(settings: dict[str, Any], tmp_path:
     assert replace(moved, folder=asked.folder, config=asked.config) == asked
     result = TrialResult(asked, None, {"train": 1.5}, (CurvePoint(2, 1.0, 0.5),), {"gen_kn": -0.5})
     assert TrialResult.from_json(asked, json.loads(json.dumps(result.to_json()))) == result
+
+
+def test_a_kept_prefix_gives_the_same_figures_and_is_measured_without(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below its first trained layer nothing moves: the second look, and the next trial's looks, begin there."""
+    expected = TrialRunner(Console(quiet=True)).run(request(settings, tmp_path / "whole"))
+    search = {**settings["search"], "prefix_cache": "memory"}
+    runs: list[str] = []
+    original = LlamaMLP.forward
+
+    def counted(self: LlamaMLP, hidden: torch.Tensor) -> torch.Tensor:
+        runs.append("layer")
+        return original(self, hidden)
+
+    monkeypatch.setattr(LlamaMLP, "forward", counted)
+    own, counts = TrialRunner(Console(quiet=True)), []
+    for name in ("first", "second"):
+        result = own.run(request({**settings, "search": search}, tmp_path / name))
+        assert (result.curve, result.margins) == (expected.curve, expected.margins), "to the same bits"
+        counts.append(len(runs))
+        runs.clear()
+    own.run(request(settings, tmp_path / "without"))
+    without = len(runs)
+    assert counts[1] < counts[0] < without
+    # of 4 layers the lowest is not run again: nothing but the check of the replay runs it in a second trial
+    assert counts[1] <= without * 3 / 4 + 4
