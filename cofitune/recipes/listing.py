@@ -8,6 +8,7 @@ from typing import Literal, cast, get_args
 from cofitune.config.eval import Task
 from cofitune.config.shipped import ALIASES, FOLDERS, TEMPLATES, Kind, say_first_words, shipped_folder, shipped_names
 from cofitune.errors import UserError, did_you_mean, install
+from cofitune.evaluation.harness.task_index import task_index
 from cofitune.model.layouts import FAMILIES, LAYOUTS
 
 What = Literal["models", "methods", "suites", "tasks", "templates"]
@@ -71,16 +72,14 @@ def _files(kind: Kind) -> Iterator[tuple[str, str]]:
 
 def _harness_tasks(word: str) -> list[tuple[str, str]]:
     try:
-        from lm_eval.tasks import TaskManager
+        index = task_index()
     except ImportError:
         raise UserError(f"list tasks {word}: lm-evaluation-harness is not installed; {install('eval')}") from None
-    manager = TaskManager(verbosity="ERROR")
-    groups = set(manager.all_groups)
     names = sorted(
-        (name for name in manager.all_tasks if word.lower() in name.lower()),
+        (name for name in index if word.lower() in name.lower()),
         key=lambda name: (name.lower() != word.lower(), not name.lower().startswith(word.lower()), name),
     )
     if not names:
-        near = did_you_mean(word, manager.all_tasks)
+        near = did_you_mean(word, list(index))
         raise UserError(f"list tasks {word}: lm-evaluation-harness has no task with this in its name{near}")
-    return [(name, "group" if name in groups else "task") for name in names]
+    return [(name, "group" if index[name].kind.name == "GROUP" else "task") for name in names]

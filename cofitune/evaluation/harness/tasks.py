@@ -15,6 +15,7 @@ from jinja2 import TemplateError
 
 from cofitune.errors import DataError, UserError, did_you_mean
 from cofitune.evaluation.harness.quiet import quiet_harness
+from cofitune.evaluation.harness.task_index import task_index
 from cofitune.evaluation.ifeval import NO_PUNKT, import_verifiers, needs_punkt, punkt_is_there, require_harness
 from cofitune.evaluation.items import EvalItem, EvalTask
 from cofitune.evaluation.metrics import Metric
@@ -125,7 +126,7 @@ def _leaves(task: EvalTask) -> list[Leaf]:
     for path in sorted(Path(lm_eval.tasks.__file__).parent.glob("**/*.yaml"), key=Path.as_posix):
         if says.search(path.read_text(encoding="utf-8")):
             return [(path, {})]
-    index = lm_eval.tasks.TaskManager().task_index
+    index = task_index()
     if name not in index:
         near = did_you_mean(name, index)
         raise UserError(

@@ -16,6 +16,7 @@ import torch
 from cofitune.data.chat import set_template
 from cofitune.errors import DataError, UserError
 from cofitune.evaluation.harness import tasks as harness_tasks
+from cofitune.evaluation.harness.task_index import task_index
 from cofitune.evaluation.harness.tasks import write_task_files
 from cofitune.evaluation.items import EvalTask, LoadedTask
 from cofitune.evaluation.lengths import fit_lengths
@@ -224,15 +225,17 @@ def test_a_group_is_one_task_with_the_items_of_all(
         )
     (tmp_path / "pair.yaml").write_text("group: pair\ntask: [one, {task: two, num_fewshot: 0}]\n")
     real = lm_eval.tasks.TaskManager
+    task_index.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(
             lm_eval.tasks,
             "TaskManager",
-            lambda **options: real(**options or {"include_path": str(tmp_path), "include_defaults": False}),
+            lambda **options: real(**{"include_path": str(tmp_path), "include_defaults": False, **options}),
         )
         (pair,) = load_tasks([harness_task(data, "pair", "acc")])
         with pytest.raises(UserError, match=r"has no task 'pairs'; did you mean 'pair'\?"):
             load_tasks([harness_task(data, "pairs")])
+    task_index.cache_clear()
     (whole,) = load_tasks([harness_task(data, "arc_easy", "acc")])
     result = ask(loud_model, pair)["pair"]
     together = ask(loud_model, whole)["arc_easy"]
