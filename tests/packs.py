@@ -26,6 +26,7 @@ from cofitune.data.batches import Batch, collate
 from cofitune.data.chat import Example
 from cofitune.data.packing import join
 from cofitune.model.kind import auto_class, check_causal
+from cofitune.model.varlen import VARLEN, conversations, register_varlen
 from tests.families import tiny_config
 
 LENGTHS = (12, 9, 7)  # tokens of the conversations that are packed
@@ -56,14 +57,16 @@ def configs_of(kind: type[PretrainedConfig]) -> Iterator[PretrainedConfig]:
 
 
 def kernels_without_leak(kind: type[PretrainedConfig]) -> set[str]:
-    """Under which of masks (eager and sdpa) and flash a pack of a family is what its conversations are alone."""
-    clean = {"masks", "flash"}
+    """Under which of masks (eager and sdpa), flash and varlen a family's pack is what its conversations are alone."""
+    clean = {"masks", "flash", "varlen"}
     for config in configs_of(kind):
         model = build(config)
-        kernels = ["eager", "flash_attention_2", *(["sdpa"] if model._supports_sdpa else [])]
+        kernels = ["eager", "flash_attention_2", *(["sdpa", VARLEN] if model._supports_sdpa else [])]
+        if VARLEN not in kernels:
+            clean.discard("varlen")
         for kernel in kernels:
             if not _keeps_apart(model, kernel):
-                clean.discard("flash" if kernel == "flash_attention_2" else "masks")
+                clean.discard({"flash_attention_2": "flash", VARLEN: "varlen"}.get(kernel, "masks"))
     return clean
 
 
@@ -81,6 +84,8 @@ def build(config: PretrainedConfig) -> PreTrainedModel:
 
 def _keeps_apart(model: PreTrainedModel, kernel: str) -> bool:
     flash = kernel == "flash_attention_2"
+    if kernel == VARLEN:
+        register_varlen()
     for module in model.modules():
         if isinstance(part := getattr(module, "config", None), PretrainedConfig):
             part._attn_implementation_internal = kernel  # set_attn_implementation wants packages that are not here
@@ -109,7 +114,9 @@ def leak_of(model: PreTrainedModel, flat: bool) -> float:
 
 def _logits(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Logits [B, T, V] of a batch as training passes it on (training/loss.py)."""
-    inputs = {name: batch[name] for name in ("input_ids", "position_ids") if name in batch}
+    inputs: dict[str, Any] = {name: batch[name] for name in ("input_ids", "position_ids") if name in batch}
+    if "cu_seq_lens" in batch:
+        inputs |= conversations(model, batch["cu_seq_lens"], longest=batch["input_ids"].shape[1])
     with torch.no_grad():
         return model(**inputs, use_cache=False).logits
 

@@ -82,7 +82,9 @@ class Model(Section):
     attn_implementation: Literal[
         "auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention"
     ] = Field(
-        "auto", description="attention kernel, by transformers' names; auto: sdpa, or eager for a model without it"
+        "auto",
+        description="attention kernel, by transformers' names; auto: sdpa, or eager for a model without it; of packs "
+        "each conversation by itself where the family can",
     )
     kernels: Literal["auto"] | bool = Field(
         "auto",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, islice, pairwise
 from itertools import count as count_up
-from itertools import islice, pairwise
 
 import torch
 from torch import Tensor
@@ -251,7 +251,8 @@ def collate(examples: Sequence[Example], pad_token_id: int) -> Batch:
     Returns:
         input_ids, attention_mask and labels, each int64 [B, T]; padding has label -100. Of packs also position_ids
         [B, T], which begin at 0 for each conversation: by them attention keeps to its own, and a padding token is a
-        conversation of its own. Of the base's answers with stored probabilities also `top_k_indices` and
+        conversation of its own; and `cu_seq_lens` int32 [n + 1], where the conversations begin in the rows laid behind
+        one another, a row's padding as one. Of the base's answers with stored probabilities also `top_k_indices` and
         `top_k_log_probs` [N, k] and `top_k_rest` [N], for the N tokens that carry the loss, row by row.
     """
     longest = max(len(e.input_ids) for e in examples)
@@ -266,10 +267,16 @@ def collate(examples: Sequence[Example], pad_token_id: int) -> Batch:
     }
     if examples[0].parts:
         batch["position_ids"] = padded([[i for n in e.parts for i in range(n)] for e in examples], 0)
+        batch["cu_seq_lens"] = _conversation_bounds(examples, longest)
     if stored := [e.top_k for e in examples if e.top_k is not None]:
         chained = TopK.chain(stored)
         batch |= {"top_k_indices": chained.indices, "top_k_log_probs": chained.log_probs, "top_k_rest": chained.rest}
     return batch
+
+
+def _conversation_bounds(examples: Sequence[Example], width: int) -> Tensor:
+    lengths = [n for e in examples for n in (*e.parts, width - len(e.input_ids)) if n]
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
 
 
 def count_supervised(batch: Batch) -> int:

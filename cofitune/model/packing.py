@@ -8,22 +8,28 @@ from transformers import PretrainedConfig
 # all of them (tests/model/test_packing.py). A model's class does not say: some make their masks without the positions,
 # some carry a state from token to token. What is in neither list leaks, or was not tried.
 _BOTH = """
-    apertus arcee aria_text axk1 beam bitnet cohere cohere2 cohere2_moe cwm dbrx deepseek_v2 deepseek_v3 diffllama dots1
-    ernie4_5 ernie4_5_moe exaone4 exaone_moe flex_olmo flint gemma gemma2 gemma3 gemma3_text gemma3n_text gemma4
-    gemma4_text gemma4_unified gemma4_unified_text glm glm4 glm4_moe glm4_moe_lite got_ocr2 gpt2 gpt_neox granite
-    granite_swa granitemoe granitemoe_swa granitemoeshared helium hrm_text hunyuan_v1_dense hunyuan_v1_moe hy_v3
-    hyperclovax internlm3 iquestcoder jais2 jetmoe kolibri1 laguna llama longcat_flash mellum mimo_v2_flash minicpm3
-    minimax_m2 minimax_m3_vl_text ministral ministral3 mistral mixtral mllama modernbert-decoder moss_transcribe_diarize
-    nanochat nemotron olmo olmo2 olmo3 olmoe phi phi3 phi4_multimodal phimoe qwen2 qwen2_moe qwen3 qwen3_moe seed_oss
-    smollm3 solar_open starcoder2 vaultgemma youtu
+    apertus arcee aria_text axk1 beam bitnet cohere cohere2 cohere2_moe cohere_compass_text ctrl cwm dbrx
+    deepseek_v2 deepseek_v3 diffllama dots1 ernie4_5 ernie4_5_moe exaone4 exaone_moe flex_olmo flint fuyu gemma
+    gemma2 gemma3 gemma3_text gemma3n_text gemma4 gemma4_text gemma4_unified gemma4_unified_text glm glm4 glm4_moe
+    glm4_moe_lite got_ocr2 gpt2 gpt_bigcode gpt_neox granite granite_swa granitemoe granitemoe_swa granitemoeshared
+    helium hrm_text hunyuan_v1_dense hunyuan_v1_moe hy_v3 hyperclovax internlm3 iquestcoder jais2 jetmoe kolibri1
+    laguna llama longcat_flash mellum mimo_v2_flash minicpm3 minimax_m2 minimax_m3_vl_text ministral ministral3
+    mistral mixtral mllama modernbert-decoder moshi moss_transcribe_diarize nanochat nemotron olmo olmo2 olmo3 olmoe
+    persimmon phi phi3 phi4_multimodal phimoe qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 solar_open starcoder2
+    vaultgemma youtu
 """
 _MASKS = """
-    axk2 cohere_compass_text ctrl deepseek_v32 doge dots3_note dots3_note_text fuyu glm_moe_dsa gpt_bigcode hy_v4 llama4
-    llama4_text moshi persimmon
+    axk2 deepseek_v32 doge dots3_note dots3_note_text glm_moe_dsa hy_v4 llama4 llama4_text
 """
 _FLASH = "afmoe bert bert-generation electra ernie gpt_oss opt roc_bert"
 APART_BY_MASK = frozenset(f"{_BOTH} {_MASKS}".split())  # eager, sdpa, flex_attention: the mask is made from positions
 APART_BY_FLASH = frozenset(f"{_BOTH} {_FLASH}".split())  # FlashAttention is told where conversations begin
+# these have a way of their own to attend, or cap what they attend by, which attention by conversation does not know
+_NOT_VARLEN = """
+    doge flint gemma2 got_ocr2 granite_swa granitemoe_swa hy_v4 llama4 llama4_text mimo_v2_flash nemotron phimoe
+    qwen2_moe vaultgemma
+"""
+APART_BY_VARLEN = APART_BY_MASK - frozenset(_NOT_VARLEN.split())  # cofitune/model/varlen.py, in the mask's place
 
 
 def refuses_packing(config: PretrainedConfig, flash: bool, trust_remote_code: bool = False) -> str | None:

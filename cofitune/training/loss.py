@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from torch.nn.functional import cross_entropy
 from cofitune.data.batches import Batch
 from cofitune.data.chat import IGNORED
 from cofitune.data.top_k import TopK
+from cofitune.model.varlen import conversations
 from cofitune.training.head_loss import (
     CrossEntropy,
     KLFromBase,
@@ -102,17 +103,19 @@ def _supervised(batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     return targets, (rows, positions)
 
 
-def _inputs(model: Model, batch: Batch) -> dict[str, Tensor]:
+def _inputs(model: Model, batch: Batch) -> dict[str, Any]:
     """What the forward pass is given beside the defaults.
 
-    Positions tell packs apart, and a mask would undo that. Rows padded on the right need none under causal attention:
-    no token looks at the padding behind it. Without a mask attention runs in its fastest kernel, and grouped keys and
-    values are not repeated. A model's own code, or one that does not attend by transformers' common interface, may do
-    anything with its mask, and so gets it.
+    Positions tell packs apart, and a mask would undo that; attention is told the conversations' bounds where it can be.
+    Rows padded on the right need no mask under causal attention: no token looks at the padding behind it. Without a
+    mask attention runs in its fastest kernel, and grouped keys and values are not repeated. A model's own code, or one
+    that does not attend by transformers' common interface, may do anything with its mask, and so gets it.
     """
-    inputs = {"input_ids": batch["input_ids"]}
+    inputs: dict[str, Any] = {"input_ids": batch["input_ids"]}
     if "position_ids" in batch:
-        return inputs | {"position_ids": batch["position_ids"]}
+        module = getattr(model, "module", model)
+        inputs["position_ids"] = batch["position_ids"]
+        return inputs | conversations(module, batch["cu_seq_lens"], longest=batch["input_ids"].shape[1])
     return inputs if works_without_mask(model) else inputs | {"attention_mask": batch["attention_mask"]}
 
 

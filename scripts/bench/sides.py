@@ -185,6 +185,7 @@ def ours(job: Job, turns: Turns) -> None:
     import torch
 
     from cofitune.model.region import freeze_outside
+    from cofitune.model.varlen import attend_by_conversation
     from cofitune.softmask.update import mask_updates
     from cofitune.training.engine import ELEMENTS_AT_ONCE, checkpoint_layers, start_distributed, start_engine
     from cofitune.training.fused import fuse_operations
@@ -196,6 +197,8 @@ def ours(job: Job, turns: Turns) -> None:
     config, plan, model = prepare(job)
     names = set(plan.region.parameter_names(plan.anatomy))
     freeze_outside(model, names)
+    if plan.varlen:
+        attend_by_conversation(model)
     turns.loaded(model)
     checkpoint_layers(model, plan.anatomy.layout.layers, plan.region.first, plan.checkpointed)
     fuse_operations(model, plan.anatomy.layout.layers, plan.region.first + plan.checkpointed)

@@ -14,6 +14,7 @@ from cofitune.data.chat import Example
 from cofitune.model.anatomy import Anatomy
 from cofitune.model.load import choose_dtype
 from cofitune.model.region import Region
+from cofitune.model.varlen import knows_varlen
 from cofitune.model.weight_files import stored_dtype, weight_files
 from cofitune.recipes.from_config import base_anatomy, base_config, kernels_recorded
 from cofitune.recipes.prerequisites import Prerequisites
@@ -55,6 +56,7 @@ class TrainPlan:
         kept_stage: the ZeRO stage that a training on its way began under, which `auto` then means; None: it chooses.
         checkpointed: layers, from the lowest trained one up, whose activations are computed again.
         stored: the dtype of most of the weights on disk; None where a dry run has none to look at.
+        varlen: whether attention takes each conversation of a pack for itself, without a mask of all pairs of tokens.
     """
 
     config: Config
@@ -78,6 +80,7 @@ class TrainPlan:
     checkpointed: int = 0
     kept_stage: int | None = None
     stored: torch.dtype | None = None
+    varlen: bool = False
 
     @property
     def examples(self) -> Sequence[Example]:
@@ -114,10 +117,17 @@ class TrainPlan:
             checkpointed=self.checkpointed,
             adapter=self.adapter,
             base_kept=self.config.train.l2_to_base > 0,
-            masked=config.model.trust_remote_code or (config.data.packing and not config.model.has_flash_attention),
+            masked=config.model.trust_remote_code or self.pack_attention == "mask",
             fused=self.anatomy.fuses_attention if attention == "auto" else attention != "eager",
             converting=ranks_here(self.steps.world_size) if self.converts else 1,
         )
+
+    @property
+    def pack_attention(self) -> str | None:
+        """How attention tells the conversations of a pack apart: varlen | flash | mask; None without packs."""
+        if not self.config.data.packing:
+            return None
+        return "flash" if self.config.model.has_flash_attention else "varlen" if self.varlen else "mask"
 
     @property
     def converts(self) -> bool:
@@ -125,9 +135,11 @@ class TrainPlan:
         return self.stored not in (None, self.settings.dtype)
 
     @property
-    def resolved(self) -> dict[str, int]:
+    def resolved(self) -> dict[str, int | str]:
         """What `auto` has come to, as plan and manifest say it."""
-        found = {"zero_stage": self.settings.zero_stage, "checkpointed_layers": self.checkpointed}
+        found: dict[str, int | str] = {"zero_stage": self.settings.zero_stage, "checkpointed_layers": self.checkpointed}
+        if self.pack_attention:
+            found["pack_attention"] = self.pack_attention
         return found | ({"zero_hpz_partition_size": self.settings.hpz_ranks} if self.settings.hpz_ranks > 1 else {})
 
     def fitted(self, room: int, node: int = 1) -> TrainPlan:
@@ -183,7 +195,8 @@ def plan_train(
     check_usable(train.report_to)
     check_optimizer(train.optimizer)
     needs = Prerequisites(dry_run)
-    anatomy = base_anatomy(model, base_config(model, config.data.max_length))
+    base_model = base_config(model, config.data.max_length)
+    anatomy = base_anatomy(model, base_model)
     kernels_recorded(model, anatomy.model_type)  # or a refusal
     resolve.check_recomputation(train.gradient_checkpointing, anatomy)
     base = needs.check_base(model, anatomy)
@@ -218,6 +231,7 @@ def plan_train(
         notes=tuple(needs.notes),
         adapter=adapter,
         rehearsal=rehearsal,
+        varlen=config.data.packing and model.attn_implementation == "auto" and knows_varlen(base_model, dtype),
         stored=stored_dtype(weight_files(model.name, model.revision, download=False)) if base else None,
     )
     return _with_prefix(plan.fitted(device_bytes(world_size)))

@@ -16,6 +16,12 @@ from cofitune.reports.console import say
 from cofitune.reports.training.plan import print_memory, print_region
 from cofitune.training.peft import AdapterPlan, adapter_text
 
+PACK_ATTENTION = {
+    "varlen": "attention to packs: each conversation by itself (varlen)",
+    "flash": "attention to packs: each conversation by itself (FlashAttention)",
+    "mask": "attention to packs: of all pairs of a row's tokens, under a mask",
+}
+
 
 def print_plan(plan: TrainPlan, console: Console) -> None:
     """Say what will train, on what, with which memory, and what will be written."""
@@ -78,6 +84,8 @@ def _print_steps(plan: TrainPlan, console: Console) -> None:
     train, world_size = plan.config.train, plan.steps.world_size
     print_data(plan.data, console)
     what = "packs" if plan.data.packed_into else "items"
+    if plan.pack_attention:
+        say(console, PACK_ATTENTION[plan.pack_attention])
     say(
         console,
         "steps: ",

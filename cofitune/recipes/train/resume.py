@@ -75,7 +75,7 @@ def identity(plan: TrainPlan) -> dict[str, Any]:
             "items_a_step": plan.steps.per_step,
         },
         "rehearsal": plan.rehearsal.trained_on() if plan.rehearsal and plan.rehearsal.loss else None,
-        COMPUTED_WITH: computed_with(),
+        COMPUTED_WITH: computed_with() | ({"attention to packs": plan.pack_attention} if plan.pack_attention else {}),
     }
 
 

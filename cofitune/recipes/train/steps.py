@@ -15,6 +15,7 @@ from cofitune.data.batches import collate
 from cofitune.distributed import run_on_rank_zero
 from cofitune.errors import Stopped, UserError
 from cofitune.model.region import freeze_outside
+from cofitune.model.varlen import attend_by_conversation
 from cofitune.recipes.folders import start_folder
 from cofitune.recipes.train.metrics import Watch
 from cofitune.recipes.train.plan import TrainPlan
@@ -87,6 +88,8 @@ def prepare_model(model: PreTrainedModel, plan: TrainPlan) -> PreparedModel:
         plan = replace(plan, adapter_begins=insert_adapter(model, plan.adapter, config.train.seed))
     else:
         freeze_outside(model, set(plan.trained))
+    if plan.varlen:
+        attend_by_conversation(model)
     layers, first = plan.anatomy.layout.layers, plan.region.first
     checkpoint_layers(model, layers, first, plan.checkpointed)
     fuse_operations(model, layers, first + plan.checkpointed)

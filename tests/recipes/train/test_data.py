@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.helpers import read_metrics, run_train, write_jsonl
+from tests.helpers import read_manifest, read_metrics, run_train, write_jsonl
 
 pytestmark = pytest.mark.processes
 
@@ -73,6 +73,14 @@ def test_packing_tells_packs_from_items_and_trains(
     assert counted and counted[0] in output, "packing leaves no token out"
     metrics = read_metrics(tmp_path / "run")
     assert metrics[-1]["loss"] < 20
+    assert "attention to packs: each conversation by itself (varlen)" in output
+    assert read_manifest(tmp_path / "run")["pack_attention"] == "varlen"
+    settings = ("data.packing=true", "model.attn_implementation=sdpa", f"output_dir={tmp_path / 'masked'}")
+    assert run_train(monkeypatch, config, *settings) == 0
+    assert "attention to packs: of all pairs of a row's tokens, under a mask" in capsys.readouterr().out
+    masked = read_metrics(tmp_path / "masked")
+    assert [m["loss"] for m in masked] == pytest.approx([m["loss"] for m in metrics], rel=1e-4)
+    assert read_manifest(tmp_path / "masked")["pack_attention"] == "mask"
 
 
 def test_dropped_items_are_counted_by_reason_and_shown(
