@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -129,34 +129,46 @@ def seeded_dropout(seed: int, micro_batch: int, pass_index: int, device: torch.d
         yield
 
 
+class _Gated(Context, Protocol):
+    is_one: bool
+
+
 class _Multiply(torch.autograd.Function):
     """output ⊙ gate, where the gate's gradient is summed in its own fp32 whatever the model computes in.
 
-    Plain autograd would sum a bf16 model's gate gradients in bf16, or keep an fp32 copy of every gated activation.
+    Plain autograd would sum a bf16 model's gate gradients in bf16, or keep an fp32 copy of every gated activation. By
+    a gate that is 1 nothing is multiplied.
     """
 
     @staticmethod
-    def forward(ctx: Context, output: Tensor, gate: Tensor) -> Tensor:
+    def forward(ctx: _Gated, output: Tensor, gate: Tensor, is_one: bool) -> Tensor:
         ctx.save_for_backward(output, gate)
-        return output * gate.to(output.dtype)
+        ctx.is_one = is_one
+        return output.view_as(output) if is_one else output * gate.to(output.dtype)
 
     @staticmethod
-    def backward(ctx: Context, *gradients: Tensor) -> tuple[Tensor | None, Tensor]:
+    def backward(ctx: _Gated, *gradients: Tensor) -> tuple[Tensor | None, Tensor, None]:
         (gradient,) = gradients
         output, gate = ctx.saved_tensors
-        to_output = gradient * gate.to(gradient.dtype) if ctx.needs_input_grad[0] else None
         to_gate = (gradient.to(gate.dtype) * output.to(gate.dtype)).sum_to_size(gate.shape)
-        return to_output, to_gate
+        if not ctx.needs_input_grad[0]:
+            return None, to_gate, None
+        return gradient if ctx.is_one else gradient * gate.to(gradient.dtype), to_gate, None
 
 
-def _multiply(output: Tensor, gate: Tensor) -> Tensor:
-    gated: Tensor = _Multiply.apply(output, gate)  # type: ignore[no-untyped-call] # torch gives it no type
+def _multiply(output: Tensor, gate: Tensor, is_one: bool = False) -> Tensor:
+    gated: Tensor = _Multiply.apply(output, gate, is_one)  # type: ignore[no-untyped-call] # torch gives it no type
     return gated
 
 
-def _multiply_rows(output: Tensor, gate: Tensor) -> Tensor:
+def _multiply_rows(output: Tensor, gate: Tensor, is_one: bool = False) -> Tensor:
     """output [B, T, units] ⊙ gate [B, units]; some models (OPT) hand their FFN all rows' tokens as [B·T, units]."""
-    return _multiply(output.reshape(len(gate), -1, gate.shape[1]), gate[:, None, :]).view_as(output)
+    return _multiply(output.reshape(len(gate), -1, gate.shape[1]), gate[:, None, :], is_one).view_as(output)
+
+
+def _is_one(gate: Tensor) -> bool:
+    """Whether a gate is as `renew` made it: nobody has written into it."""
+    return bool(gate._version == 0)
 
 
 def _hook_layer(
@@ -166,12 +178,14 @@ def _hook_layer(
 
     def gate_heads(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         heads = inputs[0].unflatten(-1, (anatomy.sizes[index].num_heads, -1))  # [B, T, A, D]
-        gate = gates.current[ATTENTION_HEADS][index][:, None, :, None]
-        return (_multiply(heads, gate).flatten(-2), *inputs[1:])
+        gate = gates.current[ATTENTION_HEADS][index]
+        return (_multiply(heads, gate[:, None, :, None], _is_one(gate)).flatten(-2), *inputs[1:])
 
     def gate_neurons(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (_multiply_rows(inputs[0], gates.current[FFN_NEURONS][index]), *inputs[1:])  # [B, T, F]
+        gate = gates.current[FFN_NEURONS][index]
+        return (_multiply_rows(inputs[0], gate, _is_one(gate)), *inputs[1:])  # [B, T, F]
 
+    # what it gives may be added to in place, which torch refuses of a view: so this one multiplies by 1, too
     def gate_outputs(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         gated = _multiply_rows(output, gates.current[FFN_OUTPUTS][index])  # [B, T, H]
         return nn.functional.dropout(gated, p=dropout, training=True)

@@ -20,6 +20,7 @@ from cofitune.training.head_loss import LogitScaling, chunked_head, head_replace
 from cofitune.zero import restore_backward_counters
 
 KL_CHUNK = 128  # token positions whose vocabulary-wide fp32 rows exist at one time
+CACHED_BYTES = 2**21  # of one fp32 tensor that a CPU works on at one time: the handful of them stays in its cache
 PASSES = 2
 Places = tuple[Tensor, ...]  # rows and columns of the real tokens, [N] each
 
@@ -98,14 +99,12 @@ class _KLOfHidden(torch.autograd.Function):
         gradients = torch.empty_like(first), torch.empty_like(second)
         for begin in range(0, len(first), KL_CHUNK):
             rows = slice(begin, begin + KL_CHUNK)
-            one, two = (scaling.apply(nn.functional.linear(h[rows], weight, bias)) for h in (first, second))
-            p, q = one.softmax(-1, dtype=torch.float32), two.softmax(-1, dtype=torch.float32)
-            off = two.float() - one.float()
-            mean = torch.linalg.vecdot(q, off).unsqueeze(-1)
-            total += (mean + _log_sum_exp(one, p) - _log_sum_exp(two, q)).sum()
-            to_logits = p.sub_(q), off.sub_(mean).mul_(q)
-            for made, logits, whole in zip(to_logits, (one, two), gradients, strict=True):
-                torch.mm(scaling.pull_back(made, logits).to(weight.dtype), weight, out=whole[rows])
+            logits = [scaling.apply(nn.functional.linear(h[rows], weight, bias)) for h in (first, second)]
+            few = max(1, CACHED_BYTES // (4 * weight.shape[0])) if first.device.type == "cpu" else KL_CHUNK
+            for one, two in zip(*(each.split(few) for each in logits), strict=True):
+                total += _replace_by_gradients(one, two, scaling)
+            for made, whole in zip(logits, gradients, strict=True):
+                torch.mm(made, weight, out=whole[rows])
         ctx.save_for_backward(*gradients)
         return total
 
@@ -115,6 +114,17 @@ class _KLOfHidden(torch.autograd.Function):
         (scale,) = gradients
         first, second = (kept * scale.to(kept.dtype) for kept in ctx.saved_tensors)
         return first, second, None, None, None
+
+
+def _replace_by_gradients(one: Tensor, two: Tensor, scaling: LogitScaling) -> Tensor:
+    """The divergence of the two passes' logits [n, V], summed; where these were lie the head's gradients then."""
+    p, q = one.softmax(-1, dtype=torch.float32), two.softmax(-1, dtype=torch.float32)
+    off = two.float() - one.float()
+    mean = torch.linalg.vecdot(q, off).unsqueeze(-1)
+    divergence: Tensor = (mean + _log_sum_exp(one, p) - _log_sum_exp(two, q)).sum()
+    one.copy_(scaling.pull_back(p.sub_(q), one))
+    two.copy_(scaling.pull_back(off.sub_(mean).mul_(q), two))
+    return divergence
 
 
 def _log_sum_exp(logits: Tensor, probabilities: Tensor) -> Tensor:
