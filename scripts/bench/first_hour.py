@@ -53,7 +53,7 @@ def main() -> None:
         work = (arguments.work or Path(temporary)).absolute()
         place = work / "place"
         place.mkdir(parents=True)
-        wheel, _ = build_wheel.build(work)
+        wheel = arguments.wheel or build_wheel.build(work)[0]
         environment = work / "env"
         if arguments.borrow:
             build_wheel.install(wheel, environment)
@@ -62,9 +62,8 @@ def main() -> None:
         write_data(place, arguments)
         (place / model.name).symlink_to(model)
         typist = Typist(place, environment)
-        typist.say(
-            f"# {typed('scripts/bench/first_hour', sys.argv[1:], {arguments.work: 'WORK', arguments.out: 'OUT'})}"
-        )
+        paths = {arguments.work: "WORK", arguments.out: "OUT", arguments.wheel: "WHEEL"}
+        typist.say(f"# {typed('scripts/bench/first_hour', sys.argv[1:], paths)}")
         typist.say(f"# on {len(os.sched_getaffinity(0))} cores; load average {os.getloadavg()[0]:.0f} when it began\n")
         for command in commands(model.name, arguments.overrides):
             typist.type(command)
@@ -76,6 +75,7 @@ def parse() -> argparse.Namespace:
     """What was typed."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--borrow", action="store_true", help="borrow the packages of the Python that runs this")
+    parser.add_argument("--wheel", type=Path, help="install this one (default: one is built from the checkout)")
     parser.add_argument("--unconstrained", action="store_true", help="install without constraints.txt")
     parser.add_argument("--model", type=Path, default=MODEL, help="folder of a chat model (default: %(default)s)")
     parser.add_argument("--items", type=int, default=64, help="training items (default: %(default)s)")

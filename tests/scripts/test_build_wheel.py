@@ -66,7 +66,9 @@ def test_links_of_an_index_page_lead_into_the_repository() -> None:
 
 
 @pytest.mark.interpreter
-def test_the_first_hour_needs_the_wheel_alone(tmp_path: Path, tiny_model_folder: Path) -> None:
+def test_the_first_hour_needs_the_wheel_alone(
+    built: tuple[Path, Path, Path], tmp_path: Path, tiny_model_folder: Path
+) -> None:
     """From `init` to the exported model's answer, each command typed in a folder with data alone."""
     script, transcript = REPOSITORY / "scripts" / "bench" / "first_hour.py", tmp_path / "said.txt"
     sizes = ["--items", "8", "--tests", "2", "--prompts", "12", "--work", str(tmp_path / "work")]
@@ -77,6 +79,8 @@ def test_the_first_hour_needs_the_wheel_alone(tmp_path: Path, tiny_model_folder:
             sys.executable,
             script,
             "--borrow",
+            "--wheel",
+            built[0],
             "--model",
             tiny_model_folder,
             *sizes,
