@@ -97,6 +97,15 @@ class Model(Section):
         None, description="what a decoder layer is made of; null: as one of the layouts that are known"
     )
 
+    @model_validator(mode="after")
+    def _flash_is_half_precision(self) -> Model:
+        if self.has_flash_attention and self.dtype == "float32":
+            raise ValueError(
+                f"model.attn_implementation: {self.attn_implementation} computes in bfloat16 alone, and model.dtype is "
+                "float32; set one of the two to auto"
+            )
+        return self
+
     @property
     def has_flash_attention(self) -> bool:
         """Whether attention takes conversations that lie behind one another in one row."""

@@ -60,6 +60,10 @@ IN_THE_FILE = [  # what the third line says → the message
 FILES = [  # whole files
     ("model: meta-llama/Llama-2-7b\noutput_dir: o\n", "write model: {name: meta-llama/Llama-2-7b}"),
     ("model: {name: m, dtype: fp16}\noutput_dir: o\n", "{c}:1: model.dtype: fp16 is not supported"),
+    (
+        "model: {name: m, dtype: fp32, attn_implementation: flash_attention_2}\noutput_dir: o\n",
+        "flash_attention_2 computes in bfloat16 alone, and model.dtype is float32",
+    ),
     ("model: {name: m}\n", "output_dir: is required: the run's folder"),
     (
         "model_name_or_path: m\nstage: sft\nfinetuning_type: lora\ncutoff_len: 512\nlearning_rate: 1e-4\n",

@@ -263,7 +263,7 @@ def _break(config: dict[str, Any], tmp_path: Path, tiny_model_folder: Path, how:
     elif how == "raw value":
         config["deepspeed"] = {"raw": {"zero_optimization": {"sub_group_size": "many"}}}
     elif how == "flash":
-        config["model"]["attn_implementation"] = "flash_attention_2"
+        config["model"] |= {"attn_implementation": "flash_attention_2", "dtype": "auto"}
     elif how == "flex on a CPU":
         config["model"]["attn_implementation"] = "flex_attention"
     elif how == "bf16 stage 1":
