@@ -65,10 +65,11 @@ MASKS = {  # mask → the importance behind it, and from where on a unit is froz
     "fisher": ("fisher", None),
     "columns": ("columns", None),
     "fisher, hard": ("fisher", 0.5),
+    "columns, hard": ("columns", 0.5),  # as SSU
 }
 NONE, MASK, SHUFFLED, UNIFORM = "none", "the mask", "shuffled", "one factor"
 # ranks are what fisher and columns are normalised to: their factors have one mean, so that one control serves them all
-SERVED_BY = {"fisher": "fisher", "columns": "fisher", "fisher, hard": "fisher", "paper": "paper"}
+SERVED_BY = {name: "paper" if name == "paper" else "fisher" for name in MASKS}
 OUTCOMES = {  # title → unit, and whether less is better
     "KL to the base": ("nats a token", True),
     "instruct": ("points", False),
