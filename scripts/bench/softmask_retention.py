@@ -19,6 +19,7 @@ import argparse
 import json
 import math
 import os
+import shlex
 import statistics
 import time
 from collections.abc import Sequence
@@ -461,7 +462,7 @@ def command(arguments: argparse.Namespace, settings: dict[str, Any]) -> str:
         own["masks"] = arguments.masks
     if arguments.seeds != 3:
         own["seeds"] = arguments.seeds
-    words = [f" --{k.replace('_', '-')} {' '.join(v) if isinstance(v, list) else v}" for k, v in own.items()]
+    words = [f" --{k.replace('_', '-')} {shlex.join(v) if isinstance(v, list) else v}" for k, v in own.items()]
     return "scripts/bench/softmask --retention --data FOLDER" + "".join(words)
 
 
