@@ -65,10 +65,10 @@ def test_signals_end_it_and_what_it_starts_is_forked_too() -> None:
     below = psutil.Process(process.pid).children()
     assert [child.name() == forker.NAME for child in below].count(True) == 1 and len(below) == 2
     os.killpg(process.pid, signal.SIGTERM)
-    assert process.wait(timeout=30) == -signal.SIGTERM
+    assert process.wait(timeout=300) == -signal.SIGTERM
     assert process.stdout.read() == "", "nobody is left who has it open"
     process.stdout.close()
-    psutil.wait_procs(below, timeout=30)
+    psutil.wait_procs(below, timeout=300)
     assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in below)
 
 

@@ -249,7 +249,7 @@ def test_a_search_that_is_ended_leaves_no_worker_behind(
     workers = children_of(search.pid)
     assert len(workers) >= ranks
     search.send_signal(signum)
-    assert search.wait(timeout=30) == (143 if signum == signal.SIGTERM else -signal.SIGKILL)
+    assert search.wait(timeout=300) == (143 if signum == signal.SIGTERM else -signal.SIGKILL)
     wait_for(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in workers), 20)
     with exclusive(tmp_path / "search", "search"):  # which the worker held, too, as long as it was there
         pass

@@ -149,7 +149,7 @@ def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"process {process.pid}"), exclusive(folder, "search"):
             pass
         process.kill()
-        process.wait(timeout=30)
+        process.wait(timeout=300)
     with exclusive(folder, "search"):
         pass
 

