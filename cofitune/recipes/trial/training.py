@@ -107,8 +107,7 @@ def train_trial(
             margins = {} if pauses else recorder.margins()
             trained = Trained({}, seconds, recorder.curve(), margins, recorder.seconds)
         else:
-            names = plan.region.parameter_names(plan.anatomy)
-            trained = Trained(collect(model, names, everywhere=True), seconds)
+            trained = Trained(collect(model, plan.region.parameter_names(plan.anatomy), everywhere=True), seconds)
         release(engine)
         free_engine(engine)
     if not pauses:
