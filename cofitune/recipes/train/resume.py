@@ -25,6 +25,7 @@ from cofitune.training.optimizer import may_be_undecayed
 from cofitune.training.state_check import find_newest
 from cofitune.training.state_files import Checkpoint, read_checkpoint
 
+PACKS = "attention to packs"  # among what computed the steps
 # they say how a step's items are shared out and what is computed anew, not what the step computes
 SHARING = {"per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "prefix_cache"}
 
@@ -75,8 +76,12 @@ def identity(plan: TrainPlan) -> dict[str, Any]:
             "items_a_step": plan.steps.per_step,
         },
         "rehearsal": plan.rehearsal.trained_on() if plan.rehearsal and plan.rehearsal.loss else None,
-        COMPUTED_WITH: computed_with() | ({"attention to packs": plan.pack_attention} if plan.pack_attention else {}),
+        COMPUTED_WITH: _computed_with(plan),
     }
+
+
+def _computed_with(plan: TrainPlan) -> dict[str, str]:
+    return computed_with() | ({PACKS: plan.pack_attention} if plan.pack_attention else {})
 
 
 def _all_decays(plan: TrainPlan) -> bool:
@@ -194,8 +199,10 @@ def find_checkpoint(plan: TrainPlan, console: Console) -> Checkpoint | None:
             return
         check_resume(plan, result)
         tell(f"resume: continuing after step {result.step} ({result.folder})")
-        before = result.identity.get(COMPUTED_WITH)
-        changed = changed_since(before if isinstance(before, dict) else {}, computed_with())
+        written = result.identity.get(COMPUTED_WITH)
+        before = written if isinstance(written, dict) else {}
+        # earlier versions made a mask where attention now takes each conversation by itself, and did not write it down
+        changed = changed_since({PACKS: "mask", **before} if plan.varlen else before, _computed_with(plan))
         if changed:
             tell(f"note: it was computed with another {changed}; the steps to come may differ in their last digits")
 

@@ -301,6 +301,24 @@ def test_another_package_or_device_is_told_and_stops_no_training(
     assert message is None or message in output
 
 
+@pytest.mark.parametrize("written", [None, "mask"])
+def test_another_attention_to_packs_is_told(
+    written: str | None, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An earlier version made a mask, and did not write it down."""
+    config["data"]["packing"] = True
+
+    def change(identity: dict[str, Any]) -> None:
+        assert identity["computed_with"].pop("attention to packs") == "varlen"
+        identity["computed_with"] |= {"attention to packs": written} if written else {}
+
+    _change_identity(train_interrupted(monkeypatch, config, after=2), change)
+    capsys.readouterr()
+    assert run_train(monkeypatch, config, "--resume") == 0
+    output = " ".join(capsys.readouterr().out.split())
+    assert "note: it was computed with another attention to packs mask, now varlen; the steps to come" in output
+
+
 def test_an_earlier_versions_checkpoint_continues_where_all_decays(
     config: dict[str, Any], shared_runs: SharedRuns, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
