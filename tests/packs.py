@@ -23,8 +23,9 @@ from transformers import (
 from transformers.integrations import flash_attention
 
 from cofitune.data.batches import Batch, collate
-from cofitune.data.chat import Example
+from cofitune.data.chat import IGNORED, Example
 from cofitune.data.packing import join
+from cofitune.data.shared_beginning import SharedBeginning, collate_shared
 from cofitune.model.kind import auto_class, check_causal
 from cofitune.model.varlen import VARLEN, conversations, register_varlen
 from tests.families import tiny_config
@@ -91,7 +92,8 @@ def _keeps_apart(model: PreTrainedModel, kernel: str) -> bool:
             part._attn_implementation_internal = kernel  # set_attn_implementation wants packages that are not here
     try:
         with flash_in_torch():
-            return max(leak_of(model, flat) for flat in ((True,) if flash else (True, False))) <= ALLOWED
+            leaks = [leak_of(model, flat) for flat in ((True,) if flash else (True, False))]
+            return max(leaks + ([shared_leak_of(model)] if kernel == VARLEN else [])) <= ALLOWED
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):  # it cannot run by this kernel at all
         return False
 
@@ -112,11 +114,23 @@ def leak_of(model: PreTrainedModel, flat: bool) -> float:
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(places.split(LENGTHS), alone, strict=True))
 
 
+def shared_leak_of(model: PreTrainedModel) -> float:
+    """As `leak_of`, of conversations that share their beginning, which is read once."""
+    generator = torch.Generator().manual_seed(1)
+    question, *rests = (torch.randint(5, 400, (length,), generator=generator).tolist() for length in LENGTHS)
+    examples = [Example([*question, *rest], [IGNORED] * len(question) + rest) for rest in rests]
+    shared = SharedBeginning.of(examples, range(len(examples)))
+    together = _logits(model, collate_shared([shared]))[0, len(shared.ids) :]
+    places = together.split([len(rest.input_ids) for rest in shared.rests])
+    alone = [_logits(model, collate([example], 0))[0, len(shared.ids) :] for example in examples]
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(places, alone, strict=True))
+
+
 def _logits(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Logits [B, T, V] of a batch as training passes it on (training/loss.py)."""
     inputs: dict[str, Any] = {name: batch[name] for name in ("input_ids", "position_ids") if name in batch}
     if "cu_seq_lens" in batch:
-        inputs |= conversations(model, batch["cu_seq_lens"], longest=batch["input_ids"].shape[1])
+        inputs |= conversations(model, batch)
     with torch.no_grad():
         return model(**inputs, use_cache=False).logits
 

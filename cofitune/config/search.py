@@ -70,7 +70,10 @@ class Search(Section):
         "on (train.rehearsal or train.drift_data) and objective is unified, else score",
     )
     points: int = Field(
-        4, gt=0, description="loss: how often a trial is measured on its way, evenly spread, its last step included"
+        3,
+        gt=0,
+        description="loss: how often a trial is measured: after its last step, after half as many, a quarter, and so "
+        "on, since most of what happens to a model happens early",
     )
     reach: float = Field(
         0.5,
@@ -158,8 +161,12 @@ class Search(Section):
     @property
     def measured_steps(self) -> tuple[int, ...]:
         """measure: loss: the optimizer steps after which a trial is measured; those of halving are among them."""
-        spread = {math.ceil(number * self.train_steps / self.points) for number in range(1, self.points + 1)}
-        return tuple(sorted(spread | set(self.halving.steps if self.halving else ())))
+        return tuple(sorted({*self.halved_steps, *(self.halving.steps if self.halving else ())}))
+
+    @property
+    def halved_steps(self) -> tuple[int, ...]:
+        """Of these the ones that come from `points`: the last step, half as many, a quarter, ..."""
+        return tuple(sorted({math.ceil(self.train_steps / 2**number) for number in range(self.points)}))
 
     @model_validator(mode="after")
     def _trials_are_asked_in_memory(self) -> Search:

@@ -3,11 +3,16 @@
 Under sdpa a pack needs a mask [T, T], which its fastest kernel does not take: it computes all pairs and throws most
 away. Here each conversation attends alone: on a GPU in one call of `torch.nn.attention.varlen`, FlashAttention's kernel
 as torch brings it; on a CPU in one call of sdpa a conversation. What is no pack goes to sdpa as ever.
+
+Conversations that begin alike may share that beginning (cofitune/data/shared_beginning.py): a part of a row then
+attends to the keys of the beginning before its own.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -23,6 +28,7 @@ VARLEN = "varlen"  # by this name transformers knows it
 LARGEST_HEAD, HEAD_STEP = 256, 8  # of FlashAttention's kernels: widest head, and what its width is a multiple of
 AMPERE = (8, 0)  # the first compute capability that they run on
 KERNEL_ARGUMENTS = {"scale", "window_size", "enable_gqa"}  # which torch 2.10 did not have
+Bounds = tuple[Tensor, Tensor]  # where the parts' queries begin, and where their keys do; int32 [n + 1] each
 
 
 def knows_varlen(config: PretrainedConfig, dtype: torch.dtype) -> bool:
@@ -51,21 +57,49 @@ def register_varlen() -> None:
     AttentionMaskInterface.register(VARLEN, sdpa_mask)
 
 
-def conversations(model: PreTrainedModel, bounds: Tensor, longest: int) -> dict[str, Any]:
+@contextmanager
+def attending_by_conversation(model: PreTrainedModel) -> Iterator[bool]:
+    """Inside, a model that attends by sdpa attends by conversation, where it can. Yields whether it does."""
+    attention = model.config._attn_implementation
+    if attention != "sdpa" or not knows_varlen(model.config, model.dtype):
+        yield attention == VARLEN
+        return
+    attend_by_conversation(model)
+    try:
+        yield True
+    finally:
+        model.set_attn_implementation(attention)
+
+
+def conversations(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, Any]:
     """The inputs of a forward pass that tell a pack's conversations apart; none where a mask of the positions does.
 
     FlashAttention would find them by the positions, too, but wait for the GPU in every layer.
 
     Args:
-        bounds: where each conversation begins in the batch's rows laid behind one another, and the end: int32 [n + 1].
-        longest: tokens that none has more of. (What they are exactly would have to be fetched from the GPU.)
+        batch: with `cu_seq_lens`, where each conversation begins in the batch's rows laid behind one another, and the
+            end: int32 [n + 1]. Where conversations share a beginning, also `key_places` and `cu_seq_lens_k`.
+
+    Raises:
+        RuntimeError: they share a beginning, and the model does not attend by conversation.
     """
     attention = model.config._attn_implementation
+    if "key_places" in batch and attention != VARLEN:
+        raise RuntimeError(f"under {attention} conversations cannot share a beginning")
     if attention != VARLEN and not attention.startswith("flash_attention"):
         return {}
-    told = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
+    bounds = batch["cu_seq_lens"]
+    longest = batch["input_ids"].shape[1]  # none has more; what they have exactly would be fetched from the GPU
+    told = {
+        "cu_seq_lens_q": bounds,
+        "cu_seq_lens_k": batch.get("cu_seq_lens_k", bounds),
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
     if attention == VARLEN:  # a mask of four dimensions counts as prepared: none is made
         told["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=bounds.device)
+    if "key_places" in batch:
+        told["key_places"] = batch["key_places"]
     return told
 
 
@@ -77,10 +111,16 @@ def varlen_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     cu_seq_lens_q: Tensor | None = None,
+    cu_seq_lens_k: Tensor | None = None,
     max_length_q: int | None = None,
+    key_places: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it: of queries [B, A, T, d], keys and values [B, A_kv, T, d], gives [B, T, A, d].
+
+    Args:
+        key_places: of the rows' tokens laid behind one another, those that each part attends to, int64 [K]; None: its
+            own. The last of them are its own.
 
     Raises:
         ValueError: the layer asks for what the kernels do not compute.
@@ -93,27 +133,31 @@ def varlen_attention(
         raise ValueError(f"attention by conversation does not know {' and '.join(refused)}")
     rows, _, tokens, _ = query.shape
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))  # each [B · T, heads, d]
+    if key_places is not None:
+        k, v = k[key_places], v[key_places]
     window = options.get("sliding_window")
+    bounds = cu_seq_lens_q, cu_seq_lens_q if cu_seq_lens_k is None else cu_seq_lens_k
     # the kernel drops nothing, which some configs ask for under names of their own
     if query.is_cuda and not options.get("dropout") and _is_kernels_width(query.shape[-1], value.shape[-1]):
-        out = _by_kernel(q, k, v, cu_seq_lens_q, max_length_q, scaling, window)
+        out = _by_kernel(q, k, v, bounds, max_length_q, scaling, window)
     else:
-        out = _one_by_one(module, q, k, v, cu_seq_lens_q, window, scaling, options)
+        out = _one_by_one(module, q, k, v, bounds, window, scaling, options)
     return out.view(rows, tokens, *out.shape[1:]), None
 
 
 def _by_kernel(
-    query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, longest: int, scaling: float | None, window: int | None
+    query: Tensor, key: Tensor, value: Tensor, bounds: Bounds, longest: int, scaling: float | None, window: int | None
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     width = value.shape[-1]
     if width < query.shape[-1]:  # the kernel has one width for all three
         value = pad(value, [0, query.shape[-1] - width])
+    # of fewer queries than keys the last one sees the last key, as FlashAttention counts since 2.1
     window_size = (window - 1 if window else -1, 0)
     grouped = query.shape[1] != key.shape[1]
     out = varlen_attn(
-        query, key, value, bounds, bounds, longest, longest, scale=scaling, window_size=window_size, enable_gqa=grouped
+        query, key, value, *bounds, longest, longest, scale=scaling, window_size=window_size, enable_gqa=grouped
     )
     return cast(Tensor, out)[..., :width]  # without what else the kernel could give
 
@@ -123,21 +167,22 @@ def _one_by_one(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    bounds: Tensor,
+    bounds: Bounds,
     window: int | None,
     scaling: float | None,
     options: dict[str, Any],
 ) -> Tensor:
-    lengths = bounds.diff().tolist()
-    parts = zip(*(x.transpose(0, 1)[None].split(lengths, dim=2) for x in (query, key, value)), strict=True)
+    lengths, of_keys = (one.diff().tolist() for one in bounds)
+    q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
+    parts = zip(q.split(lengths, dim=2), k.split(of_keys, dim=2), v.split(of_keys, dim=2), strict=True)
     options = {**options, "is_causal": True}
     results = []
-    for length, (q, k, v) in zip(lengths, parts, strict=True):
+    for q, k, v in parts:
+        length, seen = q.shape[2], k.shape[2]
         mask = None
-        if window and length > window:
-            place = torch.arange(length)
-            distance = place[:, None] - place
-            mask = ((distance >= 0) & (distance < window))[None, None].to(q.device)
+        if seen > length or (window and length > window):
+            distance = torch.arange(seen - length, seen)[:, None] - torch.arange(seen)
+            mask = ((distance >= 0) & (distance < (window or seen)))[None, None].to(q.device)
         results.append(sdpa_attention_forward(module, q, k, v, mask, scaling=scaling, **options)[0][0])
     return torch.cat(results)
 

@@ -115,7 +115,7 @@ def _inputs(model: Model, batch: Batch) -> dict[str, Any]:
     if "position_ids" in batch:
         module = getattr(model, "module", model)
         inputs["position_ids"] = batch["position_ids"]
-        return inputs | conversations(module, batch["cu_seq_lens"], longest=batch["input_ids"].shape[1])
+        return inputs | conversations(module, batch)
     return inputs if works_without_mask(model) else inputs | {"attention_mask": batch["attention_mask"]}
 
 

@@ -82,7 +82,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--hours", type=float, default=2.0, help="start no trial after this long; call it again")
     parser.add_argument("--steps", type=int, default=16, help="optimizer steps of a trial, of 8 items each")
     parser.add_argument("--rung", type=int, default=6, help="step at which the fast search thins its trials out")
-    parser.add_argument("--points", type=int, default=4, help="of a trial's curve under losses (default: %(default)s)")
+    parser.add_argument("--points", type=int, default=3, help="of a trial's curve under losses (default: %(default)s)")
     parser.add_argument("--modules", nargs="+", choices=MODULES, default=list(MODULES), help="beside all; default: all")
     parser.add_argument("--items", type=int, default=40, help="items of each task (ifeval: a third of it)")
     parser.add_argument(

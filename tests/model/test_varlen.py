@@ -5,6 +5,7 @@ Every family is tried in test_packing.py. torch's kernel needs a GPU; plain torc
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -110,7 +111,7 @@ def test_a_mask_is_made_where_attention_cannot_be_told() -> None:
         ("flash_attention_2", FLASH),
     ):
         model.config._attn_implementation_internal = kernel
-        assert set(conversations(model, torch.tensor([0, 3], dtype=torch.int32), 3)) == told
+        assert set(conversations(model, collate([join(conversations_made()[0])], 0))) == told
 
 
 @pytest.mark.parametrize("heads", [4, 2])
@@ -151,6 +152,42 @@ def test_torchs_kernel_is_asked_for_the_same(
     assert not asked, "its heads are too wide for the kernel"
     varlen_attention(module, query, key, value, None, dropout=0.5, **options)
     assert not asked, "the kernel drops nothing"
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_torchs_kernel_is_told_of_a_shared_beginning(monkeypatch: pytest.MonkeyPatch, window: int | None) -> None:
+    """Two rests behind one beginning: as FlashAttention has it, the last query of a part sees its last key."""
+
+    def stand_in(
+        q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, bounds_k: Tensor, longest: int, longest_k: int, **options: Any
+    ) -> Tensor:
+        results = []
+        for (begin, end), (first, last) in zip(*(pairwise(b.tolist()) for b in (bounds, bounds_k)), strict=True):
+            scores = torch.einsum("qad,kad->aqk", q[begin:end], k[first:last]) * options["scale"]
+            own = torch.arange(last - first - (end - begin), last - first)
+            distance = own[:, None] - torch.arange(last - first)
+            left, right = options["window_size"]
+            hidden = (distance < -right) | ((distance > left) if left >= 0 else False)
+            weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+            results.append(torch.einsum("aqk,kad->qad", weights, v[first:last]))
+        return torch.cat(results)
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", stand_in)
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 12, 8, generator=generator) for _ in range(3))
+    module: Any = SimpleNamespace(is_causal=True, training=False)
+    options: dict[str, Any] = {
+        "scaling": 0.4,
+        "max_length_q": 12,
+        "sliding_window": window,
+        "cu_seq_lens_q": torch.tensor([0, 5, 8, 12], dtype=torch.int32),
+        "cu_seq_lens_k": torch.tensor([0, 5, 13, 22], dtype=torch.int32),
+        "key_places": torch.tensor([*range(5), *range(8), *range(5), *range(8, 12)]),
+    }
+    one_by_one, _ = varlen_attention(module, query, key, value, None, **options)
+    monkeypatch.setattr(Tensor, "is_cuda", True)
+    by_kernel, _ = varlen_attention(module, query, key, value, None, **options)
+    torch.testing.assert_close(by_kernel, one_by_one)
 
 
 def test_what_the_kernels_do_not_know_is_refused() -> None:

@@ -70,7 +70,8 @@ def _losses(plan: SearchPlan, training: TrainPlan) -> dict[str, object]:
     held_out = training.rehearsal.held_out if training.rehearsal else None
     answers = hashlib.sha256(json.dumps([e.input_ids for e in held_out.examples] if held_out else []).encode())
     return {
-        "points": plan.config.search.points,  # those of halving come on top, and only make a curve finer
+        # those of halving come on top, and only make a curve finer
+        "measured_steps": list(plan.config.search.halved_steps),
         "held_out_sha256": answers.hexdigest(),
         "validation": [[one.source.format, one.sha256] for one in training.data.validation_sources],
     }

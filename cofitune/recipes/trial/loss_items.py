@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,15 +14,17 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cofitune.config import schema
-from cofitune.data.batches import Plan, rank_micro_batches
+from cofitune.data.batches import Batch, Plan, rank_micro_batches
 from cofitune.data.chat import IGNORED, Example
+from cofitune.data.shared_beginning import SharedBeginning, collate_shared, divide
 from cofitune.evaluation.asked import ask_item
 from cofitune.evaluation.items import EvalItem, LoadedTask
 from cofitune.evaluation.tasks import load_tasks
 from cofitune.files import sha256_json
+from cofitune.model.varlen import attending_by_conversation
 from cofitune.recipes.from_config import eval_tasks
 from cofitune.recipes.train.data import TrainData
-from cofitune.training.loss import supervised_logits
+from cofitune.training.loss import supervised_logits, works_without_mask
 from cofitune.training.prefix_cache import Around, nothing_around
 from cofitune.training.validation import validation_loss
 
@@ -41,6 +44,11 @@ class Choices:
     category: str
     examples: Sequence[Example]
     items: Sequence[tuple[range, int]]
+
+    def shared(self) -> list[SharedBeginning]:
+        """Each item's choices behind a question that they share, long ones first."""
+        shared = [SharedBeginning.of(self.examples[places.start : places.stop], places) for places, _ in self.items]
+        return sorted(shared, key=lambda one: -one.num_tokens)
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ class LossItems:
 
     @property
     def tokens(self) -> int:
-        """Tokens of all of them."""
+        """Tokens of all of them, each choice with its question: no more are read."""
         examples = [*self.development, *(example for one in self.choices for example in one.examples)]
         return sum(len(example.input_ids) for example in examples)
 
@@ -117,10 +125,12 @@ def choice_margins(engine: Engine, items: LossItems, around: Around = nothing_ar
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     engine.eval()
     result = {}
-    for choices in items.choices:
-        sums = _log_probs(engine, engine.device, choices.examples, items, rank, world_size, around)
-        torch.distributed.all_reduce(sums)
-        result[choices.category] = mean_margin(choices, sums.tolist())
+    with reading_questions_once(engine.module) as once:
+        for choices in items.choices:
+            batches = _batches(choices, items, once, rank, world_size)
+            sums = _log_probs(engine, engine.device, len(choices.examples), batches, around)
+            torch.distributed.all_reduce(sums)
+            result[choices.category] = mean_margin(choices, sums.tolist())
     engine.train()
     return result
 
@@ -128,11 +138,23 @@ def choice_margins(engine: Engine, items: LossItems, around: Around = nothing_ar
 def measure_base(model: PreTrainedModel, items: LossItems) -> tuple[float | None, dict[str, float]]:
     """The base's speciality loss in nats a token (None: not finite) and its margins; each rank measures all of it."""
     loss = validation_loss(model, items.development, items.batch_size, items.pad_token_id)
-    found = {
-        one.category: mean_margin(one, _log_probs(model, model.device, one.examples, items, 0, 1).tolist())
-        for one in items.choices
-    }
+    found = {}
+    with reading_questions_once(model) as once:
+        for choices in items.choices:
+            batches = _batches(choices, items, once, rank=0, world_size=1)
+            sums = _log_probs(model, model.device, len(choices.examples), batches)
+            found[choices.category] = mean_margin(choices, sums.tolist())
     return loss, found
+
+
+@contextmanager
+def reading_questions_once(model: PreTrainedModel) -> Iterator[bool]:
+    """Inside, whether a question can be read once for all choices behind it. It takes attention by conversation."""
+    if not works_without_mask(model):
+        yield False
+        return
+    with attending_by_conversation(model) as once:
+        yield once
 
 
 def mean_margin(choices: Choices, log_probs: Sequence[float]) -> float:
@@ -149,30 +171,51 @@ def mean_margin(choices: Choices, log_probs: Sequence[float]) -> float:
 
 
 def _log_probs(
-    model: object,
+    model: PreTrainedModel | Engine,
     device: torch.device,
-    examples: Sequence[Example],
-    items: LossItems,
-    rank: int,
-    world_size: int,
+    count: int,
+    batches: Iterable[Batch],
     around: Around = nothing_around,
 ) -> Tensor:
-    """Each example's log-probability of its labelled tokens, float64 [N]; 0 where another rank has it."""
-    sums = torch.zeros(len(examples), dtype=torch.float64, device=device)
-    plan = Plan(items.batch_size, 1, world_size, len(examples), num_steps=1)
+    """The log-probability of each example's labelled tokens, float64 [count]; 0 of one that is in no batch.
+
+    Args:
+        batches: with the example of each token in `names`, int64 [B, T].
+    """
+    sums = torch.zeros(count, dtype=torch.float64, device=device)
     with torch.no_grad():
-        # batches of like lengths, so that little is padded
+        for on_host in batches:
+            batch = {key: value.to(device) for key, value in on_host.items()}
+            names = batch.pop("names")
+            with around(batch):
+                logits, targets, (rows, columns) = supervised_logits(model, batch)
+            nats = cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none").double()
+            sums.index_add_(0, names[rows, columns + 1], -nats)  # a silent row's one target is ignored: it adds 0
+    return sums
+
+
+def _batches(choices: Choices, items: LossItems, once: bool, rank: int, world_size: int) -> Iterator[Batch]:
+    """A rank's share of the choices, in as many batches as every other rank has; long ones first: little is padded.
+
+    Args:
+        once: each question is read once for all choices behind it.
+    """
+    examples = choices.examples
+    if not once:
+        plan = Plan(items.batch_size, 1, world_size, len(examples), num_steps=1)
         order = sorted(range(len(examples)), key=lambda index: -len(examples[index].input_ids))
         for start in range(0, len(examples), plan.per_step):
             indices = order[start : start + plan.per_step]
             (batch,) = rank_micro_batches(examples, indices, plan, rank, items.pad_token_id)
-            names = batch.pop("indices").to(device)
-            batch = {key: value.to(device) for key, value in batch.items()}
-            with around(batch):
-                logits, targets, (rows, _) = supervised_logits(model, batch)
-            nats = cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none").double()
-            sums.index_add_(0, names[rows], -nats)  # a silent row's one target is ignored: it adds 0
-    return sums
+            yield batch | {"names": batch["indices"][:, None].expand_as(batch["input_ids"])}
+        return
+    questions = choices.shared()
+    room = items.batch_size * max(len(example.input_ids) for example in examples)  # a batch of the other kind has it
+    batches = divide(questions, room)
+    for start in range(0, len(batches), world_size):
+        at_once = batches[start : start + world_size]
+        own = at_once[rank] if rank < len(at_once) else [at_once[-1][-1].silent()]
+        yield collate_shared(own)
 
 
 def _choices(

@@ -19,6 +19,7 @@ from cofitune.executors.local import local_executor
 from cofitune.launch.launcher import Ranks
 from cofitune.model.load import load_tokenizer
 from cofitune.recipes.rehearse.recipe import rehearse
+from cofitune.recipes.trial import loss_items
 from cofitune.recipes.trial.executor import TrialRequest, TrialResult
 from cofitune.recipes.trial.loss_items import Choices, mean_margin
 from cofitune.recipes.trial.runner import TrialRunner
@@ -151,6 +152,30 @@ def test_the_base_has_its_loss_and_no_drift(settings: dict[str, Any], runner: Tr
     assert (point.steps, point.drift) == (0, 0.0) and point.loss == pytest.approx(loss, rel=1e-5)
     assert drift == pytest.approx(0, abs=1e-9)
     assert result.margins == {"gen_kn": pytest.approx(margin, abs=1e-5)}
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_a_question_is_read_once_where_attention_can(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: str
+) -> None:
+    """And where it cannot, the margins are the same."""
+    model = settings["model"] | {"attn_implementation": kernel}
+    tokens: list[int] = []
+    original = loss_items.supervised_logits
+
+    def counted(model: Any, batch: dict[str, torch.Tensor]) -> Any:
+        tokens.append(int(batch["attention_mask"].sum()))
+        return original(model, batch)
+
+    monkeypatch.setattr(loss_items, "supervised_logits", counted)
+    own = TrialRunner(Console(quiet=True))
+    asked = request(settings | {"model": model}, tmp_path / "base", train=False)
+    result = own.run(asked)
+    assert result.margins == {"gen_kn": pytest.approx(by_hand(settings, {})[2], abs=1e-5)}
+    (choices,) = own._loss_items(asked.config).choices
+    apart = sum(len(example.input_ids) for example in choices.examples)
+    assert sum(tokens) == (apart if kernel == "eager" else sum(one.num_tokens for one in choices.shared()))
+    assert sum(one.num_tokens for one in choices.shared()) < 0.7 * apart
 
 
 def test_a_trial_that_paused_has_the_curve_of_one_that_did_not(
