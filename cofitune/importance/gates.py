@@ -185,9 +185,10 @@ def _hook_layer(
         gate = gates.current[FFN_NEURONS][index]
         return (_multiply_rows(inputs[0], gate, _is_one(gate)), *inputs[1:])  # [B, T, F]
 
-    # what it gives may be added to in place, which torch refuses of a view: so this one multiplies by 1, too
     def gate_outputs(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        gated = _multiply_rows(output, gates.current[FFN_OUTPUTS][index])  # [B, T, H]
+        gate = gates.current[FFN_OUTPUTS][index]
+        # what it gives may be added to in place, which torch refuses of a view: only dropout makes a tensor of its own
+        gated = _multiply_rows(output, gate, dropout > 0 and _is_one(gate))  # [B, T, H]
         return nn.functional.dropout(gated, p=dropout, training=True)
 
     def gate_experts(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -122,15 +122,21 @@ def _replace_by_gradients(one: Tensor, two: Tensor, scaling: LogitScaling) -> Te
     off = two.float() - one.float()
     mean = torch.linalg.vecdot(q, off).unsqueeze(-1)
     divergence: Tensor = (mean + _log_sum_exp(one, p) - _log_sum_exp(two, q)).sum()
-    one.copy_(scaling.pull_back(p.sub_(q), one))
-    two.copy_(scaling.pull_back(off.sub_(mean).mul_(q), two))
+    # written where the logits were, as far as nobody reads them any more: each pass over them takes time
+    first, second = (logits if logits.dtype == p.dtype and scaling.cap is None else p for logits in (one, two))
+    _put(one, scaling.pull_back(torch.sub(p, q, out=first), one))
+    _put(two, scaling.pull_back(torch.mul(off.sub_(mean), q, out=second), two))
     return divergence
+
+
+def _put(place: Tensor, value: Tensor) -> None:
+    if value is not place:
+        place.copy_(value)
 
 
 def _log_sum_exp(logits: Tensor, probabilities: Tensor) -> Tensor:
     """log Σ exp of each row [n, V] of `logits`, from its softmax at the likeliest place: [n, 1], fp32."""
-    highest, place = logits.max(-1, keepdim=True)
-    return highest.float() - probabilities.gather(-1, place).log()
+    return logits.amax(-1, keepdim=True).float() - probabilities.amax(-1, keepdim=True).log()
 
 
 def kl_of_passes(first: Tensor, second: Tensor, mask: Tensor) -> Tensor:

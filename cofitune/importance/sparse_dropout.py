@@ -159,30 +159,61 @@ class _DropInAttention(torch.autograd.Function):
     ) -> Tensor:
         output: Tensor
         output, log_sum = _forward(query, key, value, 0.0, is_causal, attn_mask=mask, scale=scale)
-        batch, heads, rows, columns = torch.unravel_index(places, (*query.shape[:3], key.shape[2]))
+        heads, rows, columns = _unravel(places, query.shape[2], key.shape[2])
         if is_causal:  # what lies behind a token has probability 0
-            batch, heads, rows, columns = (index[columns <= rows] for index in (batch, heads, rows, columns))
-        by_row, by_column = (batch, heads, rows), (batch, heads, columns)
-        scores = (query[by_row] * key[by_column]).sum(-1, dtype=torch.float32) * scale
+            seen = columns <= rows
+            heads, rows, columns = heads[seen], rows[seen], columns[seen]
+        scores = (_take(query, heads, rows) * _take(key, heads, columns)).sum(-1, dtype=torch.float32) * scale
         if mask is not None:
-            scores += mask.expand(*query.shape[:3], key.shape[2])[batch, heads, rows, columns]
-        dropped = (scores - log_sum[by_row]).exp_().nan_to_num_(0.0)[:, None].to(query.dtype)  # a row may see nothing
-        output.index_put_(by_row, -dropped * value[by_column], accumulate=True)
-        ctx.save_for_backward(query, key, value, mask, output, log_sum, dropped, batch, heads, rows, columns)
+            whole = mask.expand(*query.shape[:3], key.shape[2])
+            scores += whole[heads // query.shape[1], heads % query.shape[1], rows, columns]
+        log_sums = _take(log_sum[..., None], heads, rows)[:, 0]
+        dropped = (scores - log_sums).exp_().nan_to_num_(0.0)[:, None].to(query.dtype)  # a row may see nothing
+        _add(output, heads, rows, -dropped * _take(value, heads, columns))
+        ctx.save_for_backward(query, key, value, mask, output, log_sum, dropped, heads, rows, columns)
         ctx.p, ctx.is_causal, ctx.scale = p, is_causal, scale
         return output / (1 - p)
 
     @staticmethod
     def backward(ctx: _Attended, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, mask, output, log_sum, dropped, batch, heads, rows, columns = ctx.saved_tensors
+        query, key, value, mask, output, log_sum, dropped, heads, rows, columns = ctx.saved_tensors
         gradient = gradients[0] / (1 - ctx.p)
         to_query, to_key, to_value = _backward(
             gradient, query, key, value, output, log_sum, 0.0, ctx.is_causal, attn_mask=mask, scale=ctx.scale
         )
-        by_row, by_column = (batch, heads, rows), (batch, heads, columns)
-        own = gradient[by_row]
-        too_much = dropped * (own * value[by_column]).sum(-1, keepdim=True) * ctx.scale
-        to_query.index_put_(by_row, -too_much * key[by_column], accumulate=True)
-        to_key.index_put_(by_column, -too_much * query[by_row], accumulate=True)
-        to_value.index_put_(by_column, -dropped * own, accumulate=True)
+        own = _take(gradient, heads, rows)
+        too_much = -dropped * (own * _take(value, heads, columns)).sum(-1, keepdim=True) * ctx.scale
+        _add(to_query, heads, rows, too_much * _take(key, heads, columns))
+        _add(to_key, heads, columns, too_much * _take(query, heads, rows))
+        _add(to_value, heads, columns, -dropped * own)
         return to_query, to_key, to_value, None, None, None, None, None
+
+
+def _unravel(places: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Head (of all samples, counted on), row and column of places in a flattened [B, A, rows, columns]."""
+    all_rows = places // columns
+    heads = all_rows // rows
+    return heads, all_rows - heads * rows, places - all_rows * columns
+
+
+def _take(x: Tensor, heads: Tensor, tokens: Tensor) -> Tensor:
+    """Rows [n, D] of x [B, A, T, D]. With one index a row it is several times faster than x[samples, heads, tokens]."""
+    lines, index = _lines(x, heads, tokens)
+    return lines.index_select(0, index)
+
+
+def _add(x: Tensor, heads: Tensor, tokens: Tensor, values: Tensor) -> None:
+    """Add values [n, D] to rows of x [B, A, T, D], in place and in their order."""
+    lines, index = _lines(x, heads, tokens)
+    lines.index_add_(0, index, values)
+    if lines.data_ptr() != x.data_ptr():  # it lies in memory in a third way
+        x.copy_(lines.view(x.shape))
+
+
+def _lines(x: Tensor, heads: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """x [B, A, T, D] as lines of D, in the order in which they lie in memory, and which of them are meant."""
+    count, length = x.shape[1:3]
+    if not x.is_contiguous() and (by_token := x.transpose(1, 2)).is_contiguous():
+        samples = heads // count
+        return by_token.flatten(0, 2), (samples * length + tokens) * count + heads - samples * count
+    return x.flatten(0, 2), heads * length + tokens

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from cofitune.importance.sparse_dropout import SparseDropout, dropped_places
+from cofitune.importance.sparse_dropout import SparseDropout, _add, _take, dropped_places
 
 P = 0.2
 B, A, T, D = 2, 4, 7, 8
@@ -67,6 +67,21 @@ def test_attention_and_its_gradients_are_those_by_hand(
     expected = run(lambda q, k, v: by_hand(q, k, v, masks(mask), is_causal, scale))
     for one, other in zip(own, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 1, 3), (0, 1, 3, 2), (3, 2, 1, 0)])
+def test_rows_are_found_however_a_tensor_lies_in_memory(order: tuple[int, ...]) -> None:
+    torch.manual_seed(1)
+    sizes = (B, A, T, D)
+    lies = torch.randn([sizes[axis] for axis in order]).permute([order.index(axis) for axis in range(4)])
+    assert lies.shape == sizes
+    heads, tokens = torch.randint(B * A, (9,)), torch.randint(T, (9,))
+    samples, own = heads // A, heads % A
+    assert torch.equal(_take(lies, heads, tokens), lies[samples, own, tokens])
+    values = torch.randn(9, D)
+    expected = lies.clone().index_put_((samples, own, tokens), values, accumulate=True)
+    _add(lies, heads, tokens, values)
+    torch.testing.assert_close(lies, expected)
 
 
 def test_a_row_that_sees_nothing_does_no_harm() -> None:
