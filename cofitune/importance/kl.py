@@ -19,7 +19,7 @@ from cofitune.training.autograd import Context
 from cofitune.training.head_loss import LogitScaling, chunked_head, head_replaced, scaling_of
 from cofitune.zero import restore_backward_counters
 
-KL_CHUNK = 128  # token positions whose vocabulary-wide fp32 rows exist at one time
+KL_CHUNK = 256  # token positions whose vocabulary-wide fp32 rows exist at one time
 CACHED_BYTES = 2**21  # of one fp32 tensor that a CPU works on at one time: the handful of them stays in its cache
 PASSES = 2
 Places = tuple[Tensor, ...]  # rows and columns of the real tokens, [N] each
@@ -97,9 +97,13 @@ class _KLOfHidden(torch.autograd.Function):
         """The divergence in nats, a scalar in fp32."""
         total = torch.zeros((), dtype=torch.float32, device=first.device)
         gradients = torch.empty_like(first), torch.empty_like(second)
+        room = first.new_empty(2, min(KL_CHUNK, len(first)), len(weight))  # made once: fresh memory is slow on a CPU
         for begin in range(0, len(first), KL_CHUNK):
             rows = slice(begin, begin + KL_CHUNK)
-            logits = [scaling.apply(nn.functional.linear(h[rows], weight, bias)) for h in (first, second)]
+            logits = [
+                scaling.apply(_head_of(hidden[rows], weight, bias, place))
+                for hidden, place in zip((first, second), room, strict=True)
+            ]
             few = max(1, CACHED_BYTES // (4 * weight.shape[0])) if first.device.type == "cpu" else KL_CHUNK
             for one, two in zip(*(each.split(few) for each in logits), strict=True):
                 total += _replace_by_gradients(one, two, scaling)
@@ -114,6 +118,12 @@ class _KLOfHidden(torch.autograd.Function):
         (scale,) = gradients
         first, second = (kept * scale.to(kept.dtype) for kept in ctx.saved_tensors)
         return first, second, None, None, None
+
+
+def _head_of(hidden: Tensor, weight: Tensor, bias: Tensor | None, room: Tensor) -> Tensor:
+    """The head's output [n, V] of hidden states [n, H], in the first n rows of `room`."""
+    logits = torch.mm(hidden, weight.t(), out=room[: len(hidden)])
+    return logits if bias is None else logits.add_(bias)
 
 
 def _replace_by_gradients(one: Tensor, two: Tensor, scaling: LogitScaling) -> Tensor:
