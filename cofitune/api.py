@@ -186,7 +186,7 @@ def search(
 
     with _called(resolved, num_processes, hostfile, console) as call:
         run = partial(recipe.search, resolved, overwrite=overwrite, console=call.console)
-        run_with_executor(run, resolved, num_processes, hostfile, call.console.out)
+        run_with_executor(run, resolved.search, resolved.run / "search", num_processes, hostfile, call.console.out)
     return SearchResult.read(resolved.run)
 
 

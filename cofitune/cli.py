@@ -77,7 +77,7 @@ def search(
 
     console = OUTPUT.console()
     run = partial(recipe.search, resolved, overwrite=overwrite, dry_run=dry_run, console=console, on_plan=OUTPUT.plan)
-    run_with_executor(run, resolved, num_processes, hostfile, console.out)
+    run_with_executor(run, resolved.search, resolved.run / "search", num_processes, hostfile, console.out)
 
 
 @app.command()

@@ -113,11 +113,11 @@ def test_importance_and_the_prefix_cache_see_the_limit(tmp_path: Path, monkeypat
     plan = prefix.PrefixPlan("layers", 1, [1], 1, torch.float32, prefix.SHARED_MEMORY)
     monkeypatch.setattr(prefix.shutil, "disk_usage", lambda _: SimpleNamespace(free=4 * GIB))
     assert plan.free_bytes == GIB // 2
-    monkeypatch.setattr(trial_prefix, "layer_bytes", lambda plan, measured: GIB)
+    monkeypatch.setattr(trial_prefix, "layer_bytes", lambda plan, items: GIB)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_: None)
     config = SimpleNamespace(search=SimpleNamespace(prefix_cache="memory"))
     shared, trial = SimpleNamespace(kept_layers=()), SimpleNamespace(region=SimpleNamespace(first=3), config=config)
-    keeps, message = trial_prefix.has_room(cast(Any, shared), cast(Any, trial))
+    keeps, message = trial_prefix.has_room(cast(Any, shared), cast(Any, trial), None)
     assert not keeps and "no room for the 1.0 GiB of layer 3: 512 MiB are free" in message
 
 

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from cofitune.config.eval import Eval
 from cofitune.config.section import Names, Section, as_list, as_text
 
+ITEMS = {"score": 64, "loss": 32}  # of each task, by `limit: auto`
 Rung = Annotated[int, Field(gt=0)]
 
 
@@ -117,7 +118,11 @@ class Search(Section):
         description="sqrt: the rate of each trial is that times sqrt(weights of the largest region of the search / "
         "weights of its own)",
     )
-    limit: int | None = Field(64, gt=0, description="items of each task in a trial's evaluation; null: all")
+    limit: Literal["auto"] | Annotated[int, Field(gt=0)] | None = Field(
+        "auto",
+        description="items of each task that a trial is measured on, under losses of data.validation, too; auto: 64 "
+        "under scores, 32 under losses, which say more an item; null: all",
+    )
     eval: Eval | None = Field(None, description="tasks of the trials, held apart from the test; null: those of eval")
     halving: Halving | None = Field(
         None,
@@ -157,6 +162,10 @@ class Search(Section):
     def most_seeds(self) -> int:
         """Seeds that a region is trained with at most."""
         return self.repeat_most if self.repeat == "auto" else self.repeat
+
+    def items_for(self, measure: Literal["loss", "score"]) -> int | None:
+        """Items of each task that a trial is measured on under a measure; None: all."""
+        return ITEMS[measure] if self.limit == "auto" else self.limit
 
     @property
     def measured_steps(self) -> tuple[int, ...]:

@@ -48,22 +48,28 @@ class SharedBeginning:
         """Tokens that are read."""
         return len(self.ids) + sum(len(rest.input_ids) for rest in self.rests)
 
+    @property
+    def num_labels(self) -> int:
+        """Tokens that are predicted."""
+        return sum(rest.num_supervised for rest in self.rests)
+
     def silent(self) -> SharedBeginning:
         """The same without a label: a rank that has nothing to read runs it beside the others."""
         rests = tuple(Example(rest.input_ids, [IGNORED] * len(rest.input_ids)) for rest in self.rests)
         return SharedBeginning(self.ids, rests, self.names)
 
 
-def divide(items: Sequence[SharedBeginning], room: int) -> list[list[SharedBeginning]]:
-    """Divide items, in their order, among batches of at most `room` tokens; one that is longer has its own."""
+def divide(items: Sequence[SharedBeginning], tokens: int, labels: int) -> list[list[SharedBeginning]]:
+    """Divide items, in their order, among batches of at most so many tokens and labels; a larger one has its own."""
     batches: list[list[SharedBeginning]] = []
-    left = 0
+    tokens_left = labels_left = 0
     for item in items:
-        if item.num_tokens > left:
+        if item.num_tokens > tokens_left or item.num_labels > labels_left:
             batches.append([])
-            left = room
+            tokens_left, labels_left = tokens, labels
         batches[-1].append(item)
-        left -= item.num_tokens
+        tokens_left -= item.num_tokens
+        labels_left -= item.num_labels
     return batches
 
 

@@ -27,7 +27,6 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from cofitune.config.load import dump_config
-from cofitune.config.schema import Config
 from cofitune.errors import UserError
 from cofitune.files import remove_free_lock, write_text
 from cofitune.launch.launcher import Ranks
@@ -63,27 +62,24 @@ def local_executor(ranks: Ranks, writes: Path | None = None) -> Iterator[TrialEx
             remove_free_lock(writes)
 
 
-def measure_trial(config: Config, ranks: Ranks) -> Measured:
-    """Start a worker, take a few real steps of the config's region and answer a few items of each task; then end it.
+def measure_trial(request: TrialRequest, ranks: Ranks) -> Measured:
+    """Start a worker, take a few real steps of the request's region and answer a few items of each task; then end it.
 
     Nothing is written outside a temporary folder, which lies where the search would write if several hosts must see it.
-
-    Args:
-        config: a trial's, as in a request.
 
     Raises:
         UserError: it failed; the message says why.
     """
     started = time.perf_counter()
-    shared = _nearest_folder(Path(config.output_dir)) if ranks.hosts else None
+    shared = _nearest_folder(request.folder) if ranks.hosts else None
     with temporary_folder("cofitune-measure-", shared) as folder:
-        config = config.model_copy(update={"output_dir": str(folder)})
+        config = request.config.model_copy(update={"output_dir": str(folder)})
         worker = _Worker(ranks)
         try:
             worker.wait_until_ready()
             to_ready = time.perf_counter() - started
-            request = TrialRequest("measured", config, folder.absolute())
-            answer = worker.ask({"do": "measure", "request": request.to_json()})
+            here = replace(request, config=config, folder=folder.absolute())
+            answer = worker.ask({"do": "measure", "request": here.to_json()})
             if answer is None:
                 raise UserError(f"no trial could be measured: {worker.last_words(folder / 'trial.log')}")
         finally:
@@ -106,7 +102,7 @@ def serve() -> None:
         request = TrialRequest.from_json(message["request"])
         _speak_into(request.folder / "trial.log")
         measures = message["do"] == "measure"
-        answer = asdict(runner.measure(request.config)) if measures else runner.run(request).to_json()
+        answer = asdict(runner.measure(request)) if measures else runner.run(request).to_json()
         if line:
             line.answer(answer)
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 from cofitune import __version__
 from cofitune.config.day import keep_day, today
 from cofitune.config.load import dump_config, load_resolved
-from cofitune.config.schema import FREE_SETTINGS, SECTIONS_READ, Config, EvalModel
+from cofitune.config.schema import FREE_SETTINGS, SECTIONS_READ, Config, Data, Eval, EvalModel, Importance, Rehearsal
 from cofitune.errors import UserError, differences
 from cofitune.files import gib, write_text
 from cofitune.model.other_folders import is_missing_folder
@@ -40,7 +40,9 @@ def check_folder(config: Config, command: str, overwrite: bool, resumes: bool = 
     """
     folder = config.run / command
     made_by = folder / "config.yaml"
-    _check_own(config, command)
+    asked = config.search.eval if command == "search" and config.search.eval else config.eval
+    sources = _sources(command, config.data, config.importance, config.rehearsal, asked)
+    _check_own(config.run, command, [config.model.name, *sources])
     if made_by.is_file() and not (overwrite or resumes):
         before, now = (_without_free(c.model_dump()) for c in (load_resolved(made_by), config))
         parts = SECTIONS_READ[command]
@@ -84,14 +86,14 @@ def start_folder(config: Config, command: str, overwrite: bool, resumes: bool = 
     return folder
 
 
-def _check_own(config: Config, command: str) -> None:
-    """Raise a UserError where a command's folder is not ours, or holds data that the command reads."""
-    folder = config.run / command
-    for made_by in (config.run / "config.yaml", folder / "config.yaml"):
+def _check_own(run: Path, command: str, sources: Iterable[str]) -> None:
+    """Raise a UserError where a command's folder is not ours, or holds what the command reads (`sources`)."""
+    folder = run / command
+    for made_by in (run / "config.yaml", folder / "config.yaml"):
         if made_by.exists() and not (made_by.is_file() and is_own_config(made_by)):
             raise UserError(f"output_dir: {made_by} is not ours and would be replaced; choose another output_dir")
     place = Path(os.path.realpath(folder))  # which a loop of links does not stop
-    for source in _sources(config, command):
+    for source in sources:
         read = Path(os.path.realpath(source))
         if place in (read, *read.parents):
             raise UserError(
@@ -106,17 +108,10 @@ def _check_own(config: Config, command: str) -> None:
         )
 
 
-def _sources(config: Config, command: str) -> Iterator[str]:
-    """The paths that a command reads its model and data from, as the config names them."""
-    tasks = config.search.eval if command == "search" and config.search.eval else config.eval
-    data = [*config.data.train, *config.data.validation, *(config.data.replay.data if config.data.replay else ())]
-    read = {
-        "train": [*data, *config.importance.data],
-        "importance": config.importance.data,
-        "rehearsal": config.rehearsal.data,
-    }
-    yield config.model.name
-    for source in read.get(command, [*data, *config.importance.data]):
+def _sources(command: str, data: Data, importance: Importance, rehearsal: Rehearsal, tasks: Eval) -> Iterator[str]:
+    """The paths that a command reads its data from, as these sections name them."""
+    trained = [*data.train, *data.validation, *(data.replay.data if data.replay else ()), *importance.data]
+    for source in {"importance": importance.data, "rehearsal": rehearsal.data}.get(command, trained):
         yield source.path
     if command in ("eval", "search", "compare"):
         versatility = [

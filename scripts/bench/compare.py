@@ -27,7 +27,8 @@ from sides import typed
 
 from cofitune.config.load import dump_config, load_config
 from cofitune.files import write_text
-from cofitune.recipes.compare.plan import Run, plan_compare, resolve_search
+from cofitune.recipes.compare.plan import Run, plan_compare
+from cofitune.recipes.compare.recipe import resolve_search
 from cofitune.reports.compare.content import Comparison
 from cofitune.reports.compare.table import comparison_tables, sentences
 from cofitune.reports.console import say

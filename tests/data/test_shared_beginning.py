@@ -74,10 +74,12 @@ def test_without_attention_by_conversation_it_is_refused() -> None:
 
 def test_batches_hold_what_there_is_room_for() -> None:
     items = shared()
-    sizes = [item.num_tokens for item in items]
-    assert [len(batch) for batch in divide(items, sum(sizes[:2]))] == [2, 1]
-    assert [len(batch) for batch in divide(items, 1)] == [1, 1, 1], "one that is longer has a batch of its own"
-    assert [len(batch) for batch in divide(items, sum(sizes))] == [3] and divide([], 5) == []
+    sizes, labels = [item.num_tokens for item in items], [item.num_labels for item in items]
+    assert labels == [6, 5, 3]
+    assert [len(batch) for batch in divide(items, sum(sizes[:2]), 99)] == [2, 1]
+    assert [len(batch) for batch in divide(items, 99, sum(labels[:2]))] == [2, 1]
+    assert [len(batch) for batch in divide(items, 1, 99)] == [1, 1, 1], "one that is longer has a batch of its own"
+    assert [len(batch) for batch in divide(items, sum(sizes), 99)] == [3] and divide([], 5, 5) == []
 
 
 @torch.no_grad()

@@ -134,7 +134,7 @@ def test_two_ranks_share_a_trial_and_go_on_where_it_paused(settings: dict[str, A
 
 def test_a_measured_trial_leaves_nothing(settings: dict[str, Any], tmp_path: Path) -> None:
     asked = request(settings, tmp_path / "trial", "1-2")
-    measured = measure_trial(asked.config, ONE)
+    measured = measure_trial(asked, ONE)
     assert measured.seconds_to_start > measured.seconds_a_step > 0 and measured.seconds_to_evaluate > 0
     assert not asked.folder.exists()
 
@@ -215,7 +215,7 @@ def test_on_several_hosts_a_trial_is_measured_where_all_of_them_see_it(
     config = Config(model=Model(name="x"), output_dir=str(tmp_path / "run" / "trials" / "measured"))
     several: tuple[Host, ...] = (Host("one", 1), Host("two", 1))
     for hosts in (several[:0], several):
-        assert measure_trial(config, Ranks(2, hosts, ())).seconds_a_step == 2.0
+        assert measure_trial(TrialRequest("measured", config, config.run), Ranks(2, hosts, ())).seconds_a_step == 2.0
     alone, shared = folders
     assert shared.parent == tmp_path and alone.parent != tmp_path
     assert not shared.exists() and not list(tmp_path.iterdir())

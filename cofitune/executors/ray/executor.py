@@ -22,7 +22,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cofitune.config.schema import Config
 from cofitune.errors import UserError
 from cofitune.executors.ray.cluster import Node, check_versions, join_cluster, last_line, nodes_that_hold, pinned_to
 from cofitune.executors.ray.node import (
@@ -149,7 +148,7 @@ class RayExecutor:
         finally:
             self._end(list(tasks.values()))
 
-    def measure(self, config: Config) -> Measured:
+    def measure(self, request: TrialRequest) -> Measured:
         """Take the time of a few steps of a trial, and of a few items, on a node that can hold it.
 
         Raises:
@@ -158,9 +157,7 @@ class RayExecutor:
         if self._ray is None:
             self._connect()
         try:
-            _, measured = self._ray.get(
-                self._send(TrialRequest("measured", config, Path(config.output_dir)), measure_errand)
-            )
+            _, measured = self._ray.get(self._send(request, measure_errand))
         except self._ray.exceptions.RayError as error:
             raise UserError(f"no trial could be measured on the cluster: {last_line(error)}") from None
         result: Measured = measured
@@ -226,7 +223,7 @@ class RayExecutor:
             search=self._search,
             request=travels.to_json(),
             cwd=str(Path.cwd()),
-            needs=needed_paths(request.config),
+            needs=needed_paths(request),
             begin=node is None,
             ranks=self._demand.ranks,
             environment=self._environment,

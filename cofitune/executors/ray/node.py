@@ -19,7 +19,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cofitune import __version__
-from cofitune.config.schema import Config
 from cofitune.errors import UserError
 from cofitune.files import write_atomically
 from cofitune.launch.launcher import Ranks
@@ -113,7 +112,7 @@ def measure_errand(errand: RemoteTrial) -> Measured:
 
     request = _make_ready(errand, _trial_folder(errand))
     _keep_open_files()
-    return measure_trial(request.config, _ranks(errand.ranks))
+    return measure_trial(request, _ranks(errand.ranks))
 
 
 def forget_search(search: str) -> None:
@@ -132,8 +131,9 @@ def search_folder(search: str) -> Path:
     return Path(tempfile.gettempdir()) / search
 
 
-def needed_paths(config: Config) -> tuple[str, ...]:
-    """Absolute paths of the files and folders that a trial of this config reads; names on the hub are none."""
+def needed_paths(request: TrialRequest) -> tuple[str, ...]:
+    """Absolute paths of the files and folders that a trial reads; names on the hub are none."""
+    config = request.config
     sections = config.data.model_dump(), config.eval.model_dump(exclude={"models"}), config.train.model_dump()
     results = [config.model.name, *(text for section in sections for text in _paths_in(section))]
     return tuple(dict.fromkeys(str(Path(text).absolute()) for text in results if Path(text).exists()))

@@ -6,20 +6,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cofitune.config.load import overlay
-from cofitune.config.schema import FREE_SETTINGS, Compare, Config, EvalModel, SoftMask
+from cofitune.config.schema import FREE_SETTINGS, Compare, Config, Eval, EvalModel, SoftMask
 from cofitune.errors import ArtifactError, ConfigError, UserError
 from cofitune.evaluation.batch_size import MOST_ON_HOST
 from cofitune.evaluation.statistics.matched import BASE
 from cofitune.files import read_json, sha256_json
 from cofitune.model.load import dtype_name
-from cofitune.model.weight_files import fingerprint
 from cofitune.recipes.evaluate.batches import AUTO
 from cofitune.recipes.evaluate.plan import EvalPlan, plan_eval
 from cofitune.recipes.folders import check_disk_space, check_folder
 from cofitune.recipes.train import recipe as training
 from cofitune.recipes.train.plan import TrainPlan
 from cofitune.rehearsal.items import FOLDER as REHEARSAL
-from cofitune.search.winner import read_winner
 
 FOLDER = "compare"
 SCORED = "scored"  # below it: the evaluation of all of the comparison's models
@@ -130,7 +128,13 @@ def plan_compare(config: Config, overwrite: bool = False, dry_run: bool = False,
     folder = check_folder(config, FOLDER, overwrite)
     runs = _runs(config, folder)
     trainings = [_check(run, overwrite, dry_run, ranks) for run in runs]
-    plan = ComparePlan(_with_batch_size(config), folder, tuple(runs), tuple(trainings), items=0)
+    plan = ComparePlan(
+        config.model_copy(update={"eval": _with_batch_size(config.eval)}),
+        folder,
+        tuple(runs),
+        tuple(trainings),
+        items=0,
+    )
     tasks = _check_evaluation(plan, overwrite).tasks
     counted = {t.task.category for t in tasks if t.metric.unit == "share"}
     if "speciality" not in counted or counted == {"speciality"}:
@@ -144,11 +148,9 @@ def plan_compare(config: Config, overwrite: bool = False, dry_run: bool = False,
     return plan
 
 
-def _with_batch_size(config: Config) -> Config:
+def _with_batch_size(asked: Eval) -> Eval:
     """One number for all runs: each is scored in a process of its own, which may see more or less free memory."""
-    if config.eval.batch_size != AUTO:
-        return config
-    return config.model_copy(update={"eval": config.eval.model_copy(update={"batch_size": MOST_ON_HOST})})
+    return asked if asked.batch_size != AUTO else asked.model_copy(update={"batch_size": MOST_ON_HOST})
 
 
 def _runs(config: Config, folder: Path) -> list[Run]:
@@ -234,19 +236,6 @@ def _check_alike(run: Run, plan: TrainPlan) -> None:
             f"{run.folder} was trained otherwise than this call would ({'; '.join(unlike)}); call it as before, or "
             "--overwrite the comparison"
         )
-
-
-def resolve_search(config: Config) -> Config:
-    """Where the config trains the region that its search found, name that region: a run has no search of its own.
-
-    Raises:
-        ArtifactError: there is none, or it was found on another base.
-    """
-    if config.region != "search":
-        return config
-    layers, modules = read_winner(config.run / "search", fingerprint(config.model.name, config.model.revision))
-    changes = {"region": {"layers": layers, "modules": list(modules)}}
-    return overlay(config, changes, "region: search", {})
 
 
 def required_disk_bytes(plan: ComparePlan) -> int:

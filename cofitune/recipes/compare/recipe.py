@@ -10,12 +10,13 @@ from typing import Protocol
 
 from rich.console import Console
 
-from cofitune.config.load import dump_config
+from cofitune.config.load import dump_config, overlay
 from cofitune.config.schema import Config
 from cofitune.errors import UserError, install
 from cofitune.files import exclusive, read_json, write_checked_json, write_text
 from cofitune.jsonl import append_line
-from cofitune.recipes.compare.plan import FOLDER, ComparePlan, Run, model_name, plan_compare, resolve_search
+from cofitune.model.weight_files import fingerprint
+from cofitune.recipes.compare.plan import FOLDER, ComparePlan, Run, model_name, plan_compare
 from cofitune.recipes.compare.plan_report import about, plan_facts, print_plan, time_left
 from cofitune.recipes.compare.result import build_comparison, finished_runs
 from cofitune.recipes.compare.store import STORE, RunLine, mean_seconds, read_store
@@ -28,6 +29,7 @@ from cofitune.reports.compare.plot import methods_picture
 from cofitune.reports.compare.table import comparison_tables, sentences
 from cofitune.reports.console import say
 from cofitune.reports.figure import can_draw, write_picture
+from cofitune.search.winner import read_winner
 
 
 class RunCommand(Protocol):
@@ -185,3 +187,16 @@ def _hand_on_answers(result: Path, cache: Path) -> None:
     for entry in result.iterdir() if result.is_dir() else ():
         if entry.is_dir() and not (cache / entry.name).exists():
             shutil.copytree(entry, cache / entry.name)
+
+
+def resolve_search(config: Config) -> Config:
+    """Where the config trains the region that its search found, name that region: a run has no search of its own.
+
+    Raises:
+        ArtifactError: there is none, or it was found on another base.
+    """
+    if config.region != "search":
+        return config
+    layers, modules = read_winner(config.run / "search", fingerprint(config.model.name, config.model.revision))
+    changes = {"region": {"layers": layers, "modules": list(modules)}}
+    return overlay(config, changes, "region: search", {})

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 from rich.console import Console
 
+from cofitune.config import schema
 from cofitune.config.load import LoadedConfig
 from cofitune.config.schema import Config
 from cofitune.config.source import Source
@@ -32,7 +34,7 @@ from cofitune.search.space import check_levels
 from cofitune.training.monitor import check_installed
 from cofitune.training.optimizer import check_optimizer
 
-SOURCES = ("data.train", "data.validation", "importance.data", "rehearsal.data")
+SOURCES = ("data.train", "data.validation", "importance.data", "rehearsal.data", "data.replay.data")
 
 
 @dataclass
@@ -65,18 +67,20 @@ def validate(loaded: LoadedConfig, console: Console) -> Findings:
         ConfigError: all that is wrong, together.
     """
     config, found = loaded.config, Findings()
-    found.check("output_dir", lambda: _check_output(config))
+    found.check("output_dir", lambda: _check_output(config.run))
     found.check("model", lambda: _check_model(config, found))
-    found.check("train", lambda: _check_packages(config))
+    found.check("train", lambda: _check_packages(config.train))
     if config.search.levels != "paper":
-        found.check("search.levels", lambda: _check_levels(config))
-    found.check("data.max_length", lambda: _check_length(config, found))
-    for place, sources in _sources(config):
+        found.check("search.levels", lambda: _check_levels(config.model, config.search))
+    found.check("data.max_length", lambda: _check_length(config.model, config.data, found))
+    data, replay = config.data, config.data.replay
+    named = (data.train, data.validation, config.importance.data, config.rehearsal.data, replay.data if replay else ())
+    for place, sources in zip(SOURCES, named, strict=True):
         for source in sources:
             found.check(place, partial(_check_source, place, source))
     if not config.data.train:
         found.missing.append("data.train: no training items are named, which `cofitune train` and `search` need")
-    _check_tasks(config, found)
+    _check_tasks(config.train, config.run, config.eval, found)
     for line in found.good:
         say(console, ("ok       ", "green"), line)
     for line in found.missing:
@@ -90,29 +94,28 @@ def validate(loaded: LoadedConfig, console: Console) -> Findings:
     return found
 
 
-def _check_output(config: Config) -> str:
-    check_place(config.run)
-    return config.output_dir
+def _check_output(run: Path) -> str:
+    check_place(run)
+    return str(run)
 
 
-def _check_packages(config: Config) -> str:
+def _check_packages(train: schema.Train) -> str:
     """What optimizer and trackers need; of a tracker's server nothing is asked."""
-    train = config.train
     check_optimizer(train.optimizer)
     check_installed(train.report_to)
     return f"{train.optimizer}{''.join(f', {name}' for name in train.report_to)}"
 
 
-def _check_levels(config: Config) -> str:
-    anatomy = base_anatomy(config.model, base_config(config.model))
-    levels = search_levels(config.search, anatomy.modules)
+def _check_levels(model: schema.Model, search: schema.Search) -> str:
+    anatomy = base_anatomy(model, base_config(model))
+    levels = search_levels(search, anatomy.modules)
     check_levels(levels, anatomy.num_layers, anatomy.modules)
     return many(len(levels), "level")
 
 
-def _check_length(config: Config, found: Findings) -> str:
+def _check_length(model: schema.Model, data: schema.Data, found: Findings) -> str:
     """Whether the shortest item that there can be fits; a dry run looks at the others."""
-    model, data, needs = config.model, config.data, Prerequisites(dry_run=True)
+    needs = Prerequisites(dry_run=True)
     base_config(model)  # whose message about a model that is not there is the better one
     try:
         tokenizer = load_tokenizer(model.name, model.revision, model.trust_remote_code)
@@ -141,25 +144,17 @@ def _check_model(config: Config, found: Findings) -> str:
     if config.adapter is None and config.region == "search" and not (config.run / "search" / "region.yaml").is_file():
         found.missing.append("region: `cofitune search` with this config finds it")
         return about
-    region, adapter = resolve.find_trained(config, anatomy, needs, None)
+    region, adapter = resolve.find_trained(config.region, config.adapter, config.run / "search", anatomy, needs, None)
     if adapter is not None:
         return f"{about}; {adapter.kind} on {region_text(region)}"
     masked_modules(config.softmask, region, anatomy)
     if config.softmask.apply_to != "none":
         found.missing += [
             f"softmask: `cofitune importance` makes {folder}"
-            for folder in importance_folders(config)
+            for folder in importance_folders(config.softmask, config.run)
             if not (folder / "manifest.json").is_file()
         ]
     return f"{about}; region {region_text(region)}, {region.num_parameters(anatomy):,} trained weights"
-
-
-def _sources(config: Config) -> Iterator[tuple[str, tuple[Source, ...]]]:
-    for place in SOURCES:
-        section, key = place.split(".")
-        yield place, getattr(getattr(config, section), key)
-    if config.data.replay:
-        yield "data.replay.data", config.data.replay.data
 
 
 def _check_source(place: str, source: Source) -> str:
@@ -175,15 +170,15 @@ def _check_source(place: str, source: Source) -> str:
     return f"{source.path}, {'on the hub' if size is None else f'{size:,} bytes'}"
 
 
-def _check_tasks(config: Config, found: Findings) -> None:
+def _check_tasks(train: schema.Train, run: Path, asked: schema.Eval, found: Findings) -> None:
     """Read the tasks' items; what a rehearsal is yet to make is missing, not wrong."""
-    train, folder = config.train, rehearsal_folder(config.train, config.run)
+    folder = rehearsal_folder(train, run)
     if (train.rehearsal or train.drift_data) and not (folder / "manifest.json").is_file():
         key = "train.rehearsal" if train.rehearsal else "train.drift_data"
         found.missing.append(f"{key}: `cofitune rehearse` makes {folder}")
-    lacking = [task for task in eval_tasks(config.eval) if lacking_rehearsal(task)]
+    lacking = [task for task in eval_tasks(asked) if lacking_rehearsal(task)]
     found.missing += [f"eval.drift: `cofitune rehearse` makes {task.path}" for task in lacking]
-    tasks = [task for task in eval_tasks(config.eval) if task not in lacking]
+    tasks = [task for task in eval_tasks(asked) if task not in lacking]
     if not tasks:
         return
     if importlib.util.find_spec("lm_eval") is None:

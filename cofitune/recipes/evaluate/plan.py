@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from cofitune import __version__
+from cofitune.config import schema
 from cofitune.config.schema import Config, EvalModel
 from cofitune.data.encoded import tokenizer_sha256
 from cofitune.distributed import device, device_name
@@ -176,9 +177,9 @@ def plan_eval(
     if dry_run and len(models) == 1:
         missing.append(f"no finished training in {config.run / 'train'}; run `cofitune train` first, to score it")
     _check_reasoning(models, tasks)
-    _check_engine(config, tasks)
+    _check_engine(config.eval.engine, tasks)
     base = models[0].source
-    positions = _positions(config, models)
+    positions = _positions(config.eval.engine, models)
     for loaded in tasks:
         if loaded.rehearsal is not None:
             made_by = base.name, base.fingerprint, tokenizer_sha256(base.tokenizer)
@@ -189,7 +190,7 @@ def plan_eval(
         folder=folder,
         models=models,
         tasks=tasks,
-        settings=_settings(config, models, grading),
+        settings=_settings(config.model, config.eval, models, grading),
         positions=positions,
         requirements=_requirements(require, models, tasks),
         missing=tuple(missing),
@@ -201,31 +202,33 @@ def plan_eval(
     return _with_chosen_batches(plan, overwrite)
 
 
-def _positions(config: Config, models: Sequence[EvalTarget]) -> int | None:
+def _positions(engine: str, models: Sequence[EvalTarget]) -> int | None:
     """Tokens that a prompt and its answer may have; None where no model says."""
     positions = min((m.source.positions for m in models if m.source.positions is not None), default=None)
-    if positions is not None and config.eval.engine == "vllm":
+    if positions is not None and engine == "vllm":
         positions -= 1  # it generates a token even where it only reads
     return positions
 
 
-def _settings(config: Config, models: Sequence[EvalTarget], grading: dict[str, str]) -> dict[str, Any]:
+def _settings(
+    model: schema.Model, asked: schema.Eval, models: Sequence[EvalTarget], grading: dict[str, str]
+) -> dict[str, Any]:
     """What all answers depend on besides weights and tasks, as the config has it."""
     versions_of_engine = {}
-    if config.eval.engine == "vllm":  # whose kernels are its own
+    if asked.engine == "vllm":  # whose kernels are its own
         engine: dict[str, object] = {"engine": "vllm"}
         versions_of_engine["vllm"] = vllm_version()
     else:
-        kernels = [kernels_recorded(config.model, model.source.model_type) for model in models]  # or one that has none
-        engine = {"attn_implementation": config.model.attn_implementation, **kernels[0]}
-        if config.model.has_flash_attention:
+        kernels = [kernels_recorded(model, one.source.model_type) for one in models]  # or one that has none
+        engine = {"attn_implementation": model.attn_implementation, **kernels[0]}
+        if model.has_flash_attention:
             versions_of_engine["flash-attn"] = package_version("flash-attn")
     return {
-        "dtype": dtype_name(choose_dtype(config.model.dtype)),
+        "dtype": dtype_name(choose_dtype(model.dtype)),
         **engine,
-        "batch_size": config.eval.batch_size,
+        "batch_size": asked.batch_size,
         "device": device_name(),
-        "trust_remote_code": config.model.trust_remote_code,
+        "trust_remote_code": model.trust_remote_code,
         **models[0].source.asked,
         "versions": {
             "cofitune": __version__,
@@ -268,10 +271,10 @@ def _with_chosen_batches(plan: EvalPlan, overwrite: bool) -> EvalPlan:
     return plan.with_batches(sizes)
 
 
-def _check_engine(config: Config, tasks: Sequence[LoadedTask]) -> None:
+def _check_engine(engine: str, tasks: Sequence[LoadedTask]) -> None:
     """Raise a UserError where vLLM is asked for what it cannot measure."""
     drift = [t.task.title for t in tasks if t.rehearsal is not None]
-    if config.eval.engine == "vllm" and drift:
+    if engine == "vllm" and drift:
         raise UserError(
             f"eval.engine: vllm cannot measure '{drift[0]}': drift compares with probabilities that transformers has "
             "computed, token by token; leave eval.drift out, or use transformers"

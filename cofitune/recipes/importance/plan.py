@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from cofitune import __version__
+from cofitune.config import schema
 from cofitune.config.schema import Config
 from cofitune.data.batches import Batch, collate
 from cofitune.data.chat import CONVERSATION, set_template
@@ -130,7 +131,7 @@ def plan_importance(config: Config, overwrite: bool = False, rank: Rank = ALONE)
     Raises:
         UserError: no data is named, or a file, an item, the model or the output folder cannot be used.
     """
-    _check_request(config)
+    _check_request(config.importance, config.model.attn_implementation)
     requested, model = config.importance, config.model
     sums = config.run / "importance" / PARTIAL
     folder = check_folder(config, "importance", overwrite, resumes=sums.is_dir())  # whose sums: that is seen below
@@ -179,9 +180,8 @@ def plan_importance(config: Config, overwrite: bool = False, rank: Rank = ALONE)
     return plan
 
 
-def _check_request(config: Config) -> None:
-    """Find what the config alone shows to be impossible."""
-    requested, kernel = config.importance, config.model.attn_implementation
+def _check_request(requested: schema.Importance, kernel: str) -> None:
+    """Find what the config alone shows to be impossible; `kernel`: of attention."""
     if not requested.data:
         raise UserError(
             "importance.data: names no data; give it general data, what the model should keep being able to do, for "

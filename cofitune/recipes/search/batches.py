@@ -51,7 +51,7 @@ def _for_losses(measure: Measure, training: TrainPlan) -> int | None:
     if training.data.tokenizer is None or measure.kind != "loss":
         return None
     one = measure.tasks.model_copy(update={"batch_size": 1})
-    items = read_loss_items(one, training.config.data.max_length, training.data)
+    items = read_loss_items(one, training.config.data.max_length, training.data, measure.limit)
     examples = [*items.development, *(e for choices in items.choices for e in choices.examples)]
     whole = max((len(e.input_ids) for e in examples), default=0)
     read = max((sum(label != IGNORED for label in e.labels) for e in examples), default=0)

@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cofitune.config.schema import Config, Search
+from cofitune.config.schema import Search
 from cofitune.errors import UserError
 from cofitune.files import gib
 from cofitune.recipes.search.gradient_statistics import ITEMS
 from cofitune.recipes.search.plan import SearchPlan
 from cofitune.recipes.search.proxy import known_statistics
 from cofitune.recipes.search.trial_config import trial_config
-from cofitune.recipes.trial.executor import Measured
+from cofitune.recipes.trial.executor import Measured, TrialRequest
 from cofitune.reports.text import duration, many, region_text
 from cofitune.search.budget import Expected
 from cofitune.search.halving import SuccessiveHalving
 from cofitune.search.store import Store
 from cofitune.search.trial import BASE
 
-Measure = Callable[[Config], Measured]  # takes a few steps of a trial's config, and writes nothing
+MEASURED = "measured"  # the trial that nobody keeps
+Measure = Callable[[TrialRequest], Measured]  # takes a few steps of a trial, and writes nothing
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,9 @@ def cost_lines(plan: SearchPlan, store: Store | None, measure: Measure, proxy_ra
     if expected:
         source = "by the mean of the trials in the store"
     else:
+        folder = plan.folder / "trials" / MEASURED
         try:
-            measured = measure(trial_config(plan, plan.largest, plan.folder / "trials" / "measured"))
+            measured = measure(TrialRequest(MEASURED, trial_config(plan, plan.largest, folder), folder))
         except UserError as error:
             return [f"The time is not known: {error}", *lines]
         expected = Expected(measured.seconds_a_step, measured.seconds_to_evaluate)

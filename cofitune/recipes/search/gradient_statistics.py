@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedModel
 
+from cofitune.config import schema
 from cofitune.config.schema import Config
 from cofitune.data.batches import Batch, collate
 from cofitune.data.chat import Example, set_template
@@ -65,32 +66,36 @@ def take_statistics(config: Config | None, path: Path) -> None:
         UserError: the model or the data cannot be used.
     """
     start_distributed()
-    config, items = run_on_rank_zero(lambda: _read(config))
-    model = config.model
+    config = run_on_rank_zero(lambda: config)
+    if config is None:
+        raise RuntimeError("rank 0 has no config")
+    model, data, general = config.model, config.data, config.importance
+    items = run_on_rank_zero(lambda: _read(model, data, general))
     check_agreement({"model": fingerprint(model.name, model.revision), "packages": versions_of_packages()})
     anatomy = base_anatomy(model, base_config(model))
-    sharded = bool(all_reduce_max(int(_is_sharded(config, anatomy, items)), device()))
-    with telling_out_of_memory(partial(_explain, config, sharded)), _model(config, anatomy, sharded) as loaded:
+    sharded = bool(all_reduce_max(int(_is_sharded(config.deepspeed.zero_stage, model.dtype, anatomy, items)), device()))
+    with (
+        telling_out_of_memory(partial(_explain, config.data.max_length, sharded)),
+        _model(model, anatomy, sharded) as loaded,
+    ):
         gain = _norms(loaded, anatomy, items.speciality, MICRO_BATCH, items.pad_token_id, first_norm, sharded)
         harm = _norms(loaded, anatomy, items.general, 1, items.pad_token_id, squared_norm, sharded)
     run_on_rank_zero(lambda: write_checked_json(path, asdict(Statistics(gain, harm))))
 
 
-def _read(config: Config | None) -> tuple[Config, Items]:
-    if config is None:
-        raise RuntimeError("rank 0 has no config")
-    base_config(config.model)  # whose message about a model that is not there is the better one
-    tokenizer = load_tokenizer(config.model.name, config.model.revision, config.model.trust_remote_code)
-    set_template(tokenizer, chat_template(config.data))
+def _read(model: schema.Model, data: schema.Data, importance: schema.Importance) -> Items:
+    base_config(model)  # whose message about a model that is not there is the better one
+    tokenizer = load_tokenizer(model.name, model.revision, model.trust_remote_code)
+    set_template(tokenizer, chat_template(data))
 
     def choose(sources: list[Source], train_on: str, max_items: int | None) -> list[Example]:
-        encoding = Encoding(config.data.max_length, train_on, config.data.on_bad_item)
+        encoding = Encoding(data.max_length, train_on, data.on_bad_item)
         encoded = encode_sources(sources, tokenizer, encoding, max_items)
         return _spread(Examples.chain(one.examples for one in encoded))
 
-    speciality = choose(data_sources(config.data.train), config.data.train_on, None)
-    general = choose(data_sources(config.importance.data), "response", config.importance.max_items)
-    return config, Items(speciality, general, int(tokenizer.pad_token_id))
+    speciality = choose(data_sources(data.train), data.train_on, None)
+    general = choose(data_sources(importance.data), "response", importance.max_items)
+    return Items(speciality, general, int(tokenizer.pad_token_id))
 
 
 def _spread(examples: Examples) -> list[Example]:
@@ -99,31 +104,31 @@ def _spread(examples: Examples) -> list[Example]:
     return [examples[i] for i in sorted((int(i) for i in chosen), key=lambda i: int(examples.lengths[i]))]
 
 
-def _is_sharded(config: Config, anatomy: Anatomy, items: Items) -> bool:
+def _is_sharded(stage: int | str, dtype: str, anatomy: Anatomy, items: Items) -> bool:
     """Whether this rank would have the weights shared."""
-    rank, stage = this_rank(), config.deepspeed.zero_stage
+    rank = this_rank()
     if rank.world_size == 1 or stage in (1, 2):
         return False
-    size = choose_dtype(config.model.dtype).itemsize
+    size = choose_dtype(dtype).itemsize
     whole = memory_estimate(anatomy, size, min(MICRO_BATCH, len(items.speciality)), items.longest, passes=1)
     requested = "zero3" if stage == 3 else "auto"
     return choose_sharding(requested, sum(whole.values()), device_memory(rank), rank.world_size).sharded
 
 
 @contextmanager
-def _model(config: Config, anatomy: Anatomy, sharded: bool) -> Iterator[PreTrainedModel]:
+def _model(model: schema.Model, anatomy: Anatomy, sharded: bool) -> Iterator[PreTrainedModel]:
     """The base on this rank's device: whole, or its share of it."""
     if not sharded:
-        yield load_base(config.model, trains=True).to(device())
+        yield load_base(model, trains=True).to(device())
         return
 
     def load() -> PreTrainedModel:
-        model = load_base(config.model, trains=True)
-        freeze_outside(model, module_weights(anatomy))
-        hold_until_gradients(model)
-        return model
+        loaded = load_base(model, trains=True)
+        freeze_outside(loaded, module_weights(anatomy))
+        hold_until_gradients(loaded)
+        return loaded
 
-    engine = share_frozen(load, choose_dtype(config.model.dtype), gathered_at_once(anatomy))
+    engine = share_frozen(load, choose_dtype(model.dtype), gathered_at_once(anatomy))
     try:
         yield engine.module
     finally:
@@ -152,10 +157,10 @@ def _norms(
     return gradient_norms(model, anatomy, micro_batches(), norm, idle=most - len(own) if sharded else 0)
 
 
-def _explain(config: Config, sharded: bool, _: Exception, output: str) -> str:
+def _explain(max_length: int, sharded: bool, _: Exception, output: str) -> str:
     ways = [
         *([] if sharded else ["deepspeed.zero_stage: 3 on several ranks, which then share the weights"]),
-        f"data.max_length: {config.data.max_length // 2}, which cuts longer items, in the trials, too",
+        f"data.max_length: {max_length // 2}, which cuts longer items, in the trials, too",
         "search.proxy: none",
     ]
     return f"out of memory as gradients were taken: {output}; what would take less: {'; or '.join(ways)}"

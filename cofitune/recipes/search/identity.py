@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cofitune.config import schema
-from cofitune.config.schema import Config
 from cofitune.data.template import NAMED, template_sha256
 from cofitune.evaluation.items import LoadedTask
 from cofitune.model.load import choose_dtype, dtype_name
@@ -33,7 +32,7 @@ def search_identity(
     """
     config = plan.config
     without_effect = {"max_steps", "num_train_epochs", "max_drift", "rehearsal", *schema.FREE_SETTINGS["train"]}
-    train = config.train.model_dump(mode="json", exclude=without_effect) | {"learning_rate": base_rate(config)}
+    train = config.train.model_dump(mode="json", exclude=without_effect) | {"learning_rate": base_rate(plan)}
     if config.search.rate_scaling != "none":
         train |= {"rate_scaling": config.search.rate_scaling, "rate_is_of_weights": plan.most_weights}
     data = comparable_data(config.data, exclude=("train",))
@@ -47,7 +46,7 @@ def search_identity(
     return {
         "model": {
             "fingerprint": training.base_fingerprint,
-            "dtype": _dtype(config),
+            "dtype": _dtype(config.model.dtype, config.search.executor),
             "attn_implementation": config.model.attn_implementation,
             **kernels_recorded(config.model, plan.anatomy.model_type),
         },
@@ -74,14 +73,15 @@ def _losses(plan: SearchPlan, training: TrainPlan) -> dict[str, object]:
         "measured_steps": list(plan.config.search.halved_steps),
         "held_out_sha256": answers.hexdigest(),
         "validation": [[one.source.format, one.sha256] for one in training.data.validation_sources],
+        **({"validation_items": plan.measure.limit} if plan.measure.validation else {}),
     }
 
 
-def _dtype(config: Config) -> str:
+def _dtype(dtype: str, executor: str) -> str:
     """The precision of the trials: what `auto` comes to here; a cluster's nodes may differ from this machine."""
-    if config.model.dtype == "auto" and config.search.executor == "ray":
+    if dtype == "auto" and executor == "ray":
         return "auto, on the cluster"
-    return dtype_name(choose_dtype(config.model.dtype))
+    return dtype_name(choose_dtype(dtype))
 
 
 def _task(loaded: LoadedTask, by_loss: bool) -> dict[str, object]:

@@ -26,6 +26,7 @@ class Measure:
         why: what decided for it, in words; empty where the config asks for scores.
         tasks: what a trial is asked, limits applied: all tasks of an evaluation; or those that losses are taken on.
         section: where they stand in the config.
+        limit: items of each task, and of data.validation; None: all.
         validation: whether the speciality loss is taken on data.validation instead of tasks.
         unused: titles of tasks that a measure by losses asks nothing of.
     """
@@ -34,6 +35,7 @@ class Measure:
     why: str
     tasks: schema.Eval
     section: str
+    limit: int | None
     validation: bool = False
     unused: tuple[str, ...] = ()
 
@@ -42,7 +44,8 @@ class Measure:
         """What is to be said of it before the first trial."""
         if self.kind == "score":
             return (f"measure: score, since {self.why}",) if self.why else ()
-        on = "data.validation" if self.validation else f"{self.section}.speciality"
+        of_validation = "data.validation" + (f" (the first {self.limit})" if self.limit else "")
+        on = of_validation if self.validation else f"{self.section}.speciality"
         notes = [f"measure: loss, since {self.why}; the speciality loss is that of the answers in {on}"]
         if self.unused:
             notes.append(f"measure: loss asks nothing of {', '.join(self.unused)}, which would need generated answers")
@@ -56,50 +59,55 @@ def choose_measure(config: Config) -> Measure:
         ConfigError: measure: loss is asked for, and something that it needs is missing; it says what.
     """
     requested = config.search.measure
-    problem = _why_no_losses(config)
+    asked = config.search.eval or config.eval
+    # a test set is no stand-in where data.validation is given
+    speciality = () if config.search.eval is None and config.data.validation else _answered(asked.speciality)
+    answers = _place(config.train, config.run)
+    problem = _why_no_losses(config.search.objective, config.train, answers, config.rehearsal.held_out)
+    if not problem and not speciality and not config.data.validation:
+        problem = "neither a task of speciality with right answers nor data.validation says what is to be learnt"
     if requested == "loss" and problem:
         raise ConfigError([f"search.measure: loss cannot be taken: {problem}"])
-    tasks, section = _limited(config), "eval" if config.search.eval is None else "search.eval"
-    if requested == "score" or (requested is None and problem):
-        return Measure("score", "" if requested else problem, tasks, section)
-    why = "search.measure says so" if requested else f"{_place(config)} holds out answers to measure drift on"
-    validation = not _speciality(config, tasks)
+    section = "eval" if config.search.eval is None else "search.eval"
+    kind: Kind = "score" if requested == "score" or (requested is None and problem) else "loss"
+    limit = config.search.items_for(kind)
+    tasks = _limited(asked, limit)
+    if kind == "score":
+        return Measure("score", "" if requested else problem, tasks, section, limit)
+    why = "search.measure says so" if requested else f"{answers} holds out answers to measure drift on"
+    validation = not speciality
     loss_tasks = _with_answers(tasks, no_speciality=validation)
     kept = {task.title for group in tasks_by_category(loss_tasks).values() for task in group}
     unused = [t.title for group in tasks_by_category(tasks).values() for t in group if t.title not in kept]
-    return Measure("loss", why, loss_tasks, section, validation, tuple(unused))
+    return Measure("loss", why, loss_tasks, section, limit, validation, tuple(unused))
 
 
-def _why_no_losses(config: Config) -> str:
-    """What a measure by losses lacks, in words; empty where it lacks nothing."""
-    train = config.train
-    if config.search.objective != "unified":
-        return f"search.objective: {config.search.objective} ranks by scores"
+def _why_no_losses(objective: str, train: schema.Train, folder: Path, held_out: float) -> str:
+    """What a measure of drift lacks, in words; empty where it lacks nothing.
+
+    Args:
+        folder: of the rehearsal whose held-out answers drift is measured on.
+        held_out: `rehearsal.held_out`, by which it is yet to be made.
+    """
+    if objective != "unified":
+        return f"search.objective: {objective} ranks by scores"
     if train.rehearsal is None and train.drift_data is None:
         return "there are no held-out answers of the base to measure drift on (train.rehearsal or train.drift_data)"
-    folder = _place(config)
     if not (folder / MANIFEST).is_file():  # it is still to be made
-        if config.rehearsal.held_out == 0:
+        if held_out == 0:
             return f"rehearsal.held_out: 0 leaves no answer in {folder} to measure drift on"
-    elif not _holds_out(config):
+    elif not read_rehearsal(folder).of(held_out=True):
         return f"{folder} holds out no answer to measure drift on (rehearsal.held_out)"
-    if not _speciality(config, _limited(config)) and not config.data.validation:
-        return "neither a task of speciality with right answers nor data.validation says what is to be learnt"
     return ""
 
 
-def _holds_out(config: Config) -> bool:
-    return bool(read_rehearsal(_place(config)).of(held_out=True))
-
-
-def _place(config: Config) -> Path:
+def _place(train: schema.Train, run: Path) -> Path:
     """The folder of the rehearsal whose held-out answers drift is measured on."""
-    return Path(config.train.drift_data) if config.train.drift_data else rehearsal_folder(config.train, config.run)
+    return Path(train.drift_data) if train.drift_data else rehearsal_folder(train, run)
 
 
-def _limited(config: Config) -> schema.Eval:
-    """The tasks of `search.eval`, or of `eval`, with at most `search.limit` items each; no model beside the run."""
-    given, most = config.search.eval or config.eval, config.search.limit
+def _limited(given: schema.Eval, most: int | None) -> schema.Eval:
+    """The tasks with at most `most` items each, as `search.limit` says; no model beside the run."""
 
     def limited(tasks: tuple[schema.Task, ...]) -> tuple[schema.Task, ...]:
         if most is None:
@@ -114,13 +122,6 @@ def _limited(config: Config) -> schema.Eval:
     if most is not None:
         update["limit"] = None  # each task has its own now
     return given.model_copy(update=update)
-
-
-def _speciality(config: Config, tasks: schema.Eval) -> tuple[schema.Task, ...]:
-    """The speciality's tasks with right answers; a test set is no stand-in where data.validation is given."""
-    if config.search.eval is None and config.data.validation:
-        return ()
-    return _answered(tasks.speciality)
 
 
 def _with_answers(tasks: schema.Eval, no_speciality: bool) -> schema.Eval:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cofitune.config import schema
 from cofitune.config.schema import Config
 from cofitune.errors import ConfigError
 from cofitune.evaluation.items import LoadedTask
@@ -26,7 +27,7 @@ from cofitune.recipes.search.levels import search_levels
 from cofitune.recipes.search.measure import Measure, choose_measure
 from cofitune.recipes.search.trial_config import trial_config
 from cofitune.recipes.train.plan import TrainPlan, plan_train
-from cofitune.recipes.trial.loss_items import read_loss_items
+from cofitune.recipes.trial.loss_items import LossItems, read_loss_items
 from cofitune.recipes.trial.prefix_cache import check_prefix, layer_bytes
 from cofitune.search.halving import SuccessiveHalving
 from cofitune.search.space import Level, PlannedLevel, check_levels, plan, whole_model
@@ -119,8 +120,8 @@ def plan_search(config: Config, overwrite: bool = False, dry_run: bool = False, 
     planned = plan(levels, anatomy.num_layers, config.search.beam, anatomy.modules, kept)
     measure = choose_measure(config)
     loaded = _load_tasks(measure)
-    _check_proxy(config)
-    check_prefix(config)
+    _check_proxy(config.search.proxy, config.importance)
+    check_prefix(config.search.prefix_cache, config.model)
     made = SearchPlan(config, folder, anatomy, levels, tuple(planned), measure)
     made = replace(made, most_weights=made.largest.num_parameters(anatomy))
     trial = trial_config(made, made.largest, folder)
@@ -128,12 +129,14 @@ def plan_search(config: Config, overwrite: bool = False, dry_run: bool = False, 
     asked = plan_eval(trial) if measure.kind == "score" and not dry_run else None
     measure = with_batch_size(measure, training, asked, folder if made.has_store and not overwrite else None)
     made = replace(made, measure=measure)
-    keeps = config.search.prefix_cache != "none" and len(training.data.lengths) > 0
+    by_loss = measure.kind == "loss" and training.data.tokenizer is not None
+    max_length = config.data.max_length
+    items = read_loss_items(measure.tasks, max_length, training.data, measure.limit) if by_loss else None
     made = replace(
         made,
         identity=search_identity(made, loaded, training, ranks),
-        prefix_bytes=layer_bytes(training) if keeps else 0,
-        notes=_notes(made, training, loaded),
+        prefix_bytes=_prefix_bytes(config.search.prefix_cache, training, items),
+        notes=_notes(made, items, loaded),
         missing=training.missing,
     )
     if made.has_store and not overwrite and training.base_fingerprint:
@@ -143,11 +146,16 @@ def plan_search(config: Config, overwrite: bool = False, dry_run: bool = False, 
     return made
 
 
-def _check_proxy(config: Config) -> None:
-    if config.search.proxy != "none" and not config.importance.data:
+def _prefix_bytes(kind: str, training: TrainPlan, items: LossItems | None) -> int:
+    """What `search.prefix_cache` keeps of one layer; 0 where it keeps nothing, or a dry run has no tokenizer."""
+    return layer_bytes(training, items) if kind != "none" and len(training.data.lengths) else 0
+
+
+def _check_proxy(proxy: str, importance: schema.Importance) -> None:
+    if proxy != "none" and not importance.data:
         raise ConfigError(
             [
-                f"search.proxy: {config.search.proxy} needs general data to see what a region would harm: name it in "
+                f"search.proxy: {proxy} needs general data to see what a region would harm: name it in "
                 "importance.data, for example importance: {data: [data/general.jsonl]}"
             ]
         )
@@ -168,7 +176,7 @@ def _load_tasks(measure: Measure) -> tuple[LoadedTask, ...]:
     return load_tasks(eval_tasks(measure.tasks))
 
 
-def _notes(made: SearchPlan, training: TrainPlan, loaded: Sequence[LoadedTask]) -> tuple[str, ...]:
+def _notes(made: SearchPlan, items: LossItems | None, loaded: Sequence[LoadedTask]) -> tuple[str, ...]:
     """What is to be said of the items that trials are measured on.
 
     Raises:
@@ -180,8 +188,7 @@ def _notes(made: SearchPlan, training: TrainPlan, loaded: Sequence[LoadedTask]) 
             "search.eval is not given: regions are chosen on eval's own items, which flatters a later `eval` on them"
         )
     notes += [one.about_unread for one in loaded if one.unread]
-    if measure.kind == "loss" and training.data.tokenizer is not None:
-        items = read_loss_items(measure.tasks, training.config.data.max_length, training.data)
+    if items:
         if not items.development:
             raise ConfigError(
                 [

@@ -34,7 +34,7 @@ class Proxy:
 
     def proxy_score(self, region: Region) -> float:
         """High is good."""
-        factor = trial_rate(self.plan, region) / base_rate(self.plan.config)
+        factor = trial_rate(self.plan, region) / base_rate(self.plan)
         return self.statistics.proxy_score(region, self.weight, factor)
 
 

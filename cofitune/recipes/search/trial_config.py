@@ -28,7 +28,7 @@ def trial_config(plan: SearchPlan, region: Region | None, folder: Path, seed: in
     by_loss = measure.kind == "loss"
     update: dict[str, object] = {
         "max_steps": config.search.train_steps,
-        "learning_rate": base_rate(config) if region is None else trial_rate(plan, region),
+        "learning_rate": base_rate(plan) if region is None else trial_rate(plan, region),
         "save_steps": None,
         "report_to": (),
         "max_drift": None,
@@ -62,12 +62,12 @@ def trial_rate(plan: SearchPlan, region: Region) -> float:
     every weight moves by about the rate, so n weights move by rate × √n in all (their Euclidean distance from the
     base): scaled so, trials of all sizes go equally far. Ours; a smaller region usually wants the higher rate.
     """
-    rate = base_rate(plan.config)
+    rate = base_rate(plan)
     if plan.config.search.rate_scaling == "none":
         return rate
     return float(f"{rate * math.sqrt(plan.most_weights / region.num_parameters(plan.anatomy)):.4g}")
 
 
-def base_rate(config: Config) -> float:
+def base_rate(plan: SearchPlan) -> float:
     """The rate of the largest region's trial."""
-    return config.search.learning_rate or config.train.learning_rate
+    return plan.config.search.learning_rate or plan.config.train.learning_rate

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from cofitune.config import schema
 from cofitune.config.schema import Config
 from cofitune.data.batches import Plan, plan_steps
 from cofitune.data.chat import Example
@@ -200,15 +201,16 @@ def plan_train(
     kernels_recorded(model, anatomy.model_type)  # or a refusal
     resolve.check_recomputation(train.gradient_checkpointing, anatomy)
     base = needs.check_base(model, anatomy)
-    region, adapter = resolve.find_trained(config, anatomy, needs, base)
+    region, adapter = resolve.find_trained(config.region, config.adapter, config.run / "search", anatomy, needs, base)
     held = freeze_factors(region, anatomy)
     dtype = choose_dtype(model.dtype)
     resolve.check_zero_stage(config.deepspeed.zero_stage, dtype, config.softmask.apply_to, train.l2_to_base, bool(held))
-    masked, factors = plan_mask(config, region, anatomy, needs, base)
+    masked, factors = plan_mask(config.softmask, config.run, region, anatomy, needs, base, train.seed)
     data = known_data or read_train_data(model, config.data, config.importance.data, needs)
     made_by = BaseIdentity(model.name, base, thinks=config.eval.think_end_token is not None)
     rehearsal = read_rehearsed(train, config.data, data, made_by, config.run, needs)
-    steps = _plan_steps(config, data, rehearsal, world_size)
+    flat = config.data.packing and model.has_flash_attention  # packs lie in one row
+    steps = _plan_steps(train, flat, data, rehearsal, world_size)
     _warn_of_rate(train.learning_rate, needs)
     settings = resolve.engine_settings(train, config.deepspeed, dtype, steps)
     if config.deepspeed.raw:
@@ -253,9 +255,8 @@ def _with_prefix(plan: TrainPlan) -> TrainPlan:
     return replace(plan, prefix=prefix)
 
 
-def _plan_steps(config: Config, data: TrainData, rehearsal: Rehearsed | None, world_size: int) -> Plan:
+def _plan_steps(train: schema.Train, flat: bool, data: TrainData, rehearsal: Rehearsed | None, world_size: int) -> Plan:
     """How the examples are shared out over steps, ranks and micro-batches."""
-    train = config.train
     return plan_steps(
         data.mixture,
         micro_batch=train.per_device_train_batch_size,
@@ -263,6 +264,6 @@ def _plan_steps(config: Config, data: TrainData, rehearsal: Rehearsed | None, wo
         world_size=world_size,
         epochs=train.num_train_epochs,
         max_steps=train.max_steps,
-        flat=config.data.packing and config.model.has_flash_attention,  # packs lie in one row
+        flat=flat,
         rehearsal=rehearsal.mix(len(data.examples)) if rehearsal else None,
     )

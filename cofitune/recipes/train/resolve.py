@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from cofitune.config import schema
-from cofitune.config.schema import Config
 from cofitune.data.batches import Plan
 from cofitune.errors import UserError
 from cofitune.model.anatomy import Anatomy
@@ -31,19 +30,26 @@ from cofitune.training.prefix_cache import SHARED_MEMORY, PrefixPlan, changing_p
 
 
 def find_trained(
-    config: Config, anatomy: Anatomy, needs: Prerequisites, base: str | None
+    requested: schema.Region | str | None,
+    adapter: schema.Adapter | None,
+    search_folder: Path,
+    anatomy: Anatomy,
+    needs: Prerequisites,
+    base: str | None,
 ) -> tuple[Region, AdapterPlan | None]:
     """What trains: a region, or an adapter and the region that carries it.
 
     Args:
+        requested, adapter: the sections `region` and `adapter`.
+        search_folder: where `cofitune search` leaves its winner, which `region: search` means.
         base: the base's fingerprint, of which a search's winner must be.
 
     Raises:
         UserError: it names no tensor of this model or none that can carry an adapter, or there is no winner.
     """
-    if config.adapter is not None:
-        return _find_adapter(config.adapter, anatomy)
-    return _find_region(config.region, anatomy, config.run / "search", needs, base), None
+    if adapter is not None:
+        return _find_adapter(adapter, anatomy)
+    return _find_region(requested, anatomy, search_folder, needs, base), None
 
 
 def _find_region(

@@ -8,7 +8,6 @@ from pathlib import Path
 from torch import Tensor
 
 from cofitune.config import schema
-from cofitune.config.schema import Config
 from cofitune.errors import ArtifactError, UserError
 from cofitune.importance_file import COLUMNS, ROWS, ImportanceFile, merge_importance, read_importance, read_reliability
 from cofitune.model.anatomy import Anatomy
@@ -22,32 +21,39 @@ from cofitune.softmask.factors import Factor, build_factors, check_masked, harde
 
 
 def plan_mask(
-    config: Config, region: Region, anatomy: Anatomy, needs: Prerequisites, base: str | None
+    softmask: schema.SoftMask,
+    run: Path,
+    region: Region,
+    anatomy: Anatomy,
+    needs: Prerequisites,
+    base: str | None,
+    seed: int,
 ) -> tuple[tuple[str, ...], dict[str, Factor]]:
     """The modules under the soft mask, and the factors on their parameters; empty without a mask.
 
     Factors are empty, too, where a dry run lacks an importance, and on all ranks but the first.
 
     Args:
+        run: the run's folder, whose importance is read unless the section names others.
+        seed: of the shuffled control.
         base: the base's fingerprint, of which importance must be; None where a dry run has no weights to know it by.
 
     Raises:
         UserError: the region has no module that a mask could lie on.
         ArtifactError: a folder has no importance, or one of another base or of other units.
     """
-    softmask = config.softmask
     masked = masked_modules(softmask, region, anatomy)
     if not masked:
         return (), {}
-    importance = _find_importance(importance_folders(config), anatomy, needs, base, softmask.axis)
+    importance = _find_importance(importance_folders(softmask, run), anatomy, needs, base, softmask.axis)
     if not importance:
         return masked, {}
-    return masked, _make_factors(softmask, importance, region, masked, anatomy, config.train.seed)
+    return masked, _make_factors(softmask, importance, region, masked, anatomy, seed)
 
 
-def importance_folders(config: Config) -> list[Path]:
+def importance_folders(softmask: schema.SoftMask, run: Path) -> list[Path]:
     """The folders that the soft mask's importance is read from."""
-    return [Path(folder) for folder in config.softmask.importance or (config.run / "importance",)]
+    return [Path(folder) for folder in softmask.importance or (run / "importance",)]
 
 
 def masked_modules(softmask: schema.SoftMask, region: Region, anatomy: Anatomy) -> tuple[str, ...]:

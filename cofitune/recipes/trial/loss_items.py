@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -84,12 +85,13 @@ class LossItems:
         return sha256_json([development, choices, self.batch_size, self.pad_token_id])
 
 
-def read_loss_items(given: schema.Eval, max_length: int, data: TrainData) -> LossItems:
+def read_loss_items(given: schema.Eval, max_length: int, data: TrainData, limit: int | None) -> LossItems:
     """Read a trial's development items and choices.
 
     Args:
         given: the trial's tasks. Its speciality is taken on data.validation instead where there is some.
         max_length: tokens that an item may have; longer ones are left out.
+        limit: items of data.validation that are taken, the first ones; None: all.
 
     Raises:
         UserError: a file or an item cannot be used.
@@ -98,7 +100,7 @@ def read_loss_items(given: schema.Eval, max_length: int, data: TrainData) -> Los
         raise RuntimeError("a dry run without a tokenizer measures nothing")
     tokenizer = data.tokenizer
     tasks = load_tasks(eval_tasks(given))
-    development = list(data.validation) or [
+    development = list(islice(data.validation, limit)) or [
         _example(tokenizer, task, item, item.references[0] if item.references else item.choices[item.answer])
         for task in tasks
         if task.task.category == "speciality"
@@ -209,9 +211,11 @@ def _batches(choices: Choices, items: LossItems, once: bool, rank: int, world_si
             (batch,) = rank_micro_batches(examples, indices, plan, rank, items.pad_token_id)
             yield batch | {"names": batch["indices"][:, None].expand_as(batch["input_ids"])}
         return
-    questions = choices.shared()
-    room = items.batch_size * max(len(example.input_ids) for example in examples)  # a batch of the other kind has it
-    batches = divide(questions, room)
+    # a batch of the other kind may take as much, which the batch size was chosen for
+    tokens, labels = (
+        max(sizes) for sizes in zip(*((len(e.input_ids), e.num_supervised) for e in examples), strict=True)
+    )
+    batches = divide(choices.shared(), items.batch_size * tokens, items.batch_size * labels)
     for start in range(0, len(batches), world_size):
         at_once = batches[start : start + world_size]
         own = at_once[rank] if rank < len(at_once) else [at_once[-1][-1].silent()]

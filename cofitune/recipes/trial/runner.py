@@ -11,13 +11,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from cofitune.config.schema import Config
+from cofitune.config import schema
+from cofitune.config.source import Source
 from cofitune.distributed import check_agreement, device
 from cofitune.errors import UserError
 from cofitune.evaluation.data_parallel import join
@@ -73,7 +75,7 @@ class TrialRunner:
             RuntimeError: the base's weights are not what they were, which is our bug.
         """
         self._seconds = {"start": 0.0, "train": 0.0, "evaluate": 0.0}
-        base = self._base(request.config)
+        base = self._base(request.config.model)
         take = self._measure_losses if request.config.search.measure == "loss" else self._score
         result = take(base, request)
         if changed := base.changed():
@@ -83,10 +85,10 @@ class TrialRunner:
     def _score(self, base: SharedBase, request: TrialRequest) -> TrialResult:
         """Train, and ask the tasks; the scores are in the request's folder."""
         config = request.config
-        plan = replace(self._eval_plan(config), config=config, section=_section(config))
+        plan = replace(self._eval_plan(request), config=config, section=_section(config.search))
         tensors: Tensors = {}
         if request.train:
-            trained = self._train(base, config, stop_step=request.stop_step)
+            trained = self._train(base, request, stop_step=request.stop_step)
             tensors, self._seconds["train"] = trained.tensors, sum(trained.seconds)
         with self._counted("evaluate"):
             self._evaluate(base, plan, tensors)
@@ -94,16 +96,16 @@ class TrialRunner:
 
     def _measure_losses(self, base: SharedBase, request: TrialRequest) -> TrialResult:
         """Train, and measure losses and drift on the way; of the base its loss, for its drift is 0."""
-        items = self._loss_items(request.config)
+        items = self._loss_items(request)
         if request.train:
-            trained = self._train(base, request.config, stop_step=request.stop_step, items=items)
+            trained = self._train(base, request, stop_step=request.stop_step, items=items)
             self._seconds |= {"train": sum(trained.seconds), "evaluate": trained.seconds_measuring}
             return TrialResult(request, curve=trained.curve, margins=trained.margins)
         doing = "the base's losses were measured", items.batch_size
         dtype = dtype_name(choose_dtype(request.config.model.dtype))
         with (
             self._counted("evaluate"),
-            explaining_out_of_memory(lambda: doing, dtype, f"{_section(request.config)}.batch_size"),
+            explaining_out_of_memory(lambda: doing, dtype, f"{_section(request.config.search)}.batch_size"),
             _in_memory(base, {}) as model,
         ):
             loss, margins = measure_base(model, items)
@@ -111,14 +113,14 @@ class TrialRunner:
             raise UserError("the base's speciality loss is not finite: its weights are damaged")
         return TrialResult(request, curve=(CurvePoint(0, loss, 0.0),), margins=margins)
 
-    def measure(self, config: Config) -> Measured:
-        """Take a few steps in the config's region, and measure once, or ask a few items of each task."""
-        self._seconds = {"start": 0.0}
-        base = self._base(config)
+    def measure(self, request: TrialRequest) -> Measured:
+        """Take a few steps in the request's region, and measure once, or ask a few items of each task."""
+        self._seconds, config = {"start": 0.0}, request.config
+        base = self._base(config.model)
         if config.search.measure == "loss":
-            return self._time_losses(base, config)
-        plan = self._eval_plan(config)
-        trained = self._train(base, config, stop_step=STEPS_TO_MEASURE, saves=False)
+            return self._time_losses(base, request)
+        plan = self._eval_plan(request)
+        trained = self._train(base, request, stop_step=STEPS_TO_MEASURE, saves=False)
         few = self.world_size_or_one * config.eval.known_batch_size  # a batch for every rank
         tasks = load_tasks(replace(t, limit=min(t.limit or few, few)) for t in eval_tasks(config.eval))
         source, size = plan.models[0].source, config.eval.known_batch_size
@@ -129,45 +131,50 @@ class TrialRunner:
         to_evaluate = sum(result.seconds * len(task.items) / result.items for task, result in results)
         return Measured(self._seconds["start"], trained.seconds[-1], to_evaluate)
 
-    def _time_losses(self, base: SharedBase, config: Config) -> Measured:
+    def _time_losses(self, base: SharedBase, request: TrialRequest) -> Measured:
         """What a trial takes whose losses are measured: the margins, which are taken once, are counted each time."""
+        config = request.config
         once = config.search.model_copy(update={"train_steps": STEPS_TO_MEASURE, "points": 1, "halving": None})
         short = config.model_copy(
             update={"search": once, "train": config.train.model_copy(update={"max_steps": STEPS_TO_MEASURE})}
         )
-        trained = self._train(base, short, items=self._loss_items(config))
+        trained = self._train(base, replace(request, config=short), items=self._loss_items(request))
         to_measure = trained.seconds_measuring * len(config.search.measured_steps)
         return Measured(self._seconds["start"], trained.seconds[-1], to_measure)
 
     def _train(
         self,
         base: SharedBase,
-        config: Config,
+        request: TrialRequest,
         *,
         stop_step: int | None = None,
         saves: bool = True,
         items: LossItems | None = None,
     ) -> Trained:
         """Train on every rank."""
-        prefix = self._prefix(config)
-        plan = plan_train(config, self.world_size_or_one, known_data=self._data(config))
+        config = request.config
+        prefix = self._prefix(config.search.prefix_cache, config.model, config.run)
+        plan = plan_train(
+            config, self.world_size_or_one, known_data=self._data(config.model, config.data, config.importance.data)
+        )
         return train_trial(base, plan, self._console, stop_step=stop_step, saves=saves, shared=prefix, items=items)
 
-    def _data(self, config: Config) -> TrainData:
+    def _data(self, model: schema.Model, data: schema.Data, general: tuple[Source, ...]) -> TrainData:
         """The training data, the same in every trial."""
-        sections = (config.model, config.data, config.importance.data)
-        return self._hold("data", sections, lambda: read_train_data(*sections, Prerequisites()))
+        made_of = (model, data, general)
+        return self._hold("data", made_of, lambda: read_train_data(model, data, general, Prerequisites()))
 
-    def _loss_items(self, config: Config) -> LossItems:
+    def _loss_items(self, request: TrialRequest) -> LossItems:
         """What losses are measured on, the same in every trial."""
-        data = self._data(config)
+        config, limit = request.config, request.config.search.items_for("loss")
+        data = self._data(config.model, config.data, config.importance.data)
 
         def read() -> LossItems:
-            items = read_loss_items(config.eval, config.data.max_length, data)
+            items = read_loss_items(config.eval, config.data.max_length, data, limit)
             check_agreement({"items that losses are measured on": items.sha256()})
             return items
 
-        return self._hold("loss items", (config.model, config.data, config.eval), read)
+        return self._hold("loss items", (config.model, config.data, config.eval, limit), read)
 
     def _evaluate(self, base: SharedBase, plan: EvalPlan, tensors: Tensors) -> None:
         """Score the base, unless its answers were handed on, and what was trained."""
@@ -185,25 +192,23 @@ class TrialRunner:
 
         run_evaluation(plan, self._share, self._console, weights=weights)
 
-    def _base(self, config: Config) -> SharedBase:
-        model = config.model
-
+    def _base(self, model: schema.Model) -> SharedBase:
         def load() -> SharedBase:
             check_agreement({"model": fingerprint(model.name, model.revision), "packages": versions_of_packages()})
             return SharedBase(load_base(model, with_kernels=True, trains=True))
 
         return self._hold("base", model, load)
 
-    def _eval_plan(self, config: Config) -> EvalPlan:
+    def _eval_plan(self, request: TrialRequest) -> EvalPlan:
         """The tasks, the tokenizer and what else is asked alike in every trial."""
+        config = request.config
         return self._hold("tasks", (config.model, chat_template(config.data), config.eval), lambda: plan_eval(config))
 
-    def _prefix(self, config: Config) -> SharedPrefix | None:
+    def _prefix(self, kind: str, model: schema.Model, run: Path) -> SharedPrefix | None:
         """What is kept of the frozen prefix, for every trial of this base."""
-        kind = config.search.prefix_cache
         if kind == "none":
             return None
-        return self._hold("prefix", (config.model, kind), lambda: start_prefix(config))
+        return self._hold("prefix", (model, kind), lambda: start_prefix(kind, model, run))
 
     def _hold(self, what: str, made_of: object, make: Callable[[], T]) -> T:
         """What was made before of the same; else it is made, and the earlier one let go."""
@@ -225,9 +230,9 @@ class TrialRunner:
         self._seconds[what] += time.perf_counter() - begun
 
 
-def _section(config: Config) -> str:
+def _section(search: schema.Search) -> str:
     """Where a trial's tasks are from, as the search's config calls it."""
-    return "eval" if config.search.eval is None else "search.eval"
+    return "eval" if search.eval is None else "search.eval"
 
 
 @contextmanager

@@ -141,8 +141,6 @@ def _prefix(
 ) -> Prefix | None:
     if shared is None or plan.region.first == 0:
         return None
-    held_out = plan.rehearsal.held_out if plan.rehearsal else None
-    answers = sum(len(example.input_ids) for example in held_out.examples) if held_out else 0
-    keep, message = has_room(shared, plan, items.tokens + answers if items else 0)
+    keep, message = has_room(shared, plan, items)
     say(console, message)
     return shared.of_training(model, plan.anatomy.layout.layers, plan.region.first, keep)

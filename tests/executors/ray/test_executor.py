@@ -272,14 +272,14 @@ def test_a_trial_is_measured_on_a_node(kept: Any, tmp_path: Path, monkeypatch: p
         return Measured(1.0, float(errand.begin), 3.0)
 
     monkeypatch.setattr(module, "measure_errand", measure)
-    config = request(tmp_path, "a").config
+    asked = request(tmp_path, "a")
     with ray_executor(Demand(), kept.address) as on_ray:
-        assert on_ray.measure(config) == Measured(1.0, 1.0, 3.0)
+        assert on_ray.measure(asked) == Measured(1.0, 1.0, 3.0)
     with (
         pytest.raises(UserError, match="could be measured on the cluster: .*no memory"),
         ray_executor(Demand(2, cpus=1), kept.address) as on_ray,
     ):
-        on_ray.measure(config)
+        on_ray.measure(asked)
 
 
 def test_another_version_on_a_node_is_told_before_anything_runs(

@@ -40,12 +40,12 @@ def errand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RemoteTrial:
         "model: {name: org/name}\ndata: {train: law.jsonl}\noutput_dir: run\n"
         f"eval: {{speciality: [{{path: {tmp_path}/here/law.jsonl, kind: generate, name: there}}]}}\n"
     )
-    config = load_config(Path("c.yaml"))
+    request = TrialRequest("a", load_config(Path("c.yaml")), Path("run"))
     return RemoteTrial(
         search="cofitune-search",
-        request=TrialRequest("a", config, Path("run")).to_json(),
+        request=request.to_json(),
         cwd=str(tmp_path / "here"),
-        needs=needed_paths(config),
+        needs=needed_paths(request),
         begin=True,
         ranks=2,
         environment={"COFITUNE_SEEN": "1"},
@@ -118,10 +118,10 @@ def test_a_trial_is_measured_on_its_ranks_where_the_data_is(
     errand: RemoteTrial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    monkeypatch.setattr("cofitune.executors.local.measure_trial", lambda config, ranks: asked.append((config, ranks)))
+    monkeypatch.setattr("cofitune.executors.local.measure_trial", lambda request, ranks: asked.append((request, ranks)))
     measure_errand(errand)
-    ((config, ranks),) = asked
-    assert config.output_dir.endswith("/cofitune-search/a") and ranks.options == ("--num-processes", "2")
+    ((request, ranks),) = asked
+    assert request.config.output_dir.endswith("/cofitune-search/a") and ranks.options == ("--num-processes", "2")
     Path("law.jsonl").unlink()
     with pytest.raises(UserError, match="has not"):
         measure_errand(errand)

@@ -18,12 +18,16 @@ from cofitune.errors import ConfigError, UserError
 from cofitune.evaluation.batch_size import DeviceMemory
 from cofitune.model.region import resolve_region
 from cofitune.recipes.evaluate import plan as planning
+from cofitune.recipes.prerequisites import Prerequisites as Needs
 from cofitune.recipes.rehearse.recipe import rehearse
 from cofitune.recipes.search import batches
 from cofitune.recipes.search.plan import plan_search
 from cofitune.recipes.search.recipe import search
 from cofitune.recipes.search.trial_config import trial_config
+from cofitune.recipes.train.data import read_train_data
 from cofitune.recipes.trial.executor import Measured, TrialRequest, TrialResult
+from cofitune.recipes.trial.loss_items import read_loss_items
+from cofitune.rehearsal.items import read_rehearsal
 from cofitune.search.measured import CurvePoint
 from cofitune.search.store import open_store, read_trials
 from cofitune.search.winner import read_winner
@@ -116,7 +120,7 @@ class Trainer:
             "gen_kn": 0.4
         }
 
-    def measure(self, config: Config) -> Measured:
+    def measure(self, request: TrialRequest) -> Measured:
         return Measured(5.0, 2.0, 3.0)
 
 
@@ -177,8 +181,31 @@ def test_a_second_call_measures_nothing_and_says_the_same(settings: dict[str, An
     assert not again.requests and same == tree
     assert second[second.index("region (layers") :] == first[first.index("region (layers") :]
     assert all(trial.curve for trial in read_trials(folder / "trials.jsonl"))
-    with pytest.raises(UserError, match=r"losses is .*points.* there and None here|eval\."):
+    with pytest.raises(UserError, match=r"losses is .*measured_steps.* there and None here|eval\."):
         run(searching(settings, measure="score"), Trainer())
+
+
+@pytest.mark.parametrize(
+    ("measure", "limit", "items"),
+    [("loss", "auto", 32), ("score", "auto", 64), ("loss", 5, 5), ("score", None, None)],
+)
+def test_losses_need_fewer_items(settings: dict[str, Any], measure: str, limit: Any, items: int | None) -> None:
+    plan = plan_search(searching(settings, measure=measure, limit=limit))
+    (law,), (know,) = plan.measure.tasks.speciality, plan.measure.tasks.versatility.gen_kn
+    assert (plan.measure.limit, law.limit, know.limit) == (items, items, items)
+    config = trial_config(plan, plan.largest, plan.folder)
+    assert config.search.items_for(plan.measure.kind) == items
+
+
+def test_the_prefix_cache_is_planned_with_what_is_measured(settings: dict[str, Any]) -> None:
+    taught = plan_search(searching(settings, prefix_cache="memory", measure="score")).prefix_bytes
+    plan = plan_search(searching(settings, prefix_cache="memory"))
+    data = read_train_data(plan.config.model, plan.config.data, (), Needs())
+    items = read_loss_items(plan.measure.tasks, 64, data, plan.measure.limit)
+    rehearsed = read_rehearsal(Path(settings["train"]["rehearsal"]["path"]))
+    held_out = [rehearsed.items[place] for place in rehearsed.of(held_out=True)]
+    measured = items.tokens + sum(len(item.prompt_ids) + len(item.answer_ids) for item in held_out)
+    assert measured > 100 and plan.prefix_bytes == taught + measured * plan.anatomy.hidden_size * 4
 
 
 def test_halving_compares_at_equal_loss_too(settings: dict[str, Any]) -> None:

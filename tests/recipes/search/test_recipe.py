@@ -149,8 +149,8 @@ class Trainer:
         lines = [json.dumps({"step": s, "loss": 3.0 - s / 10}) for s in (1, 2)]
         (folder / "train" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 
-    def measure(self, config: Config) -> Measured:
-        self.measured.append(config)
+    def measure(self, request: TrialRequest) -> Measured:
+        self.measured.append(request.config)
         return Measured(5.0, 2.0, 10.0)
 
 

@@ -136,7 +136,7 @@ def test_every_figure_of_a_trial_is_that_of_a_plain_loop(
     result = runner.run(request(settings, tmp_path / "trial"))
     assert [point.steps for point in result.curve] == [2, 4]
     scored = request(settings, tmp_path / "again")
-    trained = runner._train(runner._base(scored.config), scored.config)  # the same training, whose weights are kept
+    trained = runner._train(runner._base(scored.config.model), scored)  # the same training, whose weights are kept
     loss, drift, margin = by_hand(settings, trained.tensors)
     assert result.curve[-1].loss == pytest.approx(loss, rel=1e-5)
     assert result.curve[-1].drift == pytest.approx(drift, rel=1e-3) and drift > 1e-4
@@ -172,7 +172,7 @@ def test_a_question_is_read_once_where_attention_can(
     asked = request(settings | {"model": model}, tmp_path / "base", train=False)
     result = own.run(asked)
     assert result.margins == {"gen_kn": pytest.approx(by_hand(settings, {})[2], abs=1e-5)}
-    (choices,) = own._loss_items(asked.config).choices
+    (choices,) = own._loss_items(asked).choices
     apart = sum(len(example.input_ids) for example in choices.examples)
     assert sum(tokens) == (apart if kernel == "eager" else sum(one.num_tokens for one in choices.shared()))
     assert sum(one.num_tokens for one in choices.shared()) < 0.7 * apart
@@ -228,12 +228,15 @@ def test_data_validation_stands_in_for_tasks(settings: dict[str, Any], runner: T
     result = runner.run(asked)
     assert len(result.curve) == 2 and result.margins == {}
     assert result.curve[-1].loss != runner.run(request(settings, tmp_path / "other")).curve[-1].loss
+    few = settings["search"] | {"limit": 3}
+    asked = request(settings | {"data": data, "eval": {"batch_size": 3}, "search": few}, tmp_path / "few")
+    assert len(runner._loss_items(asked).development) == 3, "search.limit counts there, too"
 
 
 def test_the_time_of_a_trial_is_known_after_a_few_steps(
     settings: dict[str, Any], runner: TrialRunner, tmp_path: Path
 ) -> None:
-    measured = runner.measure(request(settings, tmp_path / "measured").config)
+    measured = runner.measure(request(settings, tmp_path / "measured"))
     assert measured.seconds_a_step > 0 and measured.seconds_to_evaluate > 0
 
 
