@@ -73,8 +73,8 @@ class Search(Section):
     points: int = Field(
         3,
         gt=0,
-        description="loss: how often a trial is measured: after its last step, after half as many, a quarter, and so "
-        "on, since most of what happens to a model happens early",
+        description="loss: how often a trial is measured at most: after its last step, after half as many, a quarter, "
+        "and so on down to the first step, since most of what happens to a model happens early",
     )
     reach: float = Field(
         0.5,
@@ -120,8 +120,8 @@ class Search(Section):
     )
     limit: Literal["auto"] | Annotated[int, Field(gt=0)] | None = Field(
         "auto",
-        description="items of each task that a trial is measured on, under losses of data.validation, too; auto: 64 "
-        "under scores, 32 under losses, which say more an item; null: all",
+        description="items of each task that a trial is measured on at most, under losses of data.validation, too; "
+        "auto: 64 under scores, 32 under losses, which say more an item; null: all",
     )
     eval: Eval | None = Field(None, description="tasks of the trials, held apart from the test; null: those of eval")
     halving: Halving | None = Field(
@@ -174,7 +174,7 @@ class Search(Section):
 
     @property
     def halved_steps(self) -> tuple[int, ...]:
-        """Of these the ones that come from `points`: the last step, half as many, a quarter, ..."""
+        """The steps that `points` gives: the last one, half as many, a quarter, ... down to the first."""
         return tuple(sorted({math.ceil(self.train_steps / 2**number) for number in range(self.points)}))
 
     @model_validator(mode="after")

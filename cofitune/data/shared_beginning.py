@@ -60,7 +60,10 @@ class SharedBeginning:
 
 
 def divide(items: Sequence[SharedBeginning], tokens: int, labels: int) -> list[list[SharedBeginning]]:
-    """Divide items, in their order, among batches of at most so many tokens and labels; a larger one has its own."""
+    """Divide items, in their order, among batches of at most `tokens` tokens and `labels` labels.
+
+    An item that has more has a batch of its own.
+    """
     batches: list[list[SharedBeginning]] = []
     tokens_left = labels_left = 0
     for item in items:

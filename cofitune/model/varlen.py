@@ -90,17 +90,17 @@ def conversations(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[s
         return {}
     bounds = batch["cu_seq_lens"]
     longest = batch["input_ids"].shape[1]  # none has more; what they have exactly would be fetched from the GPU
-    told = {
+    inputs = {
         "cu_seq_lens_q": bounds,
         "cu_seq_lens_k": batch.get("cu_seq_lens_k", bounds),
         "max_length_q": longest,
         "max_length_k": longest,
     }
     if attention == VARLEN:  # a mask of four dimensions counts as prepared: none is made
-        told["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=bounds.device)
+        inputs["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=bounds.device)
     if "key_places" in batch:
-        told["key_places"] = batch["key_places"]
-    return told
+        inputs["key_places"] = batch["key_places"]
+    return inputs
 
 
 def varlen_attention(

@@ -44,9 +44,10 @@ class Measure:
         """What is to be said of it before the first trial."""
         if self.kind == "score":
             return (f"measure: score, since {self.why}",) if self.why else ()
-        of_validation = "data.validation" + (f" (the first {self.limit})" if self.limit else "")
-        on = of_validation if self.validation else f"{self.section}.speciality"
+        on = "data.validation" if self.validation else f"{self.section}.speciality"
         notes = [f"measure: loss, since {self.why}; the speciality loss is that of the answers in {on}"]
+        if self.limit:
+            notes.append(f"measure: loss takes at most {self.limit} items of each, by search.limit")
         if self.unused:
             notes.append(f"measure: loss asks nothing of {', '.join(self.unused)}, which would need generated answers")
         return tuple(notes)

@@ -66,7 +66,8 @@ class CurveRecorder:
     def margins(self) -> dict[str, float]:
         """As `choice_margins`, of the model as it is now."""
         begun = time.perf_counter()
-        found = choice_margins(self._run.engine, self._items, self._around)
+        attention = self._run.plan.config.model.attn_implementation
+        found = choice_margins(self._run.engine, self._items, self._around, any_attention=attention == "auto")
         self.seconds += time.perf_counter() - begun
         return found
 

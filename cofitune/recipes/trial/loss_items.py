@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cofitune.config import schema
 from cofitune.data.batches import Batch, Plan, rank_micro_batches
 from cofitune.data.chat import IGNORED, Example
+from cofitune.data.encoded import Examples
 from cofitune.data.shared_beginning import SharedBeginning, collate_shared, divide
 from cofitune.evaluation.asked import ask_item
 from cofitune.evaluation.items import EvalItem, LoadedTask
@@ -46,9 +47,10 @@ class Choices:
     examples: Sequence[Example]
     items: Sequence[tuple[range, int]]
 
-    def shared(self) -> list[SharedBeginning]:
-        """Each item's choices behind a question that they share, long ones first."""
-        shared = [SharedBeginning.of(self.examples[places.start : places.stop], places) for places, _ in self.items]
+    def shared(self, at_most: int) -> list[SharedBeginning]:
+        """Each item's choices behind a question that they share, `at_most` choices behind one; long ones first."""
+        parts = [places[n : n + at_most] for places, _ in self.items for n in range(0, len(places), at_most)]
+        shared = [SharedBeginning.of(self.examples[part.start : part.stop], part) for part in parts]
         return sorted(shared, key=lambda one: -one.num_tokens)
 
 
@@ -71,7 +73,7 @@ class LossItems:
 
     @property
     def tokens(self) -> int:
-        """Tokens of all of them, each choice with its question: no more are read."""
+        """Tokens of all of them, each choice with its question, padding not counted."""
         examples = [*self.development, *(example for one in self.choices for example in one.examples)]
         return sum(len(example.input_ids) for example in examples)
 
@@ -91,7 +93,7 @@ def read_loss_items(given: schema.Eval, max_length: int, data: TrainData, limit:
     Args:
         given: the trial's tasks. Its speciality is taken on data.validation instead where there is some.
         max_length: tokens that an item may have; longer ones are left out.
-        limit: items of data.validation that are taken, the first ones; None: all.
+        limit: items of data.validation that are taken, spread evenly over it; None: all.
 
     Raises:
         UserError: a file or an item cannot be used.
@@ -100,7 +102,7 @@ def read_loss_items(given: schema.Eval, max_length: int, data: TrainData, limit:
         raise RuntimeError("a dry run without a tokenizer measures nothing")
     tokenizer = data.tokenizer
     tasks = load_tasks(eval_tasks(given))
-    development = list(islice(data.validation, limit)) or [
+    development = _spread(data.validation, limit) or [
         _example(tokenizer, task, item, item.references[0] if item.references else item.choices[item.answer])
         for task in tasks
         if task.task.category == "speciality"
@@ -115,10 +117,14 @@ def read_loss_items(given: schema.Eval, max_length: int, data: TrainData, limit:
     return LossItems(fitting, choices, left_out, given.known_batch_size, tokenizer.pad_token_id)
 
 
-def choice_margins(engine: Engine, items: LossItems, around: Around = nothing_around) -> dict[str, float]:
+def choice_margins(
+    engine: Engine, items: LossItems, around: Around = nothing_around, *, any_attention: bool
+) -> dict[str, float]:
     """By category, the mean margin of the right choice over the likeliest wrong one. Every rank must call, and gets it.
 
     Args:
+        any_attention: whether the user leaves open how attention is computed (`model.attn_implementation: auto`), so
+            that a question may be read once for all choices behind it.
         around: what each batch's forward pass runs in.
 
     Returns:
@@ -127,7 +133,7 @@ def choice_margins(engine: Engine, items: LossItems, around: Around = nothing_ar
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     engine.eval()
     result = {}
-    with reading_questions_once(engine.module) as once:
+    with reading_questions_once(engine.module, any_attention) as once:
         for choices in items.choices:
             batches = _batches(choices, items, once, rank, world_size)
             sums = _log_probs(engine, engine.device, len(choices.examples), batches, around)
@@ -137,22 +143,28 @@ def choice_margins(engine: Engine, items: LossItems, around: Around = nothing_ar
     return result
 
 
-def measure_base(model: PreTrainedModel, items: LossItems) -> tuple[float | None, dict[str, float]]:
-    """The base's speciality loss in nats a token (None: not finite) and its margins; each rank measures all of it."""
+def measure_base(
+    model: PreTrainedModel, items: LossItems, *, any_attention: bool
+) -> tuple[float | None, dict[str, float]]:
+    """The base's speciality loss in nats a token (None: not finite) and its margins; each rank measures all of it.
+
+    Args:
+        any_attention: as for `choice_margins`.
+    """
     loss = validation_loss(model, items.development, items.batch_size, items.pad_token_id)
-    found = {}
-    with reading_questions_once(model) as once:
+    margins = {}
+    with reading_questions_once(model, any_attention) as once:
         for choices in items.choices:
             batches = _batches(choices, items, once, rank=0, world_size=1)
             sums = _log_probs(model, model.device, len(choices.examples), batches)
-            found[choices.category] = mean_margin(choices, sums.tolist())
-    return loss, found
+            margins[choices.category] = mean_margin(choices, sums.tolist())
+    return loss, margins
 
 
 @contextmanager
-def reading_questions_once(model: PreTrainedModel) -> Iterator[bool]:
+def reading_questions_once(model: PreTrainedModel, any_attention: bool) -> Iterator[bool]:
     """Inside, whether a question can be read once for all choices behind it. It takes attention by conversation."""
-    if not works_without_mask(model):
+    if not any_attention or not works_without_mask(model):
         yield False
         return
     with attending_by_conversation(model) as once:
@@ -215,11 +227,21 @@ def _batches(choices: Choices, items: LossItems, once: bool, rank: int, world_si
     tokens, labels = (
         max(sizes) for sizes in zip(*((len(e.input_ids), e.num_supervised) for e in examples), strict=True)
     )
-    batches = divide(choices.shared(), items.batch_size * tokens, items.batch_size * labels)
+    batches = divide(choices.shared(items.batch_size), items.batch_size * tokens, items.batch_size * labels)
     for start in range(0, len(batches), world_size):
         at_once = batches[start : start + world_size]
         own = at_once[rank] if rank < len(at_once) else [at_once[-1][-1].silent()]
         yield collate_shared(own)
+
+
+def _spread(examples: Sequence[Example], limit: int | None) -> list[Example]:
+    """The examples of `limit` items, spread evenly over all of them."""
+    if limit is None or not isinstance(examples, Examples):
+        return list(examples)
+    begins = [*np.flatnonzero(examples.begins_item).tolist(), len(examples)]
+    count = len(begins) - 1
+    chosen = np.unique(np.linspace(0, count - 1, min(limit, count)).round().astype(int)).tolist()
+    return [examples[index] for item in chosen for index in range(begins[item], begins[item + 1])]
 
 
 def _choices(

@@ -108,7 +108,8 @@ class TrialRunner:
             explaining_out_of_memory(lambda: doing, dtype, f"{_section(request.config.search)}.batch_size"),
             _in_memory(base, {}) as model,
         ):
-            loss, margins = measure_base(model, items)
+            attention = request.config.model.attn_implementation
+            loss, margins = measure_base(model, items, any_attention=attention == "auto")
         if loss is None:
             raise UserError("the base's speciality loss is not finite: its weights are damaged")
         return TrialResult(request, curve=(CurvePoint(0, loss, 0.0),), margins=margins)

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from cofitune.config.load import load_config
 from cofitune.config.schema import Config
+from cofitune.config.search import Halving, Search
 from cofitune.errors import ConfigError, UserError
 from cofitune.evaluation.batch_size import DeviceMemory
 from cofitune.model.region import resolve_region
@@ -183,6 +184,17 @@ def test_a_second_call_measures_nothing_and_says_the_same(settings: dict[str, An
     assert all(trial.curve for trial in read_trials(folder / "trials.jsonl"))
     with pytest.raises(UserError, match=r"losses is .*measured_steps.* there and None here|eval\."):
         run(searching(settings, measure="score"), Trainer())
+
+
+@pytest.mark.parametrize(
+    ("steps", "points", "expected"),
+    [(60, 3, (15, 30, 60)), (7, 3, (2, 4, 7)), (4, 9, (1, 2, 4)), (16, 1, (16,)), (1, 3, (1,))],
+)
+def test_looks_are_at_the_end_at_half_and_at_a_quarter(steps: int, points: int, expected: tuple[int, ...]) -> None:
+    assert Search(train_steps=steps, points=points).measured_steps == expected
+    if steps == 60:  # a halving's are among them, and are no other search's
+        halving = Search(train_steps=60, points=points, halving=Halving(steps=(20,)))
+        assert halving.measured_steps == (15, 20, 30, 60) and halving.halved_steps == expected
 
 
 @pytest.mark.parametrize(

@@ -154,11 +154,11 @@ def test_the_base_has_its_loss_and_no_drift(settings: dict[str, Any], runner: Tr
     assert result.margins == {"gen_kn": pytest.approx(margin, abs=1e-5)}
 
 
-@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize("kernel", ["auto", "sdpa", "eager"])
 def test_a_question_is_read_once_where_attention_can(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: str
 ) -> None:
-    """And where it cannot, the margins are the same."""
+    """And where it cannot, or the config names a kernel, the margins are the same."""
     model = settings["model"] | {"attn_implementation": kernel}
     tokens: list[int] = []
     original = loss_items.supervised_logits
@@ -174,8 +174,38 @@ def test_a_question_is_read_once_where_attention_can(
     assert result.margins == {"gen_kn": pytest.approx(by_hand(settings, {})[2], abs=1e-5)}
     (choices,) = own._loss_items(asked).choices
     apart = sum(len(example.input_ids) for example in choices.examples)
-    assert sum(tokens) == (apart if kernel == "eager" else sum(one.num_tokens for one in choices.shared()))
-    assert sum(one.num_tokens for one in choices.shared()) < 0.7 * apart
+    once = sum(one.num_tokens for one in choices.shared(3))
+    assert sum(tokens) == (once if kernel == "auto" else apart)
+    assert once < 0.7 * apart
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("once", [True, False])
+@pytest.mark.parametrize("size", [1, 2, 16])
+def test_ranks_share_the_choices_out(settings: dict[str, Any], tmp_path: Path, size: int, once: bool) -> None:
+    """All run equally many batches, of no more than the batch size was chosen for, and each choice is read once."""
+    asked = request(settings, tmp_path / "base", train=False)
+    own = TrialRunner(Console(quiet=True))
+    own.run(asked)
+    items = replace(own._loss_items(asked), batch_size=size)
+    (choices,) = items.choices
+    most_tokens = size * max(len(example.input_ids) for example in choices.examples)
+    most_labels = size * max(example.num_supervised for example in choices.examples)
+    model = own._base(asked.config.model).instantiate({}).eval()
+    sums: dict[int, torch.Tensor] = {}
+    with loss_items.reading_questions_once(model, once) as reads_once:
+        assert reads_once == once
+        for ranks in (1, 2, 3):
+            shares = [list(loss_items._batches(choices, items, once, rank, ranks)) for rank in range(ranks)]
+            assert len({len(share) for share in shares}) == 1
+            batches = [batch for share in shares for batch in share]
+            assert all(int((b["labels"] != -100).sum()) <= most_labels for b in batches)
+            assert not once or all(b["input_ids"].numel() <= most_tokens for b in batches)
+            found = (loss_items._log_probs(model, model.device, len(choices.examples), share) for share in shares)
+            sums[ranks] = torch.stack(list(found)).sum(0)
+    for ranks in (2, 3):
+        torch.testing.assert_close(sums[ranks], sums[1], rtol=1e-5, atol=1e-5)
+    assert (sums[1] < 0).all()
 
 
 def test_a_trial_that_paused_has_the_curve_of_one_that_did_not(
@@ -230,7 +260,10 @@ def test_data_validation_stands_in_for_tasks(settings: dict[str, Any], runner: T
     assert result.curve[-1].loss != runner.run(request(settings, tmp_path / "other")).curve[-1].loss
     few = settings["search"] | {"limit": 3}
     asked = request(settings | {"data": data, "eval": {"batch_size": 3}, "search": few}, tmp_path / "few")
-    assert len(runner._loss_items(asked).development) == 3, "search.limit counts there, too"
+    taken = runner._loss_items(asked).development
+    assert len(taken) == 3, "search.limit counts there, too"
+    whole = runner._data(asked.config.model, asked.config.data, ()).validation
+    assert sorted(e.input_ids for e in taken) == sorted(whole[n].input_ids for n in (0, 4, 7)), "spread evenly"
 
 
 def test_the_time_of_a_trial_is_known_after_a_few_steps(
