@@ -224,10 +224,9 @@ def _batches(choices: Choices, items: LossItems, once: bool, rank: int, world_si
             yield batch | {"names": batch["indices"][:, None].expand_as(batch["input_ids"])}
         return
     # a batch of the other kind may take as much, which the batch size was chosen for
-    tokens, labels = (
-        max(sizes) for sizes in zip(*((len(e.input_ids), e.num_supervised) for e in examples), strict=True)
-    )
-    batches = divide(choices.shared(items.batch_size), items.batch_size * tokens, items.batch_size * labels)
+    tokens = items.batch_size * max(len(example.input_ids) for example in examples)
+    labels = items.batch_size * max(example.num_supervised for example in examples)
+    batches = divide(choices.shared(items.batch_size), tokens, labels)
     for start in range(0, len(batches), world_size):
         at_once = batches[start : start + world_size]
         own = at_once[rank] if rank < len(at_once) else [at_once[-1][-1].silent()]
