@@ -100,7 +100,11 @@ EXTRA: dict[str, dict[str, Any]] = {  # what a family's own checks ask for besid
     },
     "zaya": {"num_experts_per_tok": 1},
     "dots1": {"n_shared_experts": 1},
-    "dots3_note_text": {"num_key_value_heads": 4},
+    "dots3_note_text": {
+        "num_key_value_heads": 4, "swa_num_attention_heads": 8, "swa_num_key_value_heads": 8, "swa_q_lora_rank": 16,
+        "swa_kv_lora_rank": 16, "swa_head_dim": 16, "swa_qk_nope_head_dim": 8, "swa_v_head_dim": 8,
+        "shared_experts_intermediate_size": 16,
+    },
 }  # fmt: skip
 
 
