@@ -61,7 +61,10 @@ class Side:
         self.told = self._receive()  # about the loaded model
 
     def step(self, what: str = "time") -> dict[str, Any]:
-        """Take one optimizer step: `time`, count its `flops` or what its backward pass has `saved`, or `profile` it."""
+        """Take one optimizer step: `time`, count its `flops` or what its backward pass has `saved`, or `profile` it.
+
+        `warm` times it too, and leaves the heap as it is for the step that follows at once.
+        """
         self._pipe.send(what)
         return self._receive()
 
@@ -90,6 +93,7 @@ class Turns:
     base: int = 0
     _open: list[Any] = field(default_factory=list)
     _found: dict[str, Any] = field(default_factory=dict)
+    _what: str = ""
     _since: tuple[float, float] = (0.0, 0.0)
 
     def loaded(self, model: Any) -> None:
@@ -105,10 +109,10 @@ class Turns:
 
     def begin(self) -> None:
         """Wait for the word; what was asked for besides time is switched on."""
-        what = self.pipe.recv()
+        self._what = self.pipe.recv()
         self._found = {}
         also = {"flops": [counted], "saved": [saved], "profile": [profiled]}
-        self._open = [manager(self._found) for manager in also.get(what, [])]
+        self._open = [manager(self._found) for manager in also.get(self._what, [])]
         for manager in self._open:
             manager.__enter__()
         synchronize()
@@ -121,14 +125,15 @@ class Turns:
         for manager in self._open:
             manager.__exit__(None, None, None)
         above = {"memory_above_model": peak() - self.base, "peak_bytes": peak()}
-        give_back()
+        if self._what != "warm":
+            give_back()
         self.pipe.send({"seconds": seconds, "cpu_seconds": busy, **above, **self._found, **more})
 
 
 def give_back() -> None:
     """Hand what the heap holds but does not use back to the machine, while the other sides have their turns.
 
-    Four heaps at their fullest were more than 24 GB. Every side begins its step with the same small heap.
+    Four heaps at their fullest were more than 24 GB. A step that follows takes the memory again page by page.
     """
     name = find_library("c")
     if name and hasattr(library := ctypes.CDLL(name), "malloc_trim"):  # glibc's

@@ -1,9 +1,10 @@
 """A training step side by side on SmolLM2-135M: what `scripts/bench/step` runs once the environment is there.
 
 Every side loads the model once, in a process of its own, and then takes steps in turn with the others, on the same
-batches of 8. The first epoch warms up and fills the prefix cache; the steps after it are measured, and ratios are taken
-step by step before their median. Two more steps count floating-point operations, and what the forward pass keeps for
-the backward pass.
+batches of 8. The first epoch warms up and fills the prefix cache. After it a turn has two steps, and the second one is
+measured: between its turns a side hands its heap back to the machine, four being more than it has, and the first step
+takes it again page by page, as no training does. Ratios are taken step by step before their median. Two more steps
+count floating-point operations, and what the forward pass keeps for the backward pass.
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sets", nargs="+", default=["law", "math"], help="folders in it")
     parser.add_argument("--model", type=Path, default=REPOSITORY / ".cache" / "SmolLM2-135M-Instruct")
     parser.add_argument("--batch", type=int, default=8, help="items of a batch")
-    parser.add_argument("--batches", type=int, default=2, help="batches in an epoch")
-    parser.add_argument("--steps", type=int, default=4, help="measured steps of each side")
+    parser.add_argument("--batches", type=int, default=3, help="batches in an epoch")
+    parser.add_argument("--steps", type=int, default=4, help="measured steps of each side, one before each")
     parser.add_argument("--seed", type=int, default=1234, help="which items, and their order")
     parser.add_argument("--profile", action="store_true", help="profile every side, not only where a target is missed")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "scripts" / "bench" / "results")
@@ -90,7 +91,8 @@ def compare(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         (Path(work) / "train.jsonl").write_text("".join(items), encoding="utf-8")
         sides = [Side(job) for job in jobs(Path(work), arguments)]
         try:
-            rounds = [a_round(sides, number, "time") for number in range(arguments.batches + arguments.steps)]
+            rounds = [a_round(sides, number, "time") for number in range(arguments.batches)]
+            rounds += [a_round(sides, number, "time", warm=True) for number in range(arguments.steps)]
             counted, saved = a_round(sides, 0, "flops"), a_round(sides, 1, "saved")
             results = summary(sides, rounds, arguments.batches, counted, saved)
             missed = [verdict(t, {name: results}) for t in TARGETS if t.data == name]
@@ -109,7 +111,7 @@ def sample(path: Path, count: int, seed: int) -> list[str]:
 
 def jobs(work: Path, arguments: argparse.Namespace) -> list[Job]:
     """The sides. Epochs are more than are measured: two steps are left for counting and one for profiling."""
-    epochs = 1 + -(-(arguments.steps + 3) // arguments.batches)
+    epochs = 1 + -(-(2 * arguments.steps + 3) // arguments.batches)
     config: dict[str, Any] = {
         "model": {"name": str(arguments.model), "dtype": "float32"},
         "data": {"train": str(work / "train.jsonl"), "max_length": 512},
@@ -127,10 +129,14 @@ def jobs(work: Path, arguments: argparse.Namespace) -> list[Job]:
     return [Job(OURS, "ours", config), Job(KEPT, "ours", kept), Job(LORA, "lora", config), Job(FULL, "full", config)]
 
 
-def a_round(sides: Sequence[Side], number: int, what: str) -> dict[str, dict[str, Any]]:
+def a_round(sides: Sequence[Side], number: int, what: str, warm: bool = False) -> dict[str, dict[str, Any]]:
     """One step of each side on the same batch; another side begins each time, so that drift hits all alike."""
     turn = number % len(sides)
-    answers = {side.job.name: side.step(what) for side in [*sides[turn:], *sides[:turn]]}
+    answers = {}
+    for side in [*sides[turn:], *sides[:turn]]:
+        if warm:
+            side.step("warm")
+        answers[side.job.name] = side.step(what)
     counts = {(a["tokens"], a["supervised"]) for a in answers.values()}
     if len(counts) > 1:
         raise SystemExit(f"the sides were given different batches: {answers}")
@@ -197,8 +203,7 @@ def report(results: dict[str, Any]) -> str:
     lines += [
         "Memory is the peak of the resident set during the steps, less what it was when the model was loaded. What the",
         "forward pass of one batch keeps for its backward pass is counted, weights left out; the peak is the largest",
-        "batch's. Between its turns a side hands its heap back to the machine, four being more than it has, and takes",
-        "it page by page again within the step: time that no operator of the profiles below has.",
+        "batch's.",
         "",
     ]
     lines += ["| target | at most | found | |", "|---|---|---|---|"]
