@@ -77,7 +77,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, default=REPOSITORY / ".cache" / "SmolLM2-135M-Instruct")
     parser.add_argument("--batch", type=int, default=8, help="items of a batch")
     parser.add_argument("--batches", type=int, default=3, help="batches in an epoch")
-    parser.add_argument("--steps", type=int, default=4, help="measured steps of each side, one before each")
+    parser.add_argument(
+        "--steps", type=int, default=4, help="measured steps of each side; one that is not measured goes before each"
+    )
     parser.add_argument("--seed", type=int, default=1234, help="which items, and their order")
     parser.add_argument("--profile", action="store_true", help="profile every side, not only where a target is missed")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "scripts" / "bench" / "results")
