@@ -64,8 +64,9 @@ class Writer:
         while len(results) < requested and tried < TRIES * requested:
             count = -(-(requested - len(results)) // plan.batch_size)
             batches = [[plan.opening] * plan.batch_size for _ in range(count)]
-            for batch in self._batches("prompts", batches, sampling, first, with_top_k=None):
-                for answer in batch.answers:
+            self._answer_missing("prompts", batches, sampling, first, with_top_k=None)
+            for number in range(first, first + count):
+                for answer in self._partial.get("prompts", number).answers:
                     account.read += 1
                     prompt = self._as_prompt(answer, len(results), account, examples)
                     if (
@@ -80,20 +81,23 @@ class Writer:
         return results
 
     def answer(self, prompts: Sequence[Prompt]) -> tuple[list[int], list[AnsweredBatch]]:
-        """Answers to all prompts.
+        """Answers to all prompts, for rank 0.
 
         Returns:
-            The prompts' places in the order in which they were asked, the longest first; and the batches.
+            The prompts' places in the order in which they were asked, the longest first; and the batches. Other ranks
+            have no batches: rank 0 removes the files once it has read them, and they may not be there any more.
         """
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].ids))
         batches = [[prompts[i].ids for i in part] for part in in_batches(order, self._plan.batch_size)]
         sampling, top_k = self._plan.sampling, self._plan.config.rehearsal.top_k
         if self._plan.engine == "vllm":  # which leaves no room for a second model: first it writes, then it goes
-            self._batches("written", batches, sampling, 0, with_top_k=None)
+            self._answer_missing("written", batches, sampling, 0, with_top_k=None)
             self._let_go()
-        return order, self._batches("answers", batches, sampling, 0, with_top_k=top_k)
+        self._answer_missing("answers", batches, sampling, 0, with_top_k=top_k)
+        read = range(len(batches)) if self._world.rank == 0 else range(0)
+        return order, [self._partial.get("answers", number) for number in read]
 
-    def _batches(
+    def _answer_missing(
         self,
         stage: str,
         batches: Sequence[Sequence[Sequence[int]]],
@@ -101,8 +105,8 @@ class Writer:
         first: int,
         *,
         with_top_k: int | None,
-    ) -> list[AnsweredBatch]:
-        """Answer what is not answered yet, each rank its share, and read all of it.
+    ) -> None:
+        """Answer what is not answered yet, each rank its share, and wait for the other ranks.
 
         Args:
             first: number of the first batch.
@@ -110,8 +114,7 @@ class Writer:
         """
         numbers = range(first, first + len(batches))
         mine = [n for n in numbers if n % self._world.world_size == self._world.rank]
-        done = self._partial.done(stage, numbers)
-        if done and self._world.rank == 0:
+        if self._world.rank == 0 and (done := self._partial.done(stage, numbers)):
             say(self._console, f"continuing after {done} of {len(batches)} batches of {stage}")
         left = [n for n in mine if not self._partial.has(stage, n)]
         with CountProgress(self._console, stage, sum(len(batches[n - first]) for n in mine)) as progress:
@@ -121,7 +124,6 @@ class Writer:
                 self._partial.put(stage, number, self._answer_batch(stage, prompts, sampling, number, with_top_k))
                 progress.advance(len(prompts))
         self._world.barrier()
-        return [self._partial.get(stage, number) for number in numbers]
 
     def _answer_batch(
         self, stage: str, prompts: Sequence[Sequence[int]], sampling: Sampling, number: int, with_top_k: int | None

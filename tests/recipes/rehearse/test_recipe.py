@@ -21,6 +21,7 @@ from cofitune import cli
 from cofitune.config.load import dump_config
 from cofitune.config.schema import Config
 from cofitune.errors import ArtifactError, ConfigError, DataError, UserError
+from cofitune.evaluation.data_parallel import BatchSharding
 from cofitune.files import write_json
 from cofitune.model import vllm_engine
 from cofitune.recipes import prerequisites
@@ -227,6 +228,21 @@ def test_two_ranks_write_the_bytes_of_one(place: Place) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert contents(place.folder / "two") == contents(place.folder / "one")
     assert done.stdout.count("11 answers") == 1, "rank 0 alone talks"
+
+
+def test_a_slow_rank_needs_no_file_that_rank_0_has_removed_by_then(place: Place) -> None:
+    """Rank 1 once read all answers after the last barrier, while rank 0 wrote the result and removed them."""
+    plan = planning.plan_rehearse(place.config(), overwrite=False, dry_run=False)
+
+    class Slow(BatchSharding):
+        def barrier(self) -> None:
+            assert sorted(p.name for p in plan.partial._folder.iterdir()) == [
+                f"answers-{n:06d}.safetensors" for n in (1, 3, 5)
+            ]
+            plan.partial.remove()
+
+    order, answered = writer.Writer(plan, Slow(rank=1, world_size=2), Console(quiet=True)).answer(plan.prompts)
+    assert sorted(order) == list(range(11)) and answered == []
 
 
 def test_a_dry_run_tells_the_cost_and_writes_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
