@@ -1,8 +1,9 @@
 """Packs side by side: attention under a mask, conversation by conversation, and the same items without packs.
 
-Each side is `cofitune train`'s own plan, engine and loop in a process of its own, on legal items; the sides take a step
-each in turn. Both packed sides get the same packs. A step of the side without packs has as many items as a pack has on
-average, so that its time is told a real token.
+Each side is `cofitune train`'s own plan, engine and loop in a process of its own, on legal items; the sides take
+turns of two steps, the second of which is measured (the first takes again the memory that a side hands back while the
+others have their turns). Both packed sides get the same packs. A step of the side without packs has as many items as a
+pack has on average, so that its time is told a real token.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from sides import Job, Side, dump, machine, typed
+from sides import Job, Side, a_round, dump, machine, typed
 from step import sample
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MASK, VARLEN, ITEMS = "packs, mask", "packs, by conversation", "items, padded"
-WARM = 1  # steps that are not measured
+WARM = 1  # turns that are not measured
+A_TURN = 2  # steps: one that is not measured, which takes the memory again, and one that is
 
 
 def main() -> None:
@@ -55,7 +57,7 @@ def compare(length: int, arguments: argparse.Namespace) -> dict[str, Any]:
         (Path(work) / "train.jsonl").write_text("".join(items), encoding="utf-8")
         sides = [Side(job) for job in jobs(Path(work), length, arguments)]
         try:
-            rounds = [a_round(sides, number) for number in range(WARM + arguments.steps)]
+            rounds = [one_turn_each(sides, number) for number in range(WARM + arguments.steps)]
         finally:
             for side in sides:
                 side.stop()
@@ -80,7 +82,7 @@ def jobs(work: Path, length: int, arguments: argparse.Namespace) -> list[Job]:
         "data": {"train": str(work / "train.jsonl"), "max_length": length, "packing": True},
         "region": {"layers": "25%-50%", "modules": ["up_proj", "down_proj"]},
         "train": {
-            "max_steps": WARM + arguments.steps,
+            "max_steps": A_TURN * (WARM + arguments.steps),
             "per_device_train_batch_size": 1,
             "gradient_accumulation_steps": 1,
             "gradient_checkpointing": False,
@@ -94,12 +96,11 @@ def jobs(work: Path, length: int, arguments: argparse.Namespace) -> list[Job]:
     return [Job(MASK, "ours", masked), Job(VARLEN, "ours", config), Job(ITEMS, "ours", single)]
 
 
-def a_round(sides: list[Side], number: int) -> dict[str, dict[str, Any]]:
-    """One step of each side; another begins each time, so that drift hits all alike."""
-    turn = number % len(sides)
-    answers = {side.job.name: side.step() for side in [*sides[turn:], *sides[:turn]]}
-    print("  " + "  ".join(f"{side.job.name} {answers[side.job.name]['seconds']:.2f} s" for side in sides), flush=True)
-    return {side.job.name: answers[side.job.name] for side in sides}
+def one_turn_each(sides: list[Side], number: int) -> dict[str, dict[str, Any]]:
+    """One measured step of each side."""
+    answers = a_round(sides, number, warm=True)
+    print("  " + "  ".join(f"{name} {answer['seconds']:.2f} s" for name, answer in answers.items()), flush=True)
+    return answers
 
 
 def report(results: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ import shlex
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from ctypes.util import find_library
 from dataclasses import dataclass, field, replace
@@ -25,6 +25,7 @@ from typing import Any
 
 START_METHOD = multiprocessing.get_context("spawn")
 PATIENCE = 1800  # seconds for one answer
+GIVE_BACK = "give back"
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,17 @@ class Side:
         self.told = self._receive()  # about the loaded model
 
     def step(self, what: str = "time") -> dict[str, Any]:
-        """Take one optimizer step: `time`, count its `flops` or what its backward pass has `saved`, or `profile` it.
-
-        `warm` times it too, and leaves the heap as it is for the step that follows at once.
-        """
+        """Take one optimizer step: `time`, count its `flops` or what its backward pass has `saved`, or `profile` it."""
         self._pipe.send(what)
         return self._receive()
+
+    def give_back(self) -> None:
+        """Hand what the heap holds but does not use back to the machine, before other sides have their turns.
+
+        Four heaps at their fullest were more than 24 GB. The step that follows takes the memory again page by page.
+        """
+        self._pipe.send(GIVE_BACK)
+        self._receive()
 
     def stop(self) -> None:
         """End the process."""
@@ -83,6 +89,26 @@ class Side:
         if "error" in answer:
             raise SystemExit(f"{self.job.name}:\n{answer['error']}")
         return answer
+
+
+def a_round(sides: Sequence[Side], number: int, what: str = "time", *, warm: bool = False) -> dict[str, dict[str, Any]]:
+    """A turn of each side; another begins each time, so that drift of the machine hits all alike.
+
+    Args:
+        warm: take a step before the one that counts. The first step after `give_back` takes memory page by page, as no
+            training does.
+
+    Returns:
+        Each side's answer, by its name.
+    """
+    turn = number % len(sides)
+    answers = {}
+    for side in [*sides[turn:], *sides[:turn]]:
+        if warm:
+            side.step()
+        answers[side.job.name] = side.step(what)
+        side.give_back()
+    return {side.job.name: answers[side.job.name] for side in sides}
 
 
 @dataclass
@@ -109,8 +135,10 @@ class Turns:
 
     def begin(self) -> None:
         """Wait for the word; what was asked for besides time is switched on."""
-        self._what = self.pipe.recv()
-        self._found = {}
+        while (what := self.pipe.recv()) == GIVE_BACK:
+            give_back()
+            self.pipe.send({})
+        self._what, self._found = what, {}
         also = {"flops": [counted], "saved": [saved], "profile": [profiled]}
         self._open = [manager(self._found) for manager in also.get(self._what, [])]
         for manager in self._open:
@@ -125,18 +153,13 @@ class Turns:
         for manager in self._open:
             manager.__exit__(None, None, None)
         above = {"memory_above_model": peak() - self.base, "peak_bytes": peak()}
-        if self._what != "warm":
-            give_back()
         self.pipe.send({"seconds": seconds, "cpu_seconds": busy, **above, **self._found, **more})
 
 
 def give_back() -> None:
-    """Hand what the heap holds but does not use back to the machine, while the other sides have their turns.
-
-    Four heaps at their fullest were more than 24 GB. A step that follows takes the memory again page by page.
-    """
+    """Have the allocator return its free pages, where it is glibc's."""
     name = find_library("c")
-    if name and hasattr(library := ctypes.CDLL(name), "malloc_trim"):  # glibc's
+    if name and hasattr(library := ctypes.CDLL(name), "malloc_trim"):
         library.malloc_trim(0)
 
 

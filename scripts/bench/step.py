@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sides import Job, Side, dump, machine, typed
+from sides import Job, Side, a_round, dump, machine, typed
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COLUMNS = ("region", "region, prefix kept", "LoRA r=8", "full")
@@ -93,13 +93,13 @@ def compare(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         (Path(work) / "train.jsonl").write_text("".join(items), encoding="utf-8")
         sides = [Side(job) for job in jobs(Path(work), arguments)]
         try:
-            rounds = [a_round(sides, number, "time") for number in range(arguments.batches)]
-            rounds += [a_round(sides, number, "time", warm=True) for number in range(arguments.steps)]
-            counted, saved = a_round(sides, 0, "flops"), a_round(sides, 1, "saved")
+            rounds = [same_batch(sides, number, "time") for number in range(arguments.batches)]
+            rounds += [same_batch(sides, number, "time", warm=True) for number in range(arguments.steps)]
+            counted, saved = same_batch(sides, 0, "flops"), same_batch(sides, 1, "saved")
             results = summary(sides, rounds, arguments.batches, counted, saved)
             missed = [verdict(t, {name: results}) for t in TARGETS if t.data == name]
             if arguments.profile or not all(v["met"] for v in missed):
-                results["profiles"] = {s.job.name: s.step("profile")["profile"] for s in sides}
+                results["profiles"] = {name: a["profile"] for name, a in a_round(sides, 0, "profile").items()}
             return results
         finally:
             for side in sides:
@@ -131,14 +131,9 @@ def jobs(work: Path, arguments: argparse.Namespace) -> list[Job]:
     return [Job(OURS, "ours", config), Job(KEPT, "ours", kept), Job(LORA, "lora", config), Job(FULL, "full", config)]
 
 
-def a_round(sides: Sequence[Side], number: int, what: str, warm: bool = False) -> dict[str, dict[str, Any]]:
-    """One step of each side on the same batch; another side begins each time, so that drift hits all alike."""
-    turn = number % len(sides)
-    answers = {}
-    for side in [*sides[turn:], *sides[:turn]]:
-        if warm:
-            side.step("warm")
-        answers[side.job.name] = side.step(what)
+def same_batch(sides: Sequence[Side], number: int, what: str, warm: bool = False) -> dict[str, dict[str, Any]]:
+    """One step of each side on the same batch."""
+    answers = a_round(sides, number, what, warm=warm)
     counts = {(a["tokens"], a["supervised"]) for a in answers.values()}
     if len(counts) > 1:
         raise SystemExit(f"the sides were given different batches: {answers}")
