@@ -30,6 +30,7 @@ from cofitune.executors import local
 from cofitune.executors.search import run_with_executor
 from cofitune.launch import command, failures, launcher
 from cofitune.launch.hostfile import Place
+from cofitune.launch.interrupts import outside_popen
 from cofitune.launch.parent import end_with_parent
 from cofitune.launch.slurm import adopt_task
 from cofitune.ranks import this_rank
@@ -310,7 +311,9 @@ def main() -> None:
     launcher.quiet_libraries()
     warnings.showwarning = partial(_show_warning, warnings.showwarning)
     end_with_parent()
-    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGTERM, outside_popen(_end))
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a background job's may be ignored
+        signal.signal(signal.SIGINT, outside_popen(signal.default_int_handler))
     OUTPUT.begin()
     NOTES_SAID.clear()
     code = 1  # a traceback's

@@ -20,6 +20,7 @@ from types import FrameType
 
 from cofitune import __version__
 from cofitune.errors import UserError
+from cofitune.launch.interrupts import ending_signals
 
 SSH = "ssh -o BatchMode=yes"  # no question for a password that nobody sees
 SSH_FAILED = 255  # ssh's own exit code where it could not do its part
@@ -124,16 +125,19 @@ def run_hosts(hosts: Sequence[Host], arguments: Sequence[str]) -> int:
     """
     port = _find_port(hosts)
     run_id = uuid.uuid4().hex
-    lines = []
-    for number, host in enumerate(hosts):
-        name = hosts[0].name.rpartition("@")[2]  # without the user's name that ssh may need
-        place = Place(number, len(hosts), host.slots, f"{name}:{port}", run_id)
-        command = _there(["-m", "cofitune", "_host", place.dump(), *arguments])
-        # a session of its own: an interrupt at the keyboard must reach the ranks through us, not end ssh
-        line = subprocess.Popen([*_ssh(host), command], stdin=subprocess.PIPE, start_new_session=True)
-        lines.append(line)
-        _send(line, _variables())
-    with _passing_on_signals(lines):
+    lines: list[subprocess.Popen[bytes]] = []
+    with _passing_on_signals(lines) as received:
+        for number, host in enumerate(hosts):
+            name = hosts[0].name.rpartition("@")[2]  # without the user's name that ssh may need
+            place = Place(number, len(hosts), host.slots, f"{name}:{port}", run_id)
+            command = _there(["-m", "cofitune", "_host", place.dump(), *arguments])
+            # a session of its own: an interrupt at the keyboard must reach the ranks through us, not end ssh
+            line = subprocess.Popen([*_ssh(host), command], stdin=subprocess.PIPE, start_new_session=True)
+            _send(line, _variables())
+            missed = list(received)  # while it was started
+            lines.append(line)
+            for signum in missed:
+                _tell([line], signum)
         code = _wait(lines)
     lost = [host.name for host, line in zip(hosts, lines, strict=True) if line.returncode == SSH_FAILED]
     if lost:
@@ -223,13 +227,17 @@ def _tell(lines: Sequence[subprocess.Popen[bytes]], number: int) -> None:
 
 
 @contextmanager
-def _passing_on_signals(lines: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+def _passing_on_signals(lines: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """Within the context a signal goes to all lines of that moment; yields the signals that have come."""
+    received: list[int] = []
+
     def pass_on(number: int, _: FrameType | None) -> None:
+        received.append(number)
         _tell(lines, number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    before = {number: signal.signal(number, pass_on) for number in ending_signals()}
     try:
-        yield
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -15,6 +15,7 @@ from pathlib import Path
 from cofitune.errors import UserError
 from cofitune.launch.failures import PARENT, tell_failures
 from cofitune.launch.hostfile import Host, Place, follow_parent_signals, read_hostfile, run_hosts
+from cofitune.launch.interrupts import raising
 from cofitune.launch.parent import PARENT_PID
 from cofitune.ranks import is_launched, this_rank
 from cofitune.temporary import temporary_folder
@@ -111,9 +112,11 @@ def run_ranks(num_processes: int, arguments: Sequence[str], place: Place | None 
             rdzv_configs={"rank": place.number} if place else {},
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
+            signals_to_handle="",  # it would raise also where `Popen` cannot bear that
         )
         try:
-            elastic_launch(config, sys.executable)("-m", "cofitune", *arguments)
+            with raising(lambda signum: SignalException(f"got {signum.name}", signum)):
+                elastic_launch(config, sys.executable)("-m", "cofitune", *arguments)
         except ChildFailedError as error:
             return tell_failures(error.failures)
         except SignalException as error:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -33,3 +36,39 @@ def test_without_a_signal_the_handler_from_before_is_back(terminated: list[int])
         pass
     os.kill(os.getpid(), signal.SIGTERM)
     assert stop.signum == 0 and terminated == [signal.SIGTERM]
+
+
+BUSY = """
+import hashlib
+from cofitune.training.signals import StopRequest
+
+with StopRequest():
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # minutes in which Python runs no handler
+"""
+
+
+@pytest.mark.parametrize(
+    ("signals", "ends"),
+    [
+        ((signal.SIGINT, signal.SIGINT), True),
+        ((signal.SIGINT, signal.SIGTERM), True),  # as our launcher hands a second Ctrl-C on
+        ((signal.SIGTERM, signal.SIGINT), True),
+        ((signal.SIGTERM, signal.SIGTERM), False),
+    ],
+)
+@pytest.mark.processes
+def test_a_second_interrupt_ends_a_call_that_hangs(signals: tuple[signal.Signals, ...], ends: bool) -> None:
+    process = subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        for signum in signals:
+            process.send_signal(signum)
+            time.sleep(0.2)
+        if ends:
+            assert process.wait(timeout=60) == 130
+        else:
+            assert process.poll() is None
+    finally:
+        process.kill()
+        process.communicate()
