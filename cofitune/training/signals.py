@@ -11,6 +11,7 @@ from types import FrameType, TracebackType
 from cofitune.training.loop import STOP_SIGNALS
 
 Handler = Callable[[int, FrameType | None], object] | int | signal.Handlers | None  # as signal.signal takes them
+_listening: set[int] = set()  # the pipes that signals are written to now
 
 
 class StopRequest:
@@ -33,6 +34,7 @@ class StopRequest:
         if self._signals:
             reader, self._writer = os.pipe()
             os.set_blocking(self._writer, False)  # as set_wakeup_fd wants it
+            _listening.add(self._writer)
             self._wakeup_before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
             threading.Thread(target=_end_at_second, args=[reader], name="second Ctrl-C", daemon=True).start()
         return self
@@ -45,10 +47,20 @@ class StopRequest:
             signal.signal(signum, (lambda *_: None) if ending else handler)
         if self._signals:
             signal.set_wakeup_fd(self._wakeup_before)
+            _listening.remove(self._writer)
             os.close(self._writer)  # which ends the thread
 
     def _remember(self, signum: int, frame: FrameType | None) -> None:
         self.signum = self.signum or signum
+
+
+def _hear_nothing_in_child() -> None:
+    """A forked child hears the same Ctrl-C, and must not count it a second time in its parent's pipe."""
+    if _listening:
+        signal.set_wakeup_fd(-1)
+
+
+os.register_at_fork(after_in_child=_hear_nothing_in_child)
 
 
 def _end_at_second(reader: int) -> None:

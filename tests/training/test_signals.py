@@ -72,3 +72,24 @@ def test_a_second_interrupt_ends_a_call_that_hangs(signals: tuple[signal.Signals
     finally:
         process.kill()
         process.communicate()
+
+
+FORKED = """
+import os, signal, time
+from cofitune.training.signals import StopRequest
+
+with StopRequest() as stop:
+    child = os.fork()
+    os.kill(os.getpid(), signal.SIGINT)  # as a terminal interrupts both
+    if not child:
+        os._exit(0)
+    os.waitpid(child, 0)
+    time.sleep(0.5)
+print(stop.signum)
+"""
+
+
+@pytest.mark.processes
+def test_one_interrupt_of_a_parent_and_its_child_is_not_a_second() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "2\n"), done.stderr
