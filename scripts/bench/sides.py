@@ -25,7 +25,6 @@ from typing import Any
 
 START_METHOD = multiprocessing.get_context("spawn")
 PATIENCE = 1800  # seconds for one answer
-GIVE_BACK = "give back"
 
 
 @dataclass(frozen=True)
@@ -61,18 +60,16 @@ class Side:
         theirs.close()
         self.told = self._receive()  # about the loaded model
 
-    def step(self, what: str = "time") -> dict[str, Any]:
-        """Take one optimizer step: `time`, count its `flops` or what its backward pass has `saved`, or `profile` it."""
-        self._pipe.send(what)
-        return self._receive()
+    def step(self, what: str = "time", *, give_back: bool = False) -> dict[str, Any]:
+        """Take one optimizer step: `time`, count its `flops` or what its backward pass has `saved`, or `profile` it.
 
-    def give_back(self) -> None:
-        """Hand what the heap holds but does not use back to the machine, before other sides have their turns.
-
-        Four heaps at their fullest were more than 24 GB. The step that follows takes the memory again page by page.
+        Args:
+            give_back: then hand what the heap holds but does not use back to the machine, before other sides have their
+                turns: four heaps at their fullest were more than 24 GB. A step that follows takes the memory again page
+                by page.
         """
-        self._pipe.send(GIVE_BACK)
-        self._receive()
+        self._pipe.send((what, give_back))
+        return self._receive()
 
     def stop(self) -> None:
         """End the process."""
@@ -95,8 +92,8 @@ def a_round(sides: Sequence[Side], number: int, what: str = "time", *, warm: boo
     """A turn of each side; another begins each time, so that drift of the machine hits all alike.
 
     Args:
-        warm: take a step before the one that counts. The first step after `give_back` takes memory page by page, as no
-            training does.
+        warm: take a step before the one that counts: the first one after the heap was handed back takes its memory page
+            by page, as no training does.
 
     Returns:
         Each side's answer, by its name.
@@ -106,8 +103,7 @@ def a_round(sides: Sequence[Side], number: int, what: str = "time", *, warm: boo
     for side in [*sides[turn:], *sides[:turn]]:
         if warm:
             side.step()
-        answers[side.job.name] = side.step(what)
-        side.give_back()
+        answers[side.job.name] = side.step(what, give_back=True)
     return {side.job.name: answers[side.job.name] for side in sides}
 
 
@@ -120,6 +116,7 @@ class Turns:
     _open: list[Any] = field(default_factory=list)
     _found: dict[str, Any] = field(default_factory=dict)
     _what: str = ""
+    _gives_back: bool = False
     _since: tuple[float, float] = (0.0, 0.0)
 
     def loaded(self, model: Any) -> None:
@@ -135,10 +132,7 @@ class Turns:
 
     def begin(self) -> None:
         """Wait for the word; what was asked for besides time is switched on."""
-        while (what := self.pipe.recv()) == GIVE_BACK:
-            give_back()
-            self.pipe.send({})
-        self._what, self._found = what, {}
+        (self._what, self._gives_back), self._found = self.pipe.recv(), {}
         also = {"flops": [counted], "saved": [saved], "profile": [profiled]}
         self._open = [manager(self._found) for manager in also.get(self._what, [])]
         for manager in self._open:
@@ -153,6 +147,8 @@ class Turns:
         for manager in self._open:
             manager.__exit__(None, None, None)
         above = {"memory_above_model": peak() - self.base, "peak_bytes": peak()}
+        if self._gives_back:
+            give_back()
         self.pipe.send({"seconds": seconds, "cpu_seconds": busy, **above, **self._found, **more})
 
 
