@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,31 +48,43 @@ class Picture:
         name: stem of its files.
         caption: what is drawn, with units.
         alt: what a reader who does not see it should know.
-        wide, narrow: SVG elements for a page, whose colours are CSS variables.
         svg, png: the wide one as files, in light.
+        draw_narrow: draws the narrow one, as the SVG of a file.
     """
 
     name: str
     caption: str
     alt: str
-    wide: str
-    narrow: str
     svg: str
     png: bytes
+    draw_narrow: Callable[[], str]
+
+    @cached_property
+    def wide(self) -> str:
+        """The wide one as an SVG element of a page, whose colours are CSS variables."""
+        return _inline(self.svg, f"{self.name}-w", self.alt)
+
+    @cached_property
+    def narrow(self) -> str:
+        """The narrow one as an SVG element of a page; drawn only now, for most commands write files alone."""
+        return _inline(self.draw_narrow(), f"{self.name}-n", self.alt)
 
 
 def draw(name: str, caption: str, alt: str, paint: Paint, heights: tuple[float, float]) -> Picture:
-    """Let `paint` draw it wide and narrow; the same input gives the same bytes.
+    """Let `paint` draw it wide, and narrow where that is asked for; the same input gives the same bytes.
 
     Args:
         heights: of the wide and the narrow figure, in inches.
     """
+
+    def draw_narrow() -> str:
+        with style(name):
+            return _save(_figure(paint, NARROW, heights[1], narrow=True), "svg").decode()
+
     with style(name):
         figure = _figure(paint, WIDE, heights[0], narrow=False)
-        svg = _save(figure, "svg").decode()
-        png = _save(figure, "png")
-        narrow = _save(_figure(paint, NARROW, heights[1], narrow=True), "svg").decode()
-    return Picture(name, caption, alt, _inline(svg, f"{name}-w", alt), _inline(narrow, f"{name}-n", alt), svg, png)
+        svg, png = _save(figure, "svg").decode(), _save(figure, "png")
+    return Picture(name, caption, alt, svg, png, draw_narrow)
 
 
 def write_picture(folder: Path, picture: Picture) -> tuple[Path, Path]:
@@ -134,6 +147,10 @@ def _figure(paint: Paint, width: float, height: float, narrow: bool) -> Figure:
 
     figure = Figure(figsize=(width, height), dpi=DOTS_AN_INCH, layout="constrained")
     paint(figure, narrow)
+    # once: a figure that has a layout engine is laid out, and drawn in vain, each time that it is saved
+    if (layout := figure.get_layout_engine()) is not None:
+        layout.execute(figure)
+    figure.set_layout_engine(None)
     return figure
 
 

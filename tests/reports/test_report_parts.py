@@ -204,6 +204,29 @@ def test_a_name_in_a_drawing_stays_text() -> None:
     assert shortened("a\x00b\u202e" + "c" * 30, 10) == "a b cccccc…"[:9] + "…"
 
 
+def test_a_picture_is_laid_out_once_and_narrow_only_for_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    painted: list[bool] = []
+    laid_out: list[object] = []
+    execute = ConstrainedLayoutEngine.execute
+
+    def counted(self: ConstrainedLayoutEngine, figure: Any) -> Any:
+        laid_out.append(figure)
+        return execute(self, figure)
+
+    monkeypatch.setattr(ConstrainedLayoutEngine, "execute", counted)
+
+    def paint(figure: Any, narrow: bool) -> None:
+        painted.append(narrow)
+        figure.subplots().set_title("a title")
+
+    picture = draw("name", "caption", "alt", paint, (2, 2))
+    assert (painted, len(laid_out)) == ([False], 1) and "a title" in picture.svg and picture.png
+    assert "a title" in picture.narrow and picture.narrow != picture.wide
+    assert (painted, len(laid_out)) == ([False, True], 2)
+
+
 def test_an_adapters_carriers_have_a_mark_of_their_own() -> None:
     """They are in the delta, with the adapter merged in, and among the frozen ones: the base's did not train."""
     carriers = {f"model.layers.{i}.mlp.up_proj.weight": "t" for i in range(2)}
