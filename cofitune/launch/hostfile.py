@@ -20,7 +20,7 @@ from types import FrameType
 
 from cofitune import __version__
 from cofitune.errors import UserError
-from cofitune.launch.interrupts import ending_signals
+from cofitune.launch.interrupts import termination_signals
 
 SSH = "ssh -o BatchMode=yes"  # no question for a password that nobody sees
 SSH_FAILED = 255  # ssh's own exit code where it could not do its part
@@ -235,7 +235,7 @@ def _passing_on_signals(lines: Sequence[subprocess.Popen[bytes]]) -> Iterator[li
         received.append(number)
         _tell(lines, number)
 
-    before = {number: signal.signal(number, pass_on) for number in ending_signals()}
+    before = {number: signal.signal(number, pass_on) for number in termination_signals()}
     try:
         yield received
     finally:

@@ -1,8 +1,8 @@
-"""Signal handlers that raise, and `subprocess.Popen`, which bears that at every place but one.
+"""Signal handlers that raise, kept away from the one place where `subprocess.Popen` must not be interrupted.
 
-Between taking its lock and the `try` that releases it, `Popen` must not be interrupted: the lock would stay taken, and
-every later look would find a child running that has long ended. A handler that raises hit that place in 0.4 % of the
-waits for a child, and torch's launcher then stood for twice `train.stop_grace_seconds`.
+`Popen` takes a lock before it looks whether its child has ended. An exception between taking it and the `try` that
+releases it leaves the lock taken: every later look says that the child is running. torch's launcher, whose handler
+raises, then waited for ranks that had long ended, for twice `train.stop_grace_seconds`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ UNLESS_IGNORED = (signal.SIGHUP, signal.SIGQUIT)  # `nohup` has a process ignore
 
 
 def outside_popen(handler: Handler) -> Handler:
-    """This handler, which may raise; where `Popen` holds its lock, the signal is sent again a moment later."""
+    """Wrap a handler that may raise: while `Popen` holds its lock, the signal is sent again a moment later instead."""
 
     def handle(signum: int, frame: FrameType | None) -> object:
         if not _popen_holds_its_lock(frame):
@@ -34,14 +34,14 @@ def outside_popen(handler: Handler) -> Handler:
     return handle
 
 
-def ending_signals() -> tuple[signal.Signals, ...]:
-    """The signals that ask this process to end, but those that whoever started it had it ignore."""
+def termination_signals() -> tuple[signal.Signals, ...]:
+    """The signals that ask this process to end, without those that it was started to ignore."""
     return (*ALWAYS, *(s for s in UNLESS_IGNORED if signal.getsignal(s) is not signal.SIG_IGN))
 
 
 @contextmanager
-def raising(error: Callable[[signal.Signals], BaseException]) -> Iterator[None]:
-    """Within the context a signal that asks this process to end raises an error. In the main thread alone."""
+def raise_on_signals(error: Callable[[signal.Signals], BaseException]) -> Iterator[None]:
+    """Within the context a termination signal raises an error. Does nothing in other threads than the main one."""
 
     def handle(signum: int, _frame: FrameType | None) -> None:
         raise error(signal.Signals(signum))
@@ -49,7 +49,7 @@ def raising(error: Callable[[signal.Signals], BaseException]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, outside_popen(handle)) for number in ending_signals()}
+    before = {number: signal.signal(number, outside_popen(handle)) for number in termination_signals()}
     try:
         yield
     finally:

@@ -15,7 +15,7 @@ from pathlib import Path
 from cofitune.errors import UserError
 from cofitune.launch.failures import PARENT, tell_failures
 from cofitune.launch.hostfile import Host, Place, follow_parent_signals, read_hostfile, run_hosts
-from cofitune.launch.interrupts import raising
+from cofitune.launch.interrupts import raise_on_signals
 from cofitune.launch.parent import PARENT_PID
 from cofitune.ranks import is_launched, this_rank
 from cofitune.temporary import temporary_folder
@@ -115,7 +115,7 @@ def run_ranks(num_processes: int, arguments: Sequence[str], place: Place | None 
             signals_to_handle="",  # it would raise also where `Popen` cannot bear that
         )
         try:
-            with raising(lambda signum: SignalException(f"got {signum.name}", signum)):
+            with raise_on_signals(lambda signum: SignalException(f"got {signum.name}", signum)):
                 elastic_launch(config, sys.executable)("-m", "cofitune", *arguments)
         except ChildFailedError as error:
             return tell_failures(error.failures)

@@ -36,7 +36,7 @@ class StopRequest:
             os.set_blocking(self._writer, False)  # as set_wakeup_fd wants it
             _listening.add(self._writer)
             self._wakeup_before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-            threading.Thread(target=_end_at_second, args=[reader], name="second Ctrl-C", daemon=True).start()
+            threading.Thread(target=_exit_on_second_signal, args=[reader], name="second Ctrl-C", daemon=True).start()
         return self
 
     def __exit__(
@@ -54,16 +54,16 @@ class StopRequest:
         self.signum = self.signum or signum
 
 
-def _hear_nothing_in_child() -> None:
+def _ignore_in_child() -> None:
     """A forked child hears the same Ctrl-C, and must not count it a second time in its parent's pipe."""
     if _listening:
         signal.set_wakeup_fd(-1)
 
 
-os.register_at_fork(after_in_child=_hear_nothing_in_child)
+os.register_at_fork(after_in_child=_ignore_in_child)
 
 
-def _end_at_second(reader: int) -> None:
+def _exit_on_second_signal(reader: int) -> None:
     """End this process at a second signal, where one of the two is a SIGINT. Python writes a byte for each signal."""
     first = 0
     with os.fdopen(reader, "rb", buffering=0) as signals:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from cofitune.launch.interrupts import Handler, ending_signals, outside_popen, raising
+from cofitune.launch.interrupts import Handler, outside_popen, raise_on_signals, termination_signals
 
 
 class Signalled(Exception):
@@ -80,8 +80,8 @@ def test_popen_gives_its_lock_back(
 
 
 def test_within_it_a_signal_raises_and_the_handlers_come_back() -> None:
-    before = {number: signal.getsignal(number) for number in ending_signals()}
-    with pytest.raises(RuntimeError, match="SIGTERM"), raising(lambda signum: RuntimeError(signum.name)):
+    before = {number: signal.getsignal(number) for number in termination_signals()}
+    with pytest.raises(RuntimeError, match="SIGTERM"), raise_on_signals(lambda signum: RuntimeError(signum.name)):
         signal.raise_signal(signal.SIGTERM)
     assert {number: signal.getsignal(number) for number in before} == before
 
@@ -90,8 +90,8 @@ def test_what_nohup_has_ignored_stays_ignored() -> None:
     """Under torch's own handlers the end of a terminal ends a launcher that `nohup` started."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with raising(lambda signum: RuntimeError(signum.name)):
+        with raise_on_signals(lambda signum: RuntimeError(signum.name)):
             signal.raise_signal(signal.SIGHUP)
-            assert signal.SIGINT in ending_signals() and signal.SIGHUP not in ending_signals()
+            assert signal.SIGINT in termination_signals() and signal.SIGHUP not in termination_signals()
     finally:
         signal.signal(signal.SIGHUP, before)
