@@ -53,6 +53,7 @@ MODULES = (
 READ_ON_IMPORT = ("HF_", "OMP_", "PYTHON", "TRANSFORMERS_", "LC_", "LANG", "CUDA_", "LD_", "TORCH_COMPILE")
 ENABLED = [True]  # whether processes are forked: a test may want interpreters that import by themselves
 HEEDED = {"PYTHONPATH", "PYTHONIOENCODING"}  # by `_run`
+HANDED_ON = (signal.SIGHUP, signal.SIGQUIT)  # a program that is started goes on ignoring what its parent ignored
 
 
 class Forker:
@@ -131,7 +132,8 @@ def _understood(given: dict[str, Any]) -> dict[str, Any] | None:
         flags, words = flags + words[:taken], words[taken:]
     folder = Path(given["cwd"] or Path.cwd())
     if words and words[0].endswith(".py") and (folder / words[0]).is_file():
-        if "cofitune" not in (folder / words[0]).read_text("utf-8"):
+        script = (folder / words[0]).resolve()
+        if not script.is_relative_to(REPOSITORY) and "cofitune" not in script.read_text("utf-8"):
             return None
         words = [SCRIPT, *words]
     if len(words) < 2 or words[0] not in ("-m", "-c", SCRIPT) or flags not in ([], ["-u"], ["-W", "ignore"]):
@@ -146,6 +148,7 @@ def _understood(given: dict[str, Any]) -> dict[str, Any] | None:
     return {
         "kind": kind, "what": what, "arguments": arguments, "flags": flags, "environment": environment,
         "folder": str(folder), "new_session": bool(given["start_new_session"]),
+        "ignored": [number for number in HANDED_ON if signal.getsignal(number) is signal.SIG_IGN],
     }  # fmt: skip
 
 
@@ -258,6 +261,8 @@ def _run(request: dict[str, Any]) -> None:
     prctl(PR_SET_PDEATHSIG, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in request["ignored"]:
+        signal.signal(number, signal.SIG_IGN)
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
@@ -266,6 +271,9 @@ def _run(request: dict[str, Any]) -> None:
         warnings.simplefilter("ignore")
     packages = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[1:1] = [folder for folder in packages if folder and folder not in sys.path]
+    for folder in packages:
+        if folder and Path(folder, "sitecustomize.py").is_file():  # which Python runs at its start
+            runpy.run_path(str(Path(folder, "sitecustomize.py")))
     if request["kind"] == "-c":
         sys.argv, sys.path[0] = ["-c", *request["arguments"]], ""
         exec(compile(request["what"], "<string>", "exec"), {"__name__": "__main__"})

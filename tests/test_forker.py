@@ -18,10 +18,11 @@ from tests import forker
 pytestmark = pytest.mark.processes
 
 TELL = """
-import json, os, sys, cofitune
+import json, os, signal, sys, cofitune
 about = {"argv": sys.argv, "folder": os.getcwd(), "parent": os.getppid(), "own session": os.getsid(0) == os.getpid()}
 about |= {"name": os.environ.get("NAME"), "input": sys.stdin.read(), "main": __name__, "unread": "GONE" in os.environ}
 about |= {"encoding": sys.stdout.encoding, "errors": sys.stdout.errors, "packages": "/packages" in sys.path}
+about |= {"customized": hasattr(sys, "customized"), "hangs up": signal.getsignal(signal.SIGHUP) is signal.SIG_DFL}
 about |= {"open": os.path.realpath("/proc/self/fd/" + sys.argv[1]).endswith("/lock")}
 print(json.dumps(about))
 print("to stderr", file=sys.stderr)
@@ -30,7 +31,9 @@ sys.exit(3)
 
 
 def tell(folder: Path, what: list[str], descriptor: int, **options: Any) -> tuple[dict[str, Any], str, int]:
-    own = {"NAME": "Wert ü", "PYTHONPATH": "/packages", "PYTHONIOENCODING": "iso8859-1:replace"}
+    (folder / "sitecustomize.py").write_text("import sys\nsys.customized = True\n")
+    packages = os.pathsep.join(["/packages", str(folder)])
+    own = {"NAME": "Wert ü", "PYTHONPATH": packages, "PYTHONIOENCODING": "iso8859-1:replace"}
     environment = {name: value for name, value in os.environ.items() if name != "GONE"} | own
     done = subprocess.run(
         [sys.executable, *what, str(descriptor)],
@@ -45,15 +48,18 @@ def test_it_has_what_an_interpreter_has(
 ) -> None:
     monkeypatch.setenv("GONE", "1")
     (tmp_path / "tell.py").write_text(TELL)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if inherits else signal.SIG_DFL)
     with (tmp_path / "lock").open("w") as file:
         os.set_inheritable(file.fileno(), True)
         options = {"close_fds": not inherits, "start_new_session": inherits}
         forked = tell(tmp_path, what, file.fileno(), **options)
         monkeypatch.setattr(forker, "ENABLED", [False])
         assert forked == tell(tmp_path, what, file.fileno(), **options)
+    signal.signal(signal.SIGHUP, before)
     about, stderr, code = forked
     assert (stderr, code) == ("to stderr\n", 3)
     assert (about["encoding"], about["errors"], about["packages"]) == ("iso8859-1", "replace", True)
+    assert about["customized"] and about["hangs up"] != inherits
     assert about["parent"] == os.getpid() and about["own session"] == about["open"] == inherits
 
 

@@ -129,7 +129,6 @@ def test_a_killed_rank_is_named_with_its_exit_code(exit_code_of: ExitCode, capsy
 
 
 @pytest.mark.processes
-@pytest.mark.interpreter  # whose start reads sitecustomize
 def test_a_crash_of_every_rank_shows_one_traceback(tmp_path: Path, tiny_model_folder: Path) -> None:
     """Two real ranks; torch's process group sets an excepthook of its own, which ours must outlive."""
     (tmp_path / "items.jsonl").write_text('{"instruction": "Say void", "output": "void"}\n')

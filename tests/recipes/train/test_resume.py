@@ -559,7 +559,11 @@ def test_a_signal_to_one_rank_stops_all_and_a_second_hurries_none(config: dict[s
 def test_a_training_without_save_steps_saves_nothing_and_ends_promptly(config: dict[str, Any]) -> None:
     """Nor does it end with the terminal, under `nohup`."""
     config["train"]["save_steps"] = None
-    process, folder = start(config, ranks=2, under=("nohup",))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as `nohup` does; a process that is started goes on with it
+    try:
+        process, folder = start(config, ranks=2)
+    finally:
+        signal.signal(signal.SIGHUP, before)
     for number in [process.pid, *(child.pid for child in children_of(process.pid))]:
         os.kill(number, signal.SIGHUP)
     reached = steps_of(folder)[-1]
@@ -583,21 +587,12 @@ def test_two_trainings_never_write_one_folder(
         process.communicate()
 
 
-def start(config: dict[str, Any], ranks: int, under: tuple[str, ...] = ()) -> tuple[subprocess.Popen[str], Path]:
+def start(config: dict[str, Any], ranks: int) -> tuple[subprocess.Popen[str], Path]:
     """A long training in processes of its own, which has taken three steps; and its folder."""
     config["train"].update(max_steps=5000, save_steps=config["train"]["save_steps"] and 2500)
     config["train"].update(lr_scheduler_type="constant", gradient_accumulation_steps=2 // ranks)
     folder = Path(config["output_dir"])
-    words = [
-        *under,
-        sys.executable,
-        "-m",
-        "cofitune",
-        "train",
-        str(write_config(config)),
-        "--num-processes",
-        str(ranks),
-    ]
+    words = [sys.executable, "-m", "cofitune", "train", str(write_config(config)), "--num-processes", str(ranks)]
     environment, silent = outside_ranks(), subprocess.DEVNULL
     process = subprocess.Popen(words, env=environment, stdin=silent, stdout=silent, stderr=subprocess.PIPE, text=True)
     metrics = folder / "train" / "metrics.jsonl"
