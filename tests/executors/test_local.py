@@ -91,10 +91,11 @@ def run_all(ranks: Ranks, requests: list[TrialRequest]) -> list[TrialResult]:
         return list(execute(requests))
 
 
-@pytest.mark.interpreter  # whose start takes the time that is compared
 def test_no_trial_depends_on_earlier_ones_in_its_worker_or_a_failed_one(
-    settings: dict[str, Any], tmp_path: Path
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import time\ntime.sleep(1)\n")  # as long as imports would take
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     first, other, again, after = (
         request(settings, tmp_path / name, layers)
         for name, layers in (("first", "1-2"), ("other", "2-3"), ("again", "1-2"), ("after", "1-2"))
