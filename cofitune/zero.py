@@ -6,6 +6,7 @@ Written for deepspeed 0.19; `flats` is checked against the whole parameters by t
 from __future__ import annotations
 
 import importlib
+import inspect
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -194,6 +195,21 @@ def hold_until_gradients(model: nn.Module) -> None:
             module.register_forward_pre_hook(begin_here)
             # some families' experts DeepSpeed gathers and releases with the block around them ("leaf modules")
             model.get_submodule(name.rpartition(".")[0]).register_forward_pre_hook(begin_here)
+
+
+def keep_signatures(model: nn.Module) -> None:
+    """Let torch read the signatures of ZeRO-3's autograd functions once, not at every call.
+
+    DeepSpeed calls two of them in each module of each forward pass. torch binds their arguments by a signature that it
+    works out anew each time, which takes longer than all else that such a call does on the host.
+    """
+    from deepspeed.runtime.zero.linear import LinearFunctionForZeroStage3
+
+    functions: list[Any] = [LinearFunctionForZeroStage3]
+    for module in model.modules():
+        functions += [own for name in ("pre_bwd_fn", "post_bwd_fn") if (own := vars(module).get(name)) is not None]
+    for function in functions:
+        function.forward.__signature__ = inspect.signature(function.forward)
 
 
 def inner_optimizer(engine: Engine) -> torch.optim.Optimizer:

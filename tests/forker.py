@@ -30,6 +30,7 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -329,6 +330,8 @@ def _prepare() -> None:
     # to name its caller, torch reads the source of all functions above, and goes through every module for those of
     # files that it does not find, of which there are some here
     dynamic_rendezvous.get_method_name = lambda depth=2: sys._getframe(depth).f_code.co_name
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        finalizer.atexit = False  # torch would take its libraries of operators apart
 
 
 def main() -> None:

@@ -21,7 +21,13 @@ from cofitune.errors import UserError
 from cofitune.ranks import is_launched, this_rank
 from cofitune.training.optimizer import adamw_8bit, decay_groups
 from cofitune.training.refused_raw import REFUSALS, refused_raw
-from cofitune.zero import hold_until_gradients, reset_zero_globals, skip_cpu_communication_op, skip_muon_compilation
+from cofitune.zero import (
+    hold_until_gradients,
+    keep_signatures,
+    reset_zero_globals,
+    skip_cpu_communication_op,
+    skip_muon_compilation,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -161,6 +167,8 @@ def start_engine(model: nn.Module, settings: EngineSettings) -> Engine:
         if not settings.raw:
             raise  # nothing of it is the user's doing
         raise refused_raw(error, settings.raw) from error
+    if settings.zero_stage == 3:
+        keep_signatures(model)
     return engine
 
 

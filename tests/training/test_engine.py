@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -106,6 +109,28 @@ def test_a_released_engine_leaves_torchs_linear_as_it_was() -> None:
     assert torch.nn.functional.linear is not own
     release(engine)
     assert torch.nn.functional.linear is own
+
+
+@pytest.mark.processes
+def test_stage_3_works_no_signature_out_at_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch asks for them twice a module and pass."""
+    start_distributed()
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.SiLU(), torch.nn.Linear(2, 2))
+    engine = start_engine(model, replace(SETTINGS, dtype=torch.float32, micro_batch=1))
+    asked: list[Any] = []
+    own = inspect.signature
+
+    def signature(function: Callable[..., object], **options: Any) -> inspect.Signature:
+        asked.append(function)
+        return own(function, **options)
+
+    monkeypatch.setattr(inspect, "signature", signature)
+    engine.backward(engine(torch.ones(1, 2)).sum())
+    assert len(asked) >= 2 * len(model)
+    for function in asked:
+        assert own(function) is own(function), "it is kept"
+        assert [*own(function).parameters] == [*function.__code__.co_varnames[: function.__code__.co_argcount]]
+    release(engine)
 
 
 ENDING = """
