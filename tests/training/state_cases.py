@@ -19,7 +19,7 @@ from tests.training import sharded_cases as sharded
 
 Case, ALL = sharded.Case, sharded.ALL_MODULES
 SAVED, STEPS = 3, sharded.STEPS  # of a case: saved after step 3, trained for 5
-LONG_SAVED, LONG_STEPS = 5, 20  # of the change of ranks
+LONG_SAVED, LONG_STEPS = 3, 10  # of the change of ranks
 IDENTITY = {"train": {"learning_rate": 5e-3}}
 
 EIGHT_BIT = (
@@ -87,7 +87,7 @@ def run_case(case: Any, folder: Path) -> None:
 
 
 def run_long(folder: Path, name: str, world_size: int, start: Path | None = None) -> None:
-    """Twenty steps of the same eight items each, on any number of ranks; from the checkpoint in `start`, if given."""
+    """Ten steps of the same eight items each, on any number of ranks; from the checkpoint in `start`, if given."""
     from cofitune.data.batches import plan_steps
     from cofitune.training.state import load_state, save_state
     from cofitune.training.state_check import find_newest
@@ -121,7 +121,7 @@ def run_broken(folder: Path) -> None:
         with at_most_bytes(1000) if rank == 1 else nullcontext():
             save_state(folder / case.name / "full", engine, STEPS, IDENTITY, 9, in_pieces=True)
     except UserError as error:
-        _check("the checkpoint of step 5 cannot be written: File too large" in str(error), str(error))
+        _check(f"the checkpoint of step {STEPS} cannot be written: File too large" in str(error), str(error))
     else:
         raise RuntimeError("nobody has said that rank 1 could not write")
     save_state(folder / case.name / f"disk-{rank}", engine, STEPS, IDENTITY, 9, in_pieces=True)
@@ -220,7 +220,7 @@ def _check(holds: bool, message: str) -> None:
 
 
 def main() -> None:
-    """On two ranks: all cases, twenty steps, and going on with what one rank has saved."""
+    """On two ranks: all cases, ten steps, and going on with what one rank has saved."""
     from cofitune.training.engine import start_distributed
 
     torch.set_num_threads(1)
