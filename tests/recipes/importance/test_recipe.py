@@ -76,6 +76,19 @@ def forbid_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipe, "load_base", refuse)
 
 
+@pytest.fixture
+def pictures() -> None:
+    """Where it is asked for, the picture is drawn."""
+
+
+@pytest.fixture(autouse=True)
+def _no_other_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere matplotlib is not there, as it may not be: a picture takes longer than all else of a tiny run."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr(recipe, "can_draw", lambda: False)
+
+
+@pytest.mark.usefixtures("pictures")
 def test_it_writes_vectors_scores_and_a_manifest(made: Path, tiny_model_folder: Path) -> None:
     console = quiet()
     folder = importance(read(made), console=console)
@@ -205,6 +218,7 @@ def test_an_interrupted_folder_is_made_again(made: Path, monkeypatch: pytest.Mon
     assert (importance(read(made), console=quiet()) / "manifest.json").exists()
 
 
+@pytest.mark.usefixtures("pictures")
 def test_a_folder_whose_pictures_are_not_drawn_is_not_finished(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise RuntimeError("no room for pictures")
