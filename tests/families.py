@@ -20,13 +20,13 @@ from tests.helpers import write_jsonl
 
 _NAMES = {  # a size → what families call it
     32: "hidden_size n_embd d_model word_embed_proj_dim embedding_size embedding_dim hidden_size_global adapter_in_dim "
-    "adapter_input_size adapter_out_dim "
+    "nemo_conv_channels adapter_input_size adapter_out_dim "
     "attention_hidden_size out_hidden_size vision_output_dim projector_input_dim projector_output_dim",
     48: "intermediate_size n_inner ffn_dim dff d_ff decoder_ffn_dim encoder_ffn_dim d_inner hidden_dim dim_ff "
     "dense_intermediate_size shared_intermediate_size input_embedding_size intermediate_size_mlp",
     4: "num_attention_heads n_head n_heads num_heads decoder_attention_heads encoder_attention_heads "
-    "num_decoder_attention_heads num_encoder_attention_heads linear_num_value_heads num_experts num_local_experts "
-    "n_routed_experts moe_num_experts zero_expert_num mamba_n_heads mamba_num_heads",
+    "num_decoder_attention_heads num_encoder_attention_heads linear_num_heads linear_num_value_heads num_experts "
+    "num_local_experts n_routed_experts moe_num_experts zero_expert_num mamba_n_heads mamba_num_heads",
     2: "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers num_decoder_layers "
     "num_blocks num_encoder_layers num_key_value_heads linear_num_key_heads num_experts_per_tok moe_k depth",
     1: "n_group topk_group first_k_dense_replace",
@@ -37,7 +37,7 @@ _NAMES = {  # a size → what families call it
     16: "moe_intermediate_size shared_expert_intermediate_size moe_shared_expert_intermediate_size q_lora_rank "
     "kv_lora_rank hidden_size_per_layer_input output_embedding_size o_lora_rank dim_head linear_head_dim mamba_d_state "
     "ssm_state_size pronunciation_embed_dim shape_embed_dim swa_head_dim mamba_headdim mamba_d_head mamba_head_dim "
-    "rel_extent",
+    "rel_extent chunk_size mamba_chunk_size",
     28: "image_size",
     64: "mamba_d_ssm",
     256: "max_position_embeddings n_positions max_sequence_length max_seq_len",

@@ -41,6 +41,7 @@ from cofitune.training.delta import collect
 from cofitune.training.engine import EngineSettings, release, start_distributed, start_engine
 from cofitune.training.loop import FitSettings, fit
 from cofitune.zero import inner_optimizer, shards
+from tests.helpers import freeze_imports
 
 E, K, H, F, V = 4, 2, 32, 24, 64
 SIZES: dict[str, Any] = {
@@ -174,6 +175,7 @@ SETTINGS = EngineSettings(
 )
 def test_two_masked_steps_are_the_copys(family: str, mask: str, stage: int) -> None:
     start_distributed()
+    freeze_imports()  # engines of the cases before stay in memory, and DeepSpeed has Python look through all of them
     model = build(family)
     anatomy = anatomy_of(model)
     generator = torch.Generator().manual_seed(5)

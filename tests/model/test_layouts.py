@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -64,6 +65,7 @@ from cofitune.training.engine import EngineSettings, release, start_distributed,
 from cofitune.training.hashing import hash_parameters
 from cofitune.training.loop import FitSettings, fit
 from cofitune.zero import inner_optimizer, shards
+from tests.helpers import freeze_imports
 
 L, H, F, A, K, D, V = 2, 32, 48, 4, 2, 8, 64
 SIZES: dict[str, Any] = {
@@ -130,7 +132,11 @@ MHA, FFN = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "d
 
 def build(family: str, kernel: str = "sdpa") -> PreTrainedModel:
     """A tiny model whose weights, biases included, are away from zero, so that weight decay shows."""
-    kernel = "eager" if family in EAGER else kernel
+    return copy.deepcopy(_built(family, "eager" if family in EAGER else kernel))
+
+
+@cache  # a copy takes half the time
+def _built(family: str, kernel: str) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         config = FAMILIES[family]()
@@ -414,6 +420,7 @@ def test_the_masked_step_is_the_unfused_copys(family: str, mask: str, stage: int
     from dataclasses import replace
 
     start_distributed()
+    freeze_imports()  # engines of the cases before stay in memory, and DeepSpeed has Python look through all of them
     model = build(family)
     before = trained_parts(family, build(family))
     anatomy = anatomy_of(model)
@@ -487,12 +494,12 @@ def test_what_drops_nothing_has_no_dropout_to_switch_on(family: str) -> None:
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f not in NOTHING_DROPS])
 def test_importance_drops_attention_and_ffn_outputs_and_nothing_else(family: str, kernel: str) -> None:
     model = build(family, kernel)
+    anatomy = anatomy_of(model)
     seen: list[float] = []
 
     def logits(seed: int, silent: str) -> Tensor:
         """Logits under dropout, of the attention alone (what the FFN writes is silenced) or the FFN alone."""
         module = "down_proj" if silent == "ffn" else "o_proj"
-        anatomy = anatomy_of(model)
         path, layout = anatomy.layout.modules[module], anatomy.layout
         layers = [layer for i, layer in enumerate(layers_of(family, model)) if anatomy.has(i, module)]
         with virtual_gates(model, 0.3) as gates, seeded_dropout(seed, 0, 0, torch.device("cpu")), torch.no_grad():
