@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedTokenizerBase
@@ -14,14 +16,22 @@ from cofitune.data.formats import BadItemError
 # reasoning and tool calls are written with them in people's data, and they end nothing
 IN_TEXT = re.compile(r"</?\|?(think|thinking|thought|tool_call|tool_response|tools?)\|?>|\[/?(THINK|TOOL_CALLS)\]")
 
-_PATTERNS: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, re.Pattern[str] | None]] = WeakKeyDictionary()
+
+@dataclass(frozen=True)
+class _Known:
+    """What is known of a tokenizer, as long as it has the tokens of `state`."""
+
+    state: object
+    ids: Mapping[str, int]
+    pattern: re.Pattern[str] | None
 
 
-def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+_KNOWN: WeakKeyDictionary[PreTrainedTokenizerBase, _Known] = WeakKeyDictionary()
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, int]:
     """Every special token, by its text: those that the tokenizer names, and all others that were added as special."""
-    named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-    added = {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return {**added, **named}
+    return _known(tokenizer).ids
 
 
 def check_contents(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, object]], where: str) -> None:
@@ -30,7 +40,7 @@ def check_contents(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mappin
     Raises:
         BadItemError: a turn holds the text of a control token.
     """
-    pattern = _pattern(tokenizer)
+    pattern = _known(tokenizer).pattern
     if pattern is None:
         return
     for index, message in enumerate(messages):
@@ -43,14 +53,20 @@ def check_contents(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mappin
                 )
 
 
-def _pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
-    known = _PATTERNS.get(tokenizer)
-    size = hash((len(tokenizer), str(tokenizer.special_tokens_map)))
-    if known is None or known[0] != size:
-        texts = sorted((t for t in control_tokens(tokenizer) if t and not IN_TEXT.fullmatch(t)), key=len, reverse=True)
-        known = (size, re.compile("|".join(map(re.escape, texts))) if texts else None)
-        _PATTERNS[tokenizer] = known
-    return known[1]
+def _known(tokenizer: PreTrainedTokenizerBase) -> _Known:
+    """Each response asks, and some tokenizers have hundreds of special tokens, which take longer than all else."""
+    known = _KNOWN.get(tokenizer)
+    state = len(tokenizer), tokenizer.all_special_tokens
+    if known is None or known.state != state:
+        named = dict(zip(state[1], tokenizer.all_special_ids, strict=True))
+        added = {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        known = _KNOWN[tokenizer] = _Known(state, MappingProxyType({**added, **named}), _pattern({**added, **named}))
+    return known
+
+
+def _pattern(controls: Iterable[str]) -> re.Pattern[str] | None:
+    texts = sorted((t for t in controls if t and not IN_TEXT.fullmatch(t)), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, texts))) if texts else None
 
 
 def _texts(message: Mapping[str, object]) -> Iterable[str]:

@@ -21,6 +21,9 @@ class Offsetless:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
 
+    def __len__(self) -> int:
+        return len(self._tokenizer)
+
     def __call__(self, text: str, **options: Any) -> Any:
         result = self._tokenizer(text, **options)
         if "offset_mapping" in result:
