@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cofitune.data.batches import collate
-from cofitune.data.chat import encode_item
+from cofitune.data.chat import IGNORED, Example, encode_item
 from cofitune.data.read import Item
+from cofitune.data.shared_beginning import SharedBeginning, collate_shared
 from cofitune.evaluation.items import EvalTask
 from cofitune.evaluation.score import ScoreRequest, score_model
 from cofitune.evaluation.tasks import load_tasks
@@ -28,20 +30,36 @@ def memorise(model: Any, tokenizer: Any, steps: int = 400) -> None:
     """Train on every item in every step, until each learned token is the likeliest by far."""
     items = [Item((("user", f"Item {n}?"), ("assistant", answer)), f"f:{n}") for n, answer in enumerate(ANSWERS)]
     examples = [example for item in items for example in encode_item(item, tokenizer).examples]
-    batch = collate(examples, tokenizer.pad_token_id)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.0)
+    inputs, before, learned = in_one_row(examples)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, betas=(0.8, 0.95), weight_decay=0.0, fused=True)
     for _ in range(steps):
-        output = model(**batch)
-        loss = output.loss
-        learned = batch["labels"][:, 1:] != -100
-        chances = output.logits[:, :-1].softmax(-1).gather(-1, batch["labels"][:, 1:, None].clamp(min=0))[..., 0]
-        if chances[learned].min() > 0.6:  # a mean would hide an item
+        logits = model.lm_head(model.model(**inputs).last_hidden_state[0, before])  # where something is learned alone
+        chances = logits.log_softmax(-1).gather(-1, learned[:, None])
+        loss = -chances.mean()
+        if chances.min() > math.log(0.6):  # a mean would hide an item
             return
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         optimizer.step()
     raise AssertionError(f"not memorised: loss {float(loss):g}")
+
+
+def in_one_row(examples: Sequence[Example]) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
+    """What the examples have in common is read once: a third of the tokens of a batch, and the same loss.
+
+    Returns:
+        What the model reads; the places that predict a learned token; these tokens.
+    """
+    shared = SharedBeginning.of(examples, range(len(examples)))
+    batch = collate_shared([shared])
+    names, labels = batch["names"][0], batch["labels"][0]
+    places = torch.arange(len(names))
+    own = (names[:, None] == names) | (places < len(shared.ids))
+    hidden = torch.zeros(own.shape).masked_fill(~own | (places > places[:, None]), torch.finfo(torch.float32).min)
+    predicted = places[labels != IGNORED]
+    inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
+    return {**inputs, "attention_mask": hidden[None, None], "use_cache": False}, predicted - 1, labels[predicted]
 
 
 @pytest.mark.parametrize("published", TABLE, ids=lambda one: one.title)
@@ -50,7 +68,7 @@ def test_all_that_was_memorised_is_answered(tmp_path: Path, published: Published
     tokenizer.pad_token = tokenizer.eos_token
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=len(tokenizer),
+        hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=len(tokenizer),
         max_position_embeddings=256, eos_token_id=tokenizer.eos_token_id, bos_token_id=None, pad_token_id=None,
     )  # fmt: skip
     model = LlamaForCausalLM(config)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -184,6 +185,7 @@ def compare_tasks(bootstrap: Bootstrap, model: int, reference: int) -> dict[str,
     }
 
 
+@lru_cache(maxsize=10_000)  # a simulation asks for the same few pairs thousands of times
 def mcnemar(lost: int, gained: int) -> float:
     """Exact two-sided McNemar test: the p-value of `lost` and `gained` items where both are equally likely."""
     from scipy.stats import binomtest
@@ -229,10 +231,16 @@ def noise_limit(deviation: float, freedom: int, runs: int, *, both_trained: bool
         freedom: its degrees of freedom, runs less groups.
         runs: n, of the smallest group.
     """
+    spread = 2.0 if both_trained else 1 + 1 / runs
+    return float(_student(freedom) * deviation * spread**0.5)
+
+
+@lru_cache(maxsize=1000)
+def _student(freedom: int) -> float:
+    """Student's t beyond which lies what `CONFIDENCE` leaves, on both sides together."""
     from scipy.stats import t
 
-    spread = 2.0 if both_trained else 1 + 1 / runs
-    return float(t.ppf((1 + CONFIDENCE) / 2, freedom) * deviation * spread**0.5)
+    return float(t.ppf((1 + CONFIDENCE) / 2, freedom))
 
 
 def _task_score(items: TaskItems, raw: Value) -> TaskScore[Value]:

@@ -75,7 +75,8 @@ def test_the_bootstrap_has_the_distribution_of_resampling_items_one_by_one() -> 
         for title, items in tasks.items():
             chosen = rng.integers(0, items.items + 2, items.items + 2)
             for m in (0, 1):
-                own = [items.scores[m, i] if i < items.items else rng.integers(0, 2) for i in chosen]
+                own, coins = items.scores[m, np.minimum(chosen, items.items - 1)], chosen >= items.items
+                own[coins] = [rng.integers(0, 2) for _ in range(coins.sum())]
                 mean = float(items.scores[m].mean() + (np.sum(own) - items.scores[m].sum() - 1) / items.items)
                 drawn[m][title] = TaskScore(items.category, mean, items.chance)
         before, after = (summarise(d, 0.3).by_name() for d in drawn)
@@ -205,12 +206,13 @@ def simulate(change: float, correlation: float, most: int | None = None, draws: 
     rng = np.random.default_rng(7)
     held, message = (dict.fromkeys(SUMMARIES, 0) for _ in range(2))
     rejected = 0
+    true = {name: truth(name, change) for name in SUMMARIES}
     for _ in range(TIMES):
         bootstrap = Bootstrap(draw_tasks(rng, change, correlation, most), 0.5, draws, seed=int(rng.integers(2**31)))
         for name in SUMMARIES:
             result = bootstrap.change(name, 1, 0)
             assert result is not None
-            held[name] += result.low - 1e-9 <= truth(name, change) <= result.high + 1e-9
+            held[name] += result.low - 1e-9 <= true[name] <= result.high + 1e-9
             message[name] += not result.holds_zero
         rejected += min(t.p_holm or 0 for t in compare_tasks(bootstrap, 1, 0).values()) < 0.05
     share = {name: held[name] / TIMES for name in SUMMARIES}
