@@ -77,6 +77,21 @@ def skip_muon_compilation() -> None:
         compiler.compile = own
 
 
+def skip_unread_messages() -> None:
+    """Let stage 3 not word the message of its arguments, which it prints nowhere: each trained tensor in digits."""
+    from deepspeed.runtime.zero import parameter_offload, stage3
+
+    for module in (parameter_offload, stage3):
+        vars(module)["locals"] = dict  # what the message is made of
+
+
+def skip_profiler_ranges() -> None:
+    """Let DeepSpeed open no ranges for NVIDIA's profiler where there is no GPU; it does at every call of a module."""
+    from deepspeed.utils import nvtx
+
+    nvtx.enable_nvtx = torch.cuda.is_available()
+
+
 def reset_zero_globals() -> None:
     """Let the next engine of this process begin as its first one did.
 

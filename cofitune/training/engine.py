@@ -27,6 +27,8 @@ from cofitune.zero import (
     reset_zero_globals,
     skip_cpu_communication_op,
     skip_muon_compilation,
+    skip_profiler_ranges,
+    skip_unread_messages,
 )
 
 if TYPE_CHECKING:
@@ -155,6 +157,8 @@ def start_engine(model: nn.Module, settings: EngineSettings) -> Engine:
     if settings.zero_stage == 3:
         hold_until_gradients(model)
     skip_muon_compilation()
+    skip_profiler_ranges()
+    skip_unread_messages()
     try:
         engine, *_ = deepspeed.initialize(
             model=model,

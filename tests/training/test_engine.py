@@ -133,6 +133,19 @@ def test_stage_3_works_no_signature_out_at_a_call(monkeypatch: pytest.MonkeyPatc
     release(engine)
 
 
+@pytest.mark.processes
+@pytest.mark.parametrize("stage", [2, 3])
+def test_no_start_puts_weights_into_words(stage: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed words a message of all arguments of stage 3, and prints it nowhere."""
+    start_distributed()
+
+    def refuse(*_: object, **__: object) -> str:
+        raise AssertionError("a tensor was put into words")
+
+    monkeypatch.setattr(torch.Tensor, "__repr__", refuse)
+    release(start_engine(torch.nn.Linear(2, 2), replace(SETTINGS, dtype=torch.float32, zero_stage=stage)))
+
+
 ENDING = """
 import sys, time, weakref
 import torch
