@@ -6,16 +6,18 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cofitune.errors import ArtifactError
 from cofitune.files import CHECKSUM, sha256_json, write_tensors
 
 if TYPE_CHECKING:
+    from pydantic import TypeAdapter
     from torch import Tensor
 
 T = TypeVar("T")
 V = TypeVar("V")
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {}
 
 
 def without_checksum(content: Mapping[str, V]) -> dict[str, V]:
@@ -37,15 +39,25 @@ def shaped(kind: type[T], content: Mapping[str, object]) -> T:
     Raises:
         ValueError: a value lacks or is of another type; the message names its place.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(content), strict=True)
+        result: T = _adapter(kind).validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         lacks = first["type"] in ("missing", "missing_argument")
         raise ValueError(f"{place} is missing" if lacks else f"{place}: {first['msg']}") from None
+    return result
+
+
+def _adapter(kind: type[T]) -> TypeAdapter[Any]:
+    """A class's own, made once: that takes longer than reading with it."""
+    from pydantic import TypeAdapter
+
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
 
 
 def write_checked_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
