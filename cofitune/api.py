@@ -21,6 +21,7 @@ from cofitune.config.load import dump_config
 from cofitune.config.schema import Config
 from cofitune.executors.search import run_with_executor
 from cofitune.launch import command, launcher
+from cofitune.launch.interrupts import callers_handlers_outside_popen
 from cofitune.results import (
     CompareResult,
     EvalResult,
@@ -359,7 +360,8 @@ def _called(
         os.environ.pop(VARIABLE, None)
         begin_day(config.run)
         launcher.grant_grace(config.train.stop_grace_seconds)
-        yield _Call(config, num_processes, hostfile, console)
+        with callers_handlers_outside_popen():
+            yield _Call(config, num_processes, hostfile, console)
     finally:
         for name, value in before.items():
             os.environ.pop(name, None)

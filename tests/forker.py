@@ -262,8 +262,8 @@ def _run(request: dict[str, Any]) -> None:
     prctl(PR_SET_PDEATHSIG, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    for number in request["ignored"]:
-        signal.signal(number, signal.SIG_IGN)
+    for number in HANDED_ON:
+        signal.signal(number, signal.SIG_IGN if number in request["ignored"] else signal.SIG_DFL)
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])

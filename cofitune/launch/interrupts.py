@@ -34,6 +34,25 @@ def outside_popen(handler: Handler) -> Handler:
     return handle
 
 
+@contextmanager
+def callers_handlers_outside_popen() -> Iterator[None]:
+    """Within the context the handlers that were set before, Python's own of Ctrl-C among them, are `outside_popen`.
+
+    Does nothing in other threads than the main one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: handler for number in termination_signals() if callable(handler := signal.getsignal(number))}
+    for number, handler in before.items():
+        signal.signal(number, outside_popen(handler))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def termination_signals() -> tuple[signal.Signals, ...]:
     """The signals that ask this process to end, without those that it was started to ignore."""
     return (*ALWAYS, *(s for s in UNLESS_IGNORED if signal.getsignal(s) is not signal.SIG_IGN))

@@ -8,10 +8,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import pytest
 
-from cofitune.launch.interrupts import Handler, outside_popen, raise_on_signals, termination_signals
+from cofitune.launch import interrupts
+from cofitune.launch.interrupts import (
+    Handler,
+    callers_handlers_outside_popen,
+    outside_popen,
+    raise_on_signals,
+    termination_signals,
+)
 
 
 class Signalled(Exception):
@@ -84,6 +92,20 @@ def test_within_it_a_signal_raises_and_the_handlers_come_back() -> None:
     with pytest.raises(RuntimeError, match="SIGTERM"), raise_on_signals(lambda signum: RuntimeError(signum.name)):
         signal.raise_signal(signal.SIGTERM)
     assert {number: signal.getsignal(number) for number in before} == before
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("from_python", [True, False])
+def test_a_callers_handler_gives_popens_lock_back(
+    from_python: bool, child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a notebook that calls `cofitune.train`."""
+    monkeypatch.setattr(interrupts, "ALWAYS", (signal.SIGUSR1,))
+    signal.signal(signal.SIGUSR1, handle)
+    with pytest.raises(Signalled), callers_handlers_outside_popen() if from_python else nullcontext():
+        wait(child)
+    assert child._waitpid_lock.locked() is not from_python  # type: ignore[attr-defined]
+    assert signal.getsignal(signal.SIGUSR1) is handle
 
 
 def test_what_nohup_has_ignored_stays_ignored() -> None:
