@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,8 @@ import pytest
 from rich.console import Console
 
 import cofitune
+from cofitune import api
+from cofitune.api import load_config
 from cofitune.config.day import VARIABLE
 from tests.helpers import read_manifest, write_jsonl
 
@@ -89,6 +93,32 @@ def test_train_evaluate_export_report_and_chat(content: dict[str, Any], monkeypa
     assert list(answers) == ["base", "run"]
 
 
+def test_rehearse_importance_and_compare(content: dict[str, Any], tmp_path: Path) -> None:
+    config = {**content, "output_dir": tmp_path / "run", "importance": {"data": content["data"]["train"]}}
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", ({"prompt": f"Tell me about {w}."} for w in ("rain", "tea")))
+    config["rehearsal"] = {"data": prompts, "max_new_tokens": 4, "engine": "transformers", "max_repetition": 1.0}
+    rehearsed = cofitune.rehearse(config, {"rehearsal.held_out": 0}, console=QUIET)
+    assert len(rehearsed.items()) == rehearsed.to_dict()["items"] and rehearsed.file.is_file()
+    important = cofitune.importance(config, {"importance.max_items": 2}, console=QUIET)
+    assert important.file.is_file() and important.to_dict()["manifest"] == important.manifest
+    assert all(((v >= 0) & (v <= 1)).all() for v in important.vectors().values())
+    config["compare"] = {"methods": {"full": {}, "lora": {}}, "learning_rates": [1e-4], "alphas": [1.0]}
+    compared = cofitune.compare({**config, "output_dir": tmp_path / "both"}, console=QUIET)
+    assert sorted(compared.frame()["method"]) == ["full", "lora"] and compared.to_dict()["reference"] == "full"
+
+
+def test_a_search_is_read_as_its_region_and_a_row_a_trial(tmp_path: Path, by_hand: Any) -> None:
+    by_hand.search(tmp_path)
+    by_hand.file(tmp_path / "search/region.yaml", "layers: '1'\nmodules: [up_proj]\n")
+    tree = json.loads((tmp_path / "search/tree.json").read_text())
+    by_hand.file(tmp_path / "search/tree.json", tree | {"runner_up": "a", "sentences": ["Winner."], "seconds": 61.0})
+    found = cofitune.SearchResult.read(tmp_path)
+    assert found.region == {"layers": "1", "modules": ["up_proj"]} and found.to_dict()["runner_up"] == "a"
+    frame = found.frame().set_index("id")
+    assert list(frame.index) == ["base", "a", "b", "c"] and frame.loc["c", "unified"] == 40.5
+    assert frame.loc["a", "layers"] == "0-1" and frame["layers"].isna().tolist() == [True, False, False, False]
+
+
 def test_a_user_error_is_raised_and_ends_nothing(content: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(cofitune.UserError, match="layers"):
         cofitune.train({**content, "region": {"layers": "9"}, "output_dir": tmp_path / "run"}, console=QUIET)
@@ -98,6 +128,18 @@ def test_a_user_error_is_raised_and_ends_nothing(content: dict[str, Any], tmp_pa
 
 
 @pytest.mark.processes
+def test_a_callers_ctrl_c_is_its_own_but_never_within_popens_lock(content: dict[str, Any]) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with api._called(load_config(content), None, None, None):
+            assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_several_ranks_are_processes_of_their_own(content: dict[str, Any], tmp_path: Path) -> None:
     said = Console(file=(tmp_path / "said").open("w"), width=200)
     two = cofitune.train({**content, "output_dir": tmp_path / "two"}, num_processes=2, console=said)

@@ -87,6 +87,7 @@ def write_train(run: Path, steps: int = 60, finished: bool = True) -> None:
     for step in range(1, steps + 1):
         figures = {
             "loss": 3.0 / step**0.3,
+            "rehearsal_loss": 0.5 + 0.001 * step,
             "learning_rate": 1e-4,
             "seconds": 2.0,
             "tokens_per_second": 500.0,
@@ -96,7 +97,9 @@ def write_train(run: Path, steps: int = 60, finished: bool = True) -> None:
             "kept_share": {"1": 0.25, "2": 0.5} if step == steps else None,
         }
         lines.append({"step": step} | figures)
-        lines += [{"step": step, "validation_loss": 3.1 / step**0.3}] if step % 20 == 0 else []
+        if step % 20 == 0:
+            lines += [{"step": step, "validation_loss": 3.1 / step**0.3}]
+            lines += [{"step": step, "drift": 0.002 * step, "kl": 0.001 * step}]
     write(run / "train/metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     write(run / "train/config.yaml", CONFIG)
     if not finished:
@@ -111,6 +114,7 @@ def write_train(run: Path, steps: int = 60, finished: bool = True) -> None:
         "region": {"layers": "1-2", "modules": ["up_proj", "down_proj"], "match": None, "trained_weights": 1234567,
                    "held_weights": 0, "all_weights": 9876543},
         "softmask": {"apply_to": "update", "modules": ["up_proj"], "strength": 1.0}, "steps": steps, "tokens": 54321,
+        "drift": {"max_drift": 0.1, "exceeded": {"step": steps, "drift": 0.002 * steps, "kl": None}},
         "seed": 7, "ranks": 2, "trained_sha256": trained, "frozen_sha256": frozen,
         "data": [{"path": "data/law.jsonl"}], "items": [{"read": 100, "kept": 98, "truncated": 3}],
     })  # fmt: skip

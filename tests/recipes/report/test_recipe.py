@@ -77,6 +77,8 @@ def test_a_run_becomes_one_page_and_its_plots(made: tuple[Path, Texts, str]) -> 
         "1,234,567 of 9,876,543 weights trained (12.5 %)", "seed 7, 2 ranks",
         "all 14 frozen tensors had, bit for bit, the sha256 of before",
         "100 read, 2 dropped, 3 cut", "torch 2.13.0", "git: abc with uncommitted changes", "run lost", "run gained",
+        "0.5010 → 0.5600 nats a rehearsed token", "0.1200, KL 0.0600 nats a token at step 60",
+        "the drift was 0.1200 at step 60, above train.max_drift 0.1",
         "12 items, 345 tokens", "Frozen in every layer, without a column: input_layernorm",
     ):  # fmt: skip
         assert message in page.text, message
