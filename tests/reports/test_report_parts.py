@@ -197,7 +197,7 @@ def test_a_pages_drawing_takes_the_pages_colours_and_a_file_has_its_own() -> Non
 
 def test_a_rehearsed_trainings_picture_has_its_losses_and_drift() -> None:
     steps = [{"step": i, "loss": 2.0 / i, "rehearsal_loss": 0.5, "learning_rate": 1e-4} for i in range(1, 9)]
-    drifts = [{"step": 0, "drift": 0.0}, {"step": 4, "drift": None}, {"step": 8, "drift": 0.25}]
+    drifts: list[dict[str, Any]] = [{"step": 0, "drift": 0.0}, {"step": 4, "drift": None}, {"step": 8, "drift": 0.25}]
     plain, picture = losses_picture("losses", steps, []), losses_picture("losses", steps, [], drifts)
     assert "rehearsal" in picture.svg and "drift from 0.000 to 0.250" in picture.alt
     assert "own answers of the base" in picture.caption and "drift from the base on held-out" in picture.caption
