@@ -22,7 +22,7 @@ from transformers import AutoTokenizer
 from cofitune import cli
 from cofitune.config.load import load_config
 from cofitune.config.schema import Config, Region
-from cofitune.errors import ConfigError, UserError
+from cofitune.errors import ArtifactError, ConfigError, UserError
 from cofitune.recipes.compare import plan as compare_plan
 from cofitune.recipes.compare import recipe
 from cofitune.recipes.compare.store import RunLine
@@ -366,3 +366,28 @@ def test_a_trained_run_is_scored_alone_and_keeps_its_training_time(config: dict[
 def test_without_a_finished_run_the_first_reason_is_told(config: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="no run has finished.*full-0.001-seed1234: train: it broke"):
         recipe.compare(load(config), run_command=lambda arguments, log: "it broke", console=Console(file=StringIO()))
+
+
+def test_the_region_that_a_search_found_is_compared(tmp_path: Path, tiny_model_folder: Path) -> None:
+    config = Config.model_validate(
+        {"model": {"name": str(tiny_model_folder)}, "region": "search", "output_dir": str(tmp_path)}
+    )
+    with pytest.raises(ArtifactError, match="no finished search here"):
+        recipe.resolve_search(config)
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search" / "region.yaml").write_text("layers: 1-2\nmodules: [up_proj]\n")
+    region = recipe.resolve_search(config).region
+    assert isinstance(region, Region) and (region.layers, region.modules) == ("1-2", ("up_proj",))
+    (tmp_path / "search" / "region.yaml").write_text("layers: 1-2\nmodules: [up_proj]\nmodel: another\n")
+    with pytest.raises(ArtifactError, match="searched for another base model"):
+        recipe.resolve_search(config)
+
+
+def test_what_an_evaluation_has_asked_is_not_asked_again(tmp_path: Path) -> None:
+    result, cache = tmp_path / "eval", tmp_path / "cache"
+    for place, text in ((result / "new", "1"), (result / "known", "1"), (cache / "known", "2")):
+        place.mkdir(parents=True)
+        (place / "answers.jsonl").write_text(text)
+    recipe._hand_on_answers(result, cache)
+    recipe._hand_on_answers(tmp_path / "none", cache)
+    assert [(cache / name / "answers.jsonl").read_text() for name in ("new", "known")] == ["1", "2"]

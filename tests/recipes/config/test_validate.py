@@ -57,6 +57,24 @@ def test_all_that_is_wrong_is_told_at_once(
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"train": []}}, "data.train: no training items are named"),
+        ({"region": "search"}, "region: `cofitune search` with this config finds it"),
+        ({"softmask": {"apply_to": "update"}}, "softmask: `cofitune importance` makes "),
+        ({"adapter": {"kind": "lora"}}, "lora on "),
+        ({"search": {"levels": [{"layers": ["0-1"]}, {"modules": [["up_proj"]]}]}}, "2 levels"),
+    ],
+)
+def test_what_other_commands_make_is_missing_and_the_rest_is_said(
+    changes: dict[str, Any], message: str, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    assert run_command(monkeypatch, "config", "validate", write_config(config | changes)) == 0
+    assert message in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("data.max_length=4", "data.max_length: 4 tokens hold no item: "),
