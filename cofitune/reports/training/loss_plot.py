@@ -73,7 +73,8 @@ def losses_picture(
         f"{'; the rehearsal loss is on the own answers of the base' if rehearsed else ''}; below, "
         f"{'drift from the base on held-out answers, and ' if moved else ''}the learning rate."
     )
-    return draw(name, caption, f"Line plot. The training loss goes {message}.", paint, (3.4, 4.1 if moved else 3.3))
+    heights = (4.2, 4.6) if moved else (3.4, 3.3)  # of three panels or two
+    return draw(name, caption, f"Line plot. The training loss goes {message}.", paint, heights)
 
 
 def running_mean(values: Sequence[float]) -> list[float] | None:
