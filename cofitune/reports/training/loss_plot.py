@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # an extra
     from matplotlib.figure import Figure
 
 SMOOTH_FROM = 40  # steps from which on a running mean is drawn, too
+TWO, THREE = (3.4, 3.3), (4.2, 4.6)  # panels: the height in inches, wide and narrow
 
 
 def losses_picture(
@@ -73,8 +74,7 @@ def losses_picture(
         f"{'; the rehearsal loss is on the own answers of the base' if rehearsed else ''}; below, "
         f"{'drift from the base on held-out answers, and ' if moved else ''}the learning rate."
     )
-    heights = (4.2, 4.6) if moved else (3.4, 3.3)  # of three panels or two
-    return draw(name, caption, f"Line plot. The training loss goes {message}.", paint, heights)
+    return draw(name, caption, f"Line plot. The training loss goes {message}.", paint, THREE if moved else TWO)
 
 
 def running_mean(values: Sequence[float]) -> list[float] | None:
