@@ -78,7 +78,7 @@ def skip_muon_compilation() -> None:
 
 
 def skip_unread_messages() -> None:
-    """Let stage 3 not word the message of its arguments, which it prints nowhere: each trained tensor in digits."""
+    """Let stage 3 format no message about its arguments: it is printed nowhere, and holds every parameter's values."""
     from deepspeed.runtime.zero import parameter_offload, stage3
 
     for module in (parameter_offload, stage3):
@@ -89,7 +89,8 @@ def skip_profiler_ranges() -> None:
     """Let DeepSpeed open no ranges for NVIDIA's profiler where there is no GPU; it does at every call of a module."""
     from deepspeed.utils import nvtx
 
-    nvtx.enable_nvtx = torch.cuda.is_available()
+    if not torch.cuda.is_available():
+        nvtx.enable_nvtx = False
 
 
 def reset_zero_globals() -> None:
@@ -216,7 +217,7 @@ def keep_signatures(model: nn.Module) -> None:
     """Let torch read the signatures of ZeRO-3's autograd functions once, not at every call.
 
     DeepSpeed calls two of them in each module of each forward pass. torch binds their arguments by a signature that it
-    works out anew each time, which takes longer than all else that such a call does on the host.
+    works out anew each time.
     """
     from deepspeed.runtime.zero.linear import LinearFunctionForZeroStage3
 

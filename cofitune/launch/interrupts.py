@@ -36,7 +36,7 @@ def outside_popen(handler: Handler) -> Handler:
 
 @contextmanager
 def callers_handlers_outside_popen() -> Iterator[None]:
-    """Within the context the handlers that were set before, Python's own of Ctrl-C among them, are `outside_popen`.
+    """Within the context the caller's signal handlers, Python's own for Ctrl-C among them, do not interrupt `Popen`.
 
     Does nothing in other threads than the main one.
     """
